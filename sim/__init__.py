@@ -1,0 +1,34 @@
+"""Federated-learning simulation: an ordinary PyTorch program on hundreds to thousands of virtual clients.
+
+    from sim import RunConfig, simulate
+    run = simulate(RunConfig(num_rounds=5))
+    run.rounds()  # pandas DataFrame, one row a round
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# Both libraries report home unless told otherwise before they are imported.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+if TYPE_CHECKING:
+    from sim.config import CentralizedConfig as CentralizedConfig
+    from sim.config import RunConfig as RunConfig
+    from sim.rundir import Run as Run
+    from sim.simulation import simulate as simulate
+
+__version__ = "0.1.0"
+__all__ = ["CentralizedConfig", "Run", "RunConfig", "simulate"]
+
+_HOMES = {"CentralizedConfig": "config", "Run": "rundir", "RunConfig": "config", "simulate": "simulation"}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that `sim --help` and `sim plot` do not wait for torch, flwr and ray.
+    if name in _HOMES:
+        return getattr(import_module(f"sim.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'sim' has no attribute '{name}'")

@@ -1,0 +1,81 @@
+"""The one place where clients' weights are summed.
+
+A float sum depends on its grouping, so there is one grouping for all engines: the round's clients in client
+order are cut into chunks by their number alone; each chunk is summed in order in the process that trained it;
+the chunks' sums are folded in order as they arrive. Memory does not grow with the number of clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from flwr.common import NDArray, NDArrays
+
+T = TypeVar("T")
+
+_CHUNKS_A_ROUND = 16  # enough to keep 16 actors busy …
+_CLIENTS_A_CHUNK = 16  # … and no client waits behind more than 15 others
+
+
+def cut(tasks: Sequence[T]) -> list[Sequence[T]]:
+    """Cut a round's tasks into chunks whose sizes depend on the number of tasks and on nothing else."""
+    size = min(_CLIENTS_A_CHUNK, max(1, len(tasks) // _CHUNKS_A_ROUND))
+    return [tasks[start : start + size] for start in range(0, len(tasks), size)]
+
+
+@dataclass
+class WeightedSum:
+    """Σ nᵢ·wᵢ over clients, nᵢ their numbers of examples (McMahan et al. 2017, algorithm 1).
+
+    Floating-point arrays are summed in their own precision, integer buffers (BatchNorm's counters) in
+    float64; ``mean`` gives every array back in the dtype that the clients sent.
+    """
+
+    num_examples: int = 0
+    sums: NDArrays = field(default_factory=list)
+    dtypes: list[np.dtype[np.generic]] = field(default_factory=list)
+
+    def add(self, weights: NDArrays, num_examples: int) -> None:
+        """Add one client's weights; the arrays are not kept."""
+        scaled = [np.multiply(w, num_examples, dtype=_sum_dtype(w)) for w in weights]
+        if self.sums:
+            _add_in_place(self.sums, scaled)
+        else:
+            self.sums, self.dtypes = scaled, [w.dtype for w in weights]
+        self.num_examples += num_examples
+
+    def fold(self, other: WeightedSum) -> None:
+        """Add the sum of another chunk, which comes after this one."""
+        if not other.sums:
+            return
+        if self.sums:
+            _add_in_place(self.sums, other.sums)
+        else:
+            self.sums, self.dtypes = [array.copy() for array in other.sums], other.dtypes
+        self.num_examples += other.num_examples
+
+    def mean(self) -> NDArrays:
+        """Return Σ nᵢ·wᵢ / Σ nᵢ; there must be at least one client."""
+        return [
+            cast(np.divide(array, self.num_examples, dtype=array.dtype), dtype)
+            for array, dtype in zip(self.sums, self.dtypes, strict=True)
+        ]
+
+
+def cast(array: NDArray, dtype: np.dtype[np.generic]) -> NDArray:
+    """Return ``array`` as ``dtype``, rounded where that is an integer type."""
+    if np.issubdtype(dtype, np.integer) and not np.issubdtype(array.dtype, np.integer):
+        array = np.rint(array)
+    return np.asarray(array, dtype)
+
+
+def _sum_dtype(weights: NDArray) -> np.dtype[np.generic]:
+    return np.promote_types(weights.dtype, np.float32 if weights.dtype.kind == "f" else np.float64)
+
+
+def _add_in_place(sums: NDArrays, addends: NDArrays) -> None:
+    for total, addend in zip(sums, addends, strict=True):
+        np.add(total, addend, out=total)

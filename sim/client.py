@@ -1,0 +1,213 @@
+"""One virtual client: the plain PyTorch program behind Flower's NumPyClient."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.client import Client, NumPyClient
+from flwr.common import Context, NDArrays, Scalar
+from torch import nn
+
+from sim import data, models, partition, plugins, training
+from sim.batches import Batches
+from sim.data import Dataset
+from sim.partition import Partition
+from sim.seeds import Purpose, seeded
+
+Train = Callable[..., float | None]
+Test = Callable[..., tuple[float, float]]
+
+TEST_BATCH_SIZE = 500
+
+
+class CifarClient(NumPyClient):
+    """Trains and evaluates ``net`` on one partition.
+
+    What it trains with (``local_epochs``, ``batch_size``, ``lr``, …) comes from the server with each call,
+    in ``FitIns.config``.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        train_loader: Batches,
+        test_loader: Batches,
+        device: torch.device,
+        train: Train = training.train,
+        test: Test = training.test,
+    ) -> None:
+        self.net = net
+        self.train_loader = train_loader
+        self.test_loader = test_loader
+        self.device = device
+        self.train = train
+        self.test = test
+
+    def get_parameters(self, config: dict[str, Scalar]) -> NDArrays:
+        """Return a copy of the model's state, in state_dict order."""
+        return get_weights(self.net)
+
+    def set_parameters(self, parameters: NDArrays) -> None:
+        """Load the model's state, in state_dict order."""
+        set_weights(self.net, parameters)
+
+    def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """Train from ``parameters``; return the new ones, the number of examples and the mean loss."""
+        self.set_parameters(parameters)
+        self.train_loader.batch_size = int(config["batch_size"])
+        knobs = {key: config[key] for key in ("lr", "momentum", "weight_decay", "proximal_mu") if key in config}
+        taken = plugins.accepted(self.train, knobs)
+        if config.get("proximal_mu") and "proximal_mu" not in taken:
+            raise TypeError("the strategy sends proximal_mu, which this train() does not take")
+        loss = self.train(self.net, self.train_loader, int(config["local_epochs"]), self.device, **taken)
+        return (
+            self.get_parameters({}),
+            self.train_loader.num_examples,
+            {} if loss is None else {"loss": float(loss)},
+        )
+
+    def evaluate(
+        self, parameters: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[float, int, dict[str, Scalar]]:
+        """Evaluate ``parameters`` on the client's own examples; 0 examples if it has kept none."""
+        num_examples = self.test_loader.num_examples
+        if num_examples == 0:
+            return 0.0, 0, {}
+        self.set_parameters(parameters)
+        loss, accuracy = self.test(self.net, self.test_loader, self.device)
+        return float(loss), num_examples, {"accuracy": float(accuracy)}
+
+
+def get_weights(net: nn.Module) -> NDArrays:
+    """Return a copy of every array of ``net``'s state_dict, in its order."""
+    return [tensor.detach().cpu().numpy().copy() for tensor in net.state_dict().values()]
+
+
+@torch.no_grad()
+def set_weights(net: nn.Module, weights: NDArrays) -> None:
+    """Copy arrays into ``net``'s state_dict, in its order.
+
+    Raises:
+        ValueError: their number or a shape does not fit.
+    """
+    state = net.state_dict()
+    if len(state) != len(weights):
+        raise ValueError(f"{len(weights)} arrays for a model of {len(state)}")
+    for (name, tensor), array in zip(state.items(), weights, strict=True):
+        if tensor.shape != array.shape:
+            raise ValueError(f"{name}: shape {array.shape}, the model has {tuple(tensor.shape)}")
+        tensor.copy_(torch.tensor(array))
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a process needs to make any client of a run: names and paths, no data and no model."""
+
+    data_folder: Path
+    model: str
+    train: str | None
+    test: str | None
+    device: str
+    torch_threads: int
+    import_folder: Path
+    batch_size: int
+    seed: int
+    partition_folder: Path | None = None
+    client: str | None = None
+    eval_share: float = 0.0
+
+
+class Workbench:
+    """A ``Program`` set up in this process: one model, the mapped data, the functions. Clients share it."""
+
+    def __init__(self, program: Program) -> None:
+        """Import, map and build what ``program`` names.
+
+        Raises:
+            PluginError, DataError: it cannot be.
+        """
+        # Seeded, so that all processes start from the same weights; and apart from the stream of the
+        # client during whose call a process sets itself up.
+        with seeded(program.seed, Purpose.INITIAL_WEIGHTS):
+            self._set_up(program)
+
+    def _set_up(self, program: Program) -> None:
+        if str(program.import_folder) not in sys.path:
+            sys.path.insert(0, str(program.import_folder))
+        torch.set_num_threads(program.torch_threads)
+        self.program = program
+        self.dataset: Dataset = data.open_cached(program.data_folder)
+        self.partition: Partition | None = (
+            partition.open_cached(program.partition_folder) if program.partition_folder else None
+        )
+        self.device = training.pick_device(program.device)
+        # A user's model may call x.view(-1, …), which a channels_last tensor refuses.
+        self.channels_last = program.model in models.MODELS
+        self.net = models.build(program.model, self.dataset.image_shape, len(self.dataset.classes))
+        self.net.to(self.device)
+        if self.channels_last:
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.train: Train = plugins.load(program.train, "--train") if program.train else training.train
+        self.test: Test = plugins.load(program.test, "--test") if program.test else training.test
+        self.client_class = plugins.load(program.client, "--client") if program.client else CifarClient
+
+    def batches(self, examples: data.Examples, indices: Any, batch_size: int, *, shuffle: bool) -> Batches:
+        """Make a loader in the memory order that the model likes."""
+        return Batches(
+            examples, indices, batch_size, self.device, shuffle=shuffle, channels_last=self.channels_last
+        )
+
+    @property
+    def test_loader(self) -> Batches:
+        """The central test split, in large batches."""
+        return self.batches(self.dataset.test, None, TEST_BATCH_SIZE, shuffle=False)
+
+    def client(self, client_id: int) -> Client:
+        """Make one client.
+
+        The user's own class is called with those of ``net, train_loader, test_loader, device, train, test,
+        client_id`` that it takes (``trainloader`` and ``testloader`` are the same loaders).
+        """
+        if self.partition is None:
+            raise ValueError("this program has no partition, so it has no clients")
+        train_indices, eval_indices = self.partition.split(client_id, self.program.eval_share)
+        examples = self.dataset.train
+        train_loader = self.batches(examples, train_indices, self.program.batch_size, shuffle=True)
+        test_loader = self.batches(examples, eval_indices, TEST_BATCH_SIZE, shuffle=False)
+        offered = {
+            "net": self.net,
+            "train_loader": train_loader,
+            "trainloader": train_loader,
+            "test_loader": test_loader,
+            "testloader": test_loader,
+            "device": self.device,
+            "train": self.train,
+            "test": self.test,
+            "client_id": client_id,
+        }
+        made: Client | NumPyClient = self.client_class(**plugins.accepted(self.client_class, offered))
+        return made.to_client()
+
+
+@lru_cache(maxsize=1)
+def workbench(program: Program) -> Workbench:
+    """Return this process's workbench for ``program``; built at the first call."""
+    return Workbench(program)
+
+
+def make_client_fn(program: Program) -> Callable[[Context], Client]:
+    """Return a ``client_fn(context)`` for Flower that makes the client of ``partition-id``.
+
+    It holds the program's names and paths only, so it is cheap to send to another process.
+    """
+    return partial(_client_of, program)
+
+
+def _client_of(program: Program, context: Context) -> Client:
+    return workbench(program).client(int(context.node_config["partition-id"]))

@@ -1,0 +1,221 @@
+"""Every knob of a run, once: name, type, unit, default, help and valid range.
+
+Flags, config files and ``RunConfig(...)`` in Python are three ways to fill the same frozen dataclass.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from sim.errors import ConfigError
+from sim.knobs import check, flag_of, knob, other_default, read_toml, rules_of
+
+DATA, MODEL, RUN = "data", "model and training", "run"
+CLIENTS, STRATEGY, MACHINE = "clients", "strategy", "machine"
+
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The knobs that federated and centralised training share."""
+
+    dataset: str = knob(
+        "digits",
+        "the data set; imagefolder reads train/<class>/* and test/<class>/* in --data-dir",
+        DATA,
+        choices=("digits", "imagefolder", "synthetic"),
+    )
+    data_dir: str | None = knob(None, "the folder of an imagefolder data set", DATA)
+    image_size: int = knob(32, "height and width that images are scaled to", DATA, unit="pixels", low=1)
+    num_examples: int | None = knob(
+        None, "training examples of the synthetic data set; 10000 unless given", DATA, low=1
+    )
+    num_classes: int | None = knob(
+        None, "classes of the synthetic data set; 10 unless given", DATA, low=2, high=1000
+    )
+    model: str = knob(
+        "Net", "the model, or your own factory", MODEL, choices=("Net", "SimpleCnn"), importable=True
+    )
+    train: str | None = knob(
+        None, "your own train(net, loader, epochs, device), as package.module:function", MODEL, importable=True
+    )
+    test: str | None = knob(
+        None, "your own test(net, loader, device), as package.module:function", MODEL, importable=True
+    )
+    batch_size: int = knob(8, "examples a training step", MODEL, unit="examples", low=1)
+    lr: float = knob(0.1, "learning rate of SGD", MODEL, above=0)
+    momentum: float = knob(0.0, "momentum of SGD", MODEL, low=0, below=1)
+    weight_decay: float = knob(0.0, "weight decay of SGD", MODEL, low=0)
+    torch_threads: int = knob(1, "threads of one training; other counts give other last bits", MACHINE, low=1)
+    device: str = knob(
+        "auto", "auto takes a GPU where one is visible", MACHINE, choices=("auto", "cpu", "cuda")
+    )
+    seed: int = knob(0, "all randomness follows from it", RUN, low=0)
+    name: str | None = knob(None, "name of the run folder; a time stamp unless given", RUN)
+    results_dir: str = knob("results", "where run folders are", RUN)
+    verbose: bool = knob(False, "show the chatter of Flower and Ray, too", RUN)
+
+    def __post_init__(self) -> None:
+        for config_field in fields(self):
+            value = getattr(self, config_field.name)
+            checked = check(type(self), config_field, value, f"{config_field.name} = {value!r}")
+            object.__setattr__(self, config_field.name, checked)
+        if (self.data_dir is None) == (self.dataset == "imagefolder"):
+            raise ConfigError(
+                "--dataset imagefolder needs --data-dir, a folder with train/<class>/* and test/<class>/*"
+                if self.data_dir is None
+                else f"--data-dir {self.data_dir}: belongs to --dataset imagefolder, not to {self.dataset}"
+            )
+        for name in ("num_examples", "num_classes"):
+            if getattr(self, name) is not None and self.dataset != "synthetic":
+                raise ConfigError(
+                    f"{flag_of(name)} {getattr(self, name)}: belongs to --dataset synthetic, not to {self.dataset}"
+                )
+        if self.name is not None and not _RUN_NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"--name {self.name}: must be letters, digits, '.', '_', '-' (at most 100), no leading '.', '_', '-'"
+            )
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, **values: Any) -> Self:
+        """Make a config from a TOML file and from values that win over it.
+
+        Raises:
+            ConfigError: see ``read_toml``; or a value is wrong.
+        """
+        from_file = read_toml(cls, Path(path)) if path is not None else {}
+        for config_field in fields(cls):
+            other = rules_of(config_field).instead_of
+            for given, hidden in ((config_field.name, other), (other, config_field.name)):
+                if other and given in values and hidden not in values:
+                    from_file.pop(hidden, None)
+        return cls(**{**from_file, **values})
+
+    def to_toml(self) -> str:
+        """Return the resolved config as TOML; a knob without a value is left out."""
+        import tomli_w
+
+        return tomli_w.dumps({name: value for name, value in asdict(self).items() if value is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(TrainingConfig):
+    """One federated run. Resolved at construction: exactly one of ``fraction_fit`` and
+    ``clients_per_round`` has a value afterwards.
+
+    Raises:
+        ConfigError: a value of the wrong type, out of its range, or at odds with another.
+    """
+
+    num_clients: int = knob(100, "clients, each with a partition of its own", CLIENTS, low=1)
+    fraction_fit: float | None = knob(
+        None,
+        "share of the clients that train in a round; 0.2 unless given",
+        CLIENTS,
+        above=0,
+        high=1,
+        instead_of="clients_per_round",
+    )
+    clients_per_round: int | None = knob(
+        None, "how many clients train in a round, instead of --fraction-fit", CLIENTS, low=1
+    )
+    fraction_evaluate: float = knob(
+        0.0, "share of the clients that evaluate the new model in a round", CLIENTS, low=0, high=1
+    )
+    num_rounds: int = knob(30, "rounds of training", CLIENTS, low=1)
+    partitioner: str = knob("dirichlet", "how examples are dealt to clients", CLIENTS, choices=("iid", "dirichlet"))
+    alpha: float = knob(
+        0.5, "concentration of the Dirichlet distribution; small: few classes a client", CLIENTS, above=0
+    )
+    min_partition_size: int = knob(1, "fewest examples a client may get", CLIENTS, unit="examples", low=1)
+    eval_share: float = knob(
+        0.2,
+        "share of a client's examples (rounded down) kept for its own evaluation; taken only when "
+        "--fraction-evaluate is above 0",
+        CLIENTS,
+        low=0,
+        below=1,
+    )
+    local_epochs: int = knob(5, "passes over a client's examples in a round", MODEL, unit="epochs", low=1)
+    client: str | None = knob(
+        None, "your own flwr NumPyClient or Client, as package.module:Class", MODEL, importable=True
+    )
+    strategy: str = knob(
+        "fedavg",
+        "Flower's strategy, or your own class",
+        STRATEGY,
+        choices=("fedavg", "fedprox", "fedadam"),
+        importable=True,
+    )
+    strategy_args: dict[str, bool | int | float | str] = knob(
+        {}, "arguments of the strategy, e.g. proximal_mu=0.1 or eta=0.01 tau=0.001", STRATEGY
+    )
+    num_cpus: float = knob(1.0, "CPUs of one client, as in Flower's client_resources", MACHINE, above=0)
+    num_gpus: float = knob(
+        0.0, "GPUs of one client; 0.1 lets ten share one where the CPUs allow", MACHINE, low=0
+    )
+    engine: str = knob(
+        "ray",
+        "ray: a process for every num_cpus; inline: this process, with your own stack trace",
+        MACHINE,
+        choices=("ray", "inline"),
+    )
+    on_client_error: str = knob(
+        "stop", "what a client that raises does: end the run, or be left out", RUN, choices=("stop", "drop")
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fraction_fit is None and self.clients_per_round is None:
+            object.__setattr__(self, "fraction_fit", 0.2)
+        if self.fraction_fit is not None and self.clients_per_round is not None:
+            raise ConfigError(
+                f"--fraction-fit {self.fraction_fit:g} and --clients-per-round {self.clients_per_round}: give one of the two"
+            )
+        if self.clients_per_round is not None and self.clients_per_round > self.num_clients:
+            raise ConfigError(
+                f"--clients-per-round {self.clients_per_round}: must be at most --num-clients {self.num_clients}"
+            )
+        for name, count in (("fraction_fit", self.num_fit_clients), ("fraction_evaluate", self.num_evaluate_clients)):
+            fraction = getattr(self, name)
+            if fraction and not count:
+                raise ConfigError(
+                    f"{flag_of(name)} {fraction:g}: picks none of {self.num_clients} clients; "
+                    f"at least {1 / self.num_clients:g} picks one"
+                )
+        if self.fraction_evaluate and not self.eval_share:
+            raise ConfigError(
+                f"--eval-share 0: --fraction-evaluate {self.fraction_evaluate:g} needs examples to evaluate on; above 0"
+            )
+
+    @property
+    def num_fit_clients(self) -> int:
+        """How many clients train in a round."""
+        if self.clients_per_round is not None:
+            return self.clients_per_round
+        return _share_of(self.num_clients, self.fraction_fit or 0.0)
+
+    @property
+    def num_evaluate_clients(self) -> int:
+        """How many clients evaluate in a round."""
+        return _share_of(self.num_clients, self.fraction_evaluate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentralizedConfig(TrainingConfig):
+    """Training of the same model on all the data in one place, with the tutorial's settings as defaults."""
+
+    epochs: int = knob(2, "passes over the training data", MODEL, unit="epochs", low=1)
+    batch_size: int = other_default(TrainingConfig, "batch_size", 32)
+    lr: float = other_default(TrainingConfig, "lr", 0.001)
+    momentum: float = other_default(TrainingConfig, "momentum", 0.9)
+
+
+def _share_of(num_clients: int, fraction: float) -> int:
+    # 100 × 0.29 is 28.999999999999996: without the margin, 29 % of 100 clients were 28.
+    return math.floor(num_clients * fraction + 1e-9)

@@ -1,0 +1,84 @@
+"""All that the round loop knows of an engine: chunks go in, their results come out in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from flwr.common import NDArrays, RecordDict, Scalar
+from flwr.server.client_manager import ClientManager
+
+from sim.aggregation import WeightedSum
+from sim.records import Phase
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one client is to do: the config of its FitIns or EvaluateIns, and the state it left last time."""
+
+    client_id: int
+    config: dict[str, Scalar]
+    state: RecordDict | None = None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Clients that one process executes in one call, all from the same weights.
+
+    Attributes:
+        weights: the same list object in every chunk that shares them, so that an engine sends them once.
+        summed: return the clients' weighted sum instead of each client's weights.
+    """
+
+    phase: Phase
+    server_round: int
+    tasks: Sequence[Task]
+    weights: NDArrays
+    summed: bool
+
+
+@dataclass
+class Outcome:
+    """What came back from one client; ``error`` is None unless it raised."""
+
+    client_id: int
+    seconds: float = 0.0
+    num_examples: int = 0
+    loss: float | None = None
+    metrics: dict[str, Scalar] = field(default_factory=dict)
+    weights: NDArrays | None = None
+    state: RecordDict | None = None
+    error: str | None = None
+    traceback: str | None = None
+    cause: Exception | None = None  # only where client and round loop share a process
+
+    @property
+    def accuracy(self) -> float | None:
+        """The client's own metric of that name, if it is a number."""
+        value = self.metrics.get("accuracy")
+        return float(value) if isinstance(value, int | float) else None
+
+
+@dataclass
+class ChunkResult:
+    """The outcomes in the order of the chunk's tasks, and which actor they are from."""
+
+    outcomes: list[Outcome]
+    total: WeightedSum
+    actor: int
+
+
+class Dispatcher(Protocol):
+    """Executes chunks somewhere."""
+
+    def execute(self, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
+        """Yield the result of each chunk, in the order of ``chunks``, as soon as that order allows.
+
+        Raises:
+            EngineError: a process died.
+        """
+
+
+OpenDispatcher = Callable[[ClientManager], AbstractContextManager[Dispatcher]]

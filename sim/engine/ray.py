@@ -1,0 +1,185 @@
+"""The engine on Ray: Flower's ``start_simulation`` around our round loop, with actors that take chunks.
+
+The only file that touches ``start_simulation`` (deprecated in Flower 1.13, working in 1.41 and 1.42).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from flwr.client import Client
+from flwr.common import Context
+from flwr.server import Server, ServerConfig
+from flwr.server.client_manager import ClientManager
+from flwr.simulation import start_simulation
+from flwr.simulation.ray_transport.ray_actor import VirtualClientEngineActor
+from ray._raylet import AuthenticationTokenLoader, Config
+from ray.exceptions import RayActorError, RayError
+
+from sim.engine.contract import Chunk, ChunkResult, OpenDispatcher
+from sim.engine.worker import Worker
+from sim.errors import EngineError, SimError
+
+
+@ray.remote
+class ChunkActor(VirtualClientEngineActor):
+    """A process that executes chunks; model, data and buffers stay in it from round to round."""
+
+    def __init__(self, client_fn: Callable[[Context], Client], num_clients: int, seed: int, log: Path) -> None:
+        # Whatever a client prints belongs to the run, not to Ray's session folder.
+        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+        self.worker = Worker(client_fn, num_clients, seed)
+
+    def run_chunk(self, chunk: Chunk, weights: Any, actor: int) -> ChunkResult:
+        """Execute a chunk that travelled without its weights; Ray maps those read-only from its store."""
+        self.worker.actor = actor
+        result = self.worker.run(Chunk(chunk.phase, chunk.server_round, chunk.tasks, weights, chunk.summed))
+        for outcome in result.outcomes:
+            outcome.cause = None  # an exception object of the user's may not travel
+        return result
+
+
+class RayDispatcher:
+    """Hands chunks to actors that are free, each actor one at a time."""
+
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self.actors = actors
+
+    def execute(self, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
+        """Yield results in the order of ``chunks``; those that are early wait in Ray's object store."""
+        sent: dict[int, Any] = {}
+        waiting = deque(enumerate(chunks))
+        idle = deque(range(len(self.actors)))
+        running: dict[Any, tuple[int, int]] = {}
+        done: dict[int, Any] = {}
+        for wanted in range(len(chunks)):
+            while wanted not in done:
+                while idle and waiting:
+                    index, chunk = waiting.popleft()
+                    if id(chunk.weights) not in sent:
+                        sent[id(chunk.weights)] = ray.put(chunk.weights)
+                    actor = idle.popleft()
+                    bare = Chunk(chunk.phase, chunk.server_round, chunk.tasks, [], chunk.summed)
+                    reference = self.actors[actor].run_chunk.remote(bare, sent[id(chunk.weights)], actor)
+                    running[reference] = index, actor
+                ready, _ = ray.wait(list(running), num_returns=1)
+                index, actor = running.pop(ready[0])
+                idle.append(actor)
+                done[index] = ready[0]
+            yield _get(done.pop(wanted), chunks[wanted])
+
+
+def _get(reference: Any, chunk: Chunk) -> ChunkResult:
+    try:
+        result: ChunkResult = ray.get(reference)
+    except RayActorError as error:
+        ids = ", ".join(str(task.client_id) for task in chunk.tasks)
+        raise EngineError(
+            f"round {chunk.server_round}: the process that executed client {ids} died: {_last_line(error)}"
+        ) from error
+    except RayError as error:
+        raise EngineError(f"round {chunk.server_round}: Ray failed: {_last_line(error)}") from error
+    return result
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+@contextmanager
+def _open_dispatcher(client_manager: ClientManager) -> Iterator[RayDispatcher]:
+    """Take the actors out of Flower's pool, which start_simulation has made by now."""
+    proxy: Any = next(iter(client_manager.all().values()))
+    pool = proxy.actor_pool
+    actors = [pool.pop_idle() for _ in range(pool.num_actors)]
+    yield RayDispatcher(actors)
+
+
+def run(
+    make_server: Callable[[OpenDispatcher], Server],
+    client_fn: Callable[[Context], Client],
+    num_clients: int,
+    num_rounds: int,
+    seed: int,
+    *,
+    client_resources: dict[str, float],
+    ray_init_args: dict[str, Any],
+    log: Path,
+) -> None:
+    """Run the server's round loop inside Flower's ``start_simulation``, on as many actors as fit.
+
+    Args:
+        client_resources: ``num_cpus`` and ``num_gpus`` of one actor.
+        ray_init_args: for ``ray.init``; they win over ours.
+        log: where the actors' output goes.
+
+    Raises:
+        EngineError: Ray could not start, or a process died.
+    """
+    arguments = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False, **ray_init_args}
+    with _private_ray():
+        try:
+            start_simulation(
+                client_fn=client_fn,
+                num_clients=num_clients,
+                client_resources=client_resources,
+                server=make_server(_open_dispatcher),
+                config=ServerConfig(num_rounds=num_rounds),
+                ray_init_args=arguments,
+                actor_type=ChunkActor,
+                actor_kwargs={"client_fn": client_fn, "num_clients": num_clients, "seed": seed, "log": log},
+            )
+        except RuntimeError as error:
+            # start_simulation says "Simulation crashed."; what happened is its cause.
+            if error.__cause__ is not None:
+                raise error.__cause__ from None
+            raise
+        except (RayError, ValueError, ConnectionError, TimeoutError) as error:
+            if isinstance(error, SimError):
+                raise
+            raise EngineError(f"Ray could not start: {_last_line(error)}") from error
+        finally:
+            _end_timers()
+            ray.shutdown()
+
+
+@contextmanager
+def _private_ray() -> Iterator[None]:
+    """Give this run's Ray, whose sockets listen on all interfaces, a random token that only its processes know."""
+    names: dict[str, str | None] = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    before = {name: os.environ.get(name) for name in names}
+    _set_environment(names)
+    try:
+        yield
+    finally:
+        _set_environment(before)
+
+
+def _set_environment(values: dict[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    # Ray's core read both when it was imported; these make it read them again.
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _end_timers() -> None:
+    """End start_simulation's 10 s timer, which would keep the program from ending."""
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer) and thread.function.__name__ == "update_resources":
+            thread.cancel()

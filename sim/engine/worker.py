@@ -1,0 +1,130 @@
+"""Executes the clients of a chunk, one after another, in the process that holds model and data."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.client import Client, NumPyClient
+from flwr.common import (
+    Code,
+    Context,
+    EvaluateIns,
+    FitIns,
+    NDArrays,
+    RecordDict,
+    ndarrays_to_parameters,
+    parameters_to_ndarrays,
+)
+
+from sim.aggregation import WeightedSum
+from sim.client import CifarClient
+from sim.engine.contract import Chunk, ChunkResult, Outcome, Task
+from sim.seeds import Purpose, seeded
+
+
+@dataclass
+class Worker:
+    """Makes clients with ``client_fn`` and calls them; the same code in this process and in an actor."""
+
+    client_fn: Callable[[Context], Client]
+    num_clients: int
+    seed: int
+    actor: int = 0
+
+    def run(self, chunk: Chunk) -> ChunkResult:
+        """Execute every client of ``chunk``; what one raises becomes its outcome."""
+        total = WeightedSum()
+        outcomes = []
+        purpose = Purpose.FIT if chunk.phase == "fit" else Purpose.EVALUATE
+        for task in chunk.tasks:
+            start = time.perf_counter()
+            try:
+                with seeded(self.seed, purpose, chunk.server_round, task.client_id):
+                    outcome = self._call(chunk, task)
+                if outcome.weights is not None and chunk.summed:
+                    total.add(outcome.weights, outcome.num_examples)
+                    outcome.weights = None
+            except Exception as error:  # noqa: BLE001 - the round loop decides what a failure means
+                outcome = Outcome(
+                    task.client_id,
+                    error=f"{type(error).__name__}: {error}",
+                    traceback=traceback.format_exc(),
+                    cause=error,
+                )
+            outcome.seconds = time.perf_counter() - start
+            outcomes.append(outcome)
+        return ChunkResult(outcomes, total, self.actor)
+
+    def _call(self, chunk: Chunk, task: Task) -> Outcome:
+        context = Context(
+            run_id=0,
+            node_id=task.client_id,
+            node_config={"partition-id": task.client_id, "num-partitions": self.num_clients},
+            state=task.state or RecordDict(),
+            run_config={},
+        )
+        client: Any = self.client_fn(context)
+        # Straight to the NumPyClient where there is one: Flower's wrapper would copy the weights to bytes and back.
+        client = getattr(client, "numpy_client", client)
+        weights = chunk.weights
+        if type(client) is not CifarClient:
+            # A user's client may write to what it gets; others still read these arrays.
+            weights = [array.copy() for array in weights]
+        outcome = Outcome(task.client_id)
+        if chunk.phase == "fit":
+            outcome.weights, outcome.num_examples, outcome.metrics = _fit(client, weights, task)
+            _check_weights(outcome.weights, chunk.weights)
+            if outcome.num_examples < 1:
+                raise ValueError(f"fit returned num_examples {outcome.num_examples}; at least 1 is needed")
+            loss = outcome.metrics.get("loss")
+            outcome.loss = float(loss) if isinstance(loss, int | float) else None
+        else:
+            outcome.loss, outcome.num_examples, outcome.metrics = _evaluate(client, weights, task)
+        outcome.state = context.state if any(context.state.values()) else None
+        return outcome
+
+
+def _fit(client: Any, weights: NDArrays, task: Task) -> tuple[NDArrays, int, dict[str, Any]]:
+    if not isinstance(client, NumPyClient):
+        result = client.fit(FitIns(ndarrays_to_parameters(weights), dict(task.config)))
+        _check_status(result.status)
+        return parameters_to_ndarrays(result.parameters), result.num_examples, result.metrics
+    returned = client.fit(weights, dict(task.config))
+    match returned:
+        case (list() as arrays, int() as num_examples, dict() as metrics):
+            return arrays, num_examples, metrics
+    raise TypeError(f"fit must return (list of arrays, int, dict), not {_shape_of(returned)}")
+
+
+def _evaluate(client: Any, weights: NDArrays, task: Task) -> tuple[float, int, dict[str, Any]]:
+    if not isinstance(client, NumPyClient):
+        result = client.evaluate(EvaluateIns(ndarrays_to_parameters(weights), dict(task.config)))
+        _check_status(result.status)
+        return result.loss, result.num_examples, result.metrics
+    returned = client.evaluate(weights, dict(task.config))
+    match returned:
+        case (float() as loss, int() as num_examples, dict() as metrics):
+            return loss, num_examples, metrics
+    raise TypeError(f"evaluate must return (float, int, dict), not {_shape_of(returned)}")
+
+
+def _check_status(status: Any) -> None:
+    if status.code != Code.OK:
+        raise RuntimeError(f"the client answered {status.code.name}: {status.message}")
+
+
+def _shape_of(returned: Any) -> str:
+    if isinstance(returned, tuple):
+        return f"({', '.join(type(item).__name__ for item in returned)})"
+    return type(returned).__name__
+
+
+def _check_weights(weights: NDArrays, sent: NDArrays) -> None:
+    shapes, wanted = [np.shape(w) for w in weights], [w.shape for w in sent]
+    if shapes != wanted:
+        raise ValueError(f"fit returned arrays of shapes {shapes}, the model has {wanted}")

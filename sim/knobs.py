@@ -1,0 +1,209 @@
+"""How a knob is declared, checked and read: the mechanism under ``config.py``.
+
+A knob is a dataclass field with a ``Knob`` in its metadata. The same check serves Python values, TOML
+values and the text of flags; every complaint names the place, the value and what would be valid.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from sim.errors import ConfigError
+
+Scalar = bool | int | float | str
+IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+@dataclass(frozen=True)
+class Knob:
+    """What is known of a knob besides its name, type and default."""
+
+    help: str
+    group: str
+    unit: str = ""
+    low: float | None = None
+    above: float | None = None
+    high: float | None = None
+    below: float | None = None
+    choices: tuple[str, ...] = ()
+    importable: bool = False  # also takes package.module:name
+    instead_of: str = ""  # the other knob of an either-or pair
+
+    @property
+    def valid(self) -> str:
+        """The valid values in words; empty if the type says it all."""
+        if self.choices or self.importable:
+            return ", ".join([*self.choices, *(["package.module:name"] if self.importable else [])])
+        parts = [
+            f"{word} {bound:g}"
+            for word, bound in (
+                ("at least", self.low),
+                ("above", self.above),
+                ("at most", self.high),
+                ("below", self.below),
+            )
+            if bound is not None
+        ]
+        return " and ".join(parts)
+
+    def admits(self, value: Any) -> bool:
+        """Whether a value of the right type lies in the valid range."""
+        if self.choices or self.importable:
+            return value in self.choices or (self.importable and bool(IMPORT_PATH.fullmatch(value)))
+        return (
+            (self.low is None or value >= self.low)
+            and (self.above is None or value > self.above)
+            and (self.high is None or value <= self.high)
+            and (self.below is None or value < self.below)
+        )
+
+
+def knob(default: Any, help: str, group: str, **rules: Any) -> Any:
+    """Declare a knob: a dataclass field with its default, help, group and rules (see ``Knob``)."""
+    metadata = {"knob": Knob(help=help, group=group, **rules)}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def other_default(base: type, name: str, default: Any) -> Any:
+    """Declare a base class's knob again with another default, the rest unchanged."""
+    (base_field,) = (f for f in fields(base) if f.name == name)
+    return field(default=default, metadata=dict(base_field.metadata))
+
+
+def rules_of(config_field: Field[Any]) -> Knob:
+    """Return the rules of a knob."""
+    found: Knob = config_field.metadata["knob"]
+    return found
+
+
+def default_of(config_field: Field[Any]) -> Any:
+    """Return the default of a knob."""
+    if config_field.default_factory is not MISSING:
+        return config_field.default_factory()
+    return config_field.default
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a knob: ``num_clients`` → ``--num-clients``."""
+    return "--" + name.replace("_", "-")
+
+
+def type_of(config_type: type, name: str) -> tuple[type, bool]:
+    """Return (type, whether None is allowed) of a knob."""
+    hint = get_type_hints(config_type)[name]
+    options = [option for option in get_args(hint) if option is not type(None)] if get_args(hint) else [hint]
+    if getattr(hint, "__origin__", None) is dict:
+        return dict, False
+    return options[0], len(options) < len(get_args(hint))
+
+
+_TYPE_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    dict: "a table of key = value",
+}
+
+
+def check(config_type: type, config_field: Field[Any], value: Any, place: str) -> Any:
+    """Return ``value`` as the knob's type, or raise.
+
+    Args:
+        place: how the user wrote it, for the message, e.g. ``--lr 0``.
+
+    Raises:
+        ConfigError: wrong type or out of range.
+    """
+    kind, optional = type_of(config_type, config_field.name)
+    rules = rules_of(config_field)
+    if value is None and optional:
+        return None
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise ConfigError(f"{place}: must be {_TYPE_WORDS[kind]}{_valid_suffix(rules)}")
+    if kind is dict:
+        for key, entry in value.items():
+            if type(entry) not in (bool, int, float, str):
+                raise ConfigError(f"{place}: the value of {key} must be a number, a text, true or false")
+        return dict(value)
+    if not rules.admits(value):
+        raise ConfigError(f"{place}: must be {_valid_prefix(rules)}{rules.valid}")
+    return value
+
+
+def _valid_prefix(rules: Knob) -> str:
+    return "one of " if rules.choices or rules.importable else ""
+
+
+def _valid_suffix(rules: Knob) -> str:
+    return f", {_valid_prefix(rules)}{rules.valid}" if rules.valid else ""
+
+
+def parse_scalar(text: str) -> Scalar:
+    """Read a value as TOML would, and what TOML does not read as plain text."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if type(value) in (bool, int, float, str) else text
+
+
+def parse_flag(config_type: type, config_field: Field[Any], text: Any) -> Any:
+    """Turn what stood behind a flag into the knob's value.
+
+    Args:
+        text: the word behind the flag, a list of ``key=value`` words, or a bool.
+
+    Raises:
+        ConfigError: it cannot be read as the knob's type, or is out of range.
+    """
+    flag, rules = flag_of(config_field.name), rules_of(config_field)
+    kind, _ = type_of(config_type, config_field.name)
+    value: Any = text
+    if kind is dict:
+        value = {}
+        for word in text:
+            key, equals, right = word.partition("=")
+            if not (key and equals):
+                raise ConfigError(f"{flag} {word}: must be key=value")
+            value[key] = parse_scalar(right)
+    elif kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise ConfigError(f"{flag} {text}: must be {_TYPE_WORDS[kind]}{_valid_suffix(rules)}") from None
+    shown = " ".join(text) if isinstance(text, list) else text
+    return check(config_type, config_field, value, f"{flag} {shown}".rstrip())
+
+
+def read_toml(config_type: type, path: Path) -> dict[str, Any]:
+    """Read the knobs in a TOML file, each checked.
+
+    Raises:
+        ConfigError: no such file, broken TOML, unknown keys, wrong types or values.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: not valid TOML: {error}") from None
+    known = {f.name: f for f in fields(config_type)}
+    unknown = sorted(set(table) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"--config {path}: unknown key {', '.join(unknown)}; the keys are {', '.join(known)}"
+        )
+    return {
+        name: check(config_type, known[name], value, f"--config {path}: {name} = {value!r}")
+        for name, value in table.items()
+    }

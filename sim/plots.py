@@ -1,0 +1,159 @@
+"""Runs and partitions → matplotlib figures. Nothing here shows a window or names a file."""
+
+from __future__ import annotations
+
+import io
+import os.path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from sim.rundir import Run
+
+FORMATS = ("png", "svg", "pdf")
+X_LABELS = {"round": "round", "seconds": "time in rounds (seconds)"}
+Y_LABELS = {"accuracy": "accuracy (fraction)", "loss": "loss (nats an example)"}
+
+_NOT_A_SETTING = {"seed", "name", "results_dir", "verbose"}
+_SERIES = {
+    "accuracy": {"test_accuracy": "test examples", "eval_accuracy": "clients' own examples"},
+    "loss": {"test_loss": "test examples", "train_loss": "training", "eval_loss": "clients' own examples"},
+}
+_LINE_STYLES = ("-", "--", ":")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Runs that share a line: one, or several that differ in nothing but their seed."""
+
+    label: str
+    frames: list[pd.DataFrame]
+
+    def series(self, column: str, x: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Return x, mean and standard deviation of ``column``, over the rounds that every run has."""
+        length = min(len(frame) for frame in self.frames)
+        if x == "round":
+            xs = self.frames[0]["round"].to_numpy(float)[:length]
+        else:
+            seconds = [frame["round_seconds"].fillna(0).cumsum().to_numpy(float)[:length] for frame in self.frames]
+            xs = np.mean(seconds, axis=0)
+        values = np.array([frame[column].to_numpy(float)[:length] for frame in self.frames])
+        return xs, values.mean(axis=0), values.std(axis=0)
+
+
+def curves_of(runs: Sequence[Run]) -> list[Curve]:
+    """Group runs into curves, in the order given; runs that differ only in their seed become one.
+
+    Raises:
+        RunFolderError: a run's config or rounds cannot be read.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        settings = {key: value for key, value in run.config().items() if key not in _NOT_A_SETTING}
+        groups.setdefault(repr(sorted(settings.items())), []).append(run)
+    return [Curve(_label([run.name for run in group]), [run.rounds() for run in group]) for group in groups.values()]
+
+
+def _label(names: list[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    stem = os.path.commonprefix(names).rstrip("-_. ").removesuffix("seed").rstrip("-_. ")
+    return f"{stem or names[0]} (mean ± sd of {len(names)} seeds)"
+
+
+def curves_figure(curves: Sequence[Curve], quantities: Sequence[str], x: str = "round") -> Figure:
+    """Draw ``accuracy``, ``loss`` or both against ``round`` or ``seconds``.
+
+    A single curve shows every series that was measured; several show the test examples only.
+    """
+    figure = Figure(figsize=(6.4 * len(quantities), 4.2), layout="constrained")
+    for axes, quantity in zip(np.atleast_1d(figure.subplots(1, len(quantities))), quantities, strict=True):
+        _draw_curves(axes, curves, quantity, x)
+    return figure
+
+
+def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str) -> None:
+    series = _SERIES[quantity]
+    for number, curve in enumerate(curves):
+        for (column, words), style in zip(series.items(), _LINE_STYLES, strict=False):
+            if len(curves) > 1 and not column.startswith("test_"):
+                continue
+            xs, mean, deviation = curve.series(column, x)
+            measured = np.isfinite(mean)
+            if not measured.any():
+                continue
+            label = curve.label if len(curves) > 1 else f"{curve.label}: {words}"
+            (line,) = axes.plot(
+                xs[measured], mean[measured], style, color=f"C{number}", label=label, linewidth=1.8
+            )
+            if len(xs[measured]) < 10:
+                line.set_marker("o")
+            if len(curve.frames) > 1:
+                axes.fill_between(
+                    xs[measured],
+                    (mean - deviation)[measured],
+                    (mean + deviation)[measured],
+                    color=line.get_color(),
+                    alpha=0.2,
+                    linewidth=0,
+                )
+    axes.set_xlabel(X_LABELS[x])
+    axes.set_ylabel(Y_LABELS[quantity])
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    if x == "round":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.lines:
+        axes.legend(frameon=False)
+
+
+def partition_figure(label_counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
+    """Draw how many examples of each class each client holds.
+
+    Args:
+        label_counts: int64 [num_clients, num_classes].
+    """
+    num_clients, num_classes = label_counts.shape
+    figure = Figure(figsize=(8.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    edges = np.arange(num_clients + 1) - 0.5
+    tops = np.cumsum(label_counts, axis=1)
+    palette = colormaps["tab10" if num_classes <= 10 else "tab20" if num_classes <= 20 else "turbo"]
+    for number in range(num_classes):
+        bottoms = tops[:, number] - label_counts[:, number]
+        axes.stairs(
+            tops[:, number],
+            edges,
+            baseline=bottoms,
+            fill=True,
+            color=palette(number if num_classes <= 20 else number / num_classes),
+            label=classes[number],
+        )
+    axes.set_xlabel("client")
+    axes.set_ylabel("examples")
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    if num_classes <= 20:
+        axes.legend(title="class", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def render(figure: Figure, image_format: str) -> bytes:
+    """Return the picture as bytes; ``image_format`` is one of ``FORMATS``."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=image_format, dpi=144)
+    return buffer.getvalue()

@@ -1,0 +1,69 @@
+"""The user's own objects: ``package.module:name`` → the object, and calls that pass what it asks for."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sim.errors import PluginError
+
+
+def load(spec: str, knob: str) -> Any:
+    """Import what ``package.module:name`` names; modules in the current folder are found.
+
+    Args:
+        knob: the flag that named it, for the message.
+
+    Raises:
+        PluginError: no such module or name, or the import raised.
+    """
+    module_name, _, name = spec.partition(":")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        place = f"in {folder} or the installed packages"
+        reason = (
+            f"no module named {module_name} {place}" if error.name == module_name else f"its import failed: {error}"
+        )
+        raise PluginError(f"{knob} {spec}: {reason}") from error
+    except Exception as error:
+        raise PluginError(f"{knob} {spec}: its import failed: {type(error).__name__}: {error}") from error
+    try:
+        found = module
+        for part in name.split("."):
+            found = getattr(found, part)
+    except AttributeError:
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise PluginError(f"{knob} {spec}: {module_name} has no {name}; it has {', '.join(public)}") from None
+    if not callable(found):
+        raise PluginError(f"{knob} {spec}: is {type(found).__name__}, not something to call")
+    return found
+
+
+def accepted(function: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the offered keyword arguments that ``function`` takes."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return dict(offered)
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {key: value for key, value in offered.items() if key in names}
+
+
+def require_call(function: Callable[..., Any], spec: str, knob: str, *args: Any, **kwargs: Any) -> None:
+    """Check that ``function`` can be called so, without calling it.
+
+    Raises:
+        PluginError: the signature does not fit.
+    """
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        wanted = ", ".join([*(str(a) for a in args), *kwargs])
+        raise PluginError(f"{knob} {spec}: cannot be called with ({wanted}): {error}") from None

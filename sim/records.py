@@ -1,0 +1,79 @@
+"""What a run measures: one RoundRecord a round, one ClientRecord a client and phase.
+
+The fields are the columns of ``rounds.csv`` and ``clients.csv``, in order. A value that was not
+measured is None and an empty cell, never 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Phase = Literal["fit", "evaluate"]
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round; ``round`` 0 is the state before training. Losses are mean nats an example, accuracies
+    fractions 0–1, both weighted by examples; seconds are wall clock."""
+
+    round: int
+    num_clients: int | None = None
+    num_failures: int | None = None
+    train_loss: float | None = None
+    test_loss: float | None = None
+    test_accuracy: float | None = None
+    eval_loss: float | None = None
+    eval_accuracy: float | None = None
+    fit_seconds: float | None = None
+    aggregate_seconds: float | None = None
+    test_seconds: float | None = None
+    eval_seconds: float | None = None
+    round_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class ClientRecord:
+    """One client in one phase of one round; ``seconds`` is the time in its process, ``actor`` which one."""
+
+    round: int
+    phase: Phase
+    client_id: int
+    num_examples: int | None
+    loss: float | None
+    accuracy: float | None
+    seconds: float | None
+    actor: int | None
+    status: Literal["ok", "failed"]
+    error: str | None
+
+
+def columns(record_type: type[RoundRecord] | type[ClientRecord]) -> list[str]:
+    """Return the CSV header of a record type."""
+    return [field.name for field in fields(record_type)]
+
+
+_INTEGERS = {"round", "num_clients", "num_failures", "client_id", "num_examples", "actor"}
+_TEXTS = {"phase", "status", "error"}
+
+
+def read_frame(path: Path, record_type: type[RoundRecord] | type[ClientRecord]) -> pd.DataFrame:
+    """Read a CSV of records; integers with gaps become pandas' nullable Int64.
+
+    Raises:
+        ValueError: the columns are not those of ``record_type``.
+    """
+    import pandas as pd
+
+    names = columns(record_type)
+    types = {
+        name: "Int64" if name in _INTEGERS else "string" if name in _TEXTS else "float64" for name in names
+    }
+    frame = pd.read_csv(path, dtype=types)
+    if list(frame.columns) != names:
+        raise ValueError(f"has the columns {', '.join(frame.columns)}, not {', '.join(names)}")
+    return frame

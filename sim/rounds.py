@@ -1,0 +1,321 @@
+"""The round loop over any Flower Strategy: sampling, failures, timing and records, the same in every engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from logging import ERROR, INFO
+from typing import Any, NoReturn
+
+from flwr.common import (
+    Code,
+    EvaluateIns,
+    EvaluateRes,
+    FitIns,
+    FitRes,
+    NDArrays,
+    Parameters,
+    RecordDict,
+    Scalar,
+    Status,
+    log,
+    ndarrays_to_parameters,
+    parameters_to_ndarrays,
+)
+from flwr.server import History, Server, SimpleClientManager
+from flwr.server.client_proxy import ClientProxy
+from flwr.server.strategy import Strategy
+
+from sim.aggregation import WeightedSum, cast, cut
+from sim.engine.contract import Chunk, Dispatcher, OpenDispatcher, Outcome, Task
+from sim.errors import ClientError, RunError
+from sim.records import ClientRecord, Phase, RoundRecord
+from sim.seeds import Purpose, seeded
+
+CentralTest = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]]]
+OnRound = Callable[[RoundRecord, list[ClientRecord], NDArrays], None]
+Instructions = Sequence[tuple[ClientProxy, FitIns]] | Sequence[tuple[ClientProxy, EvaluateIns]]
+
+_OK = Status(Code.OK, "")
+
+
+@dataclass
+class Answers:
+    """What the clients of one phase gave back, in client order."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    records: list[ClientRecord] = field(default_factory=list)
+    total: WeightedSum = field(default_factory=WeightedSum)
+
+    @property
+    def ok(self) -> list[Outcome]:
+        """Those that did not raise."""
+        return [outcome for outcome in self.outcomes if outcome.error is None]
+
+    @property
+    def failures(self) -> list[BaseException]:
+        """One exception for each client that raised, as strategies expect them."""
+        return [
+            o.cause or RuntimeError(f"client {o.client_id}: {o.error}") for o in self.outcomes if o.error is not None
+        ]
+
+
+class RoundServer(Server):
+    """Flower's Server with a round loop that is a function of the seed.
+
+    Clients are sampled and strategies called under a generator of (seed, round); results come in client
+    order; weights keep the model's dtypes; a failure stops the run or is dropped and recorded, never silent.
+    """
+
+    def __init__(
+        self,
+        *,
+        strategy: Strategy,
+        averages: bool,
+        initial_weights: NDArrays,
+        open_dispatcher: OpenDispatcher,
+        central_test: CentralTest,
+        fit_config: dict[str, Scalar],
+        on_round: OnRound,
+        on_client_error: str,
+        seed: int,
+    ) -> None:
+        """
+        Args:
+            averages: the strategy uses the clients' weighted mean only.
+            central_test: (round, weights, {}) → (loss, {"accuracy": …}), where the strategy has no test of its own.
+            fit_config: training knobs that every FitIns.config carries; what the strategy sends wins.
+            on_round: called after each round with its record, its clients' records and the new weights.
+            on_client_error: ``stop`` or ``drop``.
+        """
+        super().__init__(client_manager=SimpleClientManager(), strategy=strategy)
+        self.averages = averages
+        self.weights = initial_weights
+        self.open_dispatcher = open_dispatcher
+        self.central_test = central_test
+        self.fit_config = fit_config
+        self.on_round = on_round
+        self.on_client_error = on_client_error
+        self.seed = seed
+        self.states: dict[int, RecordDict] = {}
+
+    def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
+        """Test the initial weights, then train for ``num_rounds``.
+
+        Raises:
+            ClientError: a client raised, and ``on_client_error`` is stop, or no client is left.
+            RunError: the strategy gave no clients or no weights.
+        """
+        start = time.perf_counter()
+        history = History()
+        with self.open_dispatcher(self.client_manager()) as dispatcher:
+            with self._seeded(0, 0):
+                initial = self.strategy.initialize_parameters(self.client_manager())
+            self._accept(initial or ndarrays_to_parameters(self.weights))
+            for server_round in range(num_rounds + 1):
+                log(INFO, "[ROUND %s]", server_round)
+                record, clients = self._round(server_round, dispatcher)
+                self.on_round(record, clients, self.weights)
+                if record.test_loss is not None:
+                    history.add_loss_centralized(server_round, record.test_loss)
+                if record.test_accuracy is not None:
+                    history.add_metrics_centralized(server_round, {"accuracy": record.test_accuracy})
+        return history, time.perf_counter() - start
+
+    def disconnect_all_clients(self, timeout: float | None) -> None:
+        """Virtual clients have no connection; Flower would start a thread for each of them."""
+
+    def _round(self, server_round: int, dispatcher: Dispatcher) -> tuple[RoundRecord, list[ClientRecord]]:
+        record = RoundRecord(server_round)
+        clients: list[ClientRecord] = []
+        start = time.perf_counter()
+        if server_round > 0:
+            record, clients = self._fit(record, dispatcher)
+        tested = time.perf_counter()
+        with self._seeded(server_round, 3):
+            result = self.strategy.evaluate(server_round, self.parameters)
+            loss, metrics = result or self.central_test(server_round, self.weights, {})
+        accuracy = metrics.get("accuracy")
+        record = replace(
+            record,
+            test_loss=float(loss),
+            test_accuracy=float(accuracy) if isinstance(accuracy, int | float) else None,
+            test_seconds=time.perf_counter() - tested,
+        )
+        if server_round > 0:
+            record, evaluated = self._evaluate(record, dispatcher)
+            clients = [*clients, *evaluated]
+        return replace(record, round_seconds=time.perf_counter() - start), clients
+
+    def _fit(self, record: RoundRecord, dispatcher: Dispatcher) -> tuple[RoundRecord, list[ClientRecord]]:
+        server_round = record.round
+        start = time.perf_counter()
+        with self._seeded(server_round, 0):
+            asked = self.strategy.configure_fit(server_round, self.parameters, self.client_manager())
+        if not asked:
+            raise RunError(f"round {server_round}: the strategy chose no clients")
+        configured = time.perf_counter()
+        asked = [
+            (proxy, FitIns(ins.parameters, {"server_round": server_round, **self.fit_config, **ins.config}))
+            for proxy, ins in asked
+        ]
+        answers = self._ask("fit", server_round, asked, dispatcher)
+        trained = time.perf_counter()
+        proxies = {_client_id(proxy): proxy for proxy, _ in asked}
+        with self._seeded(server_round, 1):
+            parameters = self._aggregate(server_round, answers, proxies)
+        if parameters is None:
+            raise RunError(f"round {server_round}: the strategy returned no weights")
+        self._accept(parameters)
+        end = time.perf_counter()
+        return replace(
+            record,
+            num_clients=len(answers.ok),
+            num_failures=len(answers.failures),
+            train_loss=_mean([(o.num_examples, o.loss) for o in answers.ok]),
+            fit_seconds=trained - configured,
+            aggregate_seconds=(configured - start) + (end - trained),
+        ), answers.records
+
+    def _aggregate(
+        self, server_round: int, answers: Answers, proxies: dict[int, ClientProxy]
+    ) -> Parameters | None:
+        strategy: Any = self.strategy
+        if not self.averages:
+            each = [(proxies[o.client_id], _fit_res(o.weights or [], o)) for o in answers.ok]
+            return strategy.aggregate_fit(server_round, each, answers.failures)[0]  # type: ignore[no-any-return]
+        mean = Outcome(answers.ok[0].client_id, num_examples=answers.total.num_examples)
+        one = [(proxies[mean.client_id], _fit_res(answers.total.mean(), mean))]
+        with _metrics_of_every_client(strategy, answers.ok):
+            return strategy.aggregate_fit(server_round, one, answers.failures)[0]  # type: ignore[no-any-return]
+
+    def _evaluate(self, record: RoundRecord, dispatcher: Dispatcher) -> tuple[RoundRecord, list[ClientRecord]]:
+        server_round = record.round
+        start = time.perf_counter()
+        with self._seeded(server_round, 2):
+            asked = self.strategy.configure_evaluate(server_round, self.parameters, self.client_manager())
+        if not asked:
+            return record, []
+        answers = self._ask("evaluate", server_round, asked, dispatcher)
+        proxies = {_client_id(proxy): proxy for proxy, _ in asked}
+        # A client too small to keep examples for evaluation has nothing to say.
+        spoken = [o for o in answers.ok if o.num_examples > 0]
+        results = [
+            (proxies[o.client_id], EvaluateRes(_OK, o.loss or 0.0, o.num_examples, o.metrics)) for o in spoken
+        ]
+        with self._seeded(server_round, 4):
+            self.strategy.aggregate_evaluate(server_round, results, answers.failures)
+        return replace(
+            record,
+            num_failures=(record.num_failures or 0) + len(answers.failures),
+            eval_loss=_mean([(o.num_examples, o.loss) for o in spoken]),
+            eval_accuracy=_mean([(o.num_examples, o.accuracy) for o in spoken]),
+            eval_seconds=time.perf_counter() - start,
+        ), answers.records
+
+    def _ask(
+        self, phase: Phase, server_round: int, asked: Instructions, dispatcher: Dispatcher
+    ) -> Answers:
+        """Send instructions to clients and collect what comes back, in client order."""
+        answers = Answers()
+        for result in dispatcher.execute(self._chunks(phase, server_round, asked)):
+            answers.total.fold(result.total)
+            for outcome in result.outcomes:
+                if outcome.state is not None:
+                    self.states[outcome.client_id] = outcome.state
+                if outcome.error is not None:
+                    log(ERROR, "client %s, round %s:\n%s", outcome.client_id, server_round, outcome.traceback)
+                    if self.on_client_error == "stop":
+                        _stop(outcome, phase, server_round)
+                answers.outcomes.append(outcome)
+                answers.records.append(_record(outcome, phase, server_round, result.actor))
+        if not answers.ok:
+            _stop(answers.outcomes[0], phase, server_round, f"; so did all {len(answers.outcomes)} clients of the round")
+        return answers
+
+    def _chunks(self, phase: Phase, server_round: int, asked: Instructions) -> list[Chunk]:
+        ordered = sorted(asked, key=lambda pair: _client_id(pair[0]))
+        weights: dict[int, NDArrays] = {id(self.parameters): self.weights}
+        chunks = []
+        for part in cut(ordered):
+            groups: list[tuple[Parameters, list[Task]]] = []
+            for proxy, ins in part:
+                if not groups or groups[-1][0] is not ins.parameters:
+                    groups.append((ins.parameters, []))
+                client_id = _client_id(proxy)
+                groups[-1][1].append(Task(client_id, ins.config, self.states.get(client_id)))
+            for parameters, tasks in groups:
+                key = id(parameters)
+                if key not in weights:
+                    weights[key] = self._cast(parameters_to_ndarrays(parameters))
+                summed = phase == "fit" and self.averages
+                chunks.append(Chunk(phase, server_round, tasks, weights[key], summed))
+        return chunks
+
+    def _accept(self, parameters: Parameters) -> None:
+        """Make ``parameters`` the global ones, in the model's dtypes (FedAdam returns float64)."""
+        self.weights = self._cast(parameters_to_ndarrays(parameters))
+        self.parameters = ndarrays_to_parameters(self.weights)
+
+    def _cast(self, weights: NDArrays) -> NDArrays:
+        return [cast(array, like.dtype) for array, like in zip(weights, self.weights, strict=True)]
+
+    def _seeded(self, server_round: int, call: int) -> Any:
+        return seeded(self.seed, Purpose.STRATEGY, server_round, call)
+
+
+def _client_id(proxy: ClientProxy) -> int:
+    # Flower's cid is a random number here; the partition is the client.
+    client_id: int = proxy.partition_id  # type: ignore[attr-defined]
+    return client_id
+
+
+def _fit_res(weights: NDArrays, outcome: Outcome) -> FitRes:
+    return FitRes(_OK, ndarrays_to_parameters(weights), outcome.num_examples, outcome.metrics)
+
+
+def _mean(values: list[tuple[int, float | None]]) -> float | None:
+    """Mean weighted by examples over the clients that measured; None if none did."""
+    known = [(n, value) for n, value in values if value is not None]
+    num_examples = sum(n for n, _ in known)
+    return sum(n * value for n, value in known) / num_examples if num_examples else None
+
+
+def _stop(outcome: Outcome, phase: Phase, server_round: int, more: str = "") -> NoReturn:
+    raise ClientError(
+        f"client {outcome.client_id} raised in round {server_round} ({phase}): {outcome.error}{more}"
+    ) from outcome.cause
+
+
+def _record(outcome: Outcome, phase: Phase, server_round: int, actor: int) -> ClientRecord:
+    ok = outcome.error is None
+    measured = ok and outcome.num_examples > 0
+    return ClientRecord(
+        round=server_round,
+        phase=phase,
+        client_id=outcome.client_id,
+        num_examples=outcome.num_examples if ok else None,
+        loss=outcome.loss if measured else None,
+        accuracy=outcome.accuracy if measured else None,
+        seconds=outcome.seconds,
+        actor=actor,
+        status="ok" if ok else "failed",
+        error=outcome.error,
+    )
+
+
+@contextmanager
+def _metrics_of_every_client(strategy: Any, outcomes: list[Outcome]) -> Iterator[None]:
+    """Show the strategy's metrics function every client, although one mean stands for their weights."""
+    function = getattr(strategy, "fit_metrics_aggregation_fn", None)
+    if function is None:
+        yield
+        return
+    every = [(o.num_examples, o.metrics) for o in outcomes]
+    strategy.fit_metrics_aggregation_fn = lambda _: function(every)
+    try:
+        yield
+    finally:
+        strategy.fit_metrics_aggregation_fn = function

@@ -1,0 +1,53 @@
+"""``run.log``: where the chatter of Flower, Ray and warnings goes while a run goes on."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_LOGGERS = ("flwr", "ray", "py.warnings", "sim")
+
+
+@contextmanager
+def captured(path: Path, *, show: bool) -> Iterator[None]:
+    """Send those loggers to ``path`` and nowhere else; with ``show``, copy what arrives there to stderr.
+
+    Actors write to the same file, so showing it shows them, too.
+    """
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    ended = threading.Event()
+    follower = threading.Thread(target=_follow, args=(path, ended), daemon=True)
+    if show:
+        follower.start()
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+        handler.close()
+        ended.set()
+        if show:
+            follower.join()
+
+
+def _follow(path: Path, ended: threading.Event) -> None:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        while True:
+            last = ended.wait(0.1)
+            sys.stderr.write(file.read())
+            sys.stderr.flush()
+            if last:
+                return

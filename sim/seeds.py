@@ -1,0 +1,62 @@
+"""The only source of randomness: (seed, purpose, round, client_id) → an independent generator.
+
+Streams come from numpy's SeedSequence, whose spawn keys give statistically independent states
+(O'Neill 2015, "Developing a seed_seq Alternative"). Nothing here depends on the order of the calls,
+so a client draws the same numbers in whichever process and at whichever moment it is executed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
+import numpy as np
+
+
+class Purpose(IntEnum):
+    """What random numbers are for; the value is part of the stream's key, so never reuse one."""
+
+    PARTITION = 1
+    INITIAL_WEIGHTS = 2
+    STRATEGY = 3
+    FIT = 4
+    EVALUATE = 5
+    TEST = 6
+    CENTRALIZED = 7
+
+
+def sequence(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0) -> np.random.SeedSequence:
+    """Return the seed sequence of one stream; all four numbers are integers ≥ 0."""
+    return np.random.SeedSequence(entropy=seed, spawn_key=(int(purpose), server_round, client_id))
+
+
+def generator(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0) -> np.random.Generator:
+    """Return numpy's generator for one stream."""
+    return np.random.default_rng(sequence(seed, purpose, server_round, client_id))
+
+
+@contextmanager
+def seeded(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0) -> Iterator[None]:
+    """Seed the global ``random``, ``numpy`` and ``torch`` generators inside, restore them outside.
+
+    Code that knows nothing of streams (Flower's strategies, dropout, a user's ``train``) draws from the
+    global generators. Restoring keeps one such call from shifting the numbers of the next.
+    """
+    import torch
+
+    words = sequence(seed, purpose, server_round, client_id).generate_state(8)
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    random.seed(int.from_bytes(words[:4].tobytes(), "little"))
+    np.random.seed(words[4:6])  # noqa: NPY002
+    torch.manual_seed(int.from_bytes(words[6:8].tobytes(), "little"))
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
