@@ -1,8 +1,8 @@
 """Federated-learning simulation: an ordinary PyTorch program on hundreds to thousands of virtual clients.
 
-    from sim import RunConfig, simulate
-    run = simulate(RunConfig(num_rounds=5))
-    run.rounds()  # pandas DataFrame, one row a round
+from sim import RunConfig, simulate
+run = simulate(RunConfig(num_rounds=5))
+run.rounds()  # pandas DataFrame, one row a round
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -60,7 +61,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Number of batches; the last one may be smaller."""
-        return -(-self.num_examples // self.batch_size)
+        return math.ceil(self.num_examples / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = self.dataset.tensors

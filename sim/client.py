@@ -24,6 +24,7 @@ Train = Callable[..., float | None]
 Test = Callable[..., tuple[float, float]]
 
 TEST_BATCH_SIZE = 500
+_TRAIN_KNOBS = ("lr", "momentum", "weight_decay", "proximal_mu")
 
 
 class CifarClient(NumPyClient):
@@ -61,7 +62,7 @@ class CifarClient(NumPyClient):
         """Train from ``parameters``; return the new ones, the number of examples and the mean loss."""
         self.set_parameters(parameters)
         self.train_loader.batch_size = int(config["batch_size"])
-        knobs = {key: config[key] for key in ("lr", "momentum", "weight_decay", "proximal_mu") if key in config}
+        knobs: dict[str, Any] = {key: config[key] for key in _TRAIN_KNOBS if key in config}
         taken = plugins.accepted(self.train, knobs)
         if config.get("proximal_mu") and "proximal_mu" not in taken:
             raise TypeError("the strategy sends proximal_mu, which this train() does not take")
@@ -72,9 +73,7 @@ class CifarClient(NumPyClient):
             {} if loss is None else {"loss": float(loss)},
         )
 
-    def evaluate(
-        self, parameters: NDArrays, config: dict[str, Scalar]
-    ) -> tuple[float, int, dict[str, Scalar]]:
+    def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
         """Evaluate ``parameters`` on the client's own examples; 0 examples if it has kept none."""
         num_examples = self.test_loader.num_examples
         if num_examples == 0:
@@ -152,7 +151,7 @@ class Workbench:
         self.net = models.build(program.model, self.dataset.image_shape, len(self.dataset.classes))
         self.net.to(self.device)
         if self.channels_last:
-            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.net.to(memory_format=torch.channels_last)
         self.train: Train = plugins.load(program.train, "--train") if program.train else training.train
         self.test: Test = plugins.load(program.test, "--test") if program.test else training.test
         self.client_class = plugins.load(program.client, "--client") if program.client else CifarClient

@@ -38,11 +38,12 @@ class TrainingConfig:
     num_classes: int | None = knob(
         None, "classes of the synthetic data set; 10 unless given", DATA, low=2, high=1000
     )
-    model: str = knob(
-        "Net", "the model, or your own factory", MODEL, choices=("Net", "SimpleCnn"), importable=True
-    )
+    model: str = knob("Net", "the model, or your own factory", MODEL, choices=("Net", "SimpleCnn"), importable=True)
     train: str | None = knob(
-        None, "your own train(net, loader, epochs, device), as package.module:function", MODEL, importable=True
+        None,
+        "your own train(net, loader, epochs, device), as package.module:function",
+        MODEL,
+        importable=True,
     )
     test: str | None = knob(
         None, "your own test(net, loader, device), as package.module:function", MODEL, importable=True
@@ -52,9 +53,7 @@ class TrainingConfig:
     momentum: float = knob(0.0, "momentum of SGD", MODEL, low=0, below=1)
     weight_decay: float = knob(0.0, "weight decay of SGD", MODEL, low=0)
     torch_threads: int = knob(1, "threads of one training; other counts give other last bits", MACHINE, low=1)
-    device: str = knob(
-        "auto", "auto takes a GPU where one is visible", MACHINE, choices=("auto", "cpu", "cuda")
-    )
+    device: str = knob("auto", "auto takes a GPU where one is visible", MACHINE, choices=("auto", "cpu", "cuda"))
     seed: int = knob(0, "all randomness follows from it", RUN, low=0)
     name: str | None = knob(None, "name of the run folder; a time stamp unless given", RUN)
     results_dir: str = knob("results", "where run folders are", RUN)
@@ -78,7 +77,8 @@ class TrainingConfig:
                 )
         if self.name is not None and not _RUN_NAME.fullmatch(self.name):
             raise ConfigError(
-                f"--name {self.name}: must be letters, digits, '.', '_', '-' (at most 100), no leading '.', '_', '-'"
+                f"--name {self.name}: must be at most 100 letters, digits, '.', '_' and '-', and begin with "
+                "a letter or digit"
             )
 
     @classmethod
@@ -156,9 +156,7 @@ class RunConfig(TrainingConfig):
         {}, "arguments of the strategy, e.g. proximal_mu=0.1 or eta=0.01 tau=0.001", STRATEGY
     )
     num_cpus: float = knob(1.0, "CPUs of one client, as in Flower's client_resources", MACHINE, above=0)
-    num_gpus: float = knob(
-        0.0, "GPUs of one client; 0.1 lets ten share one where the CPUs allow", MACHINE, low=0
-    )
+    num_gpus: float = knob(0.0, "GPUs of one client; 0.1 lets ten share one where the CPUs allow", MACHINE, low=0)
     engine: str = knob(
         "ray",
         "ray: a process for every num_cpus; inline: this process, with your own stack trace",
@@ -175,13 +173,17 @@ class RunConfig(TrainingConfig):
             object.__setattr__(self, "fraction_fit", 0.2)
         if self.fraction_fit is not None and self.clients_per_round is not None:
             raise ConfigError(
-                f"--fraction-fit {self.fraction_fit:g} and --clients-per-round {self.clients_per_round}: give one of the two"
+                f"--fraction-fit {self.fraction_fit:g} and --clients-per-round {self.clients_per_round}: "
+                "give one of the two"
             )
         if self.clients_per_round is not None and self.clients_per_round > self.num_clients:
             raise ConfigError(
                 f"--clients-per-round {self.clients_per_round}: must be at most --num-clients {self.num_clients}"
             )
-        for name, count in (("fraction_fit", self.num_fit_clients), ("fraction_evaluate", self.num_evaluate_clients)):
+        for name, count in (
+            ("fraction_fit", self.num_fit_clients),
+            ("fraction_evaluate", self.num_evaluate_clients),
+        ):
             fraction = getattr(self, name)
             if fraction and not count:
                 raise ConfigError(
@@ -190,7 +192,8 @@ class RunConfig(TrainingConfig):
                 )
         if self.fraction_evaluate and not self.eval_share:
             raise ConfigError(
-                f"--eval-share 0: --fraction-evaluate {self.fraction_evaluate:g} needs examples to evaluate on; above 0"
+                f"--eval-share 0: --fraction-evaluate {self.fraction_evaluate:g} needs examples to evaluate on; "
+                "above 0"
             )
 
     @property

@@ -1,15 +1,15 @@
 """Every error that a user can cause, as one tree.
 
-    SimError                 base: its text is one line, made for the user
-    ├── UsageError           exit code 2: nothing was started, nothing was written
-    │   ├── ConfigError      a flag, a config file, a value out of its range
-    │   ├── DataError        a data set that is missing, broken or does not fit
-    │   ├── PartitionError   a partition that these examples cannot give
-    │   ├── PluginError      the user's own model, train, test, client or strategy
-    │   └── RunFolderError   a run folder that exists, is foreign or cannot be written
-    └── RunError             exit code 1: the run stopped, what was done is on disk
-        ├── ClientError      a client raised
-        └── EngineError      a process of the engine died or could not start
+SimError                 base: its text is one line, made for the user
+├── UsageError           exit code 2: nothing was started, nothing was written
+│   ├── ConfigError      a flag, a config file, a value out of its range
+│   ├── DataError        a data set that is missing, broken or does not fit
+│   ├── PartitionError   a partition that these examples cannot give
+│   ├── PluginError      the user's own model, train, test, client or strategy
+│   └── RunFolderError   a run folder that exists, is foreign or cannot be written
+└── RunError             exit code 1: the run stopped, what was done is on disk
+    ├── ClientError      a client raised
+    └── EngineError      a process of the engine died or could not start
 """
 
 from __future__ import annotations

@@ -128,9 +128,9 @@ def check(config_type: type, config_field: Field[Any], value: Any, place: str) -
         return None
     if kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
         raise ConfigError(f"{place}: must be {_TYPE_WORDS[kind]}{_valid_suffix(rules)}")
-    if kind is dict:
+    if isinstance(value, dict):
         for key, entry in value.items():
             if type(entry) not in (bool, int, float, str):
                 raise ConfigError(f"{place}: the value of {key} must be a number, a text, true or false")
@@ -200,9 +200,7 @@ def read_toml(config_type: type, path: Path) -> dict[str, Any]:
     known = {f.name: f for f in fields(config_type)}
     unknown = sorted(set(table) - set(known))
     if unknown:
-        raise ConfigError(
-            f"--config {path}: unknown key {', '.join(unknown)}; the keys are {', '.join(known)}"
-        )
+        raise ConfigError(f"--config {path}: unknown key {', '.join(unknown)}; the keys are {', '.join(known)}")
     return {
         name: check(config_type, known[name], value, f"--config {path}: {name} = {value!r}")
         for name, value in table.items()

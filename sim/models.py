@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,7 @@ class SimpleCnn(nn.Module):
         self.fc2 = nn.Linear(128, num_classes)
         for layer in (self.conv1, self.conv2, self.fc1, self.fc2):
             nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(cast(Tensor, layer.bias))
 
     def forward(self, x: Tensor) -> Tensor:
         """Images float32 [B, C, H, W] → logits float32 [B, classes]."""

@@ -57,9 +57,7 @@ class Partition:
 
     def label_counts(self, labels: Labels, num_classes: int) -> NDArray[np.int64]:
         """Examples of each class at each client, int64 [num_clients, num_classes]."""
-        return np.stack(
-            [np.bincount(labels[self.of(c)], minlength=num_classes) for c in range(self.num_clients)]
-        )
+        return np.stack([np.bincount(labels[self.of(c)], minlength=num_classes) for c in range(self.num_clients)])
 
 
 def deal(labels: Labels, config: RunConfig) -> Partition:
@@ -76,7 +74,7 @@ def deal(labels: Labels, config: RunConfig) -> Partition:
         )
     arguments = {"alpha": config.alpha} if config.partitioner == "dirichlet" else {}
     key = {
-        "labels": hashlib.sha256(np.ascontiguousarray(labels)).hexdigest(),
+        "labels": hashlib.sha256(labels.tobytes()).hexdigest(),
         "partitioner": config.partitioner,
         "num_clients": config.num_clients,
         "min_partition_size": config.min_partition_size,
@@ -183,6 +181,7 @@ def _what_works(labels: Labels, config: RunConfig) -> str:
     ways = [f"--alpha {alpha.alpha:g}"] if alpha else []
     ways += [f"--num-clients {count.num_clients}"] if count else []
     return (
-        f"--alpha {config.alpha:g}: in 11 attempts dirichlet left one of {config.num_clients} clients with fewer "
-        f"than {config.min_partition_size} of {len(labels)} examples; {' or '.join([*ways, '--partitioner iid'])} works"
+        f"--alpha {config.alpha:g}: in 11 attempts dirichlet left one of {config.num_clients} clients with "
+        f"fewer than {config.min_partition_size} of {len(labels)} examples; "
+        f"{' or '.join([*ways, '--partitioner iid'])} works"
     )

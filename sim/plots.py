@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import os.path
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,14 +60,23 @@ def curves_of(runs: Sequence[Run]) -> list[Curve]:
     for run in runs:
         settings = {key: value for key, value in run.config().items() if key not in _NOT_A_SETTING}
         groups.setdefault(repr(sorted(settings.items())), []).append(run)
-    return [Curve(_label([run.name for run in group]), [run.rounds() for run in group]) for group in groups.values()]
+    return [
+        Curve(_label([run.name for run in group]), [run.rounds() for run in group]) for group in groups.values()
+    ]
 
 
 def _label(names: list[str]) -> str:
     if len(names) == 1:
         return names[0]
-    stem = os.path.commonprefix(names).rstrip("-_. ").removesuffix("seed").rstrip("-_. ")
+    stem = "".join(_common_start(names)).rstrip("-_. ").removesuffix("seed").rstrip("-_. ")
     return f"{stem or names[0]} (mean ± sd of {len(names)} seeds)"
+
+
+def _common_start(names: list[str]) -> Iterator[str]:
+    for letters in zip(*names, strict=False):
+        if len(set(letters)) > 1:
+            return
+        yield letters[0]
 
 
 def curves_figure(curves: Sequence[Curve], quantities: Sequence[str], x: str = "round") -> Figure:
@@ -92,10 +100,8 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str) -> 
             measured = np.isfinite(mean)
             if not measured.any():
                 continue
-            label = curve.label if len(curves) > 1 else f"{curve.label}: {words}"
-            (line,) = axes.plot(
-                xs[measured], mean[measured], style, color=f"C{number}", label=label, linewidth=1.8
-            )
+            label = curve.label if len(curves) > 1 else words
+            (line,) = axes.plot(xs[measured], mean[measured], style, color=f"C{number}", label=label, linewidth=1.8)
             if len(xs[measured]) < 10:
                 line.set_marker("o")
             if len(curve.frames) > 1:
@@ -107,12 +113,14 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str) -> 
                     alpha=0.2,
                     linewidth=0,
                 )
+    if len(curves) == 1:
+        axes.set_title(curves[0].label, fontsize="medium")
     axes.set_xlabel(X_LABELS[x])
     axes.set_ylabel(Y_LABELS[quantity])
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     if x == "round":
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:
@@ -145,7 +153,7 @@ def partition_figure(label_counts: NDArray[np.int64], classes: Sequence[str]) ->
     axes.set_ylabel("examples")
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.spines[["top", "right"]].set_visible(False)
     if num_classes <= 20:
         axes.legend(title="class", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))

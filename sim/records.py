@@ -70,9 +70,7 @@ def read_frame(path: Path, record_type: type[RoundRecord] | type[ClientRecord]) 
     import pandas as pd
 
     names = columns(record_type)
-    types = {
-        name: "Int64" if name in _INTEGERS else "string" if name in _TEXTS else "float64" for name in names
-    }
+    types = {name: "Int64" if name in _INTEGERS else "string" if name in _TEXTS else "float64" for name in names}
     frame = pd.read_csv(path, dtype=types)
     if list(frame.columns) != names:
         raise ValueError(f"has the columns {', '.join(frame.columns)}, not {', '.join(names)}")

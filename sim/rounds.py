@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from logging import ERROR, INFO
 from typing import Any, NoReturn
 
@@ -28,7 +29,8 @@ from flwr.server import History, Server, SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 
-from sim.aggregation import WeightedSum, cast, cut
+from sim.aggregation import cast, cut
+from sim.answers import Answers, client_record, weighted_mean
 from sim.engine.contract import Chunk, Dispatcher, OpenDispatcher, Outcome, Task
 from sim.errors import ClientError, RunError
 from sim.records import ClientRecord, Phase, RoundRecord
@@ -36,30 +38,17 @@ from sim.seeds import Purpose, seeded
 
 CentralTest = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]]]
 OnRound = Callable[[RoundRecord, list[ClientRecord], NDArrays], None]
-Instructions = Sequence[tuple[ClientProxy, FitIns]] | Sequence[tuple[ClientProxy, EvaluateIns]]
+Instructions = Sequence[tuple[ClientProxy, FitIns] | tuple[ClientProxy, EvaluateIns]]
 
+_CALLS = (
+    "initialize_parameters",
+    "configure_fit",
+    "aggregate_fit",
+    "configure_evaluate",
+    "aggregate_evaluate",
+    "evaluate",
+)
 _OK = Status(Code.OK, "")
-
-
-@dataclass
-class Answers:
-    """What the clients of one phase gave back, in client order."""
-
-    outcomes: list[Outcome] = field(default_factory=list)
-    records: list[ClientRecord] = field(default_factory=list)
-    total: WeightedSum = field(default_factory=WeightedSum)
-
-    @property
-    def ok(self) -> list[Outcome]:
-        """Those that did not raise."""
-        return [outcome for outcome in self.outcomes if outcome.error is None]
-
-    @property
-    def failures(self) -> list[BaseException]:
-        """One exception for each client that raised, as strategies expect them."""
-        return [
-            o.cause or RuntimeError(f"client {o.client_id}: {o.error}") for o in self.outcomes if o.error is not None
-        ]
 
 
 class RoundServer(Server):
@@ -111,7 +100,7 @@ class RoundServer(Server):
         start = time.perf_counter()
         history = History()
         with self.open_dispatcher(self.client_manager()) as dispatcher:
-            with self._seeded(0, 0):
+            with self._calling(0, "initialize_parameters"):
                 initial = self.strategy.initialize_parameters(self.client_manager())
             self._accept(initial or ndarrays_to_parameters(self.weights))
             for server_round in range(num_rounds + 1):
@@ -134,7 +123,7 @@ class RoundServer(Server):
         if server_round > 0:
             record, clients = self._fit(record, dispatcher)
         tested = time.perf_counter()
-        with self._seeded(server_round, 3):
+        with self._calling(server_round, "evaluate"):
             result = self.strategy.evaluate(server_round, self.parameters)
             loss, metrics = result or self.central_test(server_round, self.weights, {})
         accuracy = metrics.get("accuracy")
@@ -152,7 +141,7 @@ class RoundServer(Server):
     def _fit(self, record: RoundRecord, dispatcher: Dispatcher) -> tuple[RoundRecord, list[ClientRecord]]:
         server_round = record.round
         start = time.perf_counter()
-        with self._seeded(server_round, 0):
+        with self._calling(server_round, "configure_fit"):
             asked = self.strategy.configure_fit(server_round, self.parameters, self.client_manager())
         if not asked:
             raise RunError(f"round {server_round}: the strategy chose no clients")
@@ -164,7 +153,7 @@ class RoundServer(Server):
         answers = self._ask("fit", server_round, asked, dispatcher)
         trained = time.perf_counter()
         proxies = {_client_id(proxy): proxy for proxy, _ in asked}
-        with self._seeded(server_round, 1):
+        with self._calling(server_round, "aggregate_fit"):
             parameters = self._aggregate(server_round, answers, proxies)
         if parameters is None:
             raise RunError(f"round {server_round}: the strategy returned no weights")
@@ -174,14 +163,12 @@ class RoundServer(Server):
             record,
             num_clients=len(answers.ok),
             num_failures=len(answers.failures),
-            train_loss=_mean([(o.num_examples, o.loss) for o in answers.ok]),
+            train_loss=weighted_mean([(o.num_examples, o.loss) for o in answers.ok]),
             fit_seconds=trained - configured,
             aggregate_seconds=(configured - start) + (end - trained),
         ), answers.records
 
-    def _aggregate(
-        self, server_round: int, answers: Answers, proxies: dict[int, ClientProxy]
-    ) -> Parameters | None:
+    def _aggregate(self, server_round: int, answers: Answers, proxies: dict[int, ClientProxy]) -> Parameters | None:
         strategy: Any = self.strategy
         if not self.averages:
             each = [(proxies[o.client_id], _fit_res(o.weights or [], o)) for o in answers.ok]
@@ -194,7 +181,7 @@ class RoundServer(Server):
     def _evaluate(self, record: RoundRecord, dispatcher: Dispatcher) -> tuple[RoundRecord, list[ClientRecord]]:
         server_round = record.round
         start = time.perf_counter()
-        with self._seeded(server_round, 2):
+        with self._calling(server_round, "configure_evaluate"):
             asked = self.strategy.configure_evaluate(server_round, self.parameters, self.client_manager())
         if not asked:
             return record, []
@@ -205,19 +192,17 @@ class RoundServer(Server):
         results = [
             (proxies[o.client_id], EvaluateRes(_OK, o.loss or 0.0, o.num_examples, o.metrics)) for o in spoken
         ]
-        with self._seeded(server_round, 4):
+        with self._calling(server_round, "aggregate_evaluate"):
             self.strategy.aggregate_evaluate(server_round, results, answers.failures)
         return replace(
             record,
             num_failures=(record.num_failures or 0) + len(answers.failures),
-            eval_loss=_mean([(o.num_examples, o.loss) for o in spoken]),
-            eval_accuracy=_mean([(o.num_examples, o.accuracy) for o in spoken]),
+            eval_loss=weighted_mean([(o.num_examples, o.loss) for o in spoken]),
+            eval_accuracy=weighted_mean([(o.num_examples, o.accuracy) for o in spoken]),
             eval_seconds=time.perf_counter() - start,
         ), answers.records
 
-    def _ask(
-        self, phase: Phase, server_round: int, asked: Instructions, dispatcher: Dispatcher
-    ) -> Answers:
+    def _ask(self, phase: Phase, server_round: int, asked: Instructions, dispatcher: Dispatcher) -> Answers:
         """Send instructions to clients and collect what comes back, in client order."""
         answers = Answers()
         for result in dispatcher.execute(self._chunks(phase, server_round, asked)):
@@ -230,9 +215,14 @@ class RoundServer(Server):
                     if self.on_client_error == "stop":
                         _stop(outcome, phase, server_round)
                 answers.outcomes.append(outcome)
-                answers.records.append(_record(outcome, phase, server_round, result.actor))
+                answers.records.append(client_record(outcome, phase, server_round, result.actor))
         if not answers.ok:
-            _stop(answers.outcomes[0], phase, server_round, f"; so did all {len(answers.outcomes)} clients of the round")
+            _stop(
+                answers.outcomes[0],
+                phase,
+                server_round,
+                f"; so did all {len(answers.outcomes)} clients of the round",
+            )
         return answers
 
     def _chunks(self, phase: Phase, server_round: int, asked: Instructions) -> list[Chunk]:
@@ -262,8 +252,15 @@ class RoundServer(Server):
     def _cast(self, weights: NDArrays) -> NDArrays:
         return [cast(array, like.dtype) for array, like in zip(weights, self.weights, strict=True)]
 
-    def _seeded(self, server_round: int, call: int) -> Any:
-        return seeded(self.seed, Purpose.STRATEGY, server_round, call)
+    @contextmanager
+    def _calling(self, server_round: int, call: str) -> Iterator[None]:
+        """Seed a call of the strategy (or of the central test), and name it if it raises."""
+        try:
+            with seeded(self.seed, Purpose.STRATEGY, server_round, _CALLS.index(call)):
+                yield
+        except Exception as error:
+            log(ERROR, "%s, round %s:\n%s", call, server_round, traceback.format_exc())
+            raise RunError(f"round {server_round}: {call} raised {type(error).__name__}: {error}") from error
 
 
 def _client_id(proxy: ClientProxy) -> int:
@@ -276,34 +273,10 @@ def _fit_res(weights: NDArrays, outcome: Outcome) -> FitRes:
     return FitRes(_OK, ndarrays_to_parameters(weights), outcome.num_examples, outcome.metrics)
 
 
-def _mean(values: list[tuple[int, float | None]]) -> float | None:
-    """Mean weighted by examples over the clients that measured; None if none did."""
-    known = [(n, value) for n, value in values if value is not None]
-    num_examples = sum(n for n, _ in known)
-    return sum(n * value for n, value in known) / num_examples if num_examples else None
-
-
 def _stop(outcome: Outcome, phase: Phase, server_round: int, more: str = "") -> NoReturn:
     raise ClientError(
         f"client {outcome.client_id} raised in round {server_round} ({phase}): {outcome.error}{more}"
     ) from outcome.cause
-
-
-def _record(outcome: Outcome, phase: Phase, server_round: int, actor: int) -> ClientRecord:
-    ok = outcome.error is None
-    measured = ok and outcome.num_examples > 0
-    return ClientRecord(
-        round=server_round,
-        phase=phase,
-        client_id=outcome.client_id,
-        num_examples=outcome.num_examples if ok else None,
-        loss=outcome.loss if measured else None,
-        accuracy=outcome.accuracy if measured else None,
-        seconds=outcome.seconds,
-        actor=actor,
-        status="ok" if ok else "failed",
-        error=outcome.error,
-    )
 
 
 @contextmanager

@@ -71,12 +71,14 @@ def build(config: RunConfig, initial_weights: NDArrays, evaluate_fn: EvaluateFn)
     }
     entry = STRATEGIES.get(config.strategy)
     own: type[Strategy] = (
-        getattr(flwr.server.strategy, entry.class_name)
-        if entry
-        else plugins.load(config.strategy, "--strategy")
+        getattr(flwr.server.strategy, entry.class_name) if entry else plugins.load(config.strategy, "--strategy")
     )
     _check_arguments(own, config, set(offered))
-    arguments = {**plugins.accepted(own, offered), **(entry.defaults if entry else {}), **config.strategy_args}
+    arguments = {
+        **plugins.accepted(own, offered),
+        **(entry.defaults if entry else {}),
+        **config.strategy_args,
+    }
     if entry:
         return Chosen(own(**arguments), entry.averages)
     try:

@@ -21,12 +21,12 @@ from flwr.server import Server, ServerConfig
 from flwr.server.client_manager import ClientManager
 from flwr.simulation import start_simulation
 from flwr.simulation.ray_transport.ray_actor import VirtualClientEngineActor
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.exceptions import RayActorError, RayError
 
 from sim.engine.contract import Chunk, ChunkResult, OpenDispatcher
 from sim.engine.worker import Worker
-from sim.errors import EngineError, SimError
+from sim.errors import EngineError
 
 
 @ray.remote
@@ -128,7 +128,12 @@ def run(
     Raises:
         EngineError: Ray could not start, or a process died.
     """
-    arguments = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False, **ray_init_args}
+    arguments = {
+        "include_dashboard": False,
+        "log_to_driver": False,
+        "configure_logging": False,
+        **ray_init_args,
+    }
     with _private_ray():
         try:
             start_simulation(
@@ -141,14 +146,10 @@ def run(
                 actor_type=ChunkActor,
                 actor_kwargs={"client_fn": client_fn, "num_clients": num_clients, "seed": seed, "log": log},
             )
-        except RuntimeError as error:
-            # start_simulation says "Simulation crashed."; what happened is its cause.
-            if error.__cause__ is not None:
-                raise error.__cause__ from None
-            raise
-        except (RayError, ValueError, ConnectionError, TimeoutError) as error:
-            if isinstance(error, SimError):
-                raise
+        except Exception as error:
+            # start_simulation wraps what the round loop raises; anything else comes from Ray's start.
+            if str(error) == "Simulation crashed." and error.__cause__ is not None:
+                raise error.__cause__  # noqa: B904 - it has a cause of its own
             raise EngineError(f"Ray could not start: {_last_line(error)}") from error
         finally:
             _end_timers()

@@ -1,0 +1,5 @@
+"""``python -m sim`` is the console script ``sim``."""
+
+from sim.cli import entry
+
+entry()

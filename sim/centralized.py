@@ -1,0 +1,65 @@
+"""The tutorial's first half: the same model, data, ``train`` and ``test`` in one place, without clients."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from sim import data, plugins, rehearsal, runlog
+from sim.client import Program, get_weights, workbench
+from sim.config import CentralizedConfig
+from sim.records import RoundRecord
+from sim.rundir import Run, RunWriter
+from sim.seeds import Purpose, seeded
+from sim.simulation import check_device, finish, fresh_weights, program_parts, write_environment
+
+
+def train_centralized(config: CentralizedConfig, *, on_record: Callable[[RoundRecord], None] | None = None) -> Run:
+    """Train on all the data and return the run folder; its rounds are epochs, row 0 is before training.
+
+    ``train`` is called once an epoch, so an optimizer's buffers start anew with each.
+
+    Raises:
+        UsageError: the config, the data or the user's modules do not work; nothing was written.
+    """
+    check_device(config)
+    dataset = data.load(config)
+    program = Program(**program_parts(config, dataset))
+    weights = fresh_weights(program)
+    bench = workbench(program)
+    knobs = {"lr": config.lr, "momentum": config.momentum, "weight_decay": config.weight_decay}
+    rehearsal.rehearse(bench, weights, dict(knobs))
+    writer = RunWriter(config.results_dir, config.name, config.to_toml(), clients=False)
+    loader = bench.batches(dataset.train, None, config.batch_size, shuffle=True)
+    try:
+        write_environment(writer)
+        with runlog.captured(writer.run.log_path, show=config.verbose):
+            for epoch in range(config.epochs + 1):
+                start = time.perf_counter()
+                train_loss = fit_seconds = None
+                if epoch > 0:
+                    with seeded(config.seed, Purpose.CENTRALIZED, epoch):
+                        train_loss = bench.train(
+                            bench.net, loader, 1, bench.device, **plugins.accepted(bench.train, dict(knobs))
+                        )
+                    fit_seconds = time.perf_counter() - start
+                tested = time.perf_counter()
+                with seeded(config.seed, Purpose.TEST, epoch):
+                    loss, accuracy = bench.test(bench.net, bench.test_loader, bench.device)
+                end = time.perf_counter()
+                record = RoundRecord(
+                    epoch,
+                    train_loss=None if train_loss is None else float(train_loss),
+                    test_loss=float(loss),
+                    test_accuracy=float(accuracy),
+                    fit_seconds=fit_seconds,
+                    test_seconds=end - tested,
+                    round_seconds=end - start,
+                )
+                writer.append(record)
+                weights = get_weights(bench.net)
+                if on_record is not None:
+                    on_record(record)
+    finally:
+        finish(writer, bench, weights)
+    return writer.run

@@ -1,0 +1,61 @@
+"""What a user can get wrong, each under the name of what it is."""
+
+from torch import nn
+
+from sim.client import CifarClient
+
+not_callable = 3
+
+
+def model_none():
+    return None
+
+
+def model_shape():
+    return nn.Sequential(nn.Flatten(), nn.Linear(1024, 7))
+
+
+def model_raises():
+    raise OSError("weights.pt is missing")
+
+
+def model_needs_more(depth):
+    return nn.Flatten()
+
+
+def train_short(net, loader):
+    return 0.0
+
+
+def train_text(net, loader, epochs, device):
+    return "fine"
+
+
+def train_raises(net, loader, epochs, device):
+    raise KeyError("optimizer")
+
+
+def test_accuracy_only(net, loader, device):
+    return 0.5
+
+
+def test_percent(net, loader, device):
+    return 1.0, 55.0
+
+
+class NotAClient:
+    pass
+
+
+class Greedy(CifarClient):
+    def __init__(self, net, passport):
+        pass
+
+
+class NotAStrategy:
+    pass
+
+
+class NeedyStrategy:
+    def __init__(self, moon):
+        pass

@@ -1,0 +1,131 @@
+"""Clients and strategies of a user's own, each made to show one thing."""
+
+import os
+
+import numpy as np
+from flwr.client import Client, NumPyClient
+from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.common.record import MetricRecord
+from flwr.server.strategy import FedAvg
+from torch import nn
+
+from sim.client import CifarClient
+
+
+class EachClientFedAvg(FedAvg):
+    """FedAvg that asks for every client's weights, as a strategy that does not average would."""
+
+
+class MetricsFedAvg(FedAvg):
+    """An averaging strategy whose metrics function writes down which clients it saw."""
+
+    averages_clients = True
+
+    def __init__(self, **kwargs):
+        super().__init__(fit_metrics_aggregation_fn=self.see, **kwargs)
+        self.seen = []
+
+    def see(self, metrics):
+        self.seen.append([(n, sorted(m)) for n, m in metrics])
+        return {}
+
+
+class RaisingFedAvg(FedAvg):
+    def aggregate_fit(self, server_round, results, failures):
+        raise ArithmeticError("no average today")
+
+
+class Tutorial(NumPyClient):
+    """Takes what the tutorial's client takes, writes into the arrays it gets, and prints."""
+
+    def __init__(self, net, trainloader, testloader):
+        self.net, self.trainloader, self.testloader = net, trainloader, testloader
+
+    def fit(self, parameters, config):
+        for array in parameters:
+            array += 1
+        print(f"own client trained with batch size {self.trainloader.batch_size}")
+        return parameters, len(self.trainloader.dataset), {"loss": 0.5}
+
+    def evaluate(self, parameters, config):
+        return 0.25, len(self.testloader.dataset), {"accuracy": 0.75}
+
+
+class Plain(Client):
+    """flwr's Client instead of the NumPyClient; adds 1 to every weight."""
+
+    def fit(self, ins):
+        weights = [array + 1 for array in parameters_to_ndarrays(ins.parameters)]
+        return FitRes(Status(Code.OK, ""), ndarrays_to_parameters(weights), 2, {"loss": 1.5})
+
+
+class Refusing(Client):
+    def fit(self, ins):
+        return FitRes(Status(Code.FIT_NOT_IMPLEMENTED, "not today"), ins.parameters, 0, {})
+
+
+class Where(CifarClient):
+    """Reports the process and the GPUs it sees instead of training."""
+
+    def fit(self, parameters, config):
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        return parameters, 1, {"loss": float(seen) if seen else -1.0}
+
+
+class Failing(CifarClient):
+    """Every client with an odd id raises in round 2."""
+
+    def __init__(self, net, train_loader, test_loader, device, train, test, client_id):
+        super().__init__(net, train_loader, test_loader, device, train, test)
+        self.client_id = client_id
+
+    def fit(self, parameters, config):
+        if config["server_round"] == 2 and self.client_id % 2:
+            raise ValueError(f"client {self.client_id} has\na bad day")
+        return super().fit(parameters, config)
+
+
+class Lost(CifarClient):
+    def fit(self, parameters, config):
+        raise MemoryError("all of them")
+
+
+class Exiting(CifarClient):
+    """Ends its process as a segmentation fault would."""
+
+    def fit(self, parameters, config):
+        os._exit(9)
+
+
+class WrongAnswer(CifarClient):
+    def fit(self, parameters, config):
+        return parameters, "many", {}
+
+
+class Counting(Client):
+    """Counts its own calls in Context.state and reports the count as its loss."""
+
+    def fit(self, ins):
+        state = self.context.state
+        count = (state["count"]["calls"] if "count" in state else 0) + 1
+        state["count"] = MetricRecord({"calls": count})
+        return FitRes(Status(Code.OK, ""), ins.parameters, 1, {"loss": float(count)})
+
+
+class WithBatchNorm(nn.Module):
+    """Has integer buffers: BatchNorm counts its batches."""
+
+    def __init__(self, image_shape, num_classes):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(image_shape[0])
+        self.out = nn.Linear(int(np.prod(image_shape)), num_classes)
+
+    def forward(self, x):
+        return self.out(self.norm(x).flatten(1))
+
+
+class WithoutTraining(CifarClient):
+    """Returns what it got, at once."""
+
+    def fit(self, parameters, config):
+        return parameters, self.train_loader.num_examples, {}

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from sim.config import CentralizedConfig, RunConfig
+from sim.errors import ConfigError
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    config = RunConfig()
+    assert (config.dataset, config.num_clients, config.fraction_fit, config.num_rounds) == ("digits", 100, 0.2, 30)
+    assert (config.local_epochs, config.batch_size, config.lr, config.alpha) == (5, 8, 0.1, 0.5)
+    central = CentralizedConfig()
+    assert (central.epochs, central.batch_size, central.lr, central.momentum) == (2, 32, 0.001, 0.9)
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    config = RunConfig(strategy="fedprox", strategy_args={"proximal_mu": 0.5}, clients_per_round=7, name="x")
+    path = tmp_path / "config.toml"
+    path.write_text(config.to_toml())
+    assert RunConfig.load(path) == config
+    assert "fraction_fit" not in tomllib.loads(config.to_toml())
+
+
+def test_values_win_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("lr = 0.5\nfraction_fit = 0.3\nnum_rounds = 4\n")
+    config = RunConfig.load(path, lr=0.25, clients_per_round=3)
+    assert (config.lr, config.num_rounds, config.clients_per_round, config.fraction_fit) == (0.25, 4, 3, None)
+    path.write_text("clients_per_round = 3\n")
+    assert RunConfig.load(path, fraction_fit=0.5).num_fit_clients == 50
+
+
+@pytest.mark.parametrize(
+    ("num_clients", "fraction", "count"),
+    [(100, 0.29, 29), (100, 0.1, 10), (7, 0.5, 3), (10, 1.0, 10), (3, 0.34, 1)],
+)
+def test_a_fraction_picks_its_floor_without_rounding_error(num_clients: int, fraction: float, count: int) -> None:
+    assert RunConfig(num_clients=num_clients, fraction_fit=fraction).num_fit_clients == count
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"lr": 0}, "lr = 0: must be above 0"),
+        ({"lr": float("nan")}, "lr = nan: must be a number, above 0"),
+        ({"num_clients": 1.0}, "num_clients = 1.0: must be a whole number, at least 1"),
+        ({"num_rounds": True}, "num_rounds = True: must be a whole number, at least 1"),
+        ({"momentum": 1.0}, "momentum = 1.0: must be at least 0 and below 1"),
+        ({"model": "Nett"}, "model = 'Nett': must be one of Net, SimpleCnn, package.module:name"),
+        ({"name": "../x"}, "--name ../x: must be at most 100 letters, digits, '.', '_' and '-'"),
+        ({"strategy_args": {"a": [1]}}, "the value of a must be a number, a text, true or false"),
+    ],
+)
+def test_python_values_are_checked_like_flags(knobs: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        RunConfig(**knobs)  # type: ignore[arg-type]
+    assert message in str(raised.value)

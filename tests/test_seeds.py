@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+from sim.seeds import Purpose, generator, seeded
+
+
+def _draw() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+
+def test_a_stream_depends_on_each_of_its_four_numbers() -> None:
+    first = generator(0, Purpose.FIT, 1, 2).integers(2**62)
+    assert first == generator(0, Purpose.FIT, 1, 2).integers(2**62)
+    others = [(1, Purpose.FIT, 1, 2), (0, Purpose.TEST, 1, 2), (0, Purpose.FIT, 2, 2), (0, Purpose.FIT, 1, 3)]
+    drawn = {first, *(generator(*key).integers(2**62) for key in others)}
+    assert len(drawn) == 5
+
+
+def test_the_global_generators_are_seeded_inside_and_untouched_outside() -> None:
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
+    expected = _draw(), _draw()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
+    before = _draw()
+    with seeded(5, Purpose.FIT, 3, 4):
+        inside = _draw()
+    after = _draw()
+    assert (before, after) == expected
+    with seeded(5, Purpose.FIT, 3, 4):
+        assert _draw() == inside
+    with seeded(5, Purpose.FIT, 3, 5):
+        assert not set(_draw()) & set(inside)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sim import training
+from sim.batches import Batches
+from sim.data import Examples
+
+CPU = torch.device("cpu")
+
+
+def _linear() -> nn.Linear:
+    net = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        net.weight.zero_()
+    return net
+
+
+BATCH = [(torch.tensor([[2.0]]), torch.tensor([1]))]
+
+
+def test_one_step_of_sgd_by_hand() -> None:
+    net = _linear()
+    loss = training.train(net, BATCH, 1, CPU, lr=0.1)
+    # softmax is (½, ½), so the gradient of the weights is (½ − 0, ½ − 1) · 2 = (1, −1)
+    assert net.weight.flatten().tolist() == pytest.approx([-0.1, 0.1])
+    assert loss == pytest.approx(math.log(2))
+
+
+def test_momentum_and_weight_decay_by_hand() -> None:
+    net = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        net.weight.fill_(1.0)
+    training.train(net, BATCH, 1, CPU, lr=0.1, weight_decay=0.5)
+    assert net.weight.flatten().tolist() == pytest.approx([1 - 0.1 * 1.5, 1 - 0.1 * (-0.5)])
+    net = _linear()
+    training.train(net, BATCH, 2, CPU, lr=0.1, momentum=0.9)
+    p = 1 / (1 + math.exp(0.4))  # of class 0 after the first step, logits (−0.2, 0.2)
+    assert net.weight[0, 0].item() == pytest.approx(-0.1 - 0.1 * (0.9 + 2 * p))
+
+
+def test_the_proximal_term_pulls_towards_the_start() -> None:
+    free, held = _linear(), _linear()
+    training.train(free, BATCH, 2, CPU, lr=0.1)
+    training.train(held, BATCH, 2, CPU, lr=0.1, proximal_mu=4.0)
+    p = 1 / (1 + math.exp(0.4))
+    assert free.weight[0, 0].item() == pytest.approx(-0.1 - 0.2 * p)
+    # the first step starts at w₀, the second adds μ (w − w₀) = 4 · (−0.1) to the gradient
+    assert held.weight[0, 0].item() == pytest.approx(-0.1 - 0.1 * (2 * p - 0.4))
+
+
+def test_means_are_weighted_by_examples_not_by_batches() -> None:
+    net = _linear()
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[0.0], [1.0]]))
+    batches = [
+        (torch.tensor([[0.0], [0.0], [0.0]]), torch.tensor([0, 1, 1])),
+        (torch.tensor([[5.0]]), torch.tensor([0])),
+    ]
+    loss, accuracy = training.test(net, batches, CPU)
+    wrong = math.log(1 + math.exp(5))
+    assert loss == pytest.approx((3 * math.log(2) + wrong) / 4)
+    assert accuracy == 0.25
+
+
+def _examples(count: int = 10) -> Examples:
+    images = np.arange(count * 12, dtype=np.uint8).reshape(count, 2, 2, 3)
+    return Examples(images, np.arange(count))
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_batches_are_the_images_scaled(channels_last: bool) -> None:
+    loader = Batches(_examples(), np.array([3, 1, 2]), 2, CPU, shuffle=False, channels_last=channels_last)
+    (first, labels), (last, _) = loader
+    assert (len(loader), loader.num_examples, len(loader.dataset)) == (2, 3, 3)
+    assert labels.tolist() == [3, 1]
+    assert first.shape == (2, 3, 2, 2)
+    assert last.shape == (1, 3, 2, 2)
+    assert first[0, 1, 0, 1].item() == pytest.approx((3 * 12 + 4) / 127.5 - 1)
+    assert first.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+def test_shuffling_is_a_new_order_of_everything_from_torchs_generator() -> None:
+    loader = Batches(_examples(), None, 4, CPU, shuffle=True, channels_last=True)
+
+    def order() -> list[int]:
+        return [int(label) for _, labels in loader for label in labels]
+
+    torch.manual_seed(3)
+    first, second = order(), order()
+    assert sorted(first) == list(range(10))
+    assert first != second
+    torch.manual_seed(3)
+    assert order() == first
