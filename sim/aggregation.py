@@ -40,7 +40,7 @@ class WeightedSum:
 
     def add(self, weights: NDArrays, num_examples: int) -> None:
         """Add one client's weights; the arrays are not kept."""
-        scaled = [np.multiply(w, num_examples, dtype=_sum_dtype(w)) for w in weights]
+        scaled = [np.asarray(np.multiply(w, num_examples, dtype=_sum_dtype(w))) for w in weights]
         if self.sums:
             _add_in_place(self.sums, scaled)
         else:

@@ -167,14 +167,16 @@ class Workbench:
         """The central test split, in large batches."""
         return self.batches(self.dataset.test, None, TEST_BATCH_SIZE, shuffle=False)
 
-    def client(self, client_id: int) -> Client:
-        """Make one client.
+    def client(self, context: Context) -> Client:
+        """Make the client of ``partition-id``.
 
         The user's own class is called with those of ``net, train_loader, test_loader, device, train, test,
-        client_id`` that it takes (``trainloader`` and ``testloader`` are the same loaders).
+        client_id, context`` that it takes (``trainloader`` and ``testloader`` are the same loaders). What it
+        puts into ``context.state`` is there the next time.
         """
         if self.partition is None:
             raise ValueError("this program has no partition, so it has no clients")
+        client_id = int(context.node_config["partition-id"])
         train_indices, eval_indices = self.partition.split(client_id, self.program.eval_share)
         examples = self.dataset.train
         train_loader = self.batches(examples, train_indices, self.program.batch_size, shuffle=True)
@@ -189,6 +191,7 @@ class Workbench:
             "train": self.train,
             "test": self.test,
             "client_id": client_id,
+            "context": context,
         }
         made: Client | NumPyClient = self.client_class(**plugins.accepted(self.client_class, offered))
         return made.to_client()
@@ -209,4 +212,4 @@ def make_client_fn(program: Program) -> Callable[[Context], Client]:
 
 
 def _client_of(program: Program, context: Context) -> Client:
-    return workbench(program).client(int(context.node_config["partition-id"]))
+    return workbench(program).client(context)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from flwr.client import Client, NumPyClient
-from flwr.common import NDArrays, Scalar
+from flwr.common import Context, NDArrays, RecordDict, Scalar
 from flwr.server.strategy import Strategy
 
 from sim import plugins
@@ -68,7 +68,7 @@ def _rehearse_test(bench: Workbench, spec: str) -> None:
 
 def _rehearse_client(bench: Workbench, spec: str) -> None:
     try:
-        client = bench.client(0)
+        client = bench.client(Context(0, 0, {"partition-id": 0, "num-partitions": 1}, RecordDict(), {}))
     except Exception as error:
         raise PluginError(f"--client {spec}: cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(client, Client | NumPyClient):

@@ -3,9 +3,9 @@
 import os
 
 import numpy as np
+from flwr.app import MetricRecord
 from flwr.client import Client, NumPyClient
 from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
-from flwr.common.record import MetricRecord
 from flwr.server.strategy import FedAvg
 from torch import nn
 
@@ -43,7 +43,7 @@ class Tutorial(NumPyClient):
 
     def fit(self, parameters, config):
         for array in parameters:
-            array += 1
+            array += 1  # noqa: PLW2901 - in place, to show that these arrays are the client's own
         print(f"own client trained with batch size {self.trainloader.batch_size}")
         return parameters, len(self.trainloader.dataset), {"loss": 0.5}
 
@@ -105,8 +105,11 @@ class WrongAnswer(CifarClient):
 class Counting(Client):
     """Counts its own calls in Context.state and reports the count as its loss."""
 
+    def __init__(self, context):
+        self.state = context.state
+
     def fit(self, ins):
-        state = self.context.state
+        state = self.state
         count = (state["count"]["calls"] if "count" in state else 0) + 1
         state["count"] = MetricRecord({"calls": count})
         return FitRes(Status(Code.OK, ""), ins.parameters, 1, {"loss": float(count)})

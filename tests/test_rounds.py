@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+from flwr.common import Context, RecordDict
+from safetensors.numpy import load_file
+
+from sim import Run, RunConfig, data, models, partition, simulation
+from sim.client import get_weights, workbench
+from sim.errors import ClientError, RunError
+from sim.seeds import Purpose, seeded
+
+
+def _weights(run: Run) -> dict[str, np.ndarray]:
+    return load_file(run.model_path)
+
+
+def test_one_round_is_federated_averaging_as_the_paper_writes_it(small: Callable[..., Run]) -> None:
+    """A bare loop over the sampled clients (McMahan et al. 2017, algorithm 1) gives the same weights."""
+    run = small(num_rounds=1, local_epochs=2)
+    clients = run.clients()
+    config = RunConfig(num_clients=10, clients_per_round=4, num_rounds=1, local_epochs=2, engine="inline")
+    bench = workbench(simulation.prepare(config).program)
+    start = get_weights(bench.net)
+    total = [np.zeros(array.shape) for array in start]
+    for client_id in clients.client_id:
+        with seeded(0, Purpose.FIT, 1, int(client_id)):
+            context = Context(0, 0, {"partition-id": int(client_id)}, RecordDict(), {})
+            client = bench.client(context).numpy_client  # type: ignore[attr-defined]
+            weights, num_examples, _ = client.fit(
+                start, {"local_epochs": 2, "batch_size": 8, "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}
+            )
+        for array, sum_so_far in zip(weights, total, strict=True):
+            np.add(sum_so_far, array.astype(float) * num_examples, out=sum_so_far)
+    mean = [array / clients.num_examples.sum() for array in total]
+    found = _weights(run)
+    for name, expected in zip(bench.net.state_dict(), mean, strict=True):
+        assert np.abs(found[name] - expected).max() < 1e-6
+        assert not np.array_equal(found[name], start[list(bench.net.state_dict()).index(name)])
+
+
+def test_records_add_up(small: Callable[..., Run]) -> None:
+    run = small(fraction_evaluate=0.5, num_rounds=3, local_epochs=5)
+    rounds, clients = run.rounds(), run.clients()
+    assert rounds["round"].tolist() == [0, 1, 2, 3]
+    assert rounds.loc[0, ["num_clients", "train_loss", "eval_loss", "fit_seconds"]].isna().all()
+    parts = rounds[["fit_seconds", "aggregate_seconds", "test_seconds", "eval_seconds"]].sum(axis=1)
+    assert (parts <= rounds.round_seconds).all()
+    assert (parts >= 0.98 * rounds.round_seconds).all()
+    for number, row in rounds[1:].iterrows():
+        fit = clients[(clients["round"] == number) & (clients.phase == "fit")]
+        own = clients[(clients["round"] == number) & (clients.phase == "evaluate")]
+        assert (len(fit), len(own)) == (4, 5)
+        assert fit.client_id.is_monotonic_increasing
+        assert fit.client_id.is_unique
+        assert row.train_loss == pytest.approx(np.average(fit.loss, weights=fit.num_examples))
+        assert row.eval_loss == pytest.approx(np.average(own.loss, weights=own.num_examples))
+        assert row.eval_accuracy == pytest.approx(np.average(own.accuracy, weights=own.num_examples))
+        sizes = _sizes(own.client_id)
+        assert own.num_examples.tolist() == [n // 5 for n in sizes]
+        assert fit.num_examples.tolist() == [n - n // 5 for n in _sizes(fit.client_id)]
+
+
+def _sizes(client_ids: pd.Series) -> list[int]:
+    config = RunConfig(num_clients=10)
+    dealt = partition.deal(data.load(config).train.labels, config)
+    return [int(dealt.sizes[client_id]) for client_id in client_ids]
+
+
+def test_without_evaluation_every_example_trains(small: Callable[..., Run]) -> None:
+    clients = small().clients()
+    assert clients.num_examples.tolist() == _sizes(clients.client_id)
+
+
+def test_clients_too_small_to_evaluate_say_nothing_and_are_not_averaged(small: Callable[..., Run]) -> None:
+    run = small(num_clients=480, partitioner="iid", fraction_evaluate=1.0, eval_share=0.2)
+    own = run.clients().query("phase == 'evaluate'")
+    assert set(own.num_examples) == {0}
+    assert own.loss.isna().all()
+    assert run.rounds().eval_loss.isna().all()
+
+
+def test_a_client_that_raises_stops_the_run_and_keeps_what_was_done(
+    small: Callable[..., Run], in_programs: None
+) -> None:
+    seen = []
+    with pytest.raises(
+        ClientError, match=r"client \d*[13579] raised in round 2 \(fit\): ValueError: .* bad day"
+    ) as raised:
+        small(client="own:Failing", num_rounds=3, name="stopped", on_record=seen.append)
+    assert isinstance(raised.value.__cause__, ValueError)
+    assert [record.round for record in seen] == [0, 1]
+
+
+def test_with_drop_the_others_are_averaged_and_the_failures_counted(
+    small: Callable[..., Run], in_programs: None
+) -> None:
+    run = small(client="own:Failing", num_rounds=3, on_client_error="drop")
+    rounds, second = run.rounds(), run.clients().query("round == 2")
+    odd = second.client_id % 2 == 1
+    assert 0 < odd.sum() < 4
+    assert rounds.num_failures.tolist()[1:] == [0, odd.sum(), 0]
+    assert rounds.num_clients.tolist()[1:] == [4, 4 - odd.sum(), 4]
+    assert (second.status == "failed").tolist() == odd.tolist()
+    assert second[odd].error.str.contains("bad day").all()
+    assert rounds.train_loss[2] == pytest.approx(np.average(second[~odd].loss, weights=second[~odd].num_examples))
+
+
+def test_when_nobody_is_left_the_run_stops_even_with_drop(small: Callable[..., Run], in_programs: None) -> None:
+    with pytest.raises(ClientError, match="MemoryError: all of them; so did all 4 clients of the round"):
+        small(client="own:Lost", on_client_error="drop")
+
+
+@pytest.mark.parametrize(
+    ("client", "message"),
+    [
+        ("own:WrongAnswer", r"TypeError: fit must return \(list of arrays, int, dict\), not \(list, str, dict\)"),
+        ("own:Refusing", "RuntimeError: the client answered FIT_NOT_IMPLEMENTED: not today"),
+    ],
+)
+def test_what_a_client_must_not_return(
+    small: Callable[..., Run], in_programs: None, client: str, message: str
+) -> None:
+    with pytest.raises(ClientError, match=message):
+        small(client=client)
+
+
+def test_a_strategy_that_raises_is_named_with_its_round(small: Callable[..., Run], in_programs: None) -> None:
+    with pytest.raises(RunError, match="round 1: aggregate_fit raised ArithmeticError: no average today"):
+        small(strategy="own:RaisingFedAvg")
+
+
+def test_a_strategy_that_needs_each_client_gets_each_and_agrees_with_the_mean(
+    small: Callable[..., Run], in_programs: None
+) -> None:
+    summed, each = (
+        _weights(small(num_rounds=1, name=name, strategy=name_of))
+        for name, name_of in (("a", "fedavg"), ("b", "own:EachClientFedAvg"))
+    )
+    for name, array in summed.items():
+        assert np.abs(array - each[name]).max() < 1e-6
+
+
+def test_the_metrics_function_sees_every_client(
+    small: Callable[..., Run], in_programs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import own
+
+    made = []
+    monkeypatch.setattr(own.MetricsFedAvg, "__init__", _remember(own.MetricsFedAvg.__init__, made))
+    run = small(strategy="own:MetricsFedAvg")
+    sizes = run.clients().groupby("round").num_examples.apply(list).tolist()
+    assert [[n for n, _ in seen] for seen in made[0].seen] == sizes
+    assert made[0].seen[0][0][1] == ["loss"]
+
+
+def _remember(init: Callable[..., None], made: list[object]) -> Callable[..., None]:
+    def wrapped(self: object, **kwargs: object) -> None:
+        init(self, **kwargs)
+        made.append(self)
+
+    return wrapped
+
+
+def test_fedadam_keeps_float32_and_batchnorm_keeps_its_integers(
+    small: Callable[..., Run], in_programs: None
+) -> None:
+    adam = _weights(small(strategy="fedadam", name="adam"))
+    assert {array.dtype for array in adam.values()} == {np.dtype(np.float32)}
+    norm = _weights(small(model="own:WithBatchNorm", name="norm"))
+    assert norm["norm.num_batches_tracked"].dtype == np.int64
+    assert int(norm["norm.num_batches_tracked"]) > 0
+
+
+def test_the_proximal_term_reaches_the_clients(small: Callable[..., Run]) -> None:
+    start = get_weights(models.Net((1, 32, 32)))
+    config = {"num_rounds": 1, "local_epochs": 5}
+    free, held = (
+        _weights(small(**config, strategy="fedprox", strategy_args={"proximal_mu": mu}, name=f"mu{number}"))
+        for number, mu in enumerate((0.0, 5.0))
+    )
+    plain = _weights(small(**config, name="fedavg"))
+    assert all(np.array_equal(free[name], plain[name]) for name in plain)
+    initial = _weights(small(**{**config, "lr": 1e-12}, name="still"))
+
+    def moved(weights: dict[str, np.ndarray]) -> float:
+        return float(sum(((weights[name] - initial[name]) ** 2).sum() for name in initial))
+
+    assert moved(held) < 0.5 * moved(free)
+    assert len(start) == len(initial)
