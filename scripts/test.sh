@@ -7,4 +7,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/python -m pytest "$@"
+.venv/bin/python -m pytest --numprocesses 2 "$@"

@@ -85,7 +85,8 @@ def open_run(run: str, results_dir: str) -> Run:
     for path in (Path(results_dir) / run, Path(run)):
         if (path / "config.toml").is_file():
             return Run(path.resolve())
-    names = ", ".join(found.name for found in list_runs(results_dir)) or "none yet"
+    found = list_runs(results_dir) if Path(results_dir).is_dir() else []
+    names = ", ".join(known.name for known in found) or "none yet"
     raise RunFolderError(f"run {run}: neither a run in {results_dir} nor a path to one; there are: {names}")
 
 
@@ -146,12 +147,16 @@ class RunWriter:
     def write(self, path: Path, content: bytes) -> None:
         """Write a file whole: under a temporary name, synced, then renamed."""
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
 
     def write_figure(self, path: Path, figure: Figure) -> None:
         """Write a picture in the format of the path's ending."""

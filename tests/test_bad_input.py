@@ -1,0 +1,252 @@
+"""Every mistake a user can make: one line, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from conftest import PROGRAMS
+
+Sim = Callable[..., "subprocess.CompletedProcess[str]"]
+
+# root may read and write everything; without these capabilities it is an owner like any other
+WITHOUT = "-dac_override,-dac_read_search"
+AS_OWNER = ("setpriv", "--bounding-set", WITHOUT, "--inh-caps", WITHOUT)
+PREFIX = AS_OWNER if os.geteuid() == 0 else ()
+
+
+def _images(root: Path) -> Path:
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(6):
+                Image.new("RGB", (32, 32), (number, 2, 3)).save(root / split / name / f"{number}.png")
+    return root
+
+
+def _broken_image(root: Path) -> None:
+    path = _images(root) / "train" / "dog" / "3.png"
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def _class_in_one_split(root: Path) -> None:
+    (_images(root) / "test" / "emu").mkdir()
+    Image.new("RGB", (32, 32)).save(root / "test" / "emu" / "0.png")
+
+
+def _class_without_images(root: Path) -> None:
+    (_images(root) / "train" / "emu").mkdir()
+    (root / "train" / "emu" / "notes.txt").write_text("none yet")
+
+
+def _without_test(root: Path) -> None:
+    (_images(root) / "test").rename(root / "exam")
+
+
+def _empty(root: Path) -> None:
+    (root / "train").mkdir(parents=True)
+
+
+def _unreadable(root: Path) -> None:
+    (_images(root) / "train" / "cat").chmod(0)
+
+
+def _one_class(root: Path) -> None:
+    for split in ("train", "test"):
+        (root / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(root / split / "cat" / "0.png")
+
+
+def _a_file(root: Path) -> None:
+    root.write_text("not a folder")
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], object] | None, str]] = {
+    "missing": (None, "photos/train: No such file or directory; a folder with train/<class>/*"),
+    "a file": (_a_file, "photos/train: Not a directory"),
+    "empty": (_empty, "train/ has no class folders"),
+    "without test": (_without_test, "photos/test: No such file or directory"),
+    "unreadable": (_unreadable, "photos/train/cat: Permission denied"),
+    "broken image": (_broken_image, "train/dog/3.png: not a whole image in a known format; mend or remove"),
+    "class in one split": (_class_in_one_split, "class emu is in test/ only; both splits need every class"),
+    "class without images": (_class_without_images, "train/emu has no images; known endings are .jpg"),
+    "one class": (_one_class, "only one class, cat; at least two are needed"),
+}
+
+
+def _check(answer: subprocess.CompletedProcess[str], message: str, folder: Path) -> None:
+    assert answer.returncode == 2, answer.stderr
+    assert answer.stdout == ""
+    (line,) = answer.stderr.splitlines()
+    assert line.startswith("sim: ")
+    assert message in line
+    assert not (folder / "results").exists()
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_data_folders(sim: Sim, tmp_path: Path, kind: str) -> None:
+    make, message = FOLDERS[kind]
+    photos = tmp_path / "photos"
+    if make is not None:
+        make(photos)
+    answer = sim("run", "--dataset", "imagefolder", "--data-dir", "photos", "--num-clients", "5", prefix=PREFIX)
+    if kind == "unreadable":
+        (photos / "train" / "cat").chmod(0o755)
+    _check(answer, message, tmp_path)
+
+
+FLAGS = {
+    "--num-client 3": "--num-client: did you mean --num-clients",
+    "--frobnicate": "--frobnicate: no such flag (sim run --help lists all)",
+    "zzz": "zzz: no such flag",
+    "--dataset cifar": "--dataset cifar: must be one of digits, imagefolder, synthetic",
+    "--model Nett": "--model Nett: must be one of Net, SimpleCnn, package.module:name",
+    "--strategy fedsgd": "--strategy fedsgd: must be one of fedavg, fedprox, fedadam, package.module:name",
+    "--partitioner shards": "--partitioner shards: must be one of iid, dirichlet",
+    "--engine dask": "--engine dask: must be one of ray, inline",
+    "--device tpu": "--device tpu: must be one of auto, cpu, cuda",
+    "--on-client-error retry": "--on-client-error retry: must be one of stop, drop",
+    "--lr fast": "--lr fast: must be a number, above 0",
+    "--lr 0": "--lr 0: must be above 0",
+    "--num-rounds 2.5": "--num-rounds 2.5: must be a whole number, at least 1",
+    "--num-rounds 0": "--num-rounds 0: must be at least 1",
+    "--num-clients 0": "--num-clients 0: must be at least 1",
+    "--num-clients -4": "--num-clients -4: must be at least 1",
+    "--local-epochs 0": "--local-epochs 0: must be at least 1",
+    "--batch-size 0": "--batch-size 0: must be at least 1",
+    "--clients-per-round 0": "--clients-per-round 0: must be at least 1",
+    "--min-partition-size 0": "--min-partition-size 0: must be at least 1",
+    "--torch-threads 0": "--torch-threads 0: must be at least 1",
+    "--image-size 0": "--image-size 0: must be at least 1",
+    "--seed -1": "--seed -1: must be at least 0",
+    "--alpha 0": "--alpha 0: must be above 0",
+    "--fraction-fit 1.5": "--fraction-fit 1.5: must be above 0 and at most 1",
+    "--fraction-fit 0": "--fraction-fit 0: must be above 0 and at most 1",
+    "--fraction-evaluate -0.1": "--fraction-evaluate -0.1: must be at least 0 and at most 1",
+    "--eval-share 1": "--eval-share 1: must be at least 0 and below 1",
+    "--fraction-fit 0.001": "--fraction-fit 0.001: picks none of 100 clients; at least 0.01 picks one",
+    "--fraction-evaluate 0.001": "--fraction-evaluate 0.001: picks none of 100 clients; at least 0.01 picks one",
+    "--fraction-evaluate 0.5 --eval-share 0": "--eval-share 0: --fraction-evaluate 0.5 needs examples",
+    "--fraction-fit 0.1 --clients-per-round 3": "--fraction-fit 0.1 and --clients-per-round 3: give one of the two",
+    "--clients-per-round 101": "--clients-per-round 101: must be at most --num-clients 100",
+    "--num-clients 1438": "--num-clients 1438: 1437 training examples cannot give each 1; at most 1437 clients",
+    "--min-partition-size 15": "cannot give each 15; at most 95 clients",
+    "--num-clients 10 --alpha 0.0001": "--alpha 0.0001: in 11 attempts dirichlet left one of 10 clients with fewer",
+    "--num-gpus 0.5": "--num-gpus 0.5: this machine has 0 GPUs; at most 0",
+    "--num-gpus -1": "--num-gpus -1: must be at least 0",
+    "--num-cpus 4096": "--num-cpus 4096: this machine has ",
+    "--num-cpus 0": "--num-cpus 0: must be above 0",
+    "--device cuda": "--device cuda: PyTorch sees no GPU; choose auto or cpu",
+    "--dataset imagefolder": "--dataset imagefolder needs --data-dir, a folder with train/<class>/*",
+    "--data-dir photos": "--data-dir photos: belongs to --dataset imagefolder, not to digits",
+    "--num-classes 3": "--num-classes 3: belongs to --dataset synthetic, not to digits",
+    "--image-size 8": "--model Net: does not take images of (1, 8, 8)",
+    "--strategy-args eta": "--strategy-args eta: must be key=value",
+    "--strategy-args eta=1": "--strategy-args eta=1: fedavg takes these arguments",
+    "--strategy fedadam --strategy-args eta=big": "--strategy-args eta=big: must be a number",
+    "--name a/b": "--name a/b: must be at most 100 letters",
+    "--config absent.toml": "--config absent.toml: No such file or directory",
+}
+
+
+@pytest.mark.parametrize("words", FLAGS)
+def test_flags_and_values(sim: Sim, tmp_path: Path, words: str) -> None:
+    _check(sim("run", *words.split()), FLAGS[words], tmp_path)
+
+
+CONFIGS = {
+    "lr = 0.1\nepochs = 3": "unknown key epochs; the keys are dataset, data_dir,",
+    'num_clients = "many"': "num_clients = 'many': must be a whole number, at least 1",
+    "num_clients = 1e2": "num_clients = 100.0: must be a whole number",
+    "verbose = 1": "verbose = 1: must be true or false",
+    "strategy_args = 3": "strategy_args = 3: must be a table of key = value",
+    "lr = -1": "lr = -1: must be above 0",
+    "lr = ": "config.toml: not valid TOML",
+    "model = 'x'\nmodel = 'y'": "config.toml: not valid TOML",
+}
+
+
+@pytest.mark.parametrize("text", CONFIGS)
+def test_config_files(sim: Sim, tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    _check(sim("run", "--config", "config.toml"), CONFIGS[text], tmp_path)
+
+
+PLUGINS = {
+    "--model nowhere:Net": "--model nowhere:Net: no module named nowhere in",
+    "--model faulty:Nett": "--model faulty:Nett: faulty has no Nett; it has",
+    "--model broken_import:Net": "its import failed: No module named 'nothing_of_that_name'",
+    "--model faulty:not_callable": "--model faulty:not_callable: is int, not something to call",
+    "--model faulty:model_none": "--model faulty:model_none: returned NoneType, not a torch.nn.Module",
+    "--model faulty:model_shape": "gives (2, 7) for two images, not (2, 10)",
+    "--model faulty:model_raises": "OSError: weights.pt is missing",
+    "--model faulty:model_needs_more": "missing 1 required positional argument: 'depth'",
+    "--model cifar:Net": "--model cifar:Net: does not take images of (1, 32, 32)",
+    "--train faulty:train_short": "cannot be called with (net, loader, epochs, device): too many positional",
+    "--train faulty:train_text": "returned str; the mean loss or None is expected",
+    "--train faulty:train_raises": "raised KeyError: 'optimizer'",
+    "--train cifar:train --strategy fedprox": "takes no proximal_mu, which the strategy sends",
+    "--test faulty:test_accuracy_only": "returned 0.5; (loss, accuracy) as two numbers is expected",
+    "--test faulty:test_percent": "returned accuracy 55.0; a fraction 0–1 is expected",
+    "--client faulty:NotAClient": "--client faulty:NotAClient: cannot be made",
+    "--client faulty:Greedy": "missing 1 required positional argument: 'passport'",
+    "--strategy faulty:NotAStrategy": "made a NotAStrategy, not a flwr.server.strategy.Strategy",
+    "--strategy faulty:NeedyStrategy": "cannot be made: TypeError",
+}
+
+
+@pytest.mark.parametrize("words", PLUGINS)
+def test_modules_of_the_users_own(sim: Sim, tmp_path: Path, words: str) -> None:
+    answer = sim("run", *words.split(), "--results-dir", str(tmp_path / "results"), cwd=PROGRAMS)
+    _check(answer, PLUGINS[words], tmp_path)
+
+
+def test_an_existing_run_is_refused(sim: Sim, tmp_path: Path) -> None:
+    (tmp_path / "results" / "mine").mkdir(parents=True)
+    answer = sim("run", "--name", "mine")
+    assert answer.returncode == 2
+    assert answer.stderr == "sim: --name mine: results/mine exists; choose another name\n"
+    assert list((tmp_path / "results").rglob("*")) == [tmp_path / "results" / "mine"]
+
+
+def test_a_results_folder_that_cannot_be_written_is_refused(sim: Sim, tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    answer = sim("run", "--results-dir", "locked/results", prefix=PREFIX)
+    locked.chmod(0o755)
+    _check(answer, "--results-dir locked/results: cannot be written: Permission denied", locked)
+    (tmp_path / "file").write_text("")
+    _check(sim("run", "--results-dir", "file"), "--results-dir file: cannot be written", tmp_path)
+
+
+OTHERS = {
+    "": "the following arguments are required: COMMAND",
+    "train": "invalid choice: 'train'",
+    "centralized --epochs 0": "--epochs 0: must be at least 1",
+    "centralized --num-clients 3": "--num-clients: did you mean",
+    "partition --num-clients 5000": "at most 1437 clients",
+    "partition -o table.xls": "-o table.xls: the ending must be one of .png, .svg, .pdf",
+    "plot": "the following arguments are required: RUN",
+    "plot nothing": "run nothing: neither a run in results nor a path to one",
+    "plot foreign": "run foreign: neither a run in results nor a path to one",
+    "plot damaged": "damaged has no rounds.csv",
+    "plot damaged -o p.gif": "-o p.gif: the ending must be one of .png, .svg, .pdf",
+    "plot damaged -o absent/p.png": "-o absent/p.png: there is no folder absent",
+    "plot damaged --x time": "argument --x: invalid choice: 'time'",
+    "list --results-dir absent": "--results-dir absent: No such file or directory",
+}
+
+
+@pytest.mark.parametrize("words", OTHERS)
+def test_the_other_commands(sim: Sim, tmp_path: Path, words: str) -> None:
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.toml").write_text("seed = 1\n")
+    answer = sim(*words.split())
+    _check(answer, OTHERS[words], tmp_path)
+    assert not list(tmp_path.glob("*.png"))

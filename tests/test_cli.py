@@ -1,0 +1,155 @@
+"""The commands as a user starts them: real processes, real files, real Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors import safe_open
+
+from conftest import PROGRAMS, sha256
+from sim.rundir import Run
+
+Sim = Callable[..., "subprocess.CompletedProcess[str]"]
+FEW = ("--num-clients", "10", "--clients-per-round", "4", "--num-rounds", "2", "--local-epochs", "1")
+
+
+def test_a_run_leaves_its_folder_and_its_config_repeats_it(sim: Sim, tmp_path: Path) -> None:
+    answer = sim("run", *FEW, "--fraction-evaluate", "0.5", "--name", "first")
+    assert answer.returncode == 0, answer.stderr
+    run = Run(tmp_path / "results" / "first")
+    assert {path.name for path in run.path.iterdir()} == {
+        "config.toml",
+        "environment.json",
+        "rounds.csv",
+        "clients.csv",
+        "accuracy.png",
+        "loss.png",
+        "partition.png",
+        "model.safetensors",
+        "run.log",
+    }
+    final = run.rounds().test_accuracy.iloc[-1]
+    assert answer.stdout.splitlines() == [
+        "run folder      results/first",
+        f"final accuracy  {final:.4f} (loss {run.rounds().test_loss.iloc[-1]:.4f}) after round 2",
+        "picture         results/first/accuracy.png",
+    ]
+    progress = answer.stderr.splitlines()
+    assert [line.split(" · ")[0] for line in progress] == ["round 0/2", "round 1/2", "round 2/2"]
+    assert "clients/s" in progress[1]
+    assert "DEPRECATED FEATURE" in run.log_path.read_text()
+    environment = json.loads(run.environment_path.read_text())
+    assert environment["packages"]["flwr"].startswith("1.4")
+    assert environment["num_cpus"] >= 1
+
+    again = sim("run", "--config", "results/first/config.toml", "--name", "again", "--engine", "inline")
+    assert again.returncode == 0, again.stderr
+    assert sha256(run.model_path) == sha256(tmp_path / "results" / "again" / "model.safetensors")
+    listed = [line.split() for line in sim("list").stdout.splitlines()]
+    figures = ["2/2", f"{final:.4f}", f"{run.rounds().test_accuracy.max():.4f}"]
+    assert listed[1:] == [["again", *figures], ["first", *figures]]
+
+
+def test_the_model_is_stored_with_the_order_of_its_state_dict(sim: Sim, tmp_path: Path) -> None:
+    assert sim("run", *FEW, "--engine", "inline", "--name", "a").returncode == 0
+    with safe_open(tmp_path / "results" / "a" / "model.safetensors", "numpy") as file:
+        names = json.loads(file.metadata()["state_dict"])
+        layers = ("conv1", "conv2", "fc1", "fc2", "fc3")
+        assert names == [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+        assert sorted(file.keys()) == sorted(names)
+        assert file.get_tensor("fc3.bias").shape == (10,)
+
+
+def test_verbose_shows_the_chatter(sim: Sim) -> None:
+    quiet, chatty = (sim("run", *FEW, *more, "--engine", "inline") for more in ((), ("--verbose",)))
+    assert "[ROUND 1]" not in quiet.stderr
+    assert "[ROUND 1]" in chatty.stderr
+
+
+def test_centralized_shares_columns_and_plot_with_a_run(sim: Sim, tmp_path: Path) -> None:
+    central = sim("centralized", "--epochs", "3", "--lr", "0.05", "--name", "central")
+    assert central.returncode == 0, central.stderr
+    assert "after epoch 3" in central.stdout
+    assert sim("run", *FEW, "--engine", "inline", "--name", "federated").returncode == 0
+    runs = [Run(tmp_path / "results" / name) for name in ("central", "federated")]
+    assert list(runs[0].rounds().columns) == list(runs[1].rounds().columns)
+    rounds = runs[0].rounds()
+    assert rounds["round"].tolist() == [0, 1, 2, 3]
+    assert rounds.train_loss[1:].is_monotonic_decreasing
+    assert rounds.test_accuracy.iloc[-1] > 0.8
+    assert rounds.num_clients.isna().all()
+    drawn = sim("plot", "central", "results/federated", "--x", "seconds", "-o", "both.svg")
+    assert drawn.stdout == "picture         both.svg\n"
+    assert "<svg" in (tmp_path / "both.svg").read_text()
+
+
+def test_partition_shows_counts_before_any_training(sim: Sim, tmp_path: Path) -> None:
+    answer = sim("partition", "--num-clients", "12", "-o", "dealt.png")
+    assert answer.returncode == 0, answer.stderr
+    rows = [line.split() for line in answer.stdout.splitlines()]
+    assert rows[1] == ["client", "examples", *"0123456789"]
+    clients = rows[2:14]
+    assert [row[0] for row in clients] == [str(c) for c in range(12)]
+    assert all(int(row[1]) == sum(int(n) for n in row[2:] if n != "·") for row in clients)
+    assert rows[14][:2] == ["all", "1437"]
+    assert (tmp_path / "dealt.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_untouched_tutorial_program_is_federated(sim: Sim, tmp_path: Path, cifar: Path) -> None:
+    words = ("--model", "cifar:Net", "--train", "cifar:train", "--test", "cifar:test")
+    few = ("--num-clients", "5", "--fraction-fit", "1", "--num-rounds", "3", "--local-epochs", "10")
+    data = ("--dataset", "imagefolder", "--data-dir", str(cifar), "--results-dir", str(tmp_path))
+    answer = sim("run", *words, *few, *data, "--batch-size", "16", "--name", "own", cwd=PROGRAMS)
+    assert answer.returncode == 0, answer.stderr
+    rounds = Run(tmp_path / "own").rounds()
+    assert rounds.test_loss.iloc[-1] < 2.25 < rounds.test_loss.iloc[0]
+    assert rounds.train_loss.isna().all()  # its train() returns nothing
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    return process.children(recursive=True)
+
+
+@pytest.mark.parametrize("engine", ["ray", "inline"])
+def test_ctrl_c_ends_cleanly_after_writing_what_is_done(tmp_path: Path, engine: str) -> None:
+    words = ["run", "--num-rounds", "500", "--name", "long", "--engine", engine, "--num-clients", "20"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sim", *words],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("round 2/"):
+            break
+    family = _children(psutil.Process(process.pid))
+    os.killpg(process.pid, signal.SIGINT)  # as the terminal does: everyone in the group gets it
+    rest = process.stderr.read().splitlines()
+    assert process.wait(timeout=20) == 130
+    ended = time.time()
+    assert rest[-1] == "sim: interrupted; the rounds that were done are on disk"
+    assert not any("Traceback" in line for line in rest)
+    run = Run(tmp_path / "results" / "long")
+    rounds = run.rounds()
+    assert rounds["round"].tolist() == list(range(len(rounds)))
+    assert len(rounds) >= 3
+    assert len(run.clients()) == 4 * (len(rounds) - 1)
+    for path in (run.accuracy_path, run.loss_path, run.model_path):
+        assert path.stat().st_size > 1000
+    assert ended - max(path.stat().st_mtime for path in run.path.iterdir()) < 1
+    assert (len(family) > 0) == (engine == "ray")
+    _, alive = psutil.wait_procs(family, timeout=3)
+    assert not alive

@@ -1,0 +1,162 @@
+"""The engines against each other, and real Ray under what can go wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from conftest import PROGRAMS, sha256
+from sim import Run
+from sim.errors import ClientError, EngineError
+
+
+@pytest.fixture
+def _no_process_left() -> Any:
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=3)
+    assert not alive
+
+
+@pytest.mark.usefixtures("_no_process_left")
+def test_the_engine_and_the_number_of_actors_do_not_change_a_bit(small: Callable[..., Run]) -> None:
+    config = {"num_clients": 40, "clients_per_round": 33, "local_epochs": 2, "fraction_evaluate": 0.5}
+    runs = {
+        "two actors": small(**config, engine="ray", num_cpus=1, name="a"),
+        "one actor": small(**config, engine="ray", num_cpus=2, name="b"),
+        "inline": small(**config, name="c"),
+        "again": small(**config, name="d"),
+    }
+    assert runs["two actors"].clients().actor.nunique() == 2
+    assert runs["one actor"].clients().actor.nunique() == 1
+    assert len({sha256(run.model_path) for run in runs.values()}) == 1
+    measured = ["train_loss", "test_loss", "test_accuracy", "eval_loss", "eval_accuracy"]
+    frames = [run.rounds()[measured] for run in runs.values()]
+    assert all(frame.equals(frames[0]) for frame in frames)
+    assert sha256(small(**config, seed=1, name="e").model_path) != sha256(runs["inline"].model_path)
+
+
+@pytest.mark.usefixtures("_no_process_left", "in_programs")
+def test_a_strategy_that_needs_each_client_and_client_state_on_ray(small: Callable[..., Run]) -> None:
+    config = {"strategy": "own:EachClientFedAvg", "client": "own:Counting", "num_rounds": 3}
+    on_ray, inline = small(**config, engine="ray", name="a"), small(**config, name="b")
+    assert sha256(on_ray.model_path) == sha256(inline.model_path)
+    assert on_ray.clients().loss.tolist() == inline.clients().loss.tolist()
+    assert inline.clients().loss.max() > 1
+
+
+@pytest.mark.usefixtures("_no_process_left", "in_programs")
+def test_a_fraction_of_a_gpu_gives_as_many_actors_as_share_it(small: Callable[..., Run]) -> None:
+    """Scheduling only, so it needs no GPU: Ray is told of one."""
+    run = small(
+        {"num_cpus": 4, "num_gpus": 1},
+        engine="ray",
+        num_gpus=0.25,
+        device="cpu",
+        client="own:Where",
+        num_clients=64,
+        clients_per_round=64,
+        num_rounds=3,
+    )
+    clients = run.clients()
+    assert sorted(clients.actor.unique()) == [0, 1, 2, 3]
+    assert set(clients.loss) == {0.0}  # CUDA_VISIBLE_DEVICES
+
+
+@pytest.mark.usefixtures("_no_process_left", "in_programs")
+def test_what_a_client_prints_and_raises_in_an_actor_is_in_the_log(
+    small: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = small(engine="ray", client="own:Tutorial")
+    assert "own client trained with batch size 8" in run.log_path.read_text()
+    with pytest.raises(ClientError, match=r"raised in round 2 \(fit\): ValueError: client \d+ has a bad day"):
+        small(engine="ray", client="own:Failing", num_rounds=3, name="stopped")
+    log = (tmp_path / "results" / "stopped" / "run.log").read_text()
+    assert 'raise ValueError(f"client {self.client_id} has\\na bad day")' in log
+
+
+@pytest.mark.usefixtures("_no_process_left", "in_programs")
+def test_a_process_that_dies_ends_the_run_with_its_clients_named(small: Callable[..., Run]) -> None:
+    with pytest.raises(EngineError, match=r"round 1: the process that executed client \d+ died"):
+        small(engine="ray", client="own:Exiting")
+
+
+@pytest.mark.usefixtures("_no_process_left")
+def test_rays_processes_refuse_whoever_has_no_token(tmp_path: Path) -> None:
+    """A second program that knows the address but not the token cannot join."""
+    program = """
+        import subprocess, sys
+        from sim import RunConfig, simulate
+
+        def intrude(record):
+            if record.round == 1:
+                import os, ray
+                address = ray.get_runtime_context().gcs_address
+                code = f"from ray._raylet import GcsClient; GcsClient(address={address!r}); print('joined')"
+                own = {k: os.environ[k] for k in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+                env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+                for extra in (own, {}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
+                    answer = subprocess.run([sys.executable, "-c", code], env={**env, **extra},
+                        capture_output=True, text=True, timeout=100)
+                    print(answer.returncode, "joined" in answer.stdout, "AuthenticationError" in answer.stderr)
+
+        simulate(RunConfig(num_clients=4, fraction_fit=1.0, num_rounds=1, local_epochs=1), on_record=intrude)
+    """
+    answer = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.splitlines() == ["0 True False", "1 False True", "1 False True"]
+
+
+def test_the_drivers_memory_does_not_grow_with_rounds(tmp_path: Path) -> None:
+    """500 clients, all of them in each of 3 rounds."""
+    program = """
+        import json, psutil
+        from sim import RunConfig, simulate
+
+        used = []
+        def measure(record):
+            used.append(psutil.Process().memory_info().rss)
+        run = simulate(RunConfig(dataset="synthetic", num_clients=500, fraction_fit=1.0, num_rounds=3,
+            local_epochs=1, partitioner="iid"), on_record=measure)
+        print(json.dumps([used, run.rounds().num_clients.tolist()[1:]]))
+    """
+    answer = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    used, clients = json.loads(answer.stdout)
+    assert clients == [500, 500, 500]
+    assert used[3] < 1.1 * used[1]
+
+
+def test_inline_needs_no_ray(sim: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    program = (
+        "import sys; from sim import RunConfig, simulate;"
+        "simulate(RunConfig(num_clients=5, num_rounds=1, local_epochs=1, engine='inline'));"
+        "import ray; print(ray.is_initialized())"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert answer.stdout == "False\n"
+
+
+def test_inline_shows_the_users_own_stack_trace(
+    sim: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    words = ("run", "--num-clients", "4", "--clients-per-round", "4", "--num-rounds", "3", "--local-epochs", "1")
+    answer = sim(
+        *words, "--engine", "inline", "--client", "own:Failing", "--results-dir", str(tmp_path), cwd=PROGRAMS
+    )
+    assert answer.returncode == 1
+    assert 'own.py", line' in answer.stderr
+    last = answer.stderr.splitlines()[-1]
+    assert last == "sim: client 1 raised in round 2 (fit): ValueError: client 1 has a bad day"

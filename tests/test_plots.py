@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sim import plots
+from sim.config import CentralizedConfig, RunConfig
+from sim.records import RoundRecord
+from sim.rundir import Run, RunWriter
+
+
+def _run(root: Path, name: str, accuracies: list[float], config: RunConfig | CentralizedConfig) -> Run:
+    writer = RunWriter(str(root), name, config.to_toml(), clients=False)
+    for number, accuracy in enumerate(accuracies):
+        writer.append(RoundRecord(number, test_accuracy=accuracy, test_loss=1.0, round_seconds=0.5 * (number + 1)))
+    writer.close()
+    return writer.run
+
+
+def test_runs_that_differ_only_in_their_seed_are_one_curve(tmp_path: Path) -> None:
+    runs = [
+        _run(tmp_path, "iid-seed0", [0.1, 0.4, 0.5], RunConfig(partitioner="iid", seed=0)),
+        _run(tmp_path, "iid-seed1", [0.3, 0.6], RunConfig(partitioner="iid", seed=1)),
+        _run(tmp_path, "skewed", [0.1, 0.2], RunConfig(seed=0)),
+        _run(tmp_path, "central", [0.1, 0.9], CentralizedConfig()),
+    ]
+    curves = plots.curves_of(runs)
+    assert [curve.label for curve in curves] == ["iid (mean ± sd of 2 seeds)", "skewed", "central"]
+    xs, mean, deviation = curves[0].series("test_accuracy", "round")
+    assert xs.tolist() == [0, 1]
+    assert mean.tolist() == pytest.approx([0.2, 0.5])
+    assert deviation.tolist() == pytest.approx([0.1, 0.1])
+    assert curves[1].series("test_accuracy", "seconds")[0].tolist() == [0.5, 1.5]
+
+
+def test_the_figure_has_a_line_a_curve_a_band_a_mean_and_units(tmp_path: Path) -> None:
+    curves = plots.curves_of(
+        [_run(tmp_path, f"s{seed}", [0.1, 0.2 * seed], RunConfig(seed=seed)) for seed in (1, 2)]
+        + [_run(tmp_path, "central", [0.1, 0.9], CentralizedConfig())]
+    )
+    figure = plots.curves_figure(curves, ("accuracy", "loss"), "seconds")
+    accuracy, loss = figure.axes
+    assert len(accuracy.lines) == 2
+    assert len(accuracy.collections) == 1
+    assert accuracy.lines[0].get_ydata().tolist() == pytest.approx([0.1, 0.3])
+    assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("time in rounds (seconds)", "accuracy (fraction)")
+    assert loss.get_ylabel() == "loss (nats an example)"
+    assert [text.get_text() for text in accuracy.get_legend().get_texts()] == [
+        "s (mean ± sd of 2 seeds)",
+        "central",
+    ]
+
+
+@pytest.mark.parametrize("image_format", plots.FORMATS)
+def test_pictures_are_what_their_format_says(image_format: str) -> None:
+    counts = np.array([[3, 0, 1], [0, 5, 2]])
+    content = plots.render(plots.partition_figure(counts, ["a", "b", "c"]), image_format)
+    assert {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[image_format] == content[
+        : 5 if image_format == "svg" else 4
+    ]
+
+
+@pytest.mark.parametrize("num_classes", [2, 15, 100])
+def test_bars_of_a_client_add_up_to_its_examples(num_classes: int) -> None:
+    counts = np.random.default_rng(0).integers(0, 9, (30, num_classes))
+    (axes,) = plots.partition_figure(counts, [str(c) for c in range(num_classes)]).axes
+    assert len(axes.patches) == num_classes
+    assert axes.patches[-1].get_data().values.tolist() == counts.sum(axis=1).tolist()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["plot", "one"], ["list"]])
+def test_these_commands_do_not_wait_for_torch_flwr_or_ray(tmp_path: Path, words: list[str]) -> None:
+    _run(tmp_path / "results", "one", [0.1, 0.2], RunConfig())
+    program = (
+        "import sys; from sim.cli import main\n"
+        "try: code = main(sys.argv[1:])\n"
+        "except SystemExit as end: code = end.code\n"
+        "heavy = {'torch', 'flwr', 'ray', 'torchvision', 'sklearn', 'datasets'} & set(sys.modules)\n"
+        "if '--help' in sys.argv: heavy |= {'pandas', 'matplotlib', 'numpy', 'rich'} & set(sys.modules)\n"
+        "print('code', code, sorted(heavy))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.splitlines()[-1] == "code 0 []"

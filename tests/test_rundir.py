@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sim.errors import RunFolderError
+from sim.records import ClientRecord, RoundRecord, columns
+from sim.rundir import Run, RunWriter, list_runs, open_run
+
+ROUND = RoundRecord(1, num_clients=3, num_failures=0, train_loss=0.1 + 0.2, fit_seconds=1.5)
+CLIENT = ClientRecord(1, "fit", 7, None, None, None, 0.5, 0, "failed", 'ValueError: a "b",\nc')
+
+
+def _writer(root: Path, name: str | None = "one") -> RunWriter:
+    return RunWriter(str(root), name, "seed = 3\n", clients=True)
+
+
+def test_the_columns_are_the_documented_ones() -> None:
+    assert ",".join(columns(RoundRecord)) == (
+        "round,num_clients,num_failures,train_loss,test_loss,test_accuracy,eval_loss,eval_accuracy,"
+        "fit_seconds,aggregate_seconds,test_seconds,eval_seconds,round_seconds"
+    )
+    assert ",".join(columns(ClientRecord)) == (
+        "round,phase,client_id,num_examples,loss,accuracy,seconds,actor,status,error"
+    )
+
+
+def test_rounds_are_on_disk_before_the_next_one_and_read_back_exactly(tmp_path: Path) -> None:
+    writer = _writer(tmp_path)
+    writer.append(RoundRecord(0, test_loss=2.0))
+    writer.append(ROUND, [CLIENT])
+    rounds, clients = writer.run.rounds(), writer.run.clients()  # while the writer is open
+    assert rounds["round"].tolist() == [0, 1]
+    assert rounds.train_loss[1] == 0.1 + 0.2
+    assert rounds.num_clients.isna().tolist() == [True, False]
+    assert rounds.test_accuracy.isna().all()
+    assert (clients.error[0], clients.client_id[0], clients.status[0]) == (CLIENT.error, 7, "failed")
+    assert clients.num_examples.isna().all()
+    assert writer.run.rounds_path.read_text().splitlines()[2] == "1,3,0,0.30000000000000004,,,,,1.5,,,,"
+    writer.close()
+
+
+def test_an_existing_name_is_refused_and_left_alone(tmp_path: Path) -> None:
+    _writer(tmp_path).close()
+    before = sorted(path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir())
+    with pytest.raises(RunFolderError, match=r"--name one: .*/one exists; choose another name"):
+        _writer(tmp_path)
+    assert sorted(path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir()) == before
+
+
+def test_runs_without_a_name_never_collide(tmp_path: Path) -> None:
+    names = {_writer(tmp_path, None).run.name for _ in range(3)}
+    assert len(names) == 3
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = _writer(tmp_path)
+    writer.write(writer.run.model_path, b"old")
+    monkeypatch.setattr(os, "fsync", _fail)
+    with pytest.raises(OSError, match=r"disk"):
+        writer.write(writer.run.model_path, b"new")
+    assert writer.run.model_path.read_bytes() == b"old"
+    assert [path for path in writer.run.path.iterdir() if path.name.startswith(".")] == []
+
+
+def _fail(_: int) -> None:
+    raise OSError("disk")
+
+
+def test_a_run_is_found_by_name_and_by_path(tmp_path: Path) -> None:
+    run = _writer(tmp_path).run
+    assert open_run("one", str(tmp_path)).path == run.path
+    assert open_run(str(run.path), "nowhere").path == run.path
+    assert [found.name for found in list_runs(str(tmp_path))] == ["one"]
+    assert run.config() == {"seed": 3}
+    with pytest.raises(RunFolderError, match=r"run two: neither a run in .* there are: one"):
+        open_run("two", str(tmp_path))
+
+
+def test_a_foreign_or_damaged_folder_is_named(tmp_path: Path) -> None:
+    run = _writer(tmp_path).run
+    run.rounds_path.write_text("a,b\n1,2\n")
+    with pytest.raises(RunFolderError, match=r"rounds.csv: has the columns a, b, not round, num_clients"):
+        run.rounds()
+    run.config_path.write_text("seed = ")
+    with pytest.raises(RunFolderError, match=r"is not a run: config.toml"):
+        Run(run.path).config()
+    run.clients_path.unlink()
+    with pytest.raises(RunFolderError, match=r"has no clients.csv"):
+        run.clients()
