@@ -21,7 +21,6 @@ from sim.records import ClientRecord, RoundRecord, columns, read_frame
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
 
 class Run:
@@ -157,12 +156,6 @@ class RunWriter:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-
-    def write_figure(self, path: Path, figure: Figure) -> None:
-        """Write a picture in the format of the path's ending."""
-        from sim.plots import render
-
-        self.write(path, render(figure, path.suffix.lstrip(".")))
 
     def close(self) -> None:
         """Close the tables."""

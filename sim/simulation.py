@@ -83,7 +83,8 @@ def simulate(
     try:
         write_environment(writer)
         counts = prepared.partition.label_counts(prepared.dataset.train.labels, len(prepared.dataset.classes))
-        writer.write_figure(run.partition_path, plots.partition_figure(counts, prepared.dataset.classes))
+        figure = plots.partition_figure(counts, prepared.dataset.classes)
+        writer.write(run.partition_path, plots.render(figure, "png"))
         with runlog.captured(run.log_path, show=config.verbose):
             if config.engine == "inline":
                 inline.run(make_server, client_fn, config.num_clients, config.num_rounds, config.seed)
@@ -160,7 +161,7 @@ def finish(writer: RunWriter, bench: Workbench, weights: NDArrays) -> None:
     run = writer.run
     curves = plots.curves_of([run])
     for quantity, path in (("accuracy", run.accuracy_path), ("loss", run.loss_path)):
-        writer.write_figure(path, plots.curves_figure(curves, [quantity]))
+        writer.write(path, plots.render(plots.curves_figure(curves, [quantity]), "png"))
     names = list(bench.net.state_dict())
     # safetensors sorts by dtype and name, so the order of the state_dict is kept beside the arrays.
     content = save(dict(zip(names, weights, strict=True)), metadata={"state_dict": json.dumps(names)})
