@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from sim.config import CentralizedConfig, RunConfig, TrainingConfig
-from sim.errors import ClientError, ConfigError, SimError
+from sim.errors import ClientError, ConfigError, RunFolderError, SimError
 from sim.knobs import default_of, flag_of, parse_flag, rules_of, type_of
 
 C = TypeVar("C", bound=TrainingConfig)
@@ -161,7 +161,11 @@ def _list(arguments: argparse.Namespace) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for run in list_runs(arguments.results_dir):
-        config, rounds = run.config(), run.rounds()
+        try:
+            config, rounds = run.config(), run.rounds()
+        except RunFolderError as error:
+            print(f"sim: {error}", file=sys.stderr)  # one damaged run does not hide the others
+            continue
         wanted = config.get("num_rounds", config.get("epochs", "?"))
         done = int(rounds["round"].max()) if len(rounds) else "–"
         measured = rounds["test_accuracy"].dropna()

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from sim.rundir import Run
 
 FORMATS = ("png", "svg", "pdf")
-X_LABELS = {"round": "round", "seconds": "time in rounds (seconds)"}
 Y_LABELS = {"accuracy": "accuracy (fraction)", "loss": "loss (nats an example)"}
 
 _NOT_A_SETTING = {"seed", "name", "results_dir", "verbose"}
@@ -37,6 +36,7 @@ class Curve:
 
     label: str
     frames: list[pd.DataFrame]
+    row_word: str = "round"
 
     def series(self, column: str, x: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Return x, mean and standard deviation of ``column``, over the rounds that every run has."""
@@ -61,7 +61,12 @@ def curves_of(runs: Sequence[Run]) -> list[Curve]:
         settings = {key: value for key, value in run.config().items() if key not in _NOT_A_SETTING}
         groups.setdefault(repr(sorted(settings.items())), []).append(run)
     return [
-        Curve(_label([run.name for run in group]), [run.rounds() for run in group]) for group in groups.values()
+        Curve(
+            _label([run.name for run in group]),
+            [run.rounds() for run in group],
+            "epoch" if "epochs" in group[0].config() else "round",
+        )
+        for group in groups.values()
     ]
 
 
@@ -115,7 +120,8 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str) -> 
                 )
     if len(curves) == 1:
         axes.set_title(curves[0].label, fontsize="medium")
-    axes.set_xlabel(X_LABELS[x])
+    words = sorted({curve.row_word for curve in curves}, reverse=True)
+    axes.set_xlabel(" or ".join(words) if x == "round" else f"time in {'s or '.join(words)}s (seconds)")
     axes.set_ylabel(Y_LABELS[quantity])
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)

@@ -57,6 +57,10 @@ def test_a_run_leaves_its_folder_and_its_config_repeats_it(sim: Sim, tmp_path: P
     listed = [line.split() for line in sim("list").stdout.splitlines()]
     figures = ["2/2", f"{final:.4f}", f"{run.rounds().test_accuracy.max():.4f}"]
     assert listed[1:] == [["again", *figures], ["first", *figures]]
+    (tmp_path / "results" / "again" / "rounds.csv").write_text("nothing\n")
+    damaged = sim("list")
+    assert [line.split()[0] for line in damaged.stdout.splitlines()[1:]] == ["first"]
+    assert "again/rounds.csv: has the columns nothing" in damaged.stderr
 
 
 def test_the_model_is_stored_with_the_order_of_its_state_dict(sim: Sim, tmp_path: Path) -> None:

@@ -47,7 +47,10 @@ def test_the_figure_has_a_line_a_curve_a_band_a_mean_and_units(tmp_path: Path) -
     assert len(accuracy.lines) == 2
     assert len(accuracy.collections) == 1
     assert accuracy.lines[0].get_ydata().tolist() == pytest.approx([0.1, 0.3])
-    assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("time in rounds (seconds)", "accuracy (fraction)")
+    assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == (
+        "time in rounds or epochs (seconds)",
+        "accuracy (fraction)",
+    )
     assert loss.get_ylabel() == "loss (nats an example)"
     assert [text.get_text() for text in accuracy.get_legend().get_texts()] == [
         "s (mean ± sd of 2 seeds)",
