@@ -4,7 +4,7 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 EXTRAS="${EXTRAS:-}"
 
-[ -x .venv/bin/python ] || python3 -m venv .venv
+[ -x .venv/bin/pip ] || python3 -m venv .venv
 
 # What was installed is remembered; a change of the metadata installs again.
 wanted="$(cat setup.cfg pyproject.toml | sha256sum)"

@@ -14,6 +14,8 @@ from torch.utils.data import TensorDataset
 
 from sim.data import Examples
 
+_PADDING = 4
+
 
 class Batches:
     """Iterates over (images float32 [B, C, H, W] in −1…1, labels int64 [B]), as a DataLoader would.
@@ -31,10 +33,13 @@ class Batches:
         *,
         shuffle: bool,
         channels_last: bool,
+        augment: str = "none",
     ) -> None:
         """Take the examples at ``indices``, all of them for None.
 
         Args:
+            augment: ``crop-flip`` shifts each image by up to 4 pixels, its edges mirrored, and mirrors every second
+                one; drawn anew for each batch from torch's global generator.
             channels_last: the memory order of the images; faster, but ``x.view(-1, …)`` in a model fails on it.
         """
         self._examples = examples
@@ -43,6 +48,7 @@ class Batches:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.channels_last = channels_last
+        self.augment = augment
 
     @property
     def num_examples(self) -> int:
@@ -70,4 +76,26 @@ class Batches:
         for start in range(0, len(labels), self.batch_size):
             end = start + self.batch_size
             chosen = order[start:end] if self.shuffle else slice(start, end)
-            yield images[chosen].to(torch.float32).mul_(2 / 255).sub_(1), labels[chosen]
+            batch = _crop_flip(images[chosen]) if self.augment == "crop-flip" else images[chosen]
+            if not self.channels_last:
+                batch = batch.contiguous()
+            yield batch.to(torch.float32).mul_(2 / 255).sub_(1), labels[chosen]
+
+
+def _crop_flip(images: Tensor) -> Tensor:
+    """Pad by 4 mirrored pixels, crop to the old size and flip, each image of [B, C, H, W] on its own."""
+    count, _, height, width = images.shape
+    device = images.device
+    shifts = torch.randint(-_PADDING, _PADDING + 1, (count, 2)).to(device)
+    flips = torch.randint(0, 2, (count, 1), dtype=torch.bool).to(device)
+    rows = _mirrored(torch.arange(height, device=device) + shifts[:, :1], height)
+    columns = torch.arange(width, device=device).expand(count, width)
+    columns = _mirrored(torch.where(flips, columns.flip(1), columns) + shifts[:, 1:], width)
+    number = torch.arange(count, device=device)[:, None, None]
+    # NHWC is how the images lie, so that this reads whole pixels.
+    return images.permute(0, 2, 3, 1)[number, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _mirrored(index: Tensor, length: int) -> Tensor:
+    index = index.abs()
+    return torch.where(index >= length, 2 * (length - 1) - index, index)

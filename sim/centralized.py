@@ -8,10 +8,18 @@ from collections.abc import Callable
 from sim import data, plugins, rehearsal, runlog
 from sim.client import Program, get_weights, workbench
 from sim.config import CentralizedConfig
+from sim.errors import RunError
 from sim.records import RoundRecord
 from sim.rundir import Run, RunWriter
 from sim.seeds import Purpose, seeded
-from sim.simulation import check_device, finish, fresh_weights, program_parts, write_environment
+from sim.simulation import (
+    check_device,
+    finish,
+    fresh_weights,
+    program_parts,
+    train_knobs,
+    write_environment,
+)
 
 
 def train_centralized(config: CentralizedConfig, *, on_record: Callable[[RoundRecord], None] | None = None) -> Run:
@@ -27,10 +35,9 @@ def train_centralized(config: CentralizedConfig, *, on_record: Callable[[RoundRe
     program = Program(**program_parts(config, dataset))
     weights = fresh_weights(program)
     bench = workbench(program)
-    knobs = {"lr": config.lr, "momentum": config.momentum, "weight_decay": config.weight_decay}
-    rehearsal.rehearse(bench, weights, dict(knobs))
+    rehearsal.rehearse(bench, weights, train_knobs(config, 1, config.epochs))
     writer = RunWriter(config.results_dir, config.name, config.to_toml(), clients=False)
-    loader = bench.batches(dataset.train, None, config.batch_size, shuffle=True)
+    loader = bench.training_batches(None, config.batch_size)
     try:
         write_environment(writer)
         with runlog.captured(writer.run.log_path, show=config.verbose):
@@ -38,20 +45,23 @@ def train_centralized(config: CentralizedConfig, *, on_record: Callable[[RoundRe
                 start = time.perf_counter()
                 train_loss = fit_seconds = None
                 if epoch > 0:
-                    with seeded(config.seed, Purpose.CENTRALIZED, epoch):
-                        train_loss = bench.train(
-                            bench.net, loader, 1, bench.device, **plugins.accepted(bench.train, dict(knobs))
-                        )
+                    taken = plugins.accepted(bench.train, train_knobs(config, epoch, config.epochs))
+                    bench.renew()
+                    try:
+                        with seeded(config.seed, Purpose.CENTRALIZED, epoch):
+                            train_loss = bench.train(bench.net, loader, 1, bench.device, **taken)
+                    except Exception as error:
+                        raise RunError(f"epoch {epoch}: train raised {type(error).__name__}: {error}") from error
                     fit_seconds = time.perf_counter() - start
                 tested = time.perf_counter()
                 with seeded(config.seed, Purpose.TEST, epoch):
-                    loss, accuracy = bench.test(bench.net, bench.test_loader, bench.device)
+                    loss, accuracy = bench.central_test()
                 end = time.perf_counter()
                 record = RoundRecord(
                     epoch,
                     train_loss=None if train_loss is None else float(train_loss),
-                    test_loss=float(loss),
-                    test_accuracy=float(accuracy),
+                    test_loss=loss,
+                    test_accuracy=accuracy,
                     fit_seconds=fit_seconds,
                     test_seconds=end - tested,
                     round_seconds=end - start,

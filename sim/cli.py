@@ -1,4 +1,8 @@
-"""The commands. Each fills a config or names runs, and hands over; what is heavy is imported inside."""
+"""The commands. Each fills a config or names runs, and hands over; what is heavy is imported inside.
+
+The flags are made from the config's knobs with the standard library's argparse, whose errors can be one line;
+libraries that make flags from dataclasses print boxes of several.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +106,6 @@ def _shown(path: Path) -> Path:
 def _partition(arguments: argparse.Namespace) -> None:
     config = _config_from(RunConfig, arguments)
     picture = _picture_path(arguments.output)
-    from rich.console import Console
     from rich.table import Table
 
     from sim import data, partition, plots
@@ -116,8 +119,7 @@ def _partition(arguments: argparse.Namespace) -> None:
     for client_id, row in enumerate(counts):
         table.add_row(str(client_id), str(row.sum()), *(str(n) if n else "·" for n in row))
     table.add_row("all", str(counts.sum()), *(str(n) for n in counts.sum(axis=0)), style="bold")
-    width = None if sys.stdout.isatty() else 24 + sum(len(name) + 6 for name in dataset.classes)
-    Console(width=width).print(table)
+    _print_table(table)
     _write_picture(picture, plots.partition_figure(counts, dataset.classes))
 
 
@@ -152,7 +154,6 @@ def _write_picture(path: Path, figure: Any) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from sim.rundir import list_runs
@@ -171,7 +172,17 @@ def _list(arguments: argparse.Namespace) -> None:
         measured = rounds["test_accuracy"].dropna()
         final, best = (f"{v:.4f}" for v in (measured.iloc[-1], measured.max())) if len(measured) else ("", "")
         table.add_row(run.name, f"{done}/{wanted}", final, best)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    _print_table(table)
+
+
+def _print_table(table: Any) -> None:
+    """Print a table at its full width: a number that a narrow terminal cuts off is worse than a wrapped line."""
+    from rich.console import Console
+
+    console = Console(width=10_000)
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def _parser() -> _Parser:
@@ -216,7 +227,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"sim: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("sim: interrupted; the rounds that were done are on disk", file=sys.stderr)
+        print("sim: interrupted; what was done is on disk", file=sys.stderr)
         return _EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

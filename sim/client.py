@@ -17,6 +17,7 @@ from torch import nn
 from sim import data, models, partition, plugins, training
 from sim.batches import Batches
 from sim.data import Dataset
+from sim.errors import RunError
 from sim.partition import Partition
 from sim.seeds import Purpose, seeded
 
@@ -24,7 +25,7 @@ Train = Callable[..., float | None]
 Test = Callable[..., tuple[float, float]]
 
 TEST_BATCH_SIZE = 500
-_TRAIN_KNOBS = ("lr", "momentum", "weight_decay", "proximal_mu")
+TRAIN_KNOBS = ("lr", "momentum", "weight_decay", "proximal_mu", "optimizer", "max_steps", "precision")
 
 
 class CifarClient(NumPyClient):
@@ -62,7 +63,7 @@ class CifarClient(NumPyClient):
         """Train from ``parameters``; return the new ones, the number of examples and the mean loss."""
         self.set_parameters(parameters)
         self.train_loader.batch_size = int(config["batch_size"])
-        knobs: dict[str, Any] = {key: config[key] for key in _TRAIN_KNOBS if key in config}
+        knobs: dict[str, Any] = {key: config[key] for key in TRAIN_KNOBS if key in config}
         taken = plugins.accepted(self.train, knobs)
         if config.get("proximal_mu") and "proximal_mu" not in taken:
             raise TypeError("the strategy sends proximal_mu, which this train() does not take")
@@ -115,7 +116,8 @@ class Program:
     device: str
     torch_threads: int
     import_folder: Path
-    batch_size: int
+    batch_size: int  # of the loaders that a client is made with; CifarClient takes what the server sends
+    augment: str
     seed: int
     partition_folder: Path | None = None
     client: str | None = None
@@ -156,16 +158,38 @@ class Workbench:
         self.test: Test = plugins.load(program.test, "--test") if program.test else training.test
         self.client_class = plugins.load(program.client, "--client") if program.client else CifarClient
 
+    def renew(self) -> None:
+        """Put the net into the state of a new one but for its weights, so that no caller sees what another left."""
+        self.net.train()
+        self.net.zero_grad(set_to_none=True)
+
+    def training_batches(self, indices: Any, batch_size: int) -> Batches:
+        """Make a loader over training examples: shuffled, and augmented as the program says."""
+        loader = self.batches(self.dataset.train, indices, batch_size, shuffle=True)
+        loader.augment = self.program.augment
+        return loader
+
     def batches(self, examples: data.Examples, indices: Any, batch_size: int, *, shuffle: bool) -> Batches:
         """Make a loader in the memory order that the model likes."""
         return Batches(
             examples, indices, batch_size, self.device, shuffle=shuffle, channels_last=self.channels_last
         )
 
-    @property
-    def test_loader(self) -> Batches:
-        """The central test split, in large batches."""
-        return self.batches(self.dataset.test, None, TEST_BATCH_SIZE, shuffle=False)
+    def central_test(self) -> tuple[float, float]:
+        """Return (loss, accuracy) of the net on the central test split, in large batches.
+
+        Raises:
+            RunError: the user's ``test`` raises or returns something else.
+        """
+        loader = self.batches(self.dataset.test, None, TEST_BATCH_SIZE, shuffle=False)
+        self.renew()
+        try:
+            loss, accuracy = self.test(self.net, loader, self.device)
+        except Exception as error:
+            raise RunError(f"the central test raised {type(error).__name__}: {error}") from error
+        if not 0 <= accuracy <= 1:
+            raise RunError(f"the central test returned accuracy {accuracy}; a fraction 0–1 is expected")
+        return float(loss), float(accuracy)
 
     def client(self, context: Context) -> Client:
         """Make the client of ``partition-id``.
@@ -178,9 +202,15 @@ class Workbench:
             raise ValueError("this program has no partition, so it has no clients")
         client_id = int(context.node_config["partition-id"])
         train_indices, eval_indices = self.partition.split(client_id, self.program.eval_share)
-        examples = self.dataset.train
-        train_loader = self.batches(examples, train_indices, self.program.batch_size, shuffle=True)
-        test_loader = self.batches(examples, eval_indices, TEST_BATCH_SIZE, shuffle=False)
+        return self.client_over(
+            self.training_batches(train_indices, self.program.batch_size),
+            self.batches(self.dataset.train, eval_indices, TEST_BATCH_SIZE, shuffle=False),
+            context,
+        )
+
+    def client_over(self, train_loader: Batches, test_loader: Batches, context: Context) -> Client:
+        """Make a client over these loaders."""
+        self.renew()
         offered = {
             "net": self.net,
             "train_loader": train_loader,
@@ -190,7 +220,7 @@ class Workbench:
             "device": self.device,
             "train": self.train,
             "test": self.test,
-            "client_id": client_id,
+            "client_id": int(context.node_config["partition-id"]),
             "context": context,
         }
         made: Client | NumPyClient = self.client_class(**plugins.accepted(self.client_class, offered))

@@ -31,9 +31,9 @@ class TrainingConfig:
         choices=("digits", "imagefolder", "synthetic"),
     )
     data_dir: str | None = knob(None, "the folder of an imagefolder data set", DATA)
-    image_size: int = knob(32, "height and width that images are scaled to", DATA, unit="pixels", low=1)
+    image_size: int = knob(32, "height and width that images are scaled to", DATA, unit="pixels", low=1, high=1024)
     num_examples: int | None = knob(
-        None, "training examples of the synthetic data set; 10000 unless given", DATA, low=1
+        None, "training examples of the synthetic data set; 10000 unless given", DATA, low=1, high=1_000_000
     )
     num_classes: int | None = knob(
         None, "classes of the synthetic data set; 10 unless given", DATA, low=2, high=1000
@@ -49,11 +49,33 @@ class TrainingConfig:
         None, "your own test(net, loader, device), as package.module:function", MODEL, importable=True
     )
     batch_size: int = knob(8, "examples a training step", MODEL, unit="examples", low=1)
-    lr: float = knob(0.1, "learning rate of SGD", MODEL, above=0)
+    optimizer: str = knob("sgd", "how weights step", MODEL, choices=("sgd", "adam", "adamw"))
+    lr: float = knob(0.1, "learning rate in the first round", MODEL, above=0)
+    lr_decay: float = knob(1.0, "factor on the learning rate after each round", MODEL, above=0, high=1)
+    lr_schedule: str = knob(
+        "constant",
+        "constant, or down to 0 at the last round along half a cosine",
+        MODEL,
+        choices=("constant", "cosine"),
+    )
     momentum: float = knob(0.0, "momentum of SGD", MODEL, low=0, below=1)
-    weight_decay: float = knob(0.0, "weight decay of SGD", MODEL, low=0)
+    weight_decay: float = knob(0.0, "weight decay", MODEL, low=0)
+    precision: str = knob(
+        "fp32", "bf16 trains under autocast; weights stay float32", MODEL, choices=("fp32", "bf16")
+    )
+    augment: str = knob(
+        "none",
+        "crop-flip shifts training images by up to 4 pixels and mirrors every second",
+        DATA,
+        choices=("none", "crop-flip"),
+    )
     torch_threads: int = knob(1, "threads of one training; other counts give other last bits", MACHINE, low=1)
-    device: str = knob("auto", "auto takes a GPU where one is visible", MACHINE, choices=("auto", "cpu", "cuda"))
+    device: str = knob(
+        "auto",
+        "auto takes a GPU where there is one; for clients, where --num-gpus gives them a share of it",
+        MACHINE,
+        choices=("auto", "cpu", "cuda"),
+    )
     seed: int = knob(0, "all randomness follows from it", RUN, low=0)
     name: str | None = knob(None, "name of the run folder; a time stamp unless given", RUN)
     results_dir: str = knob("results", "where run folders are", RUN)
@@ -70,6 +92,8 @@ class TrainingConfig:
                 if self.data_dir is None
                 else f"--data-dir {self.data_dir}: belongs to --dataset imagefolder, not to {self.dataset}"
             )
+        if self.momentum and self.optimizer != "sgd":
+            raise ConfigError(f"--momentum {self.momentum:g}: belongs to --optimizer sgd, not to {self.optimizer}")
         for name in ("num_examples", "num_classes"):
             if getattr(self, name) is not None and self.dataset != "synthetic":
                 raise ConfigError(
@@ -95,6 +119,13 @@ class TrainingConfig:
                 if other and given in values and hidden not in values:
                     from_file.pop(hidden, None)
         return cls(**{**from_file, **values})
+
+    def lr_in(self, number: int, count: int) -> float:
+        """Return the learning rate of round (or epoch) ``number`` of 1…``count``."""
+        lr = self.lr * self.lr_decay ** (number - 1)
+        if self.lr_schedule == "cosine":
+            lr *= (1 + math.cos(math.pi * (number - 1) / count)) / 2
+        return lr
 
     def to_toml(self) -> str:
         """Return the resolved config as TOML; a knob without a value is left out."""
@@ -142,6 +173,9 @@ class RunConfig(TrainingConfig):
         below=1,
     )
     local_epochs: int = knob(5, "passes over a client's examples in a round", MODEL, unit="epochs", low=1)
+    max_local_steps: int | None = knob(
+        None, "most training steps of a client in a round", MODEL, unit="steps", low=1
+    )
     client: str | None = knob(
         None, "your own flwr NumPyClient or Client, as package.module:Class", MODEL, importable=True
     )
@@ -155,7 +189,7 @@ class RunConfig(TrainingConfig):
     strategy_args: dict[str, bool | int | float | str] = knob(
         {}, "arguments of the strategy, e.g. proximal_mu=0.1 or eta=0.01 tau=0.001", STRATEGY
     )
-    num_cpus: float = knob(1.0, "CPUs of one client, as in Flower's client_resources", MACHINE, above=0)
+    num_cpus: float = knob(1.0, "CPUs of one client, as in Flower's client_resources", MACHINE, low=0.01)
     num_gpus: float = knob(0.0, "GPUs of one client; 0.1 lets ten share one where the CPUs allow", MACHINE, low=0)
     engine: str = knob(
         "ray",

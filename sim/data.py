@@ -112,6 +112,7 @@ def cached(kind: str, key: dict[str, Any], make: Callable[[Path], None]) -> Path
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         target = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+        target.chmod(0o755)  # others may share the cache
     except OSError as error:
         raise DataError(f"the cache {cache_folder()} cannot be written: {error.strerror}; set SIM_CACHE") from error
     try:
@@ -207,10 +208,12 @@ def _imagefolder(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], S
     root = Path(config.data_dir or "")
     listing = list_images(root)
     stats = hashlib.sha256()
-    for split in ("train", "test"):
-        for path, _ in listing.samples[split]:
+    for path, _ in (*listing.samples["train"], *listing.samples["test"]):
+        try:
             stat = path.stat()
-            stats.update(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        except OSError as error:
+            raise DataError(f"--data-dir: {path}: {error.strerror}; mend or remove that file") from error
+        stats.update(os.fsencode(path.resolve()) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
 
     def make() -> Source:
         train, test = (

@@ -132,7 +132,8 @@ def check(config_type: type, config_field: Field[Any], value: Any, place: str) -
         raise ConfigError(f"{place}: must be {_TYPE_WORDS[kind]}{_valid_suffix(rules)}")
     if isinstance(value, dict):
         for key, entry in value.items():
-            if type(entry) not in (bool, int, float, str):
+            finite = not isinstance(entry, float) or math.isfinite(entry)
+            if type(entry) not in (bool, int, float, str) or not finite:
                 raise ConfigError(f"{place}: the value of {key} must be a number, a text, true or false")
         return dict(value)
     if not rules.admits(value):

@@ -171,8 +171,9 @@ _PARTITIONERS: dict[str, Callable[[RunConfig], Partitioner]] = {"iid": _iid, "di
 def _what_works(labels: Labels, config: RunConfig) -> str:
     """Say which alpha, or which number of clients, the same sampling meets: found by trying."""
     alphas = [replace(config, alpha=config.alpha * 2**step) for step in range(1, 11)]
+    everyone = replace(config, clients_per_round=None, fraction_fit=1.0, fraction_evaluate=0.0)
     counts = [
-        replace(config, num_clients=config.num_clients >> step, clients_per_round=None, fraction_fit=1.0)
+        replace(everyone, num_clients=config.num_clients >> step)
         for step in range(1, config.num_clients.bit_length())
     ]
     alpha, count = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -56,10 +57,14 @@ def curves_of(runs: Sequence[Run]) -> list[Curve]:
     Raises:
         RunFolderError: a run's config or rounds cannot be read.
     """
-    groups: dict[str, list[Run]] = {}
+    groups: dict[tuple[str, int], list[Run]] = {}
+    repeats: Counter[str] = Counter()
     for run in runs:
-        settings = {key: value for key, value in run.config().items() if key not in _NOT_A_SETTING}
-        groups.setdefault(repr(sorted(settings.items())), []).append(run)
+        config = run.config()
+        settings = repr(sorted((key, value) for key, value in config.items() if key not in _NOT_A_SETTING))
+        with_seed = f"{settings} {config.get('seed')}"
+        groups.setdefault((settings, repeats[with_seed]), []).append(run)
+        repeats[with_seed] += 1  # a repeated run is no further seed
     return [
         Curve(
             _label([run.name for run in group]),
@@ -120,8 +125,8 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str) -> 
                 )
     if len(curves) == 1:
         axes.set_title(curves[0].label, fontsize="medium")
-    words = sorted({curve.row_word for curve in curves}, reverse=True)
-    axes.set_xlabel(" or ".join(words) if x == "round" else f"time in {'s or '.join(words)}s (seconds)")
+    rows = sorted({curve.row_word for curve in curves}, reverse=True)
+    axes.set_xlabel(" or ".join(rows) if x == "round" else f"time in {'s or '.join(rows)}s (seconds)")
     axes.set_ylabel(Y_LABELS[quantity])
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def load(spec: str, knob: str) -> Any:
             f"no module named {module_name} {place}" if error.name == module_name else f"its import failed: {error}"
         )
         raise PluginError(f"{knob} {spec}: {reason}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(f"{knob} {spec}: its import failed: {type(error).__name__}: {error}") from error
     try:
         found = module
@@ -47,9 +47,17 @@ def load(spec: str, knob: str) -> Any:
     return found
 
 
+def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of ``function``; none for a builtin that does not tell."""
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:
+        return {}
+
+
 def accepted(function: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
     """Return those of the offered keyword arguments that ``function`` takes."""
-    parameters = inspect.signature(function).parameters.values()
+    parameters = parameters_of(function).values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return dict(offered)
     names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -64,6 +72,6 @@ def require_call(function: Callable[..., Any], spec: str, knob: str, *args: Any,
     """
     try:
         inspect.signature(function).bind(*args, **kwargs)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         wanted = ", ".join([*(str(a) for a in args), *kwargs])
         raise PluginError(f"{knob} {spec}: cannot be called with ({wanted}): {error}") from None

@@ -6,10 +6,17 @@ import time
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sim.records import RoundRecord
+
+
+class Console(RichConsole):
+    """A console that a closed pipe does not end: the run is worth more than its progress."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on."""
 
 
 class RoundProgress:
@@ -35,7 +42,6 @@ class RoundProgress:
         self._task = self._live.add_task(f"{word} 0/{num_rounds}", total=num_rounds)
 
     def __enter__(self) -> Self:
-        self._live.start()
         return self
 
     def __exit__(
@@ -45,6 +51,9 @@ class RoundProgress:
 
     def update(self, record: RoundRecord) -> None:
         """Show one more round."""
+        if record.round == 0:  # before that, an error may still be the only line
+            self._start = time.perf_counter()
+            self._live.start()
         parts = [f"{self._word} {record.round}/{self._num_rounds}"]
         if record.test_accuracy is not None:
             parts.append(f"accuracy {record.test_accuracy:.4f}")
@@ -61,6 +70,4 @@ class RoundProgress:
         if record.round > 0:
             rest = (time.perf_counter() - self._start) / record.round * (self._num_rounds - record.round)
             line += f" · {rest:.0f} s left"
-        else:
-            self._start = time.perf_counter()
-        self._console.print(line, highlight=False)
+        self._console.print(line, highlight=False, soft_wrap=True)

@@ -6,12 +6,16 @@ import copy
 from typing import Any
 
 import numpy as np
-from flwr.client import Client, NumPyClient
-from flwr.common import Context, NDArrays, RecordDict, Scalar
+import torch
+from flwr.client import Client
+from flwr.common import Context, NDArrays, Scalar
 from flwr.server.strategy import Strategy
 
 from sim import plugins
-from sim.client import Workbench, set_weights
+from sim.client import TRAIN_KNOBS, Workbench, set_weights
+from sim.data import Examples
+from sim.engine.contract import Chunk, Task
+from sim.engine.worker import Worker, WrongReturnError
 from sim.errors import PluginError
 from sim.seeds import Purpose, seeded
 
@@ -31,7 +35,7 @@ def rehearse(
         if program.test is not None:
             _rehearse_test(bench, program.test)
         if program.client is not None:
-            _rehearse_client(bench, program.client)
+            _rehearse_client(bench, program.client, weights, fit_config)
     set_weights(bench.net, weights)
 
 
@@ -39,15 +43,26 @@ def _two_examples(bench: Workbench) -> Any:
     return bench.batches(bench.dataset.train, np.arange(2), 2, shuffle=False)
 
 
+@torch.no_grad()
+def _as_predicted(bench: Workbench) -> Any:
+    """Two examples labelled as the net sees them: its accuracy is 1 on them, and 100 where percent are meant."""
+    images, _ = next(iter(_two_examples(bench)))
+    bench.net.eval()
+    labels = bench.net(images).argmax(1).cpu().numpy()
+    bench.renew()
+    examples = Examples(bench.dataset.train.images[:2], labels)
+    return bench.batches(examples, None, 2, shuffle=False)
+
+
 def _rehearse_train(bench: Workbench, spec: str, fit_config: dict[str, Scalar], proximal_mu: float) -> None:
-    plugins.require_call(bench.train, spec, "--train", "net", "loader", "epochs", "device")
-    taken = plugins.accepted(bench.train, {**fit_config, "proximal_mu": proximal_mu})
+    offered = {**fit_config, "proximal_mu": proximal_mu}
+    taken = plugins.accepted(bench.train, {key: offered[key] for key in TRAIN_KNOBS if key in offered})
     if proximal_mu and "proximal_mu" not in taken:
         raise PluginError(f"--train {spec}: takes no proximal_mu, which the strategy sends to every client")
-    knobs = {key: value for key, value in taken.items() if key not in ("local_epochs", "batch_size")}
+    plugins.require_call(bench.train, spec, "--train", "net", "loader", "epochs", "device", **taken)
     net = copy.deepcopy(bench.net)
     try:
-        loss = bench.train(net, _two_examples(bench), 1, bench.device, **knobs)
+        loss = bench.train(net, _two_examples(bench), 1, bench.device, **taken)
     except Exception as error:
         raise PluginError(f"--train {spec}: raised {type(error).__name__}: {error}") from error
     if loss is not None and not _is_number(loss):
@@ -57,7 +72,7 @@ def _rehearse_train(bench: Workbench, spec: str, fit_config: dict[str, Scalar], 
 def _rehearse_test(bench: Workbench, spec: str) -> None:
     plugins.require_call(bench.test, spec, "--test", "net", "loader", "device")
     try:
-        returned: Any = bench.test(bench.net, _two_examples(bench), bench.device)
+        returned: Any = bench.test(bench.net, _as_predicted(bench), bench.device)
     except Exception as error:
         raise PluginError(f"--test {spec}: raised {type(error).__name__}: {error}") from error
     if not (isinstance(returned, tuple) and len(returned) == 2 and all(_is_number(item) for item in returned)):
@@ -66,13 +81,26 @@ def _rehearse_test(bench: Workbench, spec: str) -> None:
         raise PluginError(f"--test {spec}: returned accuracy {returned[1]}; a fraction 0–1 is expected")
 
 
-def _rehearse_client(bench: Workbench, spec: str) -> None:
-    try:
-        client = bench.client(Context(0, 0, {"partition-id": 0, "num-partitions": 1}, RecordDict(), {}))
-    except Exception as error:
-        raise PluginError(f"--client {spec}: cannot be made: {type(error).__name__}: {error}") from error
-    if not isinstance(client, Client | NumPyClient):
-        raise PluginError(f"--client {spec}: made {type(client).__name__}, not a flwr NumPyClient or Client")
+def _rehearse_client(bench: Workbench, spec: str, weights: NDArrays, fit_config: dict[str, Scalar]) -> None:
+    made: list[Any] = []
+
+    def client_fn(context: Context) -> Client:
+        loader = _two_examples(bench)
+        try:
+            made.append(bench.client_over(loader, loader, context))
+        except (Exception, SystemExit) as error:
+            raise PluginError(f"--client {spec}: cannot be made: {type(error).__name__}: {error}") from error
+        return made[0]  # type: ignore[no-any-return]
+
+    task = Task(0, {**fit_config, "server_round": 0, "local_epochs": 1})
+    (outcome,) = Worker(client_fn, 1, 0).run(Chunk("fit", 0, [task], weights, summed=False)).outcomes
+    if isinstance(outcome.cause, PluginError):
+        raise outcome.cause
+    if not isinstance(made[0], Client):
+        raise PluginError(f"--client {spec}: made {type(made[0]).__name__}, not a flwr NumPyClient or Client")
+    # What it raises on two examples may be their fault; what it returns is not.
+    if isinstance(outcome.cause, WrongReturnError):
+        raise PluginError(f"--client {spec}: {outcome.cause}")
 
 
 def _is_number(value: Any) -> bool:

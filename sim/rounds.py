@@ -66,7 +66,7 @@ class RoundServer(Server):
         initial_weights: NDArrays,
         open_dispatcher: OpenDispatcher,
         central_test: CentralTest,
-        fit_config: dict[str, Scalar],
+        fit_config: Callable[[int], dict[str, Scalar]],
         on_round: OnRound,
         on_client_error: str,
         seed: int,
@@ -75,7 +75,7 @@ class RoundServer(Server):
         Args:
             averages: the strategy uses the clients' weighted mean only.
             central_test: (round, weights, {}) → (loss, {"accuracy": …}), where the strategy has no test of its own.
-            fit_config: training knobs that every FitIns.config carries; what the strategy sends wins.
+            fit_config: round → training knobs that every FitIns.config carries; what the strategy sends wins.
             on_round: called after each round with its record, its clients' records and the new weights.
             on_client_error: ``stop`` or ``drop``.
         """
@@ -102,7 +102,7 @@ class RoundServer(Server):
         with self.open_dispatcher(self.client_manager()) as dispatcher:
             with self._calling(0, "initialize_parameters"):
                 initial = self.strategy.initialize_parameters(self.client_manager())
-            self._accept(initial or ndarrays_to_parameters(self.weights))
+            self._accept(initial or ndarrays_to_parameters(self.weights), 0)
             for server_round in range(num_rounds + 1):
                 log(INFO, "[ROUND %s]", server_round)
                 record, clients = self._round(server_round, dispatcher)
@@ -146,8 +146,9 @@ class RoundServer(Server):
         if not asked:
             raise RunError(f"round {server_round}: the strategy chose no clients")
         configured = time.perf_counter()
+        knobs = self.fit_config(server_round)
         asked = [
-            (proxy, FitIns(ins.parameters, {"server_round": server_round, **self.fit_config, **ins.config}))
+            (proxy, FitIns(ins.parameters, {"server_round": server_round, **knobs, **ins.config}))
             for proxy, ins in asked
         ]
         answers = self._ask("fit", server_round, asked, dispatcher)
@@ -155,9 +156,7 @@ class RoundServer(Server):
         proxies = {_client_id(proxy): proxy for proxy, _ in asked}
         with self._calling(server_round, "aggregate_fit"):
             parameters = self._aggregate(server_round, answers, proxies)
-        if parameters is None:
-            raise RunError(f"round {server_round}: the strategy returned no weights")
-        self._accept(parameters)
+        self._accept(parameters, server_round)
         end = time.perf_counter()
         return replace(
             record,
@@ -216,7 +215,7 @@ class RoundServer(Server):
                         _stop(outcome, phase, server_round)
                 answers.outcomes.append(outcome)
                 answers.records.append(client_record(outcome, phase, server_round, result.actor))
-        if not answers.ok:
+        if phase == "fit" and not answers.ok:
             _stop(
                 answers.outcomes[0],
                 phase,
@@ -244,9 +243,17 @@ class RoundServer(Server):
                 chunks.append(Chunk(phase, server_round, tasks, weights[key], summed))
         return chunks
 
-    def _accept(self, parameters: Parameters) -> None:
+    def _accept(self, parameters: Parameters | None, server_round: int) -> None:
         """Make ``parameters`` the global ones, in the model's dtypes (FedAdam returns float64)."""
-        self.weights = self._cast(parameters_to_ndarrays(parameters))
+        if parameters is None:
+            raise RunError(f"round {server_round}: the strategy returned no weights")
+        weights = parameters_to_ndarrays(parameters)
+        shapes, wanted = [w.shape for w in weights], [w.shape for w in self.weights]
+        if shapes != wanted:
+            raise RunError(
+                f"round {server_round}: the strategy returned arrays of shapes {shapes}, the model has {wanted}"
+            )
+        self.weights = self._cast(weights)
         self.parameters = ndarrays_to_parameters(self.weights)
 
     def _cast(self, weights: NDArrays) -> NDArrays:
@@ -258,6 +265,8 @@ class RoundServer(Server):
         try:
             with seeded(self.seed, Purpose.STRATEGY, server_round, _CALLS.index(call)):
                 yield
+        except RunError:
+            raise
         except Exception as error:
             log(ERROR, "%s, round %s:\n%s", call, server_round, traceback.format_exc())
             raise RunError(f"round {server_round}: {call} raised {type(error).__name__}: {error}") from error

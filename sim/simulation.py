@@ -20,6 +20,7 @@ from sim.data import Dataset
 from sim.engine import inline
 from sim.engine.contract import OpenDispatcher
 from sim.errors import ConfigError
+from sim.interrupts import uninterrupted
 from sim.partition import Partition
 from sim.records import ClientRecord, RoundRecord
 from sim.rounds import RoundServer
@@ -61,8 +62,9 @@ def simulate(
     last = {"weights": prepared.initial_weights}
 
     def on_round(record: RoundRecord, clients: list[ClientRecord], weights: NDArrays) -> None:
-        writer.append(record, clients)
-        last["weights"] = weights
+        with uninterrupted():  # the tables and the weights stay at the same round
+            writer.append(record, clients)
+            last["weights"] = weights
         if on_record is not None:
             on_record(record)
 
@@ -73,7 +75,7 @@ def simulate(
             initial_weights=prepared.initial_weights,
             open_dispatcher=open_dispatcher,
             central_test=partial(_central_test, prepared.program, config.seed),
-            fit_config=_fit_config(config),
+            fit_config=partial(_fit_config, config),
             on_round=on_round,
             on_client_error=config.on_client_error,
             seed=config.seed,
@@ -114,15 +116,18 @@ def prepare(config: RunConfig) -> Prepared:
     """
     dataset = data.load(config)
     dealt = partition.deal(dataset.train.labels, config)
+    parts = program_parts(config, dataset)
+    if config.device == "auto" and not config.num_gpus:
+        parts["device"] = "cpu"  # in every engine: Ray shows no GPU to a client that has no share of one
     program = Program(
-        **program_parts(config, dataset),
+        **parts,
         partition_folder=dealt.folder,
         client=config.client,
         eval_share=config.eval_share if config.fraction_evaluate else 0.0,
     )
     initial_weights = fresh_weights(program)
     chosen = strategy.build(config, initial_weights, partial(_central_test, program, config.seed))
-    rehearsal.rehearse(workbench(program), initial_weights, _fit_config(config), chosen.strategy)
+    rehearsal.rehearse(workbench(program), initial_weights, _fit_config(config, 1), chosen.strategy)
     return Prepared(dataset, dealt, program, initial_weights, chosen)
 
 
@@ -137,6 +142,7 @@ def program_parts(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:
         "torch_threads": config.torch_threads,
         "import_folder": Path.cwd(),
         "batch_size": config.batch_size,
+        "augment": config.augment,
         "seed": config.seed,
     }
 
@@ -168,13 +174,24 @@ def finish(writer: RunWriter, bench: Workbench, weights: NDArrays) -> None:
     writer.write(run.model_path, content)
 
 
-def _fit_config(config: RunConfig) -> dict[str, Scalar]:
+def train_knobs(config: TrainingConfig, number: int, count: int) -> dict[str, Scalar]:
+    """The keyword arguments of ``train`` in round (or epoch) ``number`` of 1…``count``."""
+    return {
+        "lr": config.lr_in(number, count),
+        "momentum": config.momentum,
+        "weight_decay": config.weight_decay,
+        "optimizer": config.optimizer,
+        "precision": config.precision,
+    }
+
+
+def _fit_config(config: RunConfig, server_round: int) -> dict[str, Scalar]:
+    """What ``FitIns.config`` carries to each client in a round."""
     return {
         "local_epochs": config.local_epochs,
         "batch_size": config.batch_size,
-        "lr": config.lr,
-        "momentum": config.momentum,
-        "weight_decay": config.weight_decay,
+        "max_steps": config.max_local_steps or 0,
+        **train_knobs(config, server_round, config.num_rounds),
     }
 
 
@@ -184,8 +201,8 @@ def _central_test(
     bench = workbench(program)
     set_weights(bench.net, weights)
     with seeded(seed, Purpose.TEST, server_round):
-        loss, accuracy = bench.test(bench.net, bench.test_loader, bench.device)
-    return float(loss), {"accuracy": float(accuracy)}
+        loss, accuracy = bench.central_test()
+    return loss, {"accuracy": accuracy}
 
 
 def _check_resources(config: RunConfig, ray_init_args: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,7 +94,7 @@ def build(config: RunConfig, initial_weights: NDArrays, evaluate_fn: EvaluateFn)
 
 
 def _check_arguments(own: Callable[..., Any], config: RunConfig, reserved: set[str]) -> None:
-    parameters = inspect.signature(own).parameters
+    parameters = plugins.parameters_of(own)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     names = [
         name

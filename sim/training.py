@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import chain, islice, repeat
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,17 @@ def train(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     proximal_mu: float = 0.0,
+    optimizer: str = "sgd",
+    max_steps: int = 0,
+    precision: str = "fp32",
 ) -> float:
-    """Train ``net`` in place with SGD on cross-entropy.
+    """Train ``net`` in place on cross-entropy.
 
     Args:
+        momentum: of SGD; Adam and AdamW have their own.
+        optimizer: ``sgd``, ``adam`` or ``adamw``, as torch.optim has them.
+        max_steps: end after so many steps; 0 for no limit.
+        precision: ``bf16`` computes under autocast; weights and optimizer stay float32.
         loader: gives (images float32 [B, C, H, W], labels int64 [B]).
         proximal_mu: μ of the proximal term μ/2 ‖w − w₀‖², w₀ the weights at the call; 0 leaves it out
             (Li et al. 2020, "Federated Optimization in Heterogeneous Networks", equation 2).
@@ -35,23 +43,33 @@ def train(
     net.to(device).train()
     weights = [p for p in net.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in weights] if proximal_mu else []
-    optimizer = torch.optim.SGD(weights, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    stepper = _OPTIMIZERS[optimizer](weights, lr, momentum, weight_decay)
     loss_sum = torch.zeros((), device=device)
     num_examples = 0
-    for _ in range(epochs):
-        for batch_images, batch_labels in loader:
-            images, labels = batch_images.to(device), batch_labels.to(device)
-            optimizer.zero_grad()
+    batches = chain.from_iterable(repeat(loader, epochs))
+    for batch_images, batch_labels in islice(batches, max_steps or None):
+        images, labels = batch_images.to(device), batch_labels.to(device)
+        stepper.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             loss = F.cross_entropy(net(images), labels)
-            objective = loss
-            if proximal_mu:
-                distance = torch.stack([(p - p0).square().sum() for p, p0 in zip(weights, start, strict=True)])
-                objective = loss + proximal_mu / 2 * distance.sum()
-            objective.backward()
-            optimizer.step()
-            loss_sum += loss.detach() * len(labels)
-            num_examples += len(labels)
+        objective = loss
+        if proximal_mu:
+            distance = torch.stack([(p - p0).square().sum() for p, p0 in zip(weights, start, strict=True)])
+            objective = loss + proximal_mu / 2 * distance.sum()
+        objective.backward()
+        stepper.step()
+        loss_sum += loss.detach() * len(labels)
+        num_examples += len(labels)
     return float(loss_sum) / num_examples
+
+
+_OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float, float, float], torch.optim.Optimizer]] = {
+    "sgd": lambda weights, lr, momentum, decay: torch.optim.SGD(
+        weights, lr=lr, momentum=momentum, weight_decay=decay
+    ),
+    "adam": lambda weights, lr, _, decay: torch.optim.Adam(weights, lr=lr, weight_decay=decay),
+    "adamw": lambda weights, lr, _, decay: torch.optim.AdamW(weights, lr=lr, weight_decay=decay),
+}
 
 
 @torch.no_grad()

@@ -56,6 +56,10 @@ def _unreadable(root: Path) -> None:
     (_images(root) / "train" / "cat").chmod(0)
 
 
+def _broken_link(root: Path) -> None:
+    (_images(root) / "train" / "cat" / "lost.png").symlink_to("nowhere.png")
+
+
 def _one_class(root: Path) -> None:
     for split in ("train", "test"):
         (root / split / "cat").mkdir(parents=True)
@@ -72,6 +76,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object] | None, str]] = {
     "empty": (_empty, "train/ has no class folders"),
     "without test": (_without_test, "photos/test: No such file or directory"),
     "unreadable": (_unreadable, "photos/train/cat: Permission denied"),
+    "broken link": (_broken_link, "train/cat/lost.png: No such file or directory; mend or remove that file"),
     "broken image": (_broken_image, "train/dog/3.png: not a whole image in a known format; mend or remove"),
     "class in one split": (_class_in_one_split, "class emu is in test/ only; both splits need every class"),
     "class without images": (_class_without_images, "train/emu has no images; known endings are .jpg"),
@@ -140,7 +145,7 @@ FLAGS = {
     "--num-gpus 0.5": "--num-gpus 0.5: this machine has 0 GPUs; at most 0",
     "--num-gpus -1": "--num-gpus -1: must be at least 0",
     "--num-cpus 4096": "--num-cpus 4096: this machine has ",
-    "--num-cpus 0": "--num-cpus 0: must be above 0",
+    "--num-cpus 0": "--num-cpus 0: must be at least 0.01",
     "--device cuda": "--device cuda: PyTorch sees no GPU; choose auto or cpu",
     "--dataset imagefolder": "--dataset imagefolder needs --data-dir, a folder with train/<class>/*",
     "--data-dir photos": "--data-dir photos: belongs to --dataset imagefolder, not to digits",
@@ -148,6 +153,10 @@ FLAGS = {
     "--image-size 8": "--model Net: does not take images of (1, 8, 8)",
     "--strategy-args eta": "--strategy-args eta: must be key=value",
     "--strategy-args eta=1": "--strategy-args eta=1: fedavg takes these arguments",
+    "--image-size 2000000": "--image-size 2000000: must be at least 1 and at most 1024",
+    "--strategy-args tau=nan": "--strategy-args tau=nan: the value of tau must be a number",
+    "--momentum 0.5 --optimizer adam": "--momentum 0.5: belongs to --optimizer sgd, not to adam",
+    "--num-clients 10 --fraction-evaluate 0.1 --alpha 0.0001": "--partitioner iid works",
     "--strategy fedadam --strategy-args eta=big": "--strategy-args eta=big: must be a number",
     "--name a/b": "--name a/b: must be at most 100 letters",
     "--config absent.toml": "--config absent.toml: No such file or directory",
@@ -156,7 +165,9 @@ FLAGS = {
 
 @pytest.mark.parametrize("words", FLAGS)
 def test_flags_and_values(sim: Sim, tmp_path: Path, words: str) -> None:
-    _check(sim("run", *words.split()), FLAGS[words], tmp_path)
+    # without a GPU, wherever the tests run
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    _check(sim("run", *words.split(), env=environment), FLAGS[words], tmp_path)
 
 
 CONFIGS = {
@@ -192,8 +203,11 @@ PLUGINS = {
     "--train faulty:train_raises": "raised KeyError: 'optimizer'",
     "--train cifar:train --strategy fedprox": "takes no proximal_mu, which the strategy sends",
     "--test faulty:test_accuracy_only": "returned 0.5; (loss, accuracy) as two numbers is expected",
-    "--test faulty:test_percent": "returned accuracy 55.0; a fraction 0–1 is expected",
+    "--test faulty:test_percent": "returned accuracy 100.0; a fraction 0–1 is expected",
     "--client faulty:NotAClient": "--client faulty:NotAClient: cannot be made",
+    "--client faulty:WrongAnswer": "fit must return (list of arrays, int, dict), not (list, str, dict)",
+    "--train builtins:max": "cannot be called with (net, loader, epochs, device)",
+    "--strategy builtins:dict": "made a dict, not a flwr.server.strategy.Strategy",
     "--client faulty:Greedy": "missing 1 required positional argument: 'passport'",
     "--strategy faulty:NotAStrategy": "made a NotAStrategy, not a flwr.server.strategy.Strategy",
     "--strategy faulty:NeedyStrategy": "cannot be made: TypeError",

@@ -109,15 +109,39 @@ def test_partition_shows_counts_before_any_training(sim: Sim, tmp_path: Path) ->
     assert not (tmp_path / "results").exists()
 
 
-def test_an_untouched_tutorial_program_is_federated(sim: Sim, tmp_path: Path, cifar: Path) -> None:
+def test_an_untouched_tutorial_program_is_federated(sim: Sim, tmp_path: Path) -> None:
     words = ("--model", "cifar:Net", "--train", "cifar:train", "--test", "cifar:test")
-    few = ("--num-clients", "5", "--fraction-fit", "1", "--num-rounds", "3", "--local-epochs", "10")
-    data = ("--dataset", "imagefolder", "--data-dir", str(cifar), "--results-dir", str(tmp_path))
+    few = ("--num-clients", "5", "--fraction-fit", "1", "--num-rounds", "3", "--local-epochs", "5")
+    data = ("--dataset", "synthetic", "--num-examples", "1000", "--results-dir", str(tmp_path))
     answer = sim("run", *words, *few, *data, "--batch-size", "16", "--name", "own", cwd=PROGRAMS)
     assert answer.returncode == 0, answer.stderr
     rounds = Run(tmp_path / "own").rounds()
-    assert rounds.test_loss.iloc[-1] < 2.25 < rounds.test_loss.iloc[0]
+    assert rounds.test_accuracy.iloc[-1] > 0.5 > rounds.test_accuracy.iloc[0]
     assert rounds.train_loss.isna().all()  # its train() returns nothing
+
+
+def test_a_failing_client_on_the_command_line(sim: Sim, tmp_path: Path) -> None:
+    words = ("run", *FEW, "--num-rounds", "3", "--client", "own:Failing", "--results-dir", str(tmp_path))
+    stopped = sim(*words, "--name", "stopped", cwd=PROGRAMS)
+    assert stopped.returncode == 1
+    assert "raised in round 2 (fit): ValueError: client" in stopped.stderr.splitlines()[-1]
+    assert "Traceback" not in stopped.stderr
+    assert Run(tmp_path / "stopped").rounds()["round"].tolist() == [0, 1]
+    dropped = sim(*words, "--name", "dropped", "--on-client-error", "drop", "--engine", "inline", cwd=PROGRAMS)
+    assert dropped.returncode == 0, dropped.stderr
+    rounds = Run(tmp_path / "dropped").rounds()
+    assert rounds.num_failures[2] > 0
+    assert rounds.num_failures[2] + rounds.num_clients[2] == 4
+    assert f"{rounds.num_failures[2]} failed" in dropped.stderr
+
+
+def test_a_closed_pipe_does_not_end_the_run(tmp_path: Path) -> None:
+    program = f"{sys.executable} -m sim run {' '.join(FEW)} --engine inline --name piped 2>&1 | head -1"
+    subprocess.run(program, shell=True, cwd=tmp_path, capture_output=True, timeout=120, check=True)
+    deadline = time.time() + 60
+    while not (tmp_path / "results" / "piped" / "model.safetensors").is_file() and time.time() < deadline:
+        time.sleep(0.2)
+    assert Run(tmp_path / "results" / "piped").rounds()["round"].tolist() == [0, 1, 2]
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
@@ -144,7 +168,7 @@ def test_ctrl_c_ends_cleanly_after_writing_what_is_done(tmp_path: Path, engine: 
     rest = process.stderr.read().splitlines()
     assert process.wait(timeout=20) == 130
     ended = time.time()
-    assert rest[-1] == "sim: interrupted; the rounds that were done are on disk"
+    assert rest[-1] == "sim: interrupted; what was done is on disk"
     assert not any("Traceback" in line for line in rest)
     run = Run(tmp_path / "results" / "long")
     rounds = run.rounds()

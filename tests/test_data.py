@@ -75,6 +75,18 @@ def test_the_second_load_maps_the_cache_read_only_and_a_changed_file_is_seen(tmp
     assert _load(root).train.images[0, 0, 0].tolist() == [1, 2, 3]
 
 
+def test_two_folders_of_the_same_names_sizes_and_times_are_two_data_sets(tmp_path: Path) -> None:
+    loaded = []
+    for number in (0, 1):
+        root = _folder(tmp_path / str(number))
+        for path in root.rglob("*.png"):
+            Image.new("RGB", (32, 32), (50 + number, 0, 0)).save(path.with_suffix(".bmp"))
+            path.unlink()
+            os.utime(path.with_suffix(".bmp"), ns=(1, 1))
+        loaded.append(int(_load(root).train.images[0, 0, 0, 0]))
+    assert loaded == [50, 51]
+
+
 def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
     found = _load(_folder(tmp_path))
     (found.folder / "train_images.npy").write_bytes(b"short")

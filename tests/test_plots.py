@@ -29,6 +29,7 @@ def test_runs_that_differ_only_in_their_seed_are_one_curve(tmp_path: Path) -> No
         _run(tmp_path, "central", [0.1, 0.9], CentralizedConfig()),
     ]
     curves = plots.curves_of(runs)
+    assert [curve.label for curve in plots.curves_of([runs[0], runs[0]])] == ["iid-seed0", "iid-seed0"]
     assert [curve.label for curve in curves] == ["iid (mean ± sd of 2 seeds)", "skewed", "central"]
     xs, mean, deviation = curves[0].series("test_accuracy", "round")
     assert xs.tolist() == [0, 1]

@@ -25,6 +25,8 @@ def _imports(path: Path) -> set[str]:
             words = node.module.split(".")[1:]
             names = [alias.name for alias in node.names]
             found |= {words[-1]} if words and words[-1] != "engine" else set(names)
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[-1] for alias in node.names if alias.name.startswith("sim.")}
     return found
 
 

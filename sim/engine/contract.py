@@ -52,7 +52,7 @@ class Outcome:
     state: RecordDict | None = None
     error: str | None = None
     traceback: str | None = None
-    cause: Exception | None = None  # only where client and round loop share a process
+    cause: BaseException | None = None  # only where client and round loop share a process
 
     @property
     def accuracy(self) -> float | None:

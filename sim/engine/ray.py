@@ -64,7 +64,7 @@ class RayDispatcher:
         running: dict[Any, tuple[int, int]] = {}
         done: dict[int, Any] = {}
         for wanted in range(len(chunks)):
-            while wanted not in done:
+            while True:
                 while idle and waiting:
                     index, chunk = waiting.popleft()
                     if id(chunk.weights) not in sent:
@@ -73,10 +73,15 @@ class RayDispatcher:
                     bare = Chunk(chunk.phase, chunk.server_round, chunk.tasks, [], chunk.summed)
                     reference = self.actors[actor].run_chunk.remote(bare, sent[id(chunk.weights)], actor)
                     running[reference] = index, actor
-                ready, _ = ray.wait(list(running), num_returns=1)
-                index, actor = running.pop(ready[0])
-                idle.append(actor)
-                done[index] = ready[0]
+                # Even with a result at hand: whoever has finished meanwhile gets work before that is folded.
+                timeout = 0 if wanted in done else None
+                ready = ray.wait(list(running), num_returns=1, timeout=timeout)[0] if running else []
+                for reference in ready:
+                    index, actor = running.pop(reference)
+                    idle.append(actor)
+                    done[index] = reference
+                if wanted in done and not ready:
+                    break
             yield _get(done.pop(wanted), chunks[wanted])
 
 

@@ -27,6 +27,10 @@ from sim.engine.contract import Chunk, ChunkResult, Outcome, Task
 from sim.seeds import Purpose, seeded
 
 
+class WrongReturnError(TypeError):
+    """A client returned something that is not what Flower expects."""
+
+
 @dataclass
 class Worker:
     """Makes clients with ``client_fn`` and calls them; the same code in this process and in an actor."""
@@ -49,7 +53,7 @@ class Worker:
                 if outcome.weights is not None and chunk.summed:
                     total.add(outcome.weights, outcome.num_examples)
                     outcome.weights = None
-            except Exception as error:  # noqa: BLE001 - the round loop decides what a failure means
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - the round loop decides what it means
                 outcome = Outcome(
                     task.client_id,
                     error=f"{type(error).__name__}: {error}",
@@ -80,7 +84,7 @@ class Worker:
             outcome.weights, outcome.num_examples, outcome.metrics = _fit(client, weights, task)
             _check_weights(outcome.weights, chunk.weights)
             if outcome.num_examples < 1:
-                raise ValueError(f"fit returned num_examples {outcome.num_examples}; at least 1 is needed")
+                raise WrongReturnError(f"fit returned num_examples {outcome.num_examples}; at least 1 is needed")
             loss = outcome.metrics.get("loss")
             outcome.loss = float(loss) if isinstance(loss, int | float) else None
         else:
@@ -98,7 +102,7 @@ def _fit(client: Any, weights: NDArrays, task: Task) -> tuple[NDArrays, int, dic
     match returned:
         case (list() as arrays, int() as num_examples, dict() as metrics):
             return arrays, num_examples, metrics
-    raise TypeError(f"fit must return (list of arrays, int, dict), not {_shape_of(returned)}")
+    raise WrongReturnError(f"fit must return (list of arrays, int, dict), not {_shape_of(returned)}")
 
 
 def _evaluate(client: Any, weights: NDArrays, task: Task) -> tuple[float, int, dict[str, Any]]:
@@ -110,7 +114,7 @@ def _evaluate(client: Any, weights: NDArrays, task: Task) -> tuple[float, int, d
     match returned:
         case (float() as loss, int() as num_examples, dict() as metrics):
             return loss, num_examples, metrics
-    raise TypeError(f"evaluate must return (float, int, dict), not {_shape_of(returned)}")
+    raise WrongReturnError(f"evaluate must return (float, int, dict), not {_shape_of(returned)}")
 
 
 def _check_status(status: Any) -> None:
@@ -127,4 +131,4 @@ def _shape_of(returned: Any) -> str:
 def _check_weights(weights: NDArrays, sent: NDArrays) -> None:
     shapes, wanted = [np.shape(w) for w in weights], [w.shape for w in sent]
     if shapes != wanted:
-        raise ValueError(f"fit returned arrays of shapes {shapes}, the model has {wanted}")
+        raise WrongReturnError(f"fit returned arrays of shapes {shapes}, the model has {wanted}")

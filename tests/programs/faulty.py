@@ -40,7 +40,16 @@ def test_accuracy_only(net, loader, device):
 
 
 def test_percent(net, loader, device):
-    return 1.0, 55.0
+    correct = total = 0
+    for images, labels in loader:
+        correct += int((net(images).argmax(1) == labels).sum())
+        total += len(labels)
+    return 1.0, 100 * correct / total
+
+
+class WrongAnswer(CifarClient):
+    def fit(self, parameters, config):
+        return parameters, "many", {}
 
 
 class NotAClient:

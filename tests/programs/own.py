@@ -3,6 +3,7 @@
 import os
 
 import numpy as np
+import torch
 from flwr.app import MetricRecord
 from flwr.client import Client, NumPyClient
 from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
@@ -91,10 +92,12 @@ class Lost(CifarClient):
 
 
 class Exiting(CifarClient):
-    """Ends its process as a segmentation fault would."""
+    """Ends its process as a segmentation fault would; not in the rehearsal, which is round 0."""
 
     def fit(self, parameters, config):
-        os._exit(9)
+        if config["server_round"] == 1:
+            os._exit(9)
+        return super().fit(parameters, config)
 
 
 class WrongAnswer(CifarClient):
@@ -127,8 +130,40 @@ class WithBatchNorm(nn.Module):
         return self.out(self.norm(x).flatten(1))
 
 
-class WithoutTraining(CifarClient):
-    """Returns what it got, at once."""
+class WithDropout(nn.Module):
+    """Cannot hide in which mode it is trained."""
 
+    def __init__(self, image_shape, num_classes):
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+        self.out = nn.Linear(int(np.prod(image_shape)), num_classes)
+
+    def forward(self, x):
+        return self.out(self.drop(x.flatten(1)))
+
+
+def train_without_setting_the_mode(net, loader, epochs, device, lr):
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+    for images, labels in loader:
+        loss = nn.functional.cross_entropy(net(images), labels)
+        loss.backward()  # gradients of the client before would add up here, too
+        optimizer.step()
+        optimizer.zero_grad()
+    nn.functional.cross_entropy(net(images), labels).backward()
+
+
+class BadArrays(FedAvg):
+    def aggregate_fit(self, server_round, results, failures):
+        return ndarrays_to_parameters([np.zeros(3)]), {}
+
+
+class EvaluationFails(CifarClient):
+    def evaluate(self, parameters, config):
+        raise OSError("no test data today")
+
+
+class SystemExits(CifarClient):
     def fit(self, parameters, config):
-        return parameters, self.train_loader.num_examples, {}
+        if config["server_round"]:
+            raise SystemExit(0)
+        return super().fit(parameters, config)
