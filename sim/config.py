@@ -17,6 +17,29 @@ from sim.knobs import check, flag_of, knob, other_default, read_toml, rules_of
 DATA, MODEL, RUN = "data", "model and training", "run"
 CLIENTS, STRATEGY, MACHINE = "clients", "strategy", "machine"
 
+_PARTITIONERS = (
+    "iid",
+    "dirichlet",
+    "inner-dirichlet",
+    "shard",
+    "pathological",
+    "linear",
+    "square",
+    "exponential",
+)
+_STRATEGIES = (
+    "fedavg",
+    "fedprox",
+    "fedavgm",
+    "fedadam",
+    "fedadagrad",
+    "fedyogi",
+    "fedmedian",
+    "fedtrimmedavg",
+    "krum",
+    "bulyan",
+    "qfedavg",
+)
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -28,9 +51,12 @@ class TrainingConfig:
         "digits",
         "the data set; imagefolder reads train/<class>/* and test/<class>/* in --data-dir",
         DATA,
-        choices=("digits", "imagefolder", "synthetic"),
+        choices=("digits", "imagefolder", "synthetic", "cifar10", "cifar100", "mnist", "fashion-mnist"),
+        importable=True,
     )
-    data_dir: str | None = knob(None, "the folder of an imagefolder data set", DATA)
+    data_dir: str | None = knob(
+        None, "folder of an imagefolder, or torchvision's root of cifar10, cifar100, mnist and fashion-mnist", DATA
+    )
     image_size: int = knob(32, "height and width that images are scaled to", DATA, unit="pixels", low=1, high=1024)
     num_examples: int | None = knob(
         None, "training examples of the synthetic data set; 10000 unless given", DATA, low=1, high=1_000_000
@@ -38,7 +64,13 @@ class TrainingConfig:
     num_classes: int | None = knob(
         None, "classes of the synthetic data set; 10 unless given", DATA, low=2, high=1000
     )
-    model: str = knob("Net", "the model, or your own factory", MODEL, choices=("Net", "SimpleCnn"), importable=True)
+    model: str = knob(
+        "Net",
+        "the model, or your own factory",
+        MODEL,
+        choices=("Net", "SimpleCnn", "ResNet18", "Mlp"),
+        importable=True,
+    )
     train: str | None = knob(
         None,
         "your own train(net, loader, epochs, device), as package.module:function",
@@ -86,12 +118,12 @@ class TrainingConfig:
             value = getattr(self, config_field.name)
             checked = check(type(self), config_field, value, f"{config_field.name} = {value!r}")
             object.__setattr__(self, config_field.name, checked)
-        if (self.data_dir is None) == (self.dataset == "imagefolder"):
+        if self.dataset == "imagefolder" and self.data_dir is None:
             raise ConfigError(
                 "--dataset imagefolder needs --data-dir, a folder with train/<class>/* and test/<class>/*"
-                if self.data_dir is None
-                else f"--data-dir {self.data_dir}: belongs to --dataset imagefolder, not to {self.dataset}"
             )
+        if self.dataset in ("digits", "synthetic") and self.data_dir is not None:
+            raise ConfigError(f"--data-dir {self.data_dir}: {self.dataset} is read from no folder")
         if self.momentum and self.optimizer != "sgd":
             raise ConfigError(f"--momentum {self.momentum:g}: belongs to --optimizer sgd, not to {self.optimizer}")
         for name in ("num_examples", "num_classes"):
@@ -159,7 +191,12 @@ class RunConfig(TrainingConfig):
         0.0, "share of the clients that evaluate the new model in a round", CLIENTS, low=0, high=1
     )
     num_rounds: int = knob(30, "rounds of training", CLIENTS, low=1)
-    partitioner: str = knob("dirichlet", "how examples are dealt to clients", CLIENTS, choices=("iid", "dirichlet"))
+    partitioner: str = knob("dirichlet", "how examples are dealt to clients", CLIENTS, choices=_PARTITIONERS)
+    partitioner_args: dict[str, bool | int | float | str] = knob(
+        {},
+        "arguments of the partitioner in flwr-datasets, e.g. num_classes_per_partition=3 or self_balancing=true",
+        CLIENTS,
+    )
     alpha: float = knob(
         0.5, "concentration of the Dirichlet distribution; small: few classes a client", CLIENTS, above=0
     )
@@ -181,13 +218,24 @@ class RunConfig(TrainingConfig):
     )
     strategy: str = knob(
         "fedavg",
-        "Flower's strategy, or your own class",
+        "Flower's strategy, or your own class; qfedavg weighs all clients by one central loss, not by each "
+        "client's own as its paper does",
         STRATEGY,
-        choices=("fedavg", "fedprox", "fedadam"),
+        choices=_STRATEGIES,
         importable=True,
     )
     strategy_args: dict[str, bool | int | float | str] = knob(
         {}, "arguments of the strategy, e.g. proximal_mu=0.1 or eta=0.01 tau=0.001", STRATEGY
+    )
+    dp: str | None = knob(
+        None,
+        "differential privacy around an averaging strategy: each client's update is clipped at the server, "
+        "the average gets noise",
+        STRATEGY,
+        choices=("fixed", "adaptive"),
+    )
+    dp_args: dict[str, bool | int | float | str] = knob(
+        {}, "arguments of --dp, e.g. noise_multiplier=1.0 clipping_norm=0.5", STRATEGY
     )
     num_cpus: float = knob(1.0, "CPUs of one client, as in Flower's client_resources", MACHINE, low=0.01)
     num_gpus: float = knob(0.0, "GPUs of one client; 0.1 lets ten share one where the CPUs allow", MACHINE, low=0)
@@ -224,6 +272,8 @@ class RunConfig(TrainingConfig):
                     f"{flag_of(name)} {fraction:g}: picks none of {self.num_clients} clients; "
                     f"at least {1 / self.num_clients:g} picks one"
                 )
+        if self.dp_args and self.dp is None:
+            raise ConfigError(f"--dp-args {', '.join(self.dp_args)}: belong to --dp fixed or adaptive")
         if self.fraction_evaluate and not self.eval_share:
             raise ConfigError(
                 f"--eval-share 0: --fraction-evaluate {self.fraction_evaluate:g} needs examples to evaluate on; "

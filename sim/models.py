@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -80,7 +81,51 @@ class SimpleCnn(nn.Module):
         return logits
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"Net": Net, "SimpleCnn": SimpleCnn}
+class Mlp(nn.Module):
+    """Two hidden layers of 200: the 2NN of McMahan et al. (2017); 199,210 parameters on 1×28×28 and 10 classes."""
+
+    def __init__(self, image_shape: ImageShape = (3, 32, 32), num_classes: int = 10) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        self.fc1 = nn.Linear(channels * height * width, 200)
+        self.fc2 = nn.Linear(200, 200)
+        self.fc3 = nn.Linear(200, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images float32 [B, C, H, W] → logits float32 [B, classes]."""
+        x = F.relu(self.fc1(torch.flatten(x, 1)))
+        logits: Tensor = self.fc3(F.relu(self.fc2(x)))
+        return logits
+
+
+def resnet18(image_shape: ImageShape = (3, 32, 32), num_classes: int = 10) -> nn.Module:
+    """torchvision's ResNet-18 with GroupNorm of two groups, for small images: 11,173,962 parameters on 3×32×32.
+
+    The first convolution is 3×3 without stride and there is no max-pooling, as He et al. (2016) do for CIFAR;
+    GroupNorm instead of BatchNorm as Reddi et al. (2021) do, since averages of running statistics of clients
+    with few classes fit none of them (Hsieh et al. 2020).
+    """
+    from torchvision.models import resnet18 as of_torchvision
+
+    net: nn.Module = of_torchvision(num_classes=num_classes, norm_layer=partial(nn.GroupNorm, 2))
+    conv1 = nn.Conv2d(image_shape[0], 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv1.weight, mode="fan_out", nonlinearity="relu")
+    net.conv1, net.maxpool = conv1, nn.Identity()
+    return net
+
+
+def buffer_indices(net: nn.Module) -> frozenset[int]:
+    """Return which arrays of the state_dict are buffers, such as BatchNorm's running statistics."""
+    parameters = {name for name, _ in net.named_parameters()}
+    return frozenset(i for i, name in enumerate(net.state_dict()) if name not in parameters)
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "Net": Net,
+    "SimpleCnn": SimpleCnn,
+    "ResNet18": resnet18,
+    "Mlp": Mlp,
+}
 
 
 def build(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:

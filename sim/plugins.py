@@ -7,9 +7,9 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
-from sim.errors import PluginError
+from sim.errors import ConfigError, PluginError
 
 
 def load(spec: str, knob: str) -> Any:
@@ -75,3 +75,47 @@ def require_call(function: Callable[..., Any], spec: str, knob: str, *args: Any,
     except (TypeError, ValueError) as error:
         wanted = ", ".join([*(str(a) for a in args), *kwargs])
         raise PluginError(f"{knob} {spec}: cannot be called with ({wanted}): {error}") from None
+
+
+def check_arguments(
+    function: Callable[..., Any], given: Mapping[str, Any], reserved: set[str], flag: str, name: str
+) -> None:
+    """Check the user's arguments of a library's function against its signature.
+
+    Args:
+        reserved: parameters that the config fills.
+        flag: where the arguments were given, for the message.
+        name: what the user calls the function.
+
+    Raises:
+        ConfigError: one that it does not take, or of a wrong type.
+    """
+    parameters = parameters_of(function)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    plain = {key: p.annotation for key, p in parameters.items() if key not in reserved and _words_of(p.annotation)}
+    for key, value in given.items():
+        place = f"{flag} {key}={value}"
+        if key in reserved or (key not in parameters and not open_ended):
+            takes = f"takes these arguments: {', '.join(plain)}" if plain else "takes no arguments"
+            raise ConfigError(f"{place}: {name} {takes}")
+        words = _words_of(plain[key]) if key in plain else ""
+        if words and not _fits(value, plain[key]):
+            raise ConfigError(f"{place}: must be {words}")
+
+
+_TYPE_WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
+
+
+def _words_of(annotation: Any) -> str:
+    """What a plain type is called; empty for what a flag cannot give."""
+    if get_origin(annotation) is Literal:
+        return f"one of {', '.join(get_args(annotation))}"
+    options = [option for option in get_args(annotation) or (annotation,) if option is not type(None)]
+    return _TYPE_WORDS.get(options[0], "") if len(options) == 1 else ""
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    if get_origin(annotation) is Literal:
+        return value in get_args(annotation)
+    options = get_args(annotation) or (annotation,)
+    return type(value) in options or (type(value) is int and float in options)

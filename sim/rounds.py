@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from logging import ERROR, INFO
@@ -63,6 +63,7 @@ class RoundServer(Server):
         *,
         strategy: Strategy,
         averages: bool,
+        buffers: Collection[int],
         initial_weights: NDArrays,
         open_dispatcher: OpenDispatcher,
         central_test: CentralTest,
@@ -74,6 +75,8 @@ class RoundServer(Server):
         """
         Args:
             averages: the strategy uses the clients' weighted mean only.
+            buffers: which arrays are running statistics that an adaptive strategy must not step; the clients' mean
+                replaces what it returns for them. Empty for strategies that leave them to themselves.
             central_test: (round, weights, {}) → (loss, {"accuracy": …}), where the strategy has no test of its own.
             fit_config: round → training knobs that every FitIns.config carries; what the strategy sends wins.
             on_round: called after each round with its record, its clients' records and the new weights.
@@ -81,6 +84,7 @@ class RoundServer(Server):
         """
         super().__init__(client_manager=SimpleClientManager(), strategy=strategy)
         self.averages = averages
+        self.buffers = buffers
         self.weights = initial_weights
         self.open_dispatcher = open_dispatcher
         self.central_test = central_test
@@ -157,6 +161,7 @@ class RoundServer(Server):
         with self._calling(server_round, "aggregate_fit"):
             parameters = self._aggregate(server_round, answers, proxies)
         self._accept(parameters, server_round)
+        self._keep_buffers(answers)
         end = time.perf_counter()
         return replace(
             record,
@@ -254,6 +259,16 @@ class RoundServer(Server):
                 f"round {server_round}: the strategy returned arrays of shapes {shapes}, the model has {wanted}"
             )
         self.weights = self._cast(weights)
+        self.parameters = ndarrays_to_parameters(self.weights)
+
+    def _keep_buffers(self, answers: Answers) -> None:
+        if not self.buffers:
+            return
+        if not self.averages:
+            for outcome in answers.ok:
+                answers.total.add(outcome.weights or [], outcome.num_examples)
+        mean = answers.total.mean()
+        self.weights = [mean[i] if i in self.buffers else array for i, array in enumerate(self.weights)]
         self.parameters = ndarrays_to_parameters(self.weights)
 
     def _cast(self, weights: NDArrays) -> NDArrays:

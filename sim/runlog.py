@@ -25,6 +25,9 @@ def captured(path: Path, *, show: bool) -> Iterator[None]:
     for logger in loggers:
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
+    notes = logging.StreamHandler()  # what sim itself says is for the user, too
+    notes.setFormatter(logging.Formatter("sim: %(message)s"))
+    logging.getLogger("sim").addHandler(notes)
     logging.captureWarnings(True)
     ended = threading.Event()
     follower = threading.Thread(target=_follow, args=(path, ended), daemon=True)

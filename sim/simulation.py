@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ import torch
 from flwr.common import NDArrays, Scalar
 from flwr.server import Server
 
-from sim import data, environment, partition, plots, rehearsal, runlog, strategy
+from sim import data, environment, models, partition, plots, rehearsal, runlog, strategy
 from sim.client import Program, Workbench, get_weights, make_client_fn, set_weights, workbench
 from sim.config import RunConfig, TrainingConfig
 from sim.data import Dataset
@@ -39,6 +40,7 @@ class Prepared:
     program: Program
     initial_weights: NDArrays
     chosen: strategy.Chosen
+    buffers: frozenset[int]
 
 
 def simulate(
@@ -72,6 +74,7 @@ def simulate(
         return RoundServer(
             strategy=prepared.chosen.strategy,
             averages=prepared.chosen.averages,
+            buffers=prepared.buffers if prepared.chosen.adaptive else (),
             initial_weights=prepared.initial_weights,
             open_dispatcher=open_dispatcher,
             central_test=partial(_central_test, prepared.program, config.seed),
@@ -88,6 +91,12 @@ def simulate(
         figure = plots.partition_figure(counts, prepared.dataset.classes)
         writer.write(run.partition_path, plots.render(figure, "png"))
         with runlog.captured(run.log_path, show=config.verbose):
+            if prepared.buffers:
+                logging.getLogger("sim").warning(
+                    "note: %s keeps running statistics (BatchNorm), which clients with few classes spoil for each "
+                    "other; GroupNorm is the usual choice (Hsieh et al. 2020)",
+                    config.model,
+                )
             if config.engine == "inline":
                 inline.run(make_server, client_fn, config.num_clients, config.num_rounds, config.seed)
             else:
@@ -128,7 +137,13 @@ def prepare(config: RunConfig) -> Prepared:
     initial_weights = fresh_weights(program)
     chosen = strategy.build(config, initial_weights, partial(_central_test, program, config.seed))
     rehearsal.rehearse(workbench(program), initial_weights, _fit_config(config, 1), chosen.strategy)
-    return Prepared(dataset, dealt, program, initial_weights, chosen)
+    buffers = models.buffer_indices(workbench(program).net)
+    if buffers and config.dp:
+        raise ConfigError(
+            f"--dp {config.dp}: its noise would make the running variances of {config.model} negative; use a model "
+            "with GroupNorm instead of BatchNorm"
+        )
+    return Prepared(dataset, dealt, program, initial_weights, chosen, buffers)
 
 
 def program_parts(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:

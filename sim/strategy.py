@@ -23,28 +23,56 @@ class Entry:
 
     Attributes:
         averages: it uses the weighted mean of the clients only, so one mean can stand for all of them.
+        adaptive: it steps from the old weights instead of taking the mean, which running statistics must not.
         defaults: arguments that Flower asks for, or whose default does not train a small CNN.
     """
 
     class_name: str
     averages: bool
+    adaptive: bool = False
     defaults: dict[str, Any] = field(default_factory=dict)
 
 
 STRATEGIES = {
     "fedavg": Entry("FedAvg", averages=True),
     "fedprox": Entry("FedProx", averages=True, defaults={"proximal_mu": 0.1}),
-    # Flower's τ = 1e-9 lets the first steps blow up; 1e-3 is what Reddi et al. (2021) settle on.
-    "fedadam": Entry("FedAdam", averages=True, defaults={"eta": 0.01, "tau": 1e-3}),
+    "fedavgm": Entry("FedAvgM", averages=True, adaptive=True, defaults={"server_momentum": 0.5}),
+    # Flower's τ = 1e-9 lets the first steps of Adam and Adagrad blow up; 1e-3 is its own for Yogi.
+    "fedadam": Entry("FedAdam", averages=True, adaptive=True, defaults={"eta": 0.01, "tau": 1e-3}),
+    "fedadagrad": Entry("FedAdagrad", averages=True, adaptive=True, defaults={"eta": 0.05, "tau": 1e-3}),
+    "fedyogi": Entry("FedYogi", averages=True, adaptive=True, defaults={"eta": 0.01}),
+    "fedmedian": Entry("FedMedian", averages=False),
+    "fedtrimmedavg": Entry("FedTrimmedAvg", averages=False),
+    "krum": Entry("Krum", averages=False),
+    "bulyan": Entry("Bulyan", averages=False, defaults={"to_keep": 0}),
+    # It weighs all clients by one central test loss, where the paper takes each client's own (Li et al. 2020,
+    # algorithm 2), so it is no fairer than fedavg.
+    "qfedavg": Entry("QFedAvg", averages=False, adaptive=True),
 }
+
+PRIVACY = {
+    "fixed": Entry(
+        "DifferentialPrivacyServerSideFixedClipping",
+        averages=False,
+        defaults={"noise_multiplier": 0.1, "clipping_norm": 1.0},
+    ),
+    "adaptive": Entry(
+        "DifferentialPrivacyServerSideAdaptiveClipping", averages=False, defaults={"noise_multiplier": 0.1}
+    ),
+}
+_CLIENT_SIDE = (
+    flwr.server.strategy.DifferentialPrivacyClientSideFixedClipping,
+    flwr.server.strategy.DifferentialPrivacyClientSideAdaptiveClipping,
+)
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A strategy and whether it needs only the mean of its clients."""
+    """A strategy, whether it needs only the mean of its clients, and whether it is adaptive (see ``Entry``)."""
 
     strategy: Strategy
     averages: bool
+    adaptive: bool = False
 
 
 def build(config: RunConfig, initial_weights: NDArrays, evaluate_fn: EvaluateFn) -> Chosen:
@@ -72,14 +100,18 @@ def build(config: RunConfig, initial_weights: NDArrays, evaluate_fn: EvaluateFn)
     own: type[Strategy] = (
         getattr(flwr.server.strategy, entry.class_name) if entry else plugins.load(config.strategy, "--strategy")
     )
-    _check_arguments(own, config, set(offered))
+    plugins.check_arguments(own, config.strategy_args, set(offered), "--strategy-args", config.strategy)
     arguments = {
         **plugins.accepted(own, offered),
         **(entry.defaults if entry else {}),
         **config.strategy_args,
     }
     if entry:
-        return Chosen(own(**arguments), entry.averages)
+        try:
+            made = own(**arguments)
+        except ValueError as error:
+            raise ConfigError(f"--strategy-args of {config.strategy}: {error}") from error
+        return _private(config, Chosen(made, entry.averages, entry.adaptive))
     try:
         strategy = own(**arguments)
     except Exception as error:
@@ -90,31 +122,36 @@ def build(config: RunConfig, initial_weights: NDArrays, evaluate_fn: EvaluateFn)
         raise PluginError(
             f"--strategy {config.strategy}: made a {type(strategy).__name__}, not a flwr.server.strategy.Strategy"
         )
-    return Chosen(strategy, bool(getattr(strategy, "averages_clients", False)))
+    if isinstance(strategy, _CLIENT_SIDE):
+        raise PluginError(
+            f"--strategy {config.strategy}: adds noise for updates that clients clip, but no client here has "
+            "Flower's clipping mod, so nobody would; use --dp fixed or adaptive, which clip at the server"
+        )
+    return _private(config, Chosen(strategy, bool(getattr(strategy, "averages_clients", False))))
 
 
-def _check_arguments(own: Callable[..., Any], config: RunConfig, reserved: set[str]) -> None:
-    parameters = plugins.parameters_of(own)
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    names = [
-        name
-        for name, p in parameters.items()
-        if name not in reserved and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    plain = [name for name in names if parameters[name].annotation in _PLAIN]
-    for name, value in config.strategy_args.items():
-        place = f"--strategy-args {name}={value}"
-        if name in reserved or (name not in names and not open_ended):
-            valid = ", ".join(plain) or "none"
-            raise ConfigError(f"{place}: {config.strategy} takes these arguments: {valid}")
-        wanted = _PLAIN.get(parameters[name].annotation) if name in parameters else None
-        if wanted and type(value) not in wanted[0]:
-            raise ConfigError(f"{place}: must be {wanted[1]}")
+def _private(config: RunConfig, chosen: Chosen) -> Chosen:
+    """Put differential privacy around an averaging strategy, if it is configured.
 
-
-_PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
-    float: ((int, float), "a number"),
-    int: ((int,), "a whole number"),
-    bool: ((bool,), "true or false"),
-    str: ((str,), "text"),
-}
+    Raises:
+        ConfigError: unfit ``dp_args``, or a strategy that does not average.
+    """
+    if config.dp is None:
+        return chosen
+    if not chosen.averages:
+        averaging = ", ".join(name for name, entry in STRATEGIES.items() if entry.averages)
+        raise ConfigError(
+            f"--dp {config.dp}: its noise is measured for an average of clients; {config.strategy} is none "
+            f"({averaging} are)"
+        )
+    entry = PRIVACY[config.dp]
+    wrapper = getattr(flwr.server.strategy, entry.class_name)
+    plugins.check_arguments(
+        wrapper, config.dp_args, {"strategy", "num_sampled_clients"}, "--dp-args", f"--dp {config.dp}"
+    )
+    arguments = {**entry.defaults, "num_sampled_clients": config.num_fit_clients, **config.dp_args}
+    try:
+        private = wrapper(chosen.strategy, **arguments)
+    except ValueError as error:
+        raise ConfigError(f"--dp-args of --dp {config.dp}: {error}") from error
+    return Chosen(private, averages=False, adaptive=chosen.adaptive)

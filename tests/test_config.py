@@ -50,7 +50,7 @@ def test_a_fraction_picks_its_floor_without_rounding_error(num_clients: int, fra
         ({"num_clients": 1.0}, "num_clients = 1.0: must be a whole number, at least 1"),
         ({"num_rounds": True}, "num_rounds = True: must be a whole number, at least 1"),
         ({"momentum": 1.0}, "momentum = 1.0: must be at least 0 and below 1"),
-        ({"model": "Nett"}, "model = 'Nett': must be one of Net, SimpleCnn, package.module:name"),
+        ({"model": "Nett"}, "model = 'Nett': must be one of Net, SimpleCnn, ResNet18, Mlp, package.module:name"),
         ({"name": "../x"}, "--name ../x: must be at most 100 letters, digits, '.', '_' and '-'"),
         ({"strategy_args": {"a": [1]}}, "the value of a must be a number, a text, true or false"),
     ],

@@ -6,7 +6,9 @@ import torch
 from sim import models
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("Net", 62_006), ("SimpleCnn", 1_626_442)])
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("Net", 62_006), ("SimpleCnn", 1_626_442), ("ResNet18", 11_173_962), ("Mlp", 656_810)]
+)
 def test_sizes_on_cifar(name: str, parameters: int) -> None:
     net = models.build(name, (3, 32, 32), 10)
     assert sum(p.numel() for p in net.parameters()) == parameters

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ from flwr_datasets.partitioner import DirichletPartitioner
 
 from sim import partition
 from sim.config import RunConfig
-from sim.errors import PartitionError
+from sim.errors import ConfigError, PartitionError
+from sim.partitioners import PARTITIONERS
+from sim.seeds import Purpose, generator
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 200)).astype(np.int64)
 
@@ -23,13 +26,40 @@ def _skew(alpha: float) -> float:
     return float((counts.max(axis=1) / counts.sum(axis=1)).mean())
 
 
-@pytest.mark.parametrize("name", ["iid", "dirichlet"])
-def test_every_example_belongs_to_exactly_one_client(name: str) -> None:
-    dealt = _deal(num_clients=30, partitioner=name)
-    assert sorted(dealt.indices) == list(range(2000))
-    assert dealt.num_clients == 30
+# How many clients 2,000 examples allow, and whether all examples are dealt.
+SIZES = {
+    "iid": (30, True),
+    "dirichlet": (30, True),
+    "inner-dirichlet": (30, True),
+    "shard": (30, False),
+    "pathological": (30, True),
+    "linear": (30, True),
+    "square": (12, True),
+    "exponential": (6, True),
+}
+
+
+def test_each_partitioner_has_a_test() -> None:
+    assert list(SIZES) == list(PARTITIONERS)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_no_example_belongs_to_two_clients_and_the_seed_decides(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_clients, complete = SIZES[name]
+    dealt = _deal(num_clients=num_clients, partitioner=name)
+    assert len(set(dealt.indices)) == len(dealt.indices)
+    assert set(dealt.indices) <= set(range(2000))
+    # 60 shards of 33 examples leave 20 over
+    assert len(dealt.indices) == (2000 if complete else 1980)
+    assert dealt.num_clients == num_clients
     assert dealt.sizes.min() >= 1
-    again, other = (_deal(num_clients=30, partitioner=name, seed=seed) for seed in (0, 1))
+    again, other = (_deal(num_clients=num_clients, partitioner=name, seed=seed) for seed in (0, 1))
+    monkeypatch.setenv("SIM_CACHE", str(tmp_path))
+    anew = _deal(num_clients=num_clients, partitioner=name)
+    assert anew.folder != dealt.folder
+    assert np.array_equal(anew.indices, dealt.indices)
     assert np.array_equal(again.indices, dealt.indices)
     assert not np.array_equal(other.indices, dealt.indices)
 
@@ -48,8 +78,8 @@ def test_the_split_is_flower_datasets_own() -> None:
     import datasets
 
     config = RunConfig(num_clients=12, alpha=0.4)
-    order = partition.generator(0, partition.Purpose.PARTITION).permutation(len(LABELS))
-    seed = int(partition.generator(0, partition.Purpose.PARTITION, 1).integers(2**32))
+    order = generator(0, Purpose.PARTITION).permutation(len(LABELS))
+    seed = int(generator(0, Purpose.PARTITION, 1).integers(2**32))
     reference = DirichletPartitioner(12, "label", 0.4, min_partition_size=1, seed=seed)
     reference.dataset = datasets.Dataset.from_dict({"label": LABELS[order], "index": order})
     dealt = partition.deal(LABELS, config)
@@ -58,7 +88,7 @@ def test_the_split_is_flower_datasets_own() -> None:
 
 
 def test_examples_for_evaluation_are_the_floor_of_the_share() -> None:
-    dealt = partition.Partition(partition.Path(), np.arange(11), np.array([0, 4, 11]))
+    dealt = partition.Partition(Path(), np.arange(11), np.array([0, 4, 11]))
     assert [len(part) for part in dealt.split(0, 0.2)] == [4, 0]
     assert [part.tolist() for part in dealt.split(1, 0.3)] == [[4, 5, 6, 7, 8], [9, 10]]
     assert [len(part) for part in dealt.split(1, 0.0)] == [7, 0]
@@ -69,10 +99,43 @@ def test_what_cannot_be_met_says_what_works_and_that_works() -> None:
         _deal(num_clients=2001)
     with pytest.raises(PartitionError) as raised:
         _deal(num_clients=200, alpha=0.01)
-    text = str(raised.value)
-    assert "in 11 attempts dirichlet left one of 200 clients with fewer than 1 of 2000 examples" in text
-    found = re.search(r"; --alpha (\S+) or --num-clients (\d+) or --partitioner iid works$", text)
+    found = re.search(r"; --alpha (\S+) or --num-clients (\d+) or --partitioner iid works$", str(raised.value))
     assert found
     alpha, count = float(found[1]), int(found[2])
     assert _deal(num_clients=200, alpha=alpha).sizes.min() >= 1
     assert _deal(num_clients=count, alpha=0.01).sizes.min() >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "most"),
+    [
+        ("pathological", {"num_classes_per_partition": 1}, 1),
+        ("pathological", {"num_classes_per_partition": 3}, 3),
+        ("shard", {"num_shards_per_partition": 1}, 1),
+    ],
+)
+def test_arguments_have_the_names_that_their_users_know(name: str, arguments: dict[str, object], most: int) -> None:
+    counts = _deal(num_clients=20, partitioner=name, partitioner_args=arguments).label_counts(LABELS, 10)
+    assert (counts > 0).sum(axis=1).max() == most
+
+
+def test_sizes_follow_their_law() -> None:
+    assert _deal(num_clients=4, fraction_fit=1.0, partitioner="linear").sizes.tolist() == [200, 400, 600, 800]
+    square = _deal(num_clients=4, fraction_fit=1.0, partitioner="square").sizes
+    assert square.tolist() == pytest.approx([2000 * n * n / 30 for n in (1, 2, 3, 4)], abs=3)
+    sizes = _deal(num_clients=4, fraction_fit=1.0, partitioner="exponential").sizes
+    assert (sizes[1:] / sizes[:-1]).tolist() == pytest.approx([np.e] * 3, rel=0.05)
+    assert _deal(num_clients=8, partitioner="inner-dirichlet").sizes.tolist() == [250] * 8
+
+
+def test_what_other_partitioners_cannot_do_is_said() -> None:
+    with pytest.raises(PartitionError, match=r"exponential: The given .* not greater than 0; --num-clients 6 or"):
+        _deal(partitioner="exponential")
+    with pytest.raises(PartitionError, match=r"pathological: .*num_classes_per_partition"):
+        _deal(partitioner="pathological", partitioner_args={"num_classes_per_partition": 11})
+    with pytest.raises(ConfigError, match="dirichlet takes these arguments: self_balancing, shuffle"):
+        _deal(partitioner_args={"alpha": 1})
+    with pytest.raises(ConfigError, match="--partitioner-args x=1: iid takes no arguments"):
+        _deal(partitioner="iid", partitioner_args={"x": 1})
+    with pytest.raises(ConfigError, match="class_assignment_mode=odd: must be one of random, deterministic"):
+        _deal(partitioner="pathological", partitioner_args={"class_assignment_mode": "odd"})

@@ -5,12 +5,14 @@ import pytest
 from flwr.server import SimpleClientManager
 from flwr.server.strategy import FedAdam, FedProx
 
-from sim import data, partition, strategy
+from sim import strategy
 from sim.config import RunConfig
 from sim.engine.inline import Registered
 from sim.errors import ConfigError
 from sim.knobs import rules_of
 from sim.models import MODELS
+from sim.partitioners import PARTITIONERS
+from sim.sources import SOURCES
 
 WEIGHTS = [np.zeros(3, np.float32)]
 
@@ -23,8 +25,8 @@ def test_every_name_that_the_config_offers_is_in_a_table() -> None:
     offered = {field.name: rules_of(field).choices for field in RunConfig.__dataclass_fields__.values()}
     assert offered["strategy"] == tuple(strategy.STRATEGIES)
     assert offered["model"] == tuple(MODELS)
-    assert offered["dataset"] == tuple(data._SOURCES)
-    assert offered["partitioner"] == tuple(sorted(partition._PARTITIONERS, key=["iid", "dirichlet"].index))
+    assert offered["dataset"] == tuple(SOURCES)
+    assert offered["partitioner"] == tuple(PARTITIONERS)
 
 
 @pytest.mark.parametrize("name", sorted(strategy.STRATEGIES))

@@ -1,0 +1,83 @@
+"""Data sets that torchvision keeps: downloaded where missing, read through its own classes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.errors import DataError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A class of ``torchvision.datasets`` and the folder below its root that its files are in."""
+
+    class_name: str
+    folder: str
+
+
+DATASETS = {
+    "cifar10": Entry("CIFAR10", "cifar-10-batches-py"),
+    "cifar100": Entry("CIFAR100", "cifar-100-python"),
+    "mnist": Entry("MNIST", "MNIST/raw"),
+    "fashion-mnist": Entry("FashionMNIST", "FashionMNIST/raw"),
+}
+
+Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+def fingerprint(name: str, root: Path) -> str:
+    """Return what the files of a data set are told apart by; downloads them if there are none.
+
+    Raises:
+        DataError: they cannot be downloaded.
+    """
+    folder = root / DATASETS[name].folder
+    if not folder.is_dir():
+        _open(name, root, train=True)
+    digest = hashlib.sha256(str(folder.resolve()).encode())
+    for path in sorted(folder.rglob("*")):
+        stat = path.stat()
+        digest.update(f"{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
+
+
+def read(name: str, root: Path) -> tuple[Split, Split, tuple[str, ...]]:
+    """Return (images uint8 [N, H, W, C], labels int64 [N]) to train and to test, and the classes.
+
+    Raises:
+        DataError: files are missing and cannot be downloaded, or are damaged.
+    """
+    train, test = (_open(name, root, train=train) for train in (True, False))
+    return _arrays(train), _arrays(test), tuple(str(c) for c in train.classes)
+
+
+def _open(name: str, root: Path, *, train: bool) -> Any:
+    import torchvision.datasets
+
+    made = getattr(torchvision.datasets, DATASETS[name].class_name)
+    try:
+        return made(str(root), train=train, download=False)
+    except Exception as missing:  # noqa: BLE001 - each format has errors of its own
+        try:
+            # torchvision shows its own progress bar, and fetches what fails its checksum again.
+            return made(str(root), train=train, download=True)
+        except Exception as error:
+            reason = missing if (root / DATASETS[name].folder).is_dir() else error
+            raise DataError(
+                f"--dataset {name}: {root / DATASETS[name].folder}: {type(reason).__name__}: {reason}; it could "
+                f"not be downloaded either ({error}); offline, put torchvision's files there (--data-dir "
+                "is its root), or use --dataset digits, synthetic or imagefolder"
+            ) from error
+
+
+def _arrays(split: Any) -> Split:
+    images = np.asarray(split.data, np.uint8)
+    if images.ndim == 3:
+        images = images[..., None]
+    return images, np.asarray(split.targets, np.int64)
