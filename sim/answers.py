@@ -27,9 +27,7 @@ class Answers:
     def failures(self) -> list[Any]:
         """One exception for each client that raised, as strategies expect them."""
         return [
-            o.cause or RuntimeError(f"client {o.client_id}: {o.error}")
-            for o in self.outcomes
-            if o.error is not None
+            o.cause or RuntimeError(f"client {o.client_id}: {o.error}") for o in self.outcomes if o.error is not None
         ]
 
 

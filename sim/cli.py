@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TypeVar
 from sim.config import CentralizedConfig, RunConfig, TrainingConfig
 from sim.errors import ClientError, ConfigError, RunFolderError, SimError
 from sim.knobs import default_of, flag_of, parse_flag, rules_of, type_of
+from sim.preset import preset_names
 
 C = TypeVar("C", bound=TrainingConfig)
 
@@ -46,6 +47,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_knobs(parser: argparse.ArgumentParser, config_type: type[TrainingConfig]) -> None:
     parser.add_argument("--config", metavar="FILE.toml", type=Path, help="read knobs from here; flags win")
+    if config_type is RunConfig:
+        about = f"settings of a published experiment; flags and --config win [{', '.join(preset_names())}]"
+        parser.add_argument("--preset", metavar="NAME", help=about)
     groups: dict[str, Any] = {}
     for config_field in fields(config_type):
         rules, (kind, _) = rules_of(config_field), type_of(config_type, config_field.name)
@@ -69,7 +73,7 @@ def _add_knobs(parser: argparse.ArgumentParser, config_type: type[TrainingConfig
 def _config_from(config_type: type[C], arguments: argparse.Namespace) -> C:
     given = vars(arguments)
     values = {f.name: parse_flag(config_type, f, given[f.name]) for f in fields(config_type) if f.name in given}
-    return config_type.load(arguments.config, **values)
+    return config_type.load(arguments.config, preset=getattr(arguments, "preset", None), **values)
 
 
 def _run(arguments: argparse.Namespace) -> None:

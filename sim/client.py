@@ -171,9 +171,7 @@ class Workbench:
 
     def batches(self, examples: data.Examples, indices: Any, batch_size: int, *, shuffle: bool) -> Batches:
         """Make a loader in the memory order that the model likes."""
-        return Batches(
-            examples, indices, batch_size, self.device, shuffle=shuffle, channels_last=self.channels_last
-        )
+        return Batches(examples, indices, batch_size, self.device, shuffle=shuffle, channels_last=self.channels_last)
 
     def central_test(self) -> tuple[float, float]:
         """Return (loss, accuracy) of the net on the central test split, in large batches.

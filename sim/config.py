@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from sim.errors import ConfigError
 from sim.knobs import check, flag_of, knob, other_default, read_toml, rules_of
+from sim.preset import preset_path
 
 DATA, MODEL, RUN = "data", "model and training", "run"
 CLIENTS, STRATEGY, MACHINE = "clients", "strategy", "machine"
@@ -61,9 +62,7 @@ class TrainingConfig:
     num_examples: int | None = knob(
         None, "training examples of the synthetic data set; 10000 unless given", DATA, low=1, high=1_000_000
     )
-    num_classes: int | None = knob(
-        None, "classes of the synthetic data set; 10 unless given", DATA, low=2, high=1000
-    )
+    num_classes: int | None = knob(None, "classes of the synthetic data set; 10 unless given", DATA, low=2, high=1000)
     model: str = knob(
         "Net",
         "the model, or your own factory",
@@ -92,9 +91,7 @@ class TrainingConfig:
     )
     momentum: float = knob(0.0, "momentum of SGD", MODEL, low=0, below=1)
     weight_decay: float = knob(0.0, "weight decay", MODEL, low=0)
-    precision: str = knob(
-        "fp32", "bf16 trains under autocast; weights stay float32", MODEL, choices=("fp32", "bf16")
-    )
+    precision: str = knob("fp32", "bf16 trains under autocast; weights stay float32", MODEL, choices=("fp32", "bf16"))
     augment: str = knob(
         "none",
         "crop-flip shifts training images by up to 4 pixels and mirrors every second",
@@ -138,19 +135,28 @@ class TrainingConfig:
             )
 
     @classmethod
-    def load(cls, path: str | Path | None = None, **values: Any) -> Self:
-        """Make a config from a TOML file and from values that win over it.
+    def load(cls, path: str | Path | None = None, *, preset: str | None = None, **values: Any) -> Self:
+        """Make a config from a preset, a TOML file that wins over it, and values that win over both.
 
         Raises:
-            ConfigError: see ``read_toml``; or a value is wrong.
+            ConfigError: see ``read_toml``; no such preset; or a value is wrong.
         """
-        from_file = read_toml(cls, Path(path)) if path is not None else {}
-        for config_field in fields(cls):
-            other = rules_of(config_field).instead_of
-            for given, hidden in ((config_field.name, other), (other, config_field.name)):
-                if other and given in values and hidden not in values:
-                    from_file.pop(hidden, None)
-        return cls(**{**from_file, **values})
+        layers = [read_toml(cls, preset_path(preset), "--preset")] if preset is not None else []
+        layers += [read_toml(cls, Path(path), "--config")] if path is not None else []
+        merged: dict[str, Any] = {}
+        for layer in [*layers, values]:
+            for config_field in fields(cls):
+                rules = rules_of(config_field)
+                # A value that is given anew takes along what belongs to the old one.
+                for given, hidden in (
+                    (config_field.name, rules.instead_of),
+                    (rules.instead_of, config_field.name),
+                    (rules.argument_of, config_field.name),
+                ):
+                    if given in layer and hidden not in layer:
+                        merged.pop(hidden, None)
+            merged.update(layer)
+        return cls(**merged)
 
     def lr_in(self, number: int, count: int) -> float:
         """Return the learning rate of round (or epoch) ``number`` of 1…``count``."""
@@ -196,6 +202,7 @@ class RunConfig(TrainingConfig):
         {},
         "arguments of the partitioner in flwr-datasets, e.g. num_classes_per_partition=3 or self_balancing=true",
         CLIENTS,
+        argument_of="partitioner",
     )
     alpha: float = knob(
         0.5, "concentration of the Dirichlet distribution; small: few classes a client", CLIENTS, above=0
@@ -210,9 +217,7 @@ class RunConfig(TrainingConfig):
         below=1,
     )
     local_epochs: int = knob(5, "passes over a client's examples in a round", MODEL, unit="epochs", low=1)
-    max_local_steps: int | None = knob(
-        None, "most training steps of a client in a round", MODEL, unit="steps", low=1
-    )
+    max_local_steps: int | None = knob(None, "most training steps of a client in a round", MODEL, unit="steps", low=1)
     client: str | None = knob(
         None, "your own flwr NumPyClient or Client, as package.module:Class", MODEL, importable=True
     )
@@ -225,7 +230,10 @@ class RunConfig(TrainingConfig):
         importable=True,
     )
     strategy_args: dict[str, bool | int | float | str] = knob(
-        {}, "arguments of the strategy, e.g. proximal_mu=0.1 or eta=0.01 tau=0.001", STRATEGY
+        {},
+        "arguments of the strategy, e.g. proximal_mu=0.1 or eta=0.01 tau=0.001",
+        STRATEGY,
+        argument_of="strategy",
     )
     dp: str | None = knob(
         None,
@@ -235,7 +243,10 @@ class RunConfig(TrainingConfig):
         choices=("fixed", "adaptive"),
     )
     dp_args: dict[str, bool | int | float | str] = knob(
-        {}, "arguments of --dp, e.g. noise_multiplier=1.0 clipping_norm=0.5", STRATEGY
+        {},
+        "arguments of --dp, e.g. noise_multiplier=1.0 clipping_norm=0.5",
+        STRATEGY,
+        argument_of="dp",
     )
     num_cpus: float = knob(1.0, "CPUs of one client, as in Flower's client_resources", MACHINE, low=0.01)
     num_gpus: float = knob(0.0, "GPUs of one client; 0.1 lets ten share one where the CPUs allow", MACHINE, low=0)
@@ -276,8 +287,7 @@ class RunConfig(TrainingConfig):
             raise ConfigError(f"--dp-args {', '.join(self.dp_args)}: belong to --dp fixed or adaptive")
         if self.fraction_evaluate and not self.eval_share:
             raise ConfigError(
-                f"--eval-share 0: --fraction-evaluate {self.fraction_evaluate:g} needs examples to evaluate on; "
-                "above 0"
+                f"--eval-share 0: --fraction-evaluate {self.fraction_evaluate:g} needs examples to evaluate on; above 0"
             )
 
     @property

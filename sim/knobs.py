@@ -33,6 +33,7 @@ class Knob:
     choices: tuple[str, ...] = ()
     importable: bool = False  # also takes package.module:name
     instead_of: str = ""  # the other knob of an either-or pair
+    argument_of: str = ""  # the knob whose value these arguments are for
 
     @property
     def valid(self) -> str:
@@ -186,8 +187,11 @@ def parse_flag(config_type: type, config_field: Field[Any], text: Any) -> Any:
     return check(config_type, config_field, value, f"{flag} {shown}".rstrip())
 
 
-def read_toml(config_type: type, path: Path) -> dict[str, Any]:
+def read_toml(config_type: type, path: Path, flag: str) -> dict[str, Any]:
     """Read the knobs in a TOML file, each checked.
+
+    Args:
+        flag: what named the file, for the message.
 
     Raises:
         ConfigError: no such file, broken TOML, unknown keys, wrong types or values.
@@ -195,14 +199,14 @@ def read_toml(config_type: type, path: Path) -> dict[str, Any]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from None
+        raise ConfigError(f"{flag} {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: not valid TOML: {error}") from None
+        raise ConfigError(f"{flag} {path}: not valid TOML: {error}") from None
     known = {f.name: f for f in fields(config_type)}
     unknown = sorted(set(table) - set(known))
     if unknown:
-        raise ConfigError(f"--config {path}: unknown key {', '.join(unknown)}; the keys are {', '.join(known)}")
+        raise ConfigError(f"{flag} {path}: unknown key {', '.join(unknown)}; the keys are {', '.join(known)}")
     return {
-        name: check(config_type, known[name], value, f"--config {path}: {name} = {value!r}")
+        name: check(config_type, known[name], value, f"{flag} {path}: {name} = {value!r}")
         for name, value in table.items()
     }

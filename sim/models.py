@@ -152,9 +152,7 @@ def build(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
         with torch.no_grad():
             logits = net.eval()(torch.zeros(2, *image_shape))
     except Exception as error:
-        raise PluginError(
-            f"{place}: does not take images of {image_shape}: {type(error).__name__}: {error}"
-        ) from error
+        raise PluginError(f"{place}: does not take images of {image_shape}: {type(error).__name__}: {error}") from error
     finally:
         net.train(training)
     shape = tuple(getattr(logits, "shape", ()))

@@ -134,8 +134,7 @@ def _what_works(labels: NDArray[np.int64], config: RunConfig) -> str:
     """Say which alpha, or which number of clients, the same partitioner meets: found by trying."""
     everyone = replace(config, clients_per_round=None, fraction_fit=1.0, fraction_evaluate=0.0)
     counts = [
-        replace(everyone, num_clients=config.num_clients >> step)
-        for step in range(1, config.num_clients.bit_length())
+        replace(everyone, num_clients=config.num_clients >> step) for step in range(1, config.num_clients.bit_length())
     ]
     has_alpha = "alpha" in PARTITIONERS[config.partitioner].arguments(config, len(labels))
     alphas = [replace(config, alpha=config.alpha * 2**step) for step in range(1, 11 if has_alpha else 1)]

@@ -193,9 +193,7 @@ class RoundServer(Server):
         proxies = {_client_id(proxy): proxy for proxy, _ in asked}
         # A client too small to keep examples for evaluation has nothing to say.
         spoken = [o for o in answers.ok if o.num_examples > 0]
-        results = [
-            (proxies[o.client_id], EvaluateRes(_OK, o.loss or 0.0, o.num_examples, o.metrics)) for o in spoken
-        ]
+        results = [(proxies[o.client_id], EvaluateRes(_OK, o.loss or 0.0, o.num_examples, o.metrics)) for o in spoken]
         with self._calling(server_round, "aggregate_evaluate"):
             self.strategy.aggregate_evaluate(server_round, results, answers.failures)
         return replace(

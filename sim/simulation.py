@@ -228,16 +228,12 @@ def _check_resources(config: RunConfig, ray_init_args: dict[str, Any]) -> None:
     """
     num_gpus = ray_init_args.get("num_gpus", torch.cuda.device_count())
     if config.num_gpus > num_gpus:
-        raise ConfigError(
-            f"--num-gpus {config.num_gpus:g}: this machine has {num_gpus:g} GPUs; at most {num_gpus:g}"
-        )
+        raise ConfigError(f"--num-gpus {config.num_gpus:g}: this machine has {num_gpus:g} GPUs; at most {num_gpus:g}")
     check_device(config)
     if config.engine == "ray":
         num_cpus = ray_init_args["num_cpus"]
         if config.num_cpus > num_cpus:
-            raise ConfigError(
-                f"--num-cpus {config.num_cpus:g}: this machine has {num_cpus:g}; at most {num_cpus:g}"
-            )
+            raise ConfigError(f"--num-cpus {config.num_cpus:g}: this machine has {num_cpus:g}; at most {num_cpus:g}")
         if config.device == "cuda" and not config.num_gpus:
             raise ConfigError("--device cuda: with --engine ray, clients see a GPU when --num-gpus is above 0")
 

@@ -37,9 +37,7 @@ def _digits(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded
         digits = load_digits()
         images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
         scaled = np.stack([_scaled(image, config.image_size) for image in images])[..., None]
-        train, test = train_test_split(
-            np.arange(len(images)), test_size=360, random_state=0, stratify=digits.target
-        )
+        train, test = train_test_split(np.arange(len(images)), test_size=360, random_state=0, stratify=digits.target)
         train.sort()
         test.sort()
         return (
@@ -130,9 +128,7 @@ def _own(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
     digest = hashlib.sha256()
     for array in (*loaded[0], *loaded[1]):
         digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
-    return {"image_size": config.image_size, "content": digest.hexdigest()}, lambda: _resized(
-        loaded, config.image_size
-    )
+    return {"image_size": config.image_size, "content": digest.hexdigest()}, lambda: _resized(loaded, config.image_size)
 
 
 def _resized(loaded: Loaded, size: int) -> Loaded:

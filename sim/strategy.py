@@ -37,13 +37,14 @@ STRATEGIES = {
     "fedavg": Entry("FedAvg", averages=True),
     "fedprox": Entry("FedProx", averages=True, defaults={"proximal_mu": 0.1}),
     "fedavgm": Entry("FedAvgM", averages=True, adaptive=True, defaults={"server_momentum": 0.5}),
-    # Flower's τ = 1e-9 lets the first steps of Adam and Adagrad blow up; 1e-3 is its own for Yogi.
-    "fedadam": Entry("FedAdam", averages=True, adaptive=True, defaults={"eta": 0.01, "tau": 1e-3}),
+    # Flower's τ = 1e-9 lets single weights take steps that end in a constant model; these were seen to learn.
+    "fedadam": Entry("FedAdam", averages=True, adaptive=True, defaults={"eta": 0.03, "tau": 0.01}),
     "fedadagrad": Entry("FedAdagrad", averages=True, adaptive=True, defaults={"eta": 0.05, "tau": 1e-3}),
     "fedyogi": Entry("FedYogi", averages=True, adaptive=True, defaults={"eta": 0.01}),
     "fedmedian": Entry("FedMedian", averages=False),
     "fedtrimmedavg": Entry("FedTrimmedAvg", averages=False),
-    "krum": Entry("Krum", averages=False),
+    # One client of a few classes alone learns little: average the ten closest (multi-Krum, Blanchard et al. 2017).
+    "krum": Entry("Krum", averages=False, defaults={"num_clients_to_keep": 10}),
     "bulyan": Entry("Bulyan", averages=False, defaults={"to_keep": 0}),
     # It weighs all clients by one central test loss, where the paper takes each client's own (Li et al. 2020,
     # algorithm 2), so it is no fairer than fedavg.
@@ -115,9 +116,7 @@ def build(config: RunConfig, initial_weights: NDArrays, evaluate_fn: EvaluateFn)
     try:
         strategy = own(**arguments)
     except Exception as error:
-        raise PluginError(
-            f"--strategy {config.strategy}: cannot be made: {type(error).__name__}: {error}"
-        ) from error
+        raise PluginError(f"--strategy {config.strategy}: cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(strategy, Strategy):
         raise PluginError(
             f"--strategy {config.strategy}: made a {type(strategy).__name__}, not a flwr.server.strategy.Strategy"

@@ -64,9 +64,7 @@ def train(
 
 
 _OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float, float, float], torch.optim.Optimizer]] = {
-    "sgd": lambda weights, lr, momentum, decay: torch.optim.SGD(
-        weights, lr=lr, momentum=momentum, weight_decay=decay
-    ),
+    "sgd": lambda weights, lr, momentum, decay: torch.optim.SGD(weights, lr=lr, momentum=momentum, weight_decay=decay),
     "adam": lambda weights, lr, _, decay: torch.optim.Adam(weights, lr=lr, weight_decay=decay),
     "adamw": lambda weights, lr, _, decay: torch.optim.AdamW(weights, lr=lr, weight_decay=decay),
 }

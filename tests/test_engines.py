@@ -72,9 +72,7 @@ def test_a_fraction_of_a_gpu_gives_as_many_actors_as_share_it(small: Callable[..
 
 
 @pytest.mark.usefixtures("_no_process_left", "in_programs")
-def test_what_a_client_prints_and_raises_in_an_actor_is_in_the_log(
-    small: Callable[..., Run], tmp_path: Path
-) -> None:
+def test_what_a_client_prints_and_raises_in_an_actor_is_in_the_log(small: Callable[..., Run], tmp_path: Path) -> None:
     run = small(engine="ray", client="own:Tutorial")
     assert "own client trained with batch size 8" in run.log_path.read_text()
     with pytest.raises(ClientError, match=r"raised in round 2 \(fit\): ValueError: client \d+ has a bad day"):
@@ -143,9 +141,7 @@ def test_inline_needs_no_ray(sim: Callable[..., subprocess.CompletedProcess[str]
         "simulate(RunConfig(num_clients=5, num_rounds=1, local_epochs=1, engine='inline'));"
         "print('ray' in sys.modules)"
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    answer = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert answer.stdout == "False\n"
 
 
@@ -153,9 +149,7 @@ def test_inline_shows_the_users_own_stack_trace(
     sim: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     words = ("run", "--num-clients", "4", "--clients-per-round", "4", "--num-rounds", "3", "--local-epochs", "1")
-    answer = sim(
-        *words, "--engine", "inline", "--client", "own:Failing", "--results-dir", str(tmp_path), cwd=PROGRAMS
-    )
+    answer = sim(*words, "--engine", "inline", "--client", "own:Failing", "--results-dir", str(tmp_path), cwd=PROGRAMS)
     assert answer.returncode == 1
     assert 'own.py", line' in answer.stderr
     last = answer.stderr.splitlines()[-1]

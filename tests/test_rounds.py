@@ -162,11 +162,6 @@ def test_no_client_sees_the_mode_or_the_gradients_that_another_left(
         assert all(np.array_equal(array, _weights(run)[name]) for name, array in _weights(plain).items())
 
 
-def test_the_default_run_learns_the_digits(small: Callable[..., Run]) -> None:
-    run = small(num_clients=100, clients_per_round=None, num_rounds=30, local_epochs=5)
-    assert run.rounds().test_accuracy.iloc[-1] >= 0.90
-
-
 def test_a_strategy_that_needs_each_client_gets_each_and_agrees_with_the_mean(
     small: Callable[..., Run], in_programs: None
 ) -> None:
@@ -199,9 +194,7 @@ def _remember(init: Callable[..., None], made: list[object]) -> Callable[..., No
     return wrapped
 
 
-def test_fedadam_keeps_float32_and_batchnorm_keeps_its_integers(
-    small: Callable[..., Run], in_programs: None
-) -> None:
+def test_fedadam_keeps_float32_and_batchnorm_keeps_its_integers(small: Callable[..., Run], in_programs: None) -> None:
     adam = _weights(small(strategy="fedadam", name="adam"))
     assert {array.dtype for array in adam.values()} == {np.dtype(np.float32)}
     norm = _weights(small(model="own:WithBatchNorm", name="norm"))

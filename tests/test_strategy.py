@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from flwr.server import SimpleClientManager
 from flwr.server.strategy import FedAdam, FedProx
+from safetensors.numpy import load_file
 
-from sim import strategy
+from sim import Run, strategy
 from sim.config import RunConfig
 from sim.engine.inline import Registered
-from sim.errors import ConfigError
+from sim.errors import ConfigError, PluginError
 from sim.knobs import rules_of
 from sim.models import MODELS
 from sim.partitioners import PARTITIONERS
@@ -50,7 +53,7 @@ def test_arguments_reach_the_strategy_over_its_defaults() -> None:
     assert prox.proximal_mu == 0.1
     adam = _build(strategy="fedadam", strategy_args={"eta": 0.5, "beta_1": 0}).strategy
     assert isinstance(adam, FedAdam)
-    assert (adam.eta, adam.tau, adam.beta_1) == (0.5, 1e-3, 0)
+    assert (adam.eta, adam.tau, adam.beta_1) == (0.5, 0.01, 0)
 
 
 @pytest.mark.parametrize(
@@ -66,3 +69,77 @@ def test_unfit_arguments_are_named(name: str, arguments: dict[str, object], mess
     with pytest.raises(ConfigError) as raised:
         _build(strategy=name, strategy_args=arguments)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("name", sorted(strategy.STRATEGIES))
+def test_each_strategy_learns_the_digits_at_its_defaults(small: Callable[..., Run], name: str) -> None:
+    run = small(num_clients=100, clients_per_round=None, num_rounds=30, local_epochs=5, strategy=name)
+    # the quickstart is fedavg
+    assert run.rounds().test_accuracy.iloc[-1] >= (0.90 if name == "fedavg" else 0.80)
+
+
+@pytest.mark.parametrize("kind", sorted(strategy.PRIVACY))
+def test_private_averages_follow_the_seed(small: Callable[..., Run], kind: str) -> None:
+    config = {"num_clients": 40, "clients_per_round": 20, "num_rounds": 2, "dp": kind, "lr": 0.05}
+    first, again, other = (
+        small(**config, seed=seed, name=name).model_path.read_bytes() for seed, name in ((0, "a"), (0, "b"), (1, "c"))
+    )
+    assert first == again
+    assert first != other
+
+
+def test_privacy_clips_each_client_and_adds_the_noise_that_it_says(small: Callable[..., Run]) -> None:
+    """Updates clipped to next to nothing leave noise of standard deviation multiplier · norm / clients."""
+    config = {"num_rounds": 1, "dp": "fixed", "clients_per_round": 10}
+    start = load_file(small(num_rounds=1, lr=1e-30, name="start").model_path)
+    end = load_file(small(**config, dp_args={"clipping_norm": 1e-3, "noise_multiplier": 50.0}, name="end").model_path)
+    noise = np.concatenate([(end[key] - start[key]).ravel() for key in start])
+    assert noise.std() == pytest.approx(50.0 * 1e-3 / 10, rel=0.02)
+    clipped = load_file(small(**config, dp_args={"clipping_norm": 1e-3, "noise_multiplier": 0}, name="c").model_path)
+    moved = np.concatenate([(clipped[key] - start[key]).ravel() for key in start])
+    assert 1e-4 < np.linalg.norm(moved) <= 1e-3 * 1.001
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"strategy": "krum"}, "--dp fixed: its noise is measured for an average of clients; krum is none"),
+        ({"dp_args": {"noise": 1}}, "--dp-args noise=1: --dp fixed takes these arguments: noise_multiplier, clip"),
+        (
+            {"dp_args": {"clipping_norm": 0}},
+            "--dp-args of --dp fixed: The clipping norm should be a positive value",
+        ),
+    ],
+)
+def test_privacy_that_cannot_be_is_said(knobs: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        _build(dp="fixed", **knobs)
+    assert message in str(raised.value)
+
+
+def test_clipping_at_the_client_is_refused_since_no_client_would_clip(in_programs: None) -> None:
+    with pytest.raises(PluginError, match="no client here has Flower's clipping mod"):
+        _build(strategy="own:client_side_privacy")
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedadam", "fedyogi", "qfedavg"])
+def test_batchnorm_under_averaging_and_adaptive_strategies(
+    small: Callable[..., Run], in_programs: None, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Running statistics are the clients' mean, whatever the strategy does to weights; counters stay integers."""
+    config = {"model": "own:WithBatchNorm", "num_rounds": 1, "local_epochs": 2, "batch_size": 4, "lr": 0.001}
+    averaged = load_file(small(**config, name="averaged").model_path)
+    found = load_file(small(**config, strategy=name, name=name).model_path)
+    for key in ("norm.running_mean", "norm.running_var"):
+        assert found[key] == pytest.approx(averaged[key], abs=1e-6)
+    assert np.isfinite(found["out.weight"]).all()
+    assert found["norm.num_batches_tracked"].dtype == np.int64
+    assert found["norm.num_batches_tracked"] == averaged["norm.num_batches_tracked"] > 0
+    assert np.array_equal(found["out.weight"], averaged["out.weight"]) == (name == "fedavg")
+    line = "sim: note: own:WithBatchNorm keeps running statistics (BatchNorm)"
+    assert capfd.readouterr().err.count(line) == 2
+
+
+def test_privacy_and_batchnorm_do_not_go_together(small: Callable[..., Run], in_programs: None) -> None:
+    with pytest.raises(ConfigError, match="running variances of own:WithBatchNorm negative; use"):
+        small(model="own:WithBatchNorm", dp="fixed")

@@ -45,15 +45,11 @@ class Registered(ClientProxy):
         super().__init__(cid=str(partition_id))
         self.partition_id = partition_id
 
-    def get_properties(
-        self, ins: GetPropertiesIns, timeout: float | None, group_id: int | None
-    ) -> GetPropertiesRes:
+    def get_properties(self, ins: GetPropertiesIns, timeout: float | None, group_id: int | None) -> GetPropertiesRes:
         """Not for strategies to call."""
         raise RuntimeError(_NO_CALL)
 
-    def get_parameters(
-        self, ins: GetParametersIns, timeout: float | None, group_id: int | None
-    ) -> GetParametersRes:
+    def get_parameters(self, ins: GetParametersIns, timeout: float | None, group_id: int | None) -> GetParametersRes:
         """Not for strategies to call."""
         raise RuntimeError(_NO_CALL)
 

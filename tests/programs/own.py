@@ -7,7 +7,7 @@ import torch
 from flwr.app import MetricRecord
 from flwr.client import Client, NumPyClient
 from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
-from flwr.server.strategy import FedAvg
+from flwr.server.strategy import DifferentialPrivacyClientSideFixedClipping, FedAvg
 from torch import nn
 
 from sim.client import CifarClient
@@ -167,3 +167,7 @@ class SystemExits(CifarClient):
         if config["server_round"]:
             raise SystemExit(0)
         return super().fit(parameters, config)
+
+
+def client_side_privacy(**kwargs):
+    return DifferentialPrivacyClientSideFixedClipping(FedAvg(**kwargs), 0.1, 1.0, 10)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sim.config import RunConfig
+from sim.errors import ConfigError
+from sim.preset import preset_names, preset_path
+
+PUBLISHED = ["blazefl", "hsu2019", "mcmahan2017", "niid-bench", "pfl-research", "reddi2020"]
+
+
+def test_the_published_experiments_are_there() -> None:
+    assert preset_names() == PUBLISHED
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_preset_is_a_whole_config_with_source_accuracy_and_cost(name: str) -> None:
+    config = RunConfig.load(preset=name)
+    assert config.dataset == "cifar10"
+    text = preset_path(name).read_text(encoding="utf-8")
+    for words in (r"arXiv:\d{4}\.\d{5}", "# Settings: ", "# Published: ", "# Cost: "):
+        assert re.search(words, text), words
+
+
+def test_the_settings_that_the_papers_print() -> None:
+    mcmahan = RunConfig.load(preset="mcmahan2017")
+    assert (mcmahan.num_clients, mcmahan.num_fit_clients, mcmahan.local_epochs, mcmahan.batch_size) == (
+        100,
+        10,
+        5,
+        50,
+    )
+    assert mcmahan.lr_in(3, 2000) == pytest.approx(mcmahan.lr * 0.99**2)
+    niid = RunConfig.load(preset="niid-bench")
+    assert (niid.num_fit_clients, niid.local_epochs, niid.batch_size, niid.num_rounds) == (10, 10, 64, 50)
+    reddi = RunConfig.load(preset="reddi2020")
+    assert (reddi.num_clients, reddi.num_fit_clients, reddi.batch_size, reddi.model) == (500, 10, 20, "ResNet18")
+    pfl = RunConfig.load(preset="pfl-research")
+    assert (pfl.num_clients, pfl.num_fit_clients, pfl.batch_size, pfl.lr) == (1000, 50, 10, 0.1)
+    assert RunConfig.load(preset="blazefl").num_fit_clients == 100
+
+
+def test_files_win_over_a_preset_and_flags_over_both(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("lr = 0.5\nnum_rounds = 7\n")
+    config = RunConfig.load(path, preset="niid-bench", num_rounds=3, clients_per_round=4)
+    assert (config.lr, config.num_rounds, config.num_fit_clients, config.momentum) == (0.5, 3, 4, 0.9)
+
+
+def test_arguments_of_a_strategy_or_partitioner_go_with_it() -> None:
+    assert RunConfig.load(preset="niid-bench").partitioner_args == {"self_balancing": True}
+    assert RunConfig.load(preset="niid-bench", partitioner="iid").partitioner_args == {}
+    assert RunConfig.load(preset="reddi2020", strategy="fedavg").strategy_args == {}
+    kept = RunConfig.load(preset="reddi2020", strategy_args={"eta": 1})
+    assert (kept.strategy, kept.strategy_args) == ("fedadam", {"eta": 1})
+
+
+def test_an_unknown_preset_is_named() -> None:
+    with pytest.raises(ConfigError, match="--preset mcmahan: must be one of blazefl, hsu2019, mcmahan2017"):
+        RunConfig.load(preset="mcmahan")

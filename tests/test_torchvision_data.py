@@ -1,0 +1,117 @@
+"""Files in torchvision's own formats, written here, read through torchvision."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import PROGRAMS
+from sim import data
+from sim.config import RunConfig
+from sim.errors import DataError
+from sim.rundir import Run
+
+Sim = Callable[..., "subprocess.CompletedProcess[str]"]
+SPLITS = (("train", 60), ("t10k", 20))
+
+
+def _idx(array: np.ndarray) -> bytes:
+    """The MNIST format: 0, 0, type (8 for bytes), number of dimensions, sizes in big-endian, bytes."""
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+
+
+def _mnist(root: Path, folder: str = "MNIST") -> Path:
+    raw = root / folder / "raw"
+    raw.mkdir(parents=True)
+    for split, count in SPLITS:
+        images = np.arange(count * 28 * 28).reshape(count, 28, 28) % 251
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(_idx(images))
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(_idx(np.arange(count) % 10))
+    return raw
+
+
+@pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
+def test_files_of_mnists_format_are_read_to_the_byte(tmp_path: Path, name: str, folder: str) -> None:
+    _mnist(tmp_path, folder)
+    found = data.load(RunConfig(dataset=name, data_dir=str(tmp_path), image_size=28))
+    assert found.train.images.shape == (60, 28, 28, 1)
+    assert found.test.images.shape == (20, 28, 28, 1)
+    assert found.train.images[7].flatten().tolist() == [(7 * 784 + i) % 251 for i in range(784)]
+    assert found.train.labels.tolist() == [i % 10 for i in range(60)]
+    assert len(found.classes) == 10
+    assert data.load(RunConfig(dataset=name, data_dir=str(tmp_path))).train.images.shape == (60, 32, 32, 1)
+
+
+def test_changed_files_are_another_data_set(tmp_path: Path) -> None:
+    raw = _mnist(tmp_path)
+    config = RunConfig(dataset="mnist", data_dir=str(tmp_path))
+    first = data.load(config).folder
+    assert data.load(config).folder == first
+    (raw / "train-labels-idx1-ubyte").write_bytes(_idx(np.arange(60) % 5))
+    assert data.load(config).train.labels.tolist() == [i % 5 for i in range(60)]
+
+
+def _check(answer: subprocess.CompletedProcess[str], name: str, place: str) -> None:
+    assert answer.returncode == 2, answer.stderr
+    line = answer.stderr.splitlines()[-1]
+    assert line.startswith(f"sim: --dataset {name}: ")
+    assert place in line
+    assert "use --dataset digits, synthetic or imagefolder" in line
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_damaged_file_is_one_line(sim: Sim, tmp_path: Path) -> None:
+    path = _mnist(tmp_path) / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:1000])
+    _check(sim("run", "--dataset", "mnist", "--data-dir", "."), "mnist", "MNIST/raw")
+
+
+def test_half_a_download_is_one_line(sim: Sim, tmp_path: Path) -> None:
+    raw = _mnist(tmp_path)
+    whole = (raw / "train-images-idx3-ubyte").read_bytes()
+    (raw / "train-images-idx3-ubyte").unlink()
+    (raw / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(whole)[:500])
+    answer = sim("run", "--dataset", "mnist", "--data-dir", ".")
+    _check(answer, "mnist", "MNIST/raw: RuntimeError: Dataset not found")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_missing_files_without_a_network_are_one_line(sim: Sim, tmp_path: Path, name: str) -> None:
+    # an address that nobody answers stands for the missing network
+    unreachable = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    answer = sim("run", "--dataset", name, "--data-dir", "nowhere", env={**os.environ, **unreachable})
+    _check(answer, name, f"nowhere/cifar-{name.removeprefix('cifar')}")
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_users_own_loader(sim: Sim, tmp_path: Path) -> None:
+    few = ("--num-clients", "4", "--fraction-fit", "1", "--num-rounds", "1", "--engine", "inline")
+    for name in ("arrays", "loaders"):
+        words = ("run", *few, "--dataset", f"loaders:{name}", "--results-dir", str(tmp_path), "--name", name)
+        answer = sim(*words, cwd=PROGRAMS)
+        assert answer.returncode == 0, answer.stderr
+    # the same images, once as bytes and once as a DataLoader of normalised tensors
+    arrays, loaders = (Run(tmp_path / name).rounds().test_loss[0] for name in ("arrays", "loaders"))
+    assert arrays == loaders
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("raises", "raised OSError: disk is gone"),
+        ("nothing", r"returned NoneType; \(train, test\) is expected"),
+        ("floats", r"train: images are float64 \(3, 8, 8, 1\); uint8 \[N, H, W, C\] is expected"),
+        ("few_labels", r"train: labels are int64 \(2,\); 3 integers from 0 are expected"),
+        ("wide", r"in 0…255; \[C, H, W\] in −1…1 or 0…1 is expected"),
+    ],
+)
+def test_a_loader_that_does_not_fit(in_programs: None, name: str, message: str) -> None:
+    with pytest.raises(DataError, match=f"--dataset loaders:{name}: .*{message}"):
+        data.load(RunConfig(dataset=f"loaders:{name}"))

@@ -1,0 +1,132 @@
+"""What changes local training besides the plain loop: optimizers, schedules, precision, augmentation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sim import Run, RunConfig, training
+from sim.batches import Batches
+from sim.data import Examples
+
+CPU = torch.device("cpu")
+BATCH = [(torch.tensor([[2.0]]), torch.tensor([1]))]
+
+
+def _linear() -> nn.Linear:
+    net = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        net.weight.fill_(1.0)
+    return net
+
+
+@pytest.mark.parametrize(("optimizer", "decayed"), [("adam", 0.0), ("adamw", 0.1 * 0.5)])
+def test_the_first_step_of_adam_has_the_size_of_the_learning_rate(optimizer: str, decayed: float) -> None:
+    net = _linear()
+    training.train(net, BATCH, 1, CPU, lr=0.1, weight_decay=0.5, optimizer=optimizer)
+    # Kingma and Ba 2015: m/√v is ±1 at the first step; AdamW shrinks the weight by lr · decay apart from that.
+    # Adam adds decay · w = 0.5 to the gradients 1 and −1, which keeps their signs.
+    assert net.weight.flatten().tolist() == pytest.approx([1 - 0.1 - decayed, 1 + 0.1 - decayed], abs=1e-5)
+
+
+def test_the_number_of_steps_is_limited_across_epochs() -> None:
+    steps = []
+
+    class Counting:
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            for batch in BATCH * 3:
+                steps.append(1)
+                yield batch
+
+    training.train(_linear(), Counting(), 4, CPU, lr=0.1, max_steps=5)
+    assert len(steps) == 5
+    training.train(_linear(), Counting(), 2, CPU, lr=0.1)
+    assert len(steps) == 11
+
+
+def test_bf16_computes_in_bf16_and_keeps_float32_weights() -> None:
+    seen = []
+    net = _linear()
+    net.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    training.train(net, BATCH, 1, CPU, lr=0.1, precision="bf16")
+    training.train(net, BATCH, 1, CPU, lr=0.1)
+    assert seen == [torch.bfloat16, torch.float32]
+    assert net.weight.dtype == torch.float32
+
+
+def test_learning_rates_of_a_run() -> None:
+    decayed = RunConfig(lr=0.5, lr_decay=0.9)
+    assert [decayed.lr_in(r, 30) for r in (1, 2, 3)] == pytest.approx([0.5, 0.45, 0.405])
+    cosine = RunConfig(lr=0.5, lr_schedule="cosine")
+    assert [cosine.lr_in(r, 4) for r in (1, 2, 3, 4)] == pytest.approx(
+        [0.5 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]
+    )
+
+
+def test_the_knobs_reach_the_clients(small: Callable[..., Run]) -> None:
+    plain = small(name="plain").rounds().train_loss
+    for number, knobs in enumerate(
+        (
+            {"optimizer": "adam", "lr": 0.001},
+            {"lr_decay": 0.01},
+            {"lr_schedule": "cosine"},
+            {"max_local_steps": 1},
+            {"precision": "bf16"},
+            {"augment": "crop-flip"},
+        )
+    ):
+        changed = small(name=f"r{number}", **knobs).rounds().train_loss
+        # a schedule begins with the second round
+        assert changed[2] != plain[2], knobs
+        assert (changed[1] == plain[1]) == ("lr_decay" in knobs or "lr_schedule" in knobs), knobs
+
+
+def _augmented(images: np.ndarray, seed: int = 0) -> np.ndarray:
+    torch.manual_seed(seed)
+    loader = Batches(
+        Examples(images, np.zeros(len(images), np.int64)),
+        None,
+        len(images),
+        CPU,
+        shuffle=False,
+        channels_last=True,
+        augment="crop-flip",
+    )
+    ((batch, _),) = loader
+    return ((batch + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def test_an_augmented_image_is_a_crop_of_its_mirrored_padding() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 12, 10, 3), dtype=np.uint8)
+    padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
+    found = set()
+    for image, wide in zip(_augmented(images), padded, strict=True):
+        crops = {
+            (down, right, flip): wide[down : down + 12, right : right + 10][:, :: -1 if flip else 1]
+            for down in range(9)
+            for right in range(9)
+            for flip in (False, True)
+        }
+        (key,) = [key for key, crop in crops.items() if np.array_equal(crop, image)]
+        found.add(key)
+    assert len(found) > 30
+    assert {flip for _, _, flip in found} == {False, True}
+    assert {down for down, _, _ in found} == set(range(9))
+
+
+def test_augmentation_is_for_training_only_and_follows_the_seed(small: Callable[..., Run]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (8, 12, 12, 1), dtype=np.uint8)
+    assert np.array_equal(_augmented(images, 1), _augmented(images, 1))
+    assert not np.array_equal(_augmented(images, 1), _augmented(images, 2))
+    plain, augmented = (
+        small(name=name, augment=name, fraction_evaluate=1.0, lr=1e-30, num_rounds=1).rounds()
+        for name in ("none", "crop-flip")
+    )
+    assert plain.eval_loss[1] == augmented.eval_loss[1]
+    assert plain.test_loss[1] == augmented.test_loss[1]
+    assert plain.train_loss[1] != augmented.train_loss[1]
