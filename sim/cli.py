@@ -124,6 +124,9 @@ def _partition(arguments: argparse.Namespace) -> None:
         table.add_row(str(client_id), str(row.sum()), *(str(n) if n else "·" for n in row))
     table.add_row("all", str(counts.sum()), *(str(n) for n in counts.sum(axis=0)), style="bold")
     _print_table(table)
+    left_over = len(dataset.train) - len(dealt.indices)
+    if left_over:
+        print(f"left over       {left_over} of {len(dataset.train)} examples belong to no client")
     _write_picture(picture, plots.partition_figure(counts, dataset.classes))
 
 

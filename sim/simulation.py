@@ -91,6 +91,14 @@ def simulate(
         figure = plots.partition_figure(counts, prepared.dataset.classes)
         writer.write(run.partition_path, plots.render(figure, "png"))
         with runlog.captured(run.log_path, show=config.verbose):
+            left_over = len(prepared.dataset.train) - len(prepared.partition.indices)
+            if left_over:
+                logging.getLogger("sim").warning(
+                    "note: %s leaves %d of %d examples to no client",
+                    config.partitioner,
+                    left_over,
+                    len(prepared.dataset.train),
+                )
             if prepared.buffers:
                 logging.getLogger("sim").warning(
                     "note: %s keeps running statistics (BatchNorm), which clients with few classes spoil for each "

@@ -107,6 +107,9 @@ def test_partition_shows_counts_before_any_training(sim: Sim, tmp_path: Path) ->
     assert rows[14][:2] == ["all", "1437"]
     assert (tmp_path / "dealt.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "results").exists()
+    assert "left over" not in answer.stdout
+    pathological = sim("partition", "--num-clients", "3", "--fraction-fit", "1", "--partitioner", "pathological")
+    assert "examples belong to no client" in pathological.stdout.splitlines()[-2]
 
 
 def test_an_untouched_tutorial_program_is_federated(sim: Sim, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from conftest import sha256
+from sim import simulate
 from sim.config import RunConfig
 from sim.errors import ConfigError
 from sim.preset import preset_names, preset_path
@@ -61,3 +63,13 @@ def test_arguments_of_a_strategy_or_partitioner_go_with_it() -> None:
 def test_an_unknown_preset_is_named() -> None:
     with pytest.raises(ConfigError, match="--preset mcmahan: must be one of blazefl, hsu2019, mcmahan2017"):
         RunConfig.load(preset="mcmahan")
+
+
+def test_two_runs_of_a_preset_are_the_same_to_the_bit(tmp_path: Path) -> None:
+    few = {"dataset": "digits", "num_rounds": 2, "local_epochs": 1, "engine": "inline"}
+    runs = [
+        simulate(RunConfig.load(preset="niid-bench", **few, name=name, results_dir=str(tmp_path)))
+        for name in ("one", "two")
+    ]
+    assert sha256(runs[0].model_path) == sha256(runs[1].model_path)
+    assert runs[0].rounds().num_clients[1] == 10
