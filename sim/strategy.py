@@ -39,7 +39,7 @@ STRATEGIES = {
     "fedavgm": Entry("FedAvgM", averages=True, adaptive=True, defaults={"server_momentum": 0.5}),
     # Flower's τ = 1e-9 lets single weights take steps that end in a constant model; these were seen to learn.
     "fedadam": Entry("FedAdam", averages=True, adaptive=True, defaults={"eta": 0.03, "tau": 0.01}),
-    "fedadagrad": Entry("FedAdagrad", averages=True, adaptive=True, defaults={"eta": 0.05, "tau": 1e-3}),
+    "fedadagrad": Entry("FedAdagrad", averages=True, adaptive=True, defaults={"eta": 0.05, "tau": 0.01}),
     "fedyogi": Entry("FedYogi", averages=True, adaptive=True, defaults={"eta": 0.01}),
     "fedmedian": Entry("FedMedian", averages=False),
     "fedtrimmedavg": Entry("FedTrimmedAvg", averages=False),
