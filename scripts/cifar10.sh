@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The README's picture: CIFAR-10 on 100 clients, IID and skewed, beside training in one place.
-# About 7 minutes on 2 CPU cores. CIFAR is a folder with train/<class>/* and test/<class>/*.
+# About 5 minutes on 2 CPU cores. CIFAR is a folder with train/<class>/* and test/<class>/*.
 #   scripts/cifar10.sh CIFAR
 set -euo pipefail
 CIFAR="$(realpath --relative-to="$(dirname "${BASH_SOURCE[0]}")/.." "${1:?folder with train/<class>/* and test/<class>/*}")"

@@ -141,10 +141,11 @@ def _plot(arguments: argparse.Namespace) -> None:
 
 
 def _picture_path(text: str) -> Path:
+    from sim.plots import FORMATS
+
     path = Path(text)
-    formats = ("png", "svg", "pdf")
-    if path.suffix.lstrip(".") not in formats:
-        raise ConfigError(f"-o {text}: the ending must be one of {', '.join('.' + name for name in formats)}")
+    if path.suffix.lstrip(".") not in FORMATS:
+        raise ConfigError(f"-o {text}: the ending must be one of {', '.join('.' + name for name in FORMATS)}")
     if not path.parent.is_dir():
         raise ConfigError(f"-o {text}: there is no folder {path.parent}")
     return path

@@ -42,7 +42,10 @@ def fingerprint(name: str, root: Path) -> str:
         _open(name, root, train=True)
     digest = hashlib.sha256(str(folder.resolve()).encode())
     for path in sorted(folder.rglob("*")):
-        stat = path.stat()
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise DataError(f"--dataset {name}: {path}: {error.strerror}; mend or remove that file") from error
         digest.update(f"{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
     return digest.hexdigest()
 

@@ -73,6 +73,12 @@ def test_a_damaged_file_is_one_line(sim: Sim, tmp_path: Path) -> None:
     _check(sim("run", "--dataset", "mnist", "--data-dir", "."), "mnist", "MNIST/raw")
 
 
+def test_a_broken_link_is_one_line(tmp_path: Path) -> None:
+    (_mnist(tmp_path) / "lost").symlink_to("nowhere")
+    with pytest.raises(DataError, match="MNIST/raw/lost: No such file or directory; mend or remove that file"):
+        data.load(RunConfig(dataset="mnist", data_dir=str(tmp_path)))
+
+
 def test_half_a_download_is_one_line(sim: Sim, tmp_path: Path) -> None:
     raw = _mnist(tmp_path)
     whole = (raw / "train-images-idx3-ubyte").read_bytes()
