@@ -38,7 +38,7 @@ def weighted_mean(values: list[tuple[int, float | None]]) -> float | None:
     return sum(n * value for n, value in known) / num_examples if num_examples else None
 
 
-def client_record(outcome: Outcome, phase: Phase, server_round: int, actor: int) -> ClientRecord:
+def client_record(outcome: Outcome, phase: Phase, server_round: int, actor: int | None) -> ClientRecord:
     ok = outcome.error is None
     measured = ok and outcome.num_examples > 0
     return ClientRecord(

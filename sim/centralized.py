@@ -9,17 +9,11 @@ from sim import data, plugins, rehearsal, runlog
 from sim.client import Program, get_weights, workbench
 from sim.config import CentralizedConfig
 from sim.errors import RunError
+from sim.preparation import check_device, fresh_weights, program_parts, train_knobs
+from sim.recording import finish, write_environment
 from sim.records import RoundRecord
 from sim.rundir import Run, RunWriter
 from sim.seeds import Purpose, seeded
-from sim.simulation import (
-    check_device,
-    finish,
-    fresh_weights,
-    program_parts,
-    train_knobs,
-    write_environment,
-)
 
 
 def train_centralized(config: CentralizedConfig, *, on_record: Callable[[RoundRecord], None] | None = None) -> Run:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TypeVar
 from sim.config import CentralizedConfig, RunConfig, TrainingConfig
 from sim.errors import ClientError, ConfigError, RunFolderError, SimError
 from sim.knobs import default_of, flag_of, parse_flag, rules_of, type_of
+from sim.network.options import ClientOptions, ServerOptions
 from sim.preset import preset_names
 
 C = TypeVar("C", bound=TrainingConfig)
@@ -45,11 +46,15 @@ class _Parser(argparse.ArgumentParser):
         return namespace
 
 
-def _add_knobs(parser: argparse.ArgumentParser, config_type: type[TrainingConfig]) -> None:
+def _add_config(parser: argparse.ArgumentParser, config_type: type[TrainingConfig]) -> None:
     parser.add_argument("--config", metavar="FILE.toml", type=Path, help="read knobs from here; flags win")
     if config_type is RunConfig:
         about = f"settings of a published experiment; flags and --config win [{', '.join(preset_names())}]"
         parser.add_argument("--preset", metavar="NAME", help=about)
+    _add_knobs(parser, config_type)
+
+
+def _add_knobs(parser: argparse.ArgumentParser, config_type: type[Any]) -> None:
     groups: dict[str, Any] = {}
     for config_field in fields(config_type):
         rules, (kind, _) = rules_of(config_field), type_of(config_type, config_field.name)
@@ -70,10 +75,18 @@ def _add_knobs(parser: argparse.ArgumentParser, config_type: type[TrainingConfig
         groups[rules.group].add_argument(flag_of(config_field.name), help=text.replace("%", "%%"), **options)
 
 
-def _config_from(config_type: type[C], arguments: argparse.Namespace) -> C:
+def _flags(config_type: type[Any], arguments: argparse.Namespace) -> dict[str, Any]:
     given = vars(arguments)
-    values = {f.name: parse_flag(config_type, f, given[f.name]) for f in fields(config_type) if f.name in given}
-    return config_type.load(arguments.config, preset=getattr(arguments, "preset", None), **values)
+    return {f.name: parse_flag(config_type, f, given[f.name]) for f in fields(config_type) if f.name in given}
+
+
+def _given(config_type: type[TrainingConfig], arguments: argparse.Namespace) -> dict[str, Any]:
+    preset = getattr(arguments, "preset", None)
+    return config_type.given(arguments.config, preset=preset, **_flags(config_type, arguments))
+
+
+def _config_from(config_type: type[C], arguments: argparse.Namespace) -> C:
+    return config_type(**_given(config_type, arguments))
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -84,6 +97,38 @@ def _run(arguments: argparse.Namespace) -> None:
     with RoundProgress(config.num_rounds) as progress:
         run = simulate(config, on_record=progress.update)
     _report(run, "round")
+
+
+def _given_to_network(arguments: argparse.Namespace) -> dict[str, Any]:
+    given = _given(RunConfig, arguments)
+    # Clients that are connected all train, unless told otherwise.
+    return given if {"fraction_fit", "clients_per_round"} & set(given) else {"fraction_fit": 1.0, **given}
+
+
+def _server(arguments: argparse.Namespace) -> None:
+    options = ServerOptions(**_flags(ServerOptions, arguments))
+    given = _given_to_network(arguments)
+    counted = "num_clients" in given
+    config = RunConfig(**{"num_clients": options.min_clients, **given})
+    if config.num_clients < options.min_clients:
+        raise ConfigError(
+            f"--min-clients {options.min_clients}: must be at most --num-clients {config.num_clients}, or nobody starts"
+        )
+    from sim.network.serving import serve
+    from sim.progress import RoundProgress
+
+    with RoundProgress(config.num_rounds) as progress:
+        run = serve(config, options, counted=counted, on_record=progress.update)
+    _report(run, "round")
+
+
+def _client(arguments: argparse.Namespace) -> None:
+    options = ClientOptions(**_flags(ClientOptions, arguments))
+    config = RunConfig(**_given_to_network(arguments))
+    from sim.network.joining import join
+
+    num_rounds = join(config, options)
+    print(f"client {options.client_id}        trained in {num_rounds} rounds")
 
 
 def _centralized(arguments: argparse.Namespace) -> None:
@@ -204,16 +249,22 @@ def _parser() -> _Parser:
         command.set_defaults(act=act, parser=command)
         return command
 
-    _add_knobs(add("run", _run, "train a federation of virtual clients"), RunConfig)
-    _add_knobs(
+    _add_config(add("run", _run, "train a federation of virtual clients"), RunConfig)
+    _add_config(
         add("centralized", _centralized, "train the same model on all the data in one place"),
         CentralizedConfig,
     )
+    server = add("server", _server, "wait for clients in other processes and train with them")
+    _add_knobs(server, ServerOptions)
+    _add_config(server, RunConfig)
+    client = add("client", _client, "be one client of a server")
+    _add_knobs(client, ClientOptions)
+    _add_config(client, RunConfig)
     partition = add("partition", _partition, "show which classes each client would hold, before any training")
     partition.add_argument(
         "-o", "--output", default="partition.png", help="picture: .png, .svg or .pdf [default partition.png]"
     )
-    _add_knobs(partition, RunConfig)
+    _add_config(partition, RunConfig)
     plot = add("plot", _plot, "draw accuracy and loss of one or many runs")
     plot.add_argument("runs", nargs="+", metavar="RUN", help="name in the results folder, or path")
     plot.add_argument("--x", choices=("round", "seconds"), default="round", help="horizontal axis [default round]")

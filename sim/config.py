@@ -141,6 +141,15 @@ class TrainingConfig:
         Raises:
             ConfigError: see ``read_toml``; no such preset; or a value is wrong.
         """
+        return cls(**cls.given(path, preset=preset, **values))
+
+    @classmethod
+    def given(cls, path: str | Path | None = None, *, preset: str | None = None, **values: Any) -> dict[str, Any]:
+        """Return the knobs that ``load`` finds; those that nobody named are missing.
+
+        Raises:
+            ConfigError: see ``read_toml``; or no such preset.
+        """
         layers = [read_toml(cls, preset_path(preset), "--preset")] if preset is not None else []
         layers += [read_toml(cls, Path(path), "--config")] if path is not None else []
         merged: dict[str, Any] = {}
@@ -156,7 +165,7 @@ class TrainingConfig:
                     if given in layer and hidden not in layer:
                         merged.pop(hidden, None)
             merged.update(layer)
-        return cls(**merged)
+        return merged
 
     def lr_in(self, number: int, count: int) -> float:
         """Return the learning rate of round (or epoch) ``number`` of 1…``count``."""

@@ -6,10 +6,11 @@ SimError                 base: its text is one line, made for the user
 │   ├── DataError        a data set that is missing, broken or does not fit
 │   ├── PartitionError   a partition that these examples cannot give
 │   ├── PluginError      the user's own model, train, test, client or strategy
-│   └── RunFolderError   a run folder that exists, is foreign or cannot be written
+│   ├── RunFolderError   a run folder that exists, is foreign or cannot be written
+│   └── RefusedError     the server does not take this client
 └── RunError             exit code 1: the run stopped, what was done is on disk
     ├── ClientError      a client raised
-    └── EngineError      a process of the engine died or could not start
+    └── EngineError      a process or a connection of the engine died or could not start
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ class PluginError(UsageError):
 
 class RunFolderError(UsageError):
     """A run folder exists already, is missing, is not one, or cannot be written."""
+
+
+class RefusedError(UsageError):
+    """The server says why it does not take this client."""
 
 
 class RunError(SimError):

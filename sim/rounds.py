@@ -25,7 +25,8 @@ from flwr.common import (
     ndarrays_to_parameters,
     parameters_to_ndarrays,
 )
-from flwr.server import History, Server, SimpleClientManager
+from flwr.server import History, Server
+from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 
@@ -61,6 +62,7 @@ class RoundServer(Server):
     def __init__(
         self,
         *,
+        client_manager: ClientManager,
         strategy: Strategy,
         averages: bool,
         buffers: Collection[int],
@@ -82,7 +84,7 @@ class RoundServer(Server):
             on_round: called after each round with its record, its clients' records and the new weights.
             on_client_error: ``stop`` or ``drop``.
         """
-        super().__init__(client_manager=SimpleClientManager(), strategy=strategy)
+        super().__init__(client_manager=client_manager, strategy=strategy)
         self.averages = averages
         self.buffers = buffers
         self.weights = initial_weights
@@ -108,6 +110,7 @@ class RoundServer(Server):
                 initial = self.strategy.initialize_parameters(self.client_manager())
             self._accept(initial or ndarrays_to_parameters(self.weights), 0)
             for server_round in range(num_rounds + 1):
+                dispatcher.wait_until_ready()
                 log(INFO, "[ROUND %s]", server_round)
                 record, clients = self._round(server_round, dispatcher)
                 self.on_round(record, clients, self.weights)
@@ -145,17 +148,13 @@ class RoundServer(Server):
     def _fit(self, record: RoundRecord, dispatcher: Dispatcher) -> tuple[RoundRecord, list[ClientRecord]]:
         server_round = record.round
         start = time.perf_counter()
-        with self._calling(server_round, "configure_fit"):
-            asked = self.strategy.configure_fit(server_round, self.parameters, self.client_manager())
-        if not asked:
-            raise RunError(f"round {server_round}: the strategy chose no clients")
+        asked = self._configure_fit(server_round)
         configured = time.perf_counter()
-        knobs = self.fit_config(server_round)
-        asked = [
-            (proxy, FitIns(ins.parameters, {"server_round": server_round, **knobs, **ins.config}))
-            for proxy, ins in asked
-        ]
-        answers = self._ask("fit", server_round, asked, dispatcher)
+        lost: list[ClientRecord] = []
+        while not (answers := self._ask("fit", server_round, asked, dispatcher)).ok:
+            lost += answers.records  # every one of them: begin the round anew with those that come
+            dispatcher.wait_until_ready()
+            asked = self._configure_fit(server_round)
         trained = time.perf_counter()
         proxies = {_client_id(proxy): proxy for proxy, _ in asked}
         with self._calling(server_round, "aggregate_fit"):
@@ -166,11 +165,19 @@ class RoundServer(Server):
         return replace(
             record,
             num_clients=len(answers.ok),
-            num_failures=len(answers.failures),
+            num_failures=len(answers.failures) + len(lost),
             train_loss=weighted_mean([(o.num_examples, o.loss) for o in answers.ok]),
             fit_seconds=trained - configured,
             aggregate_seconds=(configured - start) + (end - trained),
-        ), answers.records
+        ), [*lost, *answers.records]
+
+    def _configure_fit(self, server_round: int) -> Instructions:
+        with self._calling(server_round, "configure_fit"):
+            asked = self.strategy.configure_fit(server_round, self.parameters, self.client_manager())
+        if not asked:
+            raise RunError(f"round {server_round}: the strategy chose no clients")
+        knobs = {"server_round": server_round, **self.fit_config(server_round)}
+        return [(proxy, FitIns(ins.parameters, {**knobs, **ins.config})) for proxy, ins in asked]
 
     def _aggregate(self, server_round: int, answers: Answers, proxies: dict[int, ClientProxy]) -> Parameters | None:
         strategy: Any = self.strategy
@@ -213,12 +220,13 @@ class RoundServer(Server):
                 if outcome.state is not None:
                     self.states[outcome.client_id] = outcome.state
                 if outcome.error is not None:
-                    log(ERROR, "client %s, round %s:\n%s", outcome.client_id, server_round, outcome.traceback)
-                    if self.on_client_error == "stop":
+                    reason = outcome.traceback or outcome.error
+                    log(ERROR, "client %s, round %s:\n%s", outcome.client_id, server_round, reason)
+                    if self.on_client_error == "stop" and not outcome.lost:
                         _stop(outcome, phase, server_round)
                 answers.outcomes.append(outcome)
                 answers.records.append(client_record(outcome, phase, server_round, result.actor))
-        if phase == "fit" and not answers.ok:
+        if phase == "fit" and not answers.ok and not all(outcome.lost for outcome in answers.outcomes):
             _stop(
                 answers.outcomes[0],
                 phase,

@@ -13,6 +13,32 @@ _LOGGERS = ("flwr", "ray", "py.warnings", "sim")
 
 
 @contextmanager
+def notes() -> Iterator[None]:
+    """Show what sim itself says as lines on stderr."""
+    logger = logging.getLogger("sim")
+    before = logger.handlers[:], logger.level, logger.propagate
+    logger.handlers, logger.propagate = [_note_handler()], False
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = before[0], before[2]
+        logger.setLevel(before[1])
+
+
+@contextmanager
+def quiet(name: str, *, show: bool) -> Iterator[None]:
+    """Keep a library's chatter off the screen, unless ``show``."""
+    logger = logging.getLogger(name)
+    disabled = logger.disabled
+    logger.disabled = disabled or not show
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
+
+
+@contextmanager
 def captured(path: Path, *, show: bool) -> Iterator[None]:
     """Send those loggers to ``path`` and nowhere else; with ``show``, copy what arrives there to stderr.
 
@@ -25,9 +51,7 @@ def captured(path: Path, *, show: bool) -> Iterator[None]:
     for logger in loggers:
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
-    notes = logging.StreamHandler()  # what sim itself says is for the user, too
-    notes.setFormatter(logging.Formatter("sim: %(message)s"))
-    logging.getLogger("sim").addHandler(notes)
+    logging.getLogger("sim").addHandler(_note_handler())  # what sim itself says is for the user, too
     logging.captureWarnings(True)
     ended = threading.Event()
     follower = threading.Thread(target=_follow, args=(path, ended), daemon=True)
@@ -44,6 +68,12 @@ def captured(path: Path, *, show: bool) -> Iterator[None]:
         ended.set()
         if show:
             follower.join()
+
+
+def _note_handler() -> logging.Handler:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("sim: %(message)s"))
+    return handler
 
 
 def _follow(path: Path, ended: threading.Event) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from flwr.common import Context, FitIns, RecordDict, ndarrays_to_parameters, parameters_to_ndarrays
 
-from sim import Run, RunConfig, models, simulation
+from sim import Run, RunConfig, models, preparation
 from sim.batches import Batches
 from sim.client import CifarClient, get_weights, make_client_fn, set_weights
 from sim.data import Examples
@@ -68,7 +68,7 @@ def test_weights_that_do_not_fit_are_named() -> None:
 
 def test_the_client_fn_is_flowers_and_holds_neither_data_nor_model(tmp_path: Path) -> None:
     config = RunConfig(num_clients=20, results_dir=str(tmp_path))
-    prepared = simulation.prepare(config)
+    prepared = preparation.prepare(config)
     client_fn = make_client_fn(prepared.program)
     assert len(pickle.dumps(client_fn)) < 2000
     context = Context(0, 0, {"partition-id": 7, "num-partitions": 20}, RecordDict(), {})

@@ -9,7 +9,7 @@ import pytest
 from flwr.common import Context, RecordDict
 from safetensors.numpy import load_file
 
-from sim import Run, RunConfig, data, partition, simulation
+from sim import Run, RunConfig, data, partition, preparation
 from sim.client import get_weights, workbench
 from sim.errors import ClientError, RunError
 from sim.rundir import open_run
@@ -25,7 +25,7 @@ def test_one_round_is_federated_averaging_as_the_paper_writes_it(small: Callable
     run = small(num_rounds=1, local_epochs=2)
     clients = run.clients()
     config = RunConfig(num_clients=10, clients_per_round=4, num_rounds=1, local_epochs=2, engine="inline")
-    bench = workbench(simulation.prepare(config).program)
+    bench = workbench(preparation.prepare(config).program)
     start = get_weights(bench.net)
     total = [np.zeros(array.shape) for array in start]
     for client_id in clients.client_id:

@@ -14,6 +14,7 @@ from sim.records import ClientRecord, RoundRecord, columns
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TREE = re.search(r"```\nsim/\n(.*?)scripts/", README, re.DOTALL)[1]  # type: ignore[index]
 ORDER: list[str] = re.findall(r"(\w+)\.py", TREE)
+PACKAGES = re.findall(r"(\w+)/\n", TREE)
 SOURCES = sorted(path for path in (ROOT / "sim").rglob("*.py") if not path.name.startswith("__"))
 
 
@@ -24,7 +25,7 @@ def _imports(path: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "sim":
             words = node.module.split(".")[1:]
             names = [alias.name for alias in node.names]
-            found |= {words[-1]} if words and words[-1] != "engine" else set(names)
+            found |= {words[-1]} if words and words[-1] not in PACKAGES else set(names)
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[-1] for alias in node.names if alias.name.startswith("sim.")}
     return found

@@ -53,6 +53,7 @@ class Outcome:
     error: str | None = None
     traceback: str | None = None
     cause: BaseException | None = None  # only where client and round loop share a process
+    lost: bool = False  # it did not raise: the connection to it ended, or it did not answer in time
 
     @property
     def accuracy(self) -> float | None:
@@ -63,15 +64,22 @@ class Outcome:
 
 @dataclass
 class ChunkResult:
-    """The outcomes in the order of the chunk's tasks, and which actor they are from."""
+    """The outcomes in the order of the chunk's tasks, and which actor they are from, where there are actors."""
 
     outcomes: list[Outcome]
     total: WeightedSum
-    actor: int
+    actor: int | None
 
 
 class Dispatcher(Protocol):
     """Executes chunks somewhere."""
+
+    def wait_until_ready(self) -> None:
+        """Return when there are enough clients to begin a round.
+
+        Raises:
+            EngineError: they do not come.
+        """
 
     def execute(self, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
         """Yield the result of each chunk, in the order of ``chunks``, as soon as that order allows.

@@ -33,6 +33,9 @@ class InlineDispatcher:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
 
+    def wait_until_ready(self) -> None:
+        """Virtual clients are always there."""
+
     def execute(self, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
         """Yield the result of each chunk, in order."""
         return map(self.worker.run, chunks)

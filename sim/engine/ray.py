@@ -56,6 +56,9 @@ class RayDispatcher:
     def __init__(self, actors: Sequence[Any]) -> None:
         self.actors = actors
 
+    def wait_until_ready(self) -> None:
+        """Virtual clients are always there."""
+
     def execute(self, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
         """Yield results in the order of ``chunks``; those that are early wait in Ray's object store."""
         sent: dict[int, Any] = {}

@@ -69,7 +69,7 @@ class Worker:
             run_id=0,
             node_id=task.client_id,
             node_config={"partition-id": task.client_id, "num-partitions": self.num_clients},
-            state=task.state or RecordDict(),
+            state=RecordDict() if task.state is None else task.state,
             run_config={},
         )
         client: Any = self.client_fn(context)
@@ -82,11 +82,7 @@ class Worker:
         outcome = Outcome(task.client_id)
         if chunk.phase == "fit":
             outcome.weights, outcome.num_examples, outcome.metrics = _fit(client, weights, task)
-            _check_weights(outcome.weights, chunk.weights)
-            if outcome.num_examples < 1:
-                raise WrongReturnError(f"fit returned num_examples {outcome.num_examples}; at least 1 is needed")
-            loss = outcome.metrics.get("loss")
-            outcome.loss = float(loss) if isinstance(loss, int | float) else None
+            outcome.loss = check_fit(outcome, chunk.weights)
         else:
             outcome.loss, outcome.num_examples, outcome.metrics = _evaluate(client, weights, task)
         outcome.state = context.state if any(context.state.values()) else None
@@ -128,7 +124,19 @@ def _shape_of(returned: Any) -> str:
     return type(returned).__name__
 
 
-def _check_weights(weights: NDArrays, sent: NDArrays) -> None:
-    shapes, wanted = [np.shape(w) for w in weights], [w.shape for w in sent]
+def check_fit(outcome: Outcome, sent: NDArrays) -> float | None:
+    """Check what a client's ``fit`` returned; return its loss, if it gave one.
+
+    Args:
+        sent: the weights it started from.
+
+    Raises:
+        WrongReturnError: the arrays have other shapes, or there are no examples.
+    """
+    shapes, wanted = [np.shape(w) for w in outcome.weights or []], [w.shape for w in sent]
     if shapes != wanted:
         raise WrongReturnError(f"fit returned arrays of shapes {shapes}, the model has {wanted}")
+    if outcome.num_examples < 1:
+        raise WrongReturnError(f"fit returned num_examples {outcome.num_examples}; at least 1 is needed")
+    loss = outcome.metrics.get("loss")
+    return float(loss) if isinstance(loss, int | float) else None

@@ -1,0 +1,121 @@
+"""The engine without processes of its own: the clients are elsewhere, behind Flower's client proxies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from flwr.common import (
+    Code,
+    EvaluateIns,
+    FitIns,
+    Parameters,
+    Scalar,
+    ndarrays_to_parameters,
+    parameters_to_ndarrays,
+)
+from flwr.server.client_proxy import ClientProxy
+
+from sim.aggregation import WeightedSum
+from sim.engine.contract import Chunk, ChunkResult, Outcome, Task
+from sim.engine.worker import check_fit
+
+SECONDS = "sim_seconds"  # a metric that only the transport sees: how long the client took
+
+
+class Connections(Protocol):
+    """The clients that can be reached now."""
+
+    def wait_for_enough(self) -> None:
+        """Return when a round can begin.
+
+        Raises:
+            EngineError: too few clients came in time.
+        """
+
+    def proxy_of(self, client_id: int) -> ClientProxy | None:
+        """The connection to a client; None if it is gone."""
+
+    def lose(self, proxy: ClientProxy) -> None:
+        """Forget a connection that ended."""
+
+
+class RemoteDispatcher:
+    """Sends every client of a round its instructions at once and waits for the answers."""
+
+    def __init__(self, connections: Connections, shared: dict[str, Scalar], timeout_seconds: float) -> None:
+        """
+        Args:
+            shared: goes to each client with its instructions; what only a simulation knows without being told.
+            timeout_seconds: how long one client may take.
+        """
+        self.connections = connections
+        self.shared = shared
+        self.timeout_seconds = timeout_seconds
+
+    def wait_until_ready(self) -> None:
+        """Return when there are enough clients to begin a round.
+
+        Raises:
+            EngineError: too few clients came in time.
+        """
+        self.connections.wait_for_enough()
+
+    def execute(self, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
+        """Yield the result of each chunk, in order; a client that is lost is an outcome, too."""
+        packed: dict[int, Parameters] = {}
+        with ThreadPoolExecutor(max_workers=sum(len(chunk.tasks) for chunk in chunks)) as pool:
+            asked = []
+            for chunk in chunks:
+                key = id(chunk.weights)
+                if key not in packed:
+                    packed[key] = ndarrays_to_parameters(chunk.weights)
+                asked.append([pool.submit(self._call, chunk, task, packed[key]) for task in chunk.tasks])
+            for chunk, futures in zip(chunks, asked, strict=True):
+                total, outcomes = WeightedSum(), []
+                for future in futures:
+                    outcome = future.result()
+                    if outcome.weights is not None and chunk.summed:
+                        total.add(outcome.weights, outcome.num_examples)
+                        outcome.weights = None
+                    outcomes.append(outcome)
+                yield ChunkResult(outcomes, total, actor=None)
+
+    def _call(self, chunk: Chunk, task: Task, parameters: Parameters) -> Outcome:
+        start = time.perf_counter()
+        proxy = self.connections.proxy_of(task.client_id)
+        if proxy is None:
+            return Outcome(task.client_id, error="the connection was lost", lost=True)
+        config = {**task.config, **self.shared, "server_round": chunk.server_round}
+        call: Callable[..., Any] = proxy.fit if chunk.phase == "fit" else proxy.evaluate
+        instructions = FitIns if chunk.phase == "fit" else EvaluateIns
+        try:
+            answer = call(instructions(parameters, config), timeout=self.timeout_seconds, group_id=chunk.server_round)
+        except Exception as error:  # noqa: BLE001 - each runtime of Flower has errors of its own
+            self.connections.lose(proxy)
+            waited = time.perf_counter() - start
+            late = waited >= self.timeout_seconds
+            reason = f"no answer within {self.timeout_seconds:g} s" if late else "the connection was lost"
+            detail = f": {error}" if str(error) else ""
+            return Outcome(task.client_id, waited, error=reason + detail, lost=True)
+        try:
+            outcome = _read(chunk, task, answer)
+        except Exception as error:  # noqa: BLE001 - whatever came over the wire
+            outcome = Outcome(task.client_id, error=f"{type(error).__name__}: {error}")
+        own_seconds = answer.metrics.pop(SECONDS, None)
+        outcome.seconds = own_seconds if isinstance(own_seconds, float) else time.perf_counter() - start
+        return outcome
+
+
+def _read(chunk: Chunk, task: Task, answer: Any) -> Outcome:
+    if answer.status.code != Code.OK:
+        return Outcome(task.client_id, error=answer.status.message or answer.status.code.name)
+    outcome = Outcome(task.client_id, num_examples=answer.num_examples, metrics=answer.metrics)
+    if chunk.phase == "evaluate":
+        outcome.loss = answer.loss
+        return outcome
+    outcome.weights = parameters_to_ndarrays(answer.parameters)
+    outcome.loss = check_fit(outcome, chunk.weights)
+    return outcome

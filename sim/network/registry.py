@@ -1,0 +1,164 @@
+"""Who is there: a client manager for which a connection counts when it has said who it is."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+
+from flwr.common import GetPropertiesIns, ReconnectIns, Scalar
+from flwr.server import SimpleClientManager
+from flwr.server.client_proxy import ClientProxy
+from flwr.server.criterion import Criterion
+
+from sim.errors import EngineError
+from sim.network.identity import REFUSED, STOPPED, Identity, Shape
+
+INTRODUCTION_SECONDS = 10.0  # for a new connection to say who it is
+FAREWELL_SECONDS = 5.0  # for a client to take note that it is not wanted
+
+log = logging.getLogger("sim")
+
+
+class Registry(SimpleClientManager):
+    """Flower's client manager, of identified clients only, in the order of their client_ids.
+
+    Flower registers a connection the moment it is made. Each is asked who it is in a thread of its own, so that
+    one that never speaks holds up nobody.
+    """
+
+    def __init__(self, expected: Shape, *, num_clients: int | None, min_clients: int, timeout_seconds: float) -> None:
+        """
+        Args:
+            expected: what data and model of every client must be like.
+            num_clients: of the run; None to take that of the first client.
+            min_clients: how many must be there for a round to begin.
+            timeout_seconds: how long to wait for them.
+        """
+        super().__init__()
+        self.expected = expected
+        self.num_clients = num_clients
+        self.min_clients = min_clients
+        self.timeout_seconds = timeout_seconds
+        self.identities: dict[int, Identity] = {}
+        self._connections: dict[str, ClientProxy] = {}
+        self._closed = False
+
+    def register(self, client: ClientProxy) -> bool:
+        """Take note of a new connection and ask it who it is."""
+        with self._cv:
+            if self._closed or client.cid in self._connections:
+                return False
+            self._connections[client.cid] = client
+        threading.Thread(target=self._introduce, args=(client,), daemon=True).start()
+        return True
+
+    def unregister(self, client: ClientProxy) -> None:
+        """Forget a connection; its client may come again."""
+        with self._cv:
+            self._connections.pop(client.cid, None)
+            if client.cid not in self.clients:
+                return
+            self.clients = {cid: proxy for cid, proxy in self.clients.items() if cid != client.cid}
+            self._cv.notify_all()
+            closed = self._closed
+        if not closed:
+            log.warning("client %d is gone", client.partition_id)  # type: ignore[attr-defined]
+
+    def _introduce(self, client: ClientProxy) -> None:
+        try:
+            answer = client.get_properties(GetPropertiesIns({}), INTRODUCTION_SECONDS, None)
+        except Exception as error:  # noqa: BLE001 - it left, never spoke, or sent something else
+            logging.getLogger("flwr").info("a connection did not say who it is: %r", error)
+            self.unregister(client)
+            return
+        try:
+            identity = Identity.from_properties(answer.properties)
+        except ValueError as error:
+            self._refuse(client, str(error))
+            return
+        with self._cv:
+            reason = self._reason_against(identity)
+            if reason is None:
+                self.num_clients = identity.num_clients
+                self.identities[identity.client_id] = identity
+                client.partition_id = identity.client_id  # type: ignore[attr-defined]
+                known = {**self.clients, client.cid: client}
+                # In the order of client_ids, as the clients of a simulation are: the same draw picks the same ones.
+                self.clients = dict(sorted(known.items(), key=lambda item: item[1].partition_id))  # type: ignore[attr-defined]
+                self._cv.notify_all()
+        if reason is not None:
+            self._refuse(client, f"client {identity.client_id} was refused: {reason}")
+            return
+        log.info("client %d joined with %d examples", identity.client_id, identity.num_examples)
+
+    def _reason_against(self, identity: Identity) -> str | None:
+        reason = identity.misfit(self.expected, self.num_clients)
+        if reason is None and self.proxy_of(identity.client_id) is not None:
+            reason = f"--client-id {identity.client_id}: another client has it"
+        return reason
+
+    def _refuse(self, client: ClientProxy, reason: str) -> None:
+        log.warning("%s", reason)
+        _take_leave(client, {REFUSED: reason})
+        self.unregister(client)
+
+    def proxy_of(self, client_id: int) -> ClientProxy | None:
+        """The connection to a client; None if it is gone."""
+        found = (proxy for proxy in self.clients.values() if proxy.partition_id == client_id)  # type: ignore[attr-defined]
+        return next(found, None)
+
+    def lose(self, proxy: ClientProxy) -> None:
+        """Forget a connection that ended."""
+        self.unregister(proxy)
+
+    def sample(
+        self, num_clients: int, min_num_clients: int | None = None, criterion: Criterion | None = None
+    ) -> list[ClientProxy]:
+        """Draw clients as Flower does, but no more than there are: some may have left."""
+        there = [p for p in self.clients.values() if criterion is None or criterion.select(p)]
+        return random.sample(there, min(num_clients, len(there)))
+
+    def wait_for_enough(self) -> None:
+        """Return when ``min_clients`` are there; say how many are missing whenever that changes.
+
+        Raises:
+            EngineError: they did not come in time.
+        """
+        deadline = time.monotonic() + self.timeout_seconds
+        said = -1
+        with self._cv:
+            while (there := len(self.clients)) < self.min_clients:
+                if there != said:
+                    missing = self.min_clients - there
+                    noun = "client" if missing == 1 else "clients"
+                    log.warning("waiting for %d more %s, %d of %d are there", missing, noun, there, self.min_clients)
+                    said = there
+                rest = deadline - time.monotonic()
+                if rest <= 0:
+                    raise EngineError(
+                        f"--min-clients {self.min_clients}: only {there} came within --round-timeout "
+                        f"{self.timeout_seconds:g} s"
+                    )
+                self._cv.wait(rest)
+
+    def close(self, reason: str | None) -> None:
+        """Take no more connections, and tell those that are there why the run ends early, if it does."""
+        with self._cv:
+            self._closed = True
+            proxies = list(self.clients.values())
+        if reason is not None:
+            threads = [threading.Thread(target=_take_leave, args=(p, {STOPPED: reason}), daemon=True) for p in proxies]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(2 * FAREWELL_SECONDS)
+
+
+def _take_leave(client: ClientProxy, words: dict[str, Scalar]) -> None:
+    try:
+        client.get_properties(GetPropertiesIns(words), FAREWELL_SECONDS, None)
+        client.reconnect(ReconnectIns(seconds=None), FAREWELL_SECONDS, None)
+    except Exception as error:  # noqa: BLE001 - it is to go anyway
+        logging.getLogger("flwr").info("a connection ended before it was told: %r", error)

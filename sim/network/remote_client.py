@@ -1,0 +1,99 @@
+"""One client behind a connection: says who it is, and executes instructions as the worker of a simulation does."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from flwr.client import Client
+from flwr.common import (
+    Code,
+    EvaluateIns,
+    EvaluateRes,
+    FitIns,
+    FitRes,
+    GetPropertiesIns,
+    GetPropertiesRes,
+    Parameters,
+    RecordDict,
+    Scalar,
+    Status,
+    ndarrays_to_parameters,
+    parameters_to_ndarrays,
+)
+
+from sim.client import Program, make_client_fn
+from sim.engine.contract import Chunk, Outcome, Task
+from sim.engine.remote import SECONDS
+from sim.engine.worker import Worker
+from sim.network.identity import REFUSED, STOPPED, Identity
+from sim.records import Phase
+
+_OK = Status(Code.OK, "")
+
+log = logging.getLogger("sim")
+
+
+class RemoteClient(Client):
+    """Makes the client of its partition with ``client_fn`` for each call, as a simulation does.
+
+    Seed, augmentation and share of examples for evaluation come from the server with each call, as all that it
+    trains with; the examples are its own.
+    """
+
+    def __init__(self, program: Program, identity: Identity, state: RecordDict) -> None:
+        """
+        Args:
+            state: the client's ``Context.state``, which lasts from call to call.
+        """
+        self.program = program
+        self.identity = identity
+        self.state = state
+        self.farewell: tuple[str, str] | None = None
+        self.num_rounds = 0
+
+    def get_properties(self, ins: GetPropertiesIns) -> GetPropertiesRes:
+        """Say who this is; note if the server says goodbye."""
+        if not ins.config:
+            log.info("client %d has joined with %d examples", self.identity.client_id, self.identity.num_examples)
+        for kind in (REFUSED, STOPPED):
+            if kind in ins.config:
+                self.farewell = kind, str(ins.config[kind])
+        return GetPropertiesRes(_OK, self.identity.to_properties())
+
+    def fit(self, ins: FitIns) -> FitRes:
+        """Train from the given weights; a failure is an answer, too."""
+        outcome = self._execute("fit", ins)
+        if outcome.error is not None:
+            nothing = Parameters([], "numpy.ndarray")
+            return FitRes(Status(Code.FIT_NOT_IMPLEMENTED, outcome.error), nothing, 0, {})
+        self.num_rounds += 1
+        parameters = ndarrays_to_parameters(outcome.weights or [])
+        return FitRes(_OK, parameters, outcome.num_examples, _timed(outcome))
+
+    def evaluate(self, ins: EvaluateIns) -> EvaluateRes:
+        """Evaluate the given weights on the client's own examples."""
+        outcome = self._execute("evaluate", ins)
+        if outcome.error is not None:
+            return EvaluateRes(Status(Code.EVALUATE_NOT_IMPLEMENTED, outcome.error), 0.0, 0, {})
+        return EvaluateRes(_OK, outcome.loss or 0.0, outcome.num_examples, _timed(outcome))
+
+    def _execute(self, phase: Phase, ins: FitIns | EvaluateIns) -> Outcome:
+        config: dict[str, Any] = dict(ins.config)
+        shared = {name: config.pop(name) for name in ("seed", "augment", "eval_share")}
+        program, server_round = replace(self.program, **shared), int(config["server_round"])
+        task = Task(self.identity.client_id, config, self.state)
+        chunk = Chunk(phase, server_round, [task], parameters_to_ndarrays(ins.parameters), summed=False)
+        worker = Worker(make_client_fn(program), self.identity.num_clients, program.seed)
+        (outcome,) = worker.run(chunk).outcomes
+        if outcome.error is not None:
+            log.error("round %d: %s failed: %s\n%s", server_round, phase, outcome.error, outcome.traceback)
+        else:
+            loss = "" if outcome.loss is None else f" · loss {outcome.loss:.4f}"
+            log.info("round %d · %s%s · %.1f s", server_round, phase, loss, outcome.seconds)
+        return outcome
+
+
+def _timed(outcome: Outcome) -> dict[str, Scalar]:
+    return {**outcome.metrics, SECONDS: outcome.seconds}
