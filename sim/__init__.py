@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from sim.rundir import Run as Run
     from sim.simulation import simulate as simulate
 
-__version__ = "0.1.0"
 __all__ = ["CentralizedConfig", "Run", "RunConfig", "simulate"]
 
 _HOMES = {"CentralizedConfig": "config", "Run": "rundir", "RunConfig": "config", "simulate": "simulation"}

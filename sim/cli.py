@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeVar
 from sim.config import CentralizedConfig, RunConfig, TrainingConfig
 from sim.errors import ClientError, ConfigError, RunFolderError, SimError
 from sim.knobs import default_of, flag_of, parse_flag, rules_of, type_of
-from sim.network.options import ClientOptions, ServerOptions
+from sim.network.options import ClientOptions, ServerOptions, networked
 from sim.preset import preset_names
 
 C = TypeVar("C", bound=TrainingConfig)
@@ -99,15 +99,9 @@ def _run(arguments: argparse.Namespace) -> None:
     _report(run, "round")
 
 
-def _given_to_network(arguments: argparse.Namespace) -> dict[str, Any]:
-    given = _given(RunConfig, arguments)
-    # Clients that are connected all train, unless told otherwise.
-    return given if {"fraction_fit", "clients_per_round"} & set(given) else {"fraction_fit": 1.0, **given}
-
-
 def _server(arguments: argparse.Namespace) -> None:
     options = ServerOptions(**_flags(ServerOptions, arguments))
-    given = _given_to_network(arguments)
+    given = networked(_given(RunConfig, arguments))
     counted = "num_clients" in given
     config = RunConfig(**{"num_clients": options.min_clients, **given})
     if config.num_clients < options.min_clients:
@@ -124,7 +118,7 @@ def _server(arguments: argparse.Namespace) -> None:
 
 def _client(arguments: argparse.Namespace) -> None:
     options = ClientOptions(**_flags(ClientOptions, arguments))
-    config = RunConfig(**_given_to_network(arguments))
+    config = RunConfig(**networked(_given(RunConfig, arguments)))
     from sim.network.joining import join
 
     num_rounds = join(config, options)

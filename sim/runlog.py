@@ -30,12 +30,13 @@ def notes() -> Iterator[None]:
 def quiet(name: str, *, show: bool) -> Iterator[None]:
     """Keep a library's chatter off the screen, unless ``show``."""
     logger = logging.getLogger(name)
-    disabled = logger.disabled
-    logger.disabled = disabled or not show
+    before = logger.handlers, logger.propagate
+    if not show:
+        logger.handlers, logger.propagate = [logging.NullHandler()], False
     try:
         yield
     finally:
-        logger.disabled = disabled
+        logger.handlers, logger.propagate = before
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import pytest
 from sim import Run, RunConfig, simulate
 
 ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROGRAMS = ROOT / "tests" / "programs"
 CIFAR_ARCHIVE = ROOT.parent / "shared" / "data" / "cifar10-images.tar.gz"
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from conftest import README, ROOT
 from sim.records import ClientRecord, RoundRecord, columns
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 TREE = re.search(r"```\nsim/\n(.*?)scripts/", README, re.DOTALL)[1]  # type: ignore[index]
 ORDER: list[str] = re.findall(r"(\w+)\.py", TREE)
 PACKAGES = re.findall(r"(\w+)/\n", TREE)

@@ -22,7 +22,8 @@ from sim.aggregation import WeightedSum
 from sim.engine.contract import Chunk, ChunkResult, Outcome, Task
 from sim.engine.worker import check_fit
 
-SECONDS = "sim_seconds"  # a metric that only the transport sees: how long the client took
+# Metrics that only the transport sees: how long the client took, and its loss, which EvaluateRes rounds to 32 bits.
+SECONDS, LOSS = "sim_seconds", "sim_loss"
 
 
 class Connections(Protocol):
@@ -104,8 +105,11 @@ class RemoteDispatcher:
             outcome = _read(chunk, task, answer)
         except Exception as error:  # noqa: BLE001 - whatever came over the wire
             outcome = Outcome(task.client_id, error=f"{type(error).__name__}: {error}")
-        own_seconds = answer.metrics.pop(SECONDS, None)
-        outcome.seconds = own_seconds if isinstance(own_seconds, float) else time.perf_counter() - start
+        outcome.seconds = time.perf_counter() - start
+        match outcome.metrics.pop(SECONDS, None), outcome.metrics.pop(LOSS, None):
+            case float() as seconds, (float() | None) as loss:
+                outcome.seconds = seconds
+                outcome.loss = loss
         return outcome
 
 

@@ -5,77 +5,100 @@ from __future__ import annotations
 import logging
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 from flwr.common import Scalar
 from flwr.server import History, Server
 
+from sim.config import RunConfig
 from sim.engine.remote import RemoteDispatcher
 from sim.errors import EngineError, UsageError
 from sim.network.identity import Shape
 from sim.network.registry import Registry
-from sim.preparation import prepare
-from sim.recording import Session
+from sim.preparation import Prepared, prepare
+from sim.recording import OnRecord, Session, recorded
+from sim.rundir import Run
 
 
 class Host(Server):
-    """Runs a session's round loop over clients that are elsewhere.
+    """Conducts one run over clients that are elsewhere.
 
     A runtime of Flower's registers connections with ``client_manager()`` and calls ``fit`` once.
     """
 
-    def __init__(self, session: Session, *, counted: bool, min_clients: int, round_timeout: float) -> None:
+    run: Run | None = None
+
+    def __init__(
+        self,
+        config: RunConfig,
+        prepared: Prepared,
+        *,
+        counted: bool,
+        min_clients: int | None,
+        round_timeout: float,
+        introduction_seconds: float,
+        on_record: OnRecord | None = None,
+        **surroundings: Any,
+    ) -> None:
         """
         Args:
             counted: the config's ``num_clients`` was chosen; otherwise the first client's is taken.
-            min_clients, round_timeout: see ``ServerOptions``.
+            min_clients: how many must be there for a round to begin; None for all.
+            round_timeout: seconds to wait for them, and for the answer of one.
+            introduction_seconds: for a new connection to say who it is.
+            on_record, surroundings: see ``recorded``.
         """
-        prepared = session.prepared
-        registry = Registry(
+        self.registry = Registry(
             Shape.of(prepared.dataset, prepared.initial_weights),
-            num_clients=session.config.num_clients if counted else None,
+            num_clients=config.num_clients if counted else None,
             min_clients=min_clients,
             timeout_seconds=round_timeout,
+            introduction_seconds=introduction_seconds,
         )
-        super().__init__(client_manager=registry)
-        self.session = session
-        self.registry = registry
-        self.round_timeout = round_timeout
+        super().__init__(client_manager=self.registry)
+        self._config = config
+        self._prepared = prepared
+        self._round_timeout = round_timeout
+        self._on_record = on_record
+        self._surroundings = surroundings
 
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
-        """Wait for the clients, then run the rounds.
+        """Open the run folder, wait for the clients, run the rounds.
 
         Raises:
-            EngineError: too few clients came.
-            RunError: the round loop stopped.
+            RunFolderError: the folder exists or cannot be written.
+            RunError: too few clients came, or the round loop stopped.
         """
-        reason: str | None = "the server stopped"
-        try:
-            self.registry.wait_for_enough()
-            self._adopt_num_clients()
-            self._compare_with_partition()
-            dispatcher = RemoteDispatcher(self.registry, self._shared(), self.round_timeout)
-            history = self.session.server(lambda _: nullcontext(dispatcher), self.registry).fit(num_rounds, timeout)
-            reason = None
-        except Exception as error:
-            reason = f"the server stopped: {error}"
-            raise
-        finally:
-            self.registry.close(reason)
+        with recorded(self._config, self._prepared, self._on_record, **self._surroundings) as session:
+            self.run = session.run
+            reason: str | None = "the server was interrupted"
+            try:
+                history = self._conduct(session, num_rounds, timeout)
+                reason = None
+            except Exception as error:
+                reason = f"the server stopped: {error}"
+                raise
+            finally:
+                self.registry.close(reason)
         return history
 
-    def _adopt_num_clients(self) -> None:
-        config, num_clients = self.session.config, self.registry.num_clients
-        if num_clients is None or num_clients == config.num_clients:
-            return
-        try:
-            config = replace(config, num_clients=num_clients)
-            self.session.adopt(config, prepare(config, alone=True))
-        except UsageError as error:
-            raise EngineError(f"the clients have --num-clients {num_clients}: {error}") from error
+    def _conduct(self, session: Session, num_rounds: int, timeout: float | None) -> tuple[History, float]:
+        self.registry.wait_for_enough()
+        num_clients = self.registry.num_clients
+        if num_clients is not None and num_clients != session.config.num_clients:
+            try:
+                config = replace(session.config, num_clients=num_clients)
+                session.adopt(config, prepare(config, alone=True))
+            except UsageError as error:
+                raise EngineError(f"the clients have --num-clients {num_clients}: {error}") from error
+        self._compare_with_partition(session.prepared)
+        program = session.prepared.program
+        shared: dict[str, Scalar] = {name: getattr(program, name) for name in ("seed", "augment", "eval_share")}
+        dispatcher = RemoteDispatcher(self.registry, shared, self._round_timeout)
+        return session.server(lambda _: nullcontext(dispatcher), self.registry).fit(num_rounds, timeout)
 
-    def _compare_with_partition(self) -> None:
+    def _compare_with_partition(self, prepared: Prepared) -> None:
         """Say where a client holds something else than the run's config would deal."""
-        prepared = self.session.prepared
         for client_id, identity in sorted(self.registry.identities.items()):
             dealt = int(prepared.partition.sizes[client_id])
             if identity.num_examples != dealt:
@@ -85,7 +108,3 @@ class Host(Server):
                     identity.num_examples,
                     dealt,
                 )
-
-    def _shared(self) -> dict[str, Scalar]:
-        program = self.session.prepared.program
-        return {"seed": program.seed, "augment": program.augment, "eval_share": program.eval_share}

@@ -9,7 +9,12 @@ from typing import Self
 
 from flwr.common import NDArrays, Scalar
 
+from sim import data, partition
+from sim.client import Program
+from sim.config import RunConfig
 from sim.data import Dataset
+from sim.partition import Partition
+from sim.preparation import fresh_weights, make_program
 
 PROTOCOL_VERSION = 1
 
@@ -97,3 +102,33 @@ class Identity(Shape):
                 "are arranged otherwise"
             )
         return None
+
+
+@dataclass(frozen=True)
+class Member:
+    """What one config makes of any of its clients."""
+
+    program: Program
+    shape: Shape
+    partition: Partition
+
+    def identity(self, client_id: int) -> Identity:
+        """Return how a client presents itself."""
+        return Identity(
+            **vars(self.shape),
+            client_id=client_id,
+            num_clients=self.partition.num_clients,
+            num_examples=int(self.partition.sizes[client_id]),
+        )
+
+
+def introduce(config: RunConfig) -> Member:
+    """Load the data, deal them and build the model.
+
+    Raises:
+        UsageError: something does not work.
+    """
+    dataset = data.load(config)
+    dealt = partition.deal(dataset.train.labels, config)
+    program = make_program(config, dataset, dealt, alone=True)
+    return Member(program, Shape.of(dataset, fresh_weights(program)), dealt)

@@ -9,15 +9,15 @@ import grpc
 from flwr.client import start_client
 from flwr.common import RecordDict
 
-from sim import data, partition, rehearsal, runlog
-from sim.client import Program, get_weights, workbench
+from sim import rehearsal, runlog
+from sim.client import get_weights, workbench
 from sim.config import RunConfig
 from sim.errors import ConfigError, EngineError, RefusedError
-from sim.network.identity import REFUSED, Identity, Shape
+from sim.network.identity import REFUSED, introduce
 from sim.network.options import ClientOptions
 from sim.network.probe import wait_for_server
 from sim.network.remote_client import RemoteClient
-from sim.preparation import check_device, fit_config, fresh_weights, make_program
+from sim.preparation import check_device, fit_config
 
 
 def join(config: RunConfig, options: ClientOptions) -> int:
@@ -38,10 +38,11 @@ def join(config: RunConfig, options: ClientOptions) -> int:
         )
     options.resolve()
     check_device(config)
-    program, identity = introduce(config, client_id)
+    member = introduce(config)
+    program = member.program
     rehearsal.rehearse(workbench(program), get_weights(workbench(program).net), fit_config(config, 1))
     authority = wait_for_server(options)
-    client = RemoteClient(program, identity, RecordDict())
+    client = RemoteClient(program, member.identity(client_id), RecordDict())
     with runlog.notes(), runlog.quiet("flwr", show=config.verbose):
         try:
             start_client(server_address=options.address, client=client, root_certificates=authority)
@@ -53,18 +54,3 @@ def join(config: RunConfig, options: ClientOptions) -> int:
         kind, reason = client.farewell
         raise RefusedError(reason) if kind == REFUSED else EngineError(reason)
     return client.num_rounds
-
-
-def introduce(config: RunConfig, client_id: int) -> tuple[Program, Identity]:
-    """Load the data, deal them and build the model; return what the client is made of and how it presents itself.
-
-    Raises:
-        UsageError: something does not work.
-    """
-    dataset = data.load(config)
-    dealt = partition.deal(dataset.train.labels, config)
-    program = make_program(config, dataset, dealt, alone=True)
-    shape = Shape.of(dataset, fresh_weights(program))
-    return program, Identity(
-        **vars(shape), client_id=client_id, num_clients=config.num_clients, num_examples=int(dealt.sizes[client_id])
-    )

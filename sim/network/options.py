@@ -127,6 +127,11 @@ class ClientOptions(_Options):
     max_wait: float = knob(60.0, "how long to wait for a server that is not there yet", NETWORK, unit="seconds", low=0)
 
 
+def networked(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the knobs of a run over a network: clients that are connected all train, unless told otherwise."""
+    return given if {"fraction_fit", "clients_per_round"} & set(given) else {"fraction_fit": 1.0, **given}
+
+
 def read_authority(path: str) -> bytes:
     """Read the certificates of an authority.
 

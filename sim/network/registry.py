@@ -15,7 +15,6 @@ from flwr.server.criterion import Criterion
 from sim.errors import EngineError
 from sim.network.identity import REFUSED, STOPPED, Identity, Shape
 
-INTRODUCTION_SECONDS = 10.0  # for a new connection to say who it is
 FAREWELL_SECONDS = 5.0  # for a client to take note that it is not wanted
 
 log = logging.getLogger("sim")
@@ -28,19 +27,29 @@ class Registry(SimpleClientManager):
     one that never speaks holds up nobody.
     """
 
-    def __init__(self, expected: Shape, *, num_clients: int | None, min_clients: int, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        expected: Shape,
+        *,
+        num_clients: int | None,
+        min_clients: int | None,
+        timeout_seconds: float,
+        introduction_seconds: float,
+    ) -> None:
         """
         Args:
             expected: what data and model of every client must be like.
             num_clients: of the run; None to take that of the first client.
-            min_clients: how many must be there for a round to begin.
+            min_clients: how many must be there for a round to begin; None for all.
             timeout_seconds: how long to wait for them.
+            introduction_seconds: how long a new connection has to say who it is.
         """
         super().__init__()
         self.expected = expected
         self.num_clients = num_clients
         self.min_clients = min_clients
         self.timeout_seconds = timeout_seconds
+        self.introduction_seconds = introduction_seconds
         self.identities: dict[int, Identity] = {}
         self._connections: dict[str, ClientProxy] = {}
         self._closed = False
@@ -68,7 +77,7 @@ class Registry(SimpleClientManager):
 
     def _introduce(self, client: ClientProxy) -> None:
         try:
-            answer = client.get_properties(GetPropertiesIns({}), INTRODUCTION_SECONDS, None)
+            answer = client.get_properties(GetPropertiesIns({}), self.introduction_seconds, None)
         except Exception as error:  # noqa: BLE001 - it left, never spoke, or sent something else
             logging.getLogger("flwr").info("a connection did not say who it is: %r", error)
             self.unregister(client)
@@ -129,17 +138,15 @@ class Registry(SimpleClientManager):
         deadline = time.monotonic() + self.timeout_seconds
         said = -1
         with self._cv:
-            while (there := len(self.clients)) < self.min_clients:
+            while (there := len(self.clients)) < (needed := self.min_clients or self.num_clients or 1):
                 if there != said:
-                    missing = self.min_clients - there
-                    noun = "client" if missing == 1 else "clients"
-                    log.warning("waiting for %d more %s, %d of %d are there", missing, noun, there, self.min_clients)
+                    noun = "client" if needed - there == 1 else "clients"
+                    log.warning("waiting for %d more %s, %d of %d are there", needed - there, noun, there, needed)
                     said = there
                 rest = deadline - time.monotonic()
                 if rest <= 0:
                     raise EngineError(
-                        f"--min-clients {self.min_clients}: only {there} came within --round-timeout "
-                        f"{self.timeout_seconds:g} s"
+                        f"--min-clients {needed}: only {there} came within --round-timeout {self.timeout_seconds:g} s"
                     )
                 self._cv.wait(rest)
 

@@ -25,7 +25,7 @@ from flwr.common import (
 
 from sim.client import Program, make_client_fn
 from sim.engine.contract import Chunk, Outcome, Task
-from sim.engine.remote import SECONDS
+from sim.engine.remote import LOSS, SECONDS
 from sim.engine.worker import Worker
 from sim.network.identity import REFUSED, STOPPED, Identity
 from sim.records import Phase
@@ -96,4 +96,5 @@ class RemoteClient(Client):
 
 
 def _timed(outcome: Outcome) -> dict[str, Scalar]:
-    return {**outcome.metrics, SECONDS: outcome.seconds}
+    exact: dict[str, Scalar] = {} if outcome.loss is None else {LOSS: outcome.loss}
+    return {**outcome.metrics, **exact, SECONDS: outcome.seconds}

@@ -13,15 +13,17 @@ from typing import Any
 
 from flwr.server import History, ServerConfig, start_server
 
+from sim import runlog
 from sim.config import RunConfig
 from sim.errors import ConfigError, EngineError
 from sim.network.hosting import Host
 from sim.network.options import ServerOptions
 from sim.preparation import check_device, prepare
-from sim.recording import OnRecord, recorded
+from sim.recording import OnRecord
 from sim.rundir import Run
 
 _NUM_SOCKETS = 65_536
+_INTRODUCTION_SECONDS = 10.0
 
 
 def serve(config: RunConfig, options: ServerOptions, *, counted: bool = True, on_record: OnRecord | None = None) -> Run:
@@ -42,10 +44,17 @@ def serve(config: RunConfig, options: ServerOptions, *, counted: bool = True, on
     tls = certificates is not None
     server = {"address": options.address, "tls": tls, "min_clients": options.min_clients}
     _allow_many_sockets()
-    with recorded(config, prepared, on_record, server=server) as session:
-        host = _GracefulHost(
-            session, counted=counted, min_clients=options.min_clients, round_timeout=options.round_timeout
-        )
+    host = _GracefulHost(
+        config,
+        prepared,
+        counted=counted,
+        min_clients=options.min_clients,
+        round_timeout=options.round_timeout,
+        introduction_seconds=_INTRODUCTION_SECONDS,
+        on_record=on_record,
+        server=server,
+    )
+    with runlog.notes(), runlog.quiet("flwr", show=config.verbose):
         try:
             start_server(
                 server_address=options.address,
@@ -55,9 +64,10 @@ def serve(config: RunConfig, options: ServerOptions, *, counted: bool = True, on
             )
         except SystemExit as error:  # the port was taken since we looked
             raise EngineError(f"--address {options.address}: {error}") from None
-        if host.error is not None:
-            raise host.error
-    return session.run
+    if host.error is not None:
+        raise host.error
+    assert host.run is not None
+    return host.run
 
 
 class _GracefulHost(Host):

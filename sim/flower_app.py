@@ -1,0 +1,96 @@
+"""The same run as a Flower app: ``flwr run .`` simulates it, a SuperLink and SuperNodes deploy it.
+
+Its run config has the knobs of ``RunConfig`` under their own names, an empty text for those that are not given,
+and arguments as on the command line: ``strategy_args = "proximal_mu=0.1"``.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import lru_cache
+from typing import Any
+
+from flwr.client import Client, ClientApp
+from flwr.common import Context
+from flwr.server import History, ServerApp, ServerAppComponents, ServerConfig
+
+from sim.config import RunConfig
+from sim.errors import ConfigError
+from sim.knobs import check, parse_flag, type_of
+from sim.network.hosting import Host
+from sim.network.identity import Member, introduce
+from sim.network.options import ServerOptions, networked
+from sim.network.remote_client import RemoteClient
+from sim.preparation import check_device, prepare
+from sim.progress import RoundProgress
+
+
+def _client_fn(context: Context) -> Client:
+    node = context.node_config
+    if not {"partition-id", "num-partitions"} <= set(node):
+        raise ConfigError('--node-config: needs "partition-id=0 num-partitions=2"')
+    given = {**_given(RunConfig, context.run_config), "num_clients": int(node["num-partitions"])}
+    member = _member(RunConfig(**networked(given)).to_toml())
+    return RemoteClient(member.program, member.identity(int(node["partition-id"])), context.state)
+
+
+@lru_cache(maxsize=1)
+def _member(config_toml: str) -> Member:
+    """Set up this process for clients of a config; a process of a simulation executes many."""
+    return introduce(RunConfig(**tomllib.loads(config_toml)))
+
+
+def _server_fn(context: Context) -> ServerAppComponents:
+    given = _given(RunConfig, context.run_config)
+    options = _given(ServerOptions, context.run_config)
+    counted = "num_clients" in given
+    min_clients = options.get("min_clients")
+    config = RunConfig(**networked({"num_clients": min_clients or 1, **given}))
+    check_device(config)
+    progress = RoundProgress(config.num_rounds)
+    round_timeout = options.get("round_timeout", ServerOptions.round_timeout)
+    host = _AppHost(
+        config,
+        prepare(config, alone=True),
+        counted=counted,
+        min_clients=min_clients,
+        round_timeout=round_timeout,
+        introduction_seconds=round_timeout,  # a SuperNode starts a process, which loads the data, to answer
+        on_record=progress.update,
+    )
+    return ServerAppComponents(server=host, config=ServerConfig(num_rounds=config.num_rounds))
+
+
+class _AppHost(Host):
+    """A host that says where the results are, since the runtime chose the working folder."""
+
+    def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
+        """Run the rounds (see ``Host.fit``)."""
+        history = super().fit(num_rounds, timeout)
+        if self.run is not None:
+            print(f"run folder      {self.run.path}", flush=True)
+        return history
+
+
+def _given(config_type: type[Any], run_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those knobs of a config that a run config gives.
+
+    Raises:
+        ConfigError: a value is of the wrong type or out of its range.
+    """
+    given = {}
+    for field in fields(config_type):
+        value = run_config.get(field.name, "")
+        if value == "":
+            continue
+        if type_of(config_type, field.name)[0] is dict:
+            given[field.name] = parse_flag(config_type, field, str(value).split())
+        else:
+            given[field.name] = check(config_type, field, value, f"run config: {field.name} = {value!r}")
+    return given
+
+
+client_app = ClientApp(client_fn=_client_fn)
+server_app = ServerApp(server_fn=_server_fn)

@@ -1,0 +1,94 @@
+"""A federation of real processes: one server, clients beside it, their output in files."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sim.rundir import Run
+
+DEADLINE_SECONDS = 120
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+class Program:
+    """One ``sim`` command under way; what it prints is read from its file."""
+
+    def __init__(self, folder: Path, name: str, words: list[str]) -> None:
+        self.log = folder / f"{name}.log"
+        with self.log.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "sim", *words],
+                cwd=folder,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+
+    @property
+    def lines(self) -> list[str]:
+        """What it has printed so far."""
+        return self.log.read_text().splitlines()
+
+    def wait_for(self, text: str) -> None:
+        """Return when a line with ``text`` was printed."""
+        wait_until(lambda: any(text in line for line in self.lines) or self.process.poll() is not None)
+        assert any(text in line for line in self.lines), self.lines
+
+    def end(self) -> int:
+        """Wait for its end and return its exit code."""
+        return self.process.wait(timeout=DEADLINE_SECONDS)
+
+
+class Federation:
+    """A server at a free port, and clients as they are started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.address = f"127.0.0.1:{free_port()}"
+        self.programs: list[Program] = []
+
+    def server(self, *words: str) -> Program:
+        """Start the server; its run is called ``served``."""
+        return self._start("server", ["server", "--address", self.address, "--name", "served", *words])
+
+    def client(self, client_id: int, *words: str, name: str = "", address: str = "") -> Program:
+        """Start a client."""
+        place = ["--address", address or self.address, "--client-id", str(client_id)]
+        return self._start(name or f"client{client_id}", ["client", *place, *words])
+
+    @property
+    def run(self) -> Run:
+        """The server's run folder."""
+        return Run(self.folder / "results" / "served")
+
+    def _start(self, name: str, words: list[str]) -> Program:
+        program = Program(self.folder, name, words)
+        self.programs.append(program)
+        return program
+
+    def kill(self) -> None:
+        """Leave no process behind."""
+        for program in self.programs:
+            program.process.kill()
+            program.process.wait()
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Return when ``true()``; fail when that takes too long."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not true():
+        assert time.monotonic() < deadline, "took too long"
+        time.sleep(0.05)

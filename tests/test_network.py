@@ -1,0 +1,87 @@
+"""Server and clients as a user starts them: real processes, real sockets."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import sha256
+from federation import Federation, free_port
+from sim import Run
+
+Sim = Callable[..., "object"]
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Federation]:
+    """Nothing started yet; everything ended afterwards."""
+    made = Federation(tmp_path)
+    yield made
+    made.kill()
+
+
+def test_five_clients_give_the_numbers_of_their_simulation(federation: Federation, small: Callable[..., Run]) -> None:
+    """The same config simulated and deployed: the same weights to the bit."""
+    shared = ["--num-clients", "5", "--local-epochs", "1", "--fraction-evaluate", "0.4", "--augment", "crop-flip"]
+    training = ["--lr", "0.05", "--batch-size", "16", "--num-rounds", "3", "--strategy", "fedprox"]
+    server = federation.server(*shared, *training, "--min-clients", "5")
+    # Training knobs come from the server; a client's own flags for them do nothing.
+    clients = [federation.client(i, "--num-clients", "5", "--lr", "9", "--augment", "none") for i in range(5)]
+    assert [program.end() for program in (server, *clients)] == [0] * 6, server.lines
+    served = federation.run
+    knobs = {"local_epochs": 1, "fraction_evaluate": 0.4, "augment": "crop-flip", "lr": 0.05, "batch_size": 16}
+    simulated = small(
+        num_clients=5, clients_per_round=None, fraction_fit=1.0, num_rounds=3, strategy="fedprox", **knobs
+    )
+    assert sha256(served.model_path) == sha256(simulated.model_path)
+    columns = [name for name in served.rounds().columns if not name.endswith("_seconds")]
+    assert served.rounds()[columns].equals(simulated.rounds()[columns])
+    columns = ["round", "phase", "client_id", "num_examples", "loss", "accuracy", "status"]
+    assert served.clients()[columns].equals(simulated.clients()[columns])
+    assert served.rounds()["round"].tolist() == [0, 1, 2, 3]
+    assert served.clients().actor.isna().all()
+    assert {path.name for path in served.path.iterdir()} == {path.name for path in simulated.path.iterdir()}
+    assert clients[3].lines[-1] == "client 3        trained in 3 rounds"
+    assert "sim: waiting for 5 more clients, 0 of 5 are there" in server.lines
+    assert "note:" not in "\n".join(server.lines)
+
+
+def test_two_clients_tell_the_server_what_it_was_not_told(federation: Federation) -> None:
+    """The tutorial's three terminals, with nothing but the number of clients."""
+    server = federation.server("--num-rounds", "3", "--min-clients", "1", "--local-epochs", "1")
+    server.wait_for("waiting for 1 more client")
+    second = federation.client(1, "--num-clients", "2")
+    server.wait_for("client 1 joined")
+    federation.client(0, "--num-clients", "3", name="other").process.wait()
+    assert second.end() == server.end() == 0, server.lines
+    assert federation.run.config()["num_clients"] == 2
+    assert federation.run.config()["fraction_fit"] == 1.0
+    assert federation.run.rounds()["round"].tolist() == [0, 1, 2, 3]
+
+
+SLOW = ["--num-clients", "3", "--dataset", "synthetic", "--num-examples", "3000", "--partitioner", "iid"]
+
+
+def test_a_killed_client_is_named_and_one_that_comes_later_takes_part(federation: Federation) -> None:
+    rounds = ["--num-rounds", "5", "--local-epochs", "5", "--min-clients", "2"]
+    server = federation.server(*SLOW, *rounds)
+    clients = [federation.client(i, *SLOW) for i in range(2)]
+    server.wait_for("round 1/5")
+    clients[1].process.send_signal(signal.SIGSTOP)  # holds round 2 until the late one is there
+    clients[0].process.send_signal(signal.SIGKILL)
+    server.wait_for("client 0 is gone")
+    late = federation.client(2, *SLOW)
+    server.wait_for("client 2 joined")
+    clients[1].process.send_signal(signal.SIGCONT)
+    assert [program.end() for program in (server, clients[1], late)] == [0, 0, 0], server.lines
+    records = federation.run.clients()
+    lost = records[records.status == "failed"]
+    assert lost[["round", "client_id"]].values.tolist() == [[2, 0]]
+    assert "connection was lost" in lost.error.iloc[0]
+    assert records[records.client_id == 1]["round"].tolist() == [1, 2, 3, 4, 5]
+    assert records[records.client_id == 2]["round"].tolist() == [3, 4, 5]
+    assert federation.run.rounds()["round"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert federation.run.rounds().num_failures.sum() == 1

@@ -1,0 +1,233 @@
+"""TLS, strangers at the port, and every way to get it wrong: one line, no process left, nothing lost."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from flwr.proto.transport_pb2_grpc import FlowerServiceStub
+
+from conftest import README, sha256
+from federation import Federation, free_port
+from sim import Run
+
+Sim = Callable[..., "subprocess.CompletedProcess[str]"]
+
+FEW = ["--num-clients", "2", "--partitioner", "iid", "--local-epochs", "1"]
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Federation]:
+    """Nothing started yet; everything ended afterwards."""
+    made = Federation(tmp_path)
+    yield made
+    made.kill()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the README's openssl lines make, and another authority."""
+    folder = tmp_path_factory.mktemp("certificates")
+    lines = re.search(r"```sh\n(openssl.*?)```", README, re.DOTALL)[1]  # type: ignore[index]
+    for place in (folder, folder / "other"):
+        place.mkdir(exist_ok=True)
+        subprocess.run(["bash", "-ec", lines], cwd=place, check=True, capture_output=True)
+    return folder
+
+
+def test_tls_takes_the_right_authority_only(federation: Federation, certificates: Path) -> None:
+    """A wrong CA and plain against TLS are one line each, and the federation goes on."""
+    own, other = certificates / "ca.pem", certificates / "other" / "ca.pem"
+    secured = [f"--certificate={certificates / 'server.pem'}", f"--private-key={certificates / 'server.key'}"]
+    server = federation.server(*FEW, *secured, f"--ca={own}", "--num-rounds", "3")
+    server.wait_for("waiting for 2 more clients")
+    wrong = federation.client(0, *FEW, f"--ca={other}", name="wrong")
+    plain = federation.client(0, *FEW, name="plain")
+    assert (wrong.end(), plain.end()) == (2, 2)
+    (line,) = wrong.lines
+    assert re.fullmatch(rf"sim: --ca {other}: the server at {federation.address} is not to be trusted: .*", line)
+    assert plain.lines == [f"sim: --address {federation.address}: the server speaks TLS; give --ca with its authority"]
+    clients = [federation.client(i, *FEW, f"--ca={own}") for i in range(2)]
+    assert [program.end() for program in (server, *clients)] == [0, 0, 0], server.lines
+    assert federation.run.rounds()["round"].tolist() == [0, 1, 2, 3]
+
+
+def test_strangers_at_the_port_change_nothing(federation: Federation, small: Callable[..., Run]) -> None:
+    """Random bytes, a thousand open connections, and fifty joins that never speak."""
+    server = federation.server(*FEW, "--num-rounds", "3")
+    server.wait_for("waiting for 2 more clients")
+    host, _, port = federation.address.partition(":")
+    place = host, int(port)
+    noise = []
+    for _ in range(20):
+        noise.append(socket.create_connection(place, timeout=10))
+        noise[-1].sendall(os.urandom(4096))
+    silent = []
+    for _ in range(1000):
+        silent.append(socket.create_connection(place, timeout=10))
+    over = threading.Event()
+
+    def say_nothing() -> Iterator[object]:
+        over.wait()
+        yield from ()
+
+    channels = [grpc.insecure_channel(federation.address) for _ in range(50)]
+    joins = [FlowerServiceStub(channel).Join(say_nothing()) for channel in channels]
+    first = [threading.Thread(target=lambda join=join: next(join, None), daemon=True) for join in joins[:1]]
+    for thread in first:
+        thread.start()
+    clients = [federation.client(i, *FEW) for i in range(2)]
+    codes = [program.end() for program in (server, *clients)]
+    over.set()
+    for channel in channels:
+        channel.close()
+    for connection in (*noise, *silent):
+        connection.close()
+    assert codes == [0, 0, 0], server.lines
+    simulated = small(
+        num_clients=2, partitioner="iid", clients_per_round=None, fraction_fit=1.0, num_rounds=3, local_epochs=1
+    )
+    assert sha256(federation.run.model_path) == sha256(simulated.model_path)
+
+
+def test_too_few_clients_end_the_run_but_not_what_was_done(federation: Federation) -> None:
+    server = federation.server(*FEW, "--num-rounds", "50", "--round-timeout", "4")
+    clients = [federation.client(i, *FEW) for i in range(2)]
+    server.wait_for("round 2/")
+    clients[0].process.kill()
+    assert server.end() == 1
+    assert "sim: waiting for 1 more client, 1 of 2 are there" in server.lines
+    line = "--min-clients 2: only 1 came within --round-timeout 4 s"
+    assert server.lines[-1] == f"sim: {line}"
+    assert clients[1].end() == 1
+    assert clients[1].lines[-1] == f"sim: the server stopped: {line}"
+    rounds = federation.run.rounds()
+    assert rounds["round"].tolist() == list(range(len(rounds)))
+    assert len(rounds) >= 3
+    assert federation.run.model_path.is_file()
+
+
+def test_refused_clients_say_why_and_the_others_go_on(federation: Federation) -> None:
+    server = federation.server(*FEW, "--num-rounds", "2")
+    first = federation.client(0, *FEW)
+    server.wait_for("client 0 joined")
+    wrong = {
+        "taken": ([*FEW], "client 0 was refused: --client-id 0: another client has it"),
+        "count": (["--num-clients", "3"], "client 0 was refused: --num-clients 3: the run has 2"),
+        "shape": (
+            [*FEW, "--dataset", "synthetic", "--image-size", "28"],
+            "client 0 was refused: its images are 3×28×28 in 10 classes, those of the run 1×32×32 in 10",
+        ),
+        "model": ([*FEW, "--model", "Mlp"], "client 0 was refused: its model has "),
+    }
+    refused = {name: federation.client(0, *words, name=name) for name, (words, _) in wrong.items()}
+    for name, program in refused.items():
+        assert program.end() == 2, program.lines
+        assert program.lines[-1].startswith(f"sim: {wrong[name][1]}"), program.lines
+        assert not any("Traceback" in line for line in program.lines)
+    second = federation.client(1, *FEW)
+    assert [program.end() for program in (server, first, second)] == [0, 0, 0], server.lines
+    assert sum("was refused" in line for line in server.lines) == len(wrong)
+
+
+def test_a_server_that_dies_is_one_line(federation: Federation) -> None:
+    server = federation.server(*FEW, "--num-rounds", "50")
+    clients = [federation.client(i, *FEW) for i in range(2)]
+    server.wait_for("round 1/")
+    server.process.kill()
+    for client in clients:
+        assert client.end() == 1
+        assert client.lines[-1].startswith(f"sim: --address {federation.address}: the server is gone: ")
+        assert not any("Traceback" in line for line in client.lines)
+
+
+def test_no_server_in_time(sim: Sim) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    start = time.monotonic()
+    answer = sim("client", "--address", address, "--client-id", "0", *FEW, "--max-wait", "1")
+    assert answer.returncode == 1
+    assert answer.stderr == f"sim: --address {address}: no server within --max-wait 1 s: Connection refused\n"
+    assert time.monotonic() - start < 60
+
+
+def test_something_else_at_the_address(sim: Sim) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = "127.0.0.1:{}".format(listener.getsockname()[1])
+
+        def answer_as_http() -> None:
+            connection, _ = listener.accept()
+            connection.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+            connection.close()
+
+        threading.Thread(target=answer_as_http, daemon=True).start()
+        answer = sim("client", "--address", address, "--client-id", "0", *FEW, "--max-wait", "1")
+    assert answer.returncode == 2
+    assert answer.stderr == f"sim: --address {address}: something answers there, but it is no server of sim\n"
+
+
+def test_a_client_with_an_authority_at_a_plain_server(federation: Federation, certificates: Path) -> None:
+    server = federation.server(*FEW, "--num-rounds", "1")
+    server.wait_for("waiting for 2 more clients")
+    client = federation.client(0, *FEW, f"--ca={certificates / 'ca.pem'}")
+    assert client.end() == 2
+    assert client.lines[-1].startswith(f"sim: --ca {certificates / 'ca.pem'}: the server at {federation.address} does")
+    server.process.terminate()
+
+
+def test_a_port_in_use(sim: Sim, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = "127.0.0.1:{}".format(listener.getsockname()[1])
+        answer = sim("server", "--address", address)
+    assert (answer.returncode, answer.stderr) == (
+        2,
+        f"sim: --address {address}: the port is in use; choose another\n",
+    )
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["server", "--address", "nowhere.invalid:8080"], "--address nowhere.invalid:8080: the host does not resolve"),
+        (["client", "--address", "nowhere.invalid:8080", "--client-id", "0"], "--address nowhere.invalid:8080: the ho"),
+        (["server", "--address", "localhost"], "--address localhost: must be host:port"),
+        (["server", "--address", "localhost:0"], "--address localhost:0: must be host:port with a port from 1 to 65535"),
+        (["server", "--address", "0.0.0.0:8080"], "--address 0.0.0.0:8080: is not only this machine, so it needs TLS"),
+        (["client", "--address", "192.0.2.1:80", "--client-id", "0"], "--address 192.0.2.1:80: is not only this mach"),
+        (["server", "--certificate", "server.pem"], "TLS needs all of --certificate, --private-key and --ca"),
+        (["server", "--min-clients", "3", "--num-clients", "2"], "--min-clients 3: must be at most --num-clients 2"),
+        (["server", "--min-clients", "0"], "--min-clients 0: must be at least 1"),
+        (["client"], "--client-id is missing: must be from 0 to --num-clients - 1 = 99"),
+        (["client", "--client-id", "7", "--num-clients", "5"], "--client-id 7: must be from 0 to --num-clients - 1 = 4"),
+        (["client", "--client-id", "0", "--ca", "none.pem"], "--ca none.pem: No such file"),
+        (["client", "--client-id", "0", "--ca", "none.pem", "--insecure"], "--insecure and --ca none.pem: give one"),
+    ],
+)
+def test_bad_options_are_one_line(sim: Sim, tmp_path: Path, words: list[str], line: str) -> None:
+    answer = sim(*words)
+    assert answer.returncode == 2
+    assert answer.stderr.startswith(f"sim: {line}"), answer.stderr
+    assert len(answer.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_certificates_that_do_not_fit(sim: Sim, certificates: Path, tmp_path: Path) -> None:
+    own, other = certificates, certificates / "other"
+    (tmp_path / "empty.pem").write_text("nothing\n")
+    for certificate, key, authority, line in (
+        (own / "server.pem", other / "server.key", own / "ca.pem", "cannot be used together: key values mismatch"),
+        (own / "server.pem", own / "server.key", tmp_path / "empty.pem", "holds no certificate in PEM form"),
+    ):
+        words = [f"--certificate={certificate}", f"--private-key={key}", f"--ca={authority}"]
+        answer = sim("server", "--address", f"127.0.0.1:{free_port()}", *words)
+        assert answer.returncode == 2
+        assert line in answer.stderr
+        assert len(answer.stderr.splitlines()) == 1
