@@ -10,12 +10,12 @@ data=(--dataset imagefolder --data-dir "$CIFAR")
 federated=(--num-clients 100 --fraction-fit 0.1 --local-epochs 5 --batch-size 50 --lr 0.05)
 
 # 500 images a client, every class alike
-.venv/bin/sim run "${data[@]}" "${federated[@]}" --partitioner iid --num-rounds 40 --name fedavg-iid
+"$VENV"/bin/sim run "${data[@]}" "${federated[@]}" --partitioner iid --num-rounds 40 --name fedavg-iid
 
 # few classes a client
-.venv/bin/sim run "${data[@]}" "${federated[@]}" --alpha 0.5 --num-rounds 30 --name fedavg-dirichlet-0.5
+"$VENV"/bin/sim run "${data[@]}" "${federated[@]}" --alpha 0.5 --num-rounds 30 --name fedavg-dirichlet-0.5
 
 # two epochs over all 50,000 images, the tutorial's settings
-.venv/bin/sim centralized "${data[@]}" --name centralized
+"$VENV"/bin/sim centralized "${data[@]}" --name centralized
 
-.venv/bin/sim plot fedavg-iid fedavg-dirichlet-0.5 centralized -o results/published/cifar10.png
+"$VENV"/bin/sim plot fedavg-iid fedavg-dirichlet-0.5 centralized -o results/published/cifar10.png

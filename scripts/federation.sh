@@ -16,7 +16,7 @@ running=()
 start() {
     local name="$1"
     shift
-    .venv/bin/sim "$@" > >(sed -u "s/^/$(printf '%-9s' "$name") | /") 2>&1 &
+    "$VENV"/bin/sim "$@" > >(sed -u "s/^/$(printf '%-9s' "$name") | /") 2>&1 &
     running+=("$!")
 }
 end_all() {

@@ -4,6 +4,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
 for partitioner in iid dirichlet inner-dirichlet shard pathological linear square exponential; do
-    .venv/bin/sim partition --dataset synthetic --num-clients 8 --partitioner "$partitioner" \
+    "$VENV"/bin/sim partition --dataset synthetic --num-clients 8 --partitioner "$partitioner" \
         -o "results/published/partition-$partitioner.png"
 done

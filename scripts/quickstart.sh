@@ -4,4 +4,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
-.venv/bin/sim run "$@"
+"$VENV"/bin/sim run "$@"

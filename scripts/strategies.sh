@@ -7,12 +7,12 @@ source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 strategies=(fedavg fedprox fedavgm fedadam fedadagrad fedyogi fedmedian fedtrimmedavg krum bulyan qfedavg)
 for strategy in "${strategies[@]}"; do
     for seed in 0 1 2; do
-        .venv/bin/sim run --strategy "$strategy" --alpha 0.3 --seed "$seed" --engine inline \
+        "$VENV"/bin/sim run --strategy "$strategy" --alpha 0.3 --seed "$seed" --engine inline \
             --results-dir results/strategies --name "$strategy-seed$seed"
     done
 done
 
-.venv/bin/python - <<'EOF'
+"$VENV"/bin/python - <<'EOF'
 import pandas as pd
 
 from sim.rundir import list_runs

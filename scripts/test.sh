@@ -4,7 +4,7 @@ set -euo pipefail
 EXTRAS="[dev]"
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
-.venv/bin/ruff check .
-.venv/bin/ruff format --check .
-.venv/bin/mypy
-.venv/bin/python -m pytest --numprocesses 2 "$@"
+"$VENV"/bin/ruff check .
+"$VENV"/bin/ruff format --check .
+"$VENV"/bin/mypy
+"$VENV"/bin/python -m pytest --numprocesses 2 "$@"

@@ -56,6 +56,7 @@ def _server_fn(context: Context) -> ServerAppComponents:
         prepare(config, alone=True),
         counted=counted,
         min_clients=min_clients,
+        first_wait=round_timeout,
         round_timeout=round_timeout,
         introduction_seconds=round_timeout,  # a SuperNode starts a process, which loads the data, to answer
         on_record=progress.update,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import sha256
-from federation import Federation, free_port
+from federation import Federation
 from sim import Run
 
 Sim = Callable[..., "object"]

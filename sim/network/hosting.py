@@ -35,6 +35,7 @@ class Host(Server):
         *,
         counted: bool,
         min_clients: int | None,
+        first_wait: float,
         round_timeout: float,
         introduction_seconds: float,
         on_record: OnRecord | None = None,
@@ -44,7 +45,8 @@ class Host(Server):
         Args:
             counted: the config's ``num_clients`` was chosen; otherwise the first client's is taken.
             min_clients: how many must be there for a round to begin; None for all.
-            round_timeout: seconds to wait for them, and for the answer of one.
+            first_wait: seconds to wait for them before the first round.
+            round_timeout: seconds to wait for them later, and for the answer of one.
             introduction_seconds: for a new connection to say who it is.
             on_record, surroundings: see ``recorded``.
         """
@@ -58,6 +60,7 @@ class Host(Server):
         super().__init__(client_manager=self.registry)
         self._config = config
         self._prepared = prepared
+        self._first_wait = first_wait
         self._round_timeout = round_timeout
         self._on_record = on_record
         self._surroundings = surroundings
@@ -83,7 +86,7 @@ class Host(Server):
         return history
 
     def _conduct(self, session: Session, num_rounds: int, timeout: float | None) -> tuple[History, float]:
-        self.registry.wait_for_enough()
+        self.registry.wait_for_enough(self._first_wait)
         num_clients = self.registry.num_clients
         if num_clients is not None and num_clients != session.config.num_clients:
             try:

@@ -83,7 +83,7 @@ class ServerOptions(_Options):
     min_clients: int = knob(2, "clients that must be there for a round to begin", NETWORK, low=1)
     round_timeout: float = knob(
         3600.0,
-        "how long the server waits for --min-clients, and for the answer of one client, before it gives up on them",
+        "how long to wait for the answer of one client, and in the midst of a run for --min-clients, before giving up",
         NETWORK,
         unit="seconds",
         above=0,

@@ -11,6 +11,7 @@ from flwr.common import GetPropertiesIns, ReconnectIns, Scalar
 from flwr.server import SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.criterion import Criterion
+from flwr.server.superlink.fleet.grpc_bidi.grpc_bridge import GrpcBridgeClosed
 
 from sim.errors import EngineError
 from sim.network.identity import REFUSED, STOPPED, Identity, Shape
@@ -79,7 +80,10 @@ class Registry(SimpleClientManager):
         try:
             answer = client.get_properties(GetPropertiesIns({}), self.introduction_seconds, None)
         except Exception as error:  # noqa: BLE001 - it left, never spoke, or sent something else
-            logging.getLogger("flwr").info("a connection did not say who it is: %r", error)
+            # Strangers come and go by the hundred, and leave when they are asked; what a client raised matters.
+            stranger = isinstance(error, GrpcBridgeClosed)
+            logger, level = (logging.getLogger("flwr"), logging.INFO) if stranger else (log, logging.WARNING)
+            logger.log(level, "a connection did not say who it is: %s", error or type(error).__name__)
             self.unregister(client)
             return
         try:
@@ -129,13 +133,17 @@ class Registry(SimpleClientManager):
         there = [p for p in self.clients.values() if criterion is None or criterion.select(p)]
         return random.sample(there, min(num_clients, len(there)))
 
-    def wait_for_enough(self) -> None:
+    def wait_for_enough(self, timeout_seconds: float | None = None) -> None:
         """Return when ``min_clients`` are there; say how many are missing whenever that changes.
+
+        Args:
+            timeout_seconds: instead of the usual; infinity is fine.
 
         Raises:
             EngineError: they did not come in time.
         """
-        deadline = time.monotonic() + self.timeout_seconds
+        limit = self.timeout_seconds if timeout_seconds is None else timeout_seconds
+        deadline = time.monotonic() + limit
         said = -1
         with self._cv:
             while (there := len(self.clients)) < (needed := self.min_clients or self.num_clients or 1):
@@ -145,10 +153,8 @@ class Registry(SimpleClientManager):
                     said = there
                 rest = deadline - time.monotonic()
                 if rest <= 0:
-                    raise EngineError(
-                        f"--min-clients {needed}: only {there} came within --round-timeout {self.timeout_seconds:g} s"
-                    )
-                self._cv.wait(rest)
+                    raise EngineError(f"--min-clients {needed}: only {there} came within --round-timeout {limit:g} s")
+                self._cv.wait(min(rest, threading.TIMEOUT_MAX))
 
     def close(self, reason: str | None) -> None:
         """Take no more connections, and tell those that are there why the run ends early, if it does."""

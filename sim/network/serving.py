@@ -6,6 +6,7 @@ The only file that touches ``start_server`` (deprecated in Flower 1.13, working 
 from __future__ import annotations
 
 import errno
+import math
 import resource
 import signal
 import socket
@@ -49,6 +50,7 @@ def serve(config: RunConfig, options: ServerOptions, *, counted: bool = True, on
         prepared,
         counted=counted,
         min_clients=options.min_clients,
+        first_wait=math.inf,  # a server without clients has nothing to lose
         round_timeout=options.round_timeout,
         introduction_seconds=_INTRODUCTION_SECONDS,
         on_record=on_record,
