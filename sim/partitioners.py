@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
 Parts = list[NDArray[np.int64]]
+
+_TRYING_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -144,16 +147,17 @@ def _ask(partitioner: Partitioner, labels: NDArray[np.int64], order: NDArray[np.
 
 
 def _what_works(labels: NDArray[np.int64], config: RunConfig) -> str:
-    """Say which alpha, or which number of clients, the same partitioner meets: found by trying."""
+    """Say which alpha, or which number of clients, the same partitioner meets: found by trying, for a while."""
+    deadline = time.monotonic() + _TRYING_SECONDS
     everyone = replace(config, clients_per_round=None, fraction_fit=1.0, fraction_evaluate=0.0)
     counts = [
         replace(everyone, num_clients=config.num_clients >> step) for step in range(1, config.num_clients.bit_length())
     ]
     has_alpha = "alpha" in PARTITIONERS[config.partitioner].arguments(config, len(labels))
     alphas = [replace(config, alpha=config.alpha * 2**step) for step in range(1, 11 if has_alpha else 1)]
-    alpha, count = (
-        next((trial for trial in trials if not isinstance(_attempt(labels, trial), str)), None)
-        for trials in (alphas, counts)
+    count, alpha = (
+        next((t for t in trials if time.monotonic() < deadline and not isinstance(_attempt(labels, t), str)), None)
+        for trials in (counts, alphas)
     )
     ways = [f"--alpha {alpha.alpha:g}"] if alpha else []
     ways += [f"--num-clients {count.num_clients}"] if count else []
