@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
-from functools import cached_property
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,16 +19,33 @@ from sim.data import Examples
 _PADDING = 4
 
 
+@dataclass(frozen=True)
+class Resident:
+    """All examples of a split on a device: images uint8 [N, C, H, W] that lie as NHWC, labels int64 [N]."""
+
+    images: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, examples: Examples, device: torch.device) -> Self:
+        """Bring examples to ``device``; on a CPU that copies nothing, mapped files stay mapped."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # mapped read-only, and nobody writes
+            images = torch.from_numpy(examples.images).permute(0, 3, 1, 2)
+            labels = torch.from_numpy(examples.labels)
+        return cls(images.to(device), labels.to(device))
+
+
 class Batches:
     """Iterates over (images float32 [B, C, H, W] in −1…1, labels int64 [B]), as a DataLoader would.
 
-    The examples are copied to the device as uint8 when they are first needed; a batch is an index operation
-    and a scaling there. With ``shuffle`` the order is drawn anew for each pass from torch's global generator.
+    A batch is an index operation and a scaling on the device where the examples are. With ``shuffle`` the order is
+    drawn anew for each pass from torch's global generator.
     """
 
     def __init__(
         self,
-        examples: Examples,
+        examples: Examples | Resident,
         indices: NDArray[np.int64] | None,
         batch_size: int,
         device: torch.device,
@@ -42,9 +61,8 @@ class Batches:
                 one; drawn anew for each batch from torch's global generator.
             channels_last: the memory order of the images; faster, but ``x.view(-1, …)`` in a model fails on it.
         """
-        self._examples = examples
-        self._indices = indices
-        self._device = device
+        self._resident = examples if isinstance(examples, Resident) else Resident.of(examples, device)
+        self._indices = None if indices is None else torch.from_numpy(np.array(indices)).to(device)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.channels_last = channels_last
@@ -53,41 +71,59 @@ class Batches:
     @property
     def num_examples(self) -> int:
         """Number of examples in one pass."""
-        return len(self._examples) if self._indices is None else len(self._indices)
+        return len(self._resident.labels if self._indices is None else self._indices)
 
-    @cached_property
+    @property
     def dataset(self) -> TensorDataset:
         """All images uint8 [N, C, H, W] and labels int64 [N], on the device."""
         chosen = slice(None) if self._indices is None else self._indices
-        images = torch.from_numpy(np.array(self._examples.images[chosen])).permute(0, 3, 1, 2)
-        labels = torch.from_numpy(np.array(self._examples.labels[chosen]))
-        if not self.channels_last:
-            images = images.contiguous()
-        return TensorDataset(images.to(self._device), labels.to(self._device))
+        return TensorDataset(self._resident.images[chosen], self._resident.labels[chosen])
 
     def __len__(self) -> int:
         """Number of batches; the last one may be smaller."""
         return math.ceil(self.num_examples / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        images, labels = self.dataset.tensors
-        if self.shuffle:
-            order = torch.randperm(len(labels)).to(labels.device)
-        for start in range(0, len(labels), self.batch_size):
-            end = start + self.batch_size
-            chosen = order[start:end] if self.shuffle else slice(start, end)
-            batch = _crop_flip(images[chosen]) if self.augment == "crop-flip" else images[chosen]
-            if not self.channels_last:
-                batch = batch.contiguous()
-            yield batch.to(torch.float32).mul_(2 / 255).sub_(1), labels[chosen]
+        images, labels = self._resident.images, self._resident.labels
+        for step in self.steps():
+            yield pixels(images[step.chosen], step, channels_last=self.channels_last), labels[step.chosen]
+
+    def steps(self) -> Iterator[Step]:
+        """Draw one pass: which examples each batch takes, and how their images are changed."""
+        count = self.num_examples
+        order = (torch.randperm(count) if self.shuffle else torch.arange(count)).to(self._resident.labels.device)
+        chosen = order if self._indices is None else self._indices[order]
+        for batch in chosen.split(self.batch_size):
+            if self.augment == "crop-flip":
+                shifts = torch.randint(-_PADDING, _PADDING + 1, (len(batch), 2))
+                yield Step(batch, shifts, torch.randint(0, 2, (len(batch), 1), dtype=torch.bool))
+            else:
+                yield Step(batch)
 
 
-def _crop_flip(images: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Step:
+    """One batch before its pixels are read: positions int64 [B] in the split, and for ``crop-flip``
+    shifts int64 [B, 2] in pixels and flips bool [B, 1]."""
+
+    chosen: Tensor
+    shifts: Tensor | None = None
+    flips: Tensor | None = None
+
+
+def pixels(images: Tensor, step: Step, *, channels_last: bool) -> Tensor:
+    """Return images uint8 [B, C, H, W] as the model sees them: changed as ``step`` says, float32 in −1…1."""
+    if step.shifts is not None and step.flips is not None:
+        images = _crop_flip(images, step.shifts.to(images.device), step.flips.to(images.device))
+    if not channels_last:
+        images = images.contiguous()
+    return images.to(torch.float32).mul_(2 / 255).sub_(1)
+
+
+def _crop_flip(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
     """Pad by 4 mirrored pixels, crop to the old size and flip, each image of [B, C, H, W] on its own."""
     count, _, height, width = images.shape
     device = images.device
-    shifts = torch.randint(-_PADDING, _PADDING + 1, (count, 2)).to(device)
-    flips = torch.randint(0, 2, (count, 1), dtype=torch.bool).to(device)
     rows = _mirrored(torch.arange(height, device=device) + shifts[:, :1], height)
     columns = torch.arange(width, device=device).expand(count, width)
     columns = _mirrored(torch.where(flips, columns.flip(1), columns) + shifts[:, 1:], width)

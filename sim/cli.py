@@ -17,11 +17,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from sim.config import CentralizedConfig, RunConfig, TrainingConfig
+from sim.config import CentralizedConfig, RunConfig
 from sim.errors import ClientError, ConfigError, RunFolderError, SimError
 from sim.knobs import default_of, flag_of, parse_flag, rules_of, type_of
 from sim.network.options import ClientOptions, ServerOptions, networked
 from sim.preset import preset_names
+from sim.training_config import TrainingConfig
 
 C = TypeVar("C", bound=TrainingConfig)
 

@@ -15,7 +15,7 @@ from flwr.common import Context, NDArrays, Scalar
 from torch import nn
 
 from sim import data, models, partition, plugins, training
-from sim.batches import Batches
+from sim.batches import Batches, Resident
 from sim.data import Dataset
 from sim.errors import RunError
 from sim.partition import Partition
@@ -148,6 +148,9 @@ class Workbench:
             partition.open_cached(program.partition_folder) if program.partition_folder else None
         )
         self.device = training.pick_device(program.device)
+        self.train_split, self.test_split = (
+            Resident.of(examples, self.device) for examples in (self.dataset.train, self.dataset.test)
+        )
         # A user's model may call x.view(-1, …), which a channels_last tensor refuses.
         self.channels_last = program.model in models.MODELS
         self.net = models.build(program.model, self.dataset.image_shape, len(self.dataset.classes))
@@ -165,11 +168,11 @@ class Workbench:
 
     def training_batches(self, indices: Any, batch_size: int) -> Batches:
         """Make a loader over training examples: shuffled, and augmented as the program says."""
-        loader = self.batches(self.dataset.train, indices, batch_size, shuffle=True)
+        loader = self.batches(self.train_split, indices, batch_size, shuffle=True)
         loader.augment = self.program.augment
         return loader
 
-    def batches(self, examples: data.Examples, indices: Any, batch_size: int, *, shuffle: bool) -> Batches:
+    def batches(self, examples: data.Examples | Resident, indices: Any, batch_size: int, *, shuffle: bool) -> Batches:
         """Make a loader in the memory order that the model likes."""
         return Batches(examples, indices, batch_size, self.device, shuffle=shuffle, channels_last=self.channels_last)
 
@@ -179,7 +182,7 @@ class Workbench:
         Raises:
             RunError: the user's ``test`` raises or returns something else.
         """
-        loader = self.batches(self.dataset.test, None, TEST_BATCH_SIZE, shuffle=False)
+        loader = self.batches(self.test_split, None, TEST_BATCH_SIZE, shuffle=False)
         self.renew()
         try:
             loss, accuracy = self.test(self.net, loader, self.device)
@@ -202,7 +205,7 @@ class Workbench:
         train_indices, eval_indices = self.partition.split(client_id, self.program.eval_share)
         return self.client_over(
             self.training_batches(train_indices, self.program.batch_size),
-            self.batches(self.dataset.train, eval_indices, TEST_BATCH_SIZE, shuffle=False),
+            self.batches(self.train_split, eval_indices, TEST_BATCH_SIZE, shuffle=False),
             context,
         )
 

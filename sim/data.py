@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from sim import sources
 from sim.cache import cached
-from sim.config import TrainingConfig
 from sim.errors import DataError
 from sim.sources import Loaded
+from sim.training_config import TrainingConfig
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]

@@ -12,11 +12,12 @@ from flwr.common import NDArrays, Scalar
 
 from sim import data, models, partition, rehearsal, strategy
 from sim.client import Program, get_weights, set_weights, workbench
-from sim.config import RunConfig, TrainingConfig
+from sim.config import RunConfig
 from sim.data import Dataset
 from sim.errors import ConfigError
 from sim.partition import Partition
 from sim.seeds import Purpose, seeded
+from sim.training_config import TrainingConfig
 
 
 @dataclass(frozen=True)

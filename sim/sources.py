@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.cache import cache_folder
-from sim.config import TrainingConfig
 from sim.errors import DataError
+from sim.training_config import TrainingConfig
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 Loaded = tuple[Split, Split, tuple[str, ...]]

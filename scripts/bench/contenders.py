@@ -1,0 +1,230 @@
+"""Who is compared. Each is a process that does one round for each line on its stdin and prints its seconds.
+
+``limit``: the same steps in bare PyTorch, NCHW and fp32, one process a core, without Flower or Ray.
+``flower``: ``start_simulation`` with Flower's own proxies and actors and a client_fn that loads nothing twice.
+``sim``: this engine.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from functools import lru_cache
+from multiprocessing.synchronize import Barrier
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.client import Client, NumPyClient
+from flwr.common import Context, NDArrays
+from torch import Tensor, nn
+from torch.nn import functional as F
+from workloads import WORKLOADS, Workload
+
+from sim import data, models, partition
+from sim.client import get_weights, set_weights
+from sim.config import RunConfig
+
+
+def wait_for_go() -> None:
+    """Return when the next round is to begin."""
+    if not sys.stdin.readline():
+        os._exit(0)
+
+
+def report(seconds: float) -> None:
+    """Say how long a round took."""
+    print(json.dumps(seconds), flush=True)
+
+
+class Instant(NumPyClient):
+    """Returns what it gets."""
+
+    def fit(self, parameters: NDArrays, config: dict[str, Any]) -> tuple[NDArrays, int, dict[str, Any]]:
+        """Train on nothing."""
+        return parameters, 1, {}
+
+
+class Plain:
+    """Model and data of one process in plain PyTorch: images as float NCHW tensors, made once."""
+
+    def __init__(self, name: str, device: str) -> None:
+        torch.set_num_threads(1)
+        self.device = torch.device(device)
+        self.config = RunConfig(**WORKLOADS[name].knobs)
+        dataset = data.load(self.config)
+        self.dealt = partition.deal(dataset.train.labels, self.config)
+        self.net: nn.Module = models.build(self.config.model, dataset.image_shape, len(dataset.classes))
+        self.net.to(self.device)
+        images = torch.from_numpy(np.array(dataset.train.images)).permute(0, 3, 1, 2).contiguous()
+        self.images = images.to(self.device).float().mul_(2 / 255).sub_(1)
+        self.labels = torch.from_numpy(np.array(dataset.train.labels)).to(self.device)
+
+    @lru_cache(maxsize=None)  # noqa: B019 - lives as long as the process
+    def examples(self, client_id: int) -> tuple[Tensor, Tensor]:
+        """Images float32 [N, C, H, W] and labels of one client."""
+        indices = torch.from_numpy(np.array(self.dealt.of(client_id))).to(self.device)
+        return self.images[indices], self.labels[indices]
+
+    def train(self, client_id: int) -> int:
+        """Train on one client's examples; return their number."""
+        images, labels = self.examples(client_id)
+        optimizer = torch.optim.SGD(self.net.parameters(), lr=self.config.lr)
+        self.net.train()
+        for _ in range(self.config.local_epochs):
+            order = torch.randperm(len(labels), device=self.device)
+            for chosen in order.split(self.config.batch_size):
+                optimizer.zero_grad()
+                F.cross_entropy(self.net(images[chosen]), labels[chosen]).backward()
+                optimizer.step()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return len(labels)
+
+
+@lru_cache(maxsize=1)
+def plain(name: str, device: str) -> Plain:
+    """This process's ``Plain``."""
+    return Plain(name, device)
+
+
+class PlainClient(NumPyClient):
+    """A client as a careful user writes it."""
+
+    def __init__(self, program: Plain, client_id: int) -> None:
+        self.program = program
+        self.client_id = client_id
+
+    def fit(self, parameters: NDArrays, config: dict[str, Any]) -> tuple[NDArrays, int, dict[str, Any]]:
+        """Train from ``parameters``."""
+        set_weights(self.program.net, parameters)
+        num_examples = self.program.train(self.client_id)
+        return get_weights(self.program.net), num_examples, {}
+
+
+class FlowerClientFn:
+    """``client_fn`` of a workload; small to send, since what is large is made in the actor."""
+
+    def __init__(self, name: str, device: str) -> None:
+        self.name = name
+        self.device = device
+
+    def __call__(self, context: Context) -> Client:
+        """Make the client of a partition."""
+        if WORKLOADS[self.name].instant:
+            return Instant().to_client()
+        client_id = int(context.node_config["partition-id"])
+        return PlainClient(plain(self.name, self.device), client_id).to_client()
+
+
+def limit(name: str, num_rounds: int, num_processes: int, device: str) -> None:
+    """Bare loops: a round is the clients 0, 1, … dealt to the processes in turn."""
+    context = multiprocessing.get_context("spawn")
+    start, end = context.Barrier(num_processes + 1), context.Barrier(num_processes + 1)
+    num_clients = RunConfig(**WORKLOADS[name].knobs).num_fit_clients
+    workers = [
+        context.Process(
+            target=_limit_process,
+            args=(name, range(i, num_clients, num_processes), num_rounds, start, end, device),
+            daemon=True,
+        )
+        for i in range(num_processes)
+    ]
+    for worker in workers:
+        worker.start()
+    for _ in range(num_rounds):
+        wait_for_go()
+        start.wait()
+        began = time.perf_counter()
+        end.wait()
+        report(time.perf_counter() - began)
+
+
+def _limit_process(name: str, client_ids: range, num_rounds: int, start: Barrier, end: Barrier, device: str) -> None:
+    program = plain(name, device)
+    for client_id in client_ids:
+        program.examples(client_id)
+    for _ in range(num_rounds):
+        start.wait()
+        for client_id in client_ids:
+            program.train(client_id)
+        end.wait()
+
+
+def flower(name: str, num_rounds: int, num_processes: int, device: str) -> None:
+    """``start_simulation`` as its documentation has it."""
+    from flwr.server import ServerConfig
+    from flwr.server.strategy import FedAvg
+    from flwr.simulation import start_simulation
+
+    config = RunConfig(**WORKLOADS[name].knobs)
+    dataset = data.load(config)
+    net = models.build(config.model, dataset.image_shape, len(dataset.classes))
+    from flwr.common import ndarrays_to_parameters
+
+    class Timed(FedAvg):
+        began = 0.0
+
+        def configure_fit(self, *arguments: Any, **keywords: Any) -> Any:
+            wait_for_go()
+            self.began = time.perf_counter()
+            return super().configure_fit(*arguments, **keywords)
+
+        def aggregate_fit(self, *arguments: Any, **keywords: Any) -> Any:
+            aggregated = super().aggregate_fit(*arguments, **keywords)
+            report(time.perf_counter() - self.began)
+            return aggregated
+
+    strategy = Timed(
+        fraction_fit=config.num_fit_clients / config.num_clients,
+        min_fit_clients=config.num_fit_clients,
+        min_available_clients=config.num_clients,
+        fraction_evaluate=0.0,
+        min_evaluate_clients=0,
+        initial_parameters=ndarrays_to_parameters(get_weights(net)),
+    )
+    num_cpus = len(os.sched_getaffinity(0))
+    gpus = {"num_gpus": 1 / num_processes} if device == "cuda" else {}
+    start_simulation(
+        client_fn=FlowerClientFn(name, device),
+        num_clients=config.num_clients,
+        client_resources={"num_cpus": num_cpus / num_processes if num_processes > num_cpus else 1, **gpus},
+        config=ServerConfig(num_rounds=num_rounds),
+        strategy=strategy,
+        ray_init_args={"include_dashboard": False, "log_to_driver": False, "num_cpus": num_cpus},
+    )
+
+
+def sim(name: str, num_rounds: int, num_processes: int, device: str, **knobs: Any) -> None:
+    """This engine, as ``sim run`` starts it."""
+    from sim.records import RoundRecord
+    from sim.simulation import simulate
+
+    workload: Workload = WORKLOADS[name]
+    if workload.instant:
+        knobs["client"] = "contenders:Instant"
+
+    def on_record(record: RoundRecord) -> None:
+        if record.round > 0:
+            report((record.round_seconds or 0) - (record.test_seconds or 0))
+        if record.round < num_rounds:
+            wait_for_go()
+
+    num_cpus = len(os.sched_getaffinity(0))
+    resources: dict[str, Any] = {"num_cpus": num_cpus / num_processes if num_processes > num_cpus else 1.0}
+    if device == "cuda":
+        resources["num_gpus"] = 1 / num_processes
+    with tempfile.TemporaryDirectory() as folder:
+        config = RunConfig(
+            **{**workload.knobs, **resources, **knobs, "num_rounds": num_rounds, "results_dir": folder, "device": device}
+        )
+        simulate(config, on_record=on_record)
+
+
+if __name__ == "__main__":
+    chosen, arguments = sys.argv[1], json.loads(sys.argv[2])
+    {"limit": limit, "flower": flower, "sim": sim}[chosen](**arguments)
