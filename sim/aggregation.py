@@ -20,9 +20,9 @@ _CHUNKS_A_ROUND = 16  # enough to keep 16 actors busy …
 _CLIENTS_A_CHUNK = 16  # … and no client waits behind more than 15 others
 
 
-def cut(tasks: Sequence[T]) -> list[Sequence[T]]:
-    """Cut a round's tasks into chunks whose sizes depend on the number of tasks and on nothing else."""
-    size = min(_CLIENTS_A_CHUNK, max(1, len(tasks) // _CHUNKS_A_ROUND))
+def cut(tasks: Sequence[T], size: int | None = None) -> list[Sequence[T]]:
+    """Cut a round's tasks into chunks of ``size``; of one that depends on the number of tasks alone for None."""
+    size = size or min(_CLIENTS_A_CHUNK, max(1, len(tasks) // _CHUNKS_A_ROUND))
     return [tasks[start : start + size] for start in range(0, len(tasks), size)]
 
 

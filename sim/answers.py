@@ -50,6 +50,7 @@ def client_record(outcome: Outcome, phase: Phase, server_round: int, actor: int 
         accuracy=outcome.accuracy if measured else None,
         seconds=outcome.seconds,
         actor=actor,
+        together=outcome.together,
         status="ok" if ok else "failed",
         error=outcome.error,
     )

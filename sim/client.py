@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from sim.data import Dataset
 from sim.errors import RunError
 from sim.partition import Partition
 from sim.seeds import Purpose, seeded
+from sim.vectorized import Trainer
 
 Train = Callable[..., float | None]
 Test = Callable[..., tuple[float, float]]
@@ -122,6 +123,7 @@ class Program:
     partition_folder: Path | None = None
     client: str | None = None
     eval_share: float = 0.0
+    together: int = 1  # clients that one computation trains
 
 
 class Workbench:
@@ -155,6 +157,7 @@ class Workbench:
         self.channels_last = program.model in models.MODELS
         self.net = models.build(program.model, self.dataset.image_shape, len(self.dataset.classes))
         self.net.to(self.device)
+        self._trainers: dict[int, Trainer] = {}
         if self.channels_last:
             self.net.to(memory_format=torch.channels_last)
         self.train: Train = plugins.load(program.train, "--train") if program.train else training.train
@@ -171,6 +174,27 @@ class Workbench:
         loader = self.batches(self.train_split, indices, batch_size, shuffle=True)
         loader.augment = self.program.augment
         return loader
+
+    def train_indices(self, client_id: int) -> Any:
+        """Positions int64 [N] of the examples that a client trains on."""
+        return self._dealt().split(client_id, self.program.eval_share)[0]
+
+    def _dealt(self) -> Partition:
+        if self.partition is None:
+            raise ValueError("this program has no partition, so it has no clients")
+        return self.partition
+
+    def trainer(self, batch_size: int) -> Trainer:
+        """Return what trains many copies of the net at once.
+
+        Raises:
+            ValueError: this model cannot be trained so.
+        """
+        if batch_size not in self._trainers:
+            self._trainers[batch_size] = Trainer(
+                self.net, self.train_split, batch_size, channels_last=self.channels_last
+            )
+        return self._trainers[batch_size]
 
     def batches(self, examples: data.Examples | Resident, indices: Any, batch_size: int, *, shuffle: bool) -> Batches:
         """Make a loader in the memory order that the model likes."""
@@ -199,12 +223,10 @@ class Workbench:
         client_id, context`` that it takes (``trainloader`` and ``testloader`` are the same loaders). What it
         puts into ``context.state`` is there the next time.
         """
-        if self.partition is None:
-            raise ValueError("this program has no partition, so it has no clients")
         client_id = int(context.node_config["partition-id"])
-        train_indices, eval_indices = self.partition.split(client_id, self.program.eval_share)
+        _, eval_indices = self._dealt().split(client_id, self.program.eval_share)
         return self.client_over(
-            self.training_batches(train_indices, self.program.batch_size),
+            self.training_batches(self.train_indices(client_id), self.program.batch_size),
             self.batches(self.train_split, eval_indices, TEST_BATCH_SIZE, shuffle=False),
             context,
         )
@@ -234,13 +256,15 @@ def workbench(program: Program) -> Workbench:
     return Workbench(program)
 
 
-def make_client_fn(program: Program) -> Callable[[Context], Client]:
-    """Return a ``client_fn(context)`` for Flower that makes the client of ``partition-id``.
+@dataclass(frozen=True)
+class ClientFn:
+    """A ``client_fn(context)`` for Flower that makes the client of ``partition-id``.
 
     It holds the program's names and paths only, so it is cheap to send to another process.
     """
-    return partial(_client_of, program)
 
+    program: Program
 
-def _client_of(program: Program, context: Context) -> Client:
-    return workbench(program).client(context)
+    def __call__(self, context: Context) -> Client:
+        """Make the client of a context."""
+        return workbench(self.program).client(context)

@@ -85,6 +85,15 @@ class RunConfig(TrainingConfig):
     )
     local_epochs: int = knob(5, "passes over a client's examples in a round", MODEL, unit="epochs", low=1)
     max_local_steps: int | None = knob(None, "most training steps of a client in a round", MODEL, unit="steps", low=1)
+    local_training: str = knob(
+        "auto",
+        "vectorized trains many clients in one computation; auto does so on a GPU where model and program allow it",
+        MODEL,
+        choices=("sequential", "vectorized", "auto"),
+    )
+    vectorized_clients: int | None = knob(
+        None, "how many at a time; as many as a GPU's memory holds unless given", MODEL, low=1
+    )
     client: str | None = knob(
         None, "your own flwr NumPyClient or Client, as package.module:Class", MODEL, importable=True
     )
@@ -150,6 +159,10 @@ class RunConfig(TrainingConfig):
                     f"{flag_of(name)} {fraction:g}: picks none of {self.num_clients} clients; "
                     f"at least {1 / self.num_clients:g} picks one"
                 )
+        if self.vectorized_clients is not None and self.local_training == "sequential":
+            raise ConfigError(
+                f"--vectorized-clients {self.vectorized_clients}: belongs to --local-training vectorized or auto"
+            )
         if self.dp_args and self.dp is None:
             raise ConfigError(f"--dp-args {', '.join(self.dp_args)}: belong to --dp fixed or adaptive")
         if self.fraction_evaluate and not self.eval_share:

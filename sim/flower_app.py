@@ -52,7 +52,6 @@ def _server_fn(context: Context) -> ServerAppComponents:
     progress = RoundProgress(config.num_rounds)
     round_timeout = options.get("round_timeout", ServerOptions.round_timeout)
     host = _AppHost(
-        config,
         prepare(config, alone=True),
         counted=counted,
         min_clients=min_clients,

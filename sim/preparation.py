@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from flwr.common import NDArrays, Scalar
 
-from sim import data, models, partition, rehearsal, strategy
+from sim import data, models, partition, rehearsal, resolution, strategy
 from sim.client import Program, get_weights, set_weights, workbench
 from sim.config import RunConfig
 from sim.data import Dataset
@@ -22,8 +22,9 @@ from sim.training_config import TrainingConfig
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that a run needs, checked; nothing was written outside the cache."""
+    """All that a run needs, checked; nothing was written outside the cache. What ``config`` left open is decided."""
 
+    config: RunConfig
     dataset: Dataset
     partition: Partition
     program: Program
@@ -45,6 +46,11 @@ def prepare(config: RunConfig, *, alone: bool = False) -> Prepared:
     dealt = partition.deal(dataset.train.labels, config)
     program = make_program(config, dataset, dealt, alone=alone)
     initial_weights = fresh_weights(program)
+    if alone:  # one client a process
+        config = replace(config, local_training="sequential", vectorized_clients=None)
+    else:
+        config = resolution.resolve(config, workbench(program), initial_weights)
+    program = replace(program, together=config.vectorized_clients or 1)
     chosen = strategy.build(config, initial_weights, partial(central_test, program, config.seed))
     rehearsal.rehearse(workbench(program), initial_weights, fit_config(config, 1), chosen.strategy)
     buffers = models.buffer_indices(workbench(program).net)
@@ -53,7 +59,7 @@ def prepare(config: RunConfig, *, alone: bool = False) -> Prepared:
             f"--dp {config.dp}: its noise would make the running variances of {config.model} negative; use a model "
             "with GroupNorm instead of BatchNorm"
         )
-    return Prepared(dataset, dealt, program, initial_weights, chosen, buffers)
+    return Prepared(config, dataset, dealt, program, initial_weights, chosen, buffers)
 
 
 def make_program(config: RunConfig, dataset: Dataset, dealt: Partition, *, alone: bool) -> Program:

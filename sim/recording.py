@@ -15,7 +15,6 @@ from flwr.server.client_manager import ClientManager
 
 from sim import environment, plots, runlog
 from sim.client import Workbench, workbench
-from sim.config import RunConfig
 from sim.engine.contract import OpenDispatcher
 from sim.interrupts import uninterrupted
 from sim.preparation import Prepared, central_test, fit_config
@@ -29,8 +28,8 @@ OnRecord = Callable[[RoundRecord], None]
 class Session:
     """One run under way: its config, its folder, and the weights of its last whole round."""
 
-    def __init__(self, config: RunConfig, prepared: Prepared, on_record: OnRecord | None) -> None:
-        self.config = config
+    def __init__(self, prepared: Prepared, on_record: OnRecord | None) -> None:
+        self.config = config = prepared.config
         self.prepared = prepared
         self.weights = prepared.initial_weights
         self._on_record = on_record
@@ -41,10 +40,10 @@ class Session:
         """The run's folder."""
         return self._writer.run
 
-    def adopt(self, config: RunConfig, prepared: Prepared) -> None:
+    def adopt(self, prepared: Prepared) -> None:
         """Take another config before the first round, when only the clients could tell what was left open."""
-        self.config, self.prepared, self.weights = config, prepared, prepared.initial_weights
-        self._writer.write(self.run.config_path, config.to_toml().encode())
+        self.config, self.prepared, self.weights = prepared.config, prepared, prepared.initial_weights
+        self._writer.write(self.run.config_path, self.config.to_toml().encode())
         self._draw_partition()
 
     def server(self, open_dispatcher: OpenDispatcher, client_manager: ClientManager | None = None) -> RoundServer:
@@ -62,6 +61,7 @@ class Session:
             on_round=self._on_round,
             on_client_error=config.on_client_error,
             seed=config.seed,
+            chunk_size=config.vectorized_clients,
         )
 
     def _on_round(self, record: RoundRecord, clients: list[ClientRecord], weights: NDArrays) -> None:
@@ -88,9 +88,7 @@ class Session:
 
 
 @contextmanager
-def recorded(
-    config: RunConfig, prepared: Prepared, on_record: OnRecord | None = None, **surroundings: Any
-) -> Iterator[Session]:
+def recorded(prepared: Prepared, on_record: OnRecord | None = None, **surroundings: Any) -> Iterator[Session]:
     """Open the run folder for what is inside; whatever ends that, the folder holds all whole rounds.
 
     Args:
@@ -100,18 +98,19 @@ def recorded(
     Raises:
         RunFolderError: it exists or cannot be written.
     """
-    session = Session(config, prepared, on_record)
+    session = Session(prepared, on_record)
     try:
         session.open(surroundings)
-        with runlog.captured(session.run.log_path, show=config.verbose):
-            for note in _notes(config, prepared):
+        with runlog.captured(session.run.log_path, show=session.config.verbose):
+            for note in _notes(prepared):
                 logging.getLogger("sim").warning("note: %s", note)
             yield session
     finally:
         session.close()
 
 
-def _notes(config: RunConfig, prepared: Prepared) -> Iterator[str]:
+def _notes(prepared: Prepared) -> Iterator[str]:
+    config = prepared.config
     num_examples = len(prepared.dataset.train)
     left_over = num_examples - len(prepared.partition.indices)
     if left_over:

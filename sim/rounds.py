@@ -73,6 +73,7 @@ class RoundServer(Server):
         on_round: OnRound,
         on_client_error: str,
         seed: int,
+        chunk_size: int | None = None,
     ) -> None:
         """
         Args:
@@ -83,6 +84,7 @@ class RoundServer(Server):
             fit_config: round → training knobs that every FitIns.config carries; what the strategy sends wins.
             on_round: called after each round with its record, its clients' records and the new weights.
             on_client_error: ``stop`` or ``drop``.
+            chunk_size: clients that one process executes in one call; see ``cut`` for None.
         """
         super().__init__(client_manager=client_manager, strategy=strategy)
         self.averages = averages
@@ -94,6 +96,7 @@ class RoundServer(Server):
         self.on_round = on_round
         self.on_client_error = on_client_error
         self.seed = seed
+        self.chunk_size = chunk_size
         self.states: dict[int, RecordDict] = {}
 
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
@@ -239,7 +242,7 @@ class RoundServer(Server):
         ordered = sorted(asked, key=lambda pair: _client_id(pair[0]))
         weights: dict[int, NDArrays] = {id(self.parameters): self.weights}
         chunks = []
-        for part in cut(ordered):
+        for part in cut(ordered, self.chunk_size):
             groups: list[tuple[Parameters, list[Task]]] = []
             for proxy, ins in part:
                 if not groups or groups[-1][0] is not ins.parameters:

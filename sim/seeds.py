@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     EVALUATE = 5
     TEST = 6
     CENTRALIZED = 7
+    DROPOUT = 8
 
 
 def sequence(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0) -> np.random.SeedSequence:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from sim import environment
-from sim.client import make_client_fn
+from sim.client import ClientFn
 from sim.config import RunConfig
 from sim.engine import inline
 from sim.errors import ConfigError
@@ -32,8 +32,8 @@ def simulate(
     arguments = {"num_cpus": environment.available_cpus(), **(ray_init_args or {})}
     _check_resources(config, arguments)
     prepared = prepare(config)
-    client_fn = make_client_fn(prepared.program)
-    with recorded(config, prepared, on_record) as session:
+    client_fn = ClientFn(prepared.program)
+    with recorded(prepared, on_record) as session:
         if config.engine == "inline":
             inline.run(session.server, client_fn, config.num_clients, config.num_rounds, config.seed)
         else:

@@ -41,9 +41,9 @@ def train(
         Mean cross-entropy in nats an example over all steps, before each step, without the proximal term.
     """
     net.to(device).train()
-    weights = [p for p in net.parameters() if p.requires_grad]
+    weights: list[Tensor] = [p for p in net.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in weights] if proximal_mu else []
-    stepper = _OPTIMIZERS[optimizer](weights, lr, momentum, weight_decay)
+    stepper = OPTIMIZERS[optimizer](weights, lr, momentum, weight_decay)
     loss_sum = torch.zeros((), device=device)
     num_examples = 0
     batches = chain.from_iterable(repeat(loader, epochs))
@@ -63,7 +63,7 @@ def train(
     return float(loss_sum) / num_examples
 
 
-_OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float, float, float], torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[list[Tensor], float, float, float], torch.optim.Optimizer]] = {
     "sgd": lambda weights, lr, momentum, decay: torch.optim.SGD(weights, lr=lr, momentum=momentum, weight_decay=decay),
     "adam": lambda weights, lr, _, decay: torch.optim.Adam(weights, lr=lr, weight_decay=decay),
     "adamw": lambda weights, lr, _, decay: torch.optim.AdamW(weights, lr=lr, weight_decay=decay),

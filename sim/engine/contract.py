@@ -53,6 +53,7 @@ class Outcome:
     error: str | None = None
     traceback: str | None = None
     cause: BaseException | None = None  # only where client and round loop share a process
+    together: int | None = None  # how many clients one computation trained; None for one after another
     lost: bool = False  # it did not raise: the connection to it ended, or it did not answer in time
 
     @property

@@ -22,7 +22,8 @@ from flwr.common import (
 )
 
 from sim.aggregation import WeightedSum
-from sim.client import CifarClient
+from sim.client import CifarClient, ClientFn, workbench
+from sim.engine import together
 from sim.engine.contract import Chunk, ChunkResult, Outcome, Task
 from sim.seeds import Purpose, seeded
 
@@ -42,6 +43,10 @@ class Worker:
 
     def run(self, chunk: Chunk) -> ChunkResult:
         """Execute every client of ``chunk``; what one raises becomes its outcome."""
+        if chunk.phase == "fit" and isinstance(self.client_fn, ClientFn) and self.client_fn.program.together > 1:
+            bench = workbench(self.client_fn.program)
+            if together.can_fit(bench, chunk):
+                return ChunkResult(*together.fit(bench, chunk, self.seed), self.actor)
         total = WeightedSum()
         outcomes = []
         purpose = Purpose.FIT if chunk.phase == "fit" else Purpose.EVALUATE

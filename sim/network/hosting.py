@@ -10,7 +10,6 @@ from typing import Any
 from flwr.common import Scalar
 from flwr.server import History, Server
 
-from sim.config import RunConfig
 from sim.engine.remote import RemoteDispatcher
 from sim.errors import EngineError, UsageError
 from sim.network.identity import Shape
@@ -30,7 +29,6 @@ class Host(Server):
 
     def __init__(
         self,
-        config: RunConfig,
         prepared: Prepared,
         *,
         counted: bool,
@@ -52,13 +50,12 @@ class Host(Server):
         """
         self.registry = Registry(
             Shape.of(prepared.dataset, prepared.initial_weights),
-            num_clients=config.num_clients if counted else None,
+            num_clients=prepared.config.num_clients if counted else None,
             min_clients=min_clients,
             timeout_seconds=round_timeout,
             introduction_seconds=introduction_seconds,
         )
         super().__init__(client_manager=self.registry)
-        self._config = config
         self._prepared = prepared
         self._first_wait = first_wait
         self._round_timeout = round_timeout
@@ -72,7 +69,7 @@ class Host(Server):
             RunFolderError: the folder exists or cannot be written.
             RunError: too few clients came, or the round loop stopped.
         """
-        with recorded(self._config, self._prepared, self._on_record, **self._surroundings) as session:
+        with recorded(self._prepared, self._on_record, **self._surroundings) as session:
             self.run = session.run
             reason: str | None = "the server was interrupted"
             try:
@@ -91,7 +88,7 @@ class Host(Server):
         if num_clients is not None and num_clients != session.config.num_clients:
             try:
                 config = replace(session.config, num_clients=num_clients)
-                session.adopt(config, prepare(config, alone=True))
+                session.adopt(prepare(config, alone=True))
             except UsageError as error:
                 raise EngineError(f"the clients have --num-clients {num_clients}: {error}") from error
         self._compare_with_partition(session.prepared)

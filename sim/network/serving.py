@@ -46,7 +46,6 @@ def serve(config: RunConfig, options: ServerOptions, *, counted: bool = True, on
     server = {"address": options.address, "tls": tls, "min_clients": options.min_clients}
     _allow_many_sockets()
     host = _GracefulHost(
-        config,
         prepared,
         counted=counted,
         min_clients=options.min_clients,

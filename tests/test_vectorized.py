@@ -1,0 +1,137 @@
+"""Many clients in one computation give what one after another gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from torch import nn
+
+from sim import Run, RunConfig, preparation
+from sim.batches import Resident
+from sim.client import workbench
+from sim.data import Examples
+from sim.engine import together
+from sim.engine.contract import Chunk, Task
+from sim.errors import ConfigError
+from sim.vectorized import Trainer, drawn
+
+
+def _distance(run: Run, other: Run) -> float:
+    weights, others = load_file(run.model_path), load_file(other.model_path)
+    return max(float(np.abs(weights[name] - others[name]).max()) for name in weights)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"partitioner": "iid", "momentum": 0.9, "weight_decay": 0.1, "lr": 0.003},
+        {"partitioner": "linear", "momentum": 0.9, "weight_decay": 0.1, "lr": 0.003},
+        {"partitioner": "linear", "strategy": "fedprox", "augment": "crop-flip", "max_local_steps": 5},
+        {"partitioner": "linear", "optimizer": "adam", "lr": 0.001, "strategy": "fedmedian"},
+    ],
+    ids=["equal", "unequal", "proximal", "adam"],
+)
+def test_three_rounds_end_within_1e_4_of_one_after_another(small: Callable[..., Run], knobs: dict[str, object]) -> None:
+    """Small learning rates: with large ones, training doubles any rounding error every few steps."""
+    shared = {"num_rounds": 3, "clients_per_round": 6, "local_epochs": 2, **knobs}
+    one, many = (
+        small(name=name, local_training=name, **shared, **({"vectorized_clients": 4} if name == "vectorized" else {}))
+        for name in ("sequential", "vectorized")
+    )
+    assert 0 < _distance(one, many) < 1e-4
+    assert many.clients().together.tolist() == [4, 4, 4, 4, 2, 2] * 3
+    assert one.clients().together.isna().all()
+    assert np.abs(one.clients().loss - many.clients().loss).max() < 1e-4
+    assert one.clients().num_examples.equals(many.clients().num_examples)
+    assert one.clients().num_examples.nunique() > 1
+
+
+def test_inline_and_ray_train_together_to_the_same_bits(small: Callable[..., Run]) -> None:
+    knobs = {"local_training": "vectorized", "vectorized_clients": 3, "num_rounds": 1}
+    inline, ray = (small(name=engine, engine=engine, **knobs) for engine in ("inline", "ray"))
+    assert inline.model_path.read_bytes() == ray.model_path.read_bytes()
+
+
+def test_dropout_belongs_to_the_client_not_to_its_group(small: Callable[..., Run]) -> None:
+    """Each client's masks come from a generator of its own, whoever is trained beside it."""
+    knobs = {"model": "SimpleCnn", "local_training": "vectorized", "num_rounds": 1, "clients_per_round": 4}
+    pairs, fours = (small(name=f"by{count}", vectorized_clients=count, **knobs) for count in (2, 4))
+    assert _distance(pairs, fours) < 1e-5
+    other = small(name="seed", vectorized_clients=4, seed=1, **knobs)
+    assert _distance(other, fours) > 1e-3
+
+
+def test_dropout_keeps_the_right_share() -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dropout = nn.Dropout(0.25)
+            self.last = nn.Linear(1024, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.last(self.dropout(x.flatten(1)))
+            return logits
+
+    examples = Examples(np.zeros((4, 32, 32, 1), np.uint8), np.zeros(4, np.int64))
+    split = Resident.of(examples, torch.device("cpu"))
+    trainer = Trainer(Dropping(), split, 2, channels_last=False)
+    assert trainer.masks == {"dropout.mask": (torch.Size([2, 1024]), 0.25)}
+    members = [drawn(_loader(split), 1, 0, seed, torch.device("cpu")) for seed in (1, 2)]
+    masks = trainer._drop(members)["dropout.mask"]
+    assert masks.shape == (2, 2, 1024)
+    assert masks.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert masks.mean().item() == pytest.approx(1, abs=0.05)
+    assert not torch.equal(masks[0], masks[1])
+
+
+def _loader(split: Resident) -> object:
+    from sim.batches import Batches
+
+    return Batches(split, None, 2, torch.device("cpu"), shuffle=True, channels_last=False)
+
+
+def test_a_gpu_out_of_memory_halves_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RunConfig(num_clients=6, local_training="vectorized", vectorized_clients=6, fraction_fit=1.0)
+    prepared = preparation.prepare(config)
+    bench = workbench(prepared.program)
+    knobs = preparation.fit_config(config, 1)
+    chunk = Chunk("fit", 1, [Task(i, {**knobs, "local_epochs": 1}) for i in range(5)], prepared.initial_weights, True)
+    whole, expected = together.fit(bench, chunk, 0)
+    train, refused = Trainer.train, []
+
+    def small_memory(self: Trainer, weights: object, members: list[object], **knobs: object) -> object:
+        if len(members) > 2:
+            refused.append(len(members))
+            raise torch.OutOfMemoryError("no more")
+        return train(self, weights, members, **knobs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "train", small_memory)
+    halved, total = together.fit(bench, chunk, 0)
+    assert refused == [5, 3]
+    assert [outcome.together for outcome in halved] == [2, 2, 1, 2, 2]
+    assert [outcome.client_id for outcome in halved] == [0, 1, 2, 3, 4]
+    assert [o.num_examples for o in halved] == [o.num_examples for o in whole]
+    assert total.num_examples == expected.num_examples
+    for mean, other in zip(total.mean(), expected.mean(), strict=True):
+        assert np.abs(mean - other).max() < 1e-5
+
+
+def test_what_cannot_be_stacked_is_said(in_programs: None) -> None:
+    for knobs, reason in (
+        ({"model": "own:WithBatchNorm"}, "keeps buffers, such as BatchNorm's running statistics"),
+        ({"train": "cifar:train"}, "--train cifar:train trains one client at a time"),
+        ({"client": "own:Failing"}, "--client own:Failing trains one client at a time"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            preparation.prepare(RunConfig(local_training="vectorized", **knobs))  # type: ignore[arg-type]
+
+
+def test_auto_on_a_cpu_is_one_after_another() -> None:
+    prepared = preparation.prepare(RunConfig())
+    assert (prepared.config.local_training, prepared.program.together) == ("sequential", 1)
+    prepared = preparation.prepare(RunConfig(local_training="vectorized"))
+    assert (prepared.config.vectorized_clients, prepared.program.together) == (16, 16)
