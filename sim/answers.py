@@ -1,12 +1,17 @@
-"""What a round's clients answered → their records, and means weighted by examples."""
+"""What a round's clients answered → new weights through the strategy, records, and means weighted by examples."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from flwr.common import Code, FitRes, NDArrays, Parameters, Status, ndarrays_to_parameters
+from flwr.server.client_proxy import ClientProxy
+
 from sim.aggregation import WeightedSum
-from sim.engine.contract import Outcome
+from sim.engine.contract import ChunkResult, Outcome
 from sim.records import ClientRecord, Phase
 
 
@@ -17,6 +22,7 @@ class Answers:
     outcomes: list[Outcome] = field(default_factory=list)
     records: list[ClientRecord] = field(default_factory=list)
     total: WeightedSum = field(default_factory=WeightedSum)
+    spans: list[tuple[int, float, float]] = field(default_factory=list)  # actor, began, ended
 
     @property
     def ok(self) -> list[Outcome]:
@@ -29,6 +35,60 @@ class Answers:
         return [
             o.cause or RuntimeError(f"client {o.client_id}: {o.error}") for o in self.outcomes if o.error is not None
         ]
+
+    def add_time(self, result: ChunkResult) -> None:
+        """Take note of when a chunk was executed, where its actor's clock is ours."""
+        if result.actor is not None and result.began is not None and result.ended is not None:
+            self.spans.append((result.actor, result.began, result.ended))
+
+    def parts(self, asked: float, returned: float) -> dict[str, Any]:
+        """Cut the seconds from ``asked`` to ``returned`` into the four parts of a ``RoundRecord``."""
+        if not self.spans:
+            return {}
+        first, last = min(began for _, began, _ in self.spans), max(ended for _, _, ended in self.spans)
+        num_actors = len({actor for actor, _, _ in self.spans})
+        train = sum(ended - began for _, began, ended in self.spans) / num_actors
+        return {
+            "broadcast_seconds": first - asked,
+            "train_seconds": train,
+            "wait_seconds": last - first - train,
+            "return_seconds": returned - last,
+        }
+
+
+def aggregate(
+    strategy: Any, server_round: int, answers: Answers, proxies: dict[int, ClientProxy], *, averages: bool
+) -> Parameters | None:
+    """Call the strategy's ``aggregate_fit``: with every client's weights, or with their mean as the only one.
+
+    Args:
+        averages: the mean is all that the strategy uses; its metrics function sees every client nevertheless.
+    """
+    if not averages:
+        each = [(proxies[o.client_id], _fit_res(o.weights or [], o)) for o in answers.ok]
+        return strategy.aggregate_fit(server_round, each, answers.failures)[0]  # type: ignore[no-any-return]
+    mean = Outcome(answers.ok[0].client_id, num_examples=answers.total.num_examples)
+    one = [(proxies[mean.client_id], _fit_res(answers.total.mean(), mean))]
+    with _metrics_of_every_client(strategy, answers.ok):
+        return strategy.aggregate_fit(server_round, one, answers.failures)[0]  # type: ignore[no-any-return]
+
+
+def _fit_res(weights: NDArrays, outcome: Outcome) -> FitRes:
+    return FitRes(Status(Code.OK, ""), ndarrays_to_parameters(weights), outcome.num_examples, outcome.metrics)
+
+
+@contextmanager
+def _metrics_of_every_client(strategy: Any, outcomes: list[Outcome]) -> Iterator[None]:
+    function = getattr(strategy, "fit_metrics_aggregation_fn", None)
+    if function is None:
+        yield
+        return
+    every = [(o.num_examples, o.metrics) for o in outcomes]
+    strategy.fit_metrics_aggregation_fn = lambda _: function(every)
+    try:
+        yield
+    finally:
+        strategy.fit_metrics_aggregation_fn = function
 
 
 def weighted_mean(values: list[tuple[int, float | None]]) -> float | None:

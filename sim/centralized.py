@@ -49,13 +49,13 @@ def train_centralized(config: CentralizedConfig, *, on_record: Callable[[RoundRe
                     fit_seconds = time.perf_counter() - start
                 tested = time.perf_counter()
                 with seeded(config.seed, Purpose.TEST, epoch):
-                    loss, accuracy = bench.central_test()
+                    sums = bench.central_test()
                 end = time.perf_counter()
                 record = RoundRecord(
                     epoch,
                     train_loss=None if train_loss is None else float(train_loss),
-                    test_loss=loss,
-                    test_accuracy=accuracy,
+                    test_loss=sums.loss / sums.num_examples,
+                    test_accuracy=sums.num_correct / sums.num_examples,
                     fit_seconds=fit_seconds,
                     test_seconds=end - tested,
                     round_seconds=end - start,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.client import Client, NumPyClient
 from flwr.common import Context, NDArrays, Scalar
@@ -20,12 +23,14 @@ from sim.data import Dataset
 from sim.errors import RunError
 from sim.partition import Partition
 from sim.seeds import Purpose, seeded
+from sim.training import TestSums
 from sim.vectorized import Trainer
 
 Train = Callable[..., float | None]
 Test = Callable[..., tuple[float, float]]
 
 TEST_BATCH_SIZE = 500
+_TEST_SLICES = 16  # whatever the number of processes: float sums depend on it
 TRAIN_KNOBS = ("lr", "momentum", "weight_decay", "proximal_mu", "optimizer", "max_steps", "precision")
 
 
@@ -200,21 +205,31 @@ class Workbench:
         """Make a loader in the memory order that the model likes."""
         return Batches(examples, indices, batch_size, self.device, shuffle=shuffle, channels_last=self.channels_last)
 
-    def central_test(self) -> tuple[float, float]:
-        """Return (loss, accuracy) of the net on the central test split, in large batches.
+    def test_slices(self) -> list[tuple[int, int]]:
+        """Cut the central test into parts for many processes; a ``test`` of the user's own stays whole."""
+        num_examples = len(self.dataset.test)
+        num_slices = 1 if self.program.test else min(_TEST_SLICES, math.ceil(num_examples / TEST_BATCH_SIZE))
+        edges = [num_examples * i // num_slices for i in range(num_slices + 1)]
+        return list(pairwise(edges))
+
+    def central_test(self, first: int = 0, last: int | None = None) -> TestSums:
+        """Test the net on examples ``first`` … ``last`` − 1 of the central test split, in large batches.
 
         Raises:
             RunError: the user's ``test`` raises or returns something else.
         """
-        loader = self.batches(self.test_split, None, TEST_BATCH_SIZE, shuffle=False)
+        positions = np.arange(first, len(self.dataset.test) if last is None else last)
+        loader = self.batches(self.test_split, positions, TEST_BATCH_SIZE, shuffle=False)
         self.renew()
+        if self.program.test is None:
+            return training.test_sums(self.net, loader, self.device)
         try:
             loss, accuracy = self.test(self.net, loader, self.device)
         except Exception as error:
             raise RunError(f"the central test raised {type(error).__name__}: {error}") from error
         if not 0 <= accuracy <= 1:
             raise RunError(f"the central test returned accuracy {accuracy}; a fraction 0–1 is expected")
-        return float(loss), float(accuracy)
+        return TestSums(float(loss) * len(positions), float(accuracy) * len(positions), len(positions))
 
     def client(self, context: Context) -> Client:
         """Make the client of ``partition-id``.

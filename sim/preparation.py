@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ import torch
 from flwr.common import NDArrays, Scalar
 
 from sim import data, models, partition, rehearsal, resolution, strategy
-from sim.client import Program, get_weights, set_weights, workbench
+from sim.client import Program, get_weights, workbench
 from sim.config import RunConfig
 from sim.data import Dataset
+from sim.engine.central import CentralTest
 from sim.errors import ConfigError
 from sim.partition import Partition
-from sim.seeds import Purpose, seeded
 from sim.training_config import TrainingConfig
 
 
@@ -29,6 +28,7 @@ class Prepared:
     partition: Partition
     program: Program
     initial_weights: NDArrays
+    central_test: CentralTest
     chosen: strategy.Chosen
     buffers: frozenset[int]
 
@@ -51,7 +51,8 @@ def prepare(config: RunConfig, *, alone: bool = False) -> Prepared:
     else:
         config = resolution.resolve(config, workbench(program), initial_weights)
     program = replace(program, together=config.vectorized_clients or 1)
-    chosen = strategy.build(config, initial_weights, partial(central_test, program, config.seed))
+    central_test = CentralTest(program)
+    chosen = strategy.build(config, initial_weights, central_test)
     rehearsal.rehearse(workbench(program), initial_weights, fit_config(config, 1), chosen.strategy)
     buffers = models.buffer_indices(workbench(program).net)
     if buffers and config.dp:
@@ -59,7 +60,7 @@ def prepare(config: RunConfig, *, alone: bool = False) -> Prepared:
             f"--dp {config.dp}: its noise would make the running variances of {config.model} negative; use a model "
             "with GroupNorm instead of BatchNorm"
         )
-    return Prepared(config, dataset, dealt, program, initial_weights, chosen, buffers)
+    return Prepared(config, dataset, dealt, program, initial_weights, central_test, chosen, buffers)
 
 
 def make_program(config: RunConfig, dataset: Dataset, dealt: Partition, *, alone: bool) -> Program:
@@ -112,16 +113,6 @@ def fit_config(config: RunConfig, server_round: int) -> dict[str, Scalar]:
         "max_steps": config.max_local_steps or 0,
         **train_knobs(config, server_round, config.num_rounds),
     }
-
-
-def central_test(
-    program: Program, seed: int, server_round: int, weights: NDArrays, _: dict[str, Scalar]
-) -> tuple[float, dict[str, Scalar]]:
-    bench = workbench(program)
-    set_weights(bench.net, weights)
-    with seeded(seed, Purpose.TEST, server_round):
-        loss, accuracy = bench.central_test()
-    return loss, {"accuracy": accuracy}
 
 
 def check_device(config: TrainingConfig) -> None:

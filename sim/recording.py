@@ -17,7 +17,7 @@ from sim import environment, plots, runlog
 from sim.client import Workbench, workbench
 from sim.engine.contract import OpenDispatcher
 from sim.interrupts import uninterrupted
-from sim.preparation import Prepared, central_test, fit_config
+from sim.preparation import Prepared, fit_config
 from sim.records import ClientRecord, RoundRecord
 from sim.rounds import RoundServer
 from sim.rundir import Run, RunWriter
@@ -56,12 +56,13 @@ class Session:
             buffers=prepared.buffers if prepared.chosen.adaptive else (),
             initial_weights=prepared.initial_weights,
             open_dispatcher=open_dispatcher,
-            central_test=partial(central_test, prepared.program, config.seed),
+            central_test=prepared.central_test,
             fit_config=partial(fit_config, config),
             on_round=self._on_round,
             on_client_error=config.on_client_error,
             seed=config.seed,
             chunk_size=config.vectorized_clients,
+            sizes=prepared.partition.sizes,
         )
 
     def _on_round(self, record: RoundRecord, clients: list[ClientRecord], weights: NDArrays) -> None:

@@ -19,7 +19,8 @@ Phase = Literal["fit", "evaluate"]
 @dataclass(frozen=True)
 class RoundRecord:
     """One round; ``round`` 0 is the state before training. Losses are mean nats an example, accuracies
-    fractions 0–1, both weighted by examples; seconds are wall clock."""
+    fractions 0–1, both weighted by examples; seconds are wall clock. ``fit_seconds`` is the sum of the four behind it:
+    until the first client begins, the mean actor's time in clients, that actor idle, and after the last client."""
 
     round: int
     num_clients: int | None = None
@@ -30,6 +31,10 @@ class RoundRecord:
     eval_loss: float | None = None
     eval_accuracy: float | None = None
     fit_seconds: float | None = None
+    broadcast_seconds: float | None = None
+    train_seconds: float | None = None
+    wait_seconds: float | None = None
+    return_seconds: float | None = None
     aggregate_seconds: float | None = None
     test_seconds: float | None = None
     eval_seconds: float | None = None

@@ -93,7 +93,9 @@ def _rehearse_client(bench: Workbench, spec: str, weights: NDArrays, fit_config:
         return made[0]  # type: ignore[no-any-return]
 
     task = Task(0, {**fit_config, "server_round": 0, "local_epochs": 1})
-    (outcome,) = Worker(client_fn, 1, 0).run(Chunk("fit", 0, [task], weights, summed=False)).outcomes
+    (outcome,) = (
+        Worker(bench.program, 1, 0, client_fn=client_fn).run(Chunk("fit", 0, [task], weights, summed=False)).outcomes
+    )
     if isinstance(outcome.cause, PluginError):
         raise outcome.cause
     if not isinstance(made[0], Client):

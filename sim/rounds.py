@@ -8,14 +8,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from logging import ERROR, INFO
-from typing import Any, NoReturn
+from typing import NoReturn
 
+import numpy as np
 from flwr.common import (
     Code,
     EvaluateIns,
     EvaluateRes,
     FitIns,
-    FitRes,
     NDArrays,
     Parameters,
     RecordDict,
@@ -29,15 +29,16 @@ from flwr.server import History, Server
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
+from numpy.typing import NDArray
 
 from sim.aggregation import cast, cut
-from sim.answers import Answers, client_record, weighted_mean
+from sim.answers import Answers, aggregate, client_record, weighted_mean
+from sim.engine.central import CentralTest
 from sim.engine.contract import Chunk, Dispatcher, OpenDispatcher, Outcome, Task
 from sim.errors import ClientError, RunError
 from sim.records import ClientRecord, Phase, RoundRecord
 from sim.seeds import Purpose, seeded
 
-CentralTest = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]]]
 OnRound = Callable[[RoundRecord, list[ClientRecord], NDArrays], None]
 Instructions = Sequence[tuple[ClientProxy, FitIns] | tuple[ClientProxy, EvaluateIns]]
 
@@ -74,17 +75,19 @@ class RoundServer(Server):
         on_client_error: str,
         seed: int,
         chunk_size: int | None = None,
+        sizes: Sequence[int] | NDArray[np.int64] = (),
     ) -> None:
         """
         Args:
             averages: the strategy uses the clients' weighted mean only.
             buffers: which arrays are running statistics that an adaptive strategy must not step; the clients' mean
                 replaces what it returns for them. Empty for strategies that leave them to themselves.
-            central_test: (round, weights, {}) → (loss, {"accuracy": …}), where the strategy has no test of its own.
+            central_test: for a strategy that has no test of its own.
             fit_config: round → training knobs that every FitIns.config carries; what the strategy sends wins.
             on_round: called after each round with its record, its clients' records and the new weights.
             on_client_error: ``stop`` or ``drop``.
             chunk_size: clients that one process executes in one call; see ``cut`` for None.
+            sizes: examples of each client, so that the longest begin first; empty where nobody knows.
         """
         super().__init__(client_manager=client_manager, strategy=strategy)
         self.averages = averages
@@ -97,6 +100,7 @@ class RoundServer(Server):
         self.on_client_error = on_client_error
         self.seed = seed
         self.chunk_size = chunk_size
+        self.sizes = sizes
         self.states: dict[int, RecordDict] = {}
 
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
@@ -109,6 +113,7 @@ class RoundServer(Server):
         start = time.perf_counter()
         history = History()
         with self.open_dispatcher(self.client_manager()) as dispatcher:
+            self.central_test.dispatcher = dispatcher
             with self._calling(0, "initialize_parameters"):
                 initial = self.strategy.initialize_parameters(self.client_manager())
             self._accept(initial or ndarrays_to_parameters(self.weights), 0)
@@ -161,7 +166,7 @@ class RoundServer(Server):
         trained = time.perf_counter()
         proxies = {_client_id(proxy): proxy for proxy, _ in asked}
         with self._calling(server_round, "aggregate_fit"):
-            parameters = self._aggregate(server_round, answers, proxies)
+            parameters = aggregate(self.strategy, server_round, answers, proxies, averages=self.averages)
         self._accept(parameters, server_round)
         self._keep_buffers(answers)
         end = time.perf_counter()
@@ -171,6 +176,7 @@ class RoundServer(Server):
             num_failures=len(answers.failures) + len(lost),
             train_loss=weighted_mean([(o.num_examples, o.loss) for o in answers.ok]),
             fit_seconds=trained - configured,
+            **answers.parts(configured, trained),
             aggregate_seconds=(configured - start) + (end - trained),
         ), [*lost, *answers.records]
 
@@ -181,16 +187,6 @@ class RoundServer(Server):
             raise RunError(f"round {server_round}: the strategy chose no clients")
         knobs = {"server_round": server_round, **self.fit_config(server_round)}
         return [(proxy, FitIns(ins.parameters, {**knobs, **ins.config})) for proxy, ins in asked]
-
-    def _aggregate(self, server_round: int, answers: Answers, proxies: dict[int, ClientProxy]) -> Parameters | None:
-        strategy: Any = self.strategy
-        if not self.averages:
-            each = [(proxies[o.client_id], _fit_res(o.weights or [], o)) for o in answers.ok]
-            return strategy.aggregate_fit(server_round, each, answers.failures)[0]  # type: ignore[no-any-return]
-        mean = Outcome(answers.ok[0].client_id, num_examples=answers.total.num_examples)
-        one = [(proxies[mean.client_id], _fit_res(answers.total.mean(), mean))]
-        with _metrics_of_every_client(strategy, answers.ok):
-            return strategy.aggregate_fit(server_round, one, answers.failures)[0]  # type: ignore[no-any-return]
 
     def _evaluate(self, record: RoundRecord, dispatcher: Dispatcher) -> tuple[RoundRecord, list[ClientRecord]]:
         server_round = record.round
@@ -218,6 +214,7 @@ class RoundServer(Server):
         """Send instructions to clients and collect what comes back, in client order."""
         answers = Answers()
         for result in dispatcher.execute(self._chunks(phase, server_round, asked)):
+            answers.add_time(result)
             answers.total.fold(result.total)
             for outcome in result.outcomes:
                 if outcome.state is not None:
@@ -248,7 +245,8 @@ class RoundServer(Server):
                 if not groups or groups[-1][0] is not ins.parameters:
                     groups.append((ins.parameters, []))
                 client_id = _client_id(proxy)
-                groups[-1][1].append(Task(client_id, ins.config, self.states.get(client_id)))
+                size = int(self.sizes[client_id]) if len(self.sizes) else 0
+                groups[-1][1].append(Task(client_id, ins.config, self.states.get(client_id), size))
             for parameters, tasks in groups:
                 key = id(parameters)
                 if key not in weights:
@@ -302,26 +300,7 @@ def _client_id(proxy: ClientProxy) -> int:
     return client_id
 
 
-def _fit_res(weights: NDArrays, outcome: Outcome) -> FitRes:
-    return FitRes(_OK, ndarrays_to_parameters(weights), outcome.num_examples, outcome.metrics)
-
-
 def _stop(outcome: Outcome, phase: Phase, server_round: int, more: str = "") -> NoReturn:
     raise ClientError(
         f"client {outcome.client_id} raised in round {server_round} ({phase}): {outcome.error}{more}"
     ) from outcome.cause
-
-
-@contextmanager
-def _metrics_of_every_client(strategy: Any, outcomes: list[Outcome]) -> Iterator[None]:
-    """Show the strategy's metrics function every client, although one mean stands for their weights."""
-    function = getattr(strategy, "fit_metrics_aggregation_fn", None)
-    if function is None:
-        yield
-        return
-    every = [(o.num_examples, o.metrics) for o in outcomes]
-    strategy.fit_metrics_aggregation_fn = lambda _: function(every)
-    try:
-        yield
-    finally:
-        strategy.fit_metrics_aggregation_fn = function

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from sim import environment
-from sim.client import ClientFn
 from sim.config import RunConfig
 from sim.engine import inline
 from sim.errors import ConfigError
@@ -32,16 +31,15 @@ def simulate(
     arguments = {"num_cpus": environment.available_cpus(), **(ray_init_args or {})}
     _check_resources(config, arguments)
     prepared = prepare(config)
-    client_fn = ClientFn(prepared.program)
     with recorded(prepared, on_record) as session:
         if config.engine == "inline":
-            inline.run(session.server, client_fn, config.num_clients, config.num_rounds, config.seed)
+            inline.run(session.server, prepared.program, config.num_clients, config.num_rounds, config.seed)
         else:
             from sim.engine import ray
 
             ray.run(
                 session.server,
-                client_fn,
+                prepared.program,
                 config.num_clients,
                 config.num_rounds,
                 config.seed,

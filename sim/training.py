@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import chain, islice, repeat
 
 import torch
@@ -70,9 +71,24 @@ OPTIMIZERS: dict[str, Callable[[list[Tensor], float, float, float], torch.optim.
 }
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class TestSums:
+    """What a test adds up: cross-entropy in nats, correct answers, examples."""
+
+    loss: float
+    num_correct: float
+    num_examples: int
+
+
 def test(net: nn.Module, loader: Loader, device: torch.device) -> tuple[float, float]:
     """Return (mean cross-entropy in nats an example, accuracy 0–1) of ``net`` over ``loader``."""
+    sums = test_sums(net, loader, device)
+    return sums.loss / sums.num_examples, sums.num_correct / sums.num_examples
+
+
+@torch.no_grad()
+def test_sums(net: nn.Module, loader: Loader, device: torch.device) -> TestSums:
+    """Return what ``test`` divides by the number of examples."""
     net.to(device).eval()
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     num_correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -83,7 +99,7 @@ def test(net: nn.Module, loader: Loader, device: torch.device) -> tuple[float, f
         loss_sum += F.cross_entropy(logits, labels, reduction="sum")
         num_correct += (logits.argmax(1) == labels).sum()
         num_examples += len(labels)
-    return float(loss_sum) / num_examples, int(num_correct) / num_examples
+    return TestSums(float(loss_sum), int(num_correct), num_examples)
 
 
 def pick_device(name: str) -> torch.device:

@@ -11,7 +11,7 @@ from flwr.common import Context, FitIns, RecordDict, ndarrays_to_parameters, par
 
 from sim import Run, RunConfig, models, preparation
 from sim.batches import Batches
-from sim.client import CifarClient, get_weights, make_client_fn, set_weights
+from sim.client import CifarClient, get_weights, ClientFn, set_weights
 from sim.data import Examples
 
 FIT_CONFIG = {"local_epochs": 1, "batch_size": 2, "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}
@@ -69,7 +69,7 @@ def test_weights_that_do_not_fit_are_named() -> None:
 def test_the_client_fn_is_flowers_and_holds_neither_data_nor_model(tmp_path: Path) -> None:
     config = RunConfig(num_clients=20, results_dir=str(tmp_path))
     prepared = preparation.prepare(config)
-    client_fn = make_client_fn(prepared.program)
+    client_fn = ClientFn(prepared.program)
     assert len(pickle.dumps(client_fn)) < 2000
     context = Context(0, 0, {"partition-id": 7, "num-partitions": 20}, RecordDict(), {})
     result = client_fn(context).fit(FitIns(ndarrays_to_parameters(prepared.initial_weights), FIT_CONFIG))

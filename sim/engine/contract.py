@@ -12,6 +12,7 @@ from flwr.server.client_manager import ClientManager
 
 from sim.aggregation import WeightedSum
 from sim.records import Phase
+from sim.training import TestSums
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Task:
     client_id: int
     config: dict[str, Scalar]
     state: RecordDict | None = None
+    num_examples: int = 0  # how much work it is, where that is known
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Chunk:
     tasks: Sequence[Task]
     weights: NDArrays
     summed: bool
+
+    @property
+    def num_examples(self) -> int:
+        """How much work it is."""
+        return sum(task.num_examples for task in self.tasks)
 
 
 @dataclass
@@ -65,11 +72,26 @@ class Outcome:
 
 @dataclass
 class ChunkResult:
-    """The outcomes in the order of the chunk's tasks, and which actor they are from, where there are actors."""
+    """The outcomes in the order of the chunk's tasks, and which actor they are from, where there are actors.
+
+    Attributes:
+        began, ended: ``time.perf_counter()`` of the actor, which all processes of a machine share.
+    """
 
     outcomes: list[Outcome]
     total: WeightedSum
     actor: int | None
+    began: float | None = None
+    ended: float | None = None
+
+
+@dataclass(frozen=True)
+class TestSlice:
+    """A part of the central test: examples ``first`` … ``last`` − 1."""
+
+    server_round: int
+    first: int
+    last: int
 
 
 class Dispatcher(Protocol):
@@ -80,6 +102,13 @@ class Dispatcher(Protocol):
 
         Raises:
             EngineError: they do not come.
+        """
+
+    def test(self, weights: NDArrays, slices: Sequence[TestSlice]) -> list[TestSums]:
+        """Test ``weights`` on each slice of the central test split; the results come in order.
+
+        Raises:
+            RunError: the user's ``test`` raised or returned something else.
         """
 
     def execute(self, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from flwr.client import Client
 from flwr.common import (
-    Context,
     DisconnectRes,
     EvaluateIns,
     EvaluateRes,
@@ -17,14 +15,17 @@ from flwr.common import (
     GetParametersRes,
     GetPropertiesIns,
     GetPropertiesRes,
+    NDArrays,
     ReconnectIns,
 )
 from flwr.server import Server
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 
-from sim.engine.contract import Chunk, ChunkResult, Dispatcher
+from sim.client import Program
+from sim.engine.contract import Chunk, ChunkResult, Dispatcher, TestSlice
 from sim.engine.worker import Worker
+from sim.training import TestSums
 
 
 class InlineDispatcher:
@@ -39,6 +40,14 @@ class InlineDispatcher:
     def execute(self, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
         """Yield the result of each chunk, in order."""
         return map(self.worker.run, chunks)
+
+    def test(self, weights: NDArrays, slices: Sequence[TestSlice]) -> list[TestSums]:
+        """Test ``weights`` on each slice, in order.
+
+        Raises:
+            RunError: the user's ``test`` raised or returned something else.
+        """
+        return [self.worker.test(weights, part) for part in slices]
 
 
 class Registered(ClientProxy):
@@ -74,13 +83,13 @@ _NO_CALL = "a strategy returns instructions, the round loop calls the clients"
 
 def run(
     make_server: Callable[[Callable[[ClientManager], AbstractContextManager[Dispatcher]]], Server],
-    client_fn: Callable[[Context], Client],
+    program: Program,
     num_clients: int,
     num_rounds: int,
     seed: int,
 ) -> None:
     """Run the server's round loop in this process."""
-    server = make_server(lambda _: nullcontext(InlineDispatcher(Worker(client_fn, num_clients, seed))))
+    server = make_server(lambda _: nullcontext(InlineDispatcher(Worker(program, num_clients, seed))))
     for client_id in range(num_clients):
         server.client_manager().register(Registered(client_id))
     server.fit(num_rounds, timeout=None)

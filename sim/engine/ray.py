@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from flwr.client import Client
-from flwr.common import Context
+from flwr.common import NDArrays
 from flwr.server import Server, ServerConfig
 from flwr.server.client_manager import ClientManager
 from flwr.simulation import start_simulation
@@ -24,22 +23,24 @@ from flwr.simulation.ray_transport.ray_actor import VirtualClientEngineActor
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.exceptions import RayActorError, RayError
 
-from sim.engine.contract import Chunk, ChunkResult, OpenDispatcher
+from sim.client import ClientFn, Program
+from sim.engine.contract import Chunk, ChunkResult, OpenDispatcher, TestSlice
 from sim.engine.worker import Worker
-from sim.errors import EngineError
+from sim.errors import EngineError, RunError
+from sim.training import TestSums
 
 
 @ray.remote
 class ChunkActor(VirtualClientEngineActor):
     """A process that executes chunks; model, data and buffers stay in it from round to round."""
 
-    def __init__(self, client_fn: Callable[[Context], Client], num_clients: int, seed: int, log: Path) -> None:
+    def __init__(self, program: Program, num_clients: int, seed: int, log: Path) -> None:
         # Whatever a client prints belongs to the run, not to Ray's session folder.
         descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         os.close(descriptor)
-        self.worker = Worker(client_fn, num_clients, seed)
+        self.worker = Worker(program, num_clients, seed)
 
     def run_chunk(self, chunk: Chunk, weights: Any, actor: int) -> ChunkResult:
         """Execute a chunk that travelled without its weights; Ray maps those read-only from its store."""
@@ -48,6 +49,13 @@ class ChunkActor(VirtualClientEngineActor):
         for outcome in result.outcomes:
             outcome.cause = None  # an exception object of the user's may not travel
         return result
+
+    def run_test(self, part: TestSlice, weights: Any) -> TestSums | str:
+        """Execute a part of the central test; return what is wrong with the user's ``test``, if it is."""
+        try:
+            return self.worker.test(weights, part)
+        except RunError as error:
+            return str(error)
 
 
 class RayDispatcher:
@@ -62,7 +70,8 @@ class RayDispatcher:
     def execute(self, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
         """Yield results in the order of ``chunks``; those that are early wait in Ray's object store."""
         sent: dict[int, Any] = {}
-        waiting = deque(enumerate(chunks))
+        # The longest first, so that nobody waits at the end for one that began late.
+        waiting = deque(sorted(enumerate(chunks), key=lambda pair: -pair[1].num_examples))
         idle = deque(range(len(self.actors)))
         running: dict[Any, tuple[int, int]] = {}
         done: dict[int, Any] = {}
@@ -86,6 +95,26 @@ class RayDispatcher:
                 if wanted in done and not ready:
                     break
             yield _get(done.pop(wanted), chunks[wanted])
+
+    def test(self, weights: NDArrays, slices: Sequence[TestSlice]) -> list[TestSums]:
+        """Test ``weights`` on each slice, spread over the actors.
+
+        Raises:
+            RunError: the user's ``test`` raised or returned something else.
+            EngineError: a process died.
+        """
+        sent = ray.put(weights)
+        asked = [
+            self.actors[number % len(self.actors)].run_test.remote(part, sent) for number, part in enumerate(slices)
+        ]
+        try:
+            answers = ray.get(asked)
+        except RayError as error:
+            raise EngineError(f"the central test: a process died: {_last_line(error)}") from error
+        for answer in answers:
+            if isinstance(answer, str):
+                raise RunError(answer)
+        return answers
 
 
 def _get(reference: Any, chunk: Chunk) -> ChunkResult:
@@ -117,7 +146,7 @@ def _open_dispatcher(client_manager: ClientManager) -> Iterator[RayDispatcher]:
 
 def run(
     make_server: Callable[[OpenDispatcher], Server],
-    client_fn: Callable[[Context], Client],
+    program: Program,
     num_clients: int,
     num_rounds: int,
     seed: int,
@@ -145,14 +174,14 @@ def run(
     with _private_ray():
         try:
             start_simulation(
-                client_fn=client_fn,
+                client_fn=ClientFn(program),
                 num_clients=num_clients,
                 client_resources=client_resources,
                 server=make_server(_open_dispatcher),
                 config=ServerConfig(num_rounds=num_rounds),
                 ray_init_args=arguments,
                 actor_type=ChunkActor,
-                actor_kwargs={"client_fn": client_fn, "num_clients": num_clients, "seed": seed, "log": log},
+                actor_kwargs={"program": program, "num_clients": num_clients, "seed": seed, "log": log},
             )
         except Exception as error:
             # start_simulation wraps what the round loop raises; anything else comes from Ray's start.

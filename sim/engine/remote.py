@@ -11,6 +11,7 @@ from flwr.common import (
     Code,
     EvaluateIns,
     FitIns,
+    NDArrays,
     Parameters,
     Scalar,
     ndarrays_to_parameters,
@@ -19,8 +20,9 @@ from flwr.common import (
 from flwr.server.client_proxy import ClientProxy
 
 from sim.aggregation import WeightedSum
-from sim.engine.contract import Chunk, ChunkResult, Outcome, Task
-from sim.engine.worker import check_fit
+from sim.engine.contract import Chunk, ChunkResult, Outcome, Task, TestSlice
+from sim.engine.worker import Worker, check_fit
+from sim.training import TestSums
 
 # Metrics that only the transport sees: how long the client took, and its loss, which EvaluateRes rounds to 32 bits.
 SECONDS, LOSS = "sim_seconds", "sim_loss"
@@ -46,13 +48,17 @@ class Connections(Protocol):
 class RemoteDispatcher:
     """Sends every client of a round its instructions at once and waits for the answers."""
 
-    def __init__(self, connections: Connections, shared: dict[str, Scalar], timeout_seconds: float) -> None:
+    def __init__(
+        self, connections: Connections, worker: Worker, shared: dict[str, Scalar], timeout_seconds: float
+    ) -> None:
         """
         Args:
+            worker: does the central test, in this process.
             shared: goes to each client with its instructions; what only a simulation knows without being told.
             timeout_seconds: how long one client may take.
         """
         self.connections = connections
+        self.worker = worker
         self.shared = shared
         self.timeout_seconds = timeout_seconds
 
@@ -63,6 +69,14 @@ class RemoteDispatcher:
             EngineError: too few clients came in time.
         """
         self.connections.wait_for_enough()
+
+    def test(self, weights: NDArrays, slices: Sequence[TestSlice]) -> list[TestSums]:
+        """Test ``weights`` on each slice, in order.
+
+        Raises:
+            RunError: the user's ``test`` raised or returned something else.
+        """
+        return [self.worker.test(weights, part) for part in slices]
 
     def execute(self, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
         """Yield the result of each chunk, in order; a client that is lost is an outcome, too."""

@@ -18,7 +18,7 @@ from sim.seeds import Purpose, seeded, sequence
 from sim.vectorized import Member, Trainer, drawn
 
 
-def can_fit(bench: Workbench, chunk: Chunk) -> bool:
+def can_fit(chunk: Chunk) -> bool:
     """Whether the clients of ``chunk`` can be trained together: the same knobs for all of them."""
     return all(task.config == chunk.tasks[0].config for task in chunk.tasks)
 

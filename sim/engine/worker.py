@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import traceback
 from collections.abc import Callable
@@ -22,10 +23,11 @@ from flwr.common import (
 )
 
 from sim.aggregation import WeightedSum
-from sim.client import CifarClient, ClientFn, workbench
+from sim.client import CifarClient, Program, set_weights, workbench
 from sim.engine import together
-from sim.engine.contract import Chunk, ChunkResult, Outcome, Task
+from sim.engine.contract import Chunk, ChunkResult, Outcome, Task, TestSlice
 from sim.seeds import Purpose, seeded
+from sim.training import TestSums
 
 
 class WrongReturnError(TypeError):
@@ -34,19 +36,35 @@ class WrongReturnError(TypeError):
 
 @dataclass
 class Worker:
-    """Makes clients with ``client_fn`` and calls them; the same code in this process and in an actor."""
+    """Makes the clients of a program and calls them; the same code in this process and in an actor.
 
-    client_fn: Callable[[Context], Client]
+    Attributes:
+        client_fn: makes them instead of the program's own.
+    """
+
+    program: Program
     num_clients: int
     seed: int
     actor: int = 0
+    client_fn: Callable[[Context], Client] | None = None
 
     def run(self, chunk: Chunk) -> ChunkResult:
         """Execute every client of ``chunk``; what one raises becomes its outcome."""
-        if chunk.phase == "fit" and isinstance(self.client_fn, ClientFn) and self.client_fn.program.together > 1:
-            bench = workbench(self.client_fn.program)
-            if together.can_fit(bench, chunk):
-                return ChunkResult(*together.fit(bench, chunk, self.seed), self.actor)
+        began = time.perf_counter()
+        done = None
+        if chunk.phase == "fit" and self.program.together > 1 and together.can_fit(chunk):
+            done = self._together(chunk)
+        outcomes, total = done or self._one_by_one(chunk)
+        return ChunkResult(outcomes, total, self.actor, began, time.perf_counter())
+
+    def _together(self, chunk: Chunk) -> tuple[list[Outcome], WeightedSum] | None:
+        try:
+            return together.fit(workbench(self.program), chunk, self.seed)
+        except Exception:
+            logging.getLogger("sim").exception("training together failed; trying one client after another")
+            return None
+
+    def _one_by_one(self, chunk: Chunk) -> tuple[list[Outcome], WeightedSum]:
         total = WeightedSum()
         outcomes = []
         purpose = Purpose.FIT if chunk.phase == "fit" else Purpose.EVALUATE
@@ -67,7 +85,18 @@ class Worker:
                 )
             outcome.seconds = time.perf_counter() - start
             outcomes.append(outcome)
-        return ChunkResult(outcomes, total, self.actor)
+        return outcomes, total
+
+    def test(self, weights: NDArrays, part: TestSlice) -> TestSums:
+        """Test ``weights`` on a part of the central test split.
+
+        Raises:
+            RunError: see ``Workbench.central_test``.
+        """
+        bench = workbench(self.program)
+        set_weights(bench.net, weights)
+        with seeded(self.seed, Purpose.TEST, part.server_round):
+            return bench.central_test(part.first, part.last)
 
     def _call(self, chunk: Chunk, task: Task) -> Outcome:
         context = Context(
@@ -77,7 +106,7 @@ class Worker:
             state=RecordDict() if task.state is None else task.state,
             run_config={},
         )
-        client: Any = self.client_fn(context)
+        client: Any = (self.client_fn or workbench(self.program).client)(context)
         # Straight to the NumPyClient where there is one: Flower's wrapper would copy the weights to bytes and back.
         client = getattr(client, "numpy_client", client)
         weights = chunk.weights

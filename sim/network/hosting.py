@@ -11,6 +11,7 @@ from flwr.common import Scalar
 from flwr.server import History, Server
 
 from sim.engine.remote import RemoteDispatcher
+from sim.engine.worker import Worker
 from sim.errors import EngineError, UsageError
 from sim.network.identity import Shape
 from sim.network.registry import Registry
@@ -94,7 +95,8 @@ class Host(Server):
         self._compare_with_partition(session.prepared)
         program = session.prepared.program
         shared: dict[str, Scalar] = {name: getattr(program, name) for name in ("seed", "augment", "eval_share")}
-        dispatcher = RemoteDispatcher(self.registry, shared, self._round_timeout)
+        worker = Worker(program, session.config.num_clients, program.seed)
+        dispatcher = RemoteDispatcher(self.registry, worker, shared, self._round_timeout)
         return session.server(lambda _: nullcontext(dispatcher), self.registry).fit(num_rounds, timeout)
 
     def _compare_with_partition(self, prepared: Prepared) -> None:

@@ -23,7 +23,7 @@ from flwr.common import (
     parameters_to_ndarrays,
 )
 
-from sim.client import ClientFn, Program
+from sim.client import Program
 from sim.engine.contract import Chunk, Outcome, Task
 from sim.engine.remote import LOSS, SECONDS
 from sim.engine.worker import Worker
@@ -85,7 +85,7 @@ class RemoteClient(Client):
         program, server_round = replace(self.program, **shared), int(config["server_round"])
         task = Task(self.identity.client_id, config, self.state)
         chunk = Chunk(phase, server_round, [task], parameters_to_ndarrays(ins.parameters), summed=False)
-        worker = Worker(ClientFn(program), self.identity.num_clients, program.seed)
+        worker = Worker(program, self.identity.num_clients, program.seed)
         (outcome,) = worker.run(chunk).outcomes
         if outcome.error is not None:
             log.error("round %d: %s failed: %s\n%s", server_round, phase, outcome.error, outcome.traceback)
