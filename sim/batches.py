@@ -17,6 +17,7 @@ from torch.utils.data import TensorDataset
 from sim.data import Examples
 
 _PADDING = 4
+_BLOCK = 1024  # images whose pixels are read at once
 
 
 @dataclass(frozen=True)
@@ -85,20 +86,28 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = self._resident.images, self._resident.labels
-        for step in self.steps():
-            yield pixels(images[step.chosen], step, channels_last=self.channels_last), labels[step.chosen]
+        if self.augment != "none":
+            for step in self.steps():
+                yield pixels(images[step.chosen], step, channels_last=self.channels_last), labels[step.chosen]
+            return
+        # Pixels of many batches are read at once; each batch is a view of them.
+        for block in self._order().split(self.batch_size * max(1, _BLOCK // self.batch_size)):
+            read = pixels(images[block], Step(block), channels_last=self.channels_last), labels[block]
+            yield from zip(*(tensor.split(self.batch_size) for tensor in read), strict=True)
 
     def steps(self) -> Iterator[Step]:
         """Draw one pass: which examples each batch takes, and how their images are changed."""
-        count = self.num_examples
-        order = (torch.randperm(count) if self.shuffle else torch.arange(count)).to(self._resident.labels.device)
-        chosen = order if self._indices is None else self._indices[order]
-        for batch in chosen.split(self.batch_size):
+        for batch in self._order().split(self.batch_size):
             if self.augment == "crop-flip":
                 shifts = torch.randint(-_PADDING, _PADDING + 1, (len(batch), 2))
                 yield Step(batch, shifts, torch.randint(0, 2, (len(batch), 1), dtype=torch.bool))
             else:
                 yield Step(batch)
+
+    def _order(self) -> Tensor:
+        count = self.num_examples
+        order = (torch.randperm(count) if self.shuffle else torch.arange(count)).to(self._resident.labels.device)
+        return order if self._indices is None else self._indices[order]
 
 
 @dataclass(frozen=True)

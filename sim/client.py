@@ -108,7 +108,10 @@ def set_weights(net: nn.Module, weights: NDArrays) -> None:
     for (name, tensor), array in zip(state.items(), weights, strict=True):
         if tensor.shape != array.shape:
             raise ValueError(f"{name}: shape {array.shape}, the model has {tuple(tensor.shape)}")
-        tensor.copy_(torch.tensor(array))
+        if tensor.device.type == "cpu":
+            np.copyto(tensor.numpy(), array)
+        else:
+            tensor.copy_(torch.tensor(array))
 
 
 @dataclass(frozen=True)

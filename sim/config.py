@@ -132,6 +132,9 @@ class RunConfig(TrainingConfig):
         MACHINE,
         choices=("ray", "inline"),
     )
+    ray_address: str | None = knob(
+        None, "join this Ray cluster (host:port, or auto for one on this machine) instead of starting one", MACHINE
+    )
     on_client_error: str = knob(
         "stop", "what a client that raises does: end the run, or be left out", RUN, choices=("stop", "drop")
     )
@@ -163,6 +166,8 @@ class RunConfig(TrainingConfig):
             raise ConfigError(
                 f"--vectorized-clients {self.vectorized_clients}: belongs to --local-training vectorized or auto"
             )
+        if self.ray_address is not None and self.engine != "ray":
+            raise ConfigError(f"--ray-address {self.ray_address}: belongs to --engine ray, not to {self.engine}")
         if self.dp_args and self.dp is None:
             raise ConfigError(f"--dp-args {', '.join(self.dp_args)}: belong to --dp fixed or adaptive")
         if self.fraction_evaluate and not self.eval_share:

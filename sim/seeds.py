@@ -52,7 +52,11 @@ def seeded(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     random.seed(int.from_bytes(words[:4].tobytes(), "little"))
     np.random.seed(words[4:6])  # noqa: NPY002
-    torch.manual_seed(int.from_bytes(words[6:8].tobytes(), "little"))
+    seed_of_torch = int.from_bytes(words[6:8].tobytes(), "little")
+    # torch.manual_seed would also note the call, with its stack trace, for a GPU that may be initialised later.
+    torch.default_generator.manual_seed(seed_of_torch)
+    if cuda is not None:
+        torch.cuda.manual_seed_all(seed_of_torch)
     try:
         yield
     finally:

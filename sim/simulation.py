@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import torch
@@ -28,8 +29,12 @@ def simulate(
         UsageError: the config, the data or the user's modules do not work; nothing was written.
         RunError: the run stopped; the rounds that were done are on disk.
     """
-    arguments = {"num_cpus": environment.available_cpus(), **(ray_init_args or {})}
-    _check_resources(config, arguments)
+    arguments: dict[str, Any] = {"num_cpus": environment.available_cpus(), **(ray_init_args or {})}
+    if config.ray_address is None:
+        _check_resources(config, arguments)
+    else:
+        _check_cluster(config.ray_address)
+        arguments = {**(ray_init_args or {}), "address": config.ray_address}
     prepared = prepare(config)
     with recorded(prepared, on_record) as session:
         if config.engine == "inline":
@@ -48,6 +53,24 @@ def simulate(
                 log=session.run.log_path,
             )
     return session.run
+
+
+def _check_cluster(address: str) -> None:
+    """Check that somebody listens at a cluster's address, for which Ray itself would wait for minutes.
+
+    Raises:
+        ConfigError: nobody does.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        raise ConfigError(f"--ray-address {address}: must be host:port, or auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"--ray-address {address}: no Ray cluster there: {reason}") from None
 
 
 def _check_resources(config: RunConfig, ray_init_args: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from flwr.common import Context, FitIns, RecordDict, ndarrays_to_parameters, par
 
 from sim import Run, RunConfig, models, preparation
 from sim.batches import Batches
-from sim.client import CifarClient, get_weights, ClientFn, set_weights
+from sim.client import CifarClient, ClientFn, get_weights, set_weights
 from sim.data import Examples
 
 FIT_CONFIG = {"local_epochs": 1, "batch_size": 2, "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}

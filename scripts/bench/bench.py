@@ -34,7 +34,7 @@ class Contender:
         self.name = name
         self.seconds: list[float] = []
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "contenders.py"), name, json.dumps(arguments)],
+            [sys.executable, "-c", "import contenders; contenders.main()", name, json.dumps(arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -53,7 +53,7 @@ class Contender:
         while line and not line[0].isdigit():
             line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.name} ended early; run contenders.py by hand to see why")
+            raise SystemExit(f"{self.name} ended early; run contenders.main() by hand to see why")
         self.seconds.append(float(line))
 
     def end(self) -> None:

@@ -10,7 +10,8 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ray.exceptions import RayActorError, RayError
 
 from sim.client import ClientFn, Program
 from sim.engine.contract import Chunk, ChunkResult, OpenDispatcher, TestSlice
+from sim.engine.shipping import Parcel, pack, runtime_env, unpack
 from sim.engine.worker import Worker
 from sim.errors import EngineError, RunError
 from sim.training import TestSums
@@ -36,11 +38,17 @@ class ChunkActor(VirtualClientEngineActor):
 
     def __init__(self, program: Program, num_clients: int, seed: int, log: Path) -> None:
         # Whatever a client prints belongs to the run, not to Ray's session folder.
-        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        os.close(descriptor)
+        if log.parent.is_dir():  # it is not on another machine
+            descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            os.dup2(descriptor, 1)
+            os.dup2(descriptor, 2)
+            os.close(descriptor)
         self.worker = Worker(program, num_clients, seed)
+
+    def receive(self, parcel: Parcel, from_node: str) -> None:
+        """Take the data of the run, if this is another node than the one that sends them."""
+        if ray.get_runtime_context().get_node_id() != from_node:
+            self.worker.program = unpack(self.worker.program, parcel)
 
     def run_chunk(self, chunk: Chunk, weights: Any, actor: int) -> ChunkResult:
         """Execute a chunk that travelled without its weights; Ray maps those read-only from its store."""
@@ -136,11 +144,17 @@ def _last_line(error: Exception) -> str:
 
 
 @contextmanager
-def _open_dispatcher(client_manager: ClientManager) -> Iterator[RayDispatcher]:
-    """Take the actors out of Flower's pool, which start_simulation has made by now."""
+def _open_dispatcher(parcel: Parcel | None, client_manager: ClientManager) -> Iterator[RayDispatcher]:
+    """Take the actors out of Flower's pool, which start_simulation has made by now, and send them the data."""
     proxy: Any = next(iter(client_manager.all().values()))
     pool = proxy.actor_pool
     actors = [pool.pop_idle() for _ in range(pool.num_actors)]
+    if parcel is not None:
+        sent, node = ray.put(parcel), ray.get_runtime_context().get_node_id()
+        try:
+            ray.get([actor.receive.remote(sent, node) for actor in actors])
+        except RayError as error:
+            raise EngineError(f"the data did not reach every node: {_last_line(error)}") from error
     yield RayDispatcher(actors)
 
 
@@ -159,25 +173,23 @@ def run(
 
     Args:
         client_resources: ``num_cpus`` and ``num_gpus`` of one actor.
-        ray_init_args: for ``ray.init``; they win over ours.
+        ray_init_args: for ``ray.init``; they win over ours. With an ``address``, the run joins that cluster, and code
+            and data are sent to its nodes.
         log: where the actors' output goes.
 
     Raises:
         EngineError: Ray could not start, or a process died.
     """
-    arguments = {
-        "include_dashboard": False,
-        "log_to_driver": False,
-        "configure_logging": False,
-        **ray_init_args,
-    }
-    with _private_ray():
+    joins = "address" in ray_init_args
+    own = {"runtime_env": runtime_env(program)} if joins else {"include_dashboard": False}
+    arguments = {"log_to_driver": False, "configure_logging": False, **own, **ray_init_args}
+    with nullcontext() if joins else _private_ray():
         try:
             start_simulation(
                 client_fn=ClientFn(program),
                 num_clients=num_clients,
                 client_resources=client_resources,
-                server=make_server(_open_dispatcher),
+                server=make_server(partial(_open_dispatcher, pack(program) if joins else None)),
                 config=ServerConfig(num_rounds=num_rounds),
                 ray_init_args=arguments,
                 actor_type=ChunkActor,
