@@ -82,9 +82,10 @@ def arguments(config: RunConfig, num_examples: int) -> dict[str, Any]:
     """
     ours = PARTITIONERS[config.partitioner].arguments(config, num_examples)
     reserved = {"num_partitions", "partition_by", "seed", "alpha", "min_partition_size", "partition_sizes"}
-    plugins.check_arguments(
-        _class_of(config), config.partitioner_args, reserved, "--partitioner-args", config.partitioner
-    )
+    if config.partitioner_args:  # otherwise the library need not be imported where the partition is in the cache
+        plugins.check_arguments(
+            _class_of(config), config.partitioner_args, reserved, "--partitioner-args", config.partitioner
+        )
     return {**ours, **config.partitioner_args}
 
 

@@ -151,13 +151,14 @@ def partition_figure(label_counts: NDArray[np.int64], classes: Sequence[str]) ->
     tops = np.cumsum(label_counts, axis=1)
     palette = colormaps["tab10" if num_classes <= 10 else "tab20" if num_classes <= 20 else "turbo"]
     for number in range(num_classes):
-        bottoms = tops[:, number] - label_counts[:, number]
-        axes.stairs(
-            tops[:, number],
+        # Not stairs(), which takes a second a class for 10,000 clients.
+        axes.fill_between(
             edges,
-            baseline=bottoms,
-            fill=True,
+            np.append(tops[:, number] - label_counts[:, number], 0),
+            np.append(tops[:, number], 0),
+            step="post",
             color=palette(number if num_classes <= 20 else number / num_classes),
+            linewidth=0,
             label=classes[number],
         )
     axes.set_xlabel("client")
