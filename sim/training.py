@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice, repeat
 
 import torch
@@ -47,12 +49,13 @@ def train(
     stepper = OPTIMIZERS[optimizer](weights, lr, momentum, weight_decay)
     loss_sum = torch.zeros((), device=device)
     num_examples = 0
+    autocast = partial(torch.autocast, device.type, torch.bfloat16)
     batches = chain.from_iterable(repeat(loader, epochs))
     for batch_images, batch_labels in islice(batches, max_steps or None):
         images, labels = batch_images.to(device), batch_labels.to(device)
         for weight in weights:
             weight.grad = None  # stepper.zero_grad() costs a tenth of a small model's step
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast() if precision == "bf16" else nullcontext():
             loss = F.cross_entropy(net(images), labels)
         objective = loss
         if proximal_mu:
@@ -60,7 +63,7 @@ def train(
             objective = loss + proximal_mu / 2 * distance.sum()
         objective.backward()
         stepper.step()
-        loss_sum += loss.detach() * len(labels)
+        loss_sum.add_(loss.detach(), alpha=len(labels))
         num_examples += len(labels)
     return float(loss_sum) / num_examples
 

@@ -80,16 +80,19 @@ class RayDispatcher:
         sent: dict[int, Any] = {}
         # The longest first, so that nobody waits at the end for one that began late.
         waiting = deque(sorted(enumerate(chunks), key=lambda pair: -pair[1].num_examples))
-        idle = deque(range(len(self.actors)))
+        load = dict.fromkeys(range(len(self.actors)), 0)
         running: dict[Any, tuple[int, int]] = {}
         done: dict[int, Any] = {}
         for wanted in range(len(chunks)):
             while True:
-                while idle and waiting:
+                # One chunk waits at each actor, so that it does not idle until we answer; not at the end, where the
+                # other actors could have it.
+                while waiting and min(load.values()) < (2 if len(waiting) > len(load) else 1):
                     index, chunk = waiting.popleft()
                     if id(chunk.weights) not in sent:
                         sent[id(chunk.weights)] = ray.put(chunk.weights)
-                    actor = idle.popleft()
+                    actor = min(load, key=load.__getitem__)
+                    load[actor] += 1
                     bare = Chunk(chunk.phase, chunk.server_round, chunk.tasks, [], chunk.summed)
                     reference = self.actors[actor].run_chunk.remote(bare, sent[id(chunk.weights)], actor)
                     running[reference] = index, actor
@@ -98,7 +101,7 @@ class RayDispatcher:
                 ready = ray.wait(list(running), num_returns=1, timeout=timeout)[0] if running else []
                 for reference in ready:
                     index, actor = running.pop(reference)
-                    idle.append(actor)
+                    load[actor] -= 1
                     done[index] = reference
                 if wanted in done and not ready:
                     break
