@@ -45,18 +45,32 @@ def seeded(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 
     Code that knows nothing of streams (Flower's strategies, dropout, a user's ``train``) draws from the
     global generators. Restoring keeps one such call from shifting the numbers of the next.
     """
+    with restored():
+        reseed(seed, purpose, server_round, client_id)
+        yield
+
+
+def reseed(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0) -> None:
+    """Seed the global ``random``, ``numpy`` and ``torch`` generators for one stream."""
     import torch
 
     words = sequence(seed, purpose, server_round, client_id).generate_state(8)
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     random.seed(int.from_bytes(words[:4].tobytes(), "little"))
     np.random.seed(words[4:6])  # noqa: NPY002
     seed_of_torch = int.from_bytes(words[6:8].tobytes(), "little")
     # torch.manual_seed would also note the call, with its stack trace, for a GPU that may be initialised later.
     torch.default_generator.manual_seed(seed_of_torch)
-    if cuda is not None:
+    if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed_of_torch)
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Leave the global generators as they were before."""
+    import torch
+
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,13 +51,14 @@ class ChunkActor(VirtualClientEngineActor):
         if ray.get_runtime_context().get_node_id() != from_node:
             self.worker.program = unpack(self.worker.program, parcel)
 
-    def run_chunk(self, chunk: Chunk, weights: Any, actor: int) -> ChunkResult:
-        """Execute a chunk that travelled without its weights; Ray maps those read-only from its store."""
+    def run_chunks(self, chunks: list[Chunk], weights: Any, actor: int) -> list[ChunkResult]:
+        """Execute chunks that travelled without their weights; Ray maps those read-only from its store."""
         self.worker.actor = actor
-        result = self.worker.run(Chunk(chunk.phase, chunk.server_round, chunk.tasks, weights, chunk.summed))
-        for outcome in result.outcomes:
-            outcome.cause = None  # an exception object of the user's may not travel
-        return result
+        results = [self.worker.run(replace(chunk, weights=weights)) for chunk in chunks]
+        for result in results:
+            for outcome in result.outcomes:
+                outcome.cause = None  # an exception object of the user's may not travel
+        return results
 
     def run_test(self, part: TestSlice, weights: Any) -> TestSums | str:
         """Execute a part of the central test; return what is wrong with the user's ``test``, if it is."""
@@ -76,36 +78,45 @@ class RayDispatcher:
         """Virtual clients are always there."""
 
     def execute(self, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
-        """Yield results in the order of ``chunks``; those that are early wait in Ray's object store."""
+        """Yield results in the order of ``chunks``; those that are early wait in Ray's object store.
+
+        A message carries several chunks, fewer as the round goes on, so that few messages are sent and nobody is
+        left with much work at the end. Which chunks travel together changes no sum.
+        """
         sent: dict[int, Any] = {}
         # The longest first, so that nobody waits at the end for one that began late.
         waiting = deque(sorted(enumerate(chunks), key=lambda pair: -pair[1].num_examples))
         load = dict.fromkeys(range(len(self.actors)), 0)
-        running: dict[Any, tuple[int, int]] = {}
-        done: dict[int, Any] = {}
+        running: dict[Any, tuple[list[int], int]] = {}
+        done: dict[int, Any] = {}  # where the result of a chunk is
+        read: dict[int, ChunkResult] = {}
         for wanted in range(len(chunks)):
             while True:
                 # One chunk waits at each actor, so that it does not idle until we answer; not at the end, where the
                 # other actors could have it.
                 while waiting and min(load.values()) < (2 if len(waiting) > len(load) else 1):
-                    index, chunk = waiting.popleft()
-                    if id(chunk.weights) not in sent:
-                        sent[id(chunk.weights)] = ray.put(chunk.weights)
+                    message = _next_message(waiting, len(load))
+                    weights = message[0][1].weights
+                    if id(weights) not in sent:
+                        sent[id(weights)] = ray.put(weights)
                     actor = min(load, key=load.__getitem__)
                     load[actor] += 1
-                    bare = Chunk(chunk.phase, chunk.server_round, chunk.tasks, [], chunk.summed)
-                    reference = self.actors[actor].run_chunk.remote(bare, sent[id(chunk.weights)], actor)
-                    running[reference] = index, actor
+                    bare = [replace(chunk, weights=[]) for _, chunk in message]
+                    reference = self.actors[actor].run_chunks.remote(bare, sent[id(weights)], actor)
+                    running[reference] = [index for index, _ in message], actor
                 # Even with a result at hand: whoever has finished meanwhile gets work before that is folded.
                 timeout = 0 if wanted in done else None
                 ready = ray.wait(list(running), num_returns=1, timeout=timeout)[0] if running else []
                 for reference in ready:
-                    index, actor = running.pop(reference)
+                    indices, actor = running.pop(reference)
                     load[actor] -= 1
-                    done[index] = reference
+                    done |= dict.fromkeys(indices, (reference, indices))
                 if wanted in done and not ready:
                     break
-            yield _get(done.pop(wanted), chunks[wanted])
+            reference, indices = done.pop(wanted)
+            if wanted not in read:
+                read |= zip(indices, _get(reference, [chunks[i] for i in indices]), strict=True)
+            yield read.pop(wanted)
 
     def test(self, weights: NDArrays, slices: Sequence[TestSlice]) -> list[TestSums]:
         """Test ``weights`` on each slice, spread over the actors.
@@ -128,17 +139,29 @@ class RayDispatcher:
         return answers
 
 
-def _get(reference: Any, chunk: Chunk) -> ChunkResult:
+def _next_message(waiting: deque[tuple[int, Chunk]], num_actors: int) -> list[tuple[int, Chunk]]:
+    """Take chunks for one message: a share of what is left, all from the same weights."""
+    share = -(-sum(len(chunk.tasks) for _, chunk in waiting) // (3 * num_actors))
+    message = [waiting.popleft()]
+    tasks = len(message[0][1].tasks)
+    while waiting and tasks < share and waiting[0][1].weights is message[0][1].weights:
+        message.append(waiting.popleft())
+        tasks += len(message[-1][1].tasks)
+    return message
+
+
+def _get(reference: Any, chunks: list[Chunk]) -> list[ChunkResult]:
+    server_round = chunks[0].server_round
     try:
-        result: ChunkResult = ray.get(reference)
+        results: list[ChunkResult] = ray.get(reference)
     except RayActorError as error:
-        ids = ", ".join(str(task.client_id) for task in chunk.tasks)
+        ids = ", ".join(str(task.client_id) for chunk in chunks for task in chunk.tasks)
         raise EngineError(
-            f"round {chunk.server_round}: the process that executed client {ids} died: {_last_line(error)}"
+            f"round {server_round}: the process that executed client {ids} died: {_last_line(error)}"
         ) from error
     except RayError as error:
-        raise EngineError(f"round {chunk.server_round}: Ray failed: {_last_line(error)}") from error
-    return result
+        raise EngineError(f"round {server_round}: Ray failed: {_last_line(error)}") from error
+    return results
 
 
 def _last_line(error: Exception) -> str:
@@ -184,7 +207,8 @@ def run(
         EngineError: Ray could not start, or a process died.
     """
     joins = "address" in ray_init_args
-    own = {"runtime_env": runtime_env(program)} if joins else {"include_dashboard": False}
+    # "local": Ray would otherwise join whatever cluster runs on this machine.
+    own = {"runtime_env": runtime_env(program)} if joins else {"address": "local", "include_dashboard": False}
     arguments = {"log_to_driver": False, "configure_logging": False, **own, **ray_init_args}
     with nullcontext() if joins else _private_ray():
         try:

@@ -26,7 +26,7 @@ from sim.aggregation import WeightedSum
 from sim.client import CifarClient, Program, set_weights, workbench
 from sim.engine import together
 from sim.engine.contract import Chunk, ChunkResult, Outcome, Task, TestSlice
-from sim.seeds import Purpose, seeded
+from sim.seeds import Purpose, reseed, restored, seeded
 from sim.training import TestSums
 
 
@@ -68,23 +68,24 @@ class Worker:
         total = WeightedSum()
         outcomes = []
         purpose = Purpose.FIT if chunk.phase == "fit" else Purpose.EVALUATE
-        for task in chunk.tasks:
-            start = time.perf_counter()
-            try:
-                with seeded(self.seed, purpose, chunk.server_round, task.client_id):
+        with restored():
+            for task in chunk.tasks:
+                start = time.perf_counter()
+                try:
+                    reseed(self.seed, purpose, chunk.server_round, task.client_id)
                     outcome = self._call(chunk, task)
-                if outcome.weights is not None and chunk.summed:
-                    total.add(outcome.weights, outcome.num_examples)
-                    outcome.weights = None
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - the round loop decides what it means
-                outcome = Outcome(
-                    task.client_id,
-                    error=f"{type(error).__name__}: {error}",
-                    traceback=traceback.format_exc(),
-                    cause=error,
-                )
-            outcome.seconds = time.perf_counter() - start
-            outcomes.append(outcome)
+                    if outcome.weights is not None and chunk.summed:
+                        total.add(outcome.weights, outcome.num_examples)
+                        outcome.weights = None
+                except (Exception, SystemExit) as error:  # noqa: BLE001 - the round loop decides what it means
+                    outcome = Outcome(
+                        task.client_id,
+                        error=f"{type(error).__name__}: {error}",
+                        traceback=traceback.format_exc(),
+                        cause=error,
+                    )
+                outcome.seconds = time.perf_counter() - start
+                outcomes.append(outcome)
         return outcomes, total
 
     def test(self, weights: NDArrays, part: TestSlice) -> TestSums:
