@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The tutorial's terminals in one: a server and N clients as processes of this machine, all ended together.
-# N is 2 unless given. Flags go to server and clients, e.g.
+# N is 2 unless given. Flags of sim run go to server and clients, e.g.
 #   scripts/federation.sh 5 --dataset imagefolder --data-dir CIFAR --num-rounds 3
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"

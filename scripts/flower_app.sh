@@ -18,9 +18,10 @@ PORT="$(free_port)"
 printf '[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:%s"\ninsecure = true\n' "$PORT" \
     > "$FLWR_HOME/config.toml"
 
+set -m   # a process group for each, so that what they start ends with them
 running=()
 end_all() {
-    for pid in "${running[@]}"; do kill "$pid" 2>/dev/null || true; done
+    for pid in "${running[@]}"; do kill -- "-$pid" 2>/dev/null || true; done
     wait
     rm -rf "$FLWR_HOME"
 }

@@ -66,7 +66,17 @@ def aggregate(
     """
     if not averages:
         each = [(proxies[o.client_id], _fit_res(o.weights or [], o)) for o in answers.ok]
-        return strategy.aggregate_fit(server_round, each, answers.failures)[0]  # type: ignore[no-any-return]
+        failures = answers.failures
+        if failures and hasattr(strategy, "num_sampled_clients"):
+            # Flower's privacy wrappers give up on a round with failures. Noise for the clients that are left protects
+            # them as well.
+            planned, failures = strategy.num_sampled_clients, []
+            strategy.num_sampled_clients = len(each)
+            try:
+                return strategy.aggregate_fit(server_round, each, failures)[0]  # type: ignore[no-any-return]
+            finally:
+                strategy.num_sampled_clients = planned
+        return strategy.aggregate_fit(server_round, each, failures)[0]  # type: ignore[no-any-return]
     mean = Outcome(answers.ok[0].client_id, num_examples=answers.total.num_examples)
     one = [(proxies[mean.client_id], _fit_res(answers.total.mean(), mean))]
     with _metrics_of_every_client(strategy, answers.ok):

@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -104,11 +104,11 @@ def _server(arguments: argparse.Namespace) -> None:
     options = ServerOptions(**_flags(ServerOptions, arguments))
     given = networked(_given(RunConfig, arguments))
     counted = "num_clients" in given
-    config = RunConfig(**{"num_clients": options.min_clients, **given})
-    if config.num_clients < options.min_clients:
-        raise ConfigError(
-            f"--min-clients {options.min_clients}: must be at most --num-clients {config.num_clients}, or nobody starts"
-        )
+    min_clients = options.min_clients or given.get("num_clients") or 2
+    config = RunConfig(**{"num_clients": min_clients, **given})
+    if config.num_clients < min_clients:
+        raise ConfigError(f"--min-clients {min_clients}: must be at most --num-clients {config.num_clients}")
+    options = replace(options, min_clients=min_clients)
     from sim.network.serving import serve
     from sim.progress import RoundProgress
 
@@ -272,8 +272,9 @@ def _parser() -> _Parser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (the run stopped), 2 (bad input) or 130 (Ctrl-C)."""
+    words_of = list(sys.argv[1:] if words is None else words)
     try:
-        arguments = _parser().parse_strictly(sys.argv[1:] if words is None else words)
+        arguments = _parser().parse_strictly(words_of)
         arguments.act(arguments)
     except SimError as error:
         if isinstance(error, ClientError) and error.__cause__ is not None:
@@ -281,7 +282,8 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"sim: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("sim: interrupted; what was done is on disk", file=sys.stderr)
+        written = "; what was done is on disk" if words_of[:1] != ["client"] else ""
+        print(f"sim: interrupted{written}", file=sys.stderr)
         return _EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

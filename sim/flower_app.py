@@ -33,7 +33,7 @@ def _client_fn(context: Context) -> Client:
         raise ConfigError('--node-config: needs "partition-id=0 num-partitions=2"')
     given = {**_given(RunConfig, context.run_config), "num_clients": int(node["num-partitions"])}
     member = _member(RunConfig(**networked(given)).to_toml())
-    return RemoteClient(member.program, member.identity(int(node["partition-id"])), context.state)
+    return RemoteClient(member.program, member.identity(int(node["partition-id"])), context)
 
 
 @lru_cache(maxsize=1)

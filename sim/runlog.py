@@ -52,7 +52,8 @@ def captured(path: Path, *, show: bool) -> Iterator[None]:
     for logger in loggers:
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
-    logging.getLogger("sim").addHandler(_note_handler())  # what sim itself says is for the user, too
+    if not show:
+        logging.getLogger("sim").addHandler(_note_handler())  # what sim itself says is for the user, too
     logging.captureWarnings(True)
     ended = threading.Event()
     follower = threading.Thread(target=_follow, args=(path, ended), daemon=True)

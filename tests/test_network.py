@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import sha256
+from conftest import PROGRAMS, sha256
 from federation import Federation
 from sim import Run
-
-Sim = Callable[..., "object"]
 
 
 @pytest.fixture
@@ -47,6 +45,34 @@ def test_five_clients_give_the_numbers_of_their_simulation(federation: Federatio
     assert clients[3].lines[-1] == "client 3        trained in 3 rounds"
     assert "sim: waiting for 5 more clients, 0 of 5 are there" in server.lines
     assert "note:" not in "\n".join(server.lines)
+    assert clients[3].lines[0] == "sim: client 3 takes part with 229 examples"
+
+
+def test_own_clients_are_those_of_their_simulation(
+    federation: Federation, small: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, in_programs: None
+) -> None:
+    """State, the server's batch size and numpy's numbers among the metrics; one that raises is dropped."""
+    monkeypatch.setenv("PYTHONPATH", str(PROGRAMS))
+    shared = ["--num-clients", "2", "--client", "own:Travelling", "--on-client-error", "drop"]
+    server = federation.server(*shared, "--num-rounds", "3", "--batch-size", "32", "--local-epochs", "1")
+    clients = [federation.client(i, *shared) for i in range(2)]
+    assert [program.end() for program in (server, *clients)] == [0, 0, 0], server.lines
+    knobs = {"num_clients": 2, "clients_per_round": None, "fraction_fit": 1.0, "num_rounds": 3, "batch_size": 32}
+    simulated = small(client="own:Travelling", on_client_error="drop", **knobs)
+    columns = ["round", "client_id", "loss", "status", "error"]
+    assert federation.run.clients()[columns].equals(simulated.clients()[columns])
+    assert simulated.clients().loss.tolist()[0] == 32 + 1
+    assert (simulated.clients().status == "failed").sum() == 1
+    assert sha256(federation.run.model_path) == sha256(simulated.model_path)
+
+
+def test_privacy_outlives_a_lost_client(federation: Federation) -> None:
+    server = federation.server(*SLOW, "--num-rounds", "3", "--min-clients", "2", "--dp", "fixed")
+    clients = [federation.client(i, *SLOW) for i in range(3)]
+    server.wait_for("round 1/3")
+    clients[0].process.kill()
+    assert server.end() == 0, server.lines
+    assert federation.run.clients().query("status == 'failed'").client_id.tolist() == [0]
 
 
 def test_two_clients_tell_the_server_what_it_was_not_told(federation: Federation) -> None:

@@ -77,7 +77,9 @@ def test_bars_of_a_client_add_up_to_its_examples(num_classes: int) -> None:
         (outline,) = bars.get_paths()
         bottoms, tops = counts[:, :number].sum(axis=1), counts[:, : number + 1].sum(axis=1)
         for client_id, (bottom, top) in enumerate(zip(bottoms, tops, strict=True)):
-            inside = [outline.contains_point((client_id, y)) for y in (bottom - 0.1, bottom + 0.1, top - 0.1, top + 0.1)]
+            inside = [
+                outline.contains_point((client_id, y)) for y in (bottom - 0.1, bottom + 0.1, top - 0.1, top + 0.1)
+            ]
             assert inside == [False, top > bottom, top > bottom, False]
 
 

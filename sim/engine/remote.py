@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 from flwr.common import (
@@ -26,6 +27,8 @@ from sim.training import TestSums
 
 # Metrics that only the transport sees: how long the client took, and its loss, which EvaluateRes rounds to 32 bits.
 SECONDS, LOSS = "sim_seconds", "sim_loss"
+# Parts of the program that the server decides, by the keys of FitIns.config under which they travel.
+SHARED = {"seed": "sim_seed", "augment": "sim_augment", "eval_share": "sim_eval_share", "batch_size": "sim_batch_size"}
 
 
 class Connections(Protocol):
@@ -41,7 +44,7 @@ class Connections(Protocol):
     def proxy_of(self, client_id: int) -> ClientProxy | None:
         """The connection to a client; None if it is gone."""
 
-    def lose(self, proxy: ClientProxy) -> None:
+    def unregister(self, client: ClientProxy) -> None:
         """Forget a connection that ended."""
 
 
@@ -81,22 +84,21 @@ class RemoteDispatcher:
     def execute(self, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
         """Yield the result of each chunk, in order; a client that is lost is an outcome, too."""
         packed: dict[int, Parameters] = {}
-        with ThreadPoolExecutor(max_workers=sum(len(chunk.tasks) for chunk in chunks)) as pool:
-            asked = []
-            for chunk in chunks:
-                key = id(chunk.weights)
-                if key not in packed:
-                    packed[key] = ndarrays_to_parameters(chunk.weights)
-                asked.append([pool.submit(self._call, chunk, task, packed[key]) for task in chunk.tasks])
-            for chunk, futures in zip(chunks, asked, strict=True):
-                total, outcomes = WeightedSum(), []
-                for future in futures:
-                    outcome = future.result()
-                    if outcome.weights is not None and chunk.summed:
-                        total.add(outcome.weights, outcome.num_examples)
-                        outcome.weights = None
-                    outcomes.append(outcome)
-                yield ChunkResult(outcomes, total, actor=None)
+        asked = []
+        for chunk in chunks:
+            key = id(chunk.weights)
+            if key not in packed:
+                packed[key] = ndarrays_to_parameters(chunk.weights)
+            asked.append([_in_a_thread(self._call, chunk, task, packed[key]) for task in chunk.tasks])
+        for chunk, futures in zip(chunks, asked, strict=True):
+            total, outcomes = WeightedSum(), []
+            for future in futures:
+                outcome = future.result()
+                if outcome.weights is not None and chunk.summed:
+                    total.add(outcome.weights, outcome.num_examples)
+                    outcome.weights = None
+                outcomes.append(outcome)
+            yield ChunkResult(outcomes, total, actor=None)
 
     def _call(self, chunk: Chunk, task: Task, parameters: Parameters) -> Outcome:
         start = time.perf_counter()
@@ -109,7 +111,7 @@ class RemoteDispatcher:
         try:
             answer = call(instructions(parameters, config), timeout=self.timeout_seconds, group_id=chunk.server_round)
         except Exception as error:  # noqa: BLE001 - each runtime of Flower has errors of its own
-            self.connections.lose(proxy)
+            self.connections.unregister(proxy)
             waited = time.perf_counter() - start
             late = waited >= self.timeout_seconds
             reason = f"no answer within {self.timeout_seconds:g} s" if late else "the connection was lost"
@@ -125,6 +127,20 @@ class RemoteDispatcher:
                 outcome.seconds = seconds
                 outcome.loss = loss
         return outcome
+
+
+def _in_a_thread(function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]:
+    """Call in a daemon thread: a run that stops does not wait for its slowest client, as an executor would."""
+    future: Future[Outcome] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:  # noqa: BLE001 - for whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return future
 
 
 def _read(chunk: Chunk, task: Task, answer: Any) -> Outcome:

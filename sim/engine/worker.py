@@ -171,6 +171,9 @@ def check_fit(outcome: Outcome, sent: NDArrays) -> float | None:
     shapes, wanted = [np.shape(w) for w in outcome.weights or []], [w.shape for w in sent]
     if shapes != wanted:
         raise WrongReturnError(f"fit returned arrays of shapes {shapes}, the model has {wanted}")
+    dtypes = [(np.asarray(w).dtype, s.dtype) for w, s in zip(outcome.weights or [], sent, strict=True)]
+    if not all(np.can_cast(dtype, wanted_dtype, "same_kind") for dtype, wanted_dtype in dtypes):
+        raise WrongReturnError(f"fit returned arrays of types {[d.name for d, _ in dtypes]}, the model has others")
     if outcome.num_examples < 1:
         raise WrongReturnError(f"fit returned num_examples {outcome.num_examples}; at least 1 is needed")
     loss = outcome.metrics.get("loss")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from flwr.common import Scalar
 from flwr.server import History, Server
 
-from sim.engine.remote import RemoteDispatcher
+from sim.engine.remote import SHARED, RemoteDispatcher
 from sim.engine.worker import Worker
 from sim.errors import EngineError, UsageError
-from sim.network.identity import Shape
+from sim.network.identity import Identity, Shape, fingerprint
 from sim.network.registry import Registry
 from sim.preparation import Prepared, prepare
 from sim.recording import OnRecord, Session, recorded
@@ -92,21 +93,21 @@ class Host(Server):
                 session.adopt(prepare(config, alone=True))
             except UsageError as error:
                 raise EngineError(f"the clients have --num-clients {num_clients}: {error}") from error
-        self._compare_with_partition(session.prepared)
+        self.registry.begin(partial(_compare_with_partition, session.prepared))
         program = session.prepared.program
-        shared: dict[str, Scalar] = {name: getattr(program, name) for name in ("seed", "augment", "eval_share")}
+        shared: dict[str, Scalar] = {SHARED[name]: getattr(program, name) for name in SHARED}
         worker = Worker(program, session.config.num_clients, program.seed)
         dispatcher = RemoteDispatcher(self.registry, worker, shared, self._round_timeout)
         return session.server(lambda _: nullcontext(dispatcher), self.registry).fit(num_rounds, timeout)
 
-    def _compare_with_partition(self, prepared: Prepared) -> None:
-        """Say where a client holds something else than the run's config would deal."""
-        for client_id, identity in sorted(self.registry.identities.items()):
-            dealt = int(prepared.partition.sizes[client_id])
-            if identity.num_examples != dealt:
-                logging.getLogger("sim").warning(
-                    "note: client %d has %d examples, the server's config would deal it %d",
-                    client_id,
-                    identity.num_examples,
-                    dealt,
-                )
+
+def _compare_with_partition(prepared: Prepared, identity: Identity) -> None:
+    """Say when a client holds something else than the run's config would deal."""
+    indices = prepared.partition.of(identity.client_id)
+    if identity.examples != fingerprint(indices):
+        logging.getLogger("sim").warning(
+            "note: client %d has %d examples of its own; the server's config deals it %d others",
+            identity.client_id,
+            identity.num_examples,
+            len(indices),
+        )

@@ -7,7 +7,9 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Self
 
+import numpy as np
 from flwr.common import NDArrays, Scalar
+from numpy.typing import NDArray
 
 from sim import data, partition
 from sim.client import Program
@@ -50,11 +52,16 @@ class Shape:
 
 @dataclass(frozen=True)
 class Identity(Shape):
-    """A client as it introduces itself, in the properties that the server asks for."""
+    """A client as it introduces itself, in the properties that the server asks for.
+
+    Attributes:
+        examples: a fingerprint of their positions in the data set.
+    """
 
     client_id: int
     num_clients: int
     num_examples: int
+    examples: str
     protocol_version: int = PROTOCOL_VERSION
 
     def to_properties(self) -> dict[str, Scalar]:
@@ -119,7 +126,13 @@ class Member:
             client_id=client_id,
             num_clients=self.partition.num_clients,
             num_examples=int(self.partition.sizes[client_id]),
+            examples=fingerprint(self.partition.of(client_id)),
         )
+
+
+def fingerprint(indices: NDArray[np.int64]) -> str:
+    """Return a hash of positions in a data set."""
+    return hashlib.sha256(np.ascontiguousarray(indices).tobytes()).hexdigest()
 
 
 def introduce(config: RunConfig) -> Member:

@@ -5,9 +5,11 @@ The only file that touches ``start_client`` (deprecated in Flower 1.13, working 
 
 from __future__ import annotations
 
+import os
+
 import grpc
 from flwr.client import start_client
-from flwr.common import RecordDict
+from flwr.common import Context, RecordDict
 
 from sim import rehearsal, runlog
 from sim.client import get_weights, workbench
@@ -42,7 +44,9 @@ def join(config: RunConfig, options: ClientOptions) -> int:
     program = member.program
     rehearsal.rehearse(workbench(program), get_weights(workbench(program).net), fit_config(config, 1))
     authority = wait_for_server(options)
-    client = RemoteClient(program, member.identity(client_id), RecordDict())
+    client = RemoteClient(program, member.identity(client_id), Context(0, client_id, {}, RecordDict(), {}))
+    # The probe was direct, and a server of this kind is behind no proxy.
+    os.environ["no_grpc_proxy"] = options.host  # noqa: SIM112 - so gRPC reads it
     with runlog.notes(), runlog.quiet("flwr", show=config.verbose):
         try:
             start_client(server_address=options.address, client=client, root_certificates=authority)

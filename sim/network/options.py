@@ -80,13 +80,20 @@ class _Options:
 class ServerOptions(_Options):
     """Knobs of ``sim server``."""
 
-    min_clients: int = knob(2, "clients that must be there for a round to begin", NETWORK, low=1)
+    min_clients: int | None = knob(
+        None,
+        "clients that must be there for a round to begin; all of --num-clients, or 2 where that is not given, unless "
+        "given",
+        NETWORK,
+        low=1,
+    )
     round_timeout: float = knob(
         3600.0,
         "how long to wait for the answer of one client, and in the midst of a run for --min-clients, before giving up",
         NETWORK,
         unit="seconds",
         above=0,
+        high=10_000_000,
     )
     certificate: str | None = knob(None, "PEM file of the server's certificate, for TLS", NETWORK)
     private_key: str | None = knob(None, "PEM file of the certificate's private key, for TLS", NETWORK)
@@ -124,7 +131,9 @@ class ClientOptions(_Options):
     """Knobs of ``sim client``."""
 
     client_id: int | None = knob(None, "which partition is this client's, from 0 to num_clients - 1", NETWORK, low=0)
-    max_wait: float = knob(60.0, "how long to wait for a server that is not there yet", NETWORK, unit="seconds", low=0)
+    max_wait: float = knob(
+        60.0, "how long to wait for a server that is not there yet", NETWORK, unit="seconds", low=0, high=10_000_000
+    )
 
 
 def networked(given: dict[str, Any]) -> dict[str, Any]:

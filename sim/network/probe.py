@@ -32,7 +32,7 @@ def wait_for_server(options: ClientOptions) -> bytes | None:
         reason = "nobody listens there"
         for family, kind, protocol, _, place in places:
             with socket.socket(family, kind, protocol) as connection:
-                connection.settimeout(_SECONDS)
+                connection.settimeout(max(0.1, min(_SECONDS, deadline - time.monotonic())))
                 try:
                     connection.connect(place)
                 except OSError as error:
@@ -81,11 +81,28 @@ def _is_trusted(connection: socket.socket, options: ClientOptions, authority: by
         return secured.version() is not None
 
 
+def _shakes_hands(connection: socket.socket) -> bool:
+    """Whether who hung up on a plain connection would have spoken TLS."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        with socket.create_connection(connection.getpeername()[:2], timeout=_SECONDS) as again:
+            context.wrap_socket(again).close()
+    except OSError:
+        return False
+    return True
+
+
 def _is_plain_grpc(connection: socket.socket, options: ClientOptions) -> bool:
     connection.sendall(_HELLO)
     head = connection.recv(9)
     if len(head) >= 4 and head[3] == _SETTINGS:
         return True
-    if not head or head[0] == _TLS_ALERT:
+    if not head:
+        if not _shakes_hands(connection):
+            return False
+        head = bytes([_TLS_ALERT])
+    if head[0] == _TLS_ALERT:
         raise ConfigError(f"--address {options.address}: the server speaks TLS; give --ca with its authority")
     raise ConfigError(f"--address {options.address}: something answers there, but it is no server of sim")

@@ -6,6 +6,7 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Callable
 
 from flwr.common import GetPropertiesIns, ReconnectIns, Scalar
 from flwr.server import SimpleClientManager
@@ -51,9 +52,12 @@ class Registry(SimpleClientManager):
         self.min_clients = min_clients
         self.timeout_seconds = timeout_seconds
         self.introduction_seconds = introduction_seconds
-        self.identities: dict[int, Identity] = {}
+        self._identities: dict[int, Identity] = {}
         self._connections: dict[str, ClientProxy] = {}
         self._closed = False
+        self._num_clients_chosen = num_clients
+        self._begun = False
+        self._on_join: Callable[[Identity], None] | None = None
 
     def register(self, client: ClientProxy) -> bool:
         """Take note of a new connection and ask it who it is."""
@@ -65,12 +69,17 @@ class Registry(SimpleClientManager):
         return True
 
     def unregister(self, client: ClientProxy) -> None:
-        """Forget a connection; its client may come again."""
+        """End and forget a connection; its client may come again."""
+        bridge = getattr(client, "bridge", None)
+        if bridge is not None:
+            bridge.close()  # a stream that stayed open would take one of the server's thousand threads
         with self._cv:
             self._connections.pop(client.cid, None)
             if client.cid not in self.clients:
                 return
             self.clients = {cid: proxy for cid, proxy in self.clients.items() if cid != client.cid}
+            if not self.clients and not self._begun:
+                self.num_clients = self._num_clients_chosen
             self._cv.notify_all()
             closed = self._closed
         if not closed:
@@ -95,7 +104,7 @@ class Registry(SimpleClientManager):
             reason = self._reason_against(identity)
             if reason is None:
                 self.num_clients = identity.num_clients
-                self.identities[identity.client_id] = identity
+                self._identities[identity.client_id] = identity
                 client.partition_id = identity.client_id  # type: ignore[attr-defined]
                 known = {**self.clients, client.cid: client}
                 # In the order of client_ids, as the clients of a simulation are: the same draw picks the same ones.
@@ -105,8 +114,20 @@ class Registry(SimpleClientManager):
             self._refuse(client, f"client {identity.client_id} was refused: {reason}")
             return
         log.info("client %d joined with %d examples", identity.client_id, identity.num_examples)
+        if self._on_join is not None:
+            self._on_join(identity)
+
+    def begin(self, on_join: Callable[[Identity], None]) -> None:
+        """Hold on to the number of clients, and tell of each client that is there and of those that come."""
+        with self._cv:
+            self._begun, self._on_join = True, on_join
+            there = [self._identities[p.partition_id] for p in self.clients.values()]  # type: ignore[attr-defined]
+        for identity in there:
+            on_join(identity)
 
     def _reason_against(self, identity: Identity) -> str | None:
+        if identity.num_clients < (self.min_clients or 1):
+            return f"--num-clients {identity.num_clients}: the server waits for --min-clients {self.min_clients}"
         reason = identity.misfit(self.expected, self.num_clients)
         if reason is None and self.proxy_of(identity.client_id) is not None:
             reason = f"--client-id {identity.client_id}: another client has it"
@@ -121,10 +142,6 @@ class Registry(SimpleClientManager):
         """The connection to a client; None if it is gone."""
         found = (proxy for proxy in self.clients.values() if proxy.partition_id == client_id)  # type: ignore[attr-defined]
         return next(found, None)
-
-    def lose(self, proxy: ClientProxy) -> None:
-        """Forget a connection that ended."""
-        self.unregister(proxy)
 
     def sample(
         self, num_clients: int, min_num_clients: int | None = None, criterion: Criterion | None = None
@@ -170,8 +187,15 @@ class Registry(SimpleClientManager):
 
 
 def _take_leave(client: ClientProxy, words: dict[str, Scalar]) -> None:
-    try:
-        client.get_properties(GetPropertiesIns(words), FAREWELL_SECONDS, None)
-        client.reconnect(ReconnectIns(seconds=None), FAREWELL_SECONDS, None)
-    except Exception as error:  # noqa: BLE001 - it is to go anyway
-        logging.getLogger("flwr").info("a connection ended before it was told: %r", error)
+    deadline = time.monotonic() + FAREWELL_SECONDS
+    while True:
+        try:
+            client.get_properties(GetPropertiesIns(words), FAREWELL_SECONDS, None)
+            client.reconnect(ReconnectIns(seconds=None), FAREWELL_SECONDS, None)
+        except ValueError:  # Flower's bridge: it has not answered the last request yet
+            if time.monotonic() < deadline:
+                time.sleep(0.1)
+                continue
+        except Exception as error:  # noqa: BLE001 - it is to go anyway
+            logging.getLogger("flwr").info("a connection ended before it was told: %r", error)
+        return

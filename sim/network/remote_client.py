@@ -6,9 +6,11 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from flwr.client import Client
 from flwr.common import (
     Code,
+    Context,
     EvaluateIns,
     EvaluateRes,
     FitIns,
@@ -16,7 +18,6 @@ from flwr.common import (
     GetPropertiesIns,
     GetPropertiesRes,
     Parameters,
-    RecordDict,
     Scalar,
     Status,
     ndarrays_to_parameters,
@@ -25,7 +26,7 @@ from flwr.common import (
 
 from sim.client import Program
 from sim.engine.contract import Chunk, Outcome, Task
-from sim.engine.remote import LOSS, SECONDS
+from sim.engine.remote import LOSS, SECONDS, SHARED
 from sim.engine.worker import Worker
 from sim.network.identity import REFUSED, STOPPED, Identity
 from sim.records import Phase
@@ -42,21 +43,20 @@ class RemoteClient(Client):
     trains with; the examples are its own.
     """
 
-    def __init__(self, program: Program, identity: Identity, state: RecordDict) -> None:
+    def __init__(self, program: Program, identity: Identity, own: Context) -> None:
         """
         Args:
-            state: the client's ``Context.state``, which lasts from call to call.
+            own: whose ``state`` is the client's, which lasts from call to call.
         """
         self.program = program
         self.identity = identity
-        self.state = state
+        self.own = own
         self.farewell: tuple[str, str] | None = None
         self.num_rounds = 0
+        self._told = False
 
     def get_properties(self, ins: GetPropertiesIns) -> GetPropertiesRes:
         """Say who this is; note if the server says goodbye."""
-        if not ins.config:
-            log.info("client %d has joined with %d examples", self.identity.client_id, self.identity.num_examples)
         for kind in (REFUSED, STOPPED):
             if kind in ins.config:
                 self.farewell = kind, str(ins.config[kind])
@@ -80,19 +80,37 @@ class RemoteClient(Client):
         return EvaluateRes(_OK, outcome.loss or 0.0, outcome.num_examples, _timed(outcome))
 
     def _execute(self, phase: Phase, ins: FitIns | EvaluateIns) -> Outcome:
+        if not self._told:
+            log.info("client %d takes part with %d examples", self.identity.client_id, self.identity.num_examples)
+            self._told = True
         config: dict[str, Any] = dict(ins.config)
-        shared = {name: config.pop(name) for name in ("seed", "augment", "eval_share")}
+        shared = {name: config.pop(key) for name, key in SHARED.items()}
         program, server_round = replace(self.program, **shared), int(config["server_round"])
-        task = Task(self.identity.client_id, config, self.state)
+        task = Task(self.identity.client_id, config, self.own.state)
         chunk = Chunk(phase, server_round, [task], parameters_to_ndarrays(ins.parameters), summed=False)
         worker = Worker(program, self.identity.num_clients, program.seed)
         (outcome,) = worker.run(chunk).outcomes
+        if outcome.state is not None:
+            self.own.state = outcome.state
+        _make_sendable(outcome)
         if outcome.error is not None:
             log.error("round %d: %s failed: %s\n%s", server_round, phase, outcome.error, outcome.traceback)
         else:
             loss = "" if outcome.loss is None else f" · loss {outcome.loss:.4f}"
             log.info("round %d · %s%s · %.1f s", server_round, phase, loss, outcome.seconds)
         return outcome
+
+
+def _make_sendable(outcome: Outcome) -> None:
+    """Turn numpy's numbers among the metrics into Python's; what cannot travel is the client's failure."""
+    metrics = {k: v.item() if isinstance(v, np.generic) else v for k, v in outcome.metrics.items()}
+    unfit = [f"{k} is {type(v).__name__}" for k, v in metrics.items() if type(v) not in (bool, int, float, str, bytes)]
+    if unfit:
+        outcome.error = f"metrics must be bool, int, float, str or bytes to be sent: {', '.join(unfit)}"
+    outcome.metrics = metrics
+    loss = metrics.get("loss")
+    if outcome.loss is None and isinstance(loss, float):
+        outcome.loss = loss
 
 
 def _timed(outcome: Outcome) -> dict[str, Scalar]:

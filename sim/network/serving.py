@@ -10,6 +10,7 @@ import math
 import resource
 import signal
 import socket
+from types import FrameType
 from typing import Any
 
 from flwr.server import History, ServerConfig, start_server
@@ -25,6 +26,7 @@ from sim.rundir import Run
 
 _NUM_SOCKETS = 65_536
 _INTRODUCTION_SECONDS = 10.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(config: RunConfig, options: ServerOptions, *, counted: bool = True, on_record: OnRecord | None = None) -> Run:
@@ -71,6 +73,13 @@ def serve(config: RunConfig, options: ServerOptions, *, counted: bool = True, on
     return host.run
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """End the run; what follows, such as a script that ends all its processes, does not interrupt its writing."""
+    for other in _SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 class _GracefulHost(Host):
     """A host after whose failure Flower still closes the port and every connection."""
 
@@ -79,8 +88,8 @@ class _GracefulHost(Host):
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
         """Run the rounds; what is raised is kept in ``error``."""
         # start_server has put its own handlers in place of Python's.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in _SIGNALS:
+            signal.signal(number, _interrupt)
         try:
             return super().fit(num_rounds, timeout)
         except BaseException as error:  # noqa: BLE001 - raised again when the port is closed

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import torch
-from flwr.app import MetricRecord
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flwr.client import Client, NumPyClient
 from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.strategy import DifferentialPrivacyClientSideFixedClipping, FedAvg
@@ -171,3 +171,20 @@ class SystemExits(CifarClient):
 
 def client_side_privacy(**kwargs):
     return DifferentialPrivacyClientSideFixedClipping(FedAvg(**kwargs), 0.1, 1.0, 10)
+
+
+class Travelling(CifarClient):
+    """Its loss is the server's batch size, plus how often it was called, as numpy has it; client 1 raises once."""
+
+    def __init__(self, net, train_loader, test_loader, device, train, test, client_id, context):
+        super().__init__(net, train_loader, test_loader, device, train, test)
+        self.client_id, self.context = client_id, context
+        self.given_batch_size = train_loader.batch_size
+
+    def fit(self, parameters, config):
+        calls = int(self.context.state["calls"]["n"]) + 1 if "calls" in self.context.state else 1
+        self.context.state = RecordDict({"calls": ConfigRecord({"n": calls})})
+        if self.client_id == 1 and config["server_round"] == 2:
+            raise ValueError("not this time")
+        weights, num_examples, _ = super().fit(parameters, config)
+        return weights, num_examples, {"loss": np.float64(self.given_batch_size + calls)}
