@@ -1,6 +1,6 @@
 """Client updates a second: bare PyTorch, plain Flower and sim, round by round in turn, on this machine.
 
-    scripts/bench.sh [--rounds 5] [--only pfl-research] [-o results/published/bench]
+    scripts/bench.sh [--rounds 5] [--only pfl-research instant] [-o results/published/bench]
 
 Writes OUTPUT.csv, one row a workload, and OUTPUT.json with machine and versions. A round's seconds are medians over
 the rounds after the first; what is compared runs in the same minute, so that only ratios are reported.
@@ -98,17 +98,17 @@ def main() -> None:
     """Measure, print and store."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=5, help="rounds after the first [default 5]")
-    parser.add_argument("--only", default="", help="workloads whose name contains this")
+    parser.add_argument("--only", nargs="+", default=[""], help="workloads whose names contain one of these")
     parser.add_argument("--processes", type=int, default=environment.available_cpus())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("-o", "--output", type=Path, default=Path("results/published/bench"))
     arguments = parser.parse_args()
     rows = []
     for name in WORKLOADS:
-        if arguments.only in name:
+        if any(part in name for part in arguments.only):
             rows.append(measure(name, arguments.rounds, arguments.processes, arguments.device))
             print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}), flush=True)
-    pd.DataFrame(rows).round(4).to_csv(arguments.output.with_suffix(".csv"), index=False)
+            pd.DataFrame(rows).round(4).to_csv(arguments.output.with_suffix(".csv"), index=False)
     about = {**environment.describe(), "rounds": arguments.rounds, "processes": arguments.processes}
     arguments.output.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 

@@ -197,7 +197,7 @@ def flower(name: str, num_rounds: int, num_processes: int, device: str) -> None:
         client_resources={"num_cpus": num_cpus / num_processes if num_processes > num_cpus else 1, **gpus},
         config=ServerConfig(num_rounds=num_rounds),
         strategy=strategy,
-        ray_init_args={"include_dashboard": False, "log_to_driver": False, "num_cpus": num_cpus},
+        ray_init_args={"address": "local", "include_dashboard": False, "log_to_driver": False, "num_cpus": num_cpus},
     )
 
 

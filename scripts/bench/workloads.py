@@ -41,12 +41,14 @@ _BLAZEFL = {
     "model": "Net",
 }
 
+_INSTANT = {**_PFL, "num_examples": 5000}  # nothing is trained, so that only the central test would see more
+
 WORKLOADS = {
     "pfl-research, Net": Workload({**_PFL, "model": "Net"}),
     "pfl-research, SimpleCnn": Workload({**_PFL, "model": "SimpleCnn"}),
     "pfl-research, SimpleCnn, bf16": Workload({**_PFL, "model": "SimpleCnn", "precision": "bf16"}),
     "blazefl, Net": Workload(_BLAZEFL),
-    "instant, 0.06 M": Workload({**_PFL, "model": "Net"}, instant=True),
-    "instant, 1.6 M": Workload({**_PFL, "model": "SimpleCnn"}, instant=True),
-    "instant, 11 M": Workload({**_PFL, "model": "ResNet18"}, instant=True),
+    "instant, 0.06 M": Workload({**_INSTANT, "model": "Net"}, instant=True),
+    "instant, 1.6 M": Workload({**_INSTANT, "model": "SimpleCnn"}, instant=True),
+    "instant, 11 M": Workload({**_INSTANT, "model": "ResNet18"}, instant=True),
 }
