@@ -61,9 +61,15 @@ def test_tls_takes_the_right_authority_only(federation: Federation, certificates
     assert federation.run.rounds()["round"].tolist() == [0, 1, 2, 3]
 
 
-def test_strangers_at_the_port_change_nothing(federation: Federation, small: Callable[..., Run]) -> None:
-    """Random bytes, a thousand open connections, and fifty joins that never speak."""
-    server = federation.server(*FEW, "--num-rounds", "3")
+@pytest.mark.parametrize("secured", [False, True], ids=["plain", "tls"])
+def test_strangers_at_the_port_change_nothing(
+    federation: Federation, small: Callable[..., Run], certificates: Path, secured: bool
+) -> None:
+    """Random bytes, a thousand connections that never shake hands, and fifty joins that never speak."""
+    authority = certificates / "ca.pem"
+    own = [f"--certificate={certificates / 'server.pem'}", f"--private-key={certificates / 'server.key'}"]
+    shared = [f"--ca={authority}"] if secured else []
+    server = federation.server(*FEW, "--num-rounds", "3", *(own if secured else []), *shared)
     server.wait_for("waiting for 2 more clients")
     host, _, port = federation.address.partition(":")
     place = host, int(port)
@@ -80,10 +86,14 @@ def test_strangers_at_the_port_change_nothing(federation: Federation, small: Cal
         over.wait()
         yield from ()
 
-    channels = [grpc.insecure_channel(federation.address) for _ in range(50)]
+    credentials = grpc.ssl_channel_credentials(authority.read_bytes())
+    channels = [
+        grpc.secure_channel(federation.address, credentials) if secured else grpc.insecure_channel(federation.address)
+        for _ in range(50)
+    ]
     joins = [FlowerServiceStub(channel).Join(say_nothing()) for channel in channels]
     assert len(joins) == 50
-    clients = [federation.client(i, *FEW) for i in range(2)]
+    clients = [federation.client(i, *FEW, *shared) for i in range(2)]
     codes = [program.end() for program in (server, *clients)]
     over.set()
     for channel in channels:
