@@ -24,7 +24,7 @@ APP = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool
 def test_the_run_config_is_that_of_sim_run() -> None:
     assert list(APP["config"]) == [*(field.name for field in fields(RunConfig)), "min_clients", "round_timeout"]
     assert RunConfig(**_given(RunConfig, APP["config"])) == RunConfig()
-    assert ServerOptions(**{"min_clients": 2, **_given(ServerOptions, APP["config"])}) == ServerOptions()
+    assert ServerOptions(**_given(ServerOptions, APP["config"])) == ServerOptions()
 
 
 def test_arguments_are_read_as_on_the_command_line() -> None:

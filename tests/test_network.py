@@ -77,12 +77,12 @@ def test_privacy_outlives_a_lost_client(federation: Federation) -> None:
 
 def test_two_clients_tell_the_server_what_it_was_not_told(federation: Federation) -> None:
     """The tutorial's three terminals, with nothing but the number of clients."""
-    server = federation.server("--num-rounds", "3", "--min-clients", "1", "--local-epochs", "1")
-    server.wait_for("waiting for 1 more client")
+    server = federation.server("--num-rounds", "3", "--min-clients", "2", "--local-epochs", "1")
     second = federation.client(1, "--num-clients", "2")
     server.wait_for("client 1 joined")
-    federation.client(0, "--num-clients", "3", name="other").process.wait()
-    assert second.end() == server.end() == 0, server.lines
+    assert federation.client(0, "--num-clients", "3", name="other").end() == 2
+    first = federation.client(0, "--num-clients", "2")
+    assert [program.end() for program in (server, first, second)] == [0, 0, 0], server.lines
     assert federation.run.config()["num_clients"] == 2
     assert federation.run.config()["fraction_fit"] == 1.0
     assert federation.run.rounds()["round"].tolist() == [0, 1, 2, 3]
