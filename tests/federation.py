@@ -64,9 +64,9 @@ class Federation:
         """Start the server; its run is called ``served``."""
         return self._start("server", ["server", "--address", self.address, "--name", "served", *words])
 
-    def client(self, client_id: int, *words: str, name: str = "", address: str = "") -> Program:
+    def client(self, client_id: int, *words: str, name: str = "") -> Program:
         """Start a client."""
-        place = ["--address", address or self.address, "--client-id", str(client_id)]
+        place = ["--address", self.address, "--client-id", str(client_id)]
         return self._start(name or f"client{client_id}", ["client", *place, *words])
 
     @property
