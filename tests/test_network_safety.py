@@ -92,11 +92,11 @@ def test_strangers_at_the_port_change_nothing(
         for _ in range(50)
     ]
     joins = [FlowerServiceStub(channel).Join(say_nothing()) for channel in channels]
-    assert len(joins) == 50
     clients = [federation.client(i, *FEW, *shared) for i in range(2)]
     codes = [program.end() for program in (server, *clients)]
     over.set()
-    for channel in channels:
+    for join, channel in zip(joins, channels, strict=True):
+        join.cancel()
         channel.close()
     for connection in (*noise, *silent):
         connection.close()
