@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 _CHUNKS_A_ROUND = 16  # enough to keep 16 actors busy …
 _CLIENTS_A_CHUNK = 16  # … and no client waits behind more than 15 others
+_BLOCK = 65_536  # numbers that are scaled at once, so that they stay in the processor's cache
 
 
 def cut(tasks: Sequence[T], size: int | None = None) -> list[Sequence[T]]:
@@ -40,11 +41,14 @@ class WeightedSum:
 
     def add(self, weights: NDArrays, num_examples: int) -> None:
         """Add one client's weights; the arrays are not kept."""
-        scaled = [np.asarray(np.multiply(w, num_examples, dtype=_sum_dtype(w))) for w in weights]
         if self.sums:
-            _add_in_place(self.sums, scaled)
+            for total, array in zip(self.sums, weights, strict=True):
+                _add_scaled(total, array, num_examples)
         else:
-            self.sums, self.dtypes = scaled, [w.dtype for w in weights]
+            self.dtypes = [w.dtype for w in weights]
+            self.sums = [
+                np.multiply(w, num_examples, out=np.empty(w.shape, _sum_dtype(w)), dtype=_sum_dtype(w)) for w in weights
+            ]
         self.num_examples += num_examples
 
     def fold(self, other: WeightedSum) -> None:
@@ -74,6 +78,17 @@ def cast(array: NDArray, dtype: np.dtype[np.generic]) -> NDArray:
 
 def _sum_dtype(weights: NDArray) -> np.dtype[np.generic]:
     return np.promote_types(weights.dtype, np.float32 if weights.dtype.kind == "f" else np.float64)
+
+
+def _add_scaled(total: NDArray, array: NDArray, factor: int) -> None:
+    """``total += factor · array``, without a copy of the size of either; ``total`` lies in C order."""
+    flat, addend = total.reshape(-1), array.reshape(-1)
+    scratch = np.empty(min(_BLOCK, flat.size), flat.dtype)
+    for start in range(0, flat.size, _BLOCK):
+        part = flat[start : start + _BLOCK]
+        scaled = scratch[: part.size]
+        np.multiply(addend[start : start + _BLOCK], factor, out=scaled, dtype=flat.dtype)
+        np.add(part, scaled, out=part)
 
 
 def _add_in_place(sums: NDArrays, addends: NDArrays) -> None:

@@ -11,7 +11,7 @@ from flwr.common import Code, FitRes, NDArrays, Parameters, Status, ndarrays_to_
 from flwr.server.client_proxy import ClientProxy
 
 from sim.aggregation import WeightedSum
-from sim.engine.contract import ChunkResult, Outcome
+from sim.engine.contract import Outcome
 from sim.records import ClientRecord, Phase
 
 
@@ -35,11 +35,6 @@ class Answers:
         return [
             o.cause or RuntimeError(f"client {o.client_id}: {o.error}") for o in self.outcomes if o.error is not None
         ]
-
-    def add_time(self, result: ChunkResult) -> None:
-        """Take note of when a chunk was executed, where its actor's clock is ours."""
-        if result.actor is not None and result.began is not None and result.ended is not None:
-            self.spans.append((result.actor, result.began, result.ended))
 
     def parts(self, asked: float, returned: float) -> dict[str, Any]:
         """Cut the seconds from ``asked`` to ``returned`` into the four parts of a ``RoundRecord``."""
@@ -108,7 +103,7 @@ def weighted_mean(values: list[tuple[int, float | None]]) -> float | None:
     return sum(n * value for n, value in known) / num_examples if num_examples else None
 
 
-def client_record(outcome: Outcome, phase: Phase, server_round: int, actor: int | None) -> ClientRecord:
+def client_record(outcome: Outcome, phase: Phase, server_round: int) -> ClientRecord:
     ok = outcome.error is None
     measured = ok and outcome.num_examples > 0
     return ClientRecord(
@@ -119,7 +114,7 @@ def client_record(outcome: Outcome, phase: Phase, server_round: int, actor: int 
         loss=outcome.loss if measured else None,
         accuracy=outcome.accuracy if measured else None,
         seconds=outcome.seconds,
-        actor=actor,
+        actor=outcome.actor,
         together=outcome.together,
         status="ok" if ok else "failed",
         error=outcome.error,

@@ -67,6 +67,11 @@ class CifarClient(NumPyClient):
 
     def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Train from ``parameters``; return the new ones, the number of examples and the mean loss."""
+        num_examples, metrics = self.train_from(parameters, config)
+        return self.get_parameters({}), num_examples, metrics
+
+    def train_from(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[int, dict[str, Scalar]]:
+        """Train from ``parameters`` and leave the new ones in ``net``; return as ``fit`` does without them."""
         self.set_parameters(parameters)
         self.train_loader.batch_size = int(config["batch_size"])
         knobs: dict[str, Any] = {key: config[key] for key in TRAIN_KNOBS if key in config}
@@ -74,11 +79,7 @@ class CifarClient(NumPyClient):
         if config.get("proximal_mu") and "proximal_mu" not in taken:
             raise TypeError("the strategy sends proximal_mu, which this train() does not take")
         loss = self.train(self.net, self.train_loader, int(config["local_epochs"]), self.device, **taken)
-        return (
-            self.get_parameters({}),
-            self.train_loader.num_examples,
-            {} if loss is None else {"loss": float(loss)},
-        )
+        return self.train_loader.num_examples, {} if loss is None else {"loss": float(loss)}
 
     def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
         """Evaluate ``parameters`` on the client's own examples; 0 examples if it has kept none."""
@@ -92,7 +93,12 @@ class CifarClient(NumPyClient):
 
 def get_weights(net: nn.Module) -> NDArrays:
     """Return a copy of every array of ``net``'s state_dict, in its order."""
-    return [tensor.detach().cpu().numpy().copy() for tensor in net.state_dict().values()]
+    return [array.copy() for array in view_weights(net)]
+
+
+def view_weights(net: nn.Module) -> NDArrays:
+    """Return the arrays of ``net``'s state_dict, in its order; on a CPU they change when ``net`` does."""
+    return [tensor.detach().cpu().numpy() for tensor in net.state_dict().values()]
 
 
 @torch.no_grad()
@@ -242,9 +248,9 @@ class Workbench:
         puts into ``context.state`` is there the next time.
         """
         client_id = int(context.node_config["partition-id"])
-        _, eval_indices = self._dealt().split(client_id, self.program.eval_share)
+        train_indices, eval_indices = self._dealt().split(client_id, self.program.eval_share)
         return self.client_over(
-            self.training_batches(self.train_indices(client_id), self.program.batch_size),
+            self.training_batches(train_indices, self.program.batch_size),
             self.batches(self.train_split, eval_indices, TEST_BATCH_SIZE, shuffle=False),
             context,
         )

@@ -138,6 +138,16 @@ class RunConfig(TrainingConfig):
     on_client_error: str = knob(
         "stop", "what a client that raises does: end the run, or be left out", RUN, choices=("stop", "drop")
     )
+    max_retries: int = knob(
+        2, "how often a client whose process died is trained again before it counts as one that raised", RUN, low=0
+    )
+    client_timeout: float | None = knob(
+        None,
+        "a client that takes longer counts as one that raised, and its process is replaced; no limit unless given",
+        RUN,
+        unit="seconds",
+        above=0,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -95,7 +95,10 @@ def open_cached(folder: Path) -> Partition:
         DataError: its files are damaged.
     """
     try:
-        indices, offsets = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("indices", "offsets"))
+        # As plain arrays: numpy's memmap class makes each slice slow.
+        indices, offsets = (
+            np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in ("indices", "offsets")
+        )
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"the cached partition {folder} is damaged ({error}); delete that folder") from error
     return Partition(folder, indices, offsets)

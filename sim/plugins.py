@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -49,6 +50,14 @@ def load(spec: str, knob: str) -> Any:
 
 def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """Return the parameters of ``function``; none for a builtin that does not tell."""
+    try:
+        return _signature(function)
+    except TypeError:  # it cannot be hashed
+        return _signature.__wrapped__(function)
+
+
+@lru_cache(maxsize=64)  # asked for each client
+def _signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(function).parameters
     except ValueError:

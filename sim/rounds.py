@@ -214,7 +214,7 @@ class RoundServer(Server):
         """Send instructions to clients and collect what comes back, in client order."""
         answers = Answers()
         for result in dispatcher.execute(self._chunks(phase, server_round, asked)):
-            answers.add_time(result)
+            answers.spans += result.spans
             answers.total.fold(result.total)
             for outcome in result.outcomes:
                 if outcome.state is not None:
@@ -225,7 +225,7 @@ class RoundServer(Server):
                     if self.on_client_error == "stop" and not outcome.lost:
                         _stop(outcome, phase, server_round)
                 answers.outcomes.append(outcome)
-                answers.records.append(client_record(outcome, phase, server_round, result.actor))
+                answers.records.append(client_record(outcome, phase, server_round))
         if phase == "fit" and not answers.ok and not all(outcome.lost for outcome in answers.outcomes):
             _stop(
                 answers.outcomes[0],

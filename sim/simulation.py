@@ -41,6 +41,7 @@ def simulate(
             inline.run(session.server, prepared.program, config.num_clients, config.num_rounds, config.seed)
         else:
             from sim.engine import ray
+            from sim.engine.dispatch import Patience
 
             ray.run(
                 session.server,
@@ -50,6 +51,7 @@ def simulate(
                 config.seed,
                 client_resources={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
                 ray_init_args=arguments,
+                patience=Patience(config.max_retries, config.client_timeout),
                 log=session.run.log_path,
             )
     return session.run

@@ -61,6 +61,7 @@ class Outcome:
     traceback: str | None = None
     cause: BaseException | None = None  # only where client and round loop share a process
     together: int | None = None  # how many clients one computation trained; None for one after another
+    actor: int | None = None  # which process executed it, where there are several
     lost: bool = False  # it did not raise: the connection to it ended, or it did not answer in time
 
     @property
@@ -72,17 +73,15 @@ class Outcome:
 
 @dataclass
 class ChunkResult:
-    """The outcomes in the order of the chunk's tasks, and which actor they are from, where there are actors.
+    """The outcomes in the order of the chunk's tasks, and their weighted sum if that was asked for.
 
     Attributes:
-        began, ended: ``time.perf_counter()`` of the actor, which all processes of a machine share.
+        spans: (actor, began, ended) of its parts in ``time.perf_counter()``, which all processes of a machine share.
     """
 
     outcomes: list[Outcome]
     total: WeightedSum
-    actor: int | None
-    began: float | None = None
-    ended: float | None = None
+    spans: list[tuple[int, float, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ class Dispatcher(Protocol):
         """Yield the result of each chunk, in the order of ``chunks``, as soon as that order allows.
 
         Raises:
-            EngineError: a process died.
+            EngineError: processes die again and again.
         """
 
 

@@ -98,7 +98,7 @@ class RemoteDispatcher:
                     total.add(outcome.weights, outcome.num_examples)
                     outcome.weights = None
                 outcomes.append(outcome)
-            yield ChunkResult(outcomes, total, actor=None)
+            yield ChunkResult(outcomes, total)
 
     def _call(self, chunk: Chunk, task: Task, parameters: Parameters) -> Outcome:
         start = time.perf_counter()

@@ -23,8 +23,9 @@ from flwr.common import (
 )
 
 from sim.aggregation import WeightedSum
-from sim.client import CifarClient, Program, set_weights, workbench
+from sim.client import CifarClient, Program, Workbench, set_weights, view_weights, workbench
 from sim.engine import together
+from sim.engine.board import Board
 from sim.engine.contract import Chunk, ChunkResult, Outcome, Task, TestSlice
 from sim.seeds import Purpose, reseed, restored, seeded
 from sim.training import TestSums
@@ -40,6 +41,7 @@ class Worker:
 
     Attributes:
         client_fn: makes them instead of the program's own.
+        board: where it notes which client it executes.
     """
 
     program: Program
@@ -47,19 +49,30 @@ class Worker:
     seed: int
     actor: int = 0
     client_fn: Callable[[Context], Client] | None = None
+    board: Board | None = None
 
     def run(self, chunk: Chunk) -> ChunkResult:
         """Execute every client of ``chunk``; what one raises becomes its outcome."""
         began = time.perf_counter()
         done = None
+        bench = workbench(self.program)  # before the first client begins: it may take its time
         if chunk.phase == "fit" and self.program.together > 1 and together.can_fit(chunk):
-            done = self._together(chunk)
+            done = self._together(bench, chunk)
         outcomes, total = done or self._one_by_one(chunk)
-        return ChunkResult(outcomes, total, self.actor, began, time.perf_counter())
+        if self.board is not None:
+            self.board.end(self.actor)
+        for outcome in outcomes:
+            outcome.actor = self.actor
+        return ChunkResult(outcomes, total, [(self.actor, began, time.perf_counter())])
 
-    def _together(self, chunk: Chunk) -> tuple[list[Outcome], WeightedSum] | None:
+    def _begin(self, client_id: int, together: int = 1) -> None:
+        if self.board is not None:
+            self.board.begin(self.actor, client_id, together)
+
+    def _together(self, bench: Workbench, chunk: Chunk) -> tuple[list[Outcome], WeightedSum] | None:
+        self._begin(chunk.tasks[0].client_id, len(chunk.tasks))
         try:
-            return together.fit(workbench(self.program), chunk, self.seed)
+            return together.fit(bench, chunk, self.seed)
         except Exception:
             logging.getLogger("sim").exception("training together failed; trying one client after another")
             return None
@@ -71,6 +84,7 @@ class Worker:
         with restored():
             for task in chunk.tasks:
                 start = time.perf_counter()
+                self._begin(task.client_id)
                 try:
                     reseed(self.seed, purpose, chunk.server_round, task.client_id)
                     outcome = self._call(chunk, task)
@@ -111,11 +125,17 @@ class Worker:
         # Straight to the NumPyClient where there is one: Flower's wrapper would copy the weights to bytes and back.
         client = getattr(client, "numpy_client", client)
         weights = chunk.weights
-        if type(client) is not CifarClient:
+        ours = type(client) is CifarClient
+        if not ours:
             # A user's client may write to what it gets; others still read these arrays.
             weights = [array.copy() for array in weights]
         outcome = Outcome(task.client_id)
-        if chunk.phase == "fit":
+        if chunk.phase == "fit" and ours and chunk.summed:
+            # Added to the sum before the net is used again, so that nobody needs a copy.
+            outcome.num_examples, outcome.metrics = client.train_from(weights, dict(task.config))
+            outcome.weights = view_weights(client.net)
+            outcome.loss = check_fit(outcome, chunk.weights)
+        elif chunk.phase == "fit":
             outcome.weights, outcome.num_examples, outcome.metrics = _fit(client, weights, task)
             outcome.loss = check_fit(outcome, chunk.weights)
         else:
