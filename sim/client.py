@@ -171,6 +171,7 @@ class Workbench:
         self.channels_last = program.model in models.MODELS
         self.net = models.build(program.model, self.dataset.image_shape, len(self.dataset.classes))
         self.net.to(self.device)
+        self._modules, self._parameters = list(self.net.modules()), list(self.net.parameters())
         self._trainers: dict[int, Trainer] = {}
         if self.channels_last:
             self.net.to(memory_format=torch.channels_last)
@@ -180,8 +181,12 @@ class Workbench:
 
     def renew(self) -> None:
         """Put the net into the state of a new one but for its weights, so that no caller sees what another left."""
-        self.net.train()
-        self.net.zero_grad(set_to_none=True)
+        # As net.train() and net.zero_grad() do, which look through the net anew for every client.
+        for module in self._modules:
+            if not module.training:
+                module.training = True
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def training_batches(self, indices: Any, batch_size: int) -> Batches:
         """Make a loader over training examples: shuffled, and augmented as the program says."""

@@ -11,7 +11,6 @@ import os
 import tempfile
 import tomllib
 from collections.abc import Sequence
-from dataclasses import astuple
 from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -169,6 +168,6 @@ class RunWriter:
 
 
 def _append_rows(file: IO[str], records: Sequence[RoundRecord | ClientRecord]) -> None:
-    csv.writer(file, lineterminator="\n").writerows(astuple(record) for record in records)
+    csv.writer(file, lineterminator="\n").writerows(vars(record).values() for record in records)
     file.flush()
     os.fsync(file.fileno())

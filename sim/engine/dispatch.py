@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError, RayError
 from sim.aggregation import WeightedSum
 from sim.engine.board import Board
 from sim.engine.contract import Chunk, ChunkResult, Outcome, Task, TestSlice
-from sim.engine.pieces import Piece, by_work, in_pieces, joined, next_message
+from sim.engine.pieces import Piece, by_work, in_pieces, joined, least_clients, next_message
 from sim.errors import EngineError, RunError
 from sim.records import Phase
 from sim.training import TestSums
@@ -83,13 +83,14 @@ class RayDispatcher:
         seconds = self._seconds.get(phase)
         pieces = in_pieces(chunks, len(self.actors), divisible=divisible, seconds_a_client=seconds)
         waiting = by_work(pieces)
+        least = least_clients(sum(len(chunk.tasks) for chunk in chunks), len(self.actors), seconds)
         running: dict[Any, _Message] = {}
         self._stored = [pair for pair in self._stored if any(pair[0] is chunk.weights for chunk in chunks)]
         self._deaths.clear()
         took: list[float] = []
         for own in pieces:
             while True:
-                self._hand_out(waiting, running, seconds)
+                self._hand_out(waiting, running, least)
                 done = all(piece.result for piece in own)
                 # Even with a result at hand: whoever has finished meanwhile gets work before that is folded.
                 if not self._collect(running, pieces, waiting, wait=not done) and done:
@@ -101,14 +102,14 @@ class RayDispatcher:
             yield result
         self._seconds[phase] = sum(took) / len(took)
 
-    def _hand_out(self, waiting: deque[Piece], running: dict[Any, _Message], seconds: float | None) -> None:
+    def _hand_out(self, waiting: deque[Piece], running: dict[Any, _Message], least: int) -> None:
         load = dict.fromkeys(range(len(self.actors)), 0)
         for message in running.values():
             load[message.actor] += 1
         # One message waits at each actor, so that it does not idle until we answer; not at the end, where the
         # other actors could have it.
         while waiting and min(load.values()) < (2 if len(waiting) > len(load) else 1):
-            pieces = next_message(waiting, len(load), seconds)
+            pieces = next_message(waiting, len(load), least)
             actor = min(load, key=load.__getitem__)
             load[actor] += 1
             weights = pieces[0].chunk.weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from sim.aggregation import WeightedSum
 from sim.engine.contract import Chunk, ChunkResult
 
 _TAIL_BYTES = 128 * 2**20  # of weights that come back client by client, so that no actor waits at the end
-_MESSAGE_SECONDS = 0.005  # of work in a message; one costs an actor and the driver about 2 ms
+_MESSAGE_SECONDS = 0.01  # of work in a message; one costs an actor and the driver about 2 ms
 _SHORT_SECONDS = 0.003  # clients that take less are not worth a message each
 
 
@@ -63,11 +64,13 @@ def by_work(pieces: Sequence[Sequence[Piece]]) -> deque[Piece]:
     return deque(sorted((piece for each in pieces for piece in each), key=lambda piece: -piece.chunk.num_examples))
 
 
-def next_message(waiting: deque[Piece], num_actors: int, seconds_a_client: float | None) -> list[Piece]:
-    """Take pieces for one message: a share of what is left, but not too little, all from the same weights."""
-    share = -(-sum(len(piece.chunk.tasks) for piece in waiting) // (3 * num_actors))
-    if seconds_a_client:
-        share = max(share, min(64, int(_MESSAGE_SECONDS / seconds_a_client)))
+def next_message(waiting: deque[Piece], num_actors: int, least: int) -> list[Piece]:
+    """Take pieces for one message, all from the same weights: a share of what is left.
+
+    Args:
+        least: clients that are worth a message, see ``least_clients``.
+    """
+    share = max(least, math.ceil(sum(len(piece.chunk.tasks) for piece in waiting) / (2 * num_actors)))
     message = [waiting.popleft()]
     tasks = len(message[0].chunk.tasks)
     while waiting and tasks < share and not (message[0].alone or waiting[0].alone):
@@ -76,6 +79,13 @@ def next_message(waiting: deque[Piece], num_actors: int, seconds_a_client: float
         message.append(waiting.popleft())
         tasks += len(message[-1].chunk.tasks)
     return message
+
+
+def least_clients(num_clients: int, num_actors: int, seconds_a_client: float | None) -> int:
+    """How many clients a message should have at least, so that work and not messages take the time."""
+    if not seconds_a_client:
+        return 1
+    return min(math.ceil(num_clients / num_actors), max(1, int(_MESSAGE_SECONDS / seconds_a_client)))
 
 
 def joined(pieces: Sequence[Piece]) -> ChunkResult:
