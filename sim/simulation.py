@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
-
-import torch
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from sim import environment
 from sim.config import RunConfig
-from sim.engine import inline
 from sim.errors import ConfigError
-from sim.preparation import check_device, prepare
-from sim.recording import OnRecord, recorded
 from sim.rundir import Run
+
+if TYPE_CHECKING:
+    from sim.engine.own_ray import OwnRay
+    from sim.recording import OnRecord
 
 
 def simulate(
@@ -35,26 +36,45 @@ def simulate(
     else:
         _check_cluster(config.ray_address)
         arguments = {**(ray_init_args or {}), "address": config.ray_address}
-    prepared = prepare(config)
-    with recorded(prepared, on_record) as session:
-        if config.engine == "inline":
-            inline.run(session.server, prepared.program, config.num_clients, config.num_rounds, config.seed)
-        else:
-            from sim.engine import ray
-            from sim.engine.dispatch import Patience
+    with _own_ray(config, arguments) as own_ray:
+        # Only now, since PyTorch takes its time to import, while Ray takes its own to start.
+        from sim.engine import inline
+        from sim.preparation import prepare
+        from sim.recording import recorded
 
-            ray.run(
-                session.server,
-                prepared.program,
-                config.num_clients,
-                config.num_rounds,
-                config.seed,
-                client_resources={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
-                ray_init_args=arguments,
-                patience=Patience(config.max_retries, config.client_timeout),
-                log=session.run.log_path,
-            )
+        prepared = prepare(config)
+        with recorded(prepared, on_record) as session:
+            if config.engine == "inline":
+                inline.run(session.server, prepared.program, config.num_clients, config.num_rounds, config.seed)
+            else:
+                from sim.engine import ray
+                from sim.engine.dispatch import Patience
+
+                ray.run(
+                    session.server,
+                    prepared.program,
+                    config.num_clients,
+                    config.num_rounds,
+                    config.seed,
+                    own_ray=own_ray,
+                    client_resources={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
+                    ray_init_args=arguments,
+                    patience=Patience(config.max_retries, config.client_timeout),
+                    log=session.run.log_path,
+                )
     return session.run
+
+
+@contextmanager
+def _own_ray(config: RunConfig, ray_init_args: dict[str, Any]) -> Iterator[OwnRay | None]:
+    """Start Ray in the background, where the run has one of its own."""
+    if config.engine != "ray" or config.ray_address is not None:
+        yield None
+        return
+    from sim.engine.own_ray import OwnRay
+
+    with OwnRay(ray_init_args) as own_ray:
+        yield own_ray
 
 
 def _check_cluster(address: str) -> None:
@@ -81,10 +101,16 @@ def _check_resources(config: RunConfig, ray_init_args: dict[str, Any]) -> None:
     Raises:
         ConfigError: it has not.
     """
-    num_gpus = ray_init_args.get("num_gpus", torch.cuda.device_count())
-    if config.num_gpus > num_gpus:
-        raise ConfigError(f"--num-gpus {config.num_gpus:g}: this machine has {num_gpus:g} GPUs; at most {num_gpus:g}")
-    check_device(config)
+    if config.num_gpus or config.device == "cuda":
+        import torch
+
+        from sim.preparation import check_device
+
+        num_gpus = ray_init_args.get("num_gpus", torch.cuda.device_count())
+        if config.num_gpus > num_gpus:
+            reason = f"this machine has {num_gpus:g} GPUs; at most {num_gpus:g}"
+            raise ConfigError(f"--num-gpus {config.num_gpus:g}: {reason}")
+        check_device(config)
     if config.engine == "ray":
         num_cpus = ray_init_args["num_cpus"]
         if config.num_cpus > num_cpus:

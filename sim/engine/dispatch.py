@@ -18,12 +18,12 @@ from ray.exceptions import RayActorError, RayError
 from sim.aggregation import WeightedSum
 from sim.engine.board import Board
 from sim.engine.contract import Chunk, ChunkResult, Outcome, Task, TestSlice
+from sim.engine.own_ray import INLINE_BYTES
 from sim.engine.pieces import Piece, by_work, in_pieces, joined, least_clients, next_message
 from sim.errors import EngineError, RunError
 from sim.records import Phase
 from sim.training import TestSums
 
-INLINE_BYTES = 4 * 2**20  # what travels in the message itself; more goes through Ray's shared memory
 _SPARE_DEATHS = 3  # of actors outside of clients, before the run gives up
 
 

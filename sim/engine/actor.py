@@ -1,0 +1,68 @@
+"""The process that executes chunks, as Ray starts it. It imports no more than that takes."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import ray
+import torch
+from flwr.common import NDArrays
+
+from sim.client import Program, workbench
+from sim.engine.board import Board
+from sim.engine.contract import Chunk, ChunkResult, TestSlice
+from sim.engine.shipping import Parcel, unpack
+from sim.engine.worker import Worker
+from sim.errors import RunError
+from sim.training import TestSums
+
+
+@ray.remote
+class ChunkActor:
+    """A process that executes chunks; model, data and buffers stay in it from round to round."""
+
+    def __init__(self, program: Program, num_clients: int, seed: int, log: Path, board: Path) -> None:
+        # Whatever a client prints belongs to the run, not to Ray's session folder.
+        if log.parent.is_dir():  # it is not on another machine
+            descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            os.dup2(descriptor, 1)
+            os.dup2(descriptor, 2)
+            os.close(descriptor)
+        # On another machine there is no such file, and the driver knows by messages only what goes on.
+        self.worker = Worker(program, num_clients, seed, board=Board(board) if board.is_file() else None)
+        self.weights: NDArrays = []
+
+    def set_up(self) -> None:
+        """Load model, data and what PyTorch loads at the first step of an optimizer, before there is work."""
+        with suppress(Exception):  # raised again, and told, by the first client
+            torch.optim.SGD(workbench(self.worker.program).net.parameters())
+
+    def receive(self, parcel: Parcel, from_node: str) -> None:
+        """Take the data of the run, if this is another node than the one that sends them."""
+        if ray.get_runtime_context().get_node_id() != from_node:
+            self.worker.program = unpack(self.worker.program, parcel)
+
+    def run_chunks(self, chunks: list[Chunk], weights: NDArrays | None, actor: int) -> list[ChunkResult]:
+        """Execute chunks that travelled without their weights.
+
+        Args:
+            weights: of all of them, read-only; None for those that the last call had.
+        """
+        self.worker.actor = actor
+        if weights is not None:
+            self.weights = weights
+        results = [self.worker.run(replace(chunk, weights=self.weights)) for chunk in chunks]
+        for result in results:
+            for outcome in result.outcomes:
+                outcome.cause = None  # an exception object of the user's may not travel
+        return results
+
+    def run_tests(self, parts: list[TestSlice], weights: NDArrays) -> list[TestSums] | str:
+        """Execute parts of the central test; return what is wrong with the user's ``test``, if it is."""
+        try:
+            return [self.worker.test(weights, part) for part in parts]
+        except RunError as error:
+            return str(error)
