@@ -19,11 +19,18 @@ if TYPE_CHECKING:
     from sim.config import CentralizedConfig as CentralizedConfig
     from sim.config import RunConfig as RunConfig
     from sim.rundir import Run as Run
+    from sim.simulation import resume as resume
     from sim.simulation import simulate as simulate
 
-__all__ = ["CentralizedConfig", "Run", "RunConfig", "simulate"]
+__all__ = ["CentralizedConfig", "Run", "RunConfig", "resume", "simulate"]
 
-_HOMES = {"CentralizedConfig": "config", "Run": "rundir", "RunConfig": "config", "simulate": "simulation"}
+_HOMES = {
+    "CentralizedConfig": "config",
+    "Run": "rundir",
+    "RunConfig": "config",
+    "resume": "simulation",
+    "simulate": "simulation",
+}
 
 
 def __getattr__(name: str) -> Any:

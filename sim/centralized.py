@@ -30,7 +30,7 @@ def train_centralized(config: CentralizedConfig, *, on_record: Callable[[RoundRe
     weights = fresh_weights(program)
     bench = workbench(program)
     rehearsal.rehearse(bench, weights, train_knobs(config, 1, config.epochs))
-    writer = RunWriter(config.results_dir, config.name, config.to_toml(), clients=False)
+    writer = RunWriter.create(config.results_dir, config.name, config.to_toml(), clients=False)
     loader = bench.training_batches(None, config.batch_size)
     try:
         write_environment(writer)

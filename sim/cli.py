@@ -22,6 +22,7 @@ from sim.errors import ClientError, ConfigError, RunFolderError, SimError
 from sim.knobs import default_of, flag_of, parse_flag, rules_of, type_of
 from sim.network.options import ClientOptions, ServerOptions, networked
 from sim.preset import preset_names
+from sim.rundir import list_runs, open_run
 from sim.training_config import TrainingConfig
 
 C = TypeVar("C", bound=TrainingConfig)
@@ -91,12 +92,31 @@ def _config_from(config_type: type[C], arguments: argparse.Namespace) -> C:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    if arguments.resume is not None:
+        _resume(arguments)
+        return
     config = _config_from(RunConfig, arguments)
     from sim.progress import RoundProgress
     from sim.simulation import simulate
 
     with RoundProgress(config.num_rounds) as progress:
         run = simulate(config, on_record=progress.update)
+    _report(run, "round")
+
+
+def _resume(arguments: argparse.Namespace) -> None:
+    changes = _flags(RunConfig, arguments)
+    results_dir = changes.pop("results_dir", RunConfig.results_dir)
+    for flag in ("config", "preset"):
+        if getattr(arguments, flag) is not None:
+            raise ConfigError(f"--{flag} {getattr(arguments, flag)}: a run that goes on has its own config")
+    run = open_run(arguments.resume, results_dir)
+    from sim.progress import RoundProgress
+    from sim.resuming import config_of
+    from sim.simulation import resume
+
+    with RoundProgress(config_of(run, changes).num_rounds) as progress:
+        resume(run, on_record=progress.update, **changes)
     _report(run, "round")
 
 
@@ -173,7 +193,6 @@ def _partition(arguments: argparse.Namespace) -> None:
 def _plot(arguments: argparse.Namespace) -> None:
     picture = _picture_path(arguments.output)
     from sim import plots
-    from sim.rundir import open_run
 
     runs = [open_run(name, arguments.results_dir) for name in arguments.runs]
     figure = plots.curves_figure(plots.curves_of(runs), ("accuracy", "loss"), arguments.x)
@@ -204,9 +223,7 @@ def _write_picture(path: Path, figure: Any) -> None:
 def _list(arguments: argparse.Namespace) -> None:
     from rich.table import Table
 
-    from sim.rundir import list_runs
-
-    table = Table("run", "rounds", "final accuracy", "best accuracy", box=None)
+    table = Table("run", "rounds", "final accuracy", "best accuracy", "--resume goes on after", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     for run in list_runs(arguments.results_dir):
@@ -219,7 +236,9 @@ def _list(arguments: argparse.Namespace) -> None:
         done = int(rounds["round"].max()) if len(rounds) else "–"
         measured = rounds["test_accuracy"].dropna()
         final, best = (f"{v:.4f}" for v in (measured.iloc[-1], measured.max())) if len(measured) else ("", "")
-        table.add_row(run.name, f"{done}/{wanted}", final, best)
+        last = run.last_checkpoint()
+        waiting = isinstance(wanted, int) and last is not None and last < wanted
+        table.add_row(run.name, f"{done}/{wanted}", final, best, f"round {last}" if waiting else "")
     _print_table(table)
 
 
@@ -244,7 +263,10 @@ def _parser() -> _Parser:
         command.set_defaults(act=act, parser=command)
         return command
 
-    _add_config(add("run", _run, "train a federation of virtual clients"), RunConfig)
+    run = add("run", _run, "train a federation of virtual clients")
+    about = "go on with this run after its last checkpoint, to the bit as if it had not ended"
+    run.add_argument("--resume", metavar="RUN", help=f"{about}; not for runs of sim server")
+    _add_config(run, RunConfig)
     _add_config(
         add("centralized", _centralized, "train the same model on all the data in one place"),
         CentralizedConfig,

@@ -138,6 +138,14 @@ class RunConfig(TrainingConfig):
     on_client_error: str = knob(
         "stop", "what a client that raises does: end the run, or be left out", RUN, choices=("stop", "drop")
     )
+    checkpoint_every: int = knob(
+        1,
+        "rounds between checkpoints that --resume goes on from; 0 for none (sim run only: what clients elsewhere "
+        "hold cannot be kept)",
+        RUN,
+        unit="rounds",
+        low=0,
+    )
     max_retries: int = knob(
         2, "how often a client whose process died is trained again before it counts as one that raised", RUN, low=0
     )

@@ -7,9 +7,11 @@ SimError                 base: its text is one line, made for the user
 │   ├── PartitionError   a partition that these examples cannot give
 │   ├── PluginError      the user's own model, train, test, client or strategy
 │   ├── RunFolderError   a run folder that exists, is foreign or cannot be written
+│   ├── StateError       a strategy that holds what a checkpoint cannot keep
 │   └── RefusedError     the server does not take this client
 └── RunError             exit code 1: the run stopped, what was done is on disk
     ├── ClientError      a client raised
+    ├── WriteError       the run folder can no longer be written
     └── EngineError      a process or a connection of the engine died or could not start
 """
 
@@ -51,6 +53,10 @@ class RunFolderError(UsageError):
     """A run folder exists already, is missing, is not one, or cannot be written."""
 
 
+class StateError(UsageError):
+    """A value that a checkpoint cannot keep, or that none has written; the message names it."""
+
+
 class RefusedError(UsageError):
     """The server says why it does not take this client."""
 
@@ -61,6 +67,10 @@ class RunError(SimError):
 
 class ClientError(RunError):
     """A client raised while the run was configured to stop on that."""
+
+
+class WriteError(RunError):
+    """The disk is full, or the run folder was removed or made read-only; what was whole stays whole."""
 
 
 class EngineError(RunError):

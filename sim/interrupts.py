@@ -1,4 +1,4 @@
-"""Ctrl-C at the right moment."""
+"""Ctrl-C and SIGTERM at the right moment."""
 
 from __future__ import annotations
 
@@ -7,22 +7,53 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let the first Ctrl-C or SIGTERM raise KeyboardInterrupt, and the second one end the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for other in _SIGNALS:
+            signal.signal(other, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let a Ctrl-C that comes inside take effect at the end.
+    """Let a Ctrl-C or SIGTERM that comes inside take effect at the end.
 
-    Blocking the signal in this thread would not do: Ray has others that it would reach.
+    Blocking the signals in this thread would not do: Ray has others that they would reach.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     caught: list[tuple[int, FrameType | None]] = []
-    handler = signal.signal(signal.SIGINT, lambda number, frame: caught.append((number, frame)))
+
+    def later(number: int, frame: FrameType | None) -> None:
+        caught.append((number, frame))
+
+    before: dict[int, Any] = {number: signal.signal(number, later) for number in _SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
-    if caught and callable(handler):
-        handler(*caught[0])
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number, frame in caught:
+        if callable(before[number]):
+            before[number](number, frame)
+        elif before[number] == signal.SIG_DFL:
+            signal.raise_signal(number)

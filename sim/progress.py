@@ -31,6 +31,7 @@ class RoundProgress:
         self._word = word
         self._console = Console(stderr=True)
         self._start = time.perf_counter()
+        self._begun, self._first = False, 0
         self._live = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -51,7 +52,9 @@ class RoundProgress:
 
     def update(self, record: RoundRecord) -> None:
         """Show one more round."""
-        if record.round == 0:  # before that, an error may still be the only line
+        if not self._begun:  # before that, an error may still be the only line
+            self._begun = True
+            self._first = record.round
             self._start = time.perf_counter()
             self._live.start()
         parts = [f"{self._word} {record.round}/{self._num_rounds}"]
@@ -67,7 +70,8 @@ class RoundProgress:
         if self._console.is_terminal:
             self._live.update(self._task, completed=record.round, description=line)
             return
-        if record.round > 0:
-            rest = (time.perf_counter() - self._start) / record.round * (self._num_rounds - record.round)
+        done = record.round - self._first
+        if done > 0:
+            rest = (time.perf_counter() - self._start) / done * (self._num_rounds - record.round)
             line += f" · {rest:.0f} s left"
         self._console.print(line, highlight=False, soft_wrap=True)

@@ -20,7 +20,8 @@ Phase = Literal["fit", "evaluate"]
 class RoundRecord:
     """One round; ``round`` 0 is the state before training. Losses are mean nats an example, accuracies
     fractions 0–1, both weighted by examples; seconds are wall clock. ``fit_seconds`` is the sum of the four behind it:
-    until the first client begins, the mean actor's time in clients, that actor idle, and after the last client."""
+    until the first client begins, the mean actor's time in clients, that actor idle, and after the last client.
+    ``checkpoint_seconds`` come after the round."""
 
     round: int
     num_clients: int | None = None
@@ -39,6 +40,7 @@ class RoundRecord:
     test_seconds: float | None = None
     eval_seconds: float | None = None
     round_seconds: float | None = None
+    checkpoint_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from logging import ERROR, INFO
 from typing import NoReturn
 
@@ -36,8 +36,19 @@ from sim.answers import Answers, aggregate, client_record, weighted_mean
 from sim.engine.central import CentralTest
 from sim.engine.contract import Chunk, Dispatcher, OpenDispatcher, Outcome, Task
 from sim.errors import ClientError, RunError
+from sim.failures import Failures
 from sim.records import ClientRecord, Phase, RoundRecord
 from sim.seeds import Purpose, seeded
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run goes on: the next round, the global weights, and the state of each client that left one."""
+
+    round: int
+    weights: NDArrays
+    states: dict[int, RecordDict]
+
 
 OnRound = Callable[[RoundRecord, list[ClientRecord], NDArrays], None]
 Instructions = Sequence[tuple[ClientProxy, FitIns] | tuple[ClientProxy, EvaluateIns]]
@@ -76,6 +87,7 @@ class RoundServer(Server):
         seed: int,
         chunk_size: int | None = None,
         sizes: Sequence[int] | NDArray[np.int64] = (),
+        start: Start | None = None,
     ) -> None:
         """
         Args:
@@ -88,6 +100,7 @@ class RoundServer(Server):
             on_client_error: ``stop`` or ``drop``.
             chunk_size: clients that one process executes in one call; see ``cut`` for None.
             sizes: examples of each client, so that the longest begin first; empty where nobody knows.
+            start: go on there; the strategy is in its state of the round before.
         """
         super().__init__(client_manager=client_manager, strategy=strategy)
         self.averages = averages
@@ -101,7 +114,9 @@ class RoundServer(Server):
         self.seed = seed
         self.chunk_size = chunk_size
         self.sizes = sizes
-        self.states: dict[int, RecordDict] = {}
+        self.start = start
+        self.failures = Failures()
+        self.states: dict[int, RecordDict] = dict(start.states) if start else {}
 
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
         """Test the initial weights, then train for ``num_rounds``.
@@ -114,10 +129,8 @@ class RoundServer(Server):
         history = History()
         with self.open_dispatcher(self.client_manager()) as dispatcher:
             self.central_test.dispatcher = dispatcher
-            with self._calling(0, "initialize_parameters"):
-                initial = self.strategy.initialize_parameters(self.client_manager())
-            self._accept(initial or ndarrays_to_parameters(self.weights), 0)
-            for server_round in range(num_rounds + 1):
+            self._begin()
+            for server_round in range(self.start.round if self.start else 0, num_rounds + 1):
                 dispatcher.wait_until_ready()
                 log(INFO, "[ROUND %s]", server_round)
                 record, clients = self._round(server_round, dispatcher)
@@ -127,6 +140,14 @@ class RoundServer(Server):
                 if record.test_accuracy is not None:
                     history.add_metrics_centralized(server_round, {"accuracy": record.test_accuracy})
         return history, time.perf_counter() - start
+
+    def _begin(self) -> None:
+        if self.start is not None:
+            self._accept(ndarrays_to_parameters(self.start.weights), self.start.round - 1)
+            return
+        with self._calling(0, "initialize_parameters"):
+            initial = self.strategy.initialize_parameters(self.client_manager())
+        self._accept(initial or ndarrays_to_parameters(self.weights), 0)
 
     def disconnect_all_clients(self, timeout: float | None) -> None:
         """Virtual clients have no connection; Flower would start a thread for each of them."""
@@ -220,8 +241,7 @@ class RoundServer(Server):
                 if outcome.state is not None:
                     self.states[outcome.client_id] = outcome.state
                 if outcome.error is not None:
-                    reason = outcome.traceback or outcome.error
-                    log(ERROR, "client %s, round %s:\n%s", outcome.client_id, server_round, reason)
+                    self.failures.add(outcome, phase, server_round)
                     if self.on_client_error == "stop" and not outcome.lost:
                         _stop(outcome, phase, server_round)
                 answers.outcomes.append(outcome)

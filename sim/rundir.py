@@ -7,19 +7,27 @@ overwritten.
 from __future__ import annotations
 
 import csv
+import errno
+import fcntl
+import hashlib
+import io
 import os
+import shutil
 import tempfile
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
-from sim.errors import RunFolderError
+from sim.errors import RunFolderError, WriteError
 from sim.records import ClientRecord, RoundRecord, columns, read_frame
 
 if TYPE_CHECKING:
     import pandas as pd
+
+RecordType = type[RoundRecord] | type[ClientRecord]
 
 
 class Run:
@@ -37,6 +45,8 @@ class Run:
         self.partition_path = path / "partition.png"
         self.model_path = path / "model.safetensors"
         self.log_path = path / "run.log"
+        self.checkpoints_path = path / "checkpoints"
+        self.lock_path = path / ".lock"
 
     def config(self) -> dict[str, Any]:
         """The resolved config, as it was written.
@@ -48,6 +58,18 @@ class Run:
             return tomllib.loads(self.config_path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise RunFolderError(f"{self.path} is not a run: config.toml: {error}") from error
+
+    def checkpoints(self) -> list[int]:
+        """The rounds after which the run can go on, in order."""
+        try:
+            names = [path.name for path in self.checkpoints_path.iterdir()]
+        except OSError:
+            return []
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def last_checkpoint(self) -> int | None:
+        """The last round after which the run can go on; None if there is none."""
+        return max(self.checkpoints(), default=None)
 
     def rounds(self) -> pd.DataFrame:
         """``rounds.csv``, one row a round; the columns of ``RoundRecord``.
@@ -103,9 +125,15 @@ def list_runs(results_dir: str) -> list[Run]:
 
 
 class RunWriter:
-    """Creates a run's folder and writes what belongs into it."""
+    """Writes what belongs into a run's folder, which is this process's alone until ``close``."""
 
-    def __init__(self, results_dir: str, name: str | None, config_toml: str, *, clients: bool) -> None:
+    def __init__(self, run: Run, tables: dict[Path, _Table], lock: IO[bytes]) -> None:
+        self.run = run
+        self._tables = tables
+        self._lock = lock
+
+    @classmethod
+    def create(cls, results_dir: str, name: str | None, config_toml: str, *, clients: bool) -> Self:
         """Claim ``results_dir/name`` (a time stamp for None) and start its tables.
 
         Args:
@@ -131,43 +159,150 @@ class RunWriter:
             raise RunFolderError(f"--results-dir {root}: cannot be written: {error.strerror}") from None
         if path is None:
             raise RunFolderError(f"--name {name}: {root / str(name)} exists; choose another name")
-        self.run = Run(path.resolve())
-        self.write(self.run.config_path, config_toml.encode())
-        self._rounds = self._table(self.run.rounds_path, RoundRecord)
-        self._clients = self._table(self.run.clients_path, ClientRecord) if clients else None
+        run = Run(path.resolve())
+        try:
+            lock = _locked(run)
+            _write_whole(run.config_path, config_toml.encode())
+            kinds: dict[Path, RecordType] = {run.rounds_path: RoundRecord}
+            if clients:
+                kinds[run.clients_path] = ClientRecord
+            for table, record_type in kinds.items():
+                _write_whole(table, (",".join(columns(record_type)) + "\n").encode())
+            return cls(run, {table: _Table(table) for table in kinds}, lock)
+        except OSError as error:
+            shutil.rmtree(path, ignore_errors=True)
+            raise RunFolderError(f"--results-dir {root}: cannot be written: {error.strerror}") from None
+
+    @classmethod
+    def reopen(cls, run: Run, tables: dict[str, tuple[int, str]]) -> Self:
+        """Open a run's folder again and cut its tables back.
+
+        Args:
+            tables: name of a table → its bytes and their sha256, as ``marks`` gave them.
+
+        Raises:
+            RunFolderError: another process writes to it, or a table is not the one that was marked.
+        """
+        lock = _locked(run)
+        paths = {run.rounds_path, run.clients_path}
+        if {path.name for path in paths} != set(tables):
+            raise RunFolderError(f"{run.path}: its checkpoint tells of the tables {', '.join(sorted(tables))}")
+        for path in paths:
+            size, digest = tables[path.name]
+            try:
+                with path.open("rb") as file:
+                    content = file.read(size)
+            except OSError as error:
+                raise RunFolderError(f"{path}: {error.strerror}") from None
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise RunFolderError(f"{path}: was changed after its checkpoint was written")
+        try:
+            for path in paths:
+                os.truncate(path, tables[path.name][0])
+            return cls(run, {path: _Table(path) for path in paths}, lock)
+        except OSError as error:
+            raise RunFolderError(f"{run.path}: cannot be written: {error.strerror}") from None
 
     def append(self, record: RoundRecord, clients: Sequence[ClientRecord] = ()) -> None:
-        """Add one round to the tables and sync them to disk."""
-        if self._clients is not None:
-            _append_rows(self._clients, clients)
-        _append_rows(self._rounds, [record])
+        """Add one round to the tables and sync them to disk.
+
+        Raises:
+            WriteError: the disk is full or the folder is gone; the tables end with the round before.
+        """
+        clients_table, rounds_table = self._tables.get(self.run.clients_path), self._tables[self.run.rounds_path]
+        before = None if clients_table is None else clients_table.size
+        if clients_table is not None:
+            clients_table.append(clients)
+        try:
+            rounds_table.append([record])
+        except WriteError:
+            if clients_table is not None and before is not None:
+                clients_table.cut(before)
+            raise
+
+    def marks(self) -> dict[str, tuple[int, str]]:
+        """How far each table reaches now: name → (bytes, their sha256)."""
+        return {path.name: (table.size, table.sha256.hexdigest()) for path, table in self._tables.items()}
 
     def write(self, path: Path, content: bytes) -> None:
-        """Write a file whole: under a temporary name, synced, then renamed."""
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        """Write a file whole: under a temporary name, synced, then renamed.
+
+        Raises:
+            WriteError: it cannot be written; what was there before still is.
+        """
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            _write_whole(path, content)
+        except OSError as error:
+            raise WriteError(f"{path}: cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
         """Close the tables."""
-        self._rounds.close()
-        if self._clients is not None:
-            self._clients.close()
+        for table in self._tables.values():
+            table.close()
 
-    def _table(self, path: Path, record_type: type[RoundRecord] | type[ClientRecord]) -> IO[str]:
-        self.write(path, (",".join(columns(record_type)) + "\n").encode())
-        return path.open("a", encoding="utf-8", newline="")
+    def release(self) -> None:
+        """Let another process resume the run."""
+        self._lock.close()
 
 
-def _append_rows(file: IO[str], records: Sequence[RoundRecord | ClientRecord]) -> None:
-    csv.writer(file, lineterminator="\n").writerows(vars(record).values() for record in records)
-    file.flush()
-    os.fsync(file.fileno())
+class _Table:
+    """A CSV that grows by whole rounds: written, synced, or as it was."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        content = path.read_bytes()
+        self.size = len(content)
+        self.sha256 = hashlib.sha256(content)
+        self._file = path.open("ab", buffering=0)
+
+    def append(self, records: Sequence[RoundRecord | ClientRecord]) -> None:
+        """Add rows."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(vars(record).values() for record in records)
+        content = text.getvalue().encode()
+        try:
+            if not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
+                raise FileNotFoundError(errno.ENOENT, "another file is in its place")
+            rest = memoryview(content)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self.cut(self.size)
+            raise WriteError(f"{self._path}: cannot be written: {error.strerror}") from error
+        self.size += len(content)
+        self.sha256.update(content)
+
+    def cut(self, size: int) -> None:
+        """Take back what was added after ``size`` bytes."""
+        with suppress(OSError):
+            os.ftruncate(self._file.fileno(), size)
+            self.size, self.sha256 = size, hashlib.sha256(self._path.read_bytes())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _locked(run: Run) -> IO[bytes]:
+    lock = run.lock_path.open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise RunFolderError(f"{run.path}: another process is writing to it") from None
+    return lock
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

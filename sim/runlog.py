@@ -55,6 +55,7 @@ def captured(path: Path, *, show: bool) -> Iterator[None]:
     if not show:
         logging.getLogger("sim").addHandler(_note_handler())  # what sim itself says is for the user, too
     logging.captureWarnings(True)
+    raises, logging.raiseExceptions = logging.raiseExceptions, False  # a full disk is told by the tables, once
     ended = threading.Event()
     follower = threading.Thread(target=_follow, args=(path, ended), daemon=True)
     if show:
@@ -63,6 +64,7 @@ def captured(path: Path, *, show: bool) -> Iterator[None]:
         yield
     finally:
         logging.captureWarnings(False)
+        logging.raiseExceptions = raises
         for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
             logger.handlers, logger.propagate = handlers, propagate
             logger.setLevel(level)

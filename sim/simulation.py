@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sim import environment
+from sim import environment, memory
 from sim.config import RunConfig
 from sim.errors import ConfigError
+from sim.interrupts import interruptible
 from sim.rundir import Run
 
 if TYPE_CHECKING:
     from sim.engine.own_ray import OwnRay
+    from sim.preparation import Prepared
     from sim.recording import OnRecord
 
 
@@ -30,6 +33,30 @@ def simulate(
         UsageError: the config, the data or the user's modules do not work; nothing was written.
         RunError: the run stopped; the rounds that were done are on disk.
     """
+    return _simulate(config, None, ray_init_args, on_record)
+
+
+def resume(
+    run: Run, *, ray_init_args: dict[str, Any] | None = None, on_record: OnRecord | None = None, **changes: Any
+) -> Run:
+    """Go on with a run after its last checkpoint, to the bit as if it had not ended.
+
+    Args:
+        ray_init_args, on_record: as for ``simulate``.
+        changes: knobs that may change, see ``resuming.CHANGEABLE``; ``num_rounds`` may be raised.
+
+    Raises:
+        UsageError: config, data set, partition or files do not fit; nothing was changed.
+        RunError: as ``simulate``.
+    """
+    from sim.resuming import config_of
+
+    return _simulate(config_of(run, changes), run, ray_init_args, on_record)
+
+
+def _simulate(
+    config: RunConfig, old: Run | None, ray_init_args: dict[str, Any] | None, on_record: OnRecord | None
+) -> Run:
     arguments: dict[str, Any] = {"num_cpus": environment.available_cpus(), **(ray_init_args or {})}
     if config.ray_address is None:
         _check_resources(config, arguments)
@@ -41,9 +68,13 @@ def simulate(
         from sim.engine import inline
         from sim.preparation import prepare
         from sim.recording import recorded
+        from sim.resuming import resumed
 
         prepared = prepare(config)
-        with recorded(prepared, on_record) as session:
+        going_on = None if old is None else resumed(old, prepared)
+        with interruptible(), recorded(prepared, on_record, going_on, resumable=True) as session:
+            if config.ray_address is None:
+                _warn_of_memory(prepared, int(arguments["num_cpus"] / config.num_cpus))
             if config.engine == "inline":
                 inline.run(session.server, prepared.program, config.num_clients, config.num_rounds, config.seed)
             else:
@@ -75,6 +106,16 @@ def _own_ray(config: RunConfig, ray_init_args: dict[str, Any]) -> Iterator[OwnRa
 
     with OwnRay(ray_init_args) as own_ray:
         yield own_ray
+
+
+def _warn_of_memory(prepared: Prepared, num_processes: int) -> None:
+    config = prepared.config
+    model_bytes = sum(array.nbytes for array in prepared.initial_weights)
+    line = memory.shortage(
+        config, model_bytes, num_processes if config.engine == "ray" else 0, averages=prepared.chosen.averages
+    )
+    if line is not None:
+        logging.getLogger("sim").warning("note: %s", line)
 
 
 def _check_cluster(address: str) -> None:

@@ -14,7 +14,7 @@ from sim.rundir import Run, RunWriter
 
 
 def _run(root: Path, name: str, accuracies: list[float], config: RunConfig | CentralizedConfig) -> Run:
-    writer = RunWriter(str(root), name, config.to_toml(), clients=False)
+    writer = RunWriter.create(str(root), name, config.to_toml(), clients=False)
     for number, accuracy in enumerate(accuracies):
         writer.append(RoundRecord(number, test_accuracy=accuracy, test_loss=1.0, round_seconds=0.5 * (number + 1)))
     writer.close()

@@ -14,13 +14,14 @@ CLIENT = ClientRecord(1, "fit", 7, None, None, None, 0.5, 0, None, "failed", 'Va
 
 
 def _writer(root: Path, name: str | None = "one") -> RunWriter:
-    return RunWriter(str(root), name, "seed = 3\n", clients=True)
+    return RunWriter.create(str(root), name, "seed = 3\n", clients=True)
 
 
 def test_the_columns_are_the_documented_ones() -> None:
     assert ",".join(columns(RoundRecord)) == (
         "round,num_clients,num_failures,train_loss,test_loss,test_accuracy,eval_loss,eval_accuracy,"
-        "fit_seconds,broadcast_seconds,train_seconds,wait_seconds,return_seconds,aggregate_seconds,test_seconds,eval_seconds,round_seconds"
+        "fit_seconds,broadcast_seconds,train_seconds,wait_seconds,return_seconds,aggregate_seconds,test_seconds,eval_seconds,round_seconds,"
+        "checkpoint_seconds"
     )
     assert ",".join(columns(ClientRecord)) == (
         "round,phase,client_id,num_examples,loss,accuracy,seconds,actor,together,status,error"
@@ -38,7 +39,7 @@ def test_rounds_are_on_disk_before_the_next_one_and_read_back_exactly(tmp_path: 
     assert rounds.test_accuracy.isna().all()
     assert (clients.error[0], clients.client_id[0], clients.status[0]) == (CLIENT.error, 7, "failed")
     assert clients.num_examples.isna().all()
-    assert writer.run.rounds_path.read_text().splitlines()[2] == "1,3,0,0.30000000000000004,,,,,1.5,,,,,,,,"
+    assert writer.run.rounds_path.read_text().splitlines()[2] == "1,3,0,0.30000000000000004,,,,,1.5,,,,,,,,,"
     writer.close()
 
 

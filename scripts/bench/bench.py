@@ -1,9 +1,12 @@
 """Client updates a second: bare PyTorch, plain Flower and sim, round by round in turn, on this machine.
 
     scripts/bench.sh [--rounds 5] [--only pfl-research instant] [-o results/published/bench]
+    scripts/bench.sh --device cuda -o results/published/bench-gpu
 
-Writes OUTPUT.csv, one row a workload, and OUTPUT.json with machine and versions. A round's seconds are medians over
-the rounds after the first; what is compared runs in the same minute, so that only ratios are reported.
+Writes OUTPUT.csv, one row a workload, OUTPUT.png, and OUTPUT.json with machine and versions. A round's seconds are
+medians over the rounds after the first; what is compared runs in the same minute, so that only ratios are reported.
+On a GPU: plain Flower with ten actors of a tenth of it each, and sim with one, four and ten, and with many clients in
+one computation.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from workloads import WORKLOADS
+from matplotlib.figure import Figure
+from workloads import WORKLOADS, Workload
 
 from sim import environment
 from sim.config import RunConfig
@@ -27,11 +31,16 @@ HERE = Path(__file__).resolve().parent
 
 
 class Contender:
-    """A process that does a round when told to."""
+    """A process that does a round when told to.
 
-    def __init__(self, name: str, arguments: dict[str, Any]) -> None:
+    Args:
+        label: of its columns.
+        name: of its function in contenders.py.
+    """
+
+    def __init__(self, label: str, name: str, arguments: dict[str, Any]) -> None:
         path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
-        self.name = name
+        self.name = label
         self.seconds: list[float] = []
         self.process = subprocess.Popen(
             [sys.executable, "-c", "import contenders; contenders.main()", name, json.dumps(arguments)],
@@ -66,12 +75,28 @@ class Contender:
             self.process.kill()
 
 
+def line_up(workload: Workload, num_processes: int, device: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Who is compared: label → (name of the function, its arguments)."""
+    both = {"num_processes": num_processes}
+    if device == "cuda" and not workload.instant:
+        sequential = {"local_training": "sequential"}
+        return {
+            "flower": ("flower", {"num_processes": 10}),
+            **{f"sim_{n}_actors": ("sim", {"num_processes": n, **sequential}) for n in (1, 4, 10)},
+            "sim": ("sim", {"num_processes": 1, "local_training": "vectorized"}),
+        }
+    names = ["flower", "sim"] if workload.instant else ["limit", "flower", "sim"]
+    return {name: (name, both) for name in names}
+
+
 def measure(name: str, num_rounds: int, num_processes: int, device: str) -> dict[str, Any]:
     """Return the medians of a workload's rounds."""
     workload = WORKLOADS[name]
-    arguments = {"name": name, "num_rounds": num_rounds + 1, "num_processes": num_processes, "device": device}
-    names = ["flower", "sim"] if workload.instant else ["limit", "flower", "sim"]
-    contenders = [Contender(contender, arguments) for contender in names]
+    arguments = {"name": name, "num_rounds": num_rounds + 1, "device": device}
+    contenders = [
+        Contender(label, function, {**arguments, **more})
+        for label, (function, more) in line_up(workload, num_processes, device).items()
+    ]
     try:
         for _ in range(num_rounds + 1):
             for contender in contenders:
@@ -83,15 +108,49 @@ def measure(name: str, num_rounds: int, num_processes: int, device: str) -> dict
     row: dict[str, Any] = {"workload": name, "clients_a_round": num_clients}
     for contender in contenders:
         row[f"{contender.name}_seconds"] = statistics.median(contender.seconds[1:])
-    for contender in ("limit", "flower", "sim"):
-        if seconds := row.get(f"{contender}_seconds"):
-            row[f"{contender}_clients_a_second"] = num_clients / seconds
-    if not workload.instant:
+    for contender in contenders:
+        row[f"{contender.name}_clients_a_second"] = num_clients / row[f"{contender.name}_seconds"]
+    if "limit_seconds" in row:
         row["flower_over_limit"] = row["flower_seconds"] / row["limit_seconds"]
         row["sim_over_limit"] = row["sim_seconds"] / row["limit_seconds"]
     row["sim_ms_a_client"] = 1000 * row["sim_seconds"] / num_clients
     row["flower_over_sim"] = row["flower_seconds"] / row["sim_seconds"]
     return row
+
+
+def picture(rows: pd.DataFrame) -> Figure:
+    """Seconds a round as a multiple of bare PyTorch, and milliseconds of a client that returns at once."""
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    trained = rows[rows.get("flower_over_limit", pd.Series(index=rows.index)).notna()]
+    instant = rows[rows["workload"].str.startswith("instant")]
+    for axes, part, title in zip(
+        figure.subplots(1, 2),
+        (trained, instant),
+        ("time of a round ÷ bare PyTorch", "clients that return at once, ms a client (log)"),
+        strict=True,
+    ):
+        positions = range(len(part))
+        if part is trained:
+            pairs = {"Flower": part.get("flower_over_limit"), "sim": part.get("sim_over_limit")}
+            axes.axhline(1, color="0.4", linewidth=1, linestyle="--")
+        else:
+            each = 1000 / part["clients_a_round"]
+            pairs = {"Flower": part["flower_seconds"] * each, "sim": part["sim_seconds"] * each}
+            axes.set_yscale("log")
+        for number, (label, values) in enumerate(pairs.items()):
+            if values is None:
+                continue
+            shift = [position + (number - 0.5) * 0.38 for position in positions]
+            bars = axes.bar(shift, values, 0.36, label=label, color=("0.72", "#1f77b4")[number])
+            inside = {"padding": -11, "color": "white"} if label == "sim" and part is trained else {}
+            axes.bar_label(bars, fmt="%.2f" if part is trained else "%.1f", fontsize=8, **inside)
+        names = [name.replace(", ", "\n") for name in part["workload"]]
+        axes.set_xticks(list(positions), [name.removeprefix("instant\n") for name in names], fontsize=8)
+        axes.set_xlabel("" if part is trained else "parameters of the model")
+        axes.set_title(title, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    return figure
 
 
 def main() -> None:
@@ -109,6 +168,7 @@ def main() -> None:
             rows.append(measure(name, arguments.rounds, arguments.processes, arguments.device))
             print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}), flush=True)
             pd.DataFrame(rows).round(4).to_csv(arguments.output.with_suffix(".csv"), index=False)
+    picture(pd.DataFrame(rows)).savefig(arguments.output.with_suffix(".png"), dpi=144)
     about = {**environment.describe(), "rounds": arguments.rounds, "processes": arguments.processes}
     arguments.output.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 

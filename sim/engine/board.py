@@ -51,9 +51,9 @@ class Board:
 
 
 @contextmanager
-def board_file() -> Iterator[Path]:
-    """Make the file of a board; it is gone at the end."""
-    descriptor, name = tempfile.mkstemp(prefix="sim-board-")
+def board_file(folder: Path | None) -> Iterator[Path]:
+    """Make the file of a board in ``folder``, or where temporary files are; it is gone at the end."""
+    descriptor, name = tempfile.mkstemp(prefix="sim-board-", dir=folder)
     try:
         os.write(descriptor, np.full((_MOST_ACTORS, _COLUMNS), _NOBODY).tobytes())
         os.close(descriptor)

@@ -48,10 +48,18 @@ class RayDispatcher:
     """Hands pieces to actors that are free, each actor one at a time, and replaces actors that die."""
 
     def __init__(
-        self, actors: Sequence[Any], hire: Callable[[], Any], board: Board, patience: Patience, *, together: bool
+        self,
+        actors: Sequence[Any],
+        hire: Callable[[], Any],
+        board: Board,
+        patience: Patience,
+        spills: Callable[[], bool],
+        *,
+        together: bool,
     ) -> None:
         """
         Args:
+            spills: whether Ray has put objects on the disk.
             hire: makes an actor in the place of one that died.
             together: clients of a chunk are trained in one computation, so chunks are not cut.
         """
@@ -59,7 +67,9 @@ class RayDispatcher:
         self.hire = hire
         self.board = board
         self.patience = patience
+        self.spills = spills
         self.together = together
+        self._spilled = False
         self._held: list[NDArrays | None] = [None] * len(self.actors)  # the weights that each actor was sent last
         self._stored: list[tuple[NDArrays, Any]] = []  # weights and where they are in Ray's shared memory
         self._seconds: dict[Phase, float] = {}
@@ -101,6 +111,12 @@ class RayDispatcher:
             took += [outcome.seconds for outcome in result.outcomes]
             yield result
         self._seconds[phase] = sum(took) / len(took)
+        if not self._spilled and self.spills():
+            self._spilled = True
+            logging.getLogger("sim").warning(
+                "Ray's shared memory is full and spills to the disk, which is slow; fewer clients a round, or "
+                "more memory, would avoid it"
+            )
 
     def _hand_out(self, waiting: deque[Piece], running: dict[Any, _Message], least: int) -> None:
         load = dict.fromkeys(range(len(self.actors)), 0)
@@ -204,6 +220,7 @@ class RayDispatcher:
             "hangs" if hung else "died",
             "" if culprit is None else f" with client {culprit}",
         )
+        logging.getLogger("ray").warning("%s", reason)
         self.replace(actor)
         again: list[Piece] = []
         for piece in message.pieces:
@@ -214,8 +231,9 @@ class RayDispatcher:
             own[place : place + 1] = parts
             for part in parts:
                 if given_up and any(task.client_id == culprit for task in part.chunk.tasks):
-                    tries = "" if hung else f" ({self._deaths[culprit or 0]} times)"
-                    part.result = _failed(part.chunk.tasks, reason if hung else f"ProcessDied: {reason}{tries}", actor)
+                    times = self._deaths[culprit or 0]
+                    died = f"ProcessDied: its process crashed or was killed, {times} time{'s' * (times > 1)}"
+                    part.result = _failed(part.chunk.tasks, reason if hung else died, actor)
                 else:
                     again.append(part)
         waiting.extendleft(reversed(again))

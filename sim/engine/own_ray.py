@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
 import secrets
+import shutil
+import tempfile
 import warnings
 from concurrent.futures import Future
+from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import ray
+from ray._private import worker as ray_worker
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 # What Ray will do with GPUs one day is not for this run's screen; set here, since filters belong to all threads.
+logging.getLogger("ray").addHandler(logging.NullHandler())  # until the run's own log is open
 warnings.filterwarnings("ignore", message="Tip: In future versions of Ray", category=FutureWarning)
 
+_PREFIX = "sim-ray-"
+_LONGEST_ROOT = 30
 INLINE_BYTES = 4 * 2**20  # what travels in a message itself; more goes through Ray's shared memory
 
 
@@ -28,8 +37,10 @@ class OwnRay:
             ray_init_args: for ``ray.init``; they win over ours.
         """
         # "local": Ray would otherwise join whatever cluster runs on this machine.
+        self.folder = _session_folder()
         self.init_args = {
             "address": "local",
+            "_temp_dir": str(self.folder),
             "include_dashboard": False,
             "log_to_driver": False,
             "configure_logging": False,
@@ -41,6 +52,10 @@ class OwnRay:
         self._ended = Event()
 
     def __enter__(self) -> Self:
+        lock = _locked(self.folder)
+        assert lock is not None, "a folder that was just made is nobody else's"
+        self._lock = lock
+        _sweep(self.folder.parent)
         names: dict[str, str | None] = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self._before = {name: os.environ.get(name) for name in names}
         _set_environment(names)
@@ -52,6 +67,8 @@ class OwnRay:
     ) -> None:
         self.end()
         _set_environment(self._before)
+        self._lock.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self) -> None:
         try:
@@ -66,11 +83,50 @@ class OwnRay:
         """Return when Ray is there; raise what kept it from starting."""
         self._started.result()
 
+    def spills(self) -> bool:
+        """Whether objects that Ray's shared memory had no room for lie on the disk."""
+        return any(self.folder.glob("session_*/ray_spilled_objects*/*"))
+
     def end(self) -> None:
         """End Ray and its processes; nothing if they have ended."""
         self._started.exception()  # it must have started to end
         ray.shutdown()
         self._ended.set()
+
+
+def _session_folder() -> Path:
+    """Make a folder for Ray's sockets, logs and spilled objects; its path must be short for a socket's name."""
+    root = Path(tempfile.gettempdir())
+    return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root if len(str(root)) <= _LONGEST_ROOT else "/tmp"))
+
+
+def _locked(folder: Path) -> IO[bytes] | None:
+    """Lock a session's folder; None if its run is still there."""
+    try:
+        lock = (folder / "lock").open("ab")
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        return None
+    return lock
+
+
+def _sweep(root: Path) -> None:
+    """Remove the session folders of runs that were killed."""
+    for folder in root.glob(f"{_PREFIX}*"):
+        # One that was made in this moment has no lock yet.
+        if (folder / "lock").exists() and (lock := _locked(folder)) is not None:
+            lock.close()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _to_the_log(data: dict[str, Any], ignore_prefix: bool) -> None:
+    """In the place of Ray's function that prints the errors of its processes on the screen."""
+    for line in data.get("lines", []):
+        logging.getLogger("ray").warning("%s: %s", data.get("pid"), line)
 
 
 def _set_environment(values: dict[str, str | None]) -> None:
@@ -82,3 +138,6 @@ def _set_environment(values: dict[str, str | None]) -> None:
     # Ray's core read both when it was imported; these make it read them again.
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+ray_worker.print_to_stdstream = _to_the_log

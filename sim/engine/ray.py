@@ -36,6 +36,7 @@ class _Opening:
     patience: Patience
     together: bool
     parcel: Parcel | None
+    spills: Callable[[], bool]
 
     @contextmanager
     def __call__(self, client_manager: ClientManager) -> Iterator[RayDispatcher]:
@@ -58,7 +59,7 @@ class _Opening:
 
         for actor in actors:
             actor.set_up.remote()  # all at the same time; nobody waits for it
-        yield RayDispatcher(actors, hire, Board(self.board), self.patience, together=self.together)
+        yield RayDispatcher(actors, hire, Board(self.board), self.patience, self.spills, together=self.together)
 
 
 def run(
@@ -89,8 +90,9 @@ def run(
     arguments = {"log_to_driver": False, "configure_logging": False, "ignore_reinit_error": True, **ray_init_args}
     if own_ray is None:
         arguments["runtime_env"] = runtime_env(program)
-    with board_file() as board:
-        opening = _Opening(board, patience, program.together > 1, pack(program) if own_ray is None else None)
+    with board_file(None if own_ray is None else own_ray.folder) as board:
+        parcel, spills = (pack(program), lambda: False) if own_ray is None else (None, own_ray.spills)
+        opening = _Opening(board, patience, program.together > 1, parcel, spills)
         try:
             if own_ray is not None:
                 own_ray.wait()

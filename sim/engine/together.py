@@ -14,6 +14,7 @@ from torch import Tensor
 from sim.aggregation import WeightedSum
 from sim.client import TRAIN_KNOBS, Workbench
 from sim.engine.contract import Chunk, Outcome, Task
+from sim.engine.finite import NonFiniteError
 from sim.seeds import Purpose, seeded, sequence
 from sim.vectorized import Member, Trainer, drawn
 
@@ -46,10 +47,17 @@ def fit(bench: Workbench, chunk: Chunk, seed: int) -> tuple[list[Outcome], Weigh
         for weights, losses in results:
             count = len(losses)
             group = range(position, position + count)
+            finite = torch.stack([torch.isfinite(w).flatten(1).all(1) for w in weights]).all(0).tolist()
             if chunk.summed:
-                total.fold(_sum(weights, [sizes[i] for i in group]))
+                # A weight of 0 would not do: 0 × NaN is NaN.
+                kept = weights if all(finite) else [w[torch.tensor(finite, device=w.device)] for w in weights]
+                total.fold(_sum(kept, [sizes[i] for k, i in enumerate(group) if finite[k]]))
             for k, i in enumerate(group):
                 loss = float(losses[k])
+                if not finite[k]:
+                    error = f"{NonFiniteError.__name__}: the model holds NaN or infinite weights"
+                    outcomes.append(Outcome(tasks[i].client_id, seconds, error=error, together=count))
+                    continue
                 arrays = None if chunk.summed else [w[k].cpu().numpy() for w in weights]
                 outcomes.append(
                     Outcome(tasks[i].client_id, seconds, sizes[i], loss, {"loss": loss}, arrays, together=count)
@@ -84,6 +92,8 @@ def _train(
 
 def _sum(stacked: list[Tensor], sizes: list[int]) -> WeightedSum:
     """Σ nᵢ·wᵢ of a group, on its device."""
+    if not sizes:
+        return WeightedSum()
     counts = torch.tensor(sizes, dtype=torch.float32, device=stacked[0].device)
     sums = [torch.tensordot(counts.to(w.dtype), w, 1).cpu().numpy() for w in stacked]
     return WeightedSum(sum(sizes), sums, [array.dtype for array in sums])

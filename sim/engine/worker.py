@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.client import Client, NumPyClient
 from flwr.common import (
     Code,
@@ -27,6 +29,7 @@ from sim.client import CifarClient, Program, Workbench, set_weights, view_weight
 from sim.engine import together
 from sim.engine.board import Board
 from sim.engine.contract import Chunk, ChunkResult, Outcome, Task, TestSlice
+from sim.engine.finite import check_finite
 from sim.seeds import Purpose, reseed, restored, seeded
 from sim.training import TestSums
 
@@ -50,12 +53,14 @@ class Worker:
     actor: int = 0
     client_fn: Callable[[Context], Client] | None = None
     board: Board | None = None
+    _names: Sequence[str] = ()
 
     def run(self, chunk: Chunk) -> ChunkResult:
         """Execute every client of ``chunk``; what one raises becomes its outcome."""
         began = time.perf_counter()
         done = None
         bench = workbench(self.program)  # before the first client begins: it may take its time
+        self._names = list(bench.net.state_dict()) if not self._names else self._names
         if chunk.phase == "fit" and self.program.together > 1 and together.can_fit(chunk):
             done = self._together(bench, chunk)
         outcomes, total = done or self._one_by_one(chunk)
@@ -92,6 +97,9 @@ class Worker:
                         total.add(outcome.weights, outcome.num_examples)
                         outcome.weights = None
                 except (Exception, SystemExit) as error:  # noqa: BLE001 - the round loop decides what it means
+                    if self.board is not None and _broke_the_device(error):
+                        traceback.print_exc()
+                        os._exit(1)  # CUDA is of no use to this process any more; another one does its clients
                     outcome = Outcome(
                         task.client_id,
                         error=f"{type(error).__name__}: {error}",
@@ -134,10 +142,10 @@ class Worker:
             # Added to the sum before the net is used again, so that nobody needs a copy.
             outcome.num_examples, outcome.metrics = client.train_from(weights, dict(task.config))
             outcome.weights = view_weights(client.net)
-            outcome.loss = check_fit(outcome, chunk.weights)
+            outcome.loss = check_fit(outcome, chunk.weights, self._names)
         elif chunk.phase == "fit":
             outcome.weights, outcome.num_examples, outcome.metrics = _fit(client, weights, task)
-            outcome.loss = check_fit(outcome, chunk.weights)
+            outcome.loss = check_fit(outcome, chunk.weights, self._names)
         else:
             outcome.loss, outcome.num_examples, outcome.metrics = _evaluate(client, weights, task)
         outcome.state = context.state if any(context.state.values()) else None
@@ -173,20 +181,27 @@ def _check_status(status: Any) -> None:
         raise RuntimeError(f"the client answered {status.code.name}: {status.message}")
 
 
+def _broke_the_device(error: BaseException) -> bool:
+    """Whether a process cannot use its GPU after this error; out of memory is not of that kind."""
+    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+
+
 def _shape_of(returned: Any) -> str:
     if isinstance(returned, tuple):
         return f"({', '.join(type(item).__name__ for item in returned)})"
     return type(returned).__name__
 
 
-def check_fit(outcome: Outcome, sent: NDArrays) -> float | None:
+def check_fit(outcome: Outcome, sent: NDArrays, names: Sequence[str] = ()) -> float | None:
     """Check what a client's ``fit`` returned; return its loss, if it gave one.
 
     Args:
         sent: the weights it started from.
+        names: of the arrays, for the message.
 
     Raises:
         WrongReturnError: the arrays have other shapes, or there are no examples.
+        NonFiniteError: a weight is NaN or infinite.
     """
     shapes, wanted = [np.shape(w) for w in outcome.weights or []], [w.shape for w in sent]
     if shapes != wanted:
@@ -196,5 +211,6 @@ def check_fit(outcome: Outcome, sent: NDArrays) -> float | None:
         raise WrongReturnError(f"fit returned arrays of types {[d.name for d, _ in dtypes]}, the model has others")
     if outcome.num_examples < 1:
         raise WrongReturnError(f"fit returned num_examples {outcome.num_examples}; at least 1 is needed")
+    check_finite(outcome.weights or [], names)
     loss = outcome.metrics.get("loss")
     return float(loss) if isinstance(loss, int | float) else None

@@ -188,3 +188,11 @@ class Travelling(CifarClient):
             raise ValueError("not this time")
         weights, num_examples, _ = super().fit(parameters, config)
         return weights, num_examples, {"loss": np.float64(self.given_batch_size + calls)}
+
+
+class Random(FedAvg):
+    """Holds what no checkpoint can keep."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.rng = np.random.default_rng(0)

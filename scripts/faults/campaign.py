@@ -1,0 +1,259 @@
+"""Runs of 30 rounds with a fault at a random moment each, compared with runs without.
+
+    scripts/fault_campaign.sh [--trials 100] [--seed 0] [-o results/published/faults.csv]
+
+One row a trial. It passes when the run ended with the sha256 of the undisturbed one (or, where a client failed and was
+dropped, of a run in which that client raises), no round is missing or there twice, every file is whole, and no process
+is left. FILE.json tells machine and versions. A full disk needs the right to mount a tmpfs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+from PIL import Image
+from safetensors.numpy import load_file
+
+from sim import environment
+from sim.checkpoint import read_last
+from sim.rundir import Run
+
+HERE = Path(__file__).resolve().parent
+NUM_ROUNDS = 30
+STRATEGIES = ("fedavg", "fedavgm", "fedadam", "fedyogi", "krum")
+KINDS = ("kill actor", "kill driver", "SIGTERM", "raise", "nan", "hang", "full disk")
+FLAGS = [
+    *("--num-clients", "20", "--fraction-fit", "0.5", "--local-epochs", "1"),
+    *("--fraction-evaluate", "0.2", "--client", "faulty:Faulty"),
+]
+_TIMES = ["seconds", "actor"]
+
+
+@dataclass
+class Trial:
+    """One run and what is done to it."""
+
+    number: int
+    kind: str
+    strategy: str
+    engine: str
+    fault: str
+    seconds: float
+    problems: list[str] = field(default_factory=list)
+    exit_codes: list[int] = field(default_factory=list)
+
+
+def command(folder: Path, trial: Trial, *more: str) -> list[str]:
+    """``sim run`` of a trial."""
+    drop = ["--on-client-error", "drop"] if trial.fault else []
+    timeout = ["--client-timeout", "3"] if trial.kind == "hang" else []
+    run = ["--strategy", trial.strategy, "--num-rounds", str(NUM_ROUNDS), "--name", "run", *drop, *timeout]
+    engine = ["--engine", trial.engine]
+    return [sys.executable, "-m", "sim", "run", "--results-dir", str(folder), *FLAGS, *run, *engine, *more]
+
+
+def resume(folder: Path, engine: str, num_cpus: int) -> list[str]:
+    """``sim run --resume`` of a trial's run."""
+    flags = ["--results-dir", str(folder), "--engine", engine, "--num-cpus", str(num_cpus)]
+    return [sys.executable, "-m", "sim", "run", "--resume", "run", *flags]
+
+
+class Campaign:
+    """Trials in a folder of their own, and the undisturbed runs that they are compared with."""
+
+    def __init__(self, rng: random.Random, root: Path) -> None:
+        self.rng = rng
+        self.root = root
+        self.mark = f"campaign-{os.getpid()}"
+        self.undisturbed: dict[tuple[str, str], Run] = {}
+
+    def start(self, words: list[str], fault: str) -> subprocess.Popen[bytes]:
+        """Start a command with a mark in its environment, by which what it leaves is found."""
+        variables = {**os.environ, "SIM_FAULT": fault, "SIM_MARK": self.mark}
+        log = (self.root / "output.txt").open("ab")
+        return subprocess.Popen(words, cwd=HERE, env=variables, stdout=log, stderr=log)
+
+    def reference(self, strategy: str, fault: str) -> Run:
+        """The run without the fault; where a client fails, one in which it raises."""
+        where = fault.partition(":")[2]
+        if (strategy, where) not in self.undisturbed:
+            folder = self.root / f"reference-{strategy}-{where.replace(':', '-')}"
+            quiet = Trial(0, "none", strategy, "inline", "raise" if fault else "", 0)
+            code = self.start(command(folder, quiet), f"raise:{where}" if fault else "").wait()
+            if code:
+                raise SystemExit(f"the undisturbed run of {strategy} ended with {code}; see {self.root}/output.txt")
+            self.undisturbed[strategy, where] = Run(folder / "run")
+        return self.undisturbed[strategy, where]
+
+    def draw(self, number: int) -> Trial:
+        """Choose what is done to whom, and when."""
+        kind = KINDS[number % len(KINDS)]
+        strategy = self.rng.choice(STRATEGIES)
+        engine = "ray" if kind in ("kill actor", "hang") else self.rng.choice(("ray", "inline"))
+        fault = ""
+        if kind in ("raise", "nan", "hang"):
+            clients = self.reference(strategy, "").clients()
+            trained = clients[clients.phase == "fit"]
+            row = trained.iloc[self.rng.randrange(len(trained))]
+            fault = f"{kind}:{row['round']}:{row.client_id}"
+        return Trial(number, kind, strategy, engine, fault, self.rng.uniform(0, 6))
+
+    def run(self, trial: Trial) -> None:
+        """Execute a trial; what is wrong afterwards goes to its problems."""
+        folder = self.root / f"trial-{trial.number}"
+        folder.mkdir()
+        reference = self.reference(trial.strategy, trial.fault)
+        if trial.kind == "full disk":
+            self._mount(folder)
+        try:
+            self._disturb(trial, folder)
+            self._compare(trial, Run(folder / "run"), reference)
+        finally:
+            if trial.kind == "full disk":
+                subprocess.run(["umount", str(folder)], check=False)
+        self._look_for_processes(trial)
+        if not trial.problems:
+            shutil.rmtree(folder)
+
+    def _mount(self, folder: Path) -> None:
+        size = self.rng.randrange(700, 3000)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(folder)], check=True)
+
+    def _disturb(self, trial: Trial, folder: Path) -> None:
+        process = self.start(command(folder, trial), trial.fault)
+        if trial.kind in ("kill actor", "kill driver", "SIGTERM"):
+            self._wait_for_round(process, folder / "run" / "rounds.csv")
+            time.sleep(trial.seconds * 0.3)
+            if trial.kind == "kill actor":
+                self._kill_actors(process)
+            else:
+                process.send_signal(signal.SIGKILL if trial.kind == "kill driver" else signal.SIGTERM)
+        trial.exit_codes.append(process.wait(timeout=300))
+        if trial.kind == "full disk":
+            if trial.exit_codes[0] not in (1, 2):
+                trial.problems.append(f"exit code {trial.exit_codes[0]} on a full disk")
+            subprocess.run(["mount", "-o", "remount,size=1g", str(folder)], check=True)
+            if trial.exit_codes[0] == 2:  # it did not even begin
+                trial.exit_codes.append(self.start(command(folder, trial), trial.fault).wait(timeout=300))
+                return
+        rounds = Run(folder / "run").rounds()["round"]
+        if len(rounds) and rounds.max() < NUM_ROUNDS:
+            self._look_for_processes(trial)
+            engine, num_cpus = self.rng.choice((("inline", 1), ("ray", 1), ("ray", 2)))
+            trial.exit_codes.append(self.start(resume(folder, engine, num_cpus), trial.fault).wait(timeout=300))
+
+    def _wait_for_round(self, process: subprocess.Popen[bytes], table: Path) -> None:
+        while process.poll() is None and not (table.exists() and table.read_text().count("\n") > 1):
+            time.sleep(0.05)
+
+    def _kill_actors(self, process: subprocess.Popen[bytes]) -> None:
+        """Kill one to three times an actor."""
+        for _ in range(self.rng.randrange(1, 4)):
+            try:
+                actors = [p for p in psutil.Process(process.pid).children(recursive=True) if "ChunkActor" in p.name()]
+                if actors:
+                    self.rng.choice(actors).kill()
+            except psutil.Error:
+                return
+            time.sleep(self.rng.uniform(0, 1.5))
+
+    def _compare(self, trial: Trial, run: Run, reference: Run) -> None:
+        if trial.exit_codes[-1] != 0:
+            trial.problems.append(f"exit codes {trial.exit_codes}")
+            return
+        if _sha256(run.model_path) != _sha256(reference.model_path):
+            trial.problems.append("other weights")
+        if run.rounds()["round"].tolist() != list(range(NUM_ROUNDS + 1)):
+            trial.problems.append("rounds lost or doubled")
+        for name in ("rounds", "clients"):
+            frames = [getattr(each, name)() for each in (run, reference)]
+            kept = [c for c in frames[0].columns if not c.endswith("seconds") and c not in (*_TIMES, "error")]
+            if not frames[0][kept].equals(frames[1][kept]):
+                trial.problems.append(f"other {name}.csv")
+        try:
+            load_file(run.model_path)
+            read_last(run)
+            for picture in run.path.glob("*.png"):
+                Image.open(picture).verify()
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a file
+            trial.problems.append(f"a damaged file: {error}")
+        left = [path.name for path in run.path.iterdir() if path.name.startswith(".") and path.name != ".lock"]
+        if left:
+            trial.problems.append(f"left {left}")
+
+    def _look_for_processes(self, trial: Trial) -> None:
+        for _ in range(50):
+            left = [process for process in psutil.process_iter() if self._is_ours(process)]
+            if not left:
+                return
+            time.sleep(0.1)
+        trial.problems.append(f"processes left: {[process.name() for process in left]}")
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            return alive and process.pid != os.getpid() and process.environ().get("SIM_MARK") == self.mark
+        except psutil.Error:
+            return False
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def main() -> int:
+    """Run the trials; 1 if one failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--output", type=Path, help="CSV, one row a trial")
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    root = Path(tempfile.mkdtemp(prefix="fault-campaign-"))
+    campaign = Campaign(random.Random(arguments.seed), root)
+    for number in range(arguments.trials):
+        trial = campaign.draw(number)
+        start = time.perf_counter()
+        campaign.run(trial)
+        rows.append(
+            {
+                "trial": number,
+                "kind": trial.kind,
+                "strategy": trial.strategy,
+                "engine": trial.engine,
+                "fault": trial.fault,
+                "exit_codes": " ".join(map(str, trial.exit_codes)),
+                "seconds": round(time.perf_counter() - start, 1),
+                "outcome": "; ".join(trial.problems) or "ok",
+            }
+        )
+        print(" ".join(f"{value}" for value in rows[-1].values()), flush=True)
+        if arguments.output:
+            pd.DataFrame(rows).to_csv(arguments.output, index=False)
+    if arguments.output:
+        about = {**environment.describe(), "trials": arguments.trials, "seed": arguments.seed}
+        arguments.output.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    failed = sum(row["outcome"] != "ok" for row in rows)
+    print(f"{len(rows) - failed} of {len(rows)} trials ended as they should" + (f"; see {root}" if failed else ""))
+    if not failed:
+        shutil.rmtree(root)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""A client that fails where it is told to: SIM_FAULT=KIND:ROUND:CLIENT, KIND one of raise, hang, nan."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+from flwr.common import NDArrays
+
+from sim.client import CifarClient
+
+
+class Faulty(CifarClient):
+    """Trains as every client does, but in one round, at one client."""
+
+    def __init__(self, client_id: int, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.client_id = client_id
+
+    def fit(self, parameters: NDArrays, config: dict[str, Any]) -> tuple[NDArrays, int, dict[str, Any]]:
+        """Train, or fail."""
+        kind, server_round, client_id = (os.environ.get("SIM_FAULT") or "none:0:0").split(":")
+        weights, num_examples, metrics = super().fit(parameters, config)
+        if (int(server_round), int(client_id)) == (config["server_round"], self.client_id):
+            match kind:
+                case "raise":
+                    raise ValueError("a bad day")
+                case "hang":
+                    time.sleep(3600)
+                case "nan":
+                    weights[0] = np.full_like(weights[0], np.nan)
+        return weights, num_examples, metrics

@@ -1,0 +1,254 @@
+"""Runs that end early and go on: to the bit as if they had not, or one line that says why not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from conftest import PROGRAMS, sha256
+from sim import Run, resume
+from sim.errors import ConfigError, RunFolderError, SimError, StateError
+from sim.strategy import PRIVACY, STRATEGIES
+
+_TIMES = {"seconds", "actor"}
+
+
+def assert_same(one: Run, other: Run) -> None:
+    """Weights and tables are equal to the bit, times and processes aside."""
+    assert sha256(one.model_path) == sha256(other.model_path)
+    for name in ("rounds", "clients"):
+        frames = [getattr(run, name)() for run in (one, other)]
+        kept = [c for c in frames[0].columns if not c.endswith("seconds") and c not in _TIMES]
+        pd.testing.assert_frame_equal(frames[0][kept], frames[1][kept], check_exact=True)
+
+
+def _stop_after(number: int) -> Callable[[Any], None]:
+    def on_record(record: Any) -> None:
+        if record.round == number:
+            raise KeyboardInterrupt
+
+    return on_record
+
+
+def _interrupted(small: Callable[..., Run], tmp_path: Path, number: int, **knobs: Any) -> Run:
+    with pytest.raises(KeyboardInterrupt):
+        small(name="cut", on_record=_stop_after(number), **knobs)
+    return Run(tmp_path / "results" / "cut")
+
+
+@pytest.mark.parametrize("strategy", [*STRATEGIES, *(f"dp-{kind}" for kind in PRIVACY)])
+def test_every_strategy_goes_on_to_the_bit(small: Callable[..., Run], tmp_path: Path, strategy: str) -> None:
+    knobs: dict[str, Any] = {"num_rounds": 4, "clients_per_round": 8, "fraction_evaluate": 0.3}
+    knobs |= {"dp": strategy[3:]} if strategy.startswith("dp-") else {"strategy": strategy}
+    whole = small(name="whole", **knobs)
+    cut = _interrupted(small, tmp_path, 2, **knobs)
+    assert cut.rounds()["round"].tolist() == [0, 1, 2]
+    assert_same(resume(cut), whole)
+    assert sorted(path.name for path in cut.checkpoints_path.iterdir()) == ["3", "4"]
+
+
+@pytest.mark.usefixtures("in_programs")
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"client": "own:Counting", "num_clients": 4},  # each client counts its calls in Context.state
+        {"model": "own:WithBatchNorm", "strategy": "fedadam"},
+        {"model": "own:WithDropout", "lr_decay": 0.9, "momentum": 0.5, "augment": "crop-flip"},
+        {"checkpoint_every": 3},  # the interruption writes the one that is due later
+        {"local_training": "vectorized", "vectorized_clients": 3},
+    ],
+    ids=lambda knobs: next(iter(knobs)),
+)
+def test_what_clients_and_models_keep_goes_on(small: Callable[..., Run], tmp_path: Path, knobs: dict[str, Any]) -> None:
+    knobs = {"num_rounds": 5, **knobs}
+    whole = small(name="whole", **knobs)
+    assert_same(resume(_interrupted(small, tmp_path, 2, **knobs)), whole)
+
+
+def test_a_finished_run_goes_on_to_more_rounds(small: Callable[..., Run]) -> None:
+    short, whole = small(name="short", num_rounds=2), small(name="whole", num_rounds=4)
+    with pytest.raises(RunFolderError, match="all 2 rounds are done; --num-rounds above that goes on"):
+        resume(short)
+    assert_same(resume(short, num_rounds=4), whole)
+    assert short.config()["num_rounds"] == 4
+
+
+def test_rows_after_the_last_checkpoint_are_cut(small: Callable[..., Run], tmp_path: Path) -> None:
+    """As after a crash between the tables and the checkpoint."""
+    whole = small(name="whole", num_rounds=4)
+    cut = _interrupted(small, tmp_path, 3, num_rounds=4)
+    shutil.rmtree(cut.checkpoints_path / "3")
+    with cut.rounds_path.open("a") as file:
+        file.write("4,7,")
+    assert_same(resume(cut), whole)
+
+
+def test_sigterm_ends_with_a_checkpoint_and_another_number_of_processes_goes_on(
+    sim: Callable[..., subprocess.CompletedProcess[str]], small: Callable[..., Run], tmp_path: Path
+) -> None:
+    flags = "--num-clients 10 --clients-per-round 8 --num-rounds 200 --local-epochs 1 --strategy fedadam --name cut"
+    command = [sys.executable, "-m", "sim", "run", *flags.split()]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    cut = Run(tmp_path / "results" / "cut")
+    deadline = time.monotonic() + 120
+    while process.poll() is None and len(cut.checkpoints()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    again = sim("run", "--resume", "cut")  # while it runs
+    assert (again.returncode, again.stderr) == (2, f"sim: {cut.path}: another process is writing to it\n")
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "sim: interrupted; what was done is on disk"
+    last = cut.rounds()["round"].max()
+    assert cut.last_checkpoint() == last
+    assert f"round {last}" in sim("list").stdout
+    whole = small(
+        name="whole", clients_per_round=8, num_rounds=int(last) + 3, strategy="fedadam", results_dir=str(tmp_path)
+    )
+    # The config said 200 rounds; a run is ended where one wants by its config file.
+    text = cut.config_path.read_text().replace("num_rounds = 200", f"num_rounds = {last + 3}")
+    cut.config_path.write_text(text)
+    answer = sim("run", "--resume", "cut", "--num-cpus", "2")
+    assert answer.returncode == 0, answer.stderr
+    assert_same(cut, whole)
+    assert "round" not in sim("list").stdout.splitlines()[1]
+
+
+def _config(run: Run) -> None:
+    run.config_path.write_text(run.config_path.read_text().replace("lr = 0.1", "lr = 0.2"))
+
+
+def _seed(run: Run) -> None:
+    run.config_path.write_text(run.config_path.read_text().replace("seed = 0", "seed = 1"))
+
+
+def _table(run: Run) -> None:
+    run.rounds_path.write_text(run.rounds_path.read_text().replace("\n1,", "\n9,"))
+
+
+def _short_table(run: Run) -> None:
+    run.clients_path.write_text("round\n")
+
+
+def _no_checkpoint(run: Run) -> None:
+    shutil.rmtree(run.checkpoints_path)
+
+
+def _damaged(run: Run) -> None:
+    for folder in run.checkpoints_path.iterdir():
+        path = folder / "arrays.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(bytes(content))
+
+
+def _no_json(run: Run) -> None:
+    for path in run.checkpoints_path.glob("*/state.json"):
+        path.write_text("[]")
+
+
+def _columns(run: Run) -> None:
+    _edit(run, lambda about: about["fits"]["columns of rounds.csv"].pop())
+
+
+def _format(run: Run) -> None:
+    _edit(run, lambda about: about.update(format=99))
+
+
+def _strategy(run: Run) -> None:
+    _edit(run, lambda about: about["strategy"].update(strategy="Krum"))
+
+
+def _edit(run: Run, change: Callable[[dict[str, Any]], Any]) -> None:
+    for path in run.checkpoints_path.glob("*/state.json"):
+        about = json.loads(path.read_text())
+        change(about)
+        path.write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_config, "does not fit: lr was 0.1, is 0.2"),
+        (_seed, r"does not fit: seed was 0, is 1; partition was \w+, is \w+"),
+        (_table, "rounds.csv: was changed after its checkpoint was written"),
+        (_short_table, "clients.csv: was changed after its checkpoint was written"),
+        (_no_checkpoint, "has no checkpoint to go on from"),
+        (_damaged, "2: arrays.safetensors is damaged or belongs to another checkpoint; .*1: arrays.safetensors"),
+        (_no_json, "2: damaged: TypeError"),
+        (_columns, "does not fit: columns of rounds.csv was"),
+        (_format, "2: of format 99, this version reads 1"),
+        (_strategy, "2: holds no state of this strategy: strategy: of a Krum, not of a FedAvg"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_does_not_fit_is_refused_and_nothing_changed(
+    small: Callable[..., Run], tmp_path: Path, damage: Callable[[Run], None], message: str
+) -> None:
+    cut = _interrupted(small, tmp_path, 2, num_rounds=4)
+    damage(cut)
+    before = {path: sha256(path) for path in cut.path.rglob("*") if path.is_file()}
+    with pytest.raises(SimError, match=message) as caught:
+        resume(cut)
+    assert caught.value.exit_code == 2
+    assert {path: sha256(path) for path in cut.path.rglob("*") if path.is_file()} == before
+
+
+def test_one_damaged_checkpoint_gives_way_to_the_one_before(small: Callable[..., Run], tmp_path: Path) -> None:
+    whole = small(name="whole", num_rounds=4)
+    cut = _interrupted(small, tmp_path, 3, num_rounds=4)
+    (cut.checkpoints_path / "3" / "arrays.safetensors").write_bytes(b"half")
+    assert_same(resume(cut), whole)
+
+
+def test_flags_that_a_run_keeps_are_refused(
+    sim: Callable[..., subprocess.CompletedProcess[str]], small: Callable[..., Run], tmp_path: Path
+) -> None:
+    small(name="done")
+    answers = [
+        sim("run", "--resume", "done", *words)
+        for words in (("--lr", "0.5"), ("--preset", "blazefl"), ("--num-rounds", "1"))
+    ]
+    assert [answer.returncode for answer in answers] == [2, 2, 2]
+    lines = [answer.stderr for answer in answers]
+    assert lines[0].startswith("sim: --lr: a run that goes on keeps its config; what may change is --num-rounds, ")
+    assert lines[1] == "sim: --preset blazefl: a run that goes on has its own config\n"
+    assert "all 2 rounds are done" in lines[2]
+    missing = sim("run", "--resume", "nobody")
+    assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
+
+
+def test_a_cosine_ends_where_it_ends(small: Callable[..., Run]) -> None:
+    run = small(lr_schedule="cosine")
+    with pytest.raises(ConfigError, match="--num-rounds 9: the cosine of --lr-schedule ends at round 2"):
+        resume(run, num_rounds=9)
+
+
+@pytest.mark.usefixtures("in_programs")
+def test_a_strategy_with_a_secret_is_refused_by_name(small: Callable[..., Run], tmp_path: Path) -> None:
+    with pytest.raises(StateError, match=r"own:Random: holds rng \(Generator\), which a checkpoint cannot keep"):
+        small(strategy="own:Random")
+    assert not (tmp_path / "results").exists()
+    small(strategy="own:Random", checkpoint_every=0)
+
+
+def test_the_fault_campaign_passes(tmp_path: Path) -> None:
+    """Seven trials, one of each kind, with real processes; a full disk needs the right to mount."""
+    if os.geteuid() != 0:
+        pytest.skip("a small tmpfs can be mounted by root only")
+    script = Path(PROGRAMS).parent.parent / "scripts" / "faults" / "campaign.py"
+    command = [sys.executable, str(script), "--trials", "5", "--seed", "1", "-o", str(tmp_path / "faults.csv")]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert pd.read_csv(tmp_path / "faults.csv").outcome.tolist() == ["ok"] * 5
