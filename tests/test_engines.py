@@ -15,7 +15,7 @@ import pytest
 
 from conftest import PROGRAMS, sha256
 from sim import Run
-from sim.errors import ClientError, EngineError
+from sim.errors import ClientError
 
 
 @pytest.fixture
@@ -82,9 +82,15 @@ def test_what_a_client_prints_and_raises_in_an_actor_is_in_the_log(small: Callab
 
 
 @pytest.mark.usefixtures("_no_process_left", "in_programs")
-def test_a_process_that_dies_ends_the_run_with_its_clients_named(small: Callable[..., Run]) -> None:
-    with pytest.raises(EngineError, match=r"round 1: the process that executed client \d+ died"):
-        small(engine="ray", client="own:Exiting")
+def test_a_client_whose_process_dies_again_and_again_counts_as_one_that_raised(small: Callable[..., Run]) -> None:
+    run = small(engine="ray", client="own:Exiting", on_client_error="drop", max_retries=1)
+    clients = run.clients()
+    failed = clients[clients.status == "failed"]
+    assert failed[["round", "client_id"]].values.tolist() == [[1, 3]]
+    assert failed.error.tolist() == ["ProcessDied: its process crashed or was killed, 2 times"]
+    assert run.rounds().num_failures.tolist()[1:] == [1, 0]
+    with pytest.raises(ClientError, match=r"client 3 raised in round 1 \(fit\): ProcessDied: .*, 1 time$"):
+        small(engine="ray", client="own:Exiting", max_retries=0, name="stopped")
 
 
 @pytest.mark.usefixtures("_no_process_left")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.errors import RunFolderError
+from sim.errors import RunFolderError, WriteError
 from sim.records import ClientRecord, RoundRecord, columns
 from sim.rundir import Run, RunWriter, list_runs, open_run
 
@@ -60,14 +60,14 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
     writer = _writer(tmp_path)
     writer.write(writer.run.model_path, b"old")
     monkeypatch.setattr(os, "fsync", _fail)
-    with pytest.raises(OSError, match=r"disk"):
+    with pytest.raises(WriteError, match=r"model.safetensors: cannot be written: disk"):
         writer.write(writer.run.model_path, b"new")
     assert writer.run.model_path.read_bytes() == b"old"
-    assert [path for path in writer.run.path.iterdir() if path.name.startswith(".")] == []
+    assert [path.name for path in writer.run.path.iterdir() if path.name.startswith(".")] == [".lock"]
 
 
 def _fail(_: int) -> None:
-    raise OSError("disk")
+    raise OSError(28, "disk")
 
 
 def test_a_run_is_found_by_name_and_by_path(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import time
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.common import NDArrays
+from torch import nn
 
 from sim.client import CifarClient
 
@@ -15,8 +17,17 @@ from sim.client import CifarClient
 class Faulty(CifarClient):
     """Trains as every client does, but in one round, at one client."""
 
-    def __init__(self, client_id: int, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    def __init__(
+        self,
+        net: nn.Module,
+        train_loader: Any,
+        test_loader: Any,
+        device: torch.device,
+        train: Any,
+        test: Any,
+        client_id: int,
+    ) -> None:
+        super().__init__(net, train_loader, test_loader, device, train, test)
         self.client_id = client_id
 
     def fit(self, parameters: NDArrays, config: dict[str, Any]) -> tuple[NDArrays, int, dict[str, Any]]:

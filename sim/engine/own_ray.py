@@ -19,10 +19,14 @@ import ray
 from ray._private import worker as ray_worker
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
+from sim.runlog import LOG_FORMAT
+
 # What Ray will do with GPUs one day is not for this run's screen; set here, since filters belong to all threads.
-logging.getLogger("ray").addHandler(logging.NullHandler())  # until the run's own log is open
+logging.getLogger("ray").handlers = [logging.NullHandler()]  # until the run's own log is open
 warnings.filterwarnings("ignore", message="Tip: In future versions of Ray", category=FutureWarning)
 
+# Ray's logger keeps the handlers that it has; with configure_logging=False it would lose them, and print.
+QUIET: dict[str, Any] = {"log_to_driver": False, "configure_logging": True, "logging_format": LOG_FORMAT}
 _PREFIX = "sim-ray-"
 _LONGEST_ROOT = 30
 INLINE_BYTES = 4 * 2**20  # what travels in a message itself; more goes through Ray's shared memory
@@ -42,8 +46,7 @@ class OwnRay:
             "address": "local",
             "_temp_dir": str(self.folder),
             "include_dashboard": False,
-            "log_to_driver": False,
-            "configure_logging": False,
+            **QUIET,
             "_system_config": {"max_direct_call_object_size": INLINE_BYTES},
             **ray_init_args,
         }

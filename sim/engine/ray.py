@@ -5,6 +5,7 @@ The only file that touches ``start_simulation`` (deprecated in Flower 1.13, work
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from sim.engine.actor import ChunkActor
 from sim.engine.board import Board, board_file
 from sim.engine.contract import OpenDispatcher
 from sim.engine.dispatch import Patience, RayDispatcher, last_line
-from sim.engine.own_ray import OwnRay
+from sim.engine.own_ray import QUIET, OwnRay
 from sim.engine.shipping import Parcel, pack, runtime_env
 from sim.errors import EngineError
 
@@ -37,10 +38,13 @@ class _Opening:
     together: bool
     parcel: Parcel | None
     spills: Callable[[], bool]
+    on_sigterm: Any  # the handler before ray.init put its own there
 
     @contextmanager
     def __call__(self, client_manager: ClientManager) -> Iterator[RayDispatcher]:
         """Take the actors out of Flower's pool, and send them the data."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.on_sigterm)
         proxy: Any = next(iter(client_manager.all().values()))
         pool = proxy.actor_pool
         actors = [pool.pop_idle() for _ in range(pool.num_actors)]
@@ -87,12 +91,12 @@ def run(
     Raises:
         EngineError: Ray could not start, or processes die again and again.
     """
-    arguments = {"log_to_driver": False, "configure_logging": False, "ignore_reinit_error": True, **ray_init_args}
+    arguments = {**QUIET, "ignore_reinit_error": True, **ray_init_args}
     if own_ray is None:
         arguments["runtime_env"] = runtime_env(program)
     with board_file(None if own_ray is None else own_ray.folder) as board:
         parcel, spills = (pack(program), lambda: False) if own_ray is None else (None, own_ray.spills)
-        opening = _Opening(board, patience, program.together > 1, parcel, spills)
+        opening = _Opening(board, patience, program.together > 1, parcel, spills, signal.getsignal(signal.SIGTERM))
         try:
             if own_ray is not None:
                 own_ray.wait()
