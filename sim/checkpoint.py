@@ -113,7 +113,8 @@ class CheckpointWriter:
             "tables": checkpoint.tables,
             "arrays_sha256": self._sha256,
         }
-        _write_synced(self._begun / "state.json", json.dumps(about).encode())
+        content = json.dumps({"sha256": _sum_of(about), "state": about})
+        _write_synced(self._begun / "state.json", content.encode())
         target = self._folder / str(checkpoint.round)
         shutil.rmtree(target, ignore_errors=True)
         self._begun.rename(target)
@@ -139,7 +140,10 @@ def read_last(run: Run) -> Checkpoint:
 
 def _read(folder: Path) -> Checkpoint:
     try:
-        about = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        file = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        about = file["state"]
+        if file["sha256"] != _sum_of(about):
+            raise RunFolderError(f"{folder}: state.json is damaged")
         if about["format"] != FORMAT:
             raise RunFolderError(f"{folder}: of format {about['format']}, this version reads {FORMAT}")
         content = (folder / "arrays.safetensors").read_bytes()
@@ -167,6 +171,10 @@ def restored(checkpoint: Checkpoint, strategy: Strategy, place: Path) -> dict[in
         raise RunFolderError(f"{place}: holds no state of this strategy: {error}") from error
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise RunFolderError(f"{place}: damaged: {type(error).__name__}: {error}") from error
+
+
+def _sum_of(about: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _write_synced(path: Path, content: bytes) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from sim import environment, plots, runlog
 from sim.checkpoint import Checkpoint, CheckpointWriter
 from sim.client import Workbench, workbench
 from sim.engine.contract import OpenDispatcher
-from sim.errors import StateError, WriteError
+from sim.errors import SimError, StateError, WriteError
 from sim.interrupts import uninterrupted
 from sim.preparation import Prepared, fit_config
 from sim.records import ClientRecord, RoundRecord
@@ -187,8 +187,14 @@ def recorded(
                 yield session
             finally:
                 session.say_what_failed()
-    finally:
+    except WriteError:
+        with suppress(SimError, OSError):  # what ended the run is the news
+            session.close()
+        raise
+    except BaseException:
         session.close()
+        raise
+    session.close()
 
 
 def _try_to_keep(prepared: Prepared, fits: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -158,6 +159,11 @@ def _no_json(run: Run) -> None:
         path.write_text("[]")
 
 
+def _digit(run: Run) -> None:
+    for path in run.checkpoints_path.glob("*/state.json"):
+        path.write_text(path.read_text().replace('"round": ', '"round": 1'))
+
+
 def _columns(run: Run) -> None:
     _edit(run, lambda about: about["fits"]["columns of rounds.csv"].pop())
 
@@ -172,9 +178,10 @@ def _strategy(run: Run) -> None:
 
 def _edit(run: Run, change: Callable[[dict[str, Any]], Any]) -> None:
     for path in run.checkpoints_path.glob("*/state.json"):
-        about = json.loads(path.read_text())
+        about = json.loads(path.read_text())["state"]
         change(about)
-        path.write_text(json.dumps(about))
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        path.write_text(json.dumps({"sha256": digest, "state": about}))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +194,7 @@ def _edit(run: Run, change: Callable[[dict[str, Any]], Any]) -> None:
         (_no_checkpoint, "has no checkpoint to go on from"),
         (_damaged, "2: arrays.safetensors is damaged or belongs to another checkpoint; .*1: arrays.safetensors"),
         (_no_json, "2: damaged: TypeError"),
+        (_digit, "2: state.json is damaged; "),
         (_columns, "does not fit: columns of rounds.csv was"),
         (_format, "2: of format 99, this version reads 1"),
         (_strategy, "2: holds no state of this strategy: strategy: of a Krum, not of a FedAvg"),

@@ -7,6 +7,8 @@ import logging
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 import tempfile
 import warnings
 from concurrent.futures import Future
@@ -19,6 +21,7 @@ import ray
 from ray._private import worker as ray_worker
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
+from sim.engine import reaper
 from sim.runlog import LOG_FORMAT
 
 # What Ray will do with GPUs one day is not for this run's screen; set here, since filters belong to all threads.
@@ -55,6 +58,11 @@ class OwnRay:
         self._ended = Event()
 
     def __enter__(self) -> Self:
+        self._reaper = subprocess.Popen(
+            [sys.executable, "-S", str(Path(reaper.__file__)), str(self.folder), str(os.getpid())],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
         lock = _locked(self.folder)
         assert lock is not None, "a folder that was just made is nobody else's"
         self._lock = lock
@@ -71,7 +79,7 @@ class OwnRay:
         self.end()
         _set_environment(self._before)
         self._lock.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._reaper.communicate()
 
     def _start(self) -> None:
         try:

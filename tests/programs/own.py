@@ -1,6 +1,7 @@
 """Clients and strategies of a user's own, each made to show one thing."""
 
 import os
+import time
 
 import numpy as np
 import torch
@@ -196,3 +197,22 @@ class Random(FedAvg):
     def __init__(self, **arguments):
         super().__init__(**arguments)
         self.rng = np.random.default_rng(0)
+
+
+class NotANumber(Failing):
+    """Where Failing raises, it returns NaN."""
+
+    def fit(self, parameters, config):
+        weights, num_examples, metrics = CifarClient.fit(self, parameters, config)
+        if config["server_round"] == 2 and self.client_id % 2:
+            weights[0][:] = np.nan
+        return weights, num_examples, metrics
+
+
+class Hanging(Failing):
+    """Where Failing raises, it does not return."""
+
+    def fit(self, parameters, config):
+        if config["server_round"] == 2 and self.client_id % 2:
+            time.sleep(600)
+        return CifarClient.fit(self, parameters, config)

@@ -1,0 +1,138 @@
+"""What goes wrong in a night: NaN, hangs, killed processes, a folder that is gone, two runs at once."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from conftest import sha256
+from sim import Run, RunConfig, memory
+from sim.engine.board import Board, board_file
+from sim.engine.finite import NonFiniteError, check_finite
+from sim.errors import ClientError, WriteError
+
+
+def test_a_weight_that_is_no_number_is_named() -> None:
+    good = [np.array([1.0, 2.0], np.float32), np.array(3, np.int64)]
+    check_finite(good)
+    check_finite([np.array([3e38, 3e38], np.float32)])  # whose sum is infinite
+    for value, kind in ((np.nan, "NaN"), (np.inf, "infinite"), (-np.inf, "infinite")):
+        with pytest.raises(NonFiniteError, match=f"^fc1.bias holds {kind} weights$"):
+            check_finite([*good, np.array([0.0, value], np.float32)], ["conv1.weight", "count", "fc1.bias"])
+
+
+@pytest.mark.usefixtures("in_programs")
+def test_a_client_that_returns_nan_is_left_out_as_one_that_raises(small: Callable[..., Run]) -> None:
+    nan, raising = (
+        small(client=f"own:{name}", on_client_error="drop", name=name.lower()) for name in ("NotANumber", "Failing")
+    )
+    assert sha256(nan.model_path) == sha256(raising.model_path)
+    failed = nan.clients()[nan.clients().status == "failed"]
+    assert set(failed.error) == {"NonFiniteError: conv1.weight holds NaN weights"}
+    assert (failed["round"] == 2).all()
+    assert (failed.client_id % 2 == 1).all()
+
+
+@pytest.mark.parametrize("local_training", ["sequential", "vectorized"])
+def test_training_that_diverges_ends_the_run(small: Callable[..., Run], local_training: str) -> None:
+    with pytest.raises(ClientError, match=r"client \d+ raised in round 1 \(fit\): NonFiniteError: .* NaN"):
+        small(lr=1e30, local_training=local_training, local_epochs=3)
+
+
+@pytest.mark.usefixtures("in_programs")
+def test_failures_are_counted_by_kind_and_shown_once(
+    small: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = small(client="own:Failing", on_client_error="drop", clients_per_round=10, num_rounds=3)
+    assert run.rounds().num_failures.tolist()[1:] == [0, 5, 0]
+    summary = "5 failures in 1 round, the first of client 1, round 2 (fit): ValueError: client 1 has a bad day"
+    assert summary in capsys.readouterr().err
+    log = run.log_path.read_text()
+    assert log.count("Traceback") == 1
+    assert log.count("has\na bad day") + log.count("has a bad day") >= 5
+
+
+@pytest.mark.usefixtures("in_programs")
+def test_a_client_that_hangs_is_left_out_and_its_process_replaced(small: Callable[..., Run]) -> None:
+    ray = {"engine": "ray", "num_cpus": 1.0}
+    hanging = small({"num_cpus": 2}, client="own:Hanging", client_timeout=2.0, on_client_error="drop", **ray)
+    raising = small(client="own:Failing", on_client_error="drop", name="raising")
+    assert sha256(hanging.model_path) == sha256(raising.model_path)
+    failed = hanging.clients()[hanging.clients().status == "failed"]
+    assert set(failed.error) == {"Timeout: no end after 2 s"}
+    assert "hangs with client" in hanging.log_path.read_text()
+
+
+def test_a_run_whose_folder_is_gone_ends_with_one_line(small: Callable[..., Run], tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "gone"
+
+    def remove(record: Any) -> None:
+        if record.round == 1:
+            shutil.rmtree(folder)
+
+    with pytest.raises(WriteError, match=r"gone/.*: cannot be written") as caught:
+        small(name="gone", on_record=remove, num_rounds=5)
+    assert caught.value.exit_code == 1
+
+
+def test_two_runs_at_once_and_one_that_was_killed(tmp_path: Path, small: Callable[..., Run]) -> None:
+    """Each has its own Ray; the session folder of a killed one goes at the next start, its processes at once."""
+    flags = ["run", "--num-clients", "10", "--clients-per-round", "4", "--local-epochs", "1", "--num-cpus", "1"]
+
+    def start(*words: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-m", "sim", *flags, *words], cwd=tmp_path, stderr=subprocess.DEVNULL)
+
+    killed = start("--num-rounds", "1000", "--name", "killed")
+    table = tmp_path / "results" / "killed" / "rounds.csv"
+    deadline = time.monotonic() + 120
+    while not (table.exists() and table.read_text().count("\n") > 2) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    family = psutil.Process(killed.pid).children(recursive=True)
+    assert any("ChunkActor" in process.name() for process in family)
+    sessions = set(Path(tempfile.gettempdir()).glob("sim-ray-*"))
+    killed.kill()
+    killed.wait()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    both = [start("--num-rounds", "2", "--name", name) for name in ("one", "two")]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    inline = small(name="inline")
+    assert {sha256(tmp_path / "results" / name / "model.safetensors") for name in ("one", "two")} == {
+        sha256(inline.model_path)
+    }
+    assert len(sessions & set(Path(tempfile.gettempdir()).glob("sim-ray-*"))) < len(sessions)
+
+
+def test_the_board_tells_what_a_process_is_doing(tmp_path: Path) -> None:
+    with board_file(tmp_path) as path:
+        writer, reader = Board(path), Board(path)
+        assert reader.doing(1) is None
+        writer.begin(1, client_id=7, together=3)
+        doing = reader.doing(1)
+        assert doing is not None
+        assert (doing.client_id, doing.together, doing.pid) == (7, 3, psutil.Process().pid)
+        assert 0 <= doing.seconds < 5
+        writer.end(1)
+        assert reader.doing(1) is None
+    assert not path.exists()
+
+
+def test_what_does_not_fit_into_memory_is_said_in_one_line() -> None:
+    gib = 2**30
+    config = RunConfig(num_clients=100, fraction_fit=0.5)
+    assert memory.shortage(config, gib, 2, averages=True, free_bytes=20 * gib) is None  # 2 × 4.4 + 8.4
+    line = memory.shortage(config, gib, 2, averages=False, free_bytes=20 * gib)  # and 3 × 50 for each client's weights
+    assert line is not None
+    assert line.startswith("2 processes and the driver need about 167.3 GiB, 20.0 are free; ")
+    assert "\n" not in line
+    assert memory.free_memory() or not Path("/proc/meminfo").exists()
