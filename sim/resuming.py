@@ -62,7 +62,8 @@ def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
     last = run.last_checkpoint()
     if last is None:
         raise RunFolderError(f"{run.path} has no checkpoint to go on from")
-    if last >= config.num_rounds:
+    # A full disk can keep the last files of a run from being written; they are, when it goes on.
+    if last >= config.num_rounds and run.model_path.exists():
         raise RunFolderError(f"{run.path}: all {last} rounds are done; --num-rounds above that goes on")
     if config.num_rounds != values.get("num_rounds") and config.lr_schedule == "cosine":
         raise ConfigError(

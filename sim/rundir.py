@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sim.errors import RunFolderError, WriteError
 from sim.records import ClientRecord, RoundRecord, columns, read_frame
@@ -46,7 +46,6 @@ class Run:
         self.model_path = path / "model.safetensors"
         self.log_path = path / "run.log"
         self.checkpoints_path = path / "checkpoints"
-        self.lock_path = path / ".lock"
 
     def config(self) -> dict[str, Any]:
         """The resolved config, as it was written.
@@ -127,7 +126,7 @@ def list_runs(results_dir: str) -> list[Run]:
 class RunWriter:
     """Writes what belongs into a run's folder, which is this process's alone until ``close``."""
 
-    def __init__(self, run: Run, tables: dict[Path, _Table], lock: IO[bytes]) -> None:
+    def __init__(self, run: Run, tables: dict[Path, _Table], lock: int) -> None:
         self.run = run
         self._tables = tables
         self._lock = lock
@@ -199,6 +198,7 @@ class RunWriter:
         try:
             for path in paths:
                 os.truncate(path, tables[path.name][0])
+            run.model_path.unlink(missing_ok=True)  # of an earlier round; the checkpoint has those weights
             return cls(run, {path: _Table(path) for path in paths}, lock)
         except OSError as error:
             raise RunFolderError(f"{run.path}: cannot be written: {error.strerror}") from None
@@ -242,7 +242,7 @@ class RunWriter:
 
     def release(self) -> None:
         """Let another process resume the run."""
-        self._lock.close()
+        os.close(self._lock)
 
 
 class _Table:
@@ -284,12 +284,13 @@ class _Table:
         self._file.close()
 
 
-def _locked(run: Run) -> IO[bytes]:
-    lock = run.lock_path.open("ab")
+def _locked(run: Run) -> int:
+    """Lock a run's folder; the system ends that with this process, however it ends."""
+    lock = os.open(run.path, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        lock.close()
+        os.close(lock)
         raise RunFolderError(f"{run.path}: another process is writing to it") from None
     return lock
 

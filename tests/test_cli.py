@@ -36,6 +36,7 @@ def test_a_run_leaves_its_folder_and_its_config_repeats_it(sim: Sim, tmp_path: P
         "partition.png",
         "model.safetensors",
         "run.log",
+        "checkpoints",
     }
     final = run.rounds().test_accuracy.iloc[-1]
     assert answer.stdout.splitlines() == [

@@ -27,16 +27,13 @@ def _no_process_left() -> Any:
 
 
 @pytest.mark.usefixtures("_no_process_left")
-def test_the_engine_and_the_number_of_actors_do_not_change_a_bit(small: Callable[..., Run]) -> None:
-    config = {"num_clients": 40, "clients_per_round": 33, "local_epochs": 2, "fraction_evaluate": 0.5}
-    runs = {
-        "two actors": small({"num_cpus": 2}, **config, engine="ray", num_cpus=1, name="a"),
-        "one actor": small({"num_cpus": 2}, **config, engine="ray", num_cpus=2, name="b"),
-        "inline": small(**config, name="c"),
-        "again": small(**config, name="d"),
-    }
-    assert runs["two actors"].clients().actor.nunique() == 2
-    assert runs["one actor"].clients().actor.nunique() == 1
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "krum"])
+def test_the_engine_and_the_number_of_actors_do_not_change_a_bit(small: Callable[..., Run], strategy: str) -> None:
+    config = {"num_clients": 40, "clients_per_round": 33, "fraction_evaluate": 0.5, "strategy": strategy}
+    runs = {"inline": small(**config, name="inline"), "again": small(**config, name="again")}
+    for count in (1, 2, 3):
+        runs[str(count)] = small({"num_cpus": count}, **config, engine="ray", num_cpus=1, name=str(count))
+        assert runs[str(count)].clients().actor.nunique() == count
     assert len({sha256(run.model_path) for run in runs.values()}) == 1
     measured = ["train_loss", "test_loss", "test_accuracy", "eval_loss", "eval_accuracy"]
     frames = [run.rounds()[measured] for run in runs.values()]

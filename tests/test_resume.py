@@ -85,6 +85,12 @@ def test_a_finished_run_goes_on_to_more_rounds(small: Callable[..., Run]) -> Non
     assert short.config()["num_rounds"] == 4
 
 
+def test_a_run_whose_last_files_could_not_be_written_is_finished(small: Callable[..., Run]) -> None:
+    run, whole = small(name="one"), small(name="whole")
+    run.model_path.unlink()
+    assert_same(resume(run), whole)
+
+
 def test_rows_after_the_last_checkpoint_are_cut(small: Callable[..., Run], tmp_path: Path) -> None:
     """As after a crash between the tables and the checkpoint."""
     whole = small(name="whole", num_rounds=4)

@@ -61,7 +61,7 @@ class Trial:
 def command(folder: Path, trial: Trial, *more: str) -> list[str]:
     """``sim run`` of a trial."""
     drop = ["--on-client-error", "drop"] if trial.fault else []
-    timeout = ["--client-timeout", "3"] if trial.kind == "hang" else []
+    timeout = ["--client-timeout", "10"] if trial.kind == "hang" else []
     run = ["--strategy", trial.strategy, "--num-rounds", str(NUM_ROUNDS), "--name", "run", *drop, *timeout]
     engine = ["--engine", trial.engine]
     return [sys.executable, "-m", "sim", "run", "--results-dir", str(folder), *FLAGS, *run, *engine, *more]
@@ -148,11 +148,12 @@ class Campaign:
             if trial.exit_codes[0] not in (0, 1, 2):  # 0: it was just large enough
                 trial.problems.append(f"exit code {trial.exit_codes[0]} on a full disk")
             subprocess.run(["mount", "-o", "remount,size=1g", str(folder)], check=True)
-            if trial.exit_codes[0] == 2:  # it did not even begin
-                trial.exit_codes.append(self.start(command(folder, trial), trial.fault).wait(timeout=300))
-                return
-        rounds = Run(folder / "run").rounds()["round"]
-        if len(rounds) and rounds.max() < NUM_ROUNDS:
+        run = Run(folder / "run")
+        if run.last_checkpoint() is None:  # it did not get as far as that, and begins anew
+            shutil.rmtree(run.path, ignore_errors=True)
+            trial.exit_codes.append(self.start(command(folder, trial), trial.fault).wait(timeout=300))
+            return
+        if run.last_checkpoint() != NUM_ROUNDS or not run.model_path.exists():
             self._look_for_processes(trial)
             engine, num_cpus = self.rng.choice((("inline", 1), ("ray", 1), ("ray", 2)))
             trial.exit_codes.append(self.start(resume(folder, engine, num_cpus), trial.fault).wait(timeout=300))
@@ -192,7 +193,7 @@ class Campaign:
                 Image.open(picture).verify()
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a file
             trial.problems.append(f"a damaged file: {error}")
-        left = [path.name for path in run.path.iterdir() if path.name.startswith(".") and path.name != ".lock"]
+        left = [path.name for path in run.path.iterdir() if path.name.startswith(".")]
         if left:
             trial.problems.append(f"left {left}")
 

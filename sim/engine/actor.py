@@ -34,11 +34,14 @@ class ChunkActor:
         # On another machine there is no such file, and the driver knows by messages only what goes on.
         self.worker = Worker(program, num_clients, seed, board=Board(board) if board.is_file() else None)
         self.weights: NDArrays = []
+        self.is_set_up = False
 
     def set_up(self) -> None:
-        """Load model, data and what PyTorch loads at the first step of an optimizer, before there is work."""
-        with suppress(Exception):  # raised again, and told, by the first client
-            torch.optim.SGD(workbench(self.worker.program).net.parameters())
+        """Load model, data and what PyTorch loads at the first step of an optimizer: that is no client's time."""
+        if not self.is_set_up:
+            with suppress(Exception):  # raised again, and told, by the first client
+                torch.optim.SGD(workbench(self.worker.program).net.parameters())
+            self.is_set_up = True
 
     def receive(self, parcel: Parcel, from_node: str) -> None:
         """Take the data of the run, if this is another node than the one that sends them."""
@@ -51,6 +54,7 @@ class ChunkActor:
         Args:
             weights: of all of them, read-only; None for those that the last call had.
         """
+        self.set_up()
         self.worker.actor = actor
         if weights is not None:
             self.weights = weights

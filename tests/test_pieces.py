@@ -1,0 +1,85 @@
+"""How chunks are cut for actors, and that what comes back is the chunk to the bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from flwr.common import NDArrays
+
+from sim.aggregation import WeightedSum, cut
+from sim.engine.contract import Chunk, ChunkResult, Outcome, Task
+from sim.engine.pieces import Piece, by_work, in_pieces, joined, least_clients, next_message
+
+
+def _chunks(num_clients: int, weights: NDArrays | None = None) -> list[Chunk]:
+    shared = weights or [np.zeros(10, np.float32)]
+    tasks = [Task(client_id, {}, num_examples=50) for client_id in range(num_clients)]
+    return [Chunk("fit", 1, part, shared, summed=True) for part in cut(tasks)]
+
+
+def _executed(piece: Piece, each: list[NDArrays]) -> ChunkResult:
+    total = WeightedSum()
+    for task in piece.chunk.tasks:
+        total.add(each[task.client_id], task.num_examples + task.client_id)
+    outcomes = [Outcome(task.client_id) for task in piece.chunk.tasks]
+    return ChunkResult(outcomes, total, [(0, 0.0, 1.0)])
+
+
+def test_a_chunk_in_clients_is_the_chunk_to_the_bit() -> None:
+    rng = np.random.default_rng(0)
+    each = [[rng.normal(size=(70_000, 3)).astype(np.float32), rng.normal(size=5)] for _ in range(50)]
+    for chunk in _chunks(50)[:3]:
+        whole = Piece(0, chunk)
+        whole.result = _executed(whole, each)
+        clients = whole.singles(alone=False)
+        assert len(clients) == 3
+        for piece in clients:
+            piece.result = _executed(piece, each)
+        one, other = whole.result, joined(clients)
+        assert [o.client_id for o in one.outcomes] == [o.client_id for o in other.outcomes]
+        assert one.total.num_examples == other.total.num_examples
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(one.total.sums, other.total.sums, strict=True))
+        assert len(other.spans) == 3
+
+
+def test_only_the_tail_is_cut_and_only_where_it_pays() -> None:
+    def counts(chunks: list[Chunk], num_actors: int, *, divisible: bool, seconds: float | None = None) -> list[int]:
+        pieces = in_pieces(chunks, num_actors, divisible=divisible, seconds_a_client=seconds)
+        assert [task.client_id for own in pieces for piece in own for task in piece.chunk.tasks] == list(range(50))
+        return [len(own) for own in pieces]
+
+    chunks = _chunks(50)  # 16 of three and one of two
+    assert counts(chunks, 2, divisible=True) == [1] * 13 + [3, 3, 3, 2]
+    assert counts(chunks, 2, divisible=True, seconds=0.1) == [1] * 13 + [3, 3, 3, 2]
+    whole = [1] * 17
+    assert counts(chunks, 2, divisible=True, seconds=0.001) == whole  # not worth a message each
+    assert counts(chunks, 2, divisible=False) == whole
+    assert counts(chunks, 1, divisible=True) == whole
+    large = _chunks(50, [np.zeros(2**24, np.float32)])  # 64 MiB: two clients' weights are all that may travel more
+    assert counts(large, 2, divisible=True) == [1] * 16 + [2]
+
+
+def test_messages_get_smaller_and_keep_weights_apart() -> None:
+    waiting = by_work(in_pieces(_chunks(50), 2, divisible=False, seconds_a_client=None))
+    sizes = []
+    while waiting:
+        sizes.append(sum(len(piece.chunk.tasks) for piece in next_message(waiting, 2, 1)))
+    assert sizes == [15, 9, 9, 6, 3, 3, 3, 2]
+    waiting = by_work(in_pieces(_chunks(50), 2, divisible=False, seconds_a_client=0.0001))
+    assert len(next_message(waiting, 2, least_clients(50, 2, 0.0001))) == 9  # 27 clients, then 23
+    assert len(next_message(waiting, 2, least_clients(50, 2, 0.0001))) == 8
+    assert not waiting
+    mixed = by_work([[Piece(0, _chunks(2)[0])], [Piece(1, _chunks(2)[0])]])
+    assert [len(next_message(mixed, 1, 50)) for _ in range(2)] == [1, 1]  # other weights
+
+
+def test_a_piece_that_an_actor_died_with_travels_alone() -> None:
+    waiting = by_work([Piece(0, _chunks(50)[0]).singles(alone=True), [Piece(1, _chunks(50)[1])]])
+    assert [len(next_message(waiting, 1, 50)) for _ in range(4)] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "least"), [(None, 1), (0.0, 1), (0.02, 1), (0.004, 2), (0.0005, 20), (0.00001, 25)]
+)
+def test_short_clients_share_a_message(seconds: float | None, least: int) -> None:
+    assert least_clients(50, 2, seconds) == least
