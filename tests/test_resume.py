@@ -258,11 +258,12 @@ def test_a_strategy_with_a_secret_is_refused_by_name(small: Callable[..., Run], 
 
 
 def test_the_fault_campaign_passes(tmp_path: Path) -> None:
-    """Seven trials, one of each kind, with real processes; a full disk needs the right to mount."""
+    """Five trials, each of another kind, with real processes; a full disk needs the right to mount."""
     if os.geteuid() != 0:
         pytest.skip("a small tmpfs can be mounted by root only")
     script = Path(PROGRAMS).parent.parent / "scripts" / "faults" / "campaign.py"
-    command = [sys.executable, str(script), "--trials", "5", "--seed", "1", "-o", str(tmp_path / "faults.csv")]
+    command = [sys.executable, str(script), "--trials", "5", "--seed", "1", "--strategies", "fedadam"]
+    command += ["-o", str(tmp_path / "faults.csv")]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert pd.read_csv(tmp_path / "faults.csv").outcome.tolist() == ["ok"] * 5

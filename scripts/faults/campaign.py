@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,21 @@ import psutil
 from PIL import Image
 from safetensors.numpy import load_file
 
-from sim import environment
+from sim import Run, RunConfig, environment, simulate
 from sim.checkpoint import read_last
-from sim.rundir import Run
 
 HERE = Path(__file__).resolve().parent
 NUM_ROUNDS = 30
 STRATEGIES = ("fedavg", "fedavgm", "fedadam", "fedyogi", "krum")
 KINDS = ("kill actor", "kill driver", "full disk", "hang", "nan", "SIGTERM", "raise")
-FLAGS = [
-    *("--num-clients", "20", "--fraction-fit", "0.5", "--local-epochs", "1"),
-    *("--fraction-evaluate", "0.2", "--client", "faulty:Faulty"),
-]
+KNOBS: dict[str, Any] = {
+    "num_clients": 20,
+    "fraction_fit": 0.5,
+    "local_epochs": 1,
+    "fraction_evaluate": 0.2,
+    "client": "faulty:Faulty",
+}
+FLAGS = [word for name, value in KNOBS.items() for word in ("--" + name.replace("_", "-"), str(value))]
 _TIMES = ["seconds", "actor"]
 
 
@@ -76,8 +80,9 @@ def resume(folder: Path, engine: str, num_cpus: int) -> list[str]:
 class Campaign:
     """Trials in a folder of their own, and the undisturbed runs that they are compared with."""
 
-    def __init__(self, rng: random.Random, root: Path) -> None:
+    def __init__(self, rng: random.Random, root: Path, strategies: Sequence[str]) -> None:
         self.rng = rng
+        self.strategies = strategies
         self.root = root
         self.mark = f"campaign-{os.getpid()}"
         self.undisturbed: dict[tuple[str, str], Run] = {}
@@ -92,18 +97,23 @@ class Campaign:
         """The run without the fault; where a client fails, one in which it raises."""
         where = fault.partition(":")[2]
         if (strategy, where) not in self.undisturbed:
-            folder = self.root / f"reference-{strategy}-{where.replace(':', '-')}"
-            quiet = Trial(0, "none", strategy, "inline", "raise" if fault else "", 0)
-            code = self.start(command(folder, quiet), f"raise:{where}" if fault else "").wait()
-            if code:
-                raise SystemExit(f"the undisturbed run of {strategy} ended with {code}; see {self.root}/output.txt")
-            self.undisturbed[strategy, where] = Run(folder / "run")
+            os.environ["SIM_FAULT"] = f"raise:{where}" if fault else ""
+            config = RunConfig(
+                **KNOBS,
+                strategy=strategy,
+                num_rounds=NUM_ROUNDS,
+                engine="inline",
+                on_client_error="drop",
+                results_dir=str(self.root),
+                name=f"reference-{strategy}-{where.replace(':', '-') or 'none'}",
+            )
+            self.undisturbed[strategy, where] = simulate(config)
         return self.undisturbed[strategy, where]
 
     def draw(self, number: int) -> Trial:
         """Choose what is done to whom, and when."""
         kind = KINDS[number % len(KINDS)]
-        strategy = self.rng.choice(STRATEGIES)
+        strategy = self.rng.choice(self.strategies)
         engine = "ray" if kind in ("kill actor", "hang") else self.rng.choice(("ray", "inline"))
         fault = ""
         if kind in ("raise", "nan", "hang"):
@@ -225,11 +235,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--strategies", nargs="+", default=STRATEGIES)
     parser.add_argument("-o", "--output", type=Path, help="CSV, one row a trial")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     root = Path(tempfile.mkdtemp(prefix="fault-campaign-"))
-    campaign = Campaign(random.Random(arguments.seed), root)
+    campaign = Campaign(random.Random(arguments.seed), root, arguments.strategies)
+    output = arguments.output.resolve() if arguments.output else None
+    os.chdir(HERE)  # where faulty.py is
     for number in range(arguments.trials):
         trial = campaign.draw(number)
         start = time.perf_counter()
@@ -247,11 +260,11 @@ def main() -> int:
             }
         )
         print(" ".join(f"{value}" for value in rows[-1].values()), flush=True)
-        if arguments.output:
-            pd.DataFrame(rows).to_csv(arguments.output, index=False)
-    if arguments.output:
+        if output:
+            pd.DataFrame(rows).to_csv(output, index=False)
+    if output:
         about = {**environment.describe(), "trials": arguments.trials, "seed": arguments.seed}
-        arguments.output.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        output.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     failed = sum(row["outcome"] != "ok" for row in rows)
     print(f"{len(rows) - failed} of {len(rows)} trials ended as they should" + (f"; see {root}" if failed else ""))
     if not failed:
