@@ -19,7 +19,7 @@ from sim import environment, plots, runlog
 from sim.checkpoint import Checkpoint, CheckpointWriter
 from sim.client import Workbench, workbench
 from sim.engine.contract import OpenDispatcher
-from sim.errors import SimError, StateError, WriteError
+from sim.errors import RunError, SimError, StateError, WriteError
 from sim.interrupts import uninterrupted
 from sim.preparation import Prepared, fit_config
 from sim.records import ClientRecord, RoundRecord
@@ -109,7 +109,13 @@ class Session:
         if not self._every or self._server is None:
             return None
         strategy = self.prepared.chosen.strategy
-        return Checkpoint.of(server_round, weights, strategy, self._server.states, self._fits)
+        try:
+            return Checkpoint.of(server_round, weights, strategy, self._server.states, self._fits)
+        except StateError as error:  # it was not there at the start
+            name = str(error).removeprefix("strategy.")
+            raise RunError(
+                f"round {server_round}: the strategy now holds {name}, which no checkpoint can keep"
+            ) from error
 
     def _begin(self, checkpoint: Checkpoint) -> None:
         try:
@@ -219,6 +225,8 @@ def _notes(prepared: Prepared) -> Iterator[str]:
     left_over = num_examples - len(prepared.partition.indices)
     if left_over:
         yield f"{config.partitioner} leaves {left_over} of {num_examples} examples to no client"
+    if config.client_timeout is not None and config.engine == "inline":
+        yield f"--client-timeout {config.client_timeout:g} has no effect on --engine inline, which is one process"
     if prepared.buffers:
         yield (
             f"{config.model} keeps running statistics (BatchNorm), which clients with few classes spoil for each "

@@ -19,7 +19,7 @@ import pytest
 
 from conftest import PROGRAMS, sha256
 from sim import Run, resume
-from sim.errors import ConfigError, RunFolderError, SimError, StateError
+from sim.errors import ConfigError, RunError, RunFolderError, SimError, StateError
 from sim.strategy import PRIVACY, STRATEGIES
 
 _TIMES = {"seconds", "actor"}
@@ -255,6 +255,9 @@ def test_a_strategy_with_a_secret_is_refused_by_name(small: Callable[..., Run], 
         small(strategy="own:Random")
     assert not (tmp_path / "results").exists()
     small(strategy="own:Random", checkpoint_every=0)
+    with pytest.raises(RunError, match=r"round 1: the strategy now holds seen \(set\), which no checkpoint can keep"):
+        small(strategy="own:Remembering", name="later")
+    assert Run(tmp_path / "results" / "later").rounds()["round"].tolist() == [0]
 
 
 def test_the_fault_campaign_passes(tmp_path: Path) -> None:

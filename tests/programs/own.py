@@ -216,3 +216,11 @@ class Hanging(Failing):
         if config["server_round"] == 2 and self.client_id % 2:
             time.sleep(600)
         return CifarClient.fit(self, parameters, config)
+
+
+class Remembering(FedAvg):
+    """Begins to hold what no checkpoint can keep in round 1."""
+
+    def aggregate_fit(self, server_round, results, failures):
+        self.seen = {server_round}
+        return super().aggregate_fit(server_round, results, failures)
