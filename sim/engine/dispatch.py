@@ -43,6 +43,11 @@ class _Message:
     actor: int
     handle: Any
 
+    @property
+    def clients(self) -> list[int]:
+        """Whom the actor executes."""
+        return [task.client_id for piece in self.pieces for task in piece.chunk.tasks]
+
 
 class RayDispatcher:
     """Hands pieces to actors that are free, each actor one at a time, and replaces actors that die."""
@@ -167,7 +172,7 @@ class RayDispatcher:
                 self._spare_deaths = _SPARE_DEATHS
                 for piece, result in zip(message.pieces, results, strict=True):
                     piece.result = result
-        if not ready and wait:
+        if wait:  # also while the others go on
             self._end_hanging(running, pieces, waiting)
         return bool(ready)
 
@@ -177,10 +182,14 @@ class RayDispatcher:
             return
         for actor in {message.actor for message in running.values()}:
             doing = self.board.doing(actor)
-            if doing is not None and doing.seconds > limit * doing.together:
-                first = next(reference for reference, message in running.items() if message.actor == actor)
+            if doing is None or doing.seconds <= limit * doing.together:
+                continue
+            # Not simply its first message: that may be done, and its answer on the way.
+            for reference, message in list(running.items()):
+                if message.handle is not self.actors[actor] or doing.client_id not in message.clients:
+                    continue
                 self._kill(actor, doing.pid)
-                message = running.pop(first)
+                del running[reference]
                 self._recover(message, running, pieces, waiting, f"Timeout: no end after {limit:g} s", hung=True)
 
     def _kill(self, actor: int, pid: int) -> None:
@@ -240,7 +249,7 @@ class RayDispatcher:
 
     def _culprit(self, message: _Message) -> int | None:
         """The client that an actor died with, as far as that is known."""
-        clients = [task.client_id for piece in message.pieces for task in piece.chunk.tasks]
+        clients = message.clients
         doing = self.board.doing(message.actor)
         if doing is not None and doing.client_id in clients:
             return doing.client_id

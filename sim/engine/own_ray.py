@@ -24,8 +24,8 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from sim.engine import reaper
 from sim.runlog import LOG_FORMAT
 
-# What Ray will do with GPUs one day is not for this run's screen; set here, since filters belong to all threads.
 logging.getLogger("ray").handlers = [logging.NullHandler()]  # until the run's own log is open
+# What Ray will do with GPUs one day is not for this run's screen; set here, since filters belong to all threads.
 warnings.filterwarnings("ignore", message="Tip: In future versions of Ray", category=FutureWarning)
 
 # Ray's logger keeps the handlers that it has; with configure_logging=False it would lose them, and print.
