@@ -14,6 +14,8 @@ from typing import TypeVar
 import numpy as np
 from flwr.common import NDArray, NDArrays
 
+from sim.errors import RunError
+
 T = TypeVar("T")
 
 _CHUNKS_A_ROUND = 16  # enough to keep 16 actors busy …
@@ -74,6 +76,18 @@ def cast(array: NDArray, dtype: np.dtype[np.generic]) -> NDArray:
     if np.issubdtype(dtype, np.integer) and not np.issubdtype(array.dtype, np.integer):
         array = np.rint(array)
     return np.asarray(array, dtype)
+
+
+def fitted(weights: NDArrays, like: NDArrays, server_round: int) -> NDArrays:
+    """Return what a strategy made in the dtypes of ``like``.
+
+    Raises:
+        RunError: other shapes.
+    """
+    shapes, wanted = [w.shape for w in weights], [w.shape for w in like]
+    if shapes != wanted:
+        raise RunError(f"round {server_round}: the strategy returned arrays of shapes {shapes}, the model has {wanted}")
+    return [cast(array, kept.dtype) for array, kept in zip(weights, like, strict=True)]
 
 
 def _sum_dtype(weights: NDArray) -> np.dtype[np.generic]:

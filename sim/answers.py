@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from flwr.common import Code, FitRes, NDArrays, Parameters, Status, ndarrays_to_parameters
 from flwr.server.client_proxy import ClientProxy
 
 from sim.aggregation import WeightedSum
 from sim.engine.contract import Outcome
-from sim.records import ClientRecord, Phase
+from sim.records import PERCENTS, ClientRecord, Phase
 
 
 @dataclass
@@ -101,6 +103,19 @@ def weighted_mean(values: list[tuple[int, float | None]]) -> float | None:
     known = [(n, value) for n, value in values if value is not None]
     num_examples = sum(n for n, _ in known)
     return sum(n * value for n, value in known) / num_examples if num_examples else None
+
+
+def spread(accuracies: list[float]) -> dict[str, Any]:
+    """How a round's clients differ, each of them once: columns of ``RoundRecord``; nothing if none measured.
+
+    The worst tenth is rounded up to whole clients (Li et al. 2020, "Fair Resource Allocation in Federated Learning").
+    """
+    if not accuracies:
+        return {}
+    quantiles = np.quantile(accuracies, [percent / 100 for percent in PERCENTS])
+    named = {f"eval_accuracy_p{percent}": float(value) for percent, value in zip(PERCENTS, quantiles, strict=True)}
+    worst = sorted(accuracies)[: math.ceil(len(accuracies) / 10)]
+    return {**named, "eval_accuracy_worst10": sum(worst) / len(worst)}
 
 
 def client_record(outcome: Outcome, phase: Phase, server_round: int) -> ClientRecord:

@@ -12,7 +12,8 @@ from sim.errors import RunError
 from sim.preparation import check_device, fresh_weights, program_parts, train_knobs
 from sim.recording import finish, write_environment
 from sim.records import RoundRecord
-from sim.rundir import Run, RunWriter
+from sim.rundir import Run
+from sim.runwriter import RunWriter
 from sim.seeds import Purpose, seeded
 
 

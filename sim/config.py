@@ -64,6 +64,9 @@ class RunConfig(TrainingConfig):
         0.0, "share of the clients that evaluate the new model in a round", CLIENTS, low=0, high=1
     )
     num_rounds: int = knob(30, "rounds of training", CLIENTS, low=1)
+    target_accuracy: float | None = knob(
+        None, "end when the test accuracy reaches this", CLIENTS, unit="fraction", above=0, high=1
+    )
     partitioner: str = knob("dirichlet", "how examples are dealt to clients", CLIENTS, choices=_PARTITIONERS)
     partitioner_args: dict[str, bool | int | float | str] = knob(
         {},

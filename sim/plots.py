@@ -139,6 +139,47 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str) -> 
         axes.legend(frameon=False)
 
 
+def measures_clients(curves: Sequence[Curve]) -> bool:
+    """Whether some round has accuracies of clients."""
+    return any(frame.eval_accuracy_p50.notna().any() for curve in curves for frame in curve.frames)
+
+
+def fairness_figure(curves: Sequence[Curve]) -> Figure:
+    """Draw how accuracy differs among the clients: a panel a curve, its seeds' mean."""
+    measured = [curve for curve in curves if measures_clients([curve])]
+    columns = min(3, len(measured))
+    rows = -(-len(measured) // columns)
+    figure = Figure(figsize=(max(6.4, 4.2 * columns), 4.2 if rows == 1 else 3.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for number, axes in enumerate(panels.flat):
+        axes.set_visible(number < len(measured))
+        if number < len(measured):
+            _draw_fairness(axes, measured[number])
+    panels[0][0].legend(frameon=False, fontsize="small")
+    return figure
+
+
+def _draw_fairness(axes: Axes, curve: Curve) -> None:
+    series = {name: curve.series(f"eval_accuracy_{name}", "round") for name in ("p10", "p25", "p50", "p75", "p90")}
+    xs, median, _ = series["p50"]
+    known = np.isfinite(median)
+    for low, high, label, alpha in (("p10", "p90", "10–90 % of clients", 0.15), ("p25", "p75", "25–75 %", 0.25)):
+        axes.fill_between(
+            xs[known], series[low][1][known], series[high][1][known], color="C0", alpha=alpha, linewidth=0, label=label
+        )
+    axes.plot(xs[known], median[known], color="C0", label="median client", linewidth=1.8)
+    worst = curve.series("eval_accuracy_worst10", "round")[1]
+    axes.plot(xs[known], worst[known], "--", color="C3", label="mean of the worst 10 %", linewidth=1.5)
+    axes.set_title(curve.label, fontsize="medium")
+    axes.set_xlabel(curve.row_word)
+    axes.set_ylabel("clients' accuracy (fraction)")
+    axes.set_ylim(0, 1)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def partition_figure(label_counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     """Draw how many examples of each class each client holds.
 

@@ -25,7 +25,8 @@ from sim.preparation import Prepared, fit_config
 from sim.records import ClientRecord, RoundRecord
 from sim.resuming import Resumed, what_must_fit
 from sim.rounds import RoundServer, Start
-from sim.rundir import Run, RunWriter
+from sim.rundir import Run
+from sim.runwriter import RunWriter
 
 OnRecord = Callable[[RoundRecord], None]
 
@@ -83,6 +84,7 @@ class Session:
             seed=config.seed,
             chunk_size=config.vectorized_clients,
             sizes=prepared.partition.sizes,
+            target_accuracy=config.target_accuracy,
             start=None if resumed is None else Start(resumed.checkpoint.round + 1, self.weights, resumed.states),
         )
         return self._server
@@ -247,6 +249,8 @@ def finish(writer: RunWriter, bench: Workbench, weights: NDArrays) -> None:
     writer.close()
     run = writer.run
     curves = plots.curves_of([run])
+    if plots.measures_clients(curves):
+        writer.write(run.fairness_path, plots.render(plots.fairness_figure(curves), "png"))
     for quantity, path in (("accuracy", run.accuracy_path), ("loss", run.loss_path)):
         writer.write(path, plots.render(plots.curves_figure(curves, [quantity]), "png"))
     names = list(bench.net.state_dict())

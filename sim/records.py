@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import pandas as pd
 
+PERCENTS = (10, 25, 50, 75, 90)  # quantiles over clients, with columns of their own
 Phase = Literal["fit", "evaluate"]
 
 
@@ -21,6 +22,7 @@ class RoundRecord:
     """One round; ``round`` 0 is the state before training. Losses are mean nats an example, accuracies
     fractions 0–1, both weighted by examples; seconds are wall clock. ``fit_seconds`` is the sum of the four behind it:
     until the first client begins, the mean actor's time in clients, that actor idle, and after the last client.
+    ``eval_accuracy_p10`` is the quantile that 10 % of the clients stay below, ``…worst10`` the mean of the worst 10 %.
     ``checkpoint_seconds`` come after the round."""
 
     round: int
@@ -31,6 +33,12 @@ class RoundRecord:
     test_accuracy: float | None = None
     eval_loss: float | None = None
     eval_accuracy: float | None = None
+    eval_accuracy_p10: float | None = None
+    eval_accuracy_p25: float | None = None
+    eval_accuracy_p50: float | None = None
+    eval_accuracy_p75: float | None = None
+    eval_accuracy_p90: float | None = None
+    eval_accuracy_worst10: float | None = None
     fit_seconds: float | None = None
     broadcast_seconds: float | None = None
     train_seconds: float | None = None

@@ -23,6 +23,7 @@ from sim.rundir import Run
 # What does not change a bit, or only how long a run is.
 CHANGEABLE = (
     "num_rounds",
+    "target_accuracy",
     "num_cpus",
     "num_gpus",
     "engine",
@@ -63,8 +64,13 @@ def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
     if last is None:
         raise RunFolderError(f"{run.path} has no checkpoint to go on from")
     # A full disk can keep the last files of a run from being written; they are, when it goes on.
-    if last >= config.num_rounds and run.model_path.exists():
+    done = run.model_path.exists()
+    if done and last >= config.num_rounds:
         raise RunFolderError(f"{run.path}: all {last} rounds are done; --num-rounds above that goes on")
+    if done and run.reached(config.target_accuracy):
+        raise RunFolderError(
+            f"{run.path}: reached --target-accuracy {config.target_accuracy:g} in round {last}; a higher one goes on"
+        )
     if config.num_rounds != values.get("num_rounds") and config.lr_schedule == "cosine":
         raise ConfigError(
             f"--num-rounds {config.num_rounds}: the cosine of --lr-schedule ends at round {values['num_rounds']}"

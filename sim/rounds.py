@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -31,8 +32,8 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 from numpy.typing import NDArray
 
-from sim.aggregation import cast, cut
-from sim.answers import Answers, aggregate, client_record, weighted_mean
+from sim.aggregation import cut, fitted
+from sim.answers import Answers, aggregate, client_record, spread, weighted_mean
 from sim.engine.central import CentralTest
 from sim.engine.contract import Chunk, Dispatcher, OpenDispatcher, Outcome, Task
 from sim.errors import ClientError, RunError
@@ -87,6 +88,7 @@ class RoundServer(Server):
         seed: int,
         chunk_size: int | None = None,
         sizes: Sequence[int] | NDArray[np.int64] = (),
+        target_accuracy: float | None = None,
         start: Start | None = None,
     ) -> None:
         """
@@ -100,6 +102,7 @@ class RoundServer(Server):
             on_client_error: ``stop`` or ``drop``.
             chunk_size: clients that one process executes in one call; see ``cut`` for None.
             sizes: examples of each client, so that the longest begin first; empty where nobody knows.
+            target_accuracy: the round whose test accuracy reaches it is the last.
             start: go on there; the strategy is in its state of the round before.
         """
         super().__init__(client_manager=client_manager, strategy=strategy)
@@ -114,6 +117,7 @@ class RoundServer(Server):
         self.seed = seed
         self.chunk_size = chunk_size
         self.sizes = sizes
+        self.target_accuracy = math.inf if target_accuracy is None else target_accuracy
         self.start = start
         self.failures = Failures()
         self.states: dict[int, RecordDict] = dict(start.states) if start else {}
@@ -139,6 +143,8 @@ class RoundServer(Server):
                     history.add_loss_centralized(server_round, record.test_loss)
                 if record.test_accuracy is not None:
                     history.add_metrics_centralized(server_round, {"accuracy": record.test_accuracy})
+                    if record.test_accuracy >= self.target_accuracy:
+                        break
         return history, time.perf_counter() - start
 
     def _begin(self) -> None:
@@ -228,6 +234,7 @@ class RoundServer(Server):
             num_failures=(record.num_failures or 0) + len(answers.failures),
             eval_loss=weighted_mean([(o.num_examples, o.loss) for o in spoken]),
             eval_accuracy=weighted_mean([(o.num_examples, o.accuracy) for o in spoken]),
+            **spread([o.accuracy for o in spoken if o.accuracy is not None]),
             eval_seconds=time.perf_counter() - start,
         ), answers.records
 
@@ -270,7 +277,7 @@ class RoundServer(Server):
             for parameters, tasks in groups:
                 key = id(parameters)
                 if key not in weights:
-                    weights[key] = self._cast(parameters_to_ndarrays(parameters))
+                    weights[key] = fitted(parameters_to_ndarrays(parameters), self.weights, server_round)
                 summed = phase == "fit" and self.averages
                 chunks.append(Chunk(phase, server_round, tasks, weights[key], summed))
         return chunks
@@ -279,13 +286,7 @@ class RoundServer(Server):
         """Make ``parameters`` the global ones, in the model's dtypes (FedAdam returns float64)."""
         if parameters is None:
             raise RunError(f"round {server_round}: the strategy returned no weights")
-        weights = parameters_to_ndarrays(parameters)
-        shapes, wanted = [w.shape for w in weights], [w.shape for w in self.weights]
-        if shapes != wanted:
-            raise RunError(
-                f"round {server_round}: the strategy returned arrays of shapes {shapes}, the model has {wanted}"
-            )
-        self.weights = self._cast(weights)
+        self.weights = fitted(parameters_to_ndarrays(parameters), self.weights, server_round)
         self.parameters = ndarrays_to_parameters(self.weights)
 
     def _keep_buffers(self, answers: Answers) -> None:
@@ -297,9 +298,6 @@ class RoundServer(Server):
         mean = answers.total.mean()
         self.weights = [mean[i] if i in self.buffers else array for i, array in enumerate(self.weights)]
         self.parameters = ndarrays_to_parameters(self.weights)
-
-    def _cast(self, weights: NDArrays) -> NDArrays:
-        return [cast(array, like.dtype) for array, like in zip(weights, self.weights, strict=True)]
 
     @contextmanager
     def _calling(self, server_round: int, call: str) -> Iterator[None]:

@@ -33,6 +33,7 @@ def test_a_run_leaves_its_folder_and_its_config_repeats_it(sim: Sim, tmp_path: P
         "clients.csv",
         "accuracy.png",
         "loss.png",
+        "fairness.png",
         "partition.png",
         "model.safetensors",
         "run.log",

@@ -10,7 +10,8 @@ import pytest
 from sim import plots
 from sim.config import CentralizedConfig, RunConfig
 from sim.records import RoundRecord
-from sim.rundir import Run, RunWriter
+from sim.rundir import Run
+from sim.runwriter import RunWriter
 
 
 def _run(root: Path, name: str, accuracies: list[float], config: RunConfig | CentralizedConfig) -> Run:

@@ -20,7 +20,8 @@ from sim import RunConfig, partition
 from sim.checkpoint import Checkpoint, CheckpointWriter, read_last
 from sim.errors import UsageError
 from sim.records import RoundRecord
-from sim.rundir import Run, RunWriter
+from sim.rundir import Run
+from sim.runwriter import RunWriter
 from sim.state import Arrays, decode, encode
 
 REUSED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

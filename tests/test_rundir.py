@@ -7,7 +7,8 @@ import pytest
 
 from sim.errors import RunFolderError, WriteError
 from sim.records import ClientRecord, RoundRecord, columns
-from sim.rundir import Run, RunWriter, list_runs, open_run
+from sim.rundir import Run, list_runs, open_run
+from sim.runwriter import RunWriter
 
 ROUND = RoundRecord(1, num_clients=3, num_failures=0, train_loss=0.1 + 0.2, fit_seconds=1.5)
 CLIENT = ClientRecord(1, "fit", 7, None, None, None, 0.5, 0, None, "failed", 'ValueError: a "b",\nc')
@@ -20,6 +21,7 @@ def _writer(root: Path, name: str | None = "one") -> RunWriter:
 def test_the_columns_are_the_documented_ones() -> None:
     assert ",".join(columns(RoundRecord)) == (
         "round,num_clients,num_failures,train_loss,test_loss,test_accuracy,eval_loss,eval_accuracy,"
+        "eval_accuracy_p10,eval_accuracy_p25,eval_accuracy_p50,eval_accuracy_p75,eval_accuracy_p90,eval_accuracy_worst10,"
         "fit_seconds,broadcast_seconds,train_seconds,wait_seconds,return_seconds,aggregate_seconds,test_seconds,eval_seconds,round_seconds,"
         "checkpoint_seconds"
     )
@@ -39,7 +41,10 @@ def test_rounds_are_on_disk_before_the_next_one_and_read_back_exactly(tmp_path: 
     assert rounds.test_accuracy.isna().all()
     assert (clients.error[0], clients.client_id[0], clients.status[0]) == (CLIENT.error, 7, "failed")
     assert clients.num_examples.isna().all()
-    assert writer.run.rounds_path.read_text().splitlines()[2] == "1,3,0,0.30000000000000004,,,,,1.5,,,,,,,,,"
+    assert (
+        writer.run.rounds_path.read_text().splitlines()[2]
+        == "1,3,0,0.30000000000000004" + 5 * "," + 6 * "," + "1.5,,,,,,,,,"
+    )
     writer.close()
 
 

@@ -1,0 +1,101 @@
+"""The commands that look at runs and partitions: sim partition, plot, list and report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from sim.config import RunConfig
+from sim.errors import ConfigError, RunFolderError
+from sim.flags import config_from
+from sim.rundir import list_runs, open_run
+
+
+def partition(arguments: argparse.Namespace) -> None:
+    """``sim partition``: a table, and a picture."""
+    config = config_from(RunConfig, arguments)
+    picture = _picture_path(arguments.output)
+    from rich.table import Table
+
+    from sim import data, partition, plots
+
+    dataset = data.load(config)
+    dealt = partition.deal(dataset.train.labels, config)
+    counts = dealt.label_counts(dataset.train.labels, len(dataset.classes))
+    table = Table("client", "examples", *dataset.classes, title="examples of each class", box=None)
+    for column in table.columns:
+        column.justify, column.no_wrap = "right", True
+    for client_id, row in enumerate(counts):
+        table.add_row(str(client_id), str(row.sum()), *(str(n) if n else "·" for n in row))
+    table.add_row("all", str(counts.sum()), *(str(n) for n in counts.sum(axis=0)), style="bold")
+    _print_table(table)
+    left_over = len(dataset.train) - len(dealt.indices)
+    if left_over:
+        print(f"left over       {left_over} of {len(dataset.train)} examples belong to no client")
+    _write_picture(picture, plots.partition_figure(counts, dataset.classes))
+
+
+def plot(arguments: argparse.Namespace) -> None:
+    """``sim plot``."""
+    picture = _picture_path(arguments.output)
+    from sim import plots
+
+    runs = [open_run(name, arguments.results_dir) for name in arguments.runs]
+    figure = plots.curves_figure(plots.curves_of(runs), ("accuracy", "loss"), arguments.x)
+    _write_picture(picture, figure)
+
+
+def _picture_path(text: str) -> Path:
+    from sim.plots import FORMATS
+
+    path = Path(text)
+    if path.suffix.lstrip(".") not in FORMATS:
+        raise ConfigError(f"-o {text}: the ending must be one of {', '.join('.' + name for name in FORMATS)}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"-o {text}: there is no folder {path.parent}")
+    return path
+
+
+def _write_picture(path: Path, figure: Any) -> None:
+    from sim.plots import render
+
+    try:
+        path.write_bytes(render(figure, path.suffix.lstrip(".")))
+    except OSError as error:
+        raise ConfigError(f"-o {path}: cannot be written: {error.strerror}") from None
+    print(f"picture         {path}")
+
+
+def show_list(arguments: argparse.Namespace) -> None:
+    """``sim list``."""
+    from rich.table import Table
+
+    table = Table("run", "rounds", "final accuracy", "best accuracy", "--resume goes on after", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for run in list_runs(arguments.results_dir):
+        try:
+            config, rounds = run.config(), run.rounds()
+        except RunFolderError as error:
+            print(f"sim: {error}", file=sys.stderr)  # one damaged run does not hide the others
+            continue
+        wanted = config.get("num_rounds", config.get("epochs", "?"))
+        done = int(rounds["round"].max()) if len(rounds) else "–"
+        measured = rounds["test_accuracy"].dropna()
+        final, best = (f"{v:.4f}" for v in (measured.iloc[-1], measured.max())) if len(measured) else ("", "")
+        last = run.last_checkpoint()
+        waiting = last is not None and not run.is_done()
+        table.add_row(run.name, f"{done}/{wanted}", final, best, f"round {last}" if waiting else "")
+    _print_table(table)
+
+
+def _print_table(table: Any) -> None:
+    """Print a table at its full width: a number that a narrow terminal cuts off is worse than a wrapped line."""
+    from rich.console import Console
+
+    console = Console(width=10_000)
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
