@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from sim.commands import look, train
+from sim.commands import look, study, train
 from sim.config import CentralizedConfig, RunConfig
 from sim.errors import ClientError, SimError
 from sim.flags import Parser, add_config, add_knobs
@@ -52,6 +52,13 @@ def _parser() -> Parser:
     plot.add_argument("runs", nargs="+", metavar="RUN", help="name in the results folder, or path")
     plot.add_argument("--x", choices=("round", "seconds"), default="round", help="horizontal axis [default round]")
     plot.add_argument("-o", "--output", default="plot.png", help="picture: .png, .svg or .pdf [default plot.png]")
+    sweep = add("sweep", study.sweep, "run every combination of some values over several seeds")
+    about = "values of a knob, e.g. alpha=0.1,1.0 or strategy_args.eta=0.01,0.1; several --vary multiply"
+    sweep.add_argument("--vary", action="append", default=[], metavar="KNOB=VALUE,VALUE", help=about)
+    sweep.add_argument("--seeds", default="3", metavar="N", help="seeds of each, from --seed on [default 3]")
+    about = "runs at a time [default 1; with --engine inline as many as there are CPUs]"
+    sweep.add_argument("--jobs", metavar="N", help=about)
+    add_config(sweep, RunConfig)
     listing = add("list", look.show_list, "list the runs with rounds, final and best accuracy")
     for command in (plot, listing):
         command.add_argument("--results-dir", default="results", help="where run folders are [default results]")

@@ -13,8 +13,8 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Self
@@ -63,7 +63,7 @@ class RunWriter:
             raise RunFolderError(f"--name {name}: {root / str(name)} exists; choose another name")
         run = Run(path.resolve())
         try:
-            lock = _locked(run)
+            lock = _locked(run.path)
             write_whole(run.config_path, config_toml.encode())
             kinds: dict[Path, RecordType] = {run.rounds_path: RoundRecord}
             if clients:
@@ -85,7 +85,7 @@ class RunWriter:
         Raises:
             RunFolderError: another process writes to it, or a table is not the one that was marked.
         """
-        lock = _locked(run)
+        lock = _locked(run.path)
         paths = {run.rounds_path, run.clients_path}
         if {path.name for path in paths} != set(tables):
             raise RunFolderError(f"{run.path}: its checkpoint tells of the tables {', '.join(sorted(tables))}")
@@ -187,15 +187,29 @@ class _Table:
         self._file.close()
 
 
-def _locked(run: Run) -> int:
-    """Lock a run's folder; the system ends that with this process, however it ends."""
-    lock = os.open(run.path, os.O_RDONLY)
+def _locked(folder: Path) -> int:
+    """Lock a folder; the system ends that with this process, however it ends."""
+    lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(lock)
-        raise RunFolderError(f"{run.path}: another process is writing to it") from None
+        raise RunFolderError(f"{folder}: another process is writing to it") from None
     return lock
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Keep a folder, though not the runs in it, for this process.
+
+    Raises:
+        RunFolderError: another process has it.
+    """
+    lock = _locked(folder)
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -125,8 +126,13 @@ class TrainingConfig:
         """
         layers = [read_toml(cls, preset_path(preset), "--preset")] if preset is not None else []
         layers += [read_toml(cls, Path(path), "--config")] if path is not None else []
+        return cls.layered([*layers, values])
+
+    @classmethod
+    def layered(cls, layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return knobs of which the later win over the earlier."""
         merged: dict[str, Any] = {}
-        for layer in [*layers, values]:
+        for layer in layers:
             for config_field in fields(cls):
                 rules = rules_of(config_field)
                 # A value that is given anew takes along what belongs to the old one.

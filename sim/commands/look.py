@@ -30,7 +30,7 @@ def partition(arguments: argparse.Namespace) -> None:
     for client_id, row in enumerate(counts):
         table.add_row(str(client_id), str(row.sum()), *(str(n) if n else "·" for n in row))
     table.add_row("all", str(counts.sum()), *(str(n) for n in counts.sum(axis=0)), style="bold")
-    _print_table(table)
+    print_table(table)
     left_over = len(dataset.train) - len(dealt.indices)
     if left_over:
         print(f"left over       {left_over} of {len(dataset.train)} examples belong to no client")
@@ -88,10 +88,10 @@ def show_list(arguments: argparse.Namespace) -> None:
         last = run.last_checkpoint()
         waiting = last is not None and not run.is_done()
         table.add_row(run.name, f"{done}/{wanted}", final, best, f"round {last}" if waiting else "")
-    _print_table(table)
+    print_table(table)
 
 
-def _print_table(table: Any) -> None:
+def print_table(table: Any) -> None:
     """Print a table at its full width: a number that a narrow terminal cuts off is worse than a wrapped line."""
     from rich.console import Console
 
