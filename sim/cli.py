@@ -14,6 +14,7 @@ from sim.config import CentralizedConfig, RunConfig
 from sim.errors import ClientError, SimError
 from sim.flags import Parser, add_config, add_knobs
 from sim.network.options import ClientOptions, ServerOptions
+from sim.studies.cells import SET_BY_THE_GRID
 
 _EXIT_INTERRUPTED = 130
 
@@ -59,6 +60,24 @@ def _parser() -> Parser:
     about = "runs at a time [default 1; with --engine inline as many as there are CPUs]"
     sweep.add_argument("--jobs", metavar="N", help=about)
     add_config(sweep, RunConfig)
+    scale = add("scale", study.scale, "measure throughput, scaling and memory over clients and processes")
+    for flag, default, about in (
+        ("--num-clients", "10,100,500", "clients, all of which train in a round unless --fraction-fit says otherwise"),
+        ("--num-actors", None, "processes that train; they share this machine's CPUs and GPUs"),
+        ("--engine", "ray", "ray, inline or both"),
+    ):
+        name = {"--num-clients": "clients", "--num-actors": "actors", "--engine": "engines"}[flag]
+        text = f"{about}, with commas [default {default or '1 and the CPUs'}]"
+        scale.add_argument(flag, dest=name, default=default, metavar="N,N" if flag != "--engine" else "TEXT", help=text)
+    about = "strong: the same clients on more actors; weak: as many clients an actor [default both]"
+    scale.add_argument("--scaling", choices=("strong", "weak", "both"), default="both", help=about)
+    for flag, default, about in (
+        ("--repeats", "3", "how often each cell is measured"),
+        ("--examples-per-client", "50", "of the synthetic data set, unless --num-examples is given"),
+        ("--cell-timeout", "600", "seconds after which a cell is ended and recorded as such"),
+    ):
+        scale.add_argument(flag, default=default, metavar="N", help=f"{about} [default {default}]")
+    add_config(scale, RunConfig, without=SET_BY_THE_GRID)
     listing = add("list", look.show_list, "list the runs with rounds, final and best accuracy")
     for command in (plot, listing):
         command.add_argument("--results-dir", default="results", help="where run folders are [default results]")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -41,19 +41,21 @@ class Parser(argparse.ArgumentParser):
         return namespace
 
 
-def add_config(parser: argparse.ArgumentParser, config_type: type[TrainingConfig]) -> None:
-    """Add ``--config``, ``--preset`` and a flag for each knob."""
+def add_config(
+    parser: argparse.ArgumentParser, config_type: type[TrainingConfig], *, without: Collection[str] = ()
+) -> None:
+    """Add ``--config``, ``--preset`` and a flag for each knob that is not in ``without``."""
     parser.add_argument("--config", metavar="FILE.toml", type=Path, help="read knobs from here; flags win")
     if config_type is RunConfig:
         about = f"settings of a published experiment; flags and --config win [{', '.join(preset_names())}]"
         parser.add_argument("--preset", metavar="NAME", help=about)
-    add_knobs(parser, config_type)
+    add_knobs(parser, config_type, without=without)
 
 
-def add_knobs(parser: argparse.ArgumentParser, config_type: type[Any]) -> None:
+def add_knobs(parser: argparse.ArgumentParser, config_type: type[Any], *, without: Collection[str] = ()) -> None:
     """Add a flag for each knob, with its unit, valid values and default in the help."""
     groups: dict[str, Any] = {}
-    for config_field in fields(config_type):
+    for config_field in (each for each in fields(config_type) if each.name not in without):
         rules, (kind, _) = rules_of(config_field), type_of(config_type, config_field.name)
         if rules.group not in groups:
             groups[rules.group] = parser.add_argument_group(rules.group)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from sim.config import RunConfig
@@ -39,6 +41,76 @@ def sweep(arguments: argparse.Namespace) -> None:
             f"{len(failed)} of {len(planned)} runs failed, first {failed[0].run.name}: {failed[0].error}; "
             "the same command tries them again"
         )
+
+
+def scale(arguments: argparse.Namespace) -> None:
+    """``sim scale``."""
+    from sim.studies.cells import BASE, SET_BY_THE_GRID, cells, config_of
+
+    given = _base(arguments)
+    results_dir = given.pop("results_dir", "results/scale")
+    named = [knob for knob in SET_BY_THE_GRID if knob in given]  # by a config file
+    base = RunConfig.layered([BASE, {knob: value for knob, value in given.items() if knob not in named}])
+    engines = _words("--engine", arguments.engines, ("ray", "inline"))
+    actors = f"1,{available_cpus()}" if available_cpus() > 1 else "1"
+    num_clients, num_actors = (
+        [whole_number(flag, word) for word in _words(flag, text)]
+        for flag, text in (("--num-clients", arguments.clients), ("--num-actors", arguments.actors or actors))
+    )
+    repeats = whole_number("--repeats", arguments.repeats)
+    examples = whole_number("--examples-per-client", arguments.examples_per_client)
+    timeout = whole_number("--cell-timeout", arguments.cell_timeout)
+    grid = cells(engines, num_clients, num_actors, arguments.scaling)
+    num_gpus = _gpus(base.get("device", "auto"))
+    configs = {
+        (cell, repeat): config_of(
+            cell, base, examples, available_cpus(), num_gpus, f"{results_dir}/cells", f"{cell.name}-{repeat}"
+        )
+        for repeat in range(repeats)  # outermost, so that what else the machine does befalls all cells alike
+        for cell in grid
+    }
+    from sim.commands.look import print_table
+    from sim.studies.scale import efficiency_frame, scale
+    from sim.studies.scale_screen import table_of, tell, write_results
+
+    frame = scale(
+        configs,
+        {**base, "examples_per_client": examples},
+        results_dir,
+        timeout_seconds=timeout,
+        on_cell=tell,
+    )
+    print_table(table_of(frame))
+    for _, row in efficiency_frame(frame).iterrows():
+        if row.speedup != 1 or row.efficiency != 1:
+            words = f"{row.num_clients} clients on {row.num_actors} actors ({row.engine}, {row.scaling} scaling)"
+            print(f"efficiency      {row.efficiency:.2f}, {words}")
+    print(f"table           {results_dir}/scale.csv")
+    for path in write_results(frame, Path(results_dir)):
+        print(f"{'picture' if path.suffix == '.png' else 'table':16}{path}")
+
+
+def _words(flag: str, text: str, choices: Sequence[str] = ()) -> list[str]:
+    """Split a list with commas.
+
+    Raises:
+        ConfigError: nothing between two commas, a value twice, or none of the choices.
+    """
+    words = text.split(",")
+    wrong = [word for word in words if choices and word not in choices]
+    if wrong:
+        raise ConfigError(f"{flag} {text}: must be of {', '.join(choices)}")
+    if len(set(words)) < len(words):
+        raise ConfigError(f"{flag} {text}: has a value twice")
+    return words
+
+
+def _gpus(device: str) -> int:
+    if device == "cpu":
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _base(arguments: argparse.Namespace) -> dict[str, Any]:
