@@ -60,6 +60,8 @@ def _parser() -> Parser:
     about = "runs at a time [default 1; with --engine inline as many as there are CPUs]"
     sweep.add_argument("--jobs", metavar="N", help=about)
     add_config(sweep, RunConfig)
+    about = "measure one client of a run, and say how many fit on this machine and what the run will take"
+    add_config(add("size", study.size, about), RunConfig)
     scale = add("scale", study.scale, "measure throughput, scaling and memory over clients and processes")
     for flag, default, about in (
         ("--num-clients", "10,100,500", "clients, all of which train in a round unless --fraction-fit says otherwise"),

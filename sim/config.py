@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from sim.errors import ConfigError
 from sim.knobs import flag_of, knob, other_default
@@ -128,7 +129,13 @@ class RunConfig(TrainingConfig):
         argument_of="dp",
     )
     num_cpus: float = knob(1.0, "CPUs of one client, as in Flower's client_resources", MACHINE, low=0.01)
-    num_gpus: float = knob(0.0, "GPUs of one client; 0.1 lets ten share one where the CPUs allow", MACHINE, low=0)
+    num_gpus: float | Literal["auto"] = knob(
+        0.0,
+        "GPUs of one client; 0.1 lets ten share one where the CPUs allow; auto measures one client first",
+        MACHINE,
+        low=0,
+        auto=True,
+    )
     engine: str = knob(
         "ray",
         "ray: a process for every num_cpus; inline: this process, with your own stack trace",
@@ -195,6 +202,11 @@ class RunConfig(TrainingConfig):
             raise ConfigError(
                 f"--eval-share 0: --fraction-evaluate {self.fraction_evaluate:g} needs examples to evaluate on; above 0"
             )
+
+    @property
+    def gpus_of_a_client(self) -> float:
+        """``num_gpus`` as a number; 0 while ``auto`` is not resolved."""
+        return 0.0 if self.num_gpus == "auto" else self.num_gpus
 
     @property
     def num_fit_clients(self) -> int:

@@ -32,6 +32,7 @@ class Knob:
     below: float | None = None
     choices: tuple[str, ...] = ()
     importable: bool = False  # also takes package.module:name
+    auto: bool = False  # also takes "auto", which the run decides
     instead_of: str = ""  # the other knob of an either-or pair
     argument_of: str = ""  # the knob whose value these arguments are for
 
@@ -50,7 +51,7 @@ class Knob:
             )
             if bound is not None
         ]
-        return " and ".join(parts)
+        return " and ".join(parts) + (", or auto" if self.auto else "")
 
     def admits(self, value: Any) -> bool:
         """Whether a value of the right type lies in the valid range."""
@@ -125,8 +126,8 @@ def check(config_type: type, config_field: Field[Any], value: Any, place: str) -
     """
     kind, optional = type_of(config_type, config_field.name)
     rules = rules_of(config_field)
-    if value is None and optional:
-        return None
+    if (value is None and optional) or (rules.auto and value == "auto"):
+        return value
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
@@ -178,7 +179,7 @@ def parse_flag(config_type: type, config_field: Field[Any], text: Any) -> Any:
             if not (key and equals):
                 raise ConfigError(f"{flag} {word}: must be key=value")
             value[key] = parse_scalar(right)
-    elif kind in (int, float):
+    elif kind in (int, float) and not (rules.auto and text == "auto"):
         try:
             value = kind(text)
         except ValueError:

@@ -26,8 +26,8 @@ def shortage(
     if free is None:
         return None
     copies = (4 if config.optimizer == "sgd" else 6) * (config.vectorized_clients or 1)
-    processes = num_processes * (_PROCESS_BYTES + (copies * model_bytes if not config.num_gpus else 0))
-    driver = _PROCESS_BYTES + model_bytes * (8 if averages else 8 + 3 * config.num_fit_clients)
+    processes = num_processes * (_PROCESS_BYTES + (copies * model_bytes if not config.gpus_of_a_client else 0))
+    driver = _PROCESS_BYTES + driver_bytes(config, model_bytes, averages=averages)
     if processes + driver <= free:
         return None
     return (
@@ -35,6 +35,11 @@ def shortage(
         f"{(processes + driver) / _GIB:.1f} GiB, {free / _GIB:.1f} are free; a larger --num-cpus starts fewer, and "
         "strategies that average need no memory a client"
     )
+
+
+def driver_bytes(config: RunConfig, model_bytes: int, *, averages: bool) -> int:
+    """What the driver holds of a model, beyond what it has imported."""
+    return model_bytes * (8 if averages else 8 + 3 * config.num_fit_clients)
 
 
 def free_memory() -> int | None:

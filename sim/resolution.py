@@ -67,6 +67,7 @@ def _fitting(config: RunConfig, bench: Workbench, weights: NDArrays) -> int:
         peaks.append(torch.cuda.max_memory_allocated())
     each = max(1.0, (peaks[1] - peaks[0]) / 2)
     free, _ = torch.cuda.mem_get_info()
-    available = _MEMORY_SHARE * free * min(1.0, config.num_gpus or 1.0)
-    processes = max(1, int(1 / config.num_gpus)) if config.num_gpus else 1
+    share = config.gpus_of_a_client
+    available = _MEMORY_SHARE * free * min(1.0, share or 1.0)
+    processes = max(1, int(1 / share)) if share else 1
     return int(max(1, min((available - peaks[0]) / each + 2, -(-clients // processes))))

@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     TEST = 6
     CENTRALIZED = 7
     DROPOUT = 8
+    MEASURING = 9
 
 
 def sequence(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0) -> np.random.SeedSequence:

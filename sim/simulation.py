@@ -6,6 +6,7 @@ import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sim import environment, memory
@@ -58,6 +59,8 @@ def _simulate(
     config: RunConfig, old: Run | None, ray_init_args: dict[str, Any] | None, on_record: OnRecord | None
 ) -> Run:
     arguments: dict[str, Any] = {"num_cpus": environment.available_cpus(), **(ray_init_args or {})}
+    if config.num_gpus == "auto":
+        config = _with_gpus(config, arguments)
     if config.ray_address is None:
         _check_resources(config, arguments)
     else:
@@ -88,12 +91,21 @@ def _simulate(
                     config.num_rounds,
                     config.seed,
                     own_ray=own_ray,
-                    client_resources={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
+                    client_resources={"num_cpus": config.num_cpus, "num_gpus": config.gpus_of_a_client},
                     ray_init_args=arguments,
                     patience=Patience(config.max_retries, config.client_timeout),
                     log=session.run.log_path,
                 )
     return session.run
+
+
+def _with_gpus(config: RunConfig, ray_init_args: dict[str, Any]) -> RunConfig:
+    """Decide what ``--num-gpus auto`` leaves open: an equal share for as many actors as fit."""
+    from sim.sizing import gpus_for
+
+    share = gpus_for(config, int(ray_init_args["num_cpus"] / config.num_cpus))
+    logging.getLogger("sim").info("--num-gpus auto: %g", share)
+    return replace(config, num_gpus=share)
 
 
 @contextmanager
@@ -142,19 +154,20 @@ def _check_resources(config: RunConfig, ray_init_args: dict[str, Any]) -> None:
     Raises:
         ConfigError: it has not.
     """
-    if config.num_gpus or config.device == "cuda":
+    share = config.gpus_of_a_client
+    if share or config.device == "cuda":
         import torch
 
         from sim.preparation import check_device
 
         num_gpus = ray_init_args.get("num_gpus", torch.cuda.device_count())
-        if config.num_gpus > num_gpus:
+        if share > num_gpus:
             reason = f"this machine has {num_gpus:g} GPUs; at most {num_gpus:g}"
-            raise ConfigError(f"--num-gpus {config.num_gpus:g}: {reason}")
+            raise ConfigError(f"--num-gpus {share:g}: {reason}")
         check_device(config)
     if config.engine == "ray":
         num_cpus = ray_init_args["num_cpus"]
         if config.num_cpus > num_cpus:
             raise ConfigError(f"--num-cpus {config.num_cpus:g}: this machine has {num_cpus:g}; at most {num_cpus:g}")
-        if config.device == "cuda" and not config.num_gpus:
+        if config.device == "cuda" and not share:
             raise ConfigError("--device cuda: with --engine ray, clients see a GPU when --num-gpus is above 0")

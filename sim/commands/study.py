@@ -10,7 +10,7 @@ from typing import Any
 from sim.config import RunConfig
 from sim.environment import available_cpus
 from sim.errors import ConfigError, RunError
-from sim.flags import knobs_given
+from sim.flags import config_from, knobs_given
 
 
 def sweep(arguments: argparse.Namespace) -> None:
@@ -41,6 +41,25 @@ def sweep(arguments: argparse.Namespace) -> None:
             f"{len(failed)} of {len(planned)} runs failed, first {failed[0].run.name}: {failed[0].error}; "
             "the same command tries them again"
         )
+
+
+def size(arguments: argparse.Namespace) -> None:
+    """``sim size``."""
+    config = config_from(RunConfig, arguments)
+    from sim import runlog
+    from sim.sizing import size
+    from sim.studies.forecast import forecast
+    from sim.studies.size_screen import decided, lines, lines_of_limits
+
+    with runlog.quiet("flwr", show=config.verbose):
+        sized = size(config)
+        for line in lines_of_limits(sized):
+            print(line, flush=True)
+        if not sized.capacity.num_actors:
+            raise RunError(f"not one client fits on this machine: too little {sized.capacity.limit}")
+        chosen = decided(config, sized)
+        for line in lines(forecast(sized, chosen), chosen):
+            print(line)
 
 
 def scale(arguments: argparse.Namespace) -> None:
