@@ -1,0 +1,192 @@
+"""Sweeps: the product of values over seeds, killed and started again, with intervals that follow from the tables."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from conftest import PROGRAMS
+from sim import Run
+from sim.errors import ConfigError
+from sim.rundir import list_runs
+from sim.studies.grid import parse_axis, variants
+from sim.studies.intervals import Interval
+
+Sim = Callable[..., "subprocess.CompletedProcess[str]"]
+WORDS = ["sweep", "--vary", "alpha=0.3,10", "--vary", "strategy=fedavg,fedprox", "--seeds", "2", "--results-dir", "s"]
+FEW = ["--num-clients", "20", "--num-rounds", "4", "--local-epochs", "2", "--engine", "inline"]
+TARGET = 0.4
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of 8 runs that was killed after the second and started again; its folder."""
+    folder = tmp_path_factory.mktemp("sweep")
+    command = [sys.executable, "-m", "sim", *WORDS, *FEW, "--target-accuracy", str(TARGET)]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    ended = [process.stderr.readline() for _ in range(2)]
+    assert ended[0].startswith("1/8 "), ended
+    process.kill()
+    process.wait()
+    before = {run.name: run.rounds_path.stat().st_mtime_ns for run in list_runs(str(folder / "s")) if run.is_done()}
+    assert 2 <= len(before) < 8
+    answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.splitlines()[-2:] == ["tables          s/sweep.csv, s/runs.csv", "picture         s/sweep.png"]
+    for name, changed in before.items():  # none twice
+        assert (folder / "s" / name / "rounds.csv").stat().st_mtime_ns == changed
+    return folder / "s"
+
+
+def test_a_killed_sweep_goes_on_and_has_each_run_once(swept: Path) -> None:
+    names = [run.name for run in list_runs(str(swept))]
+    assert names == [
+        f"alpha-{alpha}_strategy-{strategy}_seed-{seed}"
+        for alpha in ("0.3", "10.0")
+        for strategy in ("fedavg", "fedprox")
+        for seed in (0, 1)
+    ]
+    for name in names:
+        rounds = Run(swept / name).rounds()
+        assert rounds["round"].tolist() == list(range(len(rounds)))
+        reached = rounds.test_accuracy >= TARGET
+        assert len(rounds) == 5 or reached.iloc[-1]
+        assert not reached.iloc[:-1].any()
+    assert (swept / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in swept.iterdir()} - set(names) == {"sweep.csv", "runs.csv", "sweep.png"}
+
+
+def test_intervals_follow_from_the_tables_of_the_runs(swept: Path) -> None:
+    table = pd.read_csv(swept / "sweep.csv")
+    assert table[["alpha", "strategy"]].to_numpy().tolist() == [
+        [0.3, "fedavg"],
+        [0.3, "fedprox"],
+        [10.0, "fedavg"],
+        [10.0, "fedprox"],
+    ]
+    for _, row in table.iterrows():
+        frames = [Run(swept / f"alpha-{row.alpha}_strategy-{row.strategy}_seed-{seed}").rounds() for seed in (0, 1)]
+        reached = [frame for frame in frames if (frame.test_accuracy >= TARGET).any()]
+        values = {
+            "final_accuracy": [frame.test_accuracy.iloc[-1] for frame in frames],
+            "best_accuracy": [frame.test_accuracy.max() for frame in frames],
+            "rounds_to_target": [float(frame["round"].max()) for frame in reached],
+            "seconds_to_target": [float((frame.round_seconds + frame.checkpoint_seconds).sum()) for frame in reached],
+        }
+        assert (row.num_done, row.num_failed, row.num_reached) == (2, 0, len(reached))
+        for measure, found in values.items():
+            mean, sd, low, high = (row[f"{measure}_{part}"] for part in ("mean", "sd", "low", "high"))
+            if not found:
+                assert np.isnan(mean)
+                continue
+            assert mean == pytest.approx(np.mean(found))
+            if len(found) > 1 and np.std(found) > 0:
+                wanted = stats.t.interval(0.95, len(found) - 1, np.mean(found), stats.sem(found))
+                assert (sd, low, high) == pytest.approx((np.std(found, ddof=1), *wanted))
+    assert table.num_reached.sum() > 0
+
+
+def test_an_interval_of_exact_numbers() -> None:
+    # t with 2 degrees of freedom leaves 2.5 % above 4.302653
+    found = Interval.of([1.0, 2.0, 3.0])
+    assert (found.mean, found.sd) == (2.0, 1.0)
+    assert (found.low, found.high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+    assert Interval.of([0.5]).mean == 0.5
+    assert np.isnan([Interval.of([0.5]).low, Interval.of([]).mean]).all()
+
+
+def test_the_same_folder_with_other_settings_is_refused(sim: Sim, swept: Path) -> None:
+    answer = sim(*WORDS[:-1], str(swept), *FEW, "--lr", "0.05")
+    assert answer.returncode == 2
+    assert answer.stderr.count("\n") == 1
+    assert "is a run with --lr 0.1, not 0.05; choose another --results-dir or remove it" in answer.stderr
+
+
+def test_a_failed_run_is_shown_and_does_not_end_the_sweep(sim: Sim, tmp_path: Path) -> None:
+    words = ["sweep", "--vary", "on_client_error=stop,drop", "--seeds", "1", "--results-dir", str(tmp_path / "s")]
+    answer = sim(*words, *FEW, "--client", "own:Failing", "--num-rounds", "3", cwd=PROGRAMS)
+    assert answer.returncode == 1
+    last = answer.stderr.splitlines()[-1]
+    assert last.startswith("sim: 1 of 2 runs failed, first on_client_error-stop_seed-0: client ")
+    assert last.endswith("; the same command tries them again")
+    runs = pd.read_csv(tmp_path / "s" / "runs.csv")
+    assert runs.status.tolist() == ["failed", "done"]
+    assert "ValueError" in runs.error[0]
+    assert pd.read_csv(tmp_path / "s" / "sweep.csv").num_failed.tolist() == [1, 0]
+
+
+def test_ctrl_c_ends_a_sweep_with_checkpoints_and_no_process(tmp_path: Path) -> None:
+    words = ["sweep", "--seeds", "1", "--num-rounds", "500", "--engine", "inline", "--results-dir", "s"]
+    process = subprocess.Popen([sys.executable, "-m", "sim", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    run = Run(tmp_path / "s" / "seed-0")
+    deadline = time.time() + 90
+    while run.last_checkpoint() is None and time.time() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "sim: interrupted; what was done is on disk"
+    assert run.last_checkpoint() == run.rounds()["round"].max()
+    assert run.model_path.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("alhpa=1", "--vary alhpa=1: unknown key alhpa; the keys are dataset, data_dir"),
+        ("alpha", "--vary alpha: must be knob=value,value, e.g. alpha=0.1,1.0"),
+        ("alpha=", "--vary alpha=: must be knob=value,value"),
+        ("alpha=1,,2", "--vary alpha=1,,2: has an empty value"),
+        ("alpha=1,1.0", "--vary alpha=1,1.0: has a value twice"),
+        ("alpha=x", "--alpha x: must be a number, above 0"),
+        ("seed=1,2", "--vary seed=1,2: seed follows from --seeds"),
+        ("strategy_args=eta", "--vary strategy_args=eta: must vary one of its arguments, e.g. strategy_args.name=1,2"),
+        ("alpha.x=1", "--vary alpha.x=1: must vary alpha alone, without .x"),
+    ],
+)
+def test_a_wrong_axis_is_one_line(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_axis(text)
+    assert str(caught.value).startswith(message)
+
+
+def test_an_unknown_key_on_the_command_line(sim: Sim, tmp_path: Path) -> None:
+    for words in (["--vary", "alhpa=1"], ["--seeds", "0"], ["--name", "x"], ["--jobs", "x"], ["--vary", "alpha=-1"]):
+        answer = sim("sweep", *words)
+        assert (answer.returncode, answer.stderr.count("\n"), answer.stdout) == (2, 1, ""), answer.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arguments_of_a_strategy_are_varied_and_a_new_strategy_drops_the_old_ones() -> None:
+    given = {"strategy": "fedprox", "strategy_args": {"proximal_mu": 1.0}, "seed": 5}
+    found = variants(given, [parse_axis("strategy=fedprox,fedadam"), parse_axis("strategy_args.eta=0.1")], 2, "r")
+    assert [v.configs[0].strategy_args for v in found] == [{"eta": 0.1}, {"eta": 0.1}]
+    assert [c.seed for v in found for c in v.configs] == [5, 6, 5, 6]
+    assert found[1].configs[1].name == "strategy-fedadam_eta-0.1_seed-6"
+    kept = variants(given, [parse_axis("strategy_args.proximal_mu=0.1,0.2")], 1, "r")
+    assert [v.configs[0].strategy_args for v in kept] == [{"proximal_mu": 0.1}, {"proximal_mu": 0.2}]
+    with pytest.raises(ConfigError, match="a key is there twice"):
+        variants({}, [parse_axis("alpha=1"), parse_axis("alpha=2")], 1, "r")
+    with pytest.raises(ConfigError, match=r"--vary num_clients=3: --clients-per-round 4: must be at most"):
+        variants({"clients_per_round": 4}, [parse_axis("num-clients=3")], 1, "r")
+
+
+def test_names_of_values_that_a_file_cannot_have() -> None:
+    texts = parse_axis("strategy=own.a:B,own.a:C")
+    found = variants({}, [texts], 1, "r")
+    assert [v.configs[0].name for v in found] == ["strategy-own.a-B_seed-0", "strategy-own.a-C_seed-0"]
+    long = variants({"dataset": "cifar10"}, [parse_axis(f"data_dir={'x' * 200},{'x' * 201}")], 1, "r")
+    names = {v.configs[0].name for v in long}
+    assert len(names) == 2
+    assert all(name is not None and len(name) == 100 for name in names)
