@@ -101,7 +101,7 @@ def scale(arguments: argparse.Namespace) -> None:
     )
     print_table(table_of(frame))
     for _, row in efficiency_frame(frame).iterrows():
-        if row.speedup != 1 or row.efficiency != 1:
+        if row.speedup != 1 or row.efficiency != 1:  # not what the others are compared with
             words = f"{row.num_clients} clients on {row.num_actors} actors ({row.engine}, {row.scaling} scaling)"
             print(f"efficiency      {row.efficiency:.2f}, {words}")
     print(f"table           {results_dir}/scale.csv")

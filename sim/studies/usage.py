@@ -64,6 +64,7 @@ class Watch:
         used, busy = parse_gpus(answer.stdout)
         if used:
             self._see(gpu_mib=sum(used))
+        if busy:
             self._busy.append(sum(busy) / len(busy))
             self.peak.gpu_utilization = sum(self._busy) / len(self._busy)
 
@@ -72,10 +73,11 @@ def parse_gpus(text: str) -> tuple[list[float], list[float]]:
     """Read nvidia-smi's lines ``MiB, percent``, one a GPU; what it does not know ("[N/A]") is left out."""
     used, busy = [], []
     for line in text.splitlines():
+        memory, _, percent = line.partition(",")
         with suppress(ValueError):
-            memory, percent = (float(cell) for cell in line.split(","))
-            used.append(memory)
-            busy.append(percent / 100)
+            used.append(float(memory))
+        with suppress(ValueError):
+            busy.append(float(percent) / 100)
     return used, busy
 
 

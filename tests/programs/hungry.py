@@ -1,15 +1,15 @@
-"""A model that does not fit into any memory."""
+"""A client that wants more memory than there is."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from flwr.client import NumPyClient
 
 
-class Huge(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1 << 44))
+class Hungry(NumPyClient):
+    def fit(self, parameters, config):
+        torch.zeros(1 << 44)
+        return parameters, 1, {}
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
+    def evaluate(self, parameters, config):
+        return 0.0, 1, {}

@@ -1,0 +1,182 @@
+"""Scale studies: real cells, cells that fail, and the arithmetic of scaling on exact numbers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from conftest import PROGRAMS
+from sim import Run
+from sim.errors import RunFolderError
+from sim.studies.cells import Cell, cells
+from sim.studies.scale import COLUMNS, efficiency_frame, read_scale
+from sim.studies.scale_figures import figures
+from sim.studies.usage import parse_gpus
+
+Sim = Callable[..., "subprocess.CompletedProcess[str]"]
+GRID = ("--num-clients", "4", "--num-actors", "1,2", "--repeats", "1", "--num-rounds", "2", "--engine", "ray,inline")
+FEW = ("--examples-per-client", "8", "--results-dir", "s")
+
+
+def test_a_grid_is_measured_goes_on_where_it_stopped_and_is_drawn(sim: Sim, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sim", "scale", *GRID, *FEW]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("1/4 ray · 4 clients · 1 actors · ")
+    while len(list((tmp_path / "s" / "cells").iterdir())) < 2:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    first = (tmp_path / "s" / "scale.csv").read_text()
+    answer = sim("scale", *GRID, *FEW)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stderr.splitlines()[0].startswith("2/4 ray · 4 clients · 2 actors · ")
+    assert (tmp_path / "s" / "scale.csv").read_text().startswith(first)
+    frame = read_scale(tmp_path / "s" / "scale.csv")
+    assert frame[["engine", "num_clients", "num_actors", "status"]].to_numpy().tolist() == [
+        ["ray", 4, 1, "ok"],
+        ["ray", 4, 2, "ok"],
+        ["ray", 8, 2, "ok"],
+        ["inline", 4, 1, "ok"],
+    ]
+    for _, row in frame.iterrows():
+        name = f"{row.engine}-{row.num_clients}-clients-{row.num_actors}-actors-0"
+        run = Run(tmp_path / "s" / "cells" / name)
+        rounds, clients = run.rounds(), run.clients()
+        assert rounds["round"].tolist() == [0, 1, 2, 3]
+        seconds = (rounds.round_seconds - rounds.test_seconds)[2:].median()
+        assert row.round_seconds == pytest.approx(seconds)
+        assert row.updates_per_second == pytest.approx(row.num_clients / seconds)
+        assert 0 < row.train_share <= 1
+        assert row.start_seconds > 1
+        assert 100 < row.driver_mib < 4000
+        assert clients.actor.nunique() == (row.num_actors if row.engine == "ray" else 1)
+        assert run.config()["num_examples"] == 8 * row.num_clients
+    ray = frame[frame.engine == "ray"]
+    assert (ray.actors_mib >= ray.num_actors * 100).all()
+    assert frame[frame.engine == "inline"].actors_mib.isna().all()
+    lines = answer.stdout.splitlines()
+    assert [line.split()[0] for line in lines[-7:]] == ["efficiency"] * 2 + ["table"] * 2 + ["picture"] * 3
+    assert lines[-7].endswith("4 clients on 2 actors (ray, strong scaling)")
+    assert lines[-6].endswith("8 clients on 2 actors (ray, weak scaling)")
+    for name in ("throughput", "scaling", "memory"):
+        assert (tmp_path / "s" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+    other = sim("scale", *GRID, *FEW, "--lr", "0.01")
+    assert (other.returncode, other.stderr.count("\n")) == (2, 1)
+    assert "has cells with --lr not given, not 0.01; choose another --results-dir" in other.stderr
+
+
+def test_cells_that_run_out_of_memory_or_time_are_recorded_and_the_grid_goes_on(sim: Sim, tmp_path: Path) -> None:
+    few = (
+        "--num-clients",
+        "2",
+        "--repeats",
+        "1",
+        "--num-rounds",
+        "1",
+        "--engine",
+        "inline",
+        "--examples-per-client",
+        "8",
+    )
+    hungry = sim("scale", *few, "--client", "hungry:Hungry", "--results-dir", str(tmp_path / "h"), cwd=PROGRAMS)
+    assert hungry.returncode == 0, hungry.stderr
+    row = read_scale(tmp_path / "h" / "scale.csv").iloc[0]
+    assert row.status == "out of memory"
+    assert "can't allocate memory" in row.error or "Unable to allocate" in row.error
+    assert pd.isna(row.round_seconds)
+    slow = sim("scale", *few, "--cell-timeout", "1", "--results-dir", str(tmp_path / "t"))
+    row = read_scale(tmp_path / "t" / "scale.csv").iloc[0]
+    assert (row.status, row.error) == ("timeout", "took longer than 1 s")
+    assert "timeout" in slow.stdout
+    assert "1/1 inline · 2 clients · 1 actors · timeout: took longer than 1 s" in slow.stderr
+
+
+def test_the_cells_of_a_grid() -> None:
+    both = cells(["ray", "inline"], [10, 20], [1, 2], "both")
+    assert [tuple(vars(cell).values()) for cell in both] == [
+        ("ray", 10, 1),
+        ("ray", 10, 2),
+        ("ray", 20, 1),
+        ("ray", 20, 2),
+        ("ray", 40, 2),
+        ("inline", 10, 1),
+        ("inline", 20, 1),
+    ]
+    assert Cell("ray", 20, 2) in cells(["ray"], [10], [2], "weak")
+    assert Cell("ray", 10, 2) not in cells(["ray"], [10], [2], "weak")
+
+
+def _frame(rows: list[tuple[int, int, int, float]]) -> pd.DataFrame:
+    keys = ["num_clients", "num_actors", "repeat", "round_seconds"]
+    table = pd.DataFrame(rows, columns=keys).assign(engine="ray", status="ok")
+    table["updates_per_second"] = table.num_clients / table.round_seconds
+    table["driver_mib"], table["actors_mib"] = 500.0, 400.0 * table.num_actors
+    return table.reindex(columns=COLUMNS)
+
+
+def test_speedup_and_efficiency_of_exact_numbers() -> None:
+    frame = _frame([(100, 1, 0, 8.0), (100, 1, 1, 10.0), (100, 1, 2, 9.0), (100, 2, 0, 6.0), (200, 2, 0, 12.0)])
+    table = efficiency_frame(frame)
+    found = {(r.scaling, r.num_clients, r.num_actors): (r.speedup, r.efficiency) for r in table.itertuples()}
+    assert found == {
+        ("strong", 100, 1): (1.0, 1.0),
+        ("strong", 100, 2): (1.5, 0.75),
+        ("weak", 100, 1): (1.0, 1.0),
+        ("weak", 200, 2): (1.5, 0.75),
+    }
+    drawn = figures(frame)
+    assert set(drawn) == {"throughput", "scaling", "memory"}
+    speedup = drawn["scaling"].axes[0]
+    assert speedup.lines[0].get_ydata().tolist() == [1.0, 1.5]
+    assert speedup.lines[-1].get_ydata().tolist() == [1.0, 2.0]
+    assert [text.get_text() for text in speedup.get_legend().get_texts()] == ["100 clients", "ideal"]
+    failed = frame.assign(status="timeout")
+    assert efficiency_frame(failed).empty
+    assert figures(failed) == {}
+
+
+def test_what_nvidia_smi_prints_is_read() -> None:
+    assert parse_gpus("1024, 50\n2048, 100\n") == ([1024.0, 2048.0], [0.5, 1.0])
+    assert parse_gpus("1024, [N/A]\n") == ([1024.0], [])
+    assert parse_gpus("NVIDIA-SMI has failed\n") == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--num-clients", "10,x"), "--num-clients x: must be a whole number, at least 1"),
+        (("--num-clients", "10,10"), "--num-clients 10,10: has a value twice"),
+        (("--num-actors", "0"), "--num-actors 0: must be a whole number, at least 1"),
+        (("--engine", "ray,threads"), "--engine ray,threads: must be of ray, inline"),
+        (("--repeats", "0"), "--repeats 0: must be a whole number, at least 1"),
+        (("--num-examples", "3", "--num-clients", "2", "--num-cpus", "2"), "--num-cpus: did you mean"),
+        (("--scaling", "diagonal"), "argument --scaling: invalid choice"),
+        (
+            ("--clients-per-round", "20", "--num-clients", "10"),
+            "10 clients on 1 actors: --clients-per-round 20: must be",
+        ),
+    ],
+)
+def test_a_wrong_flag_is_one_line(sim: Sim, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    answer = sim("scale", *words)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert answer.stderr.startswith(f"sim: {message}")
+    assert answer.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_foreign_table_is_named(tmp_path: Path) -> None:
+    (tmp_path / "scale.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(RunFolderError, match="has the columns a, b, not engine, num_clients"):
+        read_scale(tmp_path / "scale.csv")

@@ -1,0 +1,112 @@
+"""What fits on a machine and what a run will take: arithmetic on exact numbers, and the command on a real client."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import PROGRAMS
+from sim import Run, RunConfig
+from sim.capacity import Capacity, Machine, Need, capacity
+from sim.errors import ConfigError
+from sim.sizing import gpus_for
+from sim.studies.forecast import mean_makespan, predicted
+
+Sim = Callable[..., "subprocess.CompletedProcess[str]"]
+GIB = 2**30
+
+
+def test_the_scarcest_resource_decides() -> None:
+    need = Need(busy_cpus=1.0, actor_bytes=GIB, driver_bytes=2 * GIB)
+    assert capacity(need, Machine(2, 20 * GIB), 100, uses_gpu=False).limits == {
+        "CPUs": 2,
+        "memory": 16,  # 0.9 × 20 − 2
+        "clients a round": 100,
+    }
+    found = capacity(need, Machine(64, 20 * GIB), 100, uses_gpu=False)
+    assert (found.num_actors, found.limit) == (16, "memory")
+    assert capacity(need, Machine(64, None), 10, uses_gpu=False).num_actors == 10
+    assert capacity(need, Machine(64, GIB), 10, uses_gpu=False).num_actors == 0
+    # 1.05 CPUs busy are two processes on two CPUs; 1.5 are one
+    for busy, actors in ((0.5, 4), (1.05, 2), (1.5, 1), (2.0, 1)):
+        assert capacity(replace(need, busy_cpus=busy), Machine(2, None), 100, uses_gpu=False).num_actors == actors
+
+
+def test_a_gpu_is_shared_by_what_its_memory_holds() -> None:
+    need = Need(busy_cpus=0.5, actor_bytes=GIB, driver_bytes=GIB, gpu_bytes=9 * GIB)
+    found = capacity(need, Machine(16, 100 * GIB, (80 * GIB,)), 50, uses_gpu=True)
+    assert found.limits["GPU memory"] == 8  # 0.9 × 80 ÷ 9
+    assert (found.num_actors, found.gpus_of_an_actor, found.cpus_of_an_actor) == (8, 0.125, 2.0)
+    two = capacity(need, Machine(16, 100 * GIB, (80 * GIB, 80 * GIB)), 50, uses_gpu=True)
+    assert (two.num_actors, two.gpus_of_an_actor) == (16, 0.125)
+    assert Capacity({"CPUs": 3}, 16, 1).gpus_of_an_actor == 0.3333
+    assert Capacity({"CPUs": 3}, 16, 0).gpus_of_an_actor == 0.0
+
+
+@pytest.mark.parametrize("num_actors", range(1, 40))
+@pytest.mark.parametrize("num_cpus", [2, 7, 16, 64])
+def test_the_flags_start_as_many_as_were_promised(num_actors: int, num_cpus: int) -> None:
+    found = Capacity({"CPUs": min(num_actors, num_cpus)}, num_cpus, 1)
+    assert int(num_cpus / found.cpus_of_an_actor) >= found.num_actors
+    assert int(1 / found.gpus_of_an_actor) == found.num_actors
+
+
+def test_seconds_follow_from_examples() -> None:
+    line = predicted([(10, 1.5), (20, 2.5), (40, 4.5)], np.array([0, 30]))
+    assert line.tolist() == pytest.approx([0.5, 3.5])
+    assert predicted([(10, 2.0), (10, 4.0)], np.array([10, 20])).tolist() == [3.0, 6.0]
+    falling = predicted([(10, 4.0), (20, 2.0)], np.array([15]))
+    assert falling.tolist() == pytest.approx([3.0])  # noise: in proportion, as 6 s for 30 examples
+
+
+def test_the_last_actor_ends_a_round() -> None:
+    assert mean_makespan(np.full(10, 2.0), 10, 1, 0) == 20.0
+    assert mean_makespan(np.full(10, 2.0), 5, 2, 0) == 6.0
+    assert mean_makespan(np.array([4.0, 1.0, 1.0, 1.0, 1.0]), 5, 2, 0) == 4.0
+
+
+def test_size_measures_a_client_and_foresees_the_run(sim: Sim, tmp_path: Path) -> None:
+    flags = ("--num-clients", "20", "--num-rounds", "3", "--fraction-evaluate", "0.1", "--engine", "inline")
+    answer = sim("size", *flags)
+    assert answer.returncode == 0, answer.stderr
+    words = {line[:16].strip(): line[16:] for line in answer.stdout.splitlines()}
+    assert list(words) == [
+        "one client",
+        "CPUs",
+        "memory",
+        "actors that fit",
+        "throughput",
+        "a round",
+        "start and end",
+        "the whole run",
+    ]
+    assert re.match(r"0\.\d+ s for \d+ examples, \d+ measured", words["one client"])
+    busy = float(words["CPUs"].split()[0])
+    assert 0.3 < busy < 1.2
+    assert 100 < int(words["memory"].split()[0]) < 4000
+    assert float(words["throughput"].split()[0]) > 1
+    assert words["the whole run"].endswith("for 3 rounds of 4 clients")
+    assert list(tmp_path.iterdir()) == []
+    assert answer.stderr == ""
+
+
+def test_a_client_that_raises_is_one_line(sim: Sim, tmp_path: Path) -> None:
+    answer = sim("size", "--client", "hungry:Hungry", "--results-dir", str(tmp_path), cwd=PROGRAMS)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("sim: a client could not be measured: client ")
+    assert "allocate memory" in answer.stderr
+    assert answer.stderr.count("\n") == 1
+
+
+def test_auto_is_no_gpu_where_there_is_none(small: Callable[..., Run]) -> None:
+    assert gpus_for(RunConfig(device="cpu"), 2) == 0.0
+    run = small(num_gpus="auto", device="cpu")
+    assert run.config()["num_gpus"] == 0.0
+    with pytest.raises(ConfigError, match="num_gpus = 'many': must be a number, at least 0, or auto"):
+        RunConfig(num_gpus="many")  # type: ignore[arg-type]
