@@ -52,8 +52,11 @@ def _parser() -> Parser:
     plot.add_argument("runs", nargs="+", metavar="RUN", help="name in the results folder, or path")
     plot.add_argument("--x", choices=("round", "seconds"), default="round", help="horizontal axis [default round]")
     plot.add_argument("-o", "--output", default="plot.png", help="picture: .png, .svg or .pdf [default plot.png]")
+    report = add("report", look.report, "write one HTML page about one or many runs")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="name in the results folder, path, or a folder of runs")
+    report.add_argument("-o", "--output", default="report.html", help="page: .html [default report.html]")
     listing = add("list", look.show_list, "list the runs with rounds, final and best accuracy")
-    for command in (plot, listing):
+    for command in (plot, report, listing):
         command.add_argument("--results-dir", default="results", help="where run folders are [default results]")
     return parser
 
