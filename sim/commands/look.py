@@ -56,12 +56,19 @@ def report(arguments: argparse.Namespace) -> None:
     from sim.runwriter import write_whole
 
     runs = chosen_runs(arguments.runs, arguments.results_dir)
-    content = page_of(runs, path.stem).encode("utf-8", "backslashreplace")  # a folder's name may be no UTF-8
+    content = page_of(runs, _title(arguments.runs)).encode(
+        "utf-8", "backslashreplace"
+    )  # a folder's name may be no UTF-8
     try:
         write_whole(path, content)
     except OSError as error:
         raise ConfigError(f"-o {path}: cannot be written: {error.strerror}") from None
     print(f"report          {path}")
+
+
+def _title(words: Sequence[str]) -> str:
+    names = [Path(word).resolve().name for word in words]
+    return ", ".join(names) if len(names) < 4 else f"{', '.join(names[:2])} and {len(names) - 2} more"
 
 
 def _picture_path(text: str) -> Path:

@@ -45,7 +45,9 @@ class Mark:
 
 def curve_marks(groups: Sequence[Group]) -> list[Mark]:
     """Return the look of each curve."""
-    return [Mark(group.label, to_hex(f"C{group.number % 10}"), _BORDERS[_cycle(group.number)]) for group in groups]
+    return [
+        Mark(group.curve.label, to_hex(f"C{group.number % 10}"), _BORDERS[_cycle(group.number)]) for group in groups
+    ]
 
 
 def part_marks() -> list[Mark]:
@@ -57,7 +59,7 @@ def curves_picture(groups: Sequence[Group], quantity: str) -> Picture | None:
     """Draw ``accuracy`` or ``loss`` against rounds; None if no test was made yet."""
     curves = [_begun(group) for group in groups]
     said = {
-        group.label: _words(spread)
+        group.name: _words(spread)
         for group in groups
         if (spread := measured(group.curve.frames, f"test_{quantity}", last)) is not None
     }
@@ -69,7 +71,7 @@ def curves_picture(groups: Sequence[Group], quantity: str) -> Picture | None:
         axes.set_title("")
         if len(curves) > 1:
             _remove_legend(axes)
-            numbers = {group.label: group.number for group in groups}
+            numbers = {group.curve.label: group.number for group in groups}
             for line in axes.lines:
                 line.set_linestyle(_LINES[_cycle(numbers[str(line.get_label())])])
         return _svg(figure, f"Test {quantity} against rounds. At the end: {_listed(said)}.")
@@ -96,7 +98,7 @@ def fairness_picture(group: Group, last_round: int) -> Picture | None:
         axes.set_title("")
         _remove_legend(axes)
         axes.set_xlim(0, max(last_round, 1))
-        return _svg(figure, f"Clients' accuracy against rounds, {group.label}. At the end: {_listed(said)}.")
+        return _svg(figure, f"Clients' accuracy against rounds, {group.name}. At the end: {_listed(said)}.")
 
 
 def fairness_marks() -> list[Mark]:
@@ -113,20 +115,22 @@ def time_picture(seconds: Mapping[str, Mapping[str, float | None]]) -> Picture:
     """Draw stacked bars of mean seconds a round.
 
     Args:
-        seconds: label of a curve → seconds of each part, and ``whole``.
+        seconds: name of a curve → seconds of each part, and ``whole``.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 0.75 + 0.62 * len(seconds)), layout="constrained")
         axes = figure.subplots()
-        for row, (label, parts) in enumerate(seconds.items()):
+        for row, (name, parts) in enumerate(seconds.items()):
             left = 0.0
             for part, color in zip(PARTS, _PART_COLORS, strict=True):
                 width = parts[part] or 0.0
                 axes.barh(row, width, left=left, height=0.42, color=color)
                 left += width
             # Above its bar, since a long name beside it would leave no room for the bar.
-            short = label if len(label) <= 70 else f"{label[:69]}…"
-            axes.text(0, row - 0.28, short, va="bottom", parse_math=False)
+            short = name if len(name) <= 60 else f"{name[:59]}…"
+            axes.annotate(
+                short, (0, row - 0.28), xytext=(4, 0), textcoords="offset points", va="bottom", parse_math=False
+            )
         axes.set_ylim(len(seconds) - 0.6, -0.85)
         axes.set_xlim(left=0)
         axes.set_yticks([])
@@ -134,7 +138,7 @@ def time_picture(seconds: Mapping[str, Mapping[str, float | None]]) -> Picture:
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        said = {label: f"{parts['whole'] or 0:.3g} s" for label, parts in seconds.items()}
+        said = {name: f"{parts['whole'] or 0:.3g} s" for name, parts in seconds.items()}
         return _svg(figure, f"Bars of the mean time a round by its parts. Whole rounds: {_listed(said)}.")
 
 

@@ -35,13 +35,9 @@ class Group:
     """One curve of the report, and the runs that are its seeds."""
 
     number: int
-    curve: Curve
+    name: str  # of the curve; no other has it
+    curve: Curve  # whose label says how many seeds it has
     runs: list[ReadRun]
-
-    @property
-    def label(self) -> str:
-        """What the curve is called; no other has that name."""
-        return self.curve.label
 
 
 @dataclass(frozen=True)
@@ -104,10 +100,12 @@ def groups_of(runs: Sequence[ReadRun]) -> list[Group]:
     seen: Counter[str] = Counter()
     groups = []
     for number, curve in enumerate(curves_of(runs)):
-        seen[curve.label] += 1
-        if seen[curve.label] > 1:
-            curve = replace(curve, label=f"{curve.label} #{seen[curve.label]}")  # noqa: PLW2901
-        groups.append(Group(number, curve, [by_frame[id(frame)] for frame in curve.frames]))
+        name, *seeds = curve.label.rsplit(" (mean ± sd of ", 1)
+        seen[name] += 1
+        if seen[name] > 1:
+            name = f"{name} #{seen[name]}"
+        label = " (mean ± sd of ".join([name, *seeds])
+        groups.append(Group(number, name, replace(curve, label=label), [by_frame[id(frame)] for frame in curve.frames]))
     return groups
 
 

@@ -15,6 +15,15 @@ from sim.report.selection import ReadRun
 
 _MOST_FAILURES = 50  # an error text that names its client is a kind of its own each time
 
+_FACTS = {
+    "cpu": "processor",
+    "num_cpus": "CPUs",
+    "memory_gib": "memory (GiB)",
+    "gpus": "GPUs",
+    "cuda": "CUDA",
+    "git_dirty": "changes not committed",
+}
+
 
 def page_of(runs: Sequence[ReadRun], title: str) -> str:
     """Return the page.
@@ -31,8 +40,8 @@ def page_of(runs: Sequence[ReadRun], title: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    seconds = {group.label: gather.seconds_of(group) for group in groups}
-    timed = {label: parts for label, parts in seconds.items() if parts["whole"] is not None}
+    seconds = {group.name: gather.seconds_of(group) for group in groups}
+    timed = {name: parts for name, parts in seconds.items() if parts["whole"] is not None}
     failures = gather.failures_of(runs)
     environment = comparison.compare_environments([run.environment for run in runs])
     return templates.get_template("page.html").render(
@@ -56,7 +65,14 @@ def page_of(runs: Sequence[ReadRun], title: str) -> str:
         failures=failures,
         most_failures=_MOST_FAILURES,
         any_clients=any(not run.is_central for run in runs),
-        environment=[(setting.name, setting.differs, _by_value(setting, runs)) for setting in environment],
+        environment=[
+            (
+                _FACTS.get(setting.name, setting.name.removeprefix("packages.").replace("_", " ")),
+                setting.differs,
+                _by_value(setting, runs),
+            )
+            for setting in environment
+        ],
         without_environment=[run.name for run in runs if not run.environment],
     )
 
