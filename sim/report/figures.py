@@ -69,6 +69,7 @@ def curves_picture(groups: Sequence[Group], quantity: str) -> Picture | None:
         figure = plots.curves_figure(curves, [quantity])
         axes = figure.axes[0]
         axes.set_title("")
+        axes.set_ylim(top=axes.get_ylim()[1] * 1.03)  # a marker at the top is whole
         if len(curves) > 1:
             _remove_legend(axes)
             numbers = {group.curve.label: group.number for group in groups}

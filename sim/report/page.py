@@ -42,6 +42,11 @@ def page_of(runs: Sequence[ReadRun], title: str) -> str:
     )
     seconds = {group.name: gather.seconds_of(group) for group in groups}
     timed = {name: parts for name, parts in seconds.items() if parts["whole"] is not None}
+    unasked = [
+        (group.name, bool(group.runs[0].config().get("fraction_evaluate")))
+        for group in groups
+        if not group.runs[0].is_central and gather.quantiles_of(group) is None
+    ]
     failures = gather.failures_of(runs)
     environment = comparison.compare_environments([run.environment for run in runs])
     return templates.get_template("page.html").render(
@@ -56,6 +61,8 @@ def page_of(runs: Sequence[ReadRun], title: str) -> str:
         summaries=[(group, gather.summary_of(group)) for group in groups],
         partitions=[_partition(group) for group in gather.partitions_of(runs)],
         fairness=_fairness(groups),
+        never_asked=[name for name, asks in unasked if not asks],
+        not_asked_yet=[name for name, asks in unasked if asks],
         fairness_marks=figures.fairness_marks(),
         quantiles=[(group, found) for group in groups if (found := gather.quantiles_of(group)) is not None],
         time=figures.time_picture(timed) if timed else None,
