@@ -65,7 +65,7 @@ class Summary:
     final_accuracy: Spread | None
     best_accuracy: Spread | None
     final_loss: Spread | None
-    minutes: float
+    minutes: float | None
     updates_per_second: float | None
     failures: int | None
 
@@ -135,7 +135,7 @@ def summary_of(group: Group) -> Summary:
         final_accuracy=measured(frames, "test_accuracy", last),
         best_accuracy=measured(frames, "test_accuracy", lambda values: float(values.max())),
         final_loss=measured(frames, "test_loss", last),
-        minutes=float(np.mean(seconds)) / 60,
+        minutes=float(np.mean(seconds)) / 60 if max(map(len, frames)) else None,
         updates_per_second=updates / training if training and not central else None,
         failures=None if central else sum(int(frame.num_failures.fillna(0).sum()) for frame in frames),
     )
