@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -65,7 +66,7 @@ def curves_picture(groups: Sequence[Group], quantity: str) -> Picture | None:
     }
     if not said:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), np.errstate(invalid="ignore"):  # an infinite loss is left out
         figure = plots.curves_figure(curves, [quantity])
         axes = figure.axes[0]
         axes.set_title("")

@@ -54,7 +54,8 @@ class Spread:
     @property
     def sd(self) -> float | None:
         """Their sample standard deviation (n − 1); None for one value, of which nothing is known about others."""
-        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+        with np.errstate(invalid="ignore"):  # of a loss that is infinite, the deviation is no number
+            return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True)
