@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from sim import plots
 from sim.report.gather import PARTS, Group, Spread, last, measured
 
-# 10 points in a picture of 6.4 inches are 8 px on a phone of 390 px and 15 px in the page's full width.
+# 10.5 points in a picture of 5.4 inches are 10 px on a phone of 390 px, and 17 px at the page's 640 px.
+_WIDTH = 5.4
 _STYLE: dict[Any, Any] = {"font.size": 10.5, "svg.hashsalt": "sim"}
 _LINES: Final = ("-", "--", ":")  # one after the other, when the ten colours are used up
 _BORDERS = ("solid", "dashed", "dotted")
@@ -70,6 +71,7 @@ def curves_picture(groups: Sequence[Group], quantity: str) -> Picture | None:
         figure = plots.curves_figure(curves, [quantity])
         axes = figure.axes[0]
         axes.set_title("")
+        figure.set_size_inches(_WIDTH, 3.7)
         axes.set_ylim(top=axes.get_ylim()[1] * 1.03)  # a marker at the top is whole
         if len(curves) > 1:
             _remove_legend(axes)
@@ -120,7 +122,7 @@ def time_picture(seconds: Mapping[str, Mapping[str, float | None]]) -> Picture:
         seconds: name of a curve → seconds of each part, and ``whole``.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 0.75 + 0.62 * len(seconds)), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, 0.75 + 0.62 * len(seconds)), layout="constrained")
         axes = figure.subplots()
         for row, (name, parts) in enumerate(seconds.items()):
             left = 0.0
