@@ -53,24 +53,38 @@ def _parser() -> Parser:
     plot.add_argument("runs", nargs="+", metavar="RUN", help="name in the results folder, or path")
     plot.add_argument("--x", choices=("round", "seconds"), default="round", help="horizontal axis [default round]")
     plot.add_argument("-o", "--output", default="plot.png", help="picture: .png, .svg or .pdf [default plot.png]")
-    sweep = add("sweep", study.sweep, "run every combination of some values over several seeds")
+    report = add("report", look.report, "write one HTML page about one or many runs")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="name in the results folder, path, or a folder of runs")
+    report.add_argument("-o", "--output", default="report.html", help="page: .html [default report.html]")
+    _add_sweep(add("sweep", study.sweep, "run every combination of some values over several seeds"))
+    about = "measure one client of a run, and say how many fit on this machine and what the run will take"
+    add_config(add("size", study.size, about), RunConfig)
+    _add_scale(add("scale", study.scale, "measure throughput, scaling and memory over clients and processes"))
+    listing = add("list", look.show_list, "list the runs with rounds, final and best accuracy")
+    for command in (plot, report, listing):
+        command.add_argument("--results-dir", default="results", help="where run folders are [default results]")
+    return parser
+
+
+def _add_sweep(sweep: argparse.ArgumentParser) -> None:
     about = "values of a knob, e.g. alpha=0.1,1.0 or strategy_args.eta=0.01,0.1; several --vary multiply"
     sweep.add_argument("--vary", action="append", default=[], metavar="KNOB=VALUE,VALUE", help=about)
     sweep.add_argument("--seeds", default="3", metavar="N", help="seeds of each, from --seed on [default 3]")
     about = "runs at a time [default 1; with --engine inline as many as there are CPUs]"
     sweep.add_argument("--jobs", metavar="N", help=about)
     add_config(sweep, RunConfig)
-    about = "measure one client of a run, and say how many fit on this machine and what the run will take"
-    add_config(add("size", study.size, about), RunConfig)
-    scale = add("scale", study.scale, "measure throughput, scaling and memory over clients and processes")
-    for flag, default, about in (
-        ("--num-clients", "10,100,500", "clients, all of which train in a round unless --fraction-fit says otherwise"),
-        ("--num-actors", None, "processes that train; they share this machine's CPUs and GPUs"),
-        ("--engine", "ray", "ray, inline or both"),
-    ):
-        name = {"--num-clients": "clients", "--num-actors": "actors", "--engine": "engines"}[flag]
-        text = f"{about}, with commas [default {default or '1 and the CPUs'}]"
-        scale.add_argument(flag, dest=name, default=default, metavar="N,N" if flag != "--engine" else "TEXT", help=text)
+
+
+def _add_scale(scale: argparse.ArgumentParser) -> None:
+    about = "clients, all of which train in a round unless --fraction-fit says otherwise; with commas"
+    scale.add_argument(
+        "--num-clients", dest="clients", default="10,100,500", metavar="N,N", help=f"{about} [default 10,100,500]"
+    )
+    about = "processes that train; they share this machine's CPUs and GPUs; with commas [default 1 and the CPUs]"
+    scale.add_argument("--num-actors", dest="actors", metavar="N,N", help=about)
+    scale.add_argument(
+        "--engine", dest="engines", default="ray", metavar="TEXT", help="ray, inline or ray,inline [default ray]"
+    )
     about = "strong: the same clients on more actors; weak: as many clients an actor [default both]"
     scale.add_argument("--scaling", choices=("strong", "weak", "both"), default="both", help=about)
     for flag, default, about in (
@@ -80,10 +94,6 @@ def _parser() -> Parser:
     ):
         scale.add_argument(flag, default=default, metavar="N", help=f"{about} [default {default}]")
     add_config(scale, RunConfig, without=SET_BY_THE_GRID)
-    listing = add("list", look.show_list, "list the runs with rounds, final and best accuracy")
-    for command in (plot, listing):
-        command.add_argument("--results-dir", default="results", help="where run folders are [default results]")
-    return parser
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -84,9 +84,9 @@ def test_bars_of_a_client_add_up_to_its_examples(num_classes: int) -> None:
             assert inside == [False, top > bottom, top > bottom, False]
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["plot", "one"], ["list"]])
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["plot", "one"], ["list"], ["report", "one"]])
 def test_these_commands_do_not_wait_for_torch_flwr_or_ray(tmp_path: Path, words: list[str]) -> None:
-    _run(tmp_path / "results", "one", [0.1, 0.2], RunConfig())
+    _run(tmp_path / "results", "one", [0.1, 0.2], CentralizedConfig())
     program = (
         "import sys; from sim.cli import main\n"
         "try: code = main(sys.argv[1:])\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,40 @@ def plot(arguments: argparse.Namespace) -> None:
     _write_picture(picture, figure)
 
 
+def report(arguments: argparse.Namespace) -> None:
+    """``sim report``: runs → one page."""
+    path = _output_path(arguments.output, ("html",))
+    from sim.report.page import page_of
+    from sim.report.selection import chosen_runs
+    from sim.runwriter import write_whole
+
+    runs = chosen_runs(arguments.runs, arguments.results_dir)
+    content = page_of(runs, _title(arguments.runs)).encode(
+        "utf-8", "backslashreplace"
+    )  # a folder's name may be no UTF-8
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise ConfigError(f"-o {path}: cannot be written: {error.strerror}") from None
+    print(f"report          {path}")
+
+
+def _title(words: Sequence[str]) -> str:
+    names = [Path(word).resolve().name for word in words]
+    return ", ".join(names) if len(names) < 4 else f"{', '.join(names[:2])} and {len(names) - 2} more"
+
+
 def _picture_path(text: str) -> Path:
     from sim.plots import FORMATS
 
+    return _output_path(text, FORMATS)
+
+
+def _output_path(text: str, endings: Sequence[str]) -> Path:
     path = Path(text)
-    if path.suffix.lstrip(".") not in FORMATS:
-        raise ConfigError(f"-o {text}: the ending must be one of {', '.join('.' + name for name in FORMATS)}")
+    if path.suffix.lstrip(".") not in endings:
+        known = ", ".join("." + name for name in endings)
+        raise ConfigError(f"-o {text}: the ending must be {'one of ' if len(endings) > 1 else ''}{known}")
     if not path.parent.is_dir():
         raise ConfigError(f"-o {text}: there is no folder {path.parent}")
     return path

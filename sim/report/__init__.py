@@ -1,0 +1,1 @@
+"""Runs → one HTML page that stands alone: read, compared, drawn, laid out."""

@@ -1,0 +1,89 @@
+"""Configs and environments → what all runs have in common, and what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ABSENT = "–"
+_NOT_COMPARED = {"name", "results_dir", "verbose"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One knob or one fact: its value in each run, as text; None in a run that has no such thing."""
+
+    name: str
+    values: list[str | None]
+
+    @property
+    def differs(self) -> bool:
+        """Whether runs that have it have different values."""
+        return len({value for value in self.values if value is not None}) > 1
+
+    @property
+    def common(self) -> str:
+        """The value of those that have it."""
+        return next((value for value in self.values if value is not None), ABSENT)
+
+
+def compare_configs(configs: Sequence[Mapping[str, Any]]) -> list[Setting]:
+    """Return every knob in the order of the configs, except where runs are written and what they are called.
+
+    A knob of ``sim run`` that ``sim centralized`` does not know is no difference between the two; one that was left
+    open in some runs of a kind and given in others is.
+    """
+    kinds = ["epochs" in config for config in configs]
+    flat = [
+        {name: _text(value) for name, value in _flat(config) if name.partition(".")[0] not in _NOT_COMPARED}
+        for config in configs
+    ]
+    settings = []
+    for name in _union(flat):
+        known = {kind for kind, values in zip(kinds, flat, strict=True) if name in values}
+        settings.append(
+            Setting(
+                name,
+                [values.get(name, ABSENT if kind in known else None) for kind, values in zip(kinds, flat, strict=True)],
+            )
+        )
+    return settings
+
+
+def compare_environments(environments: Sequence[Mapping[str, Any]]) -> list[Setting]:
+    """Return every fact; one that a run did not write down is a difference, unless that run wrote nothing at all."""
+    flat = [{name: _text(value) for name, value in _flat(environment)} for environment in environments]
+    return [Setting(name, [values.get(name, ABSENT) if values else None for values in flat]) for name in _union(flat)]
+
+
+def _union(mappings: Sequence[Mapping[str, str]]) -> list[str]:
+    """Keys of all, those of a later one behind the neighbour that they follow there."""
+    names: list[str] = []
+    for mapping in mappings:
+        place = 0
+        for name in mapping:
+            if name in names:
+                place = names.index(name) + 1
+            else:
+                names.insert(place, name)
+                place += 1
+    return names
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value)) or "none"
+    return str(value)

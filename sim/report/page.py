@@ -1,0 +1,152 @@
+"""The numbers and pictures of a report → one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from sim.report import comparison, figures, gather
+from sim.report.gather import Group
+from sim.report.selection import ReadRun
+
+_MOST_FAILURES = 50  # an error text that names its client is a kind of its own each time
+
+_FACTS = {
+    "cpu": "processor",
+    "num_cpus": "CPUs",
+    "memory_gib": "memory (GiB)",
+    "gpus": "GPUs",
+    "cuda": "CUDA",
+    "git_dirty": "changes not committed",
+}
+
+
+def page_of(runs: Sequence[ReadRun], title: str) -> str:
+    """Return the page.
+
+    Raises:
+        RunFolderError: a file of a run cannot be read.
+    """
+    groups = gather.groups_of(runs)
+    # What a run is called may be anything that a folder is called.
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    seconds = {group.name: gather.seconds_of(group) for group in groups}
+    timed = {name: parts for name, parts in seconds.items() if parts["whole"] is not None}
+    unasked = [
+        (group.name, bool(group.runs[0].config().get("fraction_evaluate")))
+        for group in groups
+        if not group.runs[0].is_central and gather.quantiles_of(group) is None
+    ]
+    failures = gather.failures_of(runs)
+    environment = comparison.compare_environments([run.environment for run in runs])
+    return templates.get_template("page.html").render(
+        title=title,
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        runs=runs,
+        groups=groups,
+        marks=figures.curve_marks(groups),
+        unfinished=gather.unfinished(runs),
+        **_configs(runs, groups),
+        curves={name: figures.curves_picture(groups, name) for name in ("accuracy", "loss")},
+        summaries=[(group, gather.summary_of(group)) for group in groups],
+        partitions=[_partition(group) for group in gather.partitions_of(runs)],
+        fairness=_fairness(groups),
+        never_asked=[name for name, asks in unasked if not asks],
+        not_asked_yet=[name for name, asks in unasked if asks],
+        fairness_marks=figures.fairness_marks(),
+        quantiles=[(group, found) for group in groups if (found := gather.quantiles_of(group)) is not None],
+        time=figures.time_picture(timed) if timed else None,
+        seconds=seconds,
+        parts=gather.PARTS,
+        part_marks=figures.part_marks(),
+        failures=failures,
+        most_failures=_MOST_FAILURES,
+        any_clients=any(not run.is_central for run in runs),
+        environment=[
+            (
+                _FACTS.get(setting.name, setting.name.removeprefix("packages.").replace("_", " ")),
+                setting.differs,
+                _by_value(setting, runs),
+            )
+            for setting in environment
+        ],
+        without_environment=[run.name for run in runs if not run.environment],
+    )
+
+
+def _configs(runs: Sequence[ReadRun], groups: Sequence[Group]) -> dict[str, Any]:
+    """What differs as rows of curves, whose seeds share a cell; and what does not, by the kind of run that has it."""
+    settings = comparison.compare_configs([run.config() for run in runs])
+    place = {id(run): number for number, run in enumerate(runs)}
+    kinds = {run.is_central for run in runs}
+    differing = [setting for setting in settings if setting.differs]
+    rows = [
+        [
+            ", ".join(dict.fromkeys(setting.values[place[id(run)]] or comparison.ABSENT for run in group.runs))
+            for setting in differing
+        ]
+        for group in groups
+    ]
+    if len(kinds) > 1:
+        rows = [
+            ["centralised" if g.runs[0].is_central else "federated", *row] for g, row in zip(groups, rows, strict=True)
+        ]
+    common: dict[str, list[tuple[str, str]]] = {}
+    for setting in settings:
+        if not setting.differs:
+            having = {run.is_central for run, value in zip(runs, setting.values, strict=True) if value is not None}
+            of = "" if having == kinds else "centralised runs only" if True in having else "federated runs only"
+            common.setdefault(of, []).append((setting.name, setting.common))
+    return {
+        "differing": [*(["kind"] if len(kinds) > 1 else []), *(setting.name for setting in differing)],
+        "config_rows": rows,
+        "common": common,
+    }
+
+
+def _partition(group: gather.PartitionGroup) -> dict[str, Any]:
+    run, config = group.shown, group.shown.config()
+    words = [f"{config.get('num_clients', '?')} clients", str(config.get("partitioner", "partitioner not known"))]
+    if config.get("partitioner") in ("dirichlet", "inner-dirichlet") and "alpha" in config:
+        words.append(f"alpha {config['alpha']}")
+    words += [f"{name} {value}" for name, value in config.get("partitioner_args", {}).items()]
+    if config.get("min_partition_size", 1) != 1:
+        words.append(f"at least {config['min_partition_size']} examples each")
+    described = f"{config.get('dataset', '?')}, {', '.join(words)}"
+    seeds = list(dict.fromkeys(other.config().get("seed") for other in group.runs))
+    try:
+        content = run.partition_path.read_bytes()
+    except OSError:
+        content = b""
+    return {
+        "described": described,
+        "run": run.name,
+        "seed": config.get("seed"),
+        "other_seeds": [seed for seed in seeds if seed != config.get("seed")],
+        "picture": figures.png_picture(content, f"Examples of each class at each client: {described}"),
+    }
+
+
+def _fairness(groups: Sequence[Group]) -> list[tuple[Group, figures.Picture]]:
+    last_round = max(run.last_round for group in groups for run in group.runs)
+    pictures = ((group, figures.fairness_picture(group, last_round)) for group in groups)
+    return [(group, picture) for group, picture in pictures if picture is not None]
+
+
+def _by_value(setting: comparison.Setting, runs: Sequence[ReadRun]) -> list[tuple[str, list[str]]]:
+    """Its different values and the runs that have them."""
+    found: dict[str, list[str]] = {}
+    for run, value in zip(runs, setting.values, strict=True):
+        if value is not None:
+            found.setdefault(value, []).append(run.name)
+    return list(found.items())

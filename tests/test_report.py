@@ -1,0 +1,330 @@
+"""sim report: the page says what the tables say, stands alone, and is legible in a real browser."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+
+from sim.centralized import train_centralized
+from sim.config import CentralizedConfig, RunConfig
+from sim.errors import RunFolderError
+from sim.records import RoundRecord
+from sim.report import comparison, figures, gather, selection
+from sim.rundir import Run
+from sim.runwriter import RunWriter
+
+Sim = Callable[..., "subprocess.CompletedProcess[str]"]
+Cell = tuple[str, dict[str, str | None]]
+HOSTILE = "<img src=x onerror=alert(1)> & $x$"
+SCRIPT = "ValueError: <script>document.title = 'broken'</script>, \"quoted\""
+
+
+class Page(HTMLParser):
+    """Tables by id as rows of (text, attributes); and every start tag."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[Cell] = []
+        self.tables: dict[str, list[list[Cell]]] = {}
+        self.text = ""
+        self._table: list[list[Cell]] = []
+        self._in_cell = False
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "table":
+            self._table = self.tables.setdefault(str(dict(attrs).get("id", dict(attrs).get("class"))), [])
+        elif tag == "tr":
+            self._table.append([])
+        elif tag in ("td", "th"):
+            self._table[-1].append(("", dict(attrs)))
+            self._in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._in_cell = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._in_cell:
+            text, attributes = self._table[-1][-1]
+            self._table[-1][-1] = (text + data, attributes)
+
+    def texts(self, table: str) -> list[list[str]]:
+        return [[" ".join(text.split()) for text, _ in row] for row in self.tables[table]]
+
+    def numbers(self, table: str) -> dict[str, list[tuple[float, float | None] | None]]:
+        """First cell of a row → (data-value, data-sd) of the others; None where there is a dash."""
+
+        def number(attributes: dict[str, str | None]) -> tuple[float, float | None] | None:
+            value, sd = attributes.get("data-value"), attributes.get("data-sd")
+            return None if value is None else (float(value), None if sd is None else float(sd))
+
+        return {row[0][0].strip(): [number(cell) for _, cell in row[1:]] for row in self.tables[table][1:]}
+
+
+@pytest.fixture
+def sweep(small: Callable[..., Run], tmp_path: Path) -> Path:
+    """Two alphas, two seeds; and a centralised run."""
+    for alpha in (0.1, 10.0):
+        for seed in (0, 1):
+            small(alpha=alpha, seed=seed, name=f"alpha{alpha:g}-seed{seed}", fraction_evaluate=0.5)
+    train_centralized(CentralizedConfig(epochs=1, name="central", results_dir=str(tmp_path / "results")))
+    return tmp_path / "results"
+
+
+def _written(sim: Sim, tmp_path: Path, *words: str) -> Page:
+    answer = sim("report", *words, "-o", "page.html")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout == "report          page.html\n"
+    return Page(tmp_path / "page.html")
+
+
+def _is(value: float, sd: float | None = None) -> tuple[object, object]:
+    return pytest.approx(value, rel=1e-12), None if sd is None else pytest.approx(sd, rel=1e-12)
+
+
+def _fake(root: Path, name: str, config: RunConfig | CentralizedConfig, accuracies: list[float]) -> Run:
+    writer = RunWriter.create(str(root), name, config.to_toml(), clients=isinstance(config, RunConfig))
+    for number, accuracy in enumerate(accuracies):
+        writer.append(RoundRecord(number, test_accuracy=accuracy, test_loss=1.0, round_seconds=0.5))
+    writer.close()
+    return writer.run
+
+
+def test_the_numbers_are_those_of_the_tables(sim: Sim, sweep: Path, tmp_path: Path) -> None:
+    page = _written(sim, tmp_path, "results")
+    summary, quantiles, seconds = page.numbers("summary-table"), page.numbers("quantiles"), page.numbers("seconds")
+    assert list(summary) == ["alpha0.1", "alpha10", "central"]
+    assert list(quantiles) == ["alpha0.1", "alpha10"]
+    for name in ("alpha0.1", "alpha10"):
+        tables = [pd.read_csv(sweep / f"{name}-seed{seed}" / "rounds.csv") for seed in (0, 1)]
+        last = pd.DataFrame([table.iloc[-1] for table in tables])
+        best = pd.Series([table.test_accuracy.max() for table in tables])
+        minutes = [(table.round_seconds.sum() + table.checkpoint_seconds.sum()) / 60 for table in tables]
+        both = pd.concat(tables)
+        assert summary[name] == [
+            _is(2),
+            _is(2),
+            _is(last.test_accuracy.mean(), last.test_accuracy.std()),
+            _is(best.mean(), best.std()),
+            _is(last.test_loss.mean(), last.test_loss.std()),
+            _is(sum(minutes) / 2),
+            _is(both.num_clients.sum() / both.fit_seconds.sum()),
+            _is(0),
+        ]
+        clients = [last[f"eval_accuracy_{quantile}"] for quantile in ("p10", "p50", "p90", "worst10")]
+        assert quantiles[name] == [_is(values.mean(), values.std()) for values in clients]
+        rounds = both[both["round"] > 0]
+        parts = ["broadcast", "train", "wait", "return", "aggregate", "test", "eval", "checkpoint"]
+        assert seconds[name][:-1] == [_is(rounds[f"{part}_seconds"].sum() / 4) for part in parts]
+        assert seconds[name][-1] == _is((rounds.round_seconds.sum() + rounds.checkpoint_seconds.sum()) / 4)
+    central = pd.read_csv(sweep / "central" / "rounds.csv")
+    assert summary["central"][2] == (central.test_accuracy.iloc[-1], None)
+    assert summary["central"][-2:] == [None, None]
+    assert seconds["central"][1] == _is(central.fit_seconds.sum())
+    shown = dict(zip(*[page.texts("summary-table")[row] for row in (0, 3)], strict=True))
+    assert shown["final accuracy mean ± sd"] == f"{central.test_accuracy.iloc[-1]:.4f} ± —"
+    assert shown["rounds"] == "1 of 1 epochs"
+
+
+def test_the_page_begins_with_what_differs_and_shows_all_there_is(sim: Sim, sweep: Path, tmp_path: Path) -> None:
+    environment = sweep / "alpha10-seed0" / "environment.json"
+    environment.write_text(json.dumps({**json.loads(environment.read_text()), "cpu": "another"}))
+    page = _written(sim, tmp_path, *(f"alpha{alpha}-seed{seed}" for alpha in ("0.1", "10") for seed in (0, 1)))
+    assert page.texts("differences") == [
+        ["curve", "seed", "alpha", "runs"],
+        ["alpha0.1", "0, 1", "0.1", "alpha0.1-seed0, alpha0.1-seed1"],
+        ["alpha10", "0, 1", "10.0", "alpha10-seed0, alpha10-seed1"],
+    ]
+    common = dict(page.texts("common"))
+    assert common["num_clients"] == "10"
+    assert not {"alpha", "seed", "name", "results_dir", "verbose"} & set(common)
+    assert page.source.index('id="differences"') < page.source.index("<details>") < page.source.index("<img")
+    assert "alpha0.1 (mean ± sd of 2 seeds)" in page.text
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert [str(picture["src"])[:18] for picture in pictures].count("data:image/png;bas") == 2  # a partition an alpha
+    assert len(pictures) == 2 + 2 + 2 + 1
+    assert page.text.count("only this seed is shown, seed 1 deals") == 2
+    final, sd = page.numbers("summary-table")["alpha10"][2] or (0, 0)
+    assert f"alpha10 {final:.3f} ± {sd:.3f}" in str(pictures[0]["alt"])
+    assert "None: no client failed." in page.text
+    facts = dict(page.texts("environment-table"))
+    assert facts["processor – differs"].startswith(json.loads((sweep / "central/environment.json").read_text())["cpu"])
+    assert "another (alpha10-seed0)" in facts["processor – differs"]
+    assert "--fraction-evaluate" not in page.text
+
+
+def test_failures_are_counted_and_nothing_in_a_name_or_an_error_is_markup(
+    sim: Sim, small: Callable[..., Run], in_programs: None, tmp_path: Path
+) -> None:
+    run = small(client="own:Failing", on_client_error="drop", clients_per_round=10, name="failing")
+    clients = pd.read_csv(run.clients_path)
+    failed = clients.status == "failed"
+    assert failed.sum() == 5
+    clients.loc[failed, "error"] = [SCRIPT] * 4 + ["another"]
+    clients.to_csv(run.clients_path, index=False)
+    run.path.rename(run.path.parent / HOSTILE)
+    page = _written(sim, tmp_path, HOSTILE)
+    first = clients[failed].client_id.tolist()
+    assert page.texts("failure-table")[1:] == [
+        [HOSTILE, SCRIPT, "4", f"round 2 (fit), client {first[0]}"],
+        [HOSTILE, "another", "1", f"round 2 (fit), client {first[4]}"],
+    ]
+    assert page.numbers("summary-table")[HOSTILE][-1] == (5, None)
+    assert {"script", "iframe", "object"}.isdisjoint(tag for tag, _ in page.tags)
+    assert all(str(attributes["src"]).startswith("data:") for tag, attributes in page.tags if tag == "img")
+    assert "--fraction-evaluate above 0 measures" in page.text
+
+
+def test_runs_under_way_are_shown_as_far_as_they_are(sim: Sim, tmp_path: Path) -> None:
+    _fake(tmp_path / "results", "begun", RunConfig(num_rounds=9), [])
+    only = _written(sim, tmp_path, "begun")
+    assert "begun (no round yet of 9)" in " ".join(only.text.split())
+    assert "No round was measured yet." in only.text
+    assert "has no readable partition.png (yet)" in " ".join(only.text.split())
+    assert "No environment.json (yet): begun." in only.text
+    assert only.numbers("summary-table")["begun"][2:] == [None, None, None, None, None, (0, None)]
+
+    _fake(tmp_path / "results", "stopped", RunConfig(num_rounds=9, lr=0.5), [0.1, 0.2, 0.3])
+    _fake(tmp_path / "results", "reached", RunConfig(num_rounds=9, lr=0.6, target_accuracy=0.2), [0.1, 0.2])
+    _fake(tmp_path / "results", "epochs", CentralizedConfig(epochs=3), [0.1])
+    page = _written(sim, tmp_path, "results")
+    said = " ".join(page.text.split())
+    assert "stopped: begun (no round yet of 9); epochs (after epoch 0 of 3); stopped (after round 2 of 9)." in said
+    assert page.numbers("summary-table")["stopped"][1:3] == [(2, None), (0.3, None)]
+    (header, *rows) = page.texts("differences")
+    assert header[:2] == ["curve", "kind"]
+    assert [row[1] for row in rows] == ["federated", "centralised", "federated", "federated"]
+
+
+def test_folders_give_their_runs_in_natural_order_and_each_once(tmp_path: Path) -> None:
+    for name in ("run10", "run2", "run3"):
+        _fake(tmp_path / "sweep", name, RunConfig(), [0.1])
+    runs = selection.chosen_runs([str(tmp_path / "sweep" / "run3"), "sweep"], str(tmp_path))
+    assert [run.name for run in runs] == ["run3", "run2", "run10"]
+    with pytest.raises(RunFolderError, match=r"run nothing: neither .*; there are: run10, run2, run3"):
+        selection.chosen_runs(["nothing"], str(tmp_path / "sweep"))
+
+
+def test_only_what_both_kinds_of_run_know_can_differ_between_them() -> None:
+    federated = {"lr": 0.1, "num_rounds": 5, "strategy_args": {"tau": 1.0}, "name": "a"}
+    another = {**federated, "strategy_args": {}, "name": "b"}
+    settings = comparison.compare_configs([federated, another, {"lr": 0.2, "epochs": 1}])
+    assert {setting.name: setting.values for setting in settings if setting.differs} == {
+        "lr": ["0.1", "0.1", "0.2"],
+        "strategy_args.tau": ["1.0", "–", None],
+    }
+
+
+def test_eighteen_curves_of_one_name_stay_apart(tmp_path: Path) -> None:
+    runs = [_fake(tmp_path / str(number), "same", RunConfig(lr=0.1 + number), [0.1, 0.2]) for number in range(18)]
+    groups = gather.groups_of([selection.ReadRun(run.path) for run in runs])
+    assert [group.name for group in groups] == ["same", *(f"same #{number}" for number in range(2, 19))]
+    marks = figures.curve_marks(groups)
+    assert len({(mark.color, mark.border) for mark in marks}) == 18
+    assert figures.curves_picture(groups, "accuracy") is not None
+
+
+def _folder_of_nothing(root: Path) -> None:
+    (root / "empty" / "photos").mkdir(parents=True)
+
+
+def _other_columns(root: Path) -> None:
+    run = _fake(root / "results", "old", RunConfig(), [0.1])
+    run.rounds_path.write_text("round,accuracy\n0,0.1\n")
+
+
+def _broken_environment(root: Path) -> None:
+    _fake(root / "results", "odd", RunConfig(), [0.1]).environment_path.write_text("{")
+
+
+def _page_is_a_folder(root: Path) -> None:
+    _fake(root / "results", "one", RunConfig(), [0.1])
+    (root / "taken.html").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words", "says"),
+    [
+        (_folder_of_nothing, ["empty"], "run empty: empty is no run and holds none (a run has a config.toml); there"),
+        (_page_is_a_folder, ["nowhere"], "run nowhere: neither a run in results nor a path to one; there are: one"),
+        (_other_columns, ["old"], "rounds.csv: has the columns round, accuracy, not round, num_clients"),
+        (_broken_environment, ["odd"], "environment.json: Expecting property name"),
+        (_page_is_a_folder, ["one", "-o", "page.pdf"], "-o page.pdf: the ending must be .html"),
+        (_page_is_a_folder, ["one", "-o", "no/page.html"], "-o no/page.html: there is no folder no"),
+        (_page_is_a_folder, ["one", "-o", "taken.html"], "-o taken.html: cannot be written: Is a directory"),
+    ],
+)
+def test_mistakes_are_one_line(
+    sim: Sim, tmp_path: Path, prepare: Callable[[Path], None], words: list[str], says: str
+) -> None:
+    prepare(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    answer = sim("report", *words)
+    assert (answer.returncode, answer.stdout, answer.stderr.count("\n")) == (2, "", 1)
+    assert says in answer.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_page_that_does_not_fit_on_the_disk_leaves_the_one_before(sim: Sim, tmp_path: Path) -> None:
+    _fake(tmp_path / "results", "one", CentralizedConfig(), [0.1])
+    (tmp_path / "page.html").write_text("before")
+    answer = sim("report", "one", "-o", "page.html", prefix=("prlimit", "--fsize=9999"))
+    assert (answer.returncode, answer.stderr) == (2, "sim: -o page.html: cannot be written: File too large\n")
+    assert (tmp_path / "page.html").read_text() == "before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "results"]
+
+
+@pytest.fixture
+def browser() -> Iterator[webdriver.Chrome]:
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.fail("needs chromium and chromedriver: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_it_without_network_on_a_desk_and_on_a_phone(
+    sim: Sim, sweep: Path, tmp_path: Path, browser: webdriver.Chrome, width: int
+) -> None:
+    (sweep / "alpha0.1-seed0").rename(sweep / HOSTILE)
+    page = _written(sim, tmp_path, "results")
+    for tag, attributes in page.tags:
+        target = attributes.get("src") or attributes.get("href") or "#"
+        assert target.startswith(("data:", "#")), tag
+    metrics = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width == 390}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get((tmp_path / "page.html").as_uri())
+    browser.execute_script("document.querySelectorAll('details').forEach(details => { details.open = true })")
+    images = browser.find_elements(By.TAG_NAME, "img")
+    assert len(images) == 2 + 2 + 2 + 1
+    for image in images:
+        assert image.get_attribute("alt")
+        assert int(str(image.get_property("naturalWidth"))) > 0
+        assert 0 < image.size["width"] <= width
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.get_log("browser") == []
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert any(url.startswith("file:") for url in asked)
+    assert all(url.startswith(("file:", "data:")) for url in asked), asked
