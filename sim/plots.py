@@ -29,6 +29,7 @@ _SERIES = {
     "accuracy": {"test_accuracy": "test examples", "eval_accuracy": "clients' own examples"},
     "loss": {"test_loss": "test examples", "train_loss": "training", "eval_loss": "clients' own examples"},
 }
+_MOST_IN_LEGEND = 5
 _LINE_STYLES = ("-", "--", ":")
 
 
@@ -95,7 +96,8 @@ def curves_figure(curves: Sequence[Curve], quantities: Sequence[str], x: str = "
 
     A single curve shows every series that was measured; several show the test examples only.
     """
-    figure = Figure(figsize=(6.4 * len(quantities), 4.2), layout="constrained")
+    below = 0.2 * len(curves) if len(curves) > _MOST_IN_LEGEND else 0.0
+    figure = Figure(figsize=(6.4 * len(quantities), 4.2 + below), layout="constrained")
     for axes, quantity in zip(np.atleast_1d(figure.subplots(1, len(quantities))), quantities, strict=True):
         _draw_curves(axes, curves, quantity, x)
     return figure
@@ -135,7 +137,9 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str) -> 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if axes.lines:
+    if len(axes.lines) > _MOST_IN_LEGEND:  # it would hide the curves
+        axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.14))
+    elif axes.lines:
         axes.legend(frameon=False)
 
 

@@ -46,6 +46,8 @@ def sweep(arguments: argparse.Namespace) -> None:
 def size(arguments: argparse.Namespace) -> None:
     """``sim size``."""
     config = config_from(RunConfig, arguments)
+    if config.ray_address is not None:
+        raise ConfigError(f"--ray-address {config.ray_address}: sim size measures this machine alone")
     from sim import runlog
     from sim.sizing import size
     from sim.studies.forecast import forecast

@@ -75,6 +75,7 @@ def _draw_scaling(axes: Axes, table: pd.DataFrame, column: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(actors[0] - 0.15, actors[-1] + 0.15)
     _tidy(axes)
+    axes.set_ylim(top=1.05 * max(actors[-1] / actors[0] if column == "speedup" else 1.0, table[column].max()))
 
 
 def _lines(axes: Axes, good: pd.DataFrame, column: str) -> None:
