@@ -90,7 +90,7 @@ def test_the_noniid_notebook_draws_rounds_to_a_target(tmp_path: Path, monkeypatc
 def test_the_scalability_notebook_shows_the_numbers_of_a_scale_study(
     sim: Sim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grid = ["--engine", "inline,ray", "--num-clients", "2,4", "--num-actors", "1,2", "--scaling", "strong"]
+    grid = ["--engine", "inline,ray", "--num-clients", "4", "--num-actors", "1,2", "--scaling", "strong"]
     few = ["--repeats", "1", "--num-rounds", "1", "--examples-per-client", "10"]
     answer = sim("scale", *grid, *few, "--results-dir", "scale")
     assert answer.returncode == 0, answer.stderr
@@ -98,12 +98,12 @@ def test_the_scalability_notebook_shows_the_numbers_of_a_scale_study(
     text, pictures = _execute("scalability.ipynb")
     assert pictures == 3
     frame = read_scale(tmp_path / "scale" / "scale.csv")
-    assert "6 of 6 measurements are good" in text
+    assert "3 of 3 measurements are good" in text
     best = frame.loc[frame.updates_per_second.idxmax()]
     words = f"{best.updates_per_second:.1f} clients a second, {best.num_clients} clients on {best.num_actors} actor"
     assert f"most: {words}(s) of the engine {best.engine}" in text
     two = efficiency_frame(frame).query("scaling == 'strong' and num_actors == 2")
-    assert two.num_clients.tolist() == [2, 4]
+    assert two.num_clients.tolist() == [4]
     updates = frame.set_index(["engine", "num_clients", "num_actors"]).updates_per_second
     for row in two.itertuples(index=False):
         before, after = (updates["ray", row.num_clients, actors] for actors in (1, 2))

@@ -44,7 +44,7 @@ def figure_of(table: pd.DataFrame, knob: str, group: str | None, log: bool) -> F
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if group is not None:
-        axes.legend(frameon=False)
+        figure.legend(frameon=False, loc="outside upper center", ncols=4)  # not on the error bars
     return figure
 
 
