@@ -16,9 +16,10 @@ _APART = 0.02  # of the axis' length, so that intervals at the same value do not
 
 
 def figure_of(table: pd.DataFrame, knob: str, group: str | None, log: bool) -> Figure:
-    """Draw a line with error bars for each value of ``group``; texts stand side by side, without a line."""
+    """Draw a line with error bars for each value of ``group``; texts as values have no line."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
+    axes.grid(alpha=0.3)
     is_number = pd.api.types.is_numeric_dtype(table[knob])
     ticks = table[knob].unique()
     places = table[knob].astype(float) if is_number else table[knob].map(list(ticks).index).astype(float)
@@ -39,9 +40,9 @@ def figure_of(table: pd.DataFrame, knob: str, group: str | None, log: bool) -> F
     elif len(ticks) > 4:
         axes.tick_params(axis="x", rotation=45)
     axes.set_xlabel(knob.replace("_", " "))
-    axes.set_ylabel(f"final test accuracy (fraction),\nmean and 95 % interval of {table.num_done.max()} seeds")
+    seeds = "–".join(str(count) for count in sorted({table.num_done.min(), table.num_done.max()}))
+    axes.set_ylabel(f"final test accuracy (fraction),\nmean and 95 % interval of {seeds} seeds")
     axes.set_ylim(top=min(1, axes.get_ylim()[1]))
-    axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if group is not None:
         figure.legend(frameon=False, loc="outside upper center", ncols=4)  # not on the error bars
@@ -49,12 +50,12 @@ def figure_of(table: pd.DataFrame, knob: str, group: str | None, log: bool) -> F
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Final accuracy against a varied knob, with 95 % intervals.")
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("knob")
     parser.add_argument("--group")
     parser.add_argument("--log", action="store_true")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
-    table = pd.read_csv(arguments.folder / "sweep.csv")
-    figure_of(table, arguments.knob, arguments.group, arguments.log).savefig(arguments.output, dpi=144)
+    swept = pd.read_csv(arguments.folder / "sweep.csv")
+    figure_of(swept, arguments.knob, arguments.group, arguments.log).savefig(arguments.output, dpi=144)
