@@ -21,8 +21,8 @@ def figure_of(table: pd.DataFrame, knob: str, group: str | None, log: bool) -> F
     axes = figure.subplots()
     axes.grid(alpha=0.3)
     is_number = pd.api.types.is_numeric_dtype(table[knob])
-    ticks = table[knob].unique()
-    places = table[knob].astype(float) if is_number else table[knob].map(list(ticks).index).astype(float)
+    ticks = list(table[knob].unique())
+    places = (table[knob] if is_number else table[knob].map(ticks.index)).astype(float)
     parts = [(None, table)] if group is None else list(table.groupby(group, sort=False))
     length = places.max() / places.min() if log else places.max() - places.min()
     for number, (value, part) in enumerate(parts):
@@ -37,12 +37,11 @@ def figure_of(table: pd.DataFrame, knob: str, group: str | None, log: bool) -> F
     axes.minorticks_off()
     if is_number:
         axes.xaxis.set_major_formatter(ScalarFormatter())
-    elif len(ticks) > 4:
-        axes.tick_params(axis="x", rotation=45)
+    axes.tick_params(axis="x", rotation=45 if not is_number and len(ticks) > 4 else 0)
     axes.set_xlabel(knob.replace("_", " "))
     seeds = "–".join(str(count) for count in sorted({table.num_done.min(), table.num_done.max()}))
     axes.set_ylabel(f"final test accuracy (fraction),\nmean and 95 % interval of {seeds} seeds")
-    axes.set_ylim(top=min(1, axes.get_ylim()[1]))
+    axes.set_ylim(top=min(1, axes.get_ylim()[1]))  # intervals may reach past what an accuracy can be
     axes.spines[["top", "right"]].set_visible(False)
     if group is not None:
         figure.legend(frameon=False, loc="outside upper center", ncols=4)  # not on the error bars
