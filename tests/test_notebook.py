@@ -1,14 +1,34 @@
+"""Every notebook is executed on a small input, and shows the numbers of its tables."""
+
 from __future__ import annotations
 
+import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nbformat
+import pandas as pd
 import pytest
 from nbclient import NotebookClient
 
 from conftest import ROOT
 from sim import Run
+from sim.studies.scale import efficiency_frame, read_scale
+
+Sim = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def _execute(name: str) -> tuple[str, int]:
+    """Execute a notebook and return what it printed and showed as text, and the number of its pictures."""
+    notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+    assert all(not cell.get("outputs") for cell in notebook.cells)  # stored without outputs
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
+    outputs: list[Any] = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+    texts = [output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs]
+    return "\n".join(texts), pictures
 
 
 def test_the_quickstart_notebook_runs(
@@ -17,10 +37,77 @@ def test_the_quickstart_notebook_runs(
     small(name="even", partitioner="iid")
     last = small(name="skewed").rounds().test_accuracy.iloc[-1]
     monkeypatch.setenv("SIM_RESULTS", str(tmp_path / "results"))
-    notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", as_version=4)
-    assert all(not cell.get("outputs") for cell in notebook.cells)  # stored without outputs
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
-    texts = " ".join(output.get("data", {}).get("text/plain", "") for output in outputs)
-    assert f"{last:.4f}"[:5] in texts
+    text, pictures = _execute("quickstart.ipynb")
+    assert pictures == 2
+    assert f"{last:.4f}"[:5] in text
+
+
+def test_the_noniid_notebook_shows_the_numbers_of_a_sweep(
+    sim: Sim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = ["--vary", "alpha=0.5,10", "--vary", "strategy=fedavg,fedprox,fedadam", "--seeds", "1"]
+    few = ["--num-clients", "5", "--fraction-fit", "1", "--num-rounds", "1", "--local-epochs", "1"]
+    answer = sim("sweep", *grid, *few, "--engine", "inline", "--results-dir", "noniid")
+    assert answer.returncode == 0, answer.stderr
+    monkeypatch.setenv("SIM_SWEEP", str(tmp_path / "noniid"))
+    text, pictures = _execute("noniid.ipynb")
+    assert pictures == 1
+    assert "6 of 6 runs are done" in text
+    assert "no run reached a target" in text
+    table = pd.read_csv(tmp_path / "noniid" / "sweep.csv")
+    shown = re.findall(r"^\d +([\d.]+) +(fed\w+) +(\d) +([\d.]+) +NaN +NaN$", text, re.MULTILINE)
+    expected = [
+        (str(row.alpha), str(row.strategy), "1", row.final_accuracy_mean) for row in table.itertuples(index=False)
+    ]
+    assert [row[:3] for row in shown] == [row[:3] for row in expected]
+    assert [float(row[3]) for row in shown] == pytest.approx([row[3] for row in expected], abs=5.1e-5)
+    by_alpha = table.pivot(index="alpha", columns="strategy", values="final_accuracy_mean")
+    for strategy in by_alpha:
+        (cost,) = re.findall(rf"^{strategy} +(-?[\d.]+)$", text, re.MULTILINE)
+        assert float(cost) == pytest.approx(by_alpha[strategy][0.5] - by_alpha[strategy][10], abs=5.1e-5)
+
+
+def test_the_noniid_notebook_draws_rounds_to_a_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = []
+    for alpha in (0.5, 10.0):
+        for number, strategy in enumerate(("fedavg", "fedprox", "fedadam")):
+            rounds = 11.0 + number if strategy != "fedadam" else None
+            row = {"alpha": alpha, "strategy": strategy, "num_done": 2, "num_reached": 2 if rounds else 0}
+            for measure, mean in (("final_accuracy", 0.9), ("rounds_to_target", rounds)):
+                for part, shift in (("mean", 0), ("low", -0.1), ("high", 0.1)):
+                    row[f"{measure}_{part}"] = None if mean is None else mean + shift
+            rows.append(row)
+    pd.DataFrame(rows).to_csv(tmp_path / "sweep.csv", index=False)
+    runs = [{**row, "seed": seed, "status": "done", "final_accuracy": 0.9} for row in rows for seed in (0, 1)]
+    pd.DataFrame(runs).to_csv(tmp_path / "runs.csv", index=False)
+    monkeypatch.setenv("SIM_SWEEP", str(tmp_path))
+    text, pictures = _execute("noniid.ipynb")
+    assert pictures == 2
+    assert re.search(r"fedprox +2 +2 +12\.0$", text, re.MULTILINE)
+    assert re.search(r"fedadam +0 +2 +NaN$", text, re.MULTILINE)
+
+
+def test_the_scalability_notebook_shows_the_numbers_of_a_scale_study(
+    sim: Sim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = ["--engine", "inline,ray", "--num-clients", "4", "--num-actors", "1,2", "--scaling", "strong"]
+    few = ["--repeats", "1", "--num-rounds", "1", "--examples-per-client", "10"]
+    answer = sim("scale", *grid, *few, "--results-dir", "scale")
+    assert answer.returncode == 0, answer.stderr
+    monkeypatch.setenv("SIM_SCALE", str(tmp_path / "scale"))
+    text, pictures = _execute("scalability.ipynb")
+    assert pictures == 3
+    frame = read_scale(tmp_path / "scale" / "scale.csv")
+    assert "3 of 3 measurements are good" in text
+    best = frame.loc[frame.updates_per_second.idxmax()]
+    words = f"{best.updates_per_second:.1f} clients a second, {best.num_clients} clients on {best.num_actors} actor"
+    assert f"most: {words}(s) of the engine {best.engine}" in text
+    two = efficiency_frame(frame).query("scaling == 'strong' and num_actors == 2")
+    assert two.num_clients.tolist() == [4]
+    updates = frame.set_index(["engine", "num_clients", "num_actors"]).updates_per_second
+    for row in two.itertuples(index=False):
+        before, after = (updates["ray", row.num_clients, actors] for actors in (1, 2))
+        found = f"second actor, {row.num_clients} clients: {before:.1f} → {after:.1f} clients a second, "
+        assert f"{found}{row.speedup:.2f} times as fast, efficiency {row.efficiency:.2f}" in text
+    for seconds in frame.round_seconds:  # of the table of medians: one repeat is its own
+        assert f"{seconds:.3f}" in text

@@ -65,7 +65,7 @@ def test_no_file_grows_past_a_sitting() -> None:
 def test_links_of_the_readme_lead_somewhere() -> None:
     for link in re.findall(r"\]\(([^)#]+)\)", README):
         assert link.startswith("https://") or (ROOT / link).is_file(), link
-    for script in re.findall(r"scripts/\w+\.sh", README):
+    for script in re.findall(r"scripts/[\w/]+\.sh", README):
         assert (ROOT / script).is_file(), script
 
 
