@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from selenium import webdriver
 
 from sim import Run, RunConfig, simulate
 
@@ -79,6 +81,23 @@ def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 archive.extract(member, root, filter="data")
     assert sum(counts.values()) == 1200
     return root
+
+
+@pytest.fixture
+def browser() -> Iterator[webdriver.Chrome]:
+    """A real browser without a window, which logs what it asks of a network."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.fail("needs chromium and chromedriver: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
 
 
 def sha256(path: Path) -> str:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from selenium import webdriver
-from selenium.webdriver.common.by import By
 
+from browser import assert_shown
 from sim.centralized import train_centralized
 from sim.config import CentralizedConfig, RunConfig
 from sim.errors import RunFolderError
@@ -287,22 +286,6 @@ def test_a_page_that_does_not_fit_on_the_disk_leaves_the_one_before(sim: Sim, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "results"]
 
 
-@pytest.fixture
-def browser() -> Iterator[webdriver.Chrome]:
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.fail("needs chromium and chromedriver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield chrome
-    chrome.quit()
-
-
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_shows_it_without_network_on_a_desk_and_on_a_phone(
     sim: Sim, sweep: Path, tmp_path: Path, browser: webdriver.Chrome, width: int
@@ -312,19 +295,4 @@ def test_a_browser_shows_it_without_network_on_a_desk_and_on_a_phone(
     for tag, attributes in page.tags:
         target = attributes.get("src") or attributes.get("href") or "#"
         assert target.startswith(("data:", "#")), tag
-    metrics = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width == 390}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.get((tmp_path / "page.html").as_uri())
-    browser.execute_script("document.querySelectorAll('details').forEach(details => { details.open = true })")
-    images = browser.find_elements(By.TAG_NAME, "img")
-    assert len(images) == 2 + 2 + 2 + 1
-    for image in images:
-        assert image.get_attribute("alt")
-        assert int(str(image.get_property("naturalWidth"))) > 0
-        assert 0 < image.size["width"] <= width
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    assert browser.get_log("browser") == []
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    assert any(url.startswith("file:") for url in asked)
-    assert all(url.startswith(("file:", "data:")) for url in asked), asked
+    assert_shown(browser, tmp_path / "page.html", width, num_images=2 + 2 + 2 + 1)

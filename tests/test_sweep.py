@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from selenium import webdriver
 
+from browser import assert_shown
 from conftest import PROGRAMS
 from sim import Run
 from sim.errors import ConfigError
@@ -95,6 +97,17 @@ def test_intervals_follow_from_the_tables_of_the_runs(swept: Path) -> None:
                 wanted = stats.t.interval(0.95, len(found) - 1, np.mean(found), stats.sem(found))
                 assert (sd, low, high) == pytest.approx((np.std(found, ddof=1), *wanted))
     assert table.num_reached.sum() > 0
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_its_report_in_a_browser(sim: Sim, swept: Path, tmp_path: Path, browser: webdriver.Chrome, width: int) -> None:
+    assert sim("report", str(swept), "-o", "sweep.html").returncode == 0
+    # accuracy, loss, a partition for each alpha, and the time
+    assert_shown(browser, tmp_path / "sweep.html", width, num_images=5)
+    means = pd.read_csv(swept / "sweep.csv").final_accuracy_mean
+    page = (tmp_path / "sweep.html").read_text()
+    for mean in means:
+        assert f"{mean:.4f} ±" in page
 
 
 def test_an_interval_of_exact_numbers() -> None:
