@@ -15,7 +15,7 @@ from flwr.common import NDArrays
 from flwr.server import SimpleClientManager
 from flwr.server.client_manager import ClientManager
 
-from sim import environment, runlog
+from sim import environment, plots, runlog
 from sim.checkpoint import Checkpoint, CheckpointWriter
 from sim.client import Workbench, workbench
 from sim.engine.contract import OpenDispatcher
@@ -43,7 +43,6 @@ class Session:
         self._on_record = on_record
         self._resumed = resumed
         self._server: RoundServer | None = None
-        self._drawn: Prepared | None = None  # whose partition is in the folder
         self._every = config.checkpoint_every if resumable else 0
         self._fits = what_must_fit(prepared) if self._every else {}
         self._unwritten: Checkpoint | None = None  # of the last whole round
@@ -65,6 +64,7 @@ class Session:
         """Take another config before the first round, when only the clients could tell what was left open."""
         self.config, self.prepared, self.weights = prepared.config, prepared, prepared.initial_weights
         self._writer.write(self.run.config_path, self.config.to_toml().encode())
+        self._draw_partition()
 
     def server(self, open_dispatcher: OpenDispatcher, client_manager: ClientManager | None = None) -> RoundServer:
         """Make the round loop that fills this folder."""
@@ -106,8 +106,6 @@ class Session:
                     self._commit()
         if self._on_record is not None:
             self._on_record(record)
-        if record.round > 0:
-            self._draw_partition()
 
     def _checkpoint(self, server_round: int, weights: NDArrays) -> Checkpoint | None:
         if not self._every or self._server is None:
@@ -137,12 +135,6 @@ class Session:
         self._unwritten = None
 
     def _draw_partition(self) -> None:
-        """Draw it once, and not before the first round is done, which need not wait for that."""
-        if self._drawn is self.prepared:
-            return
-        from sim import plots
-
-        self._drawn = self.prepared
         dataset, dealt = self.prepared.dataset, self.prepared.partition
         counts = dealt.label_counts(dataset.train.labels, len(dataset.classes))
         figure = plots.partition_figure(counts, dataset.classes)
@@ -153,6 +145,7 @@ class Session:
         if self._resumed is not None:
             surroundings = {**surroundings, "resumed_after_round": self._resumed.checkpoint.round}
         write_environment(self._writer, surroundings)
+        self._draw_partition()
 
     def say_what_failed(self) -> None:
         """Log the failures of the run, grouped."""
@@ -165,7 +158,6 @@ class Session:
             if self._unwritten is not None:
                 self._begin(self._unwritten)
                 self._commit()
-            self._draw_partition()
             finish(self._writer, workbench(self.prepared.program), self.weights)
         finally:
             self._writer.release()
@@ -253,8 +245,6 @@ def write_environment(writer: RunWriter, surroundings: dict[str, Any] | None = N
 def finish(writer: RunWriter, bench: Workbench, weights: NDArrays) -> None:
     """Write the pictures and the weights of the last whole round, however the run ended."""
     from safetensors.numpy import save
-
-    from sim import plots
 
     writer.close()
     run = writer.run

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from sim.config import RunConfig
 from sim.errors import RunFolderError
@@ -26,6 +26,7 @@ class Planned:
     status: Status = "waiting"
     error: str = ""
     num_rounds: int = 0  # done so far
+    measures: dict[str, Any] = field(default_factory=dict)  # of a run that is done, once they were asked for
 
     def look(self) -> None:
         """Find out whether it is done already.

@@ -17,7 +17,7 @@ from sim.runwriter import locked_folder
 from sim.studies.child import Child, Children, written
 from sim.studies.grid import Variant
 from sim.studies.planned import Planned
-from sim.studies.sweep_table import write_tables
+from sim.studies.sweep_table import write_picture, write_tables
 
 _POLL_SECONDS = 0.2
 OnChange = Callable[[Sequence[Planned], Planned | None], None]
@@ -55,6 +55,7 @@ def sweep(
         with interruptible(), tempfile.TemporaryDirectory() as configs, Children() as children:
             _execute(planned, children, Path(configs), jobs, folder, on_change or (lambda *_: None))
         write_tables(folder, planned)
+        write_picture(folder, planned)
     return planned
 
 
@@ -66,8 +67,12 @@ def _execute(
     while waiting or running:
         while waiting and len(running) < jobs:
             each = waiting.pop(0)
-            words = _words(each, configs)
-            running[id(each)] = (each, children.start(words))
+            _wait_for_writer(each.run)
+            if each.is_done():  # by a run that outlived a sweep
+                each.status = "done"
+                on_change(planned, each)
+                continue
+            running[id(each)] = (each, children.start(_words(each, configs)))
             each.status = "running"
         for key, (each, child) in list(running.items()):
             code = child.poll()
@@ -86,7 +91,6 @@ def _execute(
 def _words(planned: Planned, configs: Path) -> list[str]:
     """``sim run``, or ``sim run --resume`` where there is something to go on from."""
     run, config = planned.run, planned.config
-    _wait_for_writer(run)
     if run.path.exists() and run.last_checkpoint() is None:
         shutil.rmtree(run.path)  # it did not get as far as a checkpoint
     if not run.path.exists():

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from sim import plots
-from sim.errors import RunFolderError, WriteError
+from sim.errors import WriteError
 from sim.runwriter import write_whole
 from sim.studies.intervals import Interval
 from sim.studies.planned import Planned
@@ -33,6 +33,8 @@ def runs_frame(planned: Sequence[Planned]) -> pd.DataFrame:
 
 
 def _measured(each: Planned) -> dict[str, Any]:
+    if each.measures:  # the screen asks five times a second
+        return each.measures
     rounds = each.run.rounds()
     accuracy = rounds.test_accuracy
     found: dict[str, Any] = {**dict.fromkeys(MEASURES), "final_accuracy": accuracy.iloc[-1]}
@@ -43,6 +45,7 @@ def _measured(each: Planned) -> dict[str, Any]:
         spent = rounds.round_seconds.fillna(0) + rounds.checkpoint_seconds.fillna(0)
         found["rounds_to_target"] = int(rounds["round"].iloc[first])
         found["seconds_to_target"] = float(spent.iloc[: first + 1].sum())
+    each.measures = found
     return found
 
 
@@ -66,22 +69,29 @@ def sweep_frame(planned: Sequence[Planned]) -> pd.DataFrame:
 
 
 def write_tables(folder: Path, planned: Sequence[Planned]) -> None:
-    """Write the two tables and the picture, each whole.
+    """Write the two tables, each whole.
 
     Raises:
         WriteError: the disk is full or the folder is gone.
     """
-    files = {
-        "runs.csv": runs_frame(planned).to_csv(index=False).encode(),
-        "sweep.csv": sweep_frame(planned).to_csv(index=False).encode(),
-    }
+    _write(folder / "runs.csv", runs_frame(planned).to_csv(index=False).encode())
+    _write(folder / "sweep.csv", sweep_frame(planned).to_csv(index=False).encode())
+
+
+def write_picture(folder: Path, planned: Sequence[Planned]) -> None:
+    """Write the curves of the runs that are done.
+
+    Raises:
+        WriteError: the disk is full or the folder is gone.
+    """
     runs = [each.run for each in planned if each.status == "done"]
+    if runs:
+        curves = plots.curves_of(runs)
+        _write(folder / "sweep.png", plots.render(plots.curves_figure(curves, ["accuracy"]), "png"))
+
+
+def _write(path: Path, content: bytes) -> None:
     try:
-        if runs:
-            files["sweep.png"] = plots.render(plots.curves_figure(plots.curves_of(runs), ["accuracy"]), "png")
-        for name, content in files.items():
-            write_whole(folder / name, content)
-    except RunFolderError as error:
-        raise WriteError(str(error)) from error
+        write_whole(path, content)
     except OSError as error:
-        raise WriteError(f"{folder}: cannot be written: {error.strerror}") from error
+        raise WriteError(f"{path}: cannot be written: {error.strerror}") from error
