@@ -5,9 +5,11 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import NoReturn
 
 from flwr.common import NDArrays, Scalar
 
@@ -70,10 +72,10 @@ def measure(orders: Sequence[Order]) -> list[Measurement]:
     """
     command = [sys.executable, "-m", "sim.measuring_process"]
     with ExitStack() as stack:
+        # Not a pipe, which a client that prints much would fill, and wait.
+        said = stack.enter_context(tempfile.TemporaryFile())
         processes = [
-            stack.enter_context(
-                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-            )
+            stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said))
             for _ in orders
         ]
         try:
@@ -84,9 +86,18 @@ def measure(orders: Sequence[Order]) -> list[Measurement]:
             for process in processes:
                 _tell(process, b"go\n")
             return [_answer(process) for process in processes]
+        except _FailedError as error:
+            said.seek(0)
+            lines = said.read().decode(errors="replace").splitlines()
+            last = next((line.strip() for line in reversed(lines) if line.strip()), str(error))
+            raise EngineError(f"a client could not be measured: {last}") from None
         finally:
             for process in processes:
                 process.kill()
+
+
+class _FailedError(Exception):
+    """A process ended before it answered."""
 
 
 def _tell(process: subprocess.Popen[bytes], content: bytes) -> None:
@@ -105,18 +116,13 @@ def _expect(process: subprocess.Popen[bytes], line: bytes) -> None:
 
 
 def _answer(process: subprocess.Popen[bytes]) -> Measurement:
-    out, _ = process.stdout, process.stderr
-    assert out is not None
-    content = out.read()
+    assert process.stdout is not None
+    content = process.stdout.read()
     if process.wait() != 0:
         _fail(process)
     found: Measurement = pickle.loads(content)
     return found
 
 
-def _fail(process: subprocess.Popen[bytes]) -> None:
-    assert process.stderr is not None
-    code = process.wait()
-    lines = process.stderr.read().decode(errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {code}")
-    raise EngineError(f"a client could not be measured: {last}")
+def _fail(process: subprocess.Popen[bytes]) -> NoReturn:
+    raise _FailedError(f"exit code {process.wait()}")

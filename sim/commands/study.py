@@ -53,7 +53,7 @@ def size(arguments: argparse.Namespace) -> None:
     from sim.studies.forecast import forecast
     from sim.studies.size_screen import decided, lines, lines_of_limits
 
-    with runlog.quiet("flwr", show=config.verbose):
+    with runlog.notes(), runlog.quiet("flwr", show=config.verbose):
         sized = size(config)
         for line in lines_of_limits(sized):
             print(line, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import logging
 import math
 import os
 import tempfile
@@ -20,7 +21,7 @@ from sim.client import workbench
 from sim.config import RunConfig
 from sim.engine.contract import Outcome
 from sim.engine.inline import Registered
-from sim.errors import EngineError
+from sim.errors import ConfigError, EngineError
 from sim.measuring import Order, measure
 from sim.preparation import Prepared
 from sim.seeds import Purpose, generator, seeded
@@ -156,7 +157,12 @@ def _aggregate_seconds(prepared: Prepared) -> float:
         start = time.perf_counter()
         try:
             aggregate(chosen.strategy, 1, answers, proxies, averages=chosen.averages)
-        except Exception:  # noqa: BLE001 - a strategy that wants a whole run around it costs what it costs
+        except Exception as error:  # noqa: BLE001 - some want a whole run around them
+            logging.getLogger("sim").warning(
+                "note: %s cannot be timed outside of a run (%r), its time is missing below",
+                prepared.config.strategy,
+                error,
+            )
             return 0.0
         return time.perf_counter() - start
 
@@ -174,8 +180,8 @@ def _write_seconds(prepared: Prepared) -> float:
             file.flush()
             os.fsync(file.fileno())
             return time.perf_counter() - start
-    except OSError:
-        return 0.0
+    except OSError as error:
+        raise ConfigError(f"--results-dir {folder}: cannot be written: {error.strerror}") from None
 
 
 def _start_seconds(config: RunConfig, num_actors: int) -> float:
@@ -191,6 +197,10 @@ def _start_seconds(config: RunConfig, num_actors: int) -> float:
             target_accuracy=None,
             local_training="sequential",
             vectorized_clients=None,
+            strategy="fedavg",  # others, as Krum, may want more clients
+            strategy_args={},
+            dp=None,
+            dp_args={},
             name="short",
             results_dir=folder,
         )
