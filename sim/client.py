@@ -17,7 +17,7 @@ from flwr.client import Client, NumPyClient
 from flwr.common import Context, NDArrays, Scalar
 from torch import nn
 
-from sim import data, models, partition, plugins, training
+from sim import data, late_compiler, models, partition, plugins, training
 from sim.batches import Batches, Resident
 from sim.data import Dataset
 from sim.errors import RunError
@@ -158,6 +158,7 @@ class Workbench:
         if str(program.import_folder) not in sys.path:
             sys.path.insert(0, str(program.import_folder))
         torch.set_num_threads(program.torch_threads)
+        late_compiler.put_off()
         self.program = program
         self.dataset: Dataset = data.open_cached(program.data_folder)
         self.partition: Partition | None = (

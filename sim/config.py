@@ -209,6 +209,11 @@ class RunConfig(TrainingConfig):
         return 0.0 if self.num_gpus == "auto" else self.num_gpus
 
     @property
+    def client_resources(self) -> dict[str, float]:
+        """What Ray reserves for one actor."""
+        return {"num_cpus": self.num_cpus, "num_gpus": self.gpus_of_a_client}
+
+    @property
     def num_fit_clients(self) -> int:
         """How many clients train in a round."""
         if self.clients_per_round is not None:

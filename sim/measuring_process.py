@@ -17,7 +17,7 @@ import torch
 from flwr.common import Scalar
 
 from sim.client import workbench
-from sim.engine.actor import ChunkActor  # noqa: F401 - what an actor imports is part of its memory
+from sim.engine import actor  # noqa: F401 - what an actor imports is part of its memory
 from sim.engine.contract import Chunk, Outcome, Task, TestSlice
 from sim.engine.worker import Worker
 from sim.errors import EngineError

@@ -62,11 +62,12 @@ def _simulate(
     if config.num_gpus == "auto":
         config = _with_gpus(config, arguments)
     if config.ray_address is None:
-        _check_resources(config, arguments)
+        num_actors = _check_resources(config, arguments)
     else:
         _check_cluster(config.ray_address)
         arguments = {**(ray_init_args or {}), "address": config.ray_address}
-    with _own_ray(config, arguments) as own_ray:
+        num_actors = 0  # of this machine
+    with _own_ray(config, arguments, num_actors) as own_ray:
         # Only now, since PyTorch takes its time to import, while Ray takes its own to start.
         from sim.engine import inline
         from sim.preparation import prepare
@@ -77,7 +78,7 @@ def _simulate(
         going_on = None if old is None else resumed(old, prepared)
         with interruptible(), recorded(prepared, on_record, going_on, resumable=True) as session:
             if config.ray_address is None:
-                _warn_of_memory(prepared, int(arguments["num_cpus"] / config.num_cpus))
+                _warn_of_memory(prepared, num_actors)
             if config.engine == "inline":
                 inline.run(session.server, prepared.program, config.num_clients, config.num_rounds, config.seed)
             else:
@@ -91,7 +92,7 @@ def _simulate(
                     config.num_rounds,
                     config.seed,
                     own_ray=own_ray,
-                    client_resources={"num_cpus": config.num_cpus, "num_gpus": config.gpus_of_a_client},
+                    client_resources=config.client_resources,
                     ray_init_args=arguments,
                     patience=Patience(config.max_retries, config.client_timeout),
                     log=session.run.log_path,
@@ -109,23 +110,21 @@ def _with_gpus(config: RunConfig, ray_init_args: dict[str, Any]) -> RunConfig:
 
 
 @contextmanager
-def _own_ray(config: RunConfig, ray_init_args: dict[str, Any]) -> Iterator[OwnRay | None]:
+def _own_ray(config: RunConfig, ray_init_args: dict[str, Any], num_actors: int) -> Iterator[OwnRay | None]:
     """Start Ray in the background, where the run has one of its own."""
     if config.engine != "ray" or config.ray_address is not None:
         yield None
         return
     from sim.engine.own_ray import OwnRay
 
-    with OwnRay(ray_init_args) as own_ray:
+    with OwnRay(ray_init_args, num_actors, config.client_resources) as own_ray:
         yield own_ray
 
 
-def _warn_of_memory(prepared: Prepared, num_processes: int) -> None:
+def _warn_of_memory(prepared: Prepared, num_actors: int) -> None:
     config = prepared.config
     model_bytes = sum(array.nbytes for array in prepared.initial_weights)
-    line = memory.shortage(
-        config, model_bytes, num_processes if config.engine == "ray" else 0, averages=prepared.chosen.averages
-    )
+    line = memory.shortage(config, model_bytes, num_actors, averages=prepared.chosen.averages)
     if line is not None:
         logging.getLogger("sim").warning("note: %s", line)
 
@@ -148,13 +147,14 @@ def _check_cluster(address: str) -> None:
         raise ConfigError(f"--ray-address {address}: no Ray cluster there: {reason}") from None
 
 
-def _check_resources(config: RunConfig, ray_init_args: dict[str, Any]) -> None:
-    """Check that this machine has what one client asks for.
+def _check_resources(config: RunConfig, ray_init_args: dict[str, Any]) -> int:
+    """Check that this machine has what one client asks for; return how many actors fit.
 
     Raises:
         ConfigError: it has not.
     """
     share = config.gpus_of_a_client
+    fit = [ray_init_args["num_cpus"] / config.num_cpus]
     if share or config.device == "cuda":
         import torch
 
@@ -165,9 +165,12 @@ def _check_resources(config: RunConfig, ray_init_args: dict[str, Any]) -> None:
             reason = f"this machine has {num_gpus:g} GPUs; at most {num_gpus:g}"
             raise ConfigError(f"--num-gpus {share:g}: {reason}")
         check_device(config)
-    if config.engine == "ray":
-        num_cpus = ray_init_args["num_cpus"]
-        if config.num_cpus > num_cpus:
-            raise ConfigError(f"--num-cpus {config.num_cpus:g}: this machine has {num_cpus:g}; at most {num_cpus:g}")
-        if config.device == "cuda" and not share:
-            raise ConfigError("--device cuda: with --engine ray, clients see a GPU when --num-gpus is above 0")
+        fit += [num_gpus / share] if share else []
+    if config.engine == "inline":
+        return 0
+    num_cpus = ray_init_args["num_cpus"]
+    if config.num_cpus > num_cpus:
+        raise ConfigError(f"--num-cpus {config.num_cpus:g}: this machine has {num_cpus:g}; at most {num_cpus:g}")
+    if config.device == "cuda" and not share:
+        raise ConfigError("--device cuda: with --engine ray, clients see a GPU when --num-gpus is above 0")
+    return int(min(fit))

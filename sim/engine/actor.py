@@ -1,30 +1,42 @@
-"""The process that executes chunks, as Ray starts it. It imports no more than that takes."""
+"""The process that executes chunks, as Ray starts it. It imports no more than that takes, and only in that process."""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
-from flwr.common import NDArrays
 
-from sim.client import Program, workbench
-from sim.engine.board import Board
-from sim.engine.contract import Chunk, ChunkResult, TestSlice
-from sim.engine.shipping import Parcel, unpack
-from sim.engine.worker import Worker
-from sim.errors import RunError
-from sim.training import TestSums
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flwr.common import NDArrays
+
+    from sim.client import Program
+    from sim.engine.contract import Chunk, ChunkResult, TestSlice
+    from sim.engine.shipping import Parcel
+    from sim.training import TestSums
 
 
 @ray.remote
 class ChunkActor:
-    """A process that executes chunks; model, data and buffers stay in it from round to round."""
+    """A process that executes chunks; model, data and buffers stay in it from round to round.
 
-    def __init__(self, program: Program, num_clients: int, seed: int, log: Path, board: Path) -> None:
+    It can start before anybody knows what it will execute: ``begin`` says that.
+    """
+
+    def __init__(self) -> None:
+        import sim.engine.worker  # noqa: F401 - takes its time, in which the driver prepares the run
+
+        self.weights: NDArrays = []
+
+    def begin(self, program: Program, num_clients: int, seed: int, log: Path, board: Path) -> None:
+        """Take the clients of a run."""
+        from sim.engine.board import Board
+        from sim.engine.worker import Worker
+
         # Whatever a client prints belongs to the run, not to Ray's session folder.
         if log.parent.is_dir():  # it is not on another machine
             descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -33,18 +45,18 @@ class ChunkActor:
             os.close(descriptor)
         # On another machine there is no such file, and the driver knows by messages only what goes on.
         self.worker = Worker(program, num_clients, seed, board=Board(board) if board.is_file() else None)
-        self.weights: NDArrays = []
-        self.is_set_up = False
 
     def set_up(self) -> None:
-        """Load model, data and what PyTorch loads at the first step of an optimizer: that is no client's time."""
-        if not self.is_set_up:
-            with suppress(Exception):  # raised again, and told, by the first client
-                torch.optim.SGD(workbench(self.worker.program).net.parameters())
-            self.is_set_up = True
+        """Load model and data: that is no client's time."""
+        from sim.client import workbench
+
+        with suppress(Exception):  # raised again, and told, by the first client
+            workbench(self.worker.program)
 
     def receive(self, parcel: Parcel, from_node: str) -> None:
         """Take the data of the run, if this is another node than the one that sends them."""
+        from sim.engine.shipping import unpack
+
         if ray.get_runtime_context().get_node_id() != from_node:
             self.worker.program = unpack(self.worker.program, parcel)
 
@@ -54,7 +66,6 @@ class ChunkActor:
         Args:
             weights: of all of them, read-only; None for those that the last call had.
         """
-        self.set_up()
         self.worker.actor = actor
         if weights is not None:
             self.weights = weights
@@ -66,7 +77,15 @@ class ChunkActor:
 
     def run_tests(self, parts: list[TestSlice], weights: NDArrays) -> list[TestSums] | str:
         """Execute parts of the central test; return what is wrong with the user's ``test``, if it is."""
+        from sim.errors import RunError
+
         try:
             return [self.worker.test(weights, part) for part in parts]
         except RunError as error:
             return str(error)
+
+
+def hire(**options: Any) -> Any:
+    """Start an actor; the options are Ray's, e.g. ``num_cpus``."""
+    actor_class: Any = ChunkActor
+    return actor_class.options(**options).remote()

@@ -9,9 +9,9 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import ray
 from flwr.server import Server, ServerConfig
@@ -20,7 +20,7 @@ from flwr.simulation import start_simulation
 from ray.exceptions import RayError
 
 from sim.client import ClientFn, Program
-from sim.engine.actor import ChunkActor
+from sim.engine.actor import hire
 from sim.engine.board import Board, board_file
 from sim.engine.contract import OpenDispatcher
 from sim.engine.dispatch import Patience, RayDispatcher, last_line
@@ -66,6 +66,23 @@ class _Opening:
         yield RayDispatcher(actors, hire, Board(self.board), self.patience, self.spills, together=self.together)
 
 
+@dataclass
+class _Crew:
+    """What Flower takes for the class of our actors: gives it those that wait first, then new ones."""
+
+    waiting: list[Any]
+    _options: dict[str, Any] = field(default_factory=dict)
+
+    def options(self, **options: Any) -> Self:
+        self._options = options
+        return self
+
+    def remote(self, **what: Any) -> Any:
+        actor = self.waiting.pop() if self.waiting else hire(**self._options)
+        actor.begin.remote(**what)  # before all that it is asked later
+        return actor
+
+
 def run(
     make_server: Callable[[OpenDispatcher], Server],
     program: Program,
@@ -108,7 +125,7 @@ def run(
                 config=ServerConfig(num_rounds=num_rounds),
                 ray_init_args=arguments,
                 keep_initialised=own_ray is not None,
-                actor_type=ChunkActor,
+                actor_type=_Crew(own_ray.actors if own_ray is not None else []),
                 actor_kwargs={"program": program, "num_clients": num_clients, "seed": seed, "log": log, "board": board},
             )
         except Exception as error:
