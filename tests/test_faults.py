@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import psutil
 import pytest
 
 from conftest import sha256
-from sim import Run, RunConfig, memory
+from sim import Run, RunConfig, memory, resume
 from sim.engine.board import Board, board_file
 from sim.engine.finite import NonFiniteError, check_finite
 from sim.errors import ClientError, WriteError
@@ -71,6 +72,22 @@ def test_a_client_that_hangs_is_left_out_and_its_process_replaced(small: Callabl
     failed = hanging.clients()[hanging.clients().status == "failed"]
     assert set(failed.error) == {"Timeout: no end after 2 s"}
     assert "hangs with client" in hanging.log_path.read_text()
+    assert "spills" not in hanging.log_path.read_text()
+
+
+def test_ray_does_not_use_the_disk_as_memory_without_a_word(small: Callable[..., Run]) -> None:
+    """Krum holds the weights of 20 clients, 128 MB, for which Ray is given 75."""
+    run = small(
+        {"num_cpus": 1, "object_store_memory": 75 * 2**20},
+        model="SimpleCnn",
+        strategy="krum",
+        num_clients=20,
+        clients_per_round=20,
+        num_rounds=1,
+        max_local_steps=1,
+        engine="ray",
+    )
+    assert run.log_path.read_text().count("shared memory is full and spills to the disk") == 1
 
 
 def test_a_run_whose_folder_is_gone_ends_with_one_line(small: Callable[..., Run], tmp_path: Path) -> None:
@@ -83,6 +100,29 @@ def test_a_run_whose_folder_is_gone_ends_with_one_line(small: Callable[..., Run]
     with pytest.raises(WriteError, match=r"gone/.*: cannot be written") as caught:
         small(name="gone", on_record=remove, num_rounds=5)
     assert caught.value.exit_code == 1
+
+
+def test_a_run_whose_folder_becomes_read_only_can_be_resumed(tmp_path: Path, small: Callable[..., Run]) -> None:
+    # Root writes where it may not, unless it gives that up.
+    gives_up = ["--inh-caps=-dac_override,-dac_read_search", "--bounding-set=-dac_override,-dac_read_search"]
+    as_a_user = ["setpriv", *gives_up] if os.geteuid() == 0 else []
+    flags = ["--num-clients", "10", "--clients-per-round", "4", "--local-epochs", "1", "--num-rounds", "15"]
+    command = [*as_a_user, sys.executable, "-m", "sim", "run", "--engine", "inline", *flags, "--name", "cut"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    run = Run(tmp_path / "results" / "cut")
+    while not (run.rounds_path.exists() and run.rounds_path.read_text().count("\n") > 2) and process.poll() is None:
+        time.sleep(0.01)
+    for folder in (run.checkpoints_path, run.path):
+        folder.chmod(0o555)
+    _, errors = process.communicate(timeout=60)
+    for folder in (run.checkpoints_path, run.path):
+        folder.chmod(0o755)
+    assert process.returncode == 1
+    (line,) = [line for line in errors.splitlines() if line.startswith("sim:")]
+    assert line.startswith(f"sim: {run.path}")
+    assert line.endswith("cannot be written: Permission denied")
+    assert sha256(resume(run).model_path) == sha256(small(num_rounds=15).model_path)
+    assert not [path for path in run.path.rglob("*") if path.name.startswith(".")]
 
 
 def test_two_runs_at_once_and_one_that_was_killed(tmp_path: Path, small: Callable[..., Run]) -> None:

@@ -99,6 +99,7 @@ class OwnRay:
         except BaseException as error:  # noqa: BLE001 - for whoever waits
             self._started.set_exception(error)
         else:
+            self._made_at_start = self._made_in_session()
             self._started.set_result(None)
             self._ended.wait()  # Linux ends Ray's processes with the thread that started them, so that none is left
 
@@ -107,8 +108,15 @@ class OwnRay:
         self._started.result()
 
     def spills(self) -> bool:
-        """Whether objects that Ray's shared memory had no room for lie on the disk."""
-        return any(self.folder.glob("session_*/ray_spilled_objects*/*"))
+        """Whether Ray has put on the disk what its shared memory had no room for.
+
+        It makes a folder for that in its session's, or a file that it removes at once while it uses it; nothing else
+        is made there after the start.
+        """
+        return self._made_in_session() != self._made_at_start
+
+    def _made_in_session(self) -> list[int]:
+        return [session.stat().st_mtime_ns for session in self.folder.glob("session_*")]
 
     def end(self) -> None:
         """End Ray and its processes; nothing if they have ended."""
