@@ -80,12 +80,13 @@ def test_what_a_client_prints_and_raises_in_an_actor_is_in_the_log(small: Callab
 
 @pytest.mark.usefixtures("_no_process_left", "in_programs")
 def test_a_client_whose_process_dies_again_and_again_counts_as_one_that_raised(small: Callable[..., Run]) -> None:
-    run = small(engine="ray", client="own:Exiting", on_client_error="drop", max_retries=1)
+    run = small(engine="ray", client="own:Exiting", on_client_error="drop", max_retries=1, clients_per_round=10)
     clients = run.clients()
     failed = clients[clients.status == "failed"]
-    assert failed[["round", "client_id"]].values.tolist() == [[1, 3]]
-    assert failed.error.tolist() == ["ProcessDied: its process crashed or was killed, 2 times"]
-    assert run.rounds().num_failures.tolist()[1:] == [1, 0]
+    assert failed[["round", "client_id"]].values.tolist() == [[1, 3], [1, 5]]
+    assert failed.error.tolist() == ["ProcessDied: its process crashed or was killed, 2 times"] * 2
+    assert run.rounds().num_failures.tolist()[1:] == [2, 0]
+    assert "CUDA error: an illegal memory access" in run.log_path.read_text()
     with pytest.raises(ClientError, match=r"client 3 raised in round 1 \(fit\): ProcessDied: .*, 1 time$"):
         small(engine="ray", client="own:Exiting", max_retries=0, name="stopped")
 

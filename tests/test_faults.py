@@ -18,6 +18,7 @@ import pytest
 
 from conftest import sha256
 from sim import Run, RunConfig, memory, resume
+from sim.engine import ray
 from sim.engine.board import Board, board_file
 from sim.engine.finite import NonFiniteError, check_finite
 from sim.errors import ClientError, WriteError
@@ -73,6 +74,21 @@ def test_a_client_that_hangs_is_left_out_and_its_process_replaced(small: Callabl
     assert set(failed.error) == {"Timeout: no end after 2 s"}
     assert "hangs with client" in hanging.log_path.read_text()
     assert "spills" not in hanging.log_path.read_text()
+
+
+@pytest.mark.usefixtures("in_programs")
+def test_a_client_that_hangs_on_another_machine_is_ended_by_that_machine(
+    small: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whose processes do not find the board, so the driver cannot see what they do."""
+    begin = ray._Crew.remote
+    monkeypatch.setattr(ray._Crew, "remote", lambda crew, **what: begin(crew, **{**what, "board": tmp_path / "none"}))
+    knobs = {"num_clients": 3, "clients_per_round": 3, "on_client_error": "drop"}  # client 1 hangs in round 2
+    hanging = small({"num_cpus": 1}, client="own:Hanging", client_timeout=1.5, max_retries=0, engine="ray", **knobs)
+    raising = small(client="own:Failing", name="raising", **knobs)
+    assert sha256(hanging.model_path) == sha256(raising.model_path)
+    failed = hanging.clients()[hanging.clients().status == "failed"]
+    assert failed[["round", "client_id"]].values.tolist() == [[2, 1]]
 
 
 def test_ray_does_not_use_the_disk_as_memory_without_a_word(small: Callable[..., Run]) -> None:

@@ -32,7 +32,9 @@ class ChunkActor:
 
         self.weights: NDArrays = []
 
-    def begin(self, program: Program, num_clients: int, seed: int, log: Path, board: Path) -> None:
+    def begin(
+        self, program: Program, num_clients: int, seed: int, log: Path, board: Path, client_timeout: float | None
+    ) -> None:
         """Take the clients of a run."""
         from sim.engine.board import Board
         from sim.engine.worker import Worker
@@ -43,8 +45,11 @@ class ChunkActor:
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             os.close(descriptor)
-        # On another machine there is no such file, and the driver knows by messages only what goes on.
-        self.worker = Worker(program, num_clients, seed, board=Board(board) if board.is_file() else None)
+        self.worker = Worker(program, num_clients, seed)
+        if board.is_file():
+            self.worker.board = Board(board)
+        else:  # on another machine, where the driver cannot see what goes on
+            self.worker.client_timeout = client_timeout
 
     def set_up(self) -> None:
         """Load model and data: that is no client's time."""

@@ -38,12 +38,12 @@ class _Opening:
     together: bool
     parcel: Parcel | None
     spills: Callable[[], bool]
-    on_sigterm: Any  # the handler before ray.init put its own there
+    on_sigterm: Any  # the handler before ray.init put its own there; None if it is not Python's
 
     @contextmanager
     def __call__(self, client_manager: ClientManager) -> Iterator[RayDispatcher]:
         """Take the actors out of Flower's pool, and send them the data."""
-        if threading.current_thread() is threading.main_thread():
+        if self.on_sigterm is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self.on_sigterm)
         proxy: Any = next(iter(client_manager.all().values()))
         pool = proxy.actor_pool
@@ -126,7 +126,14 @@ def run(
                 ray_init_args=arguments,
                 keep_initialised=own_ray is not None,
                 actor_type=_Crew(own_ray.actors if own_ray is not None else []),
-                actor_kwargs={"program": program, "num_clients": num_clients, "seed": seed, "log": log, "board": board},
+                actor_kwargs={
+                    "program": program,
+                    "num_clients": num_clients,
+                    "seed": seed,
+                    "log": log,
+                    "board": board,
+                    "client_timeout": patience.client_timeout,
+                },
             )
         except Exception as error:
             # start_simulation wraps what the round loop raises; anything else comes from Ray's start.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -45,6 +46,7 @@ class Worker:
     Attributes:
         client_fn: makes them instead of the program's own.
         board: where it notes which client it executes.
+        client_timeout: seconds after which the system ends this process, where nobody else would see that it hangs.
     """
 
     program: Program
@@ -53,6 +55,7 @@ class Worker:
     actor: int = 0
     client_fn: Callable[[Context], Client] | None = None
     board: Board | None = None
+    client_timeout: float | None = None
     _names: Sequence[str] = ()
 
     def run(self, chunk: Chunk) -> ChunkResult:
@@ -66,6 +69,8 @@ class Worker:
         outcomes, total = done or self._one_by_one(chunk)
         if self.board is not None:
             self.board.end(self.actor)
+        if self.client_timeout is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for outcome in outcomes:
             outcome.actor = self.actor
         return ChunkResult(outcomes, total, [(self.actor, began, time.perf_counter())])
@@ -73,6 +78,8 @@ class Worker:
     def _begin(self, client_id: int, together: int = 1) -> None:
         if self.board is not None:
             self.board.begin(self.actor, client_id, together)
+        if self.client_timeout is not None:
+            signal.setitimer(signal.ITIMER_REAL, self.client_timeout * together)  # what hangs in C does not escape it
 
     def _together(self, bench: Workbench, chunk: Chunk) -> tuple[list[Outcome], WeightedSum] | None:
         self._begin(chunk.tasks[0].client_id, len(chunk.tasks))

@@ -93,11 +93,13 @@ class Lost(CifarClient):
 
 
 class Exiting(Failing):
-    """Client 3 ends its process in round 1 as a segmentation fault would."""
+    """Client 3 ends its process in round 1 as a segmentation fault would; a GPU is broken after client 5."""
 
     def fit(self, parameters, config):
         if config["server_round"] == 1 and self.client_id == 3:
             os._exit(9)
+        if config["server_round"] == 1 and self.client_id == 5:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return CifarClient.fit(self, parameters, config)
 
 
