@@ -1,0 +1,100 @@
+"""Seconds until a run's first round, beside bare imports and ``ray.init``, and with many registered clients.
+
+    scripts/bench_start.sh [--repeats 5] [--only digits registered] [-o results/published/start]
+
+What is compared starts in turn, after one start of each that is not counted. Writes OUTPUT.csv, medians a row, and
+OUTPUT.json with machine and versions. With many registered clients 100 train in a round; the partition is in the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from sim import environment
+
+BARE = "import torch, flwr, ray; ray.init(); print('started', flush=True)"
+REGISTERED = ("--dataset", "synthetic", "--num-examples", "100000", "--partitioner", "iid", "--local-epochs", "1")
+STARTS = {
+    "digits": {"bare": None, "sim run": ()},
+    "registered": {
+        f"{number:,} clients": (*REGISTERED, "--num-clients", str(number), "--clients-per-round", "100")
+        for number in (100, 10_000, 100_000)
+    },
+}
+
+
+def bare() -> tuple[float, float]:
+    """Import and start what every simulation on Ray needs; seconds until that is done, twice."""
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-c", BARE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    while process.stdout.readline() != b"started\n":
+        if process.poll() is not None:
+            raise RuntimeError(f"ray.init ended with exit code {process.returncode}")
+    seconds = time.perf_counter() - start
+    process.communicate()
+    return seconds, seconds
+
+
+def run(*flags: str) -> tuple[float, float]:
+    """Start a run of one round; seconds until round 1 begins and until it is recorded."""
+    with tempfile.TemporaryDirectory(prefix="sim-start-") as folder:
+        words = ["run", "--num-rounds", "1", "--name", "start", "--results-dir", folder, *flags]
+        table = Path(folder) / "start" / "rounds.csv"
+        seconds: list[float] = []
+        start = time.perf_counter()
+        process = subprocess.Popen([sys.executable, "-m", "sim", *words], stderr=subprocess.PIPE)
+        while len(seconds) < 2:
+            recorded = table.read_text().count("\n") - 1 if table.exists() else 0
+            seconds += [time.perf_counter() - start] * (recorded - len(seconds))
+            if process.poll() is not None and recorded < 2:
+                raise RuntimeError(str(process.communicate()[1], "utf-8"))
+            time.sleep(0.005)
+        process.communicate()
+    return seconds[0], seconds[1]
+
+
+def compare(name: str, repeats: int) -> pd.DataFrame:
+    """Start everything of a comparison in turn; the first row is what the others are compared with."""
+    starts = STARTS[name]
+    taken: dict[str, list[tuple[float, float]]] = {label: [] for label in starts}
+    for _ in range(repeats + 1):
+        for label, flags in starts.items():
+            taken[label].append(bare() if flags is None else run(*flags))
+    rows = []
+    for label, all_seconds in taken.items():
+        begins, ends = (statistics.median(column) for column in zip(*all_seconds[1:], strict=True))
+        rows.append({"comparison": name, "start": label, "begin_seconds": begins, "end_seconds": ends})
+    frame = pd.DataFrame(rows)
+    for column in ("begin", "end"):
+        seconds = frame[f"{column}_seconds"]
+        frame[f"{column}_seconds_beyond"] = seconds - seconds[0]
+        frame[f"{column}_ratio"] = seconds / seconds[0]
+    return frame
+
+
+def main() -> None:
+    """Compare and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--repeats", type=int, default=5, help="starts of each that count [default 5]")
+    parser.add_argument("--only", nargs="+", choices=STARTS, default=list(STARTS))
+    parser.add_argument("-o", "--output", type=Path, default=Path("results/published/start"))
+    arguments = parser.parse_args()
+    frame = pd.concat([compare(name, arguments.repeats) for name in arguments.only], ignore_index=True).round(3)
+    frame.to_csv(arguments.output.with_suffix(".csv"), index=False)
+    about = {**environment.describe(), "repeats": arguments.repeats}
+    arguments.output.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    print(frame.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
