@@ -7,4 +7,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 "$VENV"/bin/ruff check .
 "$VENV"/bin/ruff format --check .
 "$VENV"/bin/mypy
-"$VENV"/bin/python -m pytest --numprocesses 2 "$@"
+"$VENV"/bin/python -m pytest --numprocesses 2 --dist worksteal "$@"

@@ -84,6 +84,9 @@ FOLDERS: dict[str, tuple[Callable[[Path], object] | None, str]] = {
 }
 
 
+INLINE = ["--engine", "inline"]  # what is checked is the same, without the seconds that Ray takes to start
+
+
 def _check(answer: subprocess.CompletedProcess[str], message: str, folder: Path) -> None:
     assert answer.returncode == 2, answer.stderr
     assert answer.stdout == ""
@@ -99,7 +102,9 @@ def test_data_folders(sim: Sim, tmp_path: Path, kind: str) -> None:
     photos = tmp_path / "photos"
     if make is not None:
         make(photos)
-    answer = sim("run", "--dataset", "imagefolder", "--data-dir", "photos", "--num-clients", "5", prefix=PREFIX)
+    answer = sim(
+        "run", *INLINE, "--dataset", "imagefolder", "--data-dir", "photos", "--num-clients", "5", prefix=PREFIX
+    )
     if kind == "unreadable":
         (photos / "train" / "cat").chmod(0o755)
     _check(answer, message, tmp_path)
@@ -167,7 +172,8 @@ FLAGS = {
 def test_flags_and_values(sim: Sim, tmp_path: Path, words: str) -> None:
     # without a GPU, wherever the tests run
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    _check(sim("run", *words.split(), env=environment), FLAGS[words], tmp_path)
+    engine = [] if words.startswith(("--engine", "--num-cpus", "--num-gpus", "--device")) else INLINE
+    _check(sim("run", *engine, *words.split(), env=environment), FLAGS[words], tmp_path)
 
 
 CONFIGS = {
@@ -216,7 +222,7 @@ PLUGINS = {
 
 @pytest.mark.parametrize("words", PLUGINS)
 def test_modules_of_the_users_own(sim: Sim, tmp_path: Path, words: str) -> None:
-    answer = sim("run", *words.split(), "--results-dir", str(tmp_path / "results"), cwd=PROGRAMS)
+    answer = sim("run", *INLINE, *words.split(), "--results-dir", str(tmp_path / "results"), cwd=PROGRAMS)
     _check(answer, PLUGINS[words], tmp_path)
 
 

@@ -30,7 +30,7 @@ def _no_process_left() -> Any:
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "krum"])
 def test_the_engine_and_the_number_of_actors_do_not_change_a_bit(small: Callable[..., Run], strategy: str) -> None:
     config = {"num_clients": 40, "clients_per_round": 33, "fraction_evaluate": 0.5, "strategy": strategy}
-    runs = {"inline": small(**config, name="inline"), "again": small(**config, name="again")}
+    runs = {"inline": small(**config, name="inline")}
     for count in (1, 2, 3):
         runs[str(count)] = small({"num_cpus": count}, **config, engine="ray", num_cpus=1, name=str(count))
         assert runs[str(count)].clients().actor.nunique() == count
@@ -38,7 +38,13 @@ def test_the_engine_and_the_number_of_actors_do_not_change_a_bit(small: Callable
     measured = ["train_loss", "test_loss", "test_accuracy", "eval_loss", "eval_accuracy"]
     frames = [run.rounds()[measured] for run in runs.values()]
     assert all(frame.equals(frames[0]) for frame in frames)
-    assert sha256(small(**config, seed=1, name="e").model_path) != sha256(runs["inline"].model_path)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_others(small: Callable[..., Run]) -> None:
+    first, again, other = (
+        sha256(small(seed=seed, name=name).model_path) for seed, name in ((0, "a"), (0, "b"), (1, "c"))
+    )
+    assert first == again != other
 
 
 @pytest.mark.usefixtures("_no_process_left", "in_programs")

@@ -84,7 +84,7 @@ def test_a_client_that_hangs_on_another_machine_is_ended_by_that_machine(
     begin = ray._Crew.remote
     monkeypatch.setattr(ray._Crew, "remote", lambda crew, **what: begin(crew, **{**what, "board": tmp_path / "none"}))
     knobs = {"num_clients": 3, "clients_per_round": 3, "on_client_error": "drop"}  # client 1 hangs in round 2
-    hanging = small({"num_cpus": 1}, client="own:Hanging", client_timeout=1.5, max_retries=0, engine="ray", **knobs)
+    hanging = small({"num_cpus": 1}, client="own:Hanging", client_timeout=5.0, max_retries=0, engine="ray", **knobs)
     raising = small(client="own:Failing", name="raising", **knobs)
     assert sha256(hanging.model_path) == sha256(raising.model_path)
     failed = hanging.clients()[hanging.clients().status == "failed"]

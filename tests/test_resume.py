@@ -111,8 +111,10 @@ def test_sigterm_ends_with_a_checkpoint_and_another_number_of_processes_goes_on(
     deadline = time.monotonic() + 120
     while process.poll() is None and len(cut.checkpoints()) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
-    again = sim("run", "--resume", "cut")  # while it runs
+    process.send_signal(signal.SIGSTOP)  # so that it does not get far meanwhile
+    again = sim("run", "--resume", "cut", "--engine", "inline")
     assert (again.returncode, again.stderr) == (2, f"sim: {cut.path}: another process is writing to it\n")
+    process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -70,7 +70,7 @@ def _check(answer: subprocess.CompletedProcess[str], name: str, place: str) -> N
 def test_a_damaged_file_is_one_line(sim: Sim, tmp_path: Path) -> None:
     path = _mnist(tmp_path) / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:1000])
-    _check(sim("run", "--dataset", "mnist", "--data-dir", "."), "mnist", "MNIST/raw")
+    _check(sim("run", "--engine", "inline", "--dataset", "mnist", "--data-dir", "."), "mnist", "MNIST/raw")
 
 
 def test_a_broken_link_is_one_line(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_half_a_download_is_one_line(sim: Sim, tmp_path: Path) -> None:
     whole = (raw / "train-images-idx3-ubyte").read_bytes()
     (raw / "train-images-idx3-ubyte").unlink()
     (raw / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(whole)[:500])
-    answer = sim("run", "--dataset", "mnist", "--data-dir", ".")
+    answer = sim("run", "--engine", "inline", "--dataset", "mnist", "--data-dir", ".")
     _check(answer, "mnist", "MNIST/raw: RuntimeError: Dataset not found")
 
 
@@ -92,7 +92,9 @@ def test_half_a_download_is_one_line(sim: Sim, tmp_path: Path) -> None:
 def test_missing_files_without_a_network_are_one_line(sim: Sim, tmp_path: Path, name: str) -> None:
     # an address that nobody answers stands for the missing network
     unreachable = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
-    answer = sim("run", "--dataset", name, "--data-dir", "nowhere", env={**os.environ, **unreachable})
+    answer = sim(
+        "run", "--engine", "inline", "--dataset", name, "--data-dir", "nowhere", env={**os.environ, **unreachable}
+    )
     _check(answer, name, f"nowhere/cifar-{name.removeprefix('cifar')}")
     assert not (tmp_path / "results").exists()
 
