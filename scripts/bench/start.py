@@ -52,7 +52,9 @@ def run(*flags: str) -> tuple[float, float]:
         table = Path(folder) / "start" / "rounds.csv"
         seconds: list[float] = []
         start = time.perf_counter()
-        process = subprocess.Popen([sys.executable, "-m", "sim", *words], stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sim", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
         while len(seconds) < 2:
             recorded = table.read_text().count("\n") - 1 if table.exists() else 0
             seconds += [time.perf_counter() - start] * (recorded - len(seconds))
