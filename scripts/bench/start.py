@@ -22,7 +22,9 @@ import pandas as pd
 from sim import environment
 
 BARE = "import torch, flwr, ray; ray.init(); print('started', flush=True)"
+# One step of one example, so that clients with many examples take no longer.
 REGISTERED = ("--dataset", "synthetic", "--num-examples", "100000", "--partitioner", "iid", "--local-epochs", "1")
+REGISTERED += ("--max-local-steps", "1", "--batch-size", "1")
 STARTS = {
     "digits": {"bare": None, "sim run": ()},
     "registered": {
