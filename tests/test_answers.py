@@ -41,7 +41,7 @@ def test_rounds_tell_how_accuracy_differs_among_the_clients(small: Callable[...,
 
 
 def test_a_run_ends_when_the_target_is_reached_and_goes_on_with_a_higher_one(small: Callable[..., Run]) -> None:
-    knobs = {"num_rounds": 12, "num_clients": 5, "clients_per_round": 5, "local_epochs": 3, "partitioner": "iid"}
+    knobs = {"num_rounds": 12, "num_clients": 5, "clients_per_round": 5, "local_epochs": 1, "partitioner": "iid"}
     whole = small(**knobs, name="whole")
     accuracy = whole.rounds().test_accuracy
     target = float(accuracy[3])
