@@ -119,7 +119,6 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def entry() -> None:
     """The console script ``sim``."""
-    gc.set_threshold(100_000)  # a fifth of an import's time goes into looking for garbage where there is none
     code = main()
     # Python's last garbage collection would spend 1.3 s on the objects of torch and flwr.
     gc.freeze()

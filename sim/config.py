@@ -210,8 +210,9 @@ class RunConfig(TrainingConfig):
 
     @property
     def client_resources(self) -> dict[str, float]:
-        """What Ray reserves for one actor."""
-        return {"num_cpus": self.num_cpus, "num_gpus": self.gpus_of_a_client}
+        """What Ray reserves for one actor; as no share lies on two GPUs, as much as makes equal shares of one."""
+        share = self.gpus_of_a_client
+        return {"num_cpus": self.num_cpus, "num_gpus": 1 / int(1 / share + 1e-9) if 0 < share < 1 else share}
 
     @property
     def num_fit_clients(self) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch.optim import Optimizer
 
 _COMPILER = "torch._dynamo"
+_MADE = "__dynamo_disable"  # where PyTorch's decorator keeps what it made when it was first called
 
 
 def put_off() -> None:
@@ -29,8 +30,7 @@ def put_off() -> None:
     kept_out, with_breaks = (_code(wrap(_code)) for wrap in (_disable_dynamo, _use_grad_for_differentiable))
     for method in vars(Optimizer).values():
         if _code(method) is kept_out:
-            # Where the decorator keeps what it made when it was first called.
-            method.__wrapped__.__dict__.setdefault("__dynamo_disable", _kept_out_later(method.__wrapped__))
+            method.__wrapped__.__dict__.setdefault(_MADE, _kept_out_later(method))
     for kind in vars(torch.optim).values():
         if isinstance(kind, type) and _code(vars(kind).get("step")) is with_breaks:
             kind.step = _with_breaks_later(vars(kind)["step"])  # type: ignore[attr-defined]
@@ -40,15 +40,14 @@ def _code(function: Any) -> Any:
     return getattr(function, "__code__", None)
 
 
-def _kept_out_later(function: Callable[..., Any]) -> Callable[..., Any]:
+def _kept_out_later(method: Any) -> Callable[..., Any]:
+    function = method.__wrapped__
+
     def call(*args: Any, **kwargs: Any) -> Any:
         if _COMPILER not in sys.modules:
             return function(*args, **kwargs)
-        import torch._dynamo
-
-        kept_out = torch._dynamo.disable(function, wrapping=False)
-        function.__dict__["__dynamo_disable"] = kept_out
-        return kept_out(*args, **kwargs)
+        function.__dict__.pop(_MADE, None)  # the decorator makes its own now
+        return method(*args, **kwargs)
 
     return call
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sim import environment, memory
 from sim.config import RunConfig
 from sim.errors import ConfigError
+from sim.imports import uncollected
 from sim.interrupts import interruptible
 from sim.rundir import Run
 
@@ -69,10 +70,11 @@ def _simulate(
         num_actors = 0  # of this machine
     with _own_ray(config, arguments, num_actors) as own_ray:
         # Only now, since PyTorch takes its time to import, while Ray takes its own to start.
-        from sim.engine import inline
-        from sim.preparation import prepare
-        from sim.recording import recorded
-        from sim.resuming import resumed
+        with uncollected():
+            from sim.engine import inline
+            from sim.preparation import prepare
+            from sim.recording import recorded
+            from sim.resuming import resumed
 
         prepared = prepare(config)
         going_on = None if old is None else resumed(old, prepared)
@@ -154,6 +156,8 @@ def _check_resources(config: RunConfig, ray_init_args: dict[str, Any]) -> int:
         ConfigError: it has not.
     """
     share = config.gpus_of_a_client
+    if share > 1 and share % 1:
+        raise ConfigError(f"--num-gpus {share:g}: above 1 it must be a whole number")
     fit = [ray_init_args["num_cpus"] / config.num_cpus]
     if share or config.device == "cuda":
         import torch
@@ -165,7 +169,7 @@ def _check_resources(config: RunConfig, ray_init_args: dict[str, Any]) -> int:
             reason = f"this machine has {num_gpus:g} GPUs; at most {num_gpus:g}"
             raise ConfigError(f"--num-gpus {share:g}: {reason}")
         check_device(config)
-        fit += [num_gpus / share] if share else []
+        fit += [num_gpus / config.client_resources["num_gpus"]] if share else []
     if config.engine == "inline":
         return 0
     num_cpus = ray_init_args["num_cpus"]

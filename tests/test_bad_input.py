@@ -148,6 +148,7 @@ FLAGS = {
     "--min-partition-size 15": "cannot give each 15; at most 95 clients",
     "--num-clients 10 --alpha 0.0001": "--partitioner dirichlet: The max number of attempts (10) was reached",
     "--num-gpus 0.5": "--num-gpus 0.5: this machine has 0 GPUs; at most 0",
+    "--num-gpus 1.5": "--num-gpus 1.5: above 1 it must be a whole number",
     "--num-gpus -1": "--num-gpus -1: must be at least 0",
     "--num-cpus 4096": "--num-cpus 4096: this machine has ",
     "--num-cpus 0": "--num-cpus 0: must be at least 0.01",

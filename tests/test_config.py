@@ -43,6 +43,15 @@ def test_a_fraction_picks_its_floor_without_rounding_error(num_clients: int, fra
 
 
 @pytest.mark.parametrize(
+    ("num_gpus", "reserved"),
+    [(0, 0), (0.1, 0.1), (0.25, 0.25), (0.3, 1 / 3), (0.4, 0.5), (0.6, 1), (1 / 49, 1 / 49), (1, 1), (2, 2)],
+)
+def test_no_share_of_a_gpu_lies_on_two(num_gpus: float, reserved: float) -> None:
+    """Ray would wait forever for the fifth of five actors with 0.4 of two GPUs each."""
+    assert RunConfig(num_gpus=float(num_gpus)).client_resources["num_gpus"] == pytest.approx(reserved)
+
+
+@pytest.mark.parametrize(
     ("knobs", "message"),
     [
         ({"lr": 0}, "lr = 0: must be above 0"),

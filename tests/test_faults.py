@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -128,8 +129,10 @@ def test_a_run_whose_folder_becomes_read_only_can_be_resumed(tmp_path: Path, sma
     run = Run(tmp_path / "results" / "cut")
     while not (run.rounds_path.exists() and run.rounds_path.read_text().count("\n") > 2) and process.poll() is None:
         time.sleep(0.01)
+    process.send_signal(signal.SIGSTOP)  # so that it is not done before
     for folder in (run.checkpoints_path, run.path):
         folder.chmod(0o555)
+    process.send_signal(signal.SIGCONT)
     _, errors = process.communicate(timeout=60)
     for folder in (run.checkpoints_path, run.path):
         folder.chmod(0o755)

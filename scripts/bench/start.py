@@ -54,16 +54,18 @@ def run(*flags: str) -> tuple[float, float]:
         table = Path(folder) / "start" / "rounds.csv"
         seconds: list[float] = []
         start = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sim", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        while len(seconds) < 2:
-            recorded = table.read_text().count("\n") - 1 if table.exists() else 0
-            seconds += [time.perf_counter() - start] * (recorded - len(seconds))
-            if process.poll() is not None and recorded < 2:
-                raise RuntimeError(str(process.communicate()[1], "utf-8"))
-            time.sleep(0.005)
-        process.communicate()
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen([sys.executable, "-m", "sim", *words], **quiet) as process:
+            try:
+                while len(seconds) < 2:
+                    recorded = table.read_text().count("\n") - 1 if table.exists() else 0
+                    seconds += [time.perf_counter() - start] * (recorded - len(seconds))
+                    if process.poll() is not None and recorded < 2:
+                        raise RuntimeError(f"sim {' '.join(words)}: exit code {process.returncode}")
+                    time.sleep(0.005)
+            except BaseException:
+                process.terminate()
+                raise
     return seconds[0], seconds[1]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
+
+from sim.imports import uncollected
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,11 +30,8 @@ class ChunkActor:
     """
 
     def __init__(self) -> None:
-        gc.disable()  # a fifth of an import's time; what is imported stays anyway
-        import sim.engine.worker  # noqa: F401 - takes its time, in which the driver prepares the run
-
-        gc.enable()
-        gc.freeze()
+        with uncollected():
+            import sim.engine.worker  # noqa: F401 - takes its time, in which the driver prepares the run
         self.weights: NDArrays = []
 
     def begin(
@@ -44,12 +42,12 @@ class ChunkActor:
         from sim.engine.worker import Worker
 
         # Whatever a client prints belongs to the run, not to Ray's session folder.
-        if log.parent.is_dir():  # it is not on another machine
+        with suppress(OSError):  # on another machine, the run's folder is not there
             descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             os.close(descriptor)
-        self.worker = Worker(program, num_clients, seed)
+        self.worker = Worker(program, num_clients, seed, own_process=True)
         if board.is_file():
             self.worker.board = Board(board)
         else:  # on another machine, where the driver cannot see what goes on

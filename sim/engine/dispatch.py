@@ -24,7 +24,7 @@ from sim.errors import EngineError, RunError
 from sim.records import Phase
 from sim.training import TestSums
 
-_SPARE_DEATHS = 3  # of actors outside of clients, before the run gives up
+_SPARE_DEATHS = 3  # more than one of each actor, outside of clients or unseen, before the run gives up
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class RayDispatcher:
         self._stored: list[tuple[NDArrays, Any]] = []  # weights and where they are in Ray's shared memory
         self._seconds: dict[Phase, float] = {}
         self._deaths: Counter[int] = Counter()  # by the client that an actor died with
-        self._spare_deaths = _SPARE_DEATHS
+        self._spare_deaths = _SPARE_DEATHS + len(self.actors)
 
     def wait_until_ready(self) -> None:
         """Virtual clients are always there."""
@@ -169,7 +169,7 @@ class RayDispatcher:
             except RayError as error:
                 raise EngineError(f"round {message.pieces[0].chunk.server_round}: {last_line(error)}") from error
             else:
-                self._spare_deaths = _SPARE_DEATHS
+                self._spare_deaths = _SPARE_DEATHS + len(self.actors)
                 for piece, result in zip(message.pieces, results, strict=True):
                     piece.result = result
         if wait:  # also while the others go on

@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
@@ -96,10 +96,12 @@ class OwnRay:
             with _only_what_runs_clients(self.init_args):
                 ray.init(**self.init_args)
             self.actors = [hire(**self._client_resources) for _ in range(self._num_actors)]
+            node: Any = ray_worker.global_worker.node
+            self._session = Path(node.get_session_dir_path())
+            self._made_at_start = self._session.stat().st_mtime_ns
         except BaseException as error:  # noqa: BLE001 - for whoever waits
             self._started.set_exception(error)
         else:
-            self._made_at_start = self._made_in_session()
             self._started.set_result(None)
             self._ended.wait()  # Linux ends Ray's processes with the thread that started them, so that none is left
 
@@ -113,10 +115,9 @@ class OwnRay:
         It makes a folder for that in its session's, or a file that it removes at once while it uses it; nothing else
         is made there after the start.
         """
-        return self._made_in_session() != self._made_at_start
-
-    def _made_in_session(self) -> list[int]:
-        return [session.stat().st_mtime_ns for session in self.folder.glob("session_*")]
+        with suppress(OSError):
+            return self._session.stat().st_mtime_ns != self._made_at_start
+        return False
 
     def end(self) -> None:
         """End Ray and its processes; nothing if they have ended."""

@@ -78,7 +78,7 @@ class _Crew:
         return self
 
     def remote(self, **what: Any) -> Any:
-        actor = self.waiting.pop() if self.waiting else hire(**self._options)
+        actor = self.waiting.pop(0) if self.waiting else hire(**self._options)
         actor.begin.remote(**what)  # before all that it is asked later
         return actor
 

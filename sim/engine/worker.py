@@ -46,6 +46,7 @@ class Worker:
     Attributes:
         client_fn: makes them instead of the program's own.
         board: where it notes which client it executes.
+        own_process: nobody else needs this process, so it ends when it can be of no use any more.
         client_timeout: seconds after which the system ends this process, where nobody else would see that it hangs.
     """
 
@@ -55,6 +56,7 @@ class Worker:
     actor: int = 0
     client_fn: Callable[[Context], Client] | None = None
     board: Board | None = None
+    own_process: bool = False
     client_timeout: float | None = None
     _names: Sequence[str] = ()
 
@@ -104,7 +106,7 @@ class Worker:
                         total.add(outcome.weights, outcome.num_examples)
                         outcome.weights = None
                 except (Exception, SystemExit) as error:  # noqa: BLE001 - the round loop decides what it means
-                    if self.board is not None and _broke_the_device(error):
+                    if self.own_process and _broke_the_device(error):
                         traceback.print_exc()
                         os._exit(1)  # CUDA is of no use to this process any more; another one does its clients
                     outcome = Outcome(
