@@ -16,18 +16,18 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 if TYPE_CHECKING:
-    from sim.config import CentralizedConfig as CentralizedConfig
-    from sim.config import RunConfig as RunConfig
-    from sim.rundir import Run as Run
+    from sim.config.run_config import CentralizedConfig as CentralizedConfig
+    from sim.config.run_config import RunConfig as RunConfig
+    from sim.run_folder.folder import Run as Run
     from sim.simulation import resume as resume
     from sim.simulation import simulate as simulate
 
 __all__ = ["CentralizedConfig", "Run", "RunConfig", "resume", "simulate"]
 
 _HOMES = {
-    "CentralizedConfig": "config",
-    "Run": "rundir",
-    "RunConfig": "config",
+    "CentralizedConfig": "config.run_config",
+    "Run": "run_folder.folder",
+    "RunConfig": "config.run_config",
     "resume": "simulation",
     "simulate": "simulation",
 }

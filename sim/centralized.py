@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from sim import data, plugins, rehearsal, runlog
-from sim.client import Program, get_weights, workbench
-from sim.config import CentralizedConfig
+from sim import user_code
+from sim.client.runtime import Program, get_weights, workbench
+from sim.config.run_config import CentralizedConfig
+from sim.data import examples
 from sim.errors import RunError
-from sim.preparation import check_device, fresh_weights, program_parts, train_knobs
-from sim.recording import finish, write_environment
-from sim.records import RoundRecord
-from sim.rundir import Run
-from sim.runwriter import RunWriter
+from sim.run_folder import log
+from sim.run_folder.folder import Run
+from sim.run_folder.records import RoundRecord
+from sim.run_folder.writer import RunWriter
 from sim.seeds import Purpose, seeded
+from sim.setup import dry_run
+from sim.setup.prepare import check_device, fresh_weights, program_parts, train_knobs
+from sim.setup.session import finish, write_environment
 
 
 def train_centralized(config: CentralizedConfig, *, on_record: Callable[[RoundRecord], None] | None = None) -> Run:
@@ -26,21 +29,21 @@ def train_centralized(config: CentralizedConfig, *, on_record: Callable[[RoundRe
         UsageError: the config, the data or the user's modules do not work; nothing was written.
     """
     check_device(config)
-    dataset = data.load(config)
+    dataset = examples.load(config)
     program = Program(**program_parts(config, dataset))
     weights = fresh_weights(program)
     bench = workbench(program)
-    rehearsal.rehearse(bench, weights, train_knobs(config, 1, config.epochs))
+    dry_run.rehearse(bench, weights, train_knobs(config, 1, config.epochs))
     writer = RunWriter.create(config.results_dir, config.name, config.to_toml(), clients=False)
     loader = bench.training_batches(None, config.batch_size)
     try:
         write_environment(writer)
-        with runlog.captured(writer.run.log_path, show=config.verbose):
+        with log.captured(writer.run.log_path, show=config.verbose):
             for epoch in range(config.epochs + 1):
                 start = time.perf_counter()
                 train_loss = fit_seconds = None
                 if epoch > 0:
-                    taken = plugins.accepted(bench.train, train_knobs(config, epoch, config.epochs))
+                    taken = user_code.accepted(bench.train, train_knobs(config, epoch, config.epochs))
                     bench.renew()
                     try:
                         with seeded(config.seed, Purpose.CENTRALIZED, epoch):

@@ -9,12 +9,13 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from sim.commands import look, study, train
-from sim.config import CentralizedConfig, RunConfig
+from sim.commands import inspect, study
+from sim.commands import run as training
+from sim.config.flags import Parser, add_config, add_knobs
+from sim.config.run_config import CentralizedConfig, RunConfig
 from sim.errors import ClientError, SimError
-from sim.flags import Parser, add_config, add_knobs
 from sim.network.options import ClientOptions, ServerOptions
-from sim.studies.cells import SET_BY_THE_GRID
+from sim.scale.cells import SET_BY_THE_GRID
 
 _EXIT_INTERRUPTED = 130
 
@@ -30,37 +31,37 @@ def _parser() -> Parser:
         command.set_defaults(act=act, parser=command)
         return command
 
-    run = add("run", train.run, "train a federation of virtual clients")
+    run = add("run", training.run, "train a federation of virtual clients")
     about = "go on with this run after its last checkpoint, to the bit as if it had not ended"
     run.add_argument("--resume", metavar="RUN", help=f"{about}; not for runs of sim server")
     add_config(run, RunConfig)
     add_config(
-        add("centralized", train.centralized, "train the same model on all the data in one place"),
+        add("centralized", training.centralized, "train the same model on all the data in one place"),
         CentralizedConfig,
     )
-    server = add("server", train.server, "wait for clients in other processes and train with them")
+    server = add("server", training.server, "wait for clients in other processes and train with them")
     add_knobs(server, ServerOptions)
     add_config(server, RunConfig)
-    client = add("client", train.client, "be one client of a server")
+    client = add("client", training.client, "be one client of a server")
     add_knobs(client, ClientOptions)
     add_config(client, RunConfig)
-    partition = add("partition", look.partition, "show which classes each client would hold, before any training")
+    partition = add("partition", inspect.partition, "show which classes each client would hold, before any training")
     partition.add_argument(
         "-o", "--output", default="partition.png", help="picture: .png, .svg or .pdf [default partition.png]"
     )
     add_config(partition, RunConfig)
-    plot = add("plot", look.plot, "draw accuracy and loss of one or many runs")
+    plot = add("plot", inspect.plot, "draw accuracy and loss of one or many runs")
     plot.add_argument("runs", nargs="+", metavar="RUN", help="name in the results folder, or path")
     plot.add_argument("--x", choices=("round", "seconds"), default="round", help="horizontal axis [default round]")
     plot.add_argument("-o", "--output", default="plot.png", help="picture: .png, .svg or .pdf [default plot.png]")
-    report = add("report", look.report, "write one HTML page about one or many runs")
+    report = add("report", inspect.report, "write one HTML page about one or many runs")
     report.add_argument("runs", nargs="+", metavar="RUN", help="name in the results folder, path, or a folder of runs")
     report.add_argument("-o", "--output", default="report.html", help="page: .html [default report.html]")
     _add_sweep(add("sweep", study.sweep, "run every combination of some values over several seeds"))
     about = "measure one client of a run, and say how many fit on this machine and what the run will take"
     add_config(add("size", study.size, about), RunConfig)
     _add_scale(add("scale", study.scale, "measure throughput, scaling and memory over clients and processes"))
-    listing = add("list", look.show_list, "list the runs with rounds, final and best accuracy")
+    listing = add("list", inspect.show_list, "list the runs with rounds, final and best accuracy")
     for command in (plot, report, listing):
         command.add_argument("--results-dir", default="results", help="where run folders are [default results]")
     return parser

@@ -16,15 +16,15 @@ from flwr.client import Client, ClientApp
 from flwr.common import Context
 from flwr.server import History, ServerApp, ServerAppComponents, ServerConfig
 
-from sim.config import RunConfig
+from sim.config.fields import check, parse_flag, type_of
+from sim.config.run_config import RunConfig
 from sim.errors import ConfigError
-from sim.knobs import check, parse_flag, type_of
 from sim.network.hosting import Host
 from sim.network.identity import Member, introduce
 from sim.network.options import ServerOptions, networked
 from sim.network.remote_client import RemoteClient
-from sim.preparation import check_device, prepare
-from sim.progress import RoundProgress
+from sim.run_folder.progress import RoundProgress
+from sim.setup.prepare import check_device, prepare
 
 
 def _client_fn(context: Context) -> Client:

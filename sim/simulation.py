@@ -9,17 +9,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sim import environment, memory
-from sim.config import RunConfig
+from sim.config.run_config import RunConfig
 from sim.errors import ConfigError
 from sim.imports import uncollected
 from sim.interrupts import interruptible
-from sim.rundir import Run
+from sim.measure import memory
+from sim.run_folder import environment
+from sim.run_folder.folder import Run
 
 if TYPE_CHECKING:
-    from sim.engine.own_ray import OwnRay
-    from sim.preparation import Prepared
-    from sim.recording import OnRecord
+    from sim.engine.ray.session import OwnRay
+    from sim.setup.prepare import Prepared
+    from sim.setup.session import OnRecord
 
 
 def simulate(
@@ -51,7 +52,7 @@ def resume(
         UsageError: config, data set, partition or files do not fit; nothing was changed.
         RunError: as ``simulate``.
     """
-    from sim.resuming import config_of
+    from sim.setup.resume import config_of
 
     return _simulate(config_of(run, changes), run, ray_init_args, on_record)
 
@@ -72,9 +73,9 @@ def _simulate(
         # Only now, since PyTorch takes its time to import, while Ray takes its own to start.
         with uncollected():
             from sim.engine import inline
-            from sim.preparation import prepare
-            from sim.recording import recorded
-            from sim.resuming import resumed
+            from sim.setup.prepare import prepare
+            from sim.setup.resume import resumed
+            from sim.setup.session import recorded
 
         prepared = prepare(config)
         going_on = None if old is None else resumed(old, prepared)
@@ -84,10 +85,10 @@ def _simulate(
             if config.engine == "inline":
                 inline.run(session.server, prepared.program, config.num_clients, config.num_rounds, config.seed)
             else:
-                from sim.engine import ray
-                from sim.engine.dispatch import Patience
+                from sim.engine.ray import start_simulation
+                from sim.engine.ray.dispatcher import Patience
 
-                ray.run(
+                start_simulation.run(
                     session.server,
                     prepared.program,
                     config.num_clients,
@@ -104,7 +105,7 @@ def _simulate(
 
 def _with_gpus(config: RunConfig, ray_init_args: dict[str, Any]) -> RunConfig:
     """Decide what ``--num-gpus auto`` leaves open: an equal share for as many actors as fit."""
-    from sim.sizing import gpus_for
+    from sim.measure.sizing import gpus_for
 
     share = gpus_for(config, int(ray_init_args["num_cpus"] / config.num_cpus))
     logging.getLogger("sim").info("--num-gpus auto: %g", share)
@@ -117,7 +118,7 @@ def _own_ray(config: RunConfig, ray_init_args: dict[str, Any], num_actors: int) 
     if config.engine != "ray" or config.ray_address is not None:
         yield None
         return
-    from sim.engine.own_ray import OwnRay
+    from sim.engine.ray.session import OwnRay
 
     with OwnRay(ray_init_args, num_actors, config.client_resources) as own_ray:
         yield own_ray
@@ -162,7 +163,7 @@ def _check_resources(config: RunConfig, ray_init_args: dict[str, Any]) -> int:
     if share or config.device == "cuda":
         import torch
 
-        from sim.preparation import check_device
+        from sim.setup.prepare import check_device
 
         num_gpus = ray_init_args.get("num_gpus", torch.cuda.device_count())
         if share > num_gpus:

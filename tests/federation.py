@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sim.rundir import Run
+from sim.run_folder.folder import Run
 
 DEADLINE_SECONDS = 120
 

@@ -7,7 +7,7 @@ import pytest
 from flwr.common import Code, FitRes, NDArrays, Status, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.strategy import FedAvg
 
-from sim.aggregation import WeightedSum, cast, cut
+from sim.engine.aggregation import WeightedSum, cast, cut
 from sim.engine.inline import Registered
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sim import Run, resume
-from sim.answers import spread
 from sim.errors import RunFolderError
+from sim.server.results import spread
 
 
 def test_quantiles_and_the_worst_tenth_of_clients() -> None:

@@ -16,7 +16,7 @@ import pytest
 from safetensors import safe_open
 
 from conftest import PROGRAMS, sha256
-from sim.rundir import Run
+from sim.run_folder.folder import Run
 
 Sim = Callable[..., "subprocess.CompletedProcess[str]"]
 FEW = ("--num-clients", "10", "--clients-per-round", "4", "--num-rounds", "2", "--local-epochs", "1")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.config import CentralizedConfig, RunConfig
+from sim.config.run_config import CentralizedConfig, RunConfig
 from sim.errors import ConfigError
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sim import data
-from sim.config import RunConfig
+from sim.config.run_config import RunConfig
+from sim.data import examples
 from sim.errors import DataError
 
 
@@ -22,24 +22,24 @@ def _folder(root: Path, colour: int = 200) -> Path:
     return root
 
 
-def _load(root: Path, **knobs: object) -> data.Dataset:
-    return data.load(RunConfig(dataset="imagefolder", data_dir=str(root), **knobs))  # type: ignore[arg-type]
+def _load(root: Path, **knobs: object) -> examples.Dataset:
+    return examples.load(RunConfig(dataset="imagefolder", data_dir=str(root), **knobs))  # type: ignore[arg-type]
 
 
 def test_digits_are_all_there_with_a_fixed_stratified_split() -> None:
-    digits = data.load(RunConfig())
+    digits = examples.load(RunConfig())
     assert digits.train.images.shape == (1437, 32, 32, 1)
     assert digits.test.images.shape == (360, 32, 32, 1)
     assert digits.train.images.dtype == np.uint8
     assert digits.train.labels.dtype == np.int64
     assert int(digits.train.images.max()) == 255
     assert sorted(np.bincount(digits.test.labels)) == [35, 35, 36, 36, 36, 36, 36, 36, 37, 37]
-    assert data.load(RunConfig(seed=5)).folder == digits.folder
+    assert examples.load(RunConfig(seed=5)).folder == digits.folder
     assert digits.image_shape == (1, 32, 32)
 
 
 def test_synthetic_images_can_be_told_apart_by_their_class() -> None:
-    made = data.load(RunConfig(dataset="synthetic", num_examples=300, num_classes=3, image_size=16))
+    made = examples.load(RunConfig(dataset="synthetic", num_examples=300, num_classes=3, image_size=16))
     assert made.train.images.shape == (300, 16, 16, 3)
     assert made.test.images.shape == (60, 16, 16, 3)
     assert list(np.bincount(made.train.labels)) == [100, 100, 100]

@@ -18,11 +18,12 @@ import psutil
 import pytest
 
 from conftest import sha256
-from sim import Run, RunConfig, memory, resume
-from sim.engine import ray
-from sim.engine.board import Board, board_file
+from sim import Run, RunConfig, resume
 from sim.engine.finite import NonFiniteError, check_finite
+from sim.engine.liveness import Board, board_file
+from sim.engine.ray import start_simulation
 from sim.errors import ClientError, WriteError
+from sim.measure import memory
 
 
 def test_a_weight_that_is_no_number_is_named() -> None:
@@ -82,8 +83,10 @@ def test_a_client_that_hangs_on_another_machine_is_ended_by_that_machine(
     small: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Whose processes do not find the board, so the driver cannot see what they do."""
-    begin = ray._Crew.remote
-    monkeypatch.setattr(ray._Crew, "remote", lambda crew, **what: begin(crew, **{**what, "board": tmp_path / "none"}))
+    begin = start_simulation._Crew.remote
+    monkeypatch.setattr(
+        start_simulation._Crew, "remote", lambda crew, **what: begin(crew, **{**what, "board": tmp_path / "none"})
+    )
     knobs = {"num_clients": 3, "clients_per_round": 3, "on_client_error": "drop"}  # client 1 hangs in round 2
     hanging = small({"num_cpus": 1}, client="own:Hanging", client_timeout=5.0, max_retries=0, engine="ray", **knobs)
     raising = small(client="own:Failing", name="raising", **knobs)

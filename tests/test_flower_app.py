@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, sha256
-from sim import Run, RunConfig, preset
+from sim import Run, RunConfig
+from sim.config import presets
 from sim.flower_app import _given
 from sim.network.options import ServerOptions
 
@@ -40,7 +41,7 @@ def test_the_bundle_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     with zipfile.ZipFile(bundle) as archive:
         names = {name for name in archive.namelist() if not name.startswith(".info/")}
     assert "sim/flower_app.py" in names
-    assert {f"sim/presets/{name}.toml" for name in preset.preset_names()} <= names
+    assert {f"sim/presets/{name}.toml" for name in presets.preset_names()} <= names
     assert {name.split("/")[0] for name in names} == {"sim", "README.md", "pyproject.toml"}
     assert bundle.stat().st_size < 2**20
 

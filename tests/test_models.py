@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sim import models
+from sim.training import models
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 
 from conftest import ROOT
 from sim import Run
-from sim.studies.scale import efficiency_frame, read_scale
+from sim.scale.execute import efficiency_frame, read_scale
 
 Sim = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flwr_datasets.partitioner import DirichletPartitioner, InnerDirichletPartitioner
 
-from sim import inner_dirichlet, partition
-from sim.config import RunConfig
+from sim.config.run_config import RunConfig
+from sim.data import inner_dirichlet, partition
+from sim.data.partitioners import PARTITIONERS
 from sim.errors import ConfigError, PartitionError
-from sim.partitioners import PARTITIONERS
 from sim.seeds import Purpose, generator
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 200)).astype(np.int64)

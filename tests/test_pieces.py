@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flwr.common import NDArrays
 
-from sim.aggregation import WeightedSum, cut
+from sim.engine.aggregation import WeightedSum, cut
 from sim.engine.contract import Chunk, ChunkResult, Outcome, Task
-from sim.engine.pieces import Piece, by_work, in_pieces, joined, least_clients, next_message
+from sim.engine.ray.scheduling import Piece, by_work, in_pieces, joined, least_clients, next_message
 
 
 def _chunks(num_clients: int, weights: NDArrays | None = None) -> list[Chunk]:

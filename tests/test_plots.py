@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sim import plots
-from sim.config import CentralizedConfig, RunConfig
-from sim.records import RoundRecord
-from sim.rundir import Run
-from sim.runwriter import RunWriter
+from sim.config.run_config import CentralizedConfig, RunConfig
+from sim.run_folder import plots
+from sim.run_folder.folder import Run
+from sim.run_folder.records import RoundRecord
+from sim.run_folder.writer import RunWriter
 
 
 def _run(root: Path, name: str, accuracies: list[float], config: RunConfig | CentralizedConfig) -> Run:

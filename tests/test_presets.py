@@ -7,9 +7,9 @@ import pytest
 
 from conftest import sha256
 from sim import simulate
-from sim.config import RunConfig
+from sim.config.presets import preset_names, preset_path
+from sim.config.run_config import RunConfig
 from sim.errors import ConfigError
-from sim.preset import preset_names, preset_path
 
 PUBLISHED = ["blazefl", "hsu2019", "mcmahan2017", "niid-bench", "pfl-research", "reddi2020"]
 

@@ -16,13 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from sim import RunConfig, partition
-from sim.checkpoint import Checkpoint, CheckpointWriter, read_last
+from sim import RunConfig
+from sim.data import partition
 from sim.errors import UsageError
-from sim.records import RoundRecord
-from sim.rundir import Run
-from sim.runwriter import RunWriter
-from sim.state import Arrays, decode, encode
+from sim.run_folder.checkpoint import Checkpoint, CheckpointWriter, read_last
+from sim.run_folder.folder import Run
+from sim.run_folder.records import RoundRecord
+from sim.run_folder.state import Arrays, decode, encode
+from sim.run_folder.writer import RunWriter
 
 REUSED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -14,12 +14,13 @@ from selenium import webdriver
 
 from browser import assert_shown
 from sim.centralized import train_centralized
-from sim.config import CentralizedConfig, RunConfig
+from sim.config.run_config import CentralizedConfig, RunConfig
 from sim.errors import RunFolderError
-from sim.records import RoundRecord
-from sim.report import comparison, figures, gather, selection
-from sim.rundir import Run
-from sim.runwriter import RunWriter
+from sim.report import comparison, figures, numbers, runs
+from sim.report.runs import ReadRun
+from sim.run_folder.folder import Run
+from sim.run_folder.records import RoundRecord
+from sim.run_folder.writer import RunWriter
 
 Sim = Callable[..., "subprocess.CompletedProcess[str]"]
 Cell = tuple[str, dict[str, str | None]]
@@ -211,10 +212,10 @@ def test_runs_under_way_are_shown_as_far_as_they_are(sim: Sim, tmp_path: Path) -
 def test_folders_give_their_runs_in_natural_order_and_each_once(tmp_path: Path) -> None:
     for name in ("run10", "run2", "run3"):
         _fake(tmp_path / "sweep", name, RunConfig(), [0.1])
-    runs = selection.chosen_runs([str(tmp_path / "sweep" / "run3"), "sweep"], str(tmp_path))
-    assert [run.name for run in runs] == ["run3", "run2", "run10"]
+    chosen = runs.chosen_runs([str(tmp_path / "sweep" / "run3"), "sweep"], str(tmp_path))
+    assert [run.name for run in chosen] == ["run3", "run2", "run10"]
     with pytest.raises(RunFolderError, match=r"run nothing: neither .*; there are: run10, run2, run3"):
-        selection.chosen_runs(["nothing"], str(tmp_path / "sweep"))
+        runs.chosen_runs(["nothing"], str(tmp_path / "sweep"))
 
 
 def test_only_what_both_kinds_of_run_know_can_differ_between_them() -> None:
@@ -229,7 +230,7 @@ def test_only_what_both_kinds_of_run_know_can_differ_between_them() -> None:
 
 def test_eighteen_curves_of_one_name_stay_apart(tmp_path: Path) -> None:
     runs = [_fake(tmp_path / str(number), "same", RunConfig(lr=0.1 + number), [0.1, 0.2]) for number in range(18)]
-    groups = gather.groups_of([selection.ReadRun(run.path) for run in runs])
+    groups = numbers.groups_of([ReadRun(run.path) for run in runs])
     assert [group.name for group in groups] == ["same", *(f"same #{number}" for number in range(2, 19))]
     marks = figures.curve_marks(groups)
     assert len({(mark.color, mark.border) for mark in marks}) == 18

@@ -20,7 +20,7 @@ import pytest
 from conftest import PROGRAMS, sha256
 from sim import Run, resume
 from sim.errors import ConfigError, RunError, RunFolderError, SimError, StateError
-from sim.strategy import PRIVACY, STRATEGIES
+from sim.server.strategy import PRIVACY, STRATEGIES
 
 _TIMES = {"seconds", "actor"}
 

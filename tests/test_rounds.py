@@ -9,11 +9,13 @@ import pytest
 from flwr.common import Context, RecordDict
 from safetensors.numpy import load_file
 
-from sim import Run, RunConfig, data, partition, preparation
-from sim.client import get_weights, workbench
+from sim import Run, RunConfig
+from sim.client.runtime import get_weights, workbench
+from sim.data import examples, partition
 from sim.errors import ClientError, RunError
-from sim.rundir import open_run
+from sim.run_folder.folder import open_run
 from sim.seeds import Purpose, seeded
+from sim.setup import prepare
 
 
 def _weights(run: Run) -> dict[str, np.ndarray]:
@@ -25,7 +27,7 @@ def test_one_round_is_federated_averaging_as_the_paper_writes_it(small: Callable
     run = small(num_rounds=1, local_epochs=2)
     clients = run.clients()
     config = RunConfig(num_clients=10, clients_per_round=4, num_rounds=1, local_epochs=2, engine="inline")
-    bench = workbench(preparation.prepare(config).program)
+    bench = workbench(prepare.prepare(config).program)
     start = get_weights(bench.net)
     total = [np.zeros(array.shape) for array in start]
     for client_id in clients.client_id:
@@ -68,7 +70,7 @@ def test_records_add_up(small: Callable[..., Run]) -> None:
 
 def _sizes(client_ids: pd.Series) -> list[int]:
     config = RunConfig(num_clients=10)
-    dealt = partition.deal(data.load(config).train.labels, config)
+    dealt = partition.deal(examples.load(config).train.labels, config)
     return [int(dealt.sizes[client_id]) for client_id in client_ids]
 
 

@@ -16,10 +16,10 @@ import pytest
 from conftest import PROGRAMS
 from sim import Run
 from sim.errors import RunFolderError
-from sim.studies.cells import Cell, cells
-from sim.studies.scale import COLUMNS, efficiency_frame, read_scale
-from sim.studies.scale_figures import figures
-from sim.studies.usage import parse_gpus
+from sim.scale.cells import Cell, cells
+from sim.scale.execute import COLUMNS, efficiency_frame, read_scale
+from sim.scale.figures import figures
+from sim.scale.usage import parse_gpus
 
 Sim = Callable[..., "subprocess.CompletedProcess[str]"]
 GRID = ("--num-clients", "4", "--num-actors", "1,2", "--repeats", "1", "--num-rounds", "2", "--engine", "ray,inline")

@@ -13,10 +13,10 @@ import pytest
 
 from conftest import PROGRAMS
 from sim import Run, RunConfig
-from sim.capacity import Capacity, Machine, Need, capacity
 from sim.errors import ConfigError
-from sim.sizing import gpus_for
-from sim.studies.forecast import mean_makespan, predicted
+from sim.measure.capacity import Capacity, Machine, Need, capacity
+from sim.measure.forecast import mean_makespan, predicted
+from sim.measure.sizing import gpus_for
 
 Sim = Callable[..., "subprocess.CompletedProcess[str]"]
 GIB = 2**30

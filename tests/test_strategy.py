@@ -8,14 +8,15 @@ from flwr.server import SimpleClientManager
 from flwr.server.strategy import FedAdam, FedProx
 from safetensors.numpy import load_file
 
-from sim import Run, strategy
-from sim.config import RunConfig
+from sim import Run
+from sim.config.fields import rules_of
+from sim.config.run_config import RunConfig
+from sim.data.partitioners import PARTITIONERS
+from sim.data.sources.by_name import SOURCES
 from sim.engine.inline import Registered
 from sim.errors import ConfigError, PluginError
-from sim.knobs import rules_of
-from sim.models import MODELS
-from sim.partitioners import PARTITIONERS
-from sim.sources import SOURCES
+from sim.server import strategy
+from sim.training.models import MODELS
 
 WEIGHTS = [np.zeros(3, np.float32)]
 

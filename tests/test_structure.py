@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import README, ROOT
-from sim.records import ClientRecord, RoundRecord, columns
+from sim.run_folder.records import ClientRecord, RoundRecord, columns
 
 TREE = re.search(r"```\nsim/\n(.*?)scripts/", README, re.DOTALL)[1]  # type: ignore[index]
 ORDER: list[str] = re.findall(r"(\w+)\.py", TREE)

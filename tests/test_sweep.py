@@ -20,9 +20,9 @@ from browser import assert_shown
 from conftest import PROGRAMS
 from sim import Run
 from sim.errors import ConfigError
-from sim.rundir import list_runs
-from sim.studies.grid import parse_axis, variants
-from sim.studies.intervals import Interval
+from sim.run_folder.folder import list_runs
+from sim.sweep.grid import parse_axis, variants
+from sim.sweep.intervals import Interval
 
 Sim = Callable[..., "subprocess.CompletedProcess[str]"]
 WORDS = ["sweep", "--vary", "alpha=0.3,10", "--vary", "strategy=fedavg,fedprox", "--seeds", "2", "--results-dir", "s"]

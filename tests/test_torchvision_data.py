@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from conftest import PROGRAMS
-from sim import data
-from sim.config import RunConfig
+from sim.config.run_config import RunConfig
+from sim.data import examples
 from sim.errors import DataError
-from sim.rundir import Run
+from sim.run_folder.folder import Run
 
 Sim = Callable[..., "subprocess.CompletedProcess[str]"]
 SPLITS = (("train", 60), ("t10k", 20))
@@ -40,22 +40,22 @@ def _mnist(root: Path, folder: str = "MNIST") -> Path:
 @pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
 def test_files_of_mnists_format_are_read_to_the_byte(tmp_path: Path, name: str, folder: str) -> None:
     _mnist(tmp_path, folder)
-    found = data.load(RunConfig(dataset=name, data_dir=str(tmp_path), image_size=28))
+    found = examples.load(RunConfig(dataset=name, data_dir=str(tmp_path), image_size=28))
     assert found.train.images.shape == (60, 28, 28, 1)
     assert found.test.images.shape == (20, 28, 28, 1)
     assert found.train.images[7].flatten().tolist() == [(7 * 784 + i) % 251 for i in range(784)]
     assert found.train.labels.tolist() == [i % 10 for i in range(60)]
     assert len(found.classes) == 10
-    assert data.load(RunConfig(dataset=name, data_dir=str(tmp_path))).train.images.shape == (60, 32, 32, 1)
+    assert examples.load(RunConfig(dataset=name, data_dir=str(tmp_path))).train.images.shape == (60, 32, 32, 1)
 
 
 def test_changed_files_are_another_data_set(tmp_path: Path) -> None:
     raw = _mnist(tmp_path)
     config = RunConfig(dataset="mnist", data_dir=str(tmp_path))
-    first = data.load(config).folder
-    assert data.load(config).folder == first
+    first = examples.load(config).folder
+    assert examples.load(config).folder == first
     (raw / "train-labels-idx1-ubyte").write_bytes(_idx(np.arange(60) % 5))
-    assert data.load(config).train.labels.tolist() == [i % 5 for i in range(60)]
+    assert examples.load(config).train.labels.tolist() == [i % 5 for i in range(60)]
 
 
 def _check(answer: subprocess.CompletedProcess[str], name: str, place: str) -> None:
@@ -76,7 +76,7 @@ def test_a_damaged_file_is_one_line(sim: Sim, tmp_path: Path) -> None:
 def test_a_broken_link_is_one_line(tmp_path: Path) -> None:
     (_mnist(tmp_path) / "lost").symlink_to("nowhere")
     with pytest.raises(DataError, match="MNIST/raw/lost: No such file or directory; mend or remove that file"):
-        data.load(RunConfig(dataset="mnist", data_dir=str(tmp_path)))
+        examples.load(RunConfig(dataset="mnist", data_dir=str(tmp_path)))
 
 
 def test_half_a_download_is_one_line(sim: Sim, tmp_path: Path) -> None:
@@ -122,4 +122,4 @@ def test_the_users_own_loader(sim: Sim, tmp_path: Path) -> None:
 )
 def test_a_loader_that_does_not_fit(in_programs: None, name: str, message: str) -> None:
     with pytest.raises(DataError, match=f"--dataset loaders:{name}: .*{message}"):
-        data.load(RunConfig(dataset=f"loaders:{name}"))
+        examples.load(RunConfig(dataset=f"loaders:{name}"))

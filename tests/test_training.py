@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from sim import training
-from sim.batches import Batches
-from sim.data import Examples
+from sim.data.examples import Examples
+from sim.data.loader import Batches
+from sim.training import local
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ BATCH = [(torch.tensor([[2.0]]), torch.tensor([1]))]
 
 def test_one_step_of_sgd_by_hand() -> None:
     net = _linear()
-    loss = training.train(net, BATCH, 1, CPU, lr=0.1)
+    loss = local.train(net, BATCH, 1, CPU, lr=0.1)
     # softmax is (½, ½), so the gradient of the weights is (½ − 0, ½ − 1) · 2 = (1, −1)
     assert net.weight.flatten().tolist() == pytest.approx([-0.1, 0.1])
     assert loss == pytest.approx(math.log(2))
@@ -36,18 +36,18 @@ def test_momentum_and_weight_decay_by_hand() -> None:
     net = nn.Linear(1, 2, bias=False)
     with torch.no_grad():
         net.weight.fill_(1.0)
-    training.train(net, BATCH, 1, CPU, lr=0.1, weight_decay=0.5)
+    local.train(net, BATCH, 1, CPU, lr=0.1, weight_decay=0.5)
     assert net.weight.flatten().tolist() == pytest.approx([1 - 0.1 * 1.5, 1 - 0.1 * (-0.5)])
     net = _linear()
-    training.train(net, BATCH, 2, CPU, lr=0.1, momentum=0.9)
+    local.train(net, BATCH, 2, CPU, lr=0.1, momentum=0.9)
     p = 1 / (1 + math.exp(0.4))  # of class 0 after the first step, logits (−0.2, 0.2)
     assert net.weight[0, 0].item() == pytest.approx(-0.1 - 0.1 * (0.9 + 2 * p))
 
 
 def test_the_proximal_term_pulls_towards_the_start() -> None:
     free, held = _linear(), _linear()
-    training.train(free, BATCH, 2, CPU, lr=0.1)
-    training.train(held, BATCH, 2, CPU, lr=0.1, proximal_mu=4.0)
+    local.train(free, BATCH, 2, CPU, lr=0.1)
+    local.train(held, BATCH, 2, CPU, lr=0.1, proximal_mu=4.0)
     p = 1 / (1 + math.exp(0.4))
     assert free.weight[0, 0].item() == pytest.approx(-0.1 - 0.2 * p)
     # the first step starts at w₀, the second adds μ (w − w₀) = 4 · (−0.1) to the gradient
@@ -62,7 +62,7 @@ def test_means_are_weighted_by_examples_not_by_batches() -> None:
         (torch.tensor([[0.0], [0.0], [0.0]]), torch.tensor([0, 1, 1])),
         (torch.tensor([[5.0]]), torch.tensor([0])),
     ]
-    loss, accuracy = training.test(net, batches, CPU)
+    loss, accuracy = local.test(net, batches, CPU)
     wrong = math.log(1 + math.exp(5))
     assert loss == pytest.approx((3 * math.log(2) + wrong) / 4)
     assert accuracy == 0.25

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from sim import Run, RunConfig, training
-from sim.batches import Batches
-from sim.data import Examples
+from sim import Run, RunConfig
+from sim.data.examples import Examples
+from sim.data.loader import Batches
+from sim.training import local
 
 CPU = torch.device("cpu")
 BATCH = [(torch.tensor([[2.0]]), torch.tensor([1]))]
@@ -28,7 +29,7 @@ def _linear() -> nn.Linear:
 @pytest.mark.parametrize(("optimizer", "decayed"), [("adam", 0.0), ("adamw", 0.1 * 0.5)])
 def test_the_first_step_of_adam_has_the_size_of_the_learning_rate(optimizer: str, decayed: float) -> None:
     net = _linear()
-    training.train(net, BATCH, 1, CPU, lr=0.1, weight_decay=0.5, optimizer=optimizer)
+    local.train(net, BATCH, 1, CPU, lr=0.1, weight_decay=0.5, optimizer=optimizer)
     # Kingma and Ba 2015: m/√v is ±1 at the first step; AdamW shrinks the weight by lr · decay apart from that.
     # Adam adds decay · w = 0.5 to the gradients 1 and −1, which keeps their signs.
     assert net.weight.flatten().tolist() == pytest.approx([1 - 0.1 - decayed, 1 + 0.1 - decayed], abs=1e-5)
@@ -43,9 +44,9 @@ def test_the_number_of_steps_is_limited_across_epochs() -> None:
                 steps.append(1)
                 yield batch
 
-    training.train(_linear(), Counting(), 4, CPU, lr=0.1, max_steps=5)
+    local.train(_linear(), Counting(), 4, CPU, lr=0.1, max_steps=5)
     assert len(steps) == 5
-    training.train(_linear(), Counting(), 2, CPU, lr=0.1)
+    local.train(_linear(), Counting(), 2, CPU, lr=0.1)
     assert len(steps) == 11
 
 
@@ -53,8 +54,8 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights() -> None:
     seen = []
     net = _linear()
     net.register_forward_hook(lambda *call: seen.append(call[2].dtype))
-    training.train(net, BATCH, 1, CPU, lr=0.1, precision="bf16")
-    training.train(net, BATCH, 1, CPU, lr=0.1)
+    local.train(net, BATCH, 1, CPU, lr=0.1, precision="bf16")
+    local.train(net, BATCH, 1, CPU, lr=0.1)
     assert seen == [torch.bfloat16, torch.float32]
     assert net.weight.dtype == torch.float32
 

@@ -10,14 +10,15 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
-from sim import Run, RunConfig, preparation
-from sim.batches import Resident
-from sim.client import workbench
-from sim.data import Examples
-from sim.engine import together
+from sim import Run, RunConfig
+from sim.client.runtime import workbench
+from sim.data.examples import Examples
+from sim.data.loader import Resident
+from sim.engine import vectorized
 from sim.engine.contract import Chunk, Task
 from sim.errors import ConfigError
-from sim.vectorized import Trainer, drawn
+from sim.setup import prepare
+from sim.training.vectorized import Trainer, drawn
 
 
 def _distance(run: Run, other: Run) -> float:
@@ -89,18 +90,18 @@ def test_dropout_keeps_the_right_share() -> None:
 
 
 def _loader(split: Resident) -> object:
-    from sim.batches import Batches
+    from sim.data.loader import Batches
 
     return Batches(split, None, 2, torch.device("cpu"), shuffle=True, channels_last=False)
 
 
 def test_a_gpu_out_of_memory_halves_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
     config = RunConfig(num_clients=6, local_training="vectorized", vectorized_clients=6, fraction_fit=1.0)
-    prepared = preparation.prepare(config)
+    prepared = prepare.prepare(config)
     bench = workbench(prepared.program)
-    knobs = preparation.fit_config(config, 1)
+    knobs = prepare.fit_config(config, 1)
     chunk = Chunk("fit", 1, [Task(i, {**knobs, "local_epochs": 1}) for i in range(5)], prepared.initial_weights, True)
-    whole, expected = together.fit(bench, chunk, 0)
+    whole, expected = vectorized.fit(bench, chunk, 0)
     train, refused = Trainer.train, []
 
     def small_memory(self: Trainer, weights: object, members: list[object], **knobs: object) -> object:
@@ -110,7 +111,7 @@ def test_a_gpu_out_of_memory_halves_the_group(monkeypatch: pytest.MonkeyPatch) -
         return train(self, weights, members, **knobs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Trainer, "train", small_memory)
-    halved, total = together.fit(bench, chunk, 0)
+    halved, total = vectorized.fit(bench, chunk, 0)
     assert refused == [5, 3]
     assert [outcome.together for outcome in halved] == [2, 2, 1, 2, 2]
     assert [outcome.client_id for outcome in halved] == [0, 1, 2, 3, 4]
@@ -127,11 +128,11 @@ def test_what_cannot_be_stacked_is_said(in_programs: None) -> None:
         ({"client": "own:Failing"}, "--client own:Failing trains one client at a time"),
     ):
         with pytest.raises(ConfigError, match=reason):
-            preparation.prepare(RunConfig(local_training="vectorized", **knobs))  # type: ignore[arg-type]
+            prepare.prepare(RunConfig(local_training="vectorized", **knobs))  # type: ignore[arg-type]
 
 
 def test_auto_on_a_cpu_is_one_after_another() -> None:
-    prepared = preparation.prepare(RunConfig())
+    prepared = prepare.prepare(RunConfig())
     assert (prepared.config.local_training, prepared.program.together) == ("sequential", 1)
-    prepared = preparation.prepare(RunConfig(local_training="vectorized"))
+    prepared = prepare.prepare(RunConfig(local_training="vectorized"))
     assert (prepared.config.vectorized_clients, prepared.program.together) == (16, 16)

@@ -24,8 +24,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from workloads import WORKLOADS, Workload
 
-from sim import environment
-from sim.config import RunConfig
+from sim.config.run_config import RunConfig
+from sim.run_folder import environment
 
 HERE = Path(__file__).resolve().parent
 

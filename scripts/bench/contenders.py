@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from workloads import WORKLOADS, Workload
 
-from sim import data, models, partition
-from sim.client import get_weights, set_weights
-from sim.config import RunConfig
+from sim.client.runtime import get_weights, set_weights
+from sim.config.run_config import RunConfig
+from sim.data import examples, partition
+from sim.training import models
 
 
 def wait_for_go() -> None:
@@ -56,7 +57,7 @@ class Plain:
         torch.set_num_threads(1)
         self.device = torch.device(device)
         self.config = RunConfig(**WORKLOADS[name].knobs)
-        dataset = data.load(self.config)
+        dataset = examples.load(self.config)
         self.dealt = partition.deal(dataset.train.labels, self.config)
         self.net: nn.Module = models.build(self.config.model, dataset.image_shape, len(dataset.classes))
         self.net.to(self.device)
@@ -162,7 +163,7 @@ def flower(name: str, num_rounds: int, num_processes: int, device: str) -> None:
     from flwr.simulation import start_simulation
 
     config = RunConfig(**WORKLOADS[name].knobs)
-    dataset = data.load(config)
+    dataset = examples.load(config)
     net = models.build(config.model, dataset.image_shape, len(dataset.classes))
     from flwr.common import ndarrays_to_parameters
 
@@ -203,7 +204,7 @@ def flower(name: str, num_rounds: int, num_processes: int, device: str) -> None:
 
 def sim(name: str, num_rounds: int, num_processes: int, device: str, **knobs: Any) -> None:
     """This engine, as ``sim run`` starts it."""
-    from sim.records import RoundRecord
+    from sim.run_folder.records import RoundRecord
     from sim.simulation import simulate
 
     workload: Workload = WORKLOADS[name]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sim import environment
+from sim.run_folder import environment
 
 BARE = "import torch, flwr, ray; ray.init(); print('started', flush=True)"
 # One step of one example, so that clients with many examples take no longer.

@@ -30,8 +30,9 @@ import psutil
 from PIL import Image
 from safetensors.numpy import load_file
 
-from sim import Run, RunConfig, environment, simulate
-from sim.checkpoint import read_last
+from sim import Run, RunConfig, simulate
+from sim.run_folder import environment
+from sim.run_folder.checkpoint import read_last
 
 HERE = Path(__file__).resolve().parent
 NUM_ROUNDS = 30

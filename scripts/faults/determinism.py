@@ -13,8 +13,8 @@ import tempfile
 from typing import Any
 
 from sim import Run, RunConfig, resume, simulate
-from sim.records import RoundRecord
-from sim.strategy import STRATEGIES
+from sim.run_folder.records import RoundRecord
+from sim.server.strategy import STRATEGIES
 
 KNOBS: dict[str, Any] = {"num_clients": 40, "clients_per_round": 20, "num_rounds": 4, "local_epochs": 1}
 

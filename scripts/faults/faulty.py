@@ -11,7 +11,7 @@ import torch
 from flwr.common import NDArrays
 from torch import nn
 
-from sim.client import CifarClient
+from sim.client.runtime import CifarClient
 
 
 class Faulty(CifarClient):

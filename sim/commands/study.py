@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sim.config import RunConfig
-from sim.environment import available_cpus
+from sim.config.flags import config_from, knobs_given
+from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, RunError
-from sim.flags import config_from, knobs_given
+from sim.run_folder.environment import available_cpus
 
 
 def sweep(arguments: argparse.Namespace) -> None:
     """``sim sweep``."""
-    from sim.studies.grid import parse_axis, variants
+    from sim.sweep.grid import parse_axis, variants
 
     given = _base(arguments)
     results_dir = given.pop("results_dir", RunConfig.results_dir)
@@ -26,9 +26,9 @@ def sweep(arguments: argparse.Namespace) -> None:
     jobs = available_cpus() if engines == {"inline"} else 1
     if arguments.jobs is not None:
         jobs = whole_number("--jobs", arguments.jobs)
-    from sim.commands.look import print_table
-    from sim.studies.sweep import sweep
-    from sim.studies.sweep_screen import SweepScreen, table_of
+    from sim.commands.inspect import print_table
+    from sim.sweep.execute import sweep
+    from sim.sweep.screen import SweepScreen, table_of
 
     with SweepScreen() as screen:
         planned = sweep(chosen, results_dir, jobs=jobs, on_change=screen.update)
@@ -48,12 +48,12 @@ def size(arguments: argparse.Namespace) -> None:
     config = config_from(RunConfig, arguments)
     if config.ray_address is not None:
         raise ConfigError(f"--ray-address {config.ray_address}: sim size measures this machine alone")
-    from sim import runlog
-    from sim.sizing import size
-    from sim.studies.forecast import forecast
-    from sim.studies.size_screen import decided, lines, lines_of_limits
+    from sim.measure.forecast import forecast
+    from sim.measure.screen import decided, lines, lines_of_limits
+    from sim.measure.sizing import size
+    from sim.run_folder import log
 
-    with runlog.notes(), runlog.quiet("flwr", show=config.verbose):
+    with log.notes(), log.quiet("flwr", show=config.verbose):
         sized = size(config)
         for line in lines_of_limits(sized):
             print(line, flush=True)
@@ -66,7 +66,7 @@ def size(arguments: argparse.Namespace) -> None:
 
 def scale(arguments: argparse.Namespace) -> None:
     """``sim scale``."""
-    from sim.studies.cells import BASE, SET_BY_THE_GRID, cells, config_of
+    from sim.scale.cells import BASE, SET_BY_THE_GRID, cells, config_of
 
     given = _base(arguments)
     results_dir = given.pop("results_dir", "results/scale")
@@ -90,9 +90,9 @@ def scale(arguments: argparse.Namespace) -> None:
         for repeat in range(repeats)  # outermost, so that what else the machine does befalls all cells alike
         for cell in grid
     }
-    from sim.commands.look import print_table
-    from sim.studies.scale import efficiency_frame, scale
-    from sim.studies.scale_screen import table_of, tell, write_results
+    from sim.commands.inspect import print_table
+    from sim.scale.execute import efficiency_frame, scale
+    from sim.scale.screen import table_of, tell, write_results
 
     frame = scale(
         configs,

@@ -1,1 +1,1 @@
-"""What executes a round's clients: ``contract.py`` says what that is, the other files do it."""
+"""Engines execute clients: in this process, in Ray actors or over a network."""

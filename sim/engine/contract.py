@@ -10,9 +10,9 @@ from typing import Protocol
 from flwr.common import NDArrays, RecordDict, Scalar
 from flwr.server.client_manager import ClientManager
 
-from sim.aggregation import WeightedSum
-from sim.records import Phase
-from sim.training import TestSums
+from sim.engine.aggregation import WeightedSum
+from sim.run_folder.records import Phase
+from sim.training.local import TestSums
 
 
 @dataclass(frozen=True)

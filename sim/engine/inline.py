@@ -22,10 +22,10 @@ from flwr.server import Server
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 
-from sim.client import Program
+from sim.client.runtime import Program
 from sim.engine.contract import Chunk, ChunkResult, Dispatcher, TestSlice
 from sim.engine.worker import Worker
-from sim.training import TestSums
+from sim.training.local import TestSums
 
 
 class InlineDispatcher:

@@ -20,10 +20,10 @@ from flwr.common import (
 )
 from flwr.server.client_proxy import ClientProxy
 
-from sim.aggregation import WeightedSum
+from sim.engine.aggregation import WeightedSum
 from sim.engine.contract import Chunk, ChunkResult, Outcome, Task, TestSlice
 from sim.engine.worker import Worker, check_fit
-from sim.training import TestSums
+from sim.training.local import TestSums
 
 # Metrics that only the transport sees: how long the client took, and its loss, which EvaluateRes rounds to 32 bits.
 SECONDS, LOSS = "sim_seconds", "sim_loss"

@@ -25,14 +25,14 @@ from flwr.common import (
     parameters_to_ndarrays,
 )
 
-from sim.aggregation import WeightedSum
-from sim.client import CifarClient, Program, Workbench, set_weights, view_weights, workbench
-from sim.engine import together
-from sim.engine.board import Board
+from sim.client.runtime import CifarClient, Program, Workbench, set_weights, view_weights, workbench
+from sim.engine import vectorized
+from sim.engine.aggregation import WeightedSum
 from sim.engine.contract import Chunk, ChunkResult, Outcome, Task, TestSlice
 from sim.engine.finite import check_finite
+from sim.engine.liveness import Board
 from sim.seeds import Purpose, reseed, restored, seeded
-from sim.training import TestSums
+from sim.training.local import TestSums
 
 
 class WrongReturnError(TypeError):
@@ -66,7 +66,7 @@ class Worker:
         done = None
         bench = workbench(self.program)  # before the first client begins: it may take its time
         self._names = list(bench.net.state_dict()) if not self._names else self._names
-        if chunk.phase == "fit" and self.program.together > 1 and together.can_fit(chunk):
+        if chunk.phase == "fit" and self.program.together > 1 and vectorized.can_fit(chunk):
             done = self._together(bench, chunk)
         outcomes, total = done or self._one_by_one(chunk)
         if self.board is not None:
@@ -86,7 +86,7 @@ class Worker:
     def _together(self, bench: Workbench, chunk: Chunk) -> tuple[list[Outcome], WeightedSum] | None:
         self._begin(chunk.tasks[0].client_id, len(chunk.tasks))
         try:
-            return together.fit(bench, chunk, self.seed)
+            return vectorized.fit(bench, chunk, self.seed)
         except Exception:
             logging.getLogger("sim").exception("training together failed; trying one client after another")
             return None

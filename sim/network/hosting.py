@@ -16,9 +16,9 @@ from sim.engine.worker import Worker
 from sim.errors import EngineError, UsageError
 from sim.network.identity import Identity, Shape, fingerprint
 from sim.network.registry import Registry
-from sim.preparation import Prepared, prepare
-from sim.recording import OnRecord, Session, recorded
-from sim.rundir import Run
+from sim.run_folder.folder import Run
+from sim.setup.prepare import Prepared, prepare
+from sim.setup.session import OnRecord, Session, recorded
 
 
 class Host(Server):

@@ -11,12 +11,12 @@ import numpy as np
 from flwr.common import NDArrays, Scalar
 from numpy.typing import NDArray
 
-from sim import data, partition
-from sim.client import Program
-from sim.config import RunConfig
-from sim.data import Dataset
-from sim.partition import Partition
-from sim.preparation import fresh_weights, make_program
+from sim.client.runtime import Program
+from sim.config.run_config import RunConfig
+from sim.data import examples, partition
+from sim.data.examples import Dataset
+from sim.data.partition import Partition
+from sim.setup.prepare import fresh_weights, make_program
 
 PROTOCOL_VERSION = 1
 
@@ -141,7 +141,7 @@ def introduce(config: RunConfig) -> Member:
     Raises:
         UsageError: something does not work.
     """
-    dataset = data.load(config)
+    dataset = examples.load(config)
     dealt = partition.deal(dataset.train.labels, config)
     program = make_program(config, dataset, dealt, alone=True)
     return Member(program, Shape.of(dataset, fresh_weights(program)), dealt)

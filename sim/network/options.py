@@ -13,8 +13,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from sim.config.fields import check, knob
 from sim.errors import ConfigError
-from sim.knobs import check, knob
 
 NETWORK = "network"
 

@@ -24,12 +24,12 @@ from flwr.common import (
     parameters_to_ndarrays,
 )
 
-from sim.client import Program
+from sim.client.runtime import Program
 from sim.engine.contract import Chunk, Outcome, Task
 from sim.engine.remote import LOSS, SECONDS, SHARED
 from sim.engine.worker import Worker
 from sim.network.identity import REFUSED, STOPPED, Identity
-from sim.records import Phase
+from sim.run_folder.records import Phase
 
 _OK = Status(Code.OK, "")
 

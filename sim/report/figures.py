@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from sim import plots
-from sim.report.gather import PARTS, Group, Spread, last, measured
+from sim.report.numbers import PARTS, Group, Spread, last, measured
+from sim.run_folder import plots
 
 # 10.5 points in a picture of 5.4 inches are 10 px on a phone of 390 px, and 17 px at the page's 640 px.
 _WIDTH = 5.4

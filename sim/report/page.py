@@ -9,9 +9,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sim.report import comparison, figures, gather
-from sim.report.gather import Group
-from sim.report.selection import ReadRun
+from sim.report import comparison, figures, numbers
+from sim.report.numbers import Group
+from sim.report.runs import ReadRun
 
 _MOST_FAILURES = 50  # an error text that names its client is a kind of its own each time
 
@@ -31,7 +31,7 @@ def page_of(runs: Sequence[ReadRun], title: str) -> str:
     Raises:
         RunFolderError: a file of a run cannot be read.
     """
-    groups = gather.groups_of(runs)
+    groups = numbers.groups_of(runs)
     # What a run is called may be anything that a folder is called.
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -40,14 +40,14 @@ def page_of(runs: Sequence[ReadRun], title: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    seconds = {group.name: gather.seconds_of(group) for group in groups}
+    seconds = {group.name: numbers.seconds_of(group) for group in groups}
     timed = {name: parts for name, parts in seconds.items() if parts["whole"] is not None}
     unasked = [
         (group.name, bool(group.runs[0].config().get("fraction_evaluate")))
         for group in groups
-        if not group.runs[0].is_central and gather.quantiles_of(group) is None
+        if not group.runs[0].is_central and numbers.quantiles_of(group) is None
     ]
-    failures = gather.failures_of(runs)
+    failures = numbers.failures_of(runs)
     environment = comparison.compare_environments([run.environment for run in runs])
     return templates.get_template("page.html").render(
         title=title,
@@ -55,19 +55,19 @@ def page_of(runs: Sequence[ReadRun], title: str) -> str:
         runs=runs,
         groups=groups,
         marks=figures.curve_marks(groups),
-        unfinished=gather.unfinished(runs),
+        unfinished=numbers.unfinished(runs),
         **_configs(runs, groups),
         curves={name: figures.curves_picture(groups, name) for name in ("accuracy", "loss")},
-        summaries=[(group, gather.summary_of(group)) for group in groups],
-        partitions=[_partition(group) for group in gather.partitions_of(runs)],
+        summaries=[(group, numbers.summary_of(group)) for group in groups],
+        partitions=[_partition(group) for group in numbers.partitions_of(runs)],
         fairness=_fairness(groups),
         never_asked=[name for name, asks in unasked if not asks],
         not_asked_yet=[name for name, asks in unasked if asks],
         fairness_marks=figures.fairness_marks(),
-        quantiles=[(group, found) for group in groups if (found := gather.quantiles_of(group)) is not None],
+        quantiles=[(group, found) for group in groups if (found := numbers.quantiles_of(group)) is not None],
         time=figures.time_picture(timed) if timed else None,
         seconds=seconds,
-        parts=gather.PARTS,
+        parts=numbers.PARTS,
         part_marks=figures.part_marks(),
         failures=failures,
         most_failures=_MOST_FAILURES,
@@ -114,7 +114,7 @@ def _configs(runs: Sequence[ReadRun], groups: Sequence[Group]) -> dict[str, Any]
     }
 
 
-def _partition(group: gather.PartitionGroup) -> dict[str, Any]:
+def _partition(group: numbers.PartitionGroup) -> dict[str, Any]:
     run, config = group.shown, group.shown.config()
     words = [f"{config.get('num_clients', '?')} clients", str(config.get("partitioner", "partitioner not known"))]
     if config.get("partitioner") in ("dirichlet", "inner-dirichlet") and "alpha" in config:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from sim.client import CifarClient
+from sim.client.runtime import CifarClient
 
 not_callable = 3
 

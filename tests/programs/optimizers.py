@@ -5,7 +5,7 @@ import sys
 import torch
 from torch import nn
 
-from sim import late_compiler
+from sim.training import late_compiler
 
 if "late" in sys.argv:
     late_compiler.put_off()

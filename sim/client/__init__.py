@@ -1,0 +1,1 @@
+"""A client, and what one process needs to be any client of a run."""

@@ -1,0 +1,131 @@
+"""The commands that look at runs and partitions: sim partition, plot, list and report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sim.config.flags import config_from
+from sim.config.run_config import RunConfig
+from sim.errors import ConfigError, RunFolderError
+from sim.run_folder.folder import list_runs, open_run
+
+
+def partition(arguments: argparse.Namespace) -> None:
+    """``sim partition``: a table, and a picture."""
+    config = config_from(RunConfig, arguments)
+    picture = _picture_path(arguments.output)
+    from rich.table import Table
+
+    from sim.data import examples, partition
+    from sim.run_folder import plots
+
+    dataset = examples.load(config)
+    dealt = partition.deal(dataset.train.labels, config)
+    counts = dealt.label_counts(dataset.train.labels, len(dataset.classes))
+    table = Table("client", "examples", *dataset.classes, title="examples of each class", box=None)
+    for column in table.columns:
+        column.justify, column.no_wrap = "right", True
+    for client_id, row in enumerate(counts):
+        table.add_row(str(client_id), str(row.sum()), *(str(n) if n else "·" for n in row))
+    table.add_row("all", str(counts.sum()), *(str(n) for n in counts.sum(axis=0)), style="bold")
+    print_table(table)
+    left_over = len(dataset.train) - len(dealt.indices)
+    if left_over:
+        print(f"left over       {left_over} of {len(dataset.train)} examples belong to no client")
+    _write_picture(picture, plots.partition_figure(counts, dataset.classes))
+
+
+def plot(arguments: argparse.Namespace) -> None:
+    """``sim plot``."""
+    picture = _picture_path(arguments.output)
+    from sim.run_folder import plots
+
+    runs = [open_run(name, arguments.results_dir) for name in arguments.runs]
+    figure = plots.curves_figure(plots.curves_of(runs), ("accuracy", "loss"), arguments.x)
+    _write_picture(picture, figure)
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """``sim report``: runs → one page."""
+    path = _output_path(arguments.output, ("html",))
+    from sim.report.page import page_of
+    from sim.report.runs import chosen_runs
+    from sim.run_folder.writer import write_whole
+
+    runs = chosen_runs(arguments.runs, arguments.results_dir)
+    content = page_of(runs, _title(arguments.runs)).encode(
+        "utf-8", "backslashreplace"
+    )  # a folder's name may be no UTF-8
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise ConfigError(f"-o {path}: cannot be written: {error.strerror}") from None
+    print(f"report          {path}")
+
+
+def _title(words: Sequence[str]) -> str:
+    names = [Path(word).resolve().name for word in words]
+    return ", ".join(names) if len(names) < 4 else f"{', '.join(names[:2])} and {len(names) - 2} more"
+
+
+def _picture_path(text: str) -> Path:
+    from sim.run_folder.plots import FORMATS
+
+    return _output_path(text, FORMATS)
+
+
+def _output_path(text: str, endings: Sequence[str]) -> Path:
+    path = Path(text)
+    if path.suffix.lstrip(".") not in endings:
+        known = ", ".join("." + name for name in endings)
+        raise ConfigError(f"-o {text}: the ending must be {'one of ' if len(endings) > 1 else ''}{known}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"-o {text}: there is no folder {path.parent}")
+    return path
+
+
+def _write_picture(path: Path, figure: Any) -> None:
+    from sim.run_folder.plots import render
+
+    try:
+        path.write_bytes(render(figure, path.suffix.lstrip(".")))
+    except OSError as error:
+        raise ConfigError(f"-o {path}: cannot be written: {error.strerror}") from None
+    print(f"picture         {path}")
+
+
+def show_list(arguments: argparse.Namespace) -> None:
+    """``sim list``."""
+    from rich.table import Table
+
+    table = Table("run", "rounds", "final accuracy", "best accuracy", "--resume goes on after", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for run in list_runs(arguments.results_dir):
+        try:
+            config, rounds = run.config(), run.rounds()
+        except RunFolderError as error:
+            print(f"sim: {error}", file=sys.stderr)  # one damaged run does not hide the others
+            continue
+        wanted = config.get("num_rounds", config.get("epochs", "?"))
+        done = int(rounds["round"].max()) if len(rounds) else "–"
+        measured = rounds["test_accuracy"].dropna()
+        final, best = (f"{v:.4f}" for v in (measured.iloc[-1], measured.max())) if len(measured) else ("", "")
+        last = run.last_checkpoint()
+        waiting = last is not None and not run.is_done()
+        table.add_row(run.name, f"{done}/{wanted}", final, best, f"round {last}" if waiting else "")
+    print_table(table)
+
+
+def print_table(table: Any) -> None:
+    """Print a table at its full width: a number that a narrow terminal cuts off is worse than a wrapped line."""
+    from rich.console import Console
+
+    console = Console(width=10_000)
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))

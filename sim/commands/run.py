@@ -1,0 +1,94 @@
+"""The commands that train: sim run, server, client and centralized."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sim.config.flags import config_from, flags_given, knobs_given
+from sim.config.run_config import CentralizedConfig, RunConfig
+from sim.errors import ConfigError
+from sim.network.options import ClientOptions, ServerOptions, networked
+from sim.run_folder.folder import open_run
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """``sim run``: simulate, or go on with a run."""
+    if arguments.resume is not None:
+        _resume(arguments)
+        return
+    config = config_from(RunConfig, arguments)
+    from sim.run_folder.progress import RoundProgress
+    from sim.simulation import simulate
+
+    with RoundProgress(config.num_rounds) as progress:
+        run = simulate(config, on_record=progress.update)
+    _report(run, "round")
+
+
+def _resume(arguments: argparse.Namespace) -> None:
+    changes = flags_given(RunConfig, arguments)
+    results_dir = changes.pop("results_dir", RunConfig.results_dir)
+    for flag in ("config", "preset"):
+        if getattr(arguments, flag) is not None:
+            raise ConfigError(f"--{flag} {getattr(arguments, flag)}: a run that goes on has its own config")
+    run = open_run(arguments.resume, results_dir)
+    from sim.run_folder.progress import RoundProgress
+    from sim.setup.resume import config_of
+    from sim.simulation import resume
+
+    with RoundProgress(config_of(run, changes).num_rounds) as progress:
+        resume(run, on_record=progress.update, **changes)
+    _report(run, "round")
+
+
+def server(arguments: argparse.Namespace) -> None:
+    """``sim server``."""
+    options = ServerOptions(**flags_given(ServerOptions, arguments))
+    given = networked(knobs_given(RunConfig, arguments))
+    counted = "num_clients" in given
+    min_clients = options.min_clients or given.get("num_clients") or 2
+    config = RunConfig(**{"num_clients": min_clients, **given})
+    if config.num_clients < min_clients:
+        raise ConfigError(f"--min-clients {min_clients}: must be at most --num-clients {config.num_clients}")
+    options = replace(options, min_clients=min_clients)
+    from sim.network.server import serve
+    from sim.run_folder.progress import RoundProgress
+
+    with RoundProgress(config.num_rounds) as progress:
+        run = serve(config, options, counted=counted, on_record=progress.update)
+    _report(run, "round")
+
+
+def client(arguments: argparse.Namespace) -> None:
+    """``sim client``."""
+    options = ClientOptions(**flags_given(ClientOptions, arguments))
+    config = RunConfig(**networked(knobs_given(RunConfig, arguments)))
+    from sim.network.client import join
+
+    num_rounds = join(config, options)
+    print(f"client {options.client_id}        trained in {num_rounds} rounds")
+
+
+def centralized(arguments: argparse.Namespace) -> None:
+    """``sim centralized``."""
+    config = config_from(CentralizedConfig, arguments)
+    from sim.centralized import train_centralized
+    from sim.run_folder.progress import RoundProgress
+
+    with RoundProgress(config.epochs, "epoch") as progress:
+        run = train_centralized(config, on_record=progress.update)
+    _report(run, "epoch")
+
+
+def _report(run: Any, word: str) -> None:
+    last = run.rounds().iloc[-1]
+    print(f"run folder      {_shown(run.path)}")
+    print(f"final accuracy  {last.test_accuracy:.4f} (loss {last.test_loss:.4f}) after {word} {int(last['round'])}")
+    print(f"picture         {_shown(run.accuracy_path)}")
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

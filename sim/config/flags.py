@@ -1,0 +1,103 @@
+"""Knobs ↔ flags of the command line.
+
+The flags are made from the config's knobs with the standard library's argparse, whose errors can be one line;
+libraries that make flags from dataclasses print boxes of several.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Collection, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from sim.config.fields import default_of, flag_of, parse_flag, rules_of, type_of
+from sim.config.presets import preset_names
+from sim.config.run_config import RunConfig
+from sim.config.training_config import TrainingConfig
+from sim.errors import ConfigError
+
+C = TypeVar("C", bound=TrainingConfig)
+
+_METAVARS = {int: "N", float: "X", str: "TEXT", dict: "KEY=VALUE"}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors that go through the error tree."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+    def parse_strictly(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse; an unknown word is an error that names the closest flags."""
+        namespace, unknown = self.parse_known_args(words)
+        if unknown:
+            flags = [flag for action in namespace.parser._actions for flag in action.option_strings]
+            close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=3)
+            hint = f"did you mean {' or '.join(close)}?" if close else "no such flag"
+            raise ConfigError(f"{unknown[0]}: {hint} ({namespace.parser.prog} --help lists all)")
+        return namespace
+
+
+def add_config(
+    parser: argparse.ArgumentParser, config_type: type[TrainingConfig], *, without: Collection[str] = ()
+) -> None:
+    """Add ``--config``, ``--preset`` and a flag for each knob that is not in ``without``."""
+    parser.add_argument("--config", metavar="FILE.toml", type=Path, help="read knobs from here; flags win")
+    if config_type is RunConfig:
+        about = f"settings of a published experiment; flags and --config win [{', '.join(preset_names())}]"
+        parser.add_argument("--preset", metavar="NAME", help=about)
+    add_knobs(parser, config_type, without=without)
+
+
+def add_knobs(parser: argparse.ArgumentParser, config_type: type[Any], *, without: Collection[str] = ()) -> None:
+    """Add a flag for each knob, with its unit, valid values and default in the help."""
+    groups: dict[str, Any] = {}
+    for config_field in (each for each in fields(config_type) if each.name not in without):
+        rules, (kind, _) = rules_of(config_field), type_of(config_type, config_field.name)
+        if rules.group not in groups:
+            groups[rules.group] = parser.add_argument_group(rules.group)
+        notes = [note for note in (rules.unit and f"in {rules.unit}", rules.valid) if note]
+        default = default_of(config_field)
+        if default not in (None, {}):
+            notes.append(f"default {default:g}" if isinstance(default, float) else f"default {default}")
+        text = rules.help + (f" [{'; '.join(notes)}]" if notes else "")
+        options: dict[str, Any] = {"dest": config_field.name, "default": argparse.SUPPRESS}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["metavar"] = _METAVARS[kind]
+            if kind is dict:
+                options["nargs"] = "+"
+        groups[rules.group].add_argument(flag_of(config_field.name), help=text.replace("%", "%%"), **options)
+
+
+def flags_given(config_type: type[Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the knobs that have a flag on the command line.
+
+    Raises:
+        ConfigError: a value is wrong.
+    """
+    given = vars(arguments)
+    return {f.name: parse_flag(config_type, f, given[f.name]) for f in fields(config_type) if f.name in given}
+
+
+def knobs_given(config_type: type[TrainingConfig], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the knobs that preset, file or flags name.
+
+    Raises:
+        ConfigError: see ``TrainingConfig.given``; or a flag's value is wrong.
+    """
+    preset = getattr(arguments, "preset", None)
+    return config_type.given(arguments.config, preset=preset, **flags_given(config_type, arguments))
+
+
+def config_from(config_type: type[C], arguments: argparse.Namespace) -> C:
+    """Make the config that the command line asks for.
+
+    Raises:
+        ConfigError: as ``knobs_given``, or values are at odds.
+    """
+    return config_type(**knobs_given(config_type, arguments))

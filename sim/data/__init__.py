@@ -1,0 +1,1 @@
+"""Data sets, partitions and the loader that training iterates over."""

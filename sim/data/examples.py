@@ -1,0 +1,92 @@
+"""Data sets: a source → images uint8 [N, H, W, C] and labels int64 [N], decoded once, memory-mapped after.
+
+Each data set lives in the cache (``$SIM_CACHE``, by default ``~/.cache/sim``) as plain .npy files, which
+every process maps read-only: nothing is decoded, pickled or copied for a client. The images lie as NHWC,
+whose NCHW view is PyTorch's channels_last.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.config.training_config import TrainingConfig
+from sim.data.cache import cached
+from sim.data.sources import by_name
+from sim.data.sources.by_name import Loaded
+from sim.errors import DataError
+
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images uint8 [N, H, W, C] in 0–255 and labels int64 [N] in 0…num_classes−1."""
+
+    images: Images
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, its classes, and the cache folder it is mapped from."""
+
+    folder: Path
+    train: Examples
+    test: Examples
+    classes: tuple[str, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one image as models see it: (C, H, W)."""
+        _, height, width, channels = self.train.images.shape
+        return channels, height, width
+
+
+def load(config: TrainingConfig) -> Dataset:
+    """Return the configured data set, from the cache if it is there.
+
+    Raises:
+        DataError: the source is missing, broken or inconsistent, or the cache cannot be written.
+    """
+    key, make = by_name.find(config)
+    folder = cached("data", {"dataset": config.dataset, **key}, lambda target: _store(target, make()))
+    return open_cached(folder)
+
+
+def open_cached(folder: Path) -> Dataset:
+    """Map a data set of the cache read-only.
+
+    Raises:
+        DataError: its files are damaged.
+    """
+    try:
+        arrays = {
+            name: np.load(folder / f"{name}.npy", mmap_mode="r")
+            for name in ("train_images", "train_labels", "test_images", "test_labels")
+        }
+        classes = tuple(json.loads((folder / "classes.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"the cached data set {folder} is damaged ({error}); delete that folder") from error
+    return Dataset(
+        folder=folder,
+        train=Examples(arrays["train_images"], arrays["train_labels"]),
+        test=Examples(arrays["test_images"], arrays["test_labels"]),
+        classes=classes,
+    )
+
+
+def _store(folder: Path, loaded: Loaded) -> None:
+    train, test, classes = loaded
+    for split, (images, labels) in (("train", train), ("test", test)):
+        np.save(folder / f"{split}_images.npy", np.ascontiguousarray(images, dtype=np.uint8))
+        np.save(folder / f"{split}_labels.npy", labels.astype(np.int64))
+    (folder / "classes.json").write_text(json.dumps(classes), encoding="utf-8")

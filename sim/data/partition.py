@@ -1,0 +1,104 @@
+"""Labels → which examples each client holds.
+
+Stored in the cache as two arrays, so that a process with a thousand clients maps one file: ``indices``
+int64 [N], the examples of client 0, then those of client 1, …; ``offsets`` int64 [num_clients + 1].
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.config.run_config import RunConfig
+from sim.data import partitioners
+from sim.data.cache import cached
+from sim.data.examples import Labels
+from sim.errors import DataError, PartitionError
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The examples of every client, mapped from the cache folder."""
+
+    folder: Path
+    indices: Indices
+    offsets: Indices
+
+    @property
+    def num_clients(self) -> int:
+        """How many clients share the examples."""
+        return len(self.offsets) - 1
+
+    @property
+    def sizes(self) -> Indices:
+        """Examples of each client, int64 [num_clients]."""
+        return np.diff(self.offsets)
+
+    def of(self, client_id: int) -> Indices:
+        """Indices of one client's examples, in the client's own shuffled order."""
+        return self.indices[self.offsets[client_id] : self.offsets[client_id + 1]]
+
+    def split(self, client_id: int, eval_share: float) -> tuple[Indices, Indices]:
+        """Cut one client's examples into those for training and the last ⌊n · eval_share⌋ for evaluation."""
+        indices = self.of(client_id)
+        kept = int(len(indices) * eval_share + 1e-9)
+        return indices[: len(indices) - kept], indices[len(indices) - kept :]
+
+    def label_counts(self, labels: Labels, num_classes: int) -> NDArray[np.int64]:
+        """Examples of each class at each client, int64 [num_clients, num_classes]."""
+        return np.stack([np.bincount(labels[self.of(c)], minlength=num_classes) for c in range(self.num_clients)])
+
+
+def deal(labels: Labels, config: RunConfig) -> Partition:
+    """Deal examples to ``config.num_clients`` clients; the same config and labels give the same partition.
+
+    Some partitioners leave examples over; those belong to nobody.
+
+    Raises:
+        ConfigError: an argument that the partitioner does not take.
+        PartitionError: not every client can get ``min_partition_size`` examples.
+    """
+    needed = config.num_clients * config.min_partition_size
+    if needed > len(labels):
+        raise PartitionError(
+            f"--num-clients {config.num_clients}: {len(labels)} training examples cannot give each "
+            f"{config.min_partition_size}; at most {len(labels) // config.min_partition_size} clients"
+        )
+    arguments = partitioners.arguments(config, len(labels))
+    key = {
+        "labels": hashlib.sha256(labels.tobytes()).hexdigest(),
+        "partitioner": config.partitioner,
+        "num_clients": config.num_clients,
+        "min_partition_size": config.min_partition_size,
+        "seed": config.seed,
+        "arguments": arguments,
+    }
+
+    def make(folder: Path) -> None:
+        parts = partitioners.deal(labels, config)
+        np.save(folder / "indices.npy", np.concatenate(parts))
+        np.save(folder / "offsets.npy", np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64))
+
+    return open_cached(cached("partition", key, make))
+
+
+def open_cached(folder: Path) -> Partition:
+    """Map a partition of the cache read-only.
+
+    Raises:
+        DataError: its files are damaged.
+    """
+    try:
+        # As plain arrays: numpy's memmap class makes each slice slow.
+        indices, offsets = (
+            np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in ("indices", "offsets")
+        )
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"the cached partition {folder} is damaged ({error}); delete that folder") from error
+    return Partition(folder, indices, offsets)

@@ -1,0 +1,165 @@
+"""Names of data sets → their images and labels, from whoever keeps them.
+
+A source is a function from the config to (what its content depends on, a function that loads it): the first
+is the key in the cache, the second is called where that is not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.config.training_config import TrainingConfig
+from sim.data.cache import cache_folder
+from sim.errors import DataError
+
+Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
+Loaded = tuple[Split, Split, tuple[str, ...]]
+
+
+def _digits(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
+    """1,797 handwritten digits, 8×8 in 17 greys, from scikit-learn, scaled to one channel of image_size².
+
+    The test split is fixed and stratified: 360 examples, whatever the run's seed. Source: E. Alpaydin and
+    C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
+    """
+
+    def make() -> Loaded:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        digits = load_digits()
+        images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+        scaled = np.stack([_scaled(image, config.image_size) for image in images])[..., None]
+        train, test = train_test_split(np.arange(len(images)), test_size=360, random_state=0, stratify=digits.target)
+        train.sort()
+        test.sort()
+        return (
+            (scaled[train], digits.target[train]),
+            (scaled[test], digits.target[test]),
+            tuple(str(digit) for digit in range(10)),
+        )
+
+    return {"image_size": config.image_size}, make
+
+
+def _scaled(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _synthetic(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
+    """Class-conditional RGB images: a smooth pattern a class, shifted by up to a quarter, under noise.
+
+    The same for every seed of a run, as any data set is. The test split has a fifth as many examples.
+    """
+    num_examples, num_classes = config.num_examples or 10_000, config.num_classes or 10
+    size = config.image_size
+
+    def make() -> Loaded:
+        rng = np.random.default_rng(0)
+        coarse = rng.integers(0, 256, size=(num_classes, 4, 4, 3), dtype=np.uint8)
+        patterns = np.stack([_scaled(pattern, size) for pattern in coarse]).astype(np.float32)
+
+        def draw(count: int) -> Split:
+            labels = rng.permutation(np.arange(count) % num_classes).astype(np.int64)
+            images = np.empty((count, size, size, 3), np.uint8)
+            shifts = rng.integers(0, max(1, size // 4), size=(count, 2))
+            for index, (label, (down, right)) in enumerate(zip(labels, shifts, strict=True)):
+                noise = rng.normal(0.0, 48.0, size=(size, size, 3)).astype(np.float32)
+                pattern = np.roll(patterns[label], (int(down), int(right)), axis=(0, 1))
+                images[index] = np.clip(pattern * 0.6 + 51 + noise, 0, 255)
+            return images, labels
+
+        train = draw(num_examples)
+        return train, draw(max(1, num_examples // 5)), tuple(str(c) for c in range(num_classes))
+
+    return {"image_size": size, "num_examples": num_examples, "num_classes": num_classes}, make
+
+
+def _imagefolder(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
+    """The user's own images under train/<class>/* and test/<class>/*, as RGB, scaled to image_size²."""
+    from sim.data.sources.image_folder import decode, list_images
+
+    root = Path(config.data_dir or "")
+    listing = list_images(root)
+    stats = hashlib.sha256()
+    for path, _ in (*listing.samples["train"], *listing.samples["test"]):
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise DataError(f"--data-dir: {path}: {error.strerror}; mend or remove that file") from error
+        stats.update(os.fsencode(path.resolve()) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+
+    def make() -> Loaded:
+        train, test = (
+            (
+                decode([path for path, _ in listing.samples[split]], config.image_size),
+                np.array([label for _, label in listing.samples[split]], np.int64),
+            )
+            for split in ("train", "test")
+        )
+        return train, test, listing.classes
+
+    return {"image_size": config.image_size, "files": stats.hexdigest()}, make
+
+
+def _torchvision(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
+    """CIFAR-10 and -100 (Krizhevsky 2009), MNIST (LeCun et al. 1998), Fashion-MNIST (Xiao et al. 2017)."""
+    from sim.data.sources import torchvision
+
+    root = Path(config.data_dir) if config.data_dir else cache_folder() / "torchvision"
+    key = {"image_size": config.image_size, "files": torchvision.fingerprint(config.dataset, root)}
+    return key, lambda: _resized(torchvision.read(config.dataset, root), config.image_size)
+
+
+def _own(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
+    """The user's own function; its arrays are what tells one version from another, so it is called each time."""
+    from sim.data.sources import user_function
+
+    loaded = user_function.read(config.dataset, config.data_dir)
+    digest = hashlib.sha256()
+    for array in (*loaded[0], *loaded[1]):
+        digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+    return {"image_size": config.image_size, "content": digest.hexdigest()}, lambda: _resized(loaded, config.image_size)
+
+
+def _resized(loaded: Loaded, size: int) -> Loaded:
+    train, test, classes = loaded
+
+    def scale(split: Split) -> Split:
+        images, labels = split
+        if images.shape[1:3] == (size, size):
+            return split
+        channels = images.shape[-1]
+        flat = (np.dstack([_scaled(image[..., c], size) for c in range(channels)]) for image in images)
+        return np.stack(list(flat)), labels
+
+    return scale(train), scale(test), classes
+
+
+SOURCES: dict[str, Callable[[TrainingConfig], tuple[dict[str, Any], Callable[[], Loaded]]]] = {
+    "digits": _digits,
+    "imagefolder": _imagefolder,
+    "synthetic": _synthetic,
+    "cifar10": _torchvision,
+    "cifar100": _torchvision,
+    "mnist": _torchvision,
+    "fashion-mnist": _torchvision,
+}
+
+
+def find(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
+    """Return what the configured data set depends on, and a function that loads it.
+
+    Raises:
+        UsageError: its files or the user's function are missing or broken.
+    """
+    return SOURCES.get(config.dataset, _own)(config)

@@ -1,0 +1,1 @@
+"""The engine that executes clients in Ray actors. Ray is imported in this folder only."""

@@ -1,0 +1,304 @@
+"""Who gets what when: chunks → Ray actors, and what is done when one of them dies or hangs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from flwr.common import NDArrays
+from ray.exceptions import RayActorError, RayError
+
+from sim.engine.aggregation import WeightedSum
+from sim.engine.contract import Chunk, ChunkResult, Outcome, Task, TestSlice
+from sim.engine.liveness import Board
+from sim.engine.ray.scheduling import Piece, by_work, in_pieces, joined, least_clients, next_message
+from sim.engine.ray.session import INLINE_BYTES
+from sim.errors import EngineError, RunError
+from sim.run_folder.records import Phase
+from sim.training.local import TestSums
+
+_SPARE_DEATHS = 3  # more than one of each actor, outside of clients or unseen, before the run gives up
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How often a client is tried again when its process dies, and how long it may take."""
+
+    max_retries: int
+    client_timeout: float | None
+
+
+@dataclass
+class _Message:
+    """Pieces that an actor executes; ``handle`` tells the actor from the one that may replace it."""
+
+    pieces: list[Piece]
+    actor: int
+    handle: Any
+
+    @property
+    def clients(self) -> list[int]:
+        """Whom the actor executes."""
+        return [task.client_id for piece in self.pieces for task in piece.chunk.tasks]
+
+
+class RayDispatcher:
+    """Hands pieces to actors that are free, each actor one at a time, and replaces actors that die."""
+
+    def __init__(
+        self,
+        actors: Sequence[Any],
+        hire: Callable[[], Any],
+        board: Board,
+        patience: Patience,
+        spills: Callable[[], bool],
+        *,
+        together: bool,
+    ) -> None:
+        """
+        Args:
+            spills: whether Ray has put objects on the disk.
+            hire: makes an actor in the place of one that died.
+            together: clients of a chunk are trained in one computation, so chunks are not cut.
+        """
+        self.actors = list(actors)
+        self.hire = hire
+        self.board = board
+        self.patience = patience
+        self.spills = spills
+        self.together = together
+        self._spilled = False
+        self._held: list[NDArrays | None] = [None] * len(self.actors)  # the weights that each actor was sent last
+        self._stored: list[tuple[NDArrays, Any]] = []  # weights and where they are in Ray's shared memory
+        self._seconds: dict[Phase, float] = {}
+        self._deaths: Counter[int] = Counter()  # by the client that an actor died with
+        self._spare_deaths = _SPARE_DEATHS + len(self.actors)
+
+    def wait_until_ready(self) -> None:
+        """Virtual clients are always there."""
+
+    def execute(self, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
+        """Yield results in the order of ``chunks``.
+
+        A message carries several pieces, fewer as the round goes on, so that few messages are sent and nobody is
+        left with much work at the end. What travels together changes no sum.
+
+        Raises:
+            EngineError: actors die one after another without having begun a client.
+        """
+        phase = chunks[0].phase
+        divisible = phase == "evaluate" or not self.together
+        seconds = self._seconds.get(phase)
+        pieces = in_pieces(chunks, len(self.actors), divisible=divisible, seconds_a_client=seconds)
+        waiting = by_work(pieces)
+        least = least_clients(sum(len(chunk.tasks) for chunk in chunks), len(self.actors), seconds)
+        running: dict[Any, _Message] = {}
+        self._stored = [pair for pair in self._stored if any(pair[0] is chunk.weights for chunk in chunks)]
+        self._deaths.clear()
+        took: list[float] = []
+        for own in pieces:
+            while True:
+                self._hand_out(waiting, running, least)
+                done = all(piece.result for piece in own)
+                # Even with a result at hand: whoever has finished meanwhile gets work before that is folded.
+                if not self._collect(running, pieces, waiting, wait=not done) and done:
+                    break
+            result = joined(own)
+            for piece in own:
+                piece.result = None
+            took += [outcome.seconds for outcome in result.outcomes]
+            yield result
+        self._seconds[phase] = sum(took) / len(took)
+        if not self._spilled and self.spills():
+            self._spilled = True
+            logging.getLogger("sim").warning(
+                "Ray's shared memory is full and spills to the disk, which is slow; fewer clients a round, or "
+                "more memory, would avoid it"
+            )
+
+    def _hand_out(self, waiting: deque[Piece], running: dict[Any, _Message], least: int) -> None:
+        load = dict.fromkeys(range(len(self.actors)), 0)
+        for message in running.values():
+            load[message.actor] += 1
+        # One message waits at each actor, so that it does not idle until we answer; not at the end, where the
+        # other actors could have it.
+        while waiting and min(load.values()) < (2 if len(waiting) > len(load) else 1):
+            pieces = next_message(waiting, len(load), least)
+            actor = min(load, key=load.__getitem__)
+            load[actor] += 1
+            weights = pieces[0].chunk.weights
+            sent = None if self._held[actor] is weights else self._packed(weights)
+            self._held[actor] = weights
+            bare = [replace(piece.chunk, weights=[]) for piece in pieces]
+            handle = self.actors[actor]
+            running[handle.run_chunks.remote(bare, sent, actor)] = _Message(pieces, actor, handle)
+
+    def _packed(self, weights: NDArrays) -> Any:
+        """Weights as an argument: in the message if they are few, otherwise once in Ray's shared memory."""
+        if sum(array.nbytes for array in weights) < INLINE_BYTES // 4:
+            return weights
+        for held, reference in self._stored:
+            if held is weights:
+                return reference
+        self._stored.append((weights, ray.put(weights)))
+        return self._stored[-1][1]
+
+    def _collect(
+        self, running: dict[Any, _Message], pieces: list[list[Piece]], waiting: deque[Piece], *, wait: bool
+    ) -> bool:
+        """Take one answer, if there is one or ``wait``; return whether there was."""
+        if not running:
+            return False
+        timeout = None if wait else 0.0
+        if wait and self.patience.client_timeout:
+            timeout = min(1.0, self.patience.client_timeout / 4)
+        ready, _ = ray.wait(list(running), num_returns=1, timeout=timeout)
+        for reference in ready:
+            message = running.pop(reference)
+            try:
+                results = ray.get(reference)
+            except RayActorError as error:
+                self._recover(message, running, pieces, waiting, last_line(error))
+            except RayError as error:
+                raise EngineError(f"round {message.pieces[0].chunk.server_round}: {last_line(error)}") from error
+            else:
+                self._spare_deaths = _SPARE_DEATHS + len(self.actors)
+                for piece, result in zip(message.pieces, results, strict=True):
+                    piece.result = result
+        if wait:  # also while the others go on
+            self._end_hanging(running, pieces, waiting)
+        return bool(ready)
+
+    def _end_hanging(self, running: dict[Any, _Message], pieces: list[list[Piece]], waiting: deque[Piece]) -> None:
+        limit = self.patience.client_timeout
+        if limit is None:
+            return
+        for actor in {message.actor for message in running.values()}:
+            doing = self.board.doing(actor)
+            if doing is None or doing.seconds <= limit * doing.together:
+                continue
+            # Not simply its first message: that may be done, and its answer on the way.
+            for reference, message in list(running.items()):
+                if message.handle is not self.actors[actor] or doing.client_id not in message.clients:
+                    continue
+                self._kill(actor, doing.pid)
+                del running[reference]
+                self._recover(message, running, pieces, waiting, f"Timeout: no end after {limit:g} s", hung=True)
+
+    def _kill(self, actor: int, pid: int) -> None:
+        """End an actor, whatever it is in the middle of."""
+        ray.kill(self.actors[actor])
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+    def _recover(
+        self,
+        message: _Message,
+        running: dict[Any, _Message],
+        pieces: list[list[Piece]],
+        waiting: deque[Piece],
+        reason: str,
+        *,
+        hung: bool = False,
+    ) -> None:
+        """Replace the actor that had ``message``, and have what it did not finish done again."""
+        actor = message.actor
+        if self.actors[actor] is not message.handle:  # the second message of an actor that is replaced already
+            waiting.extendleft(reversed(message.pieces))
+            return
+        server_round = message.pieces[0].chunk.server_round
+        culprit = self._culprit(message)
+        if culprit is None:
+            self._spare_deaths -= 1
+            if self._spare_deaths < 0:
+                raise EngineError(f"round {server_round}: processes die before they begin a client: {reason}")
+        else:
+            self._deaths[culprit] += 1
+        given_up = culprit is not None and (hung or self._deaths[culprit] > self.patience.max_retries)
+        logging.getLogger("sim").warning(
+            "round %d: process %d %s%s; another one does its clients again",
+            server_round,
+            actor,
+            "hangs" if hung else "died",
+            "" if culprit is None else f" with client {culprit}",
+        )
+        logging.getLogger("ray").warning("%s", reason)
+        self.replace(actor)
+        again: list[Piece] = []
+        for piece in message.pieces:
+            whole = self.together and piece.chunk.phase == "fit"
+            parts = [Piece(piece.index, piece.chunk, alone=True)] if whole else piece.singles(alone=True)
+            own = pieces[piece.index]
+            place = own.index(piece)
+            own[place : place + 1] = parts
+            for part in parts:
+                if given_up and any(task.client_id == culprit for task in part.chunk.tasks):
+                    times = self._deaths[culprit or 0]
+                    died = f"ProcessDied: its process crashed or was killed, {times} time{'s' * (times > 1)}"
+                    part.result = _failed(part.chunk.tasks, reason if hung else died, actor)
+                else:
+                    again.append(part)
+        waiting.extendleft(reversed(again))
+
+    def _culprit(self, message: _Message) -> int | None:
+        """The client that an actor died with, as far as that is known."""
+        clients = message.clients
+        doing = self.board.doing(message.actor)
+        if doing is not None and doing.client_id in clients:
+            return doing.client_id
+        return clients[0] if len(message.pieces) == 1 and message.pieces[0].alone else None
+
+    def replace(self, actor: int) -> None:
+        """Put a new actor in the place of one that died."""
+        self.board.end(actor)
+        self.actors[actor] = self.hire()
+        self._held[actor] = None
+
+    def test(self, weights: NDArrays, slices: Sequence[TestSlice]) -> list[TestSums]:
+        """Test ``weights`` on each slice, spread over the actors.
+
+        Raises:
+            RunError: the user's ``test`` raised or returned something else.
+            EngineError: processes die again and again.
+        """
+        answers: dict[int, TestSums] = {}
+        for _ in range(self.patience.max_retries + 1):
+            missing = [number for number in range(len(slices)) if number not in answers]
+            if not missing:
+                break
+            shares = [missing[actor :: len(self.actors)] for actor in range(min(len(self.actors), len(missing)))]
+            asked = [
+                self.actors[actor].run_tests.remote([slices[number] for number in share], self._packed(weights))
+                for actor, share in enumerate(shares)
+            ]
+            for actor, (share, reference) in enumerate(zip(shares, asked, strict=True)):
+                try:
+                    answer = ray.get(reference)
+                except RayActorError:
+                    logging.getLogger("sim").warning("the central test: process %d died; another one does it", actor)
+                    self.replace(actor)
+                    continue
+                except RayError as error:
+                    raise EngineError(f"the central test: {last_line(error)}") from error
+                if isinstance(answer, str):
+                    raise RunError(answer)
+                answers |= zip(share, answer, strict=True)
+        if len(answers) < len(slices):
+            raise EngineError(f"the central test: processes died {self.patience.max_retries + 1} times")
+        return [answers[number] for number in range(len(slices))]
+
+
+def _failed(tasks: Sequence[Task], error: str, actor: int) -> ChunkResult:
+    return ChunkResult([Outcome(task.client_id, error=error, actor=actor) for task in tasks], WeightedSum())
+
+
+def last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

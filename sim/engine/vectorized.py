@@ -1,0 +1,99 @@
+"""Executes the training of a chunk's clients in one computation, where the program says so."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from flwr.common import NDArrays
+from torch import Tensor
+
+from sim.client.runtime import TRAIN_KNOBS, Workbench
+from sim.engine.aggregation import WeightedSum
+from sim.engine.contract import Chunk, Outcome, Task
+from sim.engine.finite import NonFiniteError
+from sim.seeds import Purpose, seeded, sequence
+from sim.training.vectorized import Member, Trainer, drawn
+
+
+def can_fit(chunk: Chunk) -> bool:
+    """Whether the clients of ``chunk`` can be trained together: the same knobs for all of them."""
+    return all(task.config == chunk.tasks[0].config for task in chunk.tasks)
+
+
+def fit(bench: Workbench, chunk: Chunk, seed: int) -> tuple[list[Outcome], WeightedSum]:
+    """Train the clients of ``chunk``, up to ``program.together`` at a time.
+
+    Returns:
+        Their outcomes in order, with weights unless the chunk is summed; and the sum.
+    """
+    outcomes: list[Outcome] = []
+    total = WeightedSum()
+    size = bench.program.together
+    for first in range(0, len(chunk.tasks), size):
+        start = time.perf_counter()
+        tasks = chunk.tasks[first : first + size]
+        config = dict(tasks[0].config)
+        members = [_member(bench, chunk, task, config, seed) for task in tasks]
+        knobs: dict[str, Any] = {k: config[k] for k in TRAIN_KNOBS if k in config and k != "max_steps"}
+        trainer = bench.trainer(int(config["batch_size"]))
+        results = _train(trainer, chunk.weights, members, knobs)
+        seconds = (time.perf_counter() - start) / len(tasks)
+        sizes = [len(bench.train_indices(task.client_id)) for task in tasks]
+        position = 0
+        for weights, losses in results:
+            count = len(losses)
+            group = range(position, position + count)
+            finite = torch.stack([torch.isfinite(w).flatten(1).all(1) for w in weights]).all(0).tolist()
+            if chunk.summed:
+                # A weight of 0 would not do: 0 × NaN is NaN.
+                kept = weights if all(finite) else [w[torch.tensor(finite, device=w.device)] for w in weights]
+                total.fold(_sum(kept, [sizes[i] for k, i in enumerate(group) if finite[k]]))
+            for k, i in enumerate(group):
+                loss = float(losses[k])
+                if not finite[k]:
+                    error = f"{NonFiniteError.__name__}: the model holds NaN or infinite weights"
+                    outcomes.append(Outcome(tasks[i].client_id, seconds, error=error, together=count))
+                    continue
+                arrays = None if chunk.summed else [w[k].cpu().numpy() for w in weights]
+                outcomes.append(
+                    Outcome(tasks[i].client_id, seconds, sizes[i], loss, {"loss": loss}, arrays, together=count)
+                )
+            position += count
+    return outcomes, total
+
+
+def _member(bench: Workbench, chunk: Chunk, task: Task, config: dict[str, Any], seed: int) -> Member:
+    key = seed, Purpose.FIT, chunk.server_round, task.client_id
+    dropout = int(sequence(seed, Purpose.DROPOUT, chunk.server_round, task.client_id).generate_state(1)[0])
+    with seeded(*key):
+        loader = bench.training_batches(bench.train_indices(task.client_id), int(config["batch_size"]))
+        return drawn(loader, int(config["local_epochs"]), int(config.get("max_steps") or 0), dropout, bench.device)
+
+
+def _train(
+    trainer: Trainer, weights: NDArrays, members: Sequence[Member], knobs: dict[str, Any]
+) -> list[tuple[list[Tensor], Tensor]]:
+    """Train a group; where the GPU's memory does not suffice, each half of it."""
+    try:
+        stacked, losses = trainer.train(weights, members, **knobs)
+        return [(stacked, losses.cpu())]
+    except torch.OutOfMemoryError:
+        if len(members) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(members) // 2
+    logging.getLogger("sim").warning("out of GPU memory with %d clients together; going on with %d", len(members), half)
+    return [group for part in (members[:half], members[half:]) for group in _train(trainer, weights, part, knobs)]
+
+
+def _sum(stacked: list[Tensor], sizes: list[int]) -> WeightedSum:
+    """Σ nᵢ·wᵢ of a group, on its device."""
+    if not sizes:
+        return WeightedSum()
+    counts = torch.tensor(sizes, dtype=torch.float32, device=stacked[0].device)
+    sums = [torch.tensordot(counts.to(w.dtype), w, 1).cpu().numpy() for w in stacked]
+    return WeightedSum(sum(sizes), sums, [array.dtype for array in sums])

@@ -1,0 +1,213 @@
+"""What a run will take: clients measured at the same time, dealt to the actors as a round deals them."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from flwr.server.client_proxy import ClientProxy
+from numpy.typing import NDArray
+
+from sim.client.runtime import workbench
+from sim.config.run_config import RunConfig
+from sim.engine.contract import Outcome
+from sim.engine.inline import Registered
+from sim.errors import ConfigError, EngineError
+from sim.measure.client import Order, measure
+from sim.measure.sizing import Sized
+from sim.processes import Child, written
+from sim.seeds import Purpose, generator, seeded
+from sim.server.results import Answers, aggregate
+from sim.setup.prepare import Prepared
+
+_SECONDS = 6.0  # of measuring as many at once as will run
+_ROUNDS = 20  # drawn to see how unequal clients fill the actors
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds of a round's parts, of starting and ending, and of the whole run."""
+
+    client_seconds: float
+    fit_seconds: float
+    aggregate_seconds: float
+    test_seconds: float
+    eval_seconds: float
+    checkpoint_seconds: float
+    start_seconds: float
+    num_rounds: int
+    num_fit_clients: int
+
+    @property
+    def round_seconds(self) -> float:
+        """One round with its checkpoint."""
+        parts = (
+            self.fit_seconds,
+            self.aggregate_seconds,
+            self.test_seconds,
+            self.eval_seconds,
+            self.checkpoint_seconds,
+        )
+        return sum(parts)
+
+    @property
+    def updates_per_second(self) -> float:
+        """Clients trained a second while they are."""
+        return self.num_fit_clients / (self.fit_seconds + self.aggregate_seconds)
+
+    @property
+    def run_seconds(self) -> float:
+        """From the command to its end."""
+        return self.start_seconds + self.test_seconds + self.num_rounds * self.round_seconds
+
+
+def forecast(sized: Sized, config: RunConfig) -> Forecast:
+    """Measure as many clients at once as will run, and start and end one short run.
+
+    Args:
+        config: of the run that is foreseen, with ``num_cpus`` and ``num_gpus`` decided.
+
+    Raises:
+        EngineError: a client raised.
+    """
+    prepared, actors = sized.prepared, sized.capacity.num_actors
+    if config.engine == "inline":
+        actors = 1
+    prepared = replace(prepared, config=config)
+    measured = [sized.alone] if actors == 1 else measure([Order.of(prepared, n, _SECONDS) for n in range(actors)])
+    sizes = _train_sizes(prepared)
+    each = predicted([pair for one in measured for pair in one.fits], sizes)
+    fit_seconds = mean_makespan(each, config.num_fit_clients, actors, config.seed)
+    test_seconds = float(np.mean([one.test_seconds for one in measured]))
+    evaluate_seconds = float(np.mean([one.evaluate_seconds for one in measured]))
+    num_slices = len(workbench(prepared.program).test_slices())
+    tests = test_seconds * math.ceil(num_slices / actors)
+    return Forecast(
+        client_seconds=float(each.mean()),
+        fit_seconds=fit_seconds,
+        aggregate_seconds=_aggregate_seconds(prepared),
+        test_seconds=tests,
+        eval_seconds=evaluate_seconds * config.num_evaluate_clients / actors,
+        checkpoint_seconds=_write_seconds(prepared) / config.checkpoint_every if config.checkpoint_every else 0.0,
+        start_seconds=max(0.0, _start_seconds(config, actors) - 2 * tests),
+        num_rounds=config.num_rounds,
+        num_fit_clients=config.num_fit_clients,
+    )
+
+
+def _train_sizes(prepared: Prepared) -> NDArray[np.int64]:
+    sizes = prepared.partition.sizes
+    share = prepared.program.eval_share
+    kept: NDArray[np.int64] = (sizes * share + 1e-9).astype(np.int64)
+    return sizes - kept
+
+
+def predicted(fits: Sequence[tuple[int, float]], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Seconds of each client from its number of examples: a line through what was measured, never falling.
+
+    Args:
+        fits: (examples, seconds) of measured clients.
+        sizes: examples of each client of the run.
+    """
+    examples, seconds = np.array([pair[0] for pair in fits], float), np.array([pair[1] for pair in fits], float)
+    if len(set(examples)) > 1:
+        slope, start = np.polyfit(examples, seconds, 1)
+        if slope >= 0 and start >= 0:
+            return np.asarray(start + slope * sizes, float)
+        return np.asarray(sizes * (seconds.sum() / examples.sum()), float)
+    return np.asarray(sizes * (seconds.mean() / examples[0]), float)
+
+
+def mean_makespan(each: NDArray[np.float64], num_sampled: int, num_actors: int, seed: int) -> float:
+    """Mean seconds until the last of some sampled clients is done, the longest handed out first.
+
+    Args:
+        each: seconds of each client.
+    """
+    draw = generator(seed, Purpose.MEASURING)
+    found = []
+    for _ in range(_ROUNDS):
+        ends = [0.0] * num_actors
+        for seconds in sorted(draw.choice(each, num_sampled, replace=False), reverse=True):
+            heapq.heapreplace(ends, ends[0] + float(seconds))
+        found.append(max(ends))
+    return float(np.mean(found))
+
+
+def _aggregate_seconds(prepared: Prepared) -> float:
+    """Time the strategy once on as many results as a round has."""
+    weights, chosen = prepared.initial_weights, prepared.chosen
+    answers = Answers()
+    for client_id in range(prepared.config.num_fit_clients):
+        each = None if chosen.averages else weights
+        answers.outcomes.append(Outcome(client_id, num_examples=1, loss=1.0, metrics={"loss": 1.0}, weights=each))
+    answers.total.add(weights, 1)
+    proxies: dict[int, ClientProxy] = {
+        client_id: Registered(client_id) for client_id in range(prepared.config.num_fit_clients)
+    }
+    with seeded(prepared.config.seed, Purpose.MEASURING):
+        start = time.perf_counter()
+        try:
+            aggregate(chosen.strategy, 1, answers, proxies, averages=chosen.averages)
+        except Exception as error:  # noqa: BLE001 - some want a whole run around them
+            logging.getLogger("sim").warning(
+                "note: %s cannot be timed outside of a run (%r), its time is missing below",
+                prepared.config.strategy,
+                error,
+            )
+            return 0.0
+        return time.perf_counter() - start
+
+
+def _write_seconds(prepared: Prepared) -> float:
+    """Time the writing and syncing of the weights where the run will write them."""
+    folder = Path(prepared.config.results_dir).resolve()
+    while not folder.is_dir():
+        folder = folder.parent
+    content = b"".join(array.tobytes() for array in prepared.initial_weights)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            start = time.perf_counter()
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            return time.perf_counter() - start
+    except OSError as error:
+        raise ConfigError(f"--results-dir {folder}: cannot be written: {error.strerror}") from None
+
+
+def _start_seconds(config: RunConfig, num_actors: int) -> float:
+    """Run one round in which each actor trains one client for a step, in a folder that is removed."""
+    with tempfile.TemporaryDirectory() as folder:
+        short = replace(
+            config,
+            fraction_fit=None,
+            clients_per_round=min(num_actors, config.num_clients),
+            fraction_evaluate=0.0,
+            num_rounds=1,
+            max_local_steps=1,
+            target_accuracy=None,
+            local_training="sequential",
+            vectorized_clients=None,
+            strategy="fedavg",  # others, as Krum, may want more clients
+            strategy_args={},
+            dp=None,
+            dp_args={},
+            name="short",
+            results_dir=folder,
+        )
+        child = Child(["run", "--config", str(written(Path(folder), "short", short.to_toml()))])
+        try:
+            if child.process.wait() != 0:
+                raise EngineError(f"a short run failed: {child.error()}")
+        finally:
+            child.process.kill()
+        return child.seconds

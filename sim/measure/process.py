@@ -1,0 +1,82 @@
+"""One of the processes that ``measuring`` starts.
+
+It reads an ``Order``, says when it is ready, and answers with a ``Measurement`` once all others are ready, too.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import psutil
+import torch
+from flwr.common import Scalar
+
+from sim.client.runtime import workbench
+from sim.engine.contract import Chunk, Outcome, Task, TestSlice
+from sim.engine.ray import actor  # noqa: F401 - what an actor imports is part of its memory
+from sim.engine.worker import Worker
+from sim.errors import EngineError
+from sim.measure.client import Measurement, Order
+from sim.run_folder.records import Phase
+
+
+def _execute(order: Order) -> Iterator[Measurement | None]:
+    """Set up, warm up, yield, measure: the body of a process."""
+    worker = Worker(order.program, order.num_clients, order.program.seed)
+    bench = workbench(order.program)
+    together = order.program.together
+
+    def run(phase: Phase, number: int, knobs: dict[str, Scalar]) -> list[Outcome]:
+        ids = [order.clients[(number * together + i) % len(order.clients)] for i in range(together)]
+        tasks = [Task(client_id, knobs) for client_id in (ids if phase == "fit" else ids[:1])]
+        outcomes = worker.run(Chunk(phase, 1, tasks, order.weights, order.summed and phase == "fit")).outcomes
+        for outcome in outcomes:
+            if outcome.error is not None:
+                raise EngineError(f"client {outcome.client_id}: {outcome.error}")
+        return outcomes
+
+    slices = bench.test_slices()
+    run("fit", 0, {**order.knobs, "local_epochs": 1})
+    worker.test(order.weights, TestSlice(0, *slices[0]))
+    yield None
+    fits: list[tuple[int, float]] = []
+    began, used = time.perf_counter(), time.process_time()
+    number = 0
+    while not fits or time.perf_counter() - began < order.seconds:
+        number += 1
+        fits += [(outcome.num_examples, outcome.seconds) for outcome in run("fit", number, order.knobs)]
+    busy = (time.process_time() - used) / (time.perf_counter() - began)
+    evaluations = (
+        [run("evaluate", i, {})[0].seconds for i in range(min(5, len(order.clients)))] if order.evaluates else []
+    )
+    began = time.perf_counter()
+    for first, last in slices[:4]:
+        worker.test(order.weights, TestSlice(0, first, last))
+    test_seconds = (time.perf_counter() - began) / len(slices[:4])
+    free = torch.cuda.mem_get_info()[0] if bench.device.type == "cuda" else None
+    own = psutil.Process().memory_full_info().uss
+    yield Measurement(fits, float(np.mean(evaluations or [0])), test_seconds, busy, int(own), free)
+
+
+def _main() -> None:
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a client prints is not the answer
+    steps = _execute(pickle.load(sys.stdin.buffer))
+    try:
+        next(steps)
+        answers.write(b"ready\n")
+        answers.flush()
+        sys.stdin.buffer.readline()
+        answers.write(pickle.dumps(next(steps)))
+        answers.flush()
+    except EngineError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    _main()

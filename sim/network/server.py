@@ -1,0 +1,130 @@
+"""``sim server``: Flower's ``start_server`` around the round loop.
+
+The only file that touches ``start_server`` (deprecated in Flower 1.13, working in 1.41 and 1.42).
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import resource
+import signal
+import socket
+from types import FrameType
+from typing import Any
+
+from flwr.server import History, ServerConfig, start_server
+
+from sim.config.run_config import RunConfig
+from sim.errors import ConfigError, EngineError
+from sim.network.hosting import Host
+from sim.network.options import ServerOptions
+from sim.run_folder import log
+from sim.run_folder.folder import Run
+from sim.setup.prepare import check_device, prepare
+from sim.setup.session import OnRecord
+
+_NUM_SOCKETS = 65_536
+_INTRODUCTION_SECONDS = 10.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def serve(config: RunConfig, options: ServerOptions, *, counted: bool = True, on_record: OnRecord | None = None) -> Run:
+    """Wait for clients at ``options.address``, train with them and return the run folder.
+
+    Args:
+        counted: ``config.num_clients`` was chosen; otherwise that of the first client is taken.
+        on_record: called with the record of each round after it is on disk.
+
+    Raises:
+        UsageError: config, data, address or certificates do not work; nothing was written.
+        RunError: the run stopped, or too few clients came; the rounds that were done are on disk.
+    """
+    certificates = options.certificates()
+    _check_free(options)
+    check_device(config)
+    prepared = prepare(config, alone=True)
+    tls = certificates is not None
+    server = {"address": options.address, "tls": tls, "min_clients": options.min_clients}
+    _allow_many_sockets()
+    host = _GracefulHost(
+        prepared,
+        counted=counted,
+        min_clients=options.min_clients,
+        first_wait=math.inf,  # a server without clients has nothing to lose
+        round_timeout=options.round_timeout,
+        introduction_seconds=_INTRODUCTION_SECONDS,
+        on_record=on_record,
+        server=server,
+    )
+    with log.notes(), log.quiet("flwr", show=config.verbose):
+        try:
+            start_server(
+                server_address=options.address,
+                server=host,
+                config=ServerConfig(config.num_rounds, round_timeout=options.round_timeout),
+                certificates=certificates,
+            )
+        except SystemExit as error:  # the port was taken since we looked
+            raise EngineError(f"--address {options.address}: {error}") from None
+    if host.error is not None:
+        raise host.error
+    assert host.run is not None
+    return host.run
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """End the run; what follows, such as a script that ends all its processes, does not interrupt its writing."""
+    for other in _SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+class _GracefulHost(Host):
+    """A host after whose failure Flower still closes the port and every connection."""
+
+    error: BaseException | None = None
+
+    def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
+        """Run the rounds; what is raised is kept in ``error``."""
+        # start_server has put its own handlers in place of Python's.
+        for number in _SIGNALS:
+            signal.signal(number, _interrupt)
+        try:
+            return super().fit(num_rounds, timeout)
+        except BaseException as error:  # noqa: BLE001 - raised again when the port is closed
+            self.error = error
+            return History(), 0.0
+
+    def disconnect_all_clients(self, timeout: float | None) -> None:
+        """Let every client end; one that does not answer is cut off."""
+        super().disconnect_all_clients(min(timeout or 10.0, 10.0))
+
+
+def _check_free(options: ServerOptions) -> None:
+    """Check that the server can listen at its address.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    family, kind, protocol, _, place = options.resolve()[0]
+    with socket.socket(family, kind, protocol) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(place)
+            listener.listen(1)
+        except OSError as error:
+            words: dict[Any, str] = {
+                errno.EADDRINUSE: "the port is in use; choose another",
+                errno.EADDRNOTAVAIL: "this machine has no such address",
+            }
+            reason = words.get(error.errno, f"cannot listen there: {error.strerror}")
+            raise ConfigError(f"--address {options.address}: {reason}") from None
+
+
+def _allow_many_sockets() -> None:
+    """Raise the soft limit on open files, so that strangers' connections leave room for clients."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _NUM_SOCKETS if hard == resource.RLIM_INFINITY else min(hard, _NUM_SOCKETS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,192 @@
+"""``checkpoints/<round>/``: all that a run needs to go on after that round, whole or not there at all.
+
+``arrays.safetensors`` holds the weights and every array of strategy and clients, ``state.json`` the rest. A folder is
+written under a temporary name, synced and renamed; the last two are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flwr.common import NDArrays, RecordDict
+from flwr.server.strategy import Strategy
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from sim.errors import RunFolderError, StateError
+from sim.run_folder.folder import Run
+from sim.run_folder.state import Arrays, Tree, encode, pack_record, restore, unpack_record
+
+FORMAT = 1
+_KEPT = 2
+
+
+@dataclass
+class Checkpoint:
+    """A run after a whole round.
+
+    Attributes:
+        fits: what must be the same for the run to go on: config, data, partition, columns.
+        tables: name of a table → its bytes up to this round and their sha256.
+    """
+
+    round: int
+    weights: NDArrays
+    strategy: Tree
+    arrays: Arrays
+    clients: list[int]
+    fits: dict[str, Any]
+    tables: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        server_round: int,
+        weights: NDArrays,
+        strategy: Strategy,
+        states: dict[int, RecordDict],
+        fits: dict[str, Any],
+    ) -> Checkpoint:
+        """Copy what is there after a round.
+
+        Raises:
+            StateError: the strategy holds what cannot be kept.
+        """
+        arrays: Arrays = {f"client.{client_id}": pack_record(state) for client_id, state in states.items()}
+        tree = encode(strategy, "strategy", arrays)
+        return cls(server_round, [array.copy() for array in weights], tree, arrays, sorted(states), fits)
+
+    def restore(self, strategy: Strategy) -> dict[int, RecordDict]:
+        """Put ``strategy`` into its state of that round; return those of the clients.
+
+        Raises:
+            StateError: it is another strategy.
+        """
+        restore(strategy, self.strategy["strategy"], self.strategy["state"], "strategy", self.arrays)
+        return {client_id: unpack_record(self.arrays[f"client.{client_id}"]) for client_id in self.clients}
+
+
+class CheckpointWriter:
+    """Writes checkpoints into a run's folder, in two steps: what takes time, then what makes it valid."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._folder = run, run.checkpoints_path
+        self._begun: Path | None = None
+        self._sha256 = ""
+
+    def begin(self, checkpoint: Checkpoint) -> None:
+        """Write and sync the arrays.
+
+        Raises:
+            OSError: the disk is full, or the folder is gone.
+        """
+        self._folder.mkdir(exist_ok=True)
+        self._begun = self._folder / f".{checkpoint.round}"
+        shutil.rmtree(self._begun, ignore_errors=True)
+        self._begun.mkdir()
+        weights = {f"weights.{number}": array for number, array in enumerate(checkpoint.weights)}
+        content = save({**weights, **checkpoint.arrays})
+        self._sha256 = hashlib.sha256(content).hexdigest()
+        _write_synced(self._begun / "arrays.safetensors", content)
+
+    def commit(self, checkpoint: Checkpoint) -> None:
+        """Make the checkpoint that was begun the last one, and remove those before the one before it.
+
+        Raises:
+            OSError: the disk is full, or the folder is gone.
+        """
+        assert self._begun is not None
+        about = {
+            "format": FORMAT,
+            "round": checkpoint.round,
+            "num_weights": len(checkpoint.weights),
+            "strategy": checkpoint.strategy,
+            "clients": checkpoint.clients,
+            "fits": checkpoint.fits,
+            "tables": checkpoint.tables,
+            "arrays_sha256": self._sha256,
+        }
+        content = json.dumps({"sha256": _sum_of(about), "state": about})
+        _write_synced(self._begun / "state.json", content.encode())
+        target = self._folder / str(checkpoint.round)
+        shutil.rmtree(target, ignore_errors=True)
+        self._begun.rename(target)
+        _sync_folder(self._folder)
+        for old in self._run.checkpoints()[:-_KEPT]:
+            shutil.rmtree(self._folder / str(old), ignore_errors=True)
+
+
+def read_last(run: Run) -> Checkpoint:
+    """Read the last checkpoint of a run that is whole; a damaged one gives way to the one before.
+
+    Raises:
+        RunFolderError: there is none.
+    """
+    problems = []
+    for number in reversed(run.checkpoints()):
+        try:
+            return _read(run.checkpoints_path / str(number))
+        except RunFolderError as error:
+            problems.append(str(error))
+    raise RunFolderError("; ".join(problems) or f"{run.path} has no checkpoint to go on from")
+
+
+def _read(folder: Path) -> Checkpoint:
+    try:
+        file = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        about = file["state"]
+        if file["sha256"] != _sum_of(about):
+            raise RunFolderError(f"{folder}: state.json is damaged")
+        if about["format"] != FORMAT:
+            raise RunFolderError(f"{folder}: of format {about['format']}, this version reads {FORMAT}")
+        content = (folder / "arrays.safetensors").read_bytes()
+        if hashlib.sha256(content).hexdigest() != about["arrays_sha256"]:
+            raise RunFolderError(f"{folder}: arrays.safetensors is damaged or belongs to another checkpoint")
+        arrays = load(content)
+        weights = [arrays.pop(f"weights.{number}") for number in range(about["num_weights"])]
+        tables = {str(name): (int(size), str(digest)) for name, (size, digest) in about["tables"].items()}
+        clients: Sequence[int] = [int(client_id) for client_id in about["clients"]]
+        strategy, fits = dict(about["strategy"]), dict(about["fits"])
+        return Checkpoint(int(about["round"]), weights, strategy, arrays, list(clients), fits, tables)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        raise RunFolderError(f"{folder}: damaged: {type(error).__name__}: {error}") from error
+
+
+def restored(checkpoint: Checkpoint, strategy: Strategy, place: Path) -> dict[int, RecordDict]:
+    """``Checkpoint.restore`` for a file that may be anything.
+
+    Raises:
+        RunFolderError: it does not belong to this strategy.
+    """
+    try:
+        return checkpoint.restore(strategy)
+    except StateError as error:
+        raise RunFolderError(f"{place}: holds no state of this strategy: {error}") from error
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise RunFolderError(f"{place}: damaged: {type(error).__name__}: {error}") from error
+
+
+def _sum_of(about: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

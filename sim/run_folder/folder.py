@@ -1,0 +1,131 @@
+"""The run folder: every path in ``results/<run>/``, and how it is read."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sim.errors import RunFolderError
+from sim.run_folder.records import ClientRecord, RoundRecord, read_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Run:
+    """A run on disk, done or under way."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.config_path = path / "config.toml"
+        self.environment_path = path / "environment.json"
+        self.rounds_path = path / "rounds.csv"
+        self.clients_path = path / "clients.csv"
+        self.accuracy_path = path / "accuracy.png"
+        self.loss_path = path / "loss.png"
+        self.fairness_path = path / "fairness.png"
+        self.partition_path = path / "partition.png"
+        self.model_path = path / "model.safetensors"
+        self.log_path = path / "run.log"
+        self.checkpoints_path = path / "checkpoints"
+
+    def config(self) -> dict[str, Any]:
+        """The resolved config, as it was written.
+
+        Raises:
+            RunFolderError: it is missing or no TOML.
+        """
+        try:
+            return tomllib.loads(self.config_path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise RunFolderError(f"{self.path} is not a run: config.toml: {error}") from error
+
+    def checkpoints(self) -> list[int]:
+        """The rounds after which the run can go on, in order."""
+        try:
+            names = [path.name for path in self.checkpoints_path.iterdir()]
+        except OSError:
+            return []
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def last_checkpoint(self) -> int | None:
+        """The last round after which the run can go on; None if there is none."""
+        return max(self.checkpoints(), default=None)
+
+    def reached(self, target_accuracy: float | None) -> bool:
+        """Whether its last round has at least this test accuracy.
+
+        Raises:
+            RunFolderError: as ``rounds``.
+        """
+        rounds = self.rounds()
+        return (
+            target_accuracy is not None and len(rounds) > 0 and bool(rounds.test_accuracy.iloc[-1] >= target_accuracy)
+        )
+
+    def is_done(self) -> bool:
+        """Whether there is nothing to go on with: all rounds done or the target reached, and its last files written.
+
+        Raises:
+            RunFolderError: config or rounds cannot be read.
+        """
+        config, rounds = self.config(), self.rounds()
+        last = int(rounds["round"].max()) if len(rounds) else -1
+        enough = last >= config.get("num_rounds", config.get("epochs", 0)) or self.reached(
+            config.get("target_accuracy")
+        )
+        return enough and self.model_path.exists()
+
+    def rounds(self) -> pd.DataFrame:
+        """``rounds.csv``, one row a round; the columns of ``RoundRecord``.
+
+        Raises:
+            RunFolderError: it is missing or has other columns.
+        """
+        return self._frame(self.rounds_path, RoundRecord)
+
+    def clients(self) -> pd.DataFrame:
+        """``clients.csv``, one row a client and phase; the columns of ``ClientRecord``.
+
+        Raises:
+            RunFolderError: it is missing or has other columns.
+        """
+        return self._frame(self.clients_path, ClientRecord)
+
+    def _frame(self, path: Path, record_type: type[RoundRecord] | type[ClientRecord]) -> pd.DataFrame:
+        try:
+            return read_frame(path, record_type)
+        except FileNotFoundError:
+            raise RunFolderError(f"{self.path} has no {path.name}") from None
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{path}: {error}") from error
+
+
+def open_run(run: str, results_dir: str) -> Run:
+    """Return a run by its name in the results folder, or by its path.
+
+    Raises:
+        RunFolderError: there is none; the message lists those that are there.
+    """
+    for path in (Path(results_dir) / run, Path(run)):
+        if (path / "config.toml").is_file():
+            return Run(path.resolve())
+    found = list_runs(results_dir) if Path(results_dir).is_dir() else []
+    names = ", ".join(known.name for known in found) or "none yet"
+    raise RunFolderError(f"run {run}: neither a run in {results_dir} nor a path to one; there are: {names}")
+
+
+def list_runs(results_dir: str) -> list[Run]:
+    """Return the runs in the results folder, in the order of their names.
+
+    Raises:
+        RunFolderError: there is no such folder.
+    """
+    root = Path(results_dir)
+    try:
+        folders = sorted(path for path in root.iterdir() if (path / "config.toml").is_file())
+    except OSError as error:
+        raise RunFolderError(f"--results-dir {root}: {error.strerror}") from None
+    return [Run(path) for path in folders]

@@ -1,0 +1,230 @@
+"""Runs and partitions → matplotlib figures. Nothing here shows a window or names a file."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from sim.run_folder.folder import Run
+
+FORMATS = ("png", "svg", "pdf")
+_MOST_COLUMNS = 2000  # of clients in a picture that is about 1000 pixels wide
+Y_LABELS = {"accuracy": "accuracy (fraction)", "loss": "loss (nats an example)"}
+
+_NOT_A_SETTING = {"seed", "name", "results_dir", "verbose"}
+_SERIES = {
+    "accuracy": {"test_accuracy": "test examples", "eval_accuracy": "clients' own examples"},
+    "loss": {"test_loss": "test examples", "train_loss": "training", "eval_loss": "clients' own examples"},
+}
+_MOST_IN_LEGEND = 5
+_LINE_STYLES = ("-", "--", ":")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Runs that share a line: one, or several that differ in nothing but their seed."""
+
+    label: str
+    frames: list[pd.DataFrame]
+    row_word: str = "round"
+
+    def series(self, column: str, x: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Return x, mean and standard deviation of ``column``, over the rounds that every run has."""
+        length = min(len(frame) for frame in self.frames)
+        if x == "round":
+            xs = self.frames[0]["round"].to_numpy(float)[:length]
+        else:
+            seconds = [frame["round_seconds"].fillna(0).cumsum().to_numpy(float)[:length] for frame in self.frames]
+            xs = np.mean(seconds, axis=0)
+        values = np.array([frame[column].to_numpy(float)[:length] for frame in self.frames])
+        return xs, values.mean(axis=0), values.std(axis=0)
+
+
+def curves_of(runs: Sequence[Run]) -> list[Curve]:
+    """Group runs into curves, in the order given; runs that differ only in their seed become one.
+
+    Raises:
+        RunFolderError: a run's config or rounds cannot be read.
+    """
+    groups: dict[tuple[str, int], list[Run]] = {}
+    repeats: Counter[str] = Counter()
+    for run in runs:
+        config = run.config()
+        settings = repr(sorted((key, value) for key, value in config.items() if key not in _NOT_A_SETTING))
+        with_seed = f"{settings} {config.get('seed')}"
+        groups.setdefault((settings, repeats[with_seed]), []).append(run)
+        repeats[with_seed] += 1  # a repeated run is no further seed
+    return [
+        Curve(
+            _label([run.name for run in group]),
+            [run.rounds() for run in group],
+            "epoch" if "epochs" in group[0].config() else "round",
+        )
+        for group in groups.values()
+    ]
+
+
+def _label(names: list[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    stem = "".join(_common_start(names)).rstrip("-_. ").removesuffix("seed").rstrip("-_. ")
+    return f"{stem or names[0]} (mean ± sd of {len(names)} seeds)"
+
+
+def _common_start(names: list[str]) -> Iterator[str]:
+    for letters in zip(*names, strict=False):
+        if len(set(letters)) > 1:
+            return
+        yield letters[0]
+
+
+def curves_figure(curves: Sequence[Curve], quantities: Sequence[str], x: str = "round") -> Figure:
+    """Draw ``accuracy``, ``loss`` or both against ``round`` or ``seconds``.
+
+    A single curve shows every series that was measured; several show the test examples only.
+    """
+    below = 0.2 * len(curves) if len(curves) > _MOST_IN_LEGEND else 0.0
+    figure = Figure(figsize=(6.4 * len(quantities), 4.2 + below), layout="constrained")
+    for axes, quantity in zip(np.atleast_1d(figure.subplots(1, len(quantities))), quantities, strict=True):
+        _draw_curves(axes, curves, quantity, x)
+    return figure
+
+
+def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str) -> None:
+    series = _SERIES[quantity]
+    for number, curve in enumerate(curves):
+        for (column, words), style in zip(series.items(), _LINE_STYLES, strict=False):
+            if len(curves) > 1 and not column.startswith("test_"):
+                continue
+            xs, mean, deviation = curve.series(column, x)
+            measured = np.isfinite(mean)
+            if not measured.any():
+                continue
+            label = curve.label if len(curves) > 1 else words
+            (line,) = axes.plot(xs[measured], mean[measured], style, color=f"C{number}", label=label, linewidth=1.8)
+            if len(xs[measured]) < 10:
+                line.set_marker("o")
+            if len(curve.frames) > 1:
+                axes.fill_between(
+                    xs[measured],
+                    (mean - deviation)[measured],
+                    (mean + deviation)[measured],
+                    color=line.get_color(),
+                    alpha=0.2,
+                    linewidth=0,
+                )
+    if len(curves) == 1:
+        axes.set_title(curves[0].label, fontsize="medium")
+    rows = sorted({curve.row_word for curve in curves}, reverse=True)
+    axes.set_xlabel(" or ".join(rows) if x == "round" else f"time in {'s or '.join(rows)}s (seconds)")
+    axes.set_ylabel(Y_LABELS[quantity])
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    if x == "round":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(axes.lines) > _MOST_IN_LEGEND:  # it would hide the curves
+        axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.14))
+    elif axes.lines:
+        axes.legend(frameon=False)
+
+
+def measures_clients(curves: Sequence[Curve]) -> bool:
+    """Whether some round has accuracies of clients."""
+    return any(frame.eval_accuracy_p50.notna().any() for curve in curves for frame in curve.frames)
+
+
+def fairness_figure(curves: Sequence[Curve]) -> Figure:
+    """Draw how accuracy differs among the clients: a panel a curve, its seeds' mean."""
+    measured = [curve for curve in curves if measures_clients([curve])]
+    columns = min(3, len(measured))
+    rows = -(-len(measured) // columns)
+    figure = Figure(figsize=(max(6.4, 4.2 * columns), 4.2 if rows == 1 else 3.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for number, axes in enumerate(panels.flat):
+        axes.set_visible(number < len(measured))
+        if number < len(measured):
+            _draw_fairness(axes, measured[number])
+    panels[0][0].legend(frameon=False, fontsize="small")
+    return figure
+
+
+def _draw_fairness(axes: Axes, curve: Curve) -> None:
+    series = {name: curve.series(f"eval_accuracy_{name}", "round") for name in ("p10", "p25", "p50", "p75", "p90")}
+    xs, median, _ = series["p50"]
+    known = np.isfinite(median)
+    for low, high, label, alpha in (("p10", "p90", "10–90 % of clients", 0.15), ("p25", "p75", "25–75 %", 0.25)):
+        axes.fill_between(
+            xs[known], series[low][1][known], series[high][1][known], color="C0", alpha=alpha, linewidth=0, label=label
+        )
+    axes.plot(xs[known], median[known], color="C0", label="median client", linewidth=1.8)
+    worst = curve.series("eval_accuracy_worst10", "round")[1]
+    axes.plot(xs[known], worst[known], "--", color="C3", label="mean of the worst 10 %", linewidth=1.5)
+    axes.set_title(curve.label, fontsize="medium")
+    axes.set_xlabel(curve.row_word)
+    axes.set_ylabel("clients' accuracy (fraction)")
+    axes.set_ylim(0, 1)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def partition_figure(label_counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
+    """Draw how many examples of each class each client holds.
+
+    Args:
+        label_counts: int64 [num_clients, num_classes]; neighbours share a column where there are too many of them.
+    """
+    num_clients, num_classes = label_counts.shape
+    # More columns than pixels would only be averaged there, and slowly.
+    step = -(-num_clients // _MOST_COLUMNS)
+    starts = np.arange(0, num_clients, step)
+    widths = np.diff(np.append(starts, num_clients))
+    heights = np.add.reduceat(label_counts, starts) / widths[:, None]
+    figure = Figure(figsize=(8.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    edges = np.append(starts, num_clients) - 0.5
+    tops = np.cumsum(heights, axis=1)
+    palette = colormaps["tab10" if num_classes <= 10 else "tab20" if num_classes <= 20 else "turbo"]
+    for number in range(num_classes):
+        # Not stairs(), which takes a second a class for 10,000 clients.
+        axes.fill_between(
+            edges,
+            np.append(tops[:, number] - heights[:, number], 0),
+            np.append(tops[:, number], 0),
+            step="post",
+            color=palette(number if num_classes <= 20 else number / num_classes),
+            linewidth=0,
+            label=classes[number],
+        )
+    axes.set_xlabel("client" if step == 1 else f"client (each column is the mean of {step})")
+    axes.set_ylabel("examples")
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.spines[["top", "right"]].set_visible(False)
+    if num_classes <= 20:
+        axes.legend(title="class", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def render(figure: Figure, image_format: str) -> bytes:
+    """Return the picture as bytes; ``image_format`` is one of ``FORMATS``."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=image_format, dpi=144)
+    return buffer.getvalue()

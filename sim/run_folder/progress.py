@@ -1,0 +1,77 @@
+"""The screen during a run: one live line on a terminal, a plain line a round elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sim.run_folder.records import RoundRecord
+
+
+class Console(RichConsole):
+    """A console that a closed pipe does not end: the run is worth more than its progress."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on."""
+
+
+class RoundProgress:
+    """Shows round, accuracy, loss, clients a second and time left, on stderr."""
+
+    def __init__(self, num_rounds: int, word: str = "round") -> None:
+        """
+        Args:
+            word: what a row is called: ``round`` or ``epoch``.
+        """
+        self._num_rounds = num_rounds
+        self._word = word
+        self._console = Console(stderr=True)
+        self._start = time.perf_counter()
+        self._begun, self._first = False, 0
+        self._live = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._live.add_task(f"{word} 0/{num_rounds}", total=num_rounds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def update(self, record: RoundRecord) -> None:
+        """Show one more round."""
+        if not self._begun:  # before that, an error may still be the only line
+            self._begun = True
+            self._first = record.round
+            self._start = time.perf_counter()
+            self._live.start()
+        parts = [f"{self._word} {record.round}/{self._num_rounds}"]
+        if record.test_accuracy is not None:
+            parts.append(f"accuracy {record.test_accuracy:.4f}")
+        if record.test_loss is not None:
+            parts.append(f"loss {record.test_loss:.4f}")
+        if record.num_clients and record.fit_seconds:
+            parts.append(f"{record.num_clients / record.fit_seconds:.1f} clients/s")
+        if record.num_failures:
+            parts.append(f"{record.num_failures} failed")
+        line = " · ".join(parts)
+        if self._console.is_terminal:
+            self._live.update(self._task, completed=record.round, description=line)
+            return
+        done = record.round - self._first
+        if done > 0:
+            rest = (time.perf_counter() - self._start) / done * (self._num_rounds - record.round)
+            line += f" · {rest:.0f} s left"
+        self._console.print(line, highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Throughput, scaling and memory over numbers of clients and actors (``sim scale``)."""

@@ -1,0 +1,61 @@
+"""A scale study on the screen: a line a cell as it ends, then the table and what it says."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pandas as pd
+from rich.table import Table
+
+from sim.errors import WriteError
+from sim.run_folder.plots import render
+from sim.run_folder.writer import write_whole
+from sim.scale.execute import CellRecord, efficiency_frame
+from sim.scale.figures import figures
+
+
+def tell(record: CellRecord, number: int, count: int) -> None:
+    """Say how a cell ended, on stderr."""
+    line = f"{number}/{count} {record.engine} · {record.num_clients} clients · {record.num_actors} actors · "
+    if record.status == "ok":
+        line += f"{record.updates_per_second:.1f} updates/s · round {record.round_seconds:.2f} s"
+    else:
+        line += f"{record.status}: {record.error}"
+    print(line, file=sys.stderr, flush=True)
+
+
+def table_of(frame: pd.DataFrame) -> Table:
+    """One row a cell, medians over its repeats."""
+    names = ["engine", "clients", "actors", "repeats", "updates/s", "round s", "training", "driver MiB", "actors MiB"]
+    table = Table(*names, box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for (engine, clients, actors), part in frame.groupby(["engine", "num_clients", "num_actors"], sort=False):
+        good = part[part.status == "ok"]
+        cells = [str(engine), str(clients), str(actors), f"{len(good)}/{len(part)}"]
+        if good.empty:
+            table.add_row(*cells, str(part.status.iloc[-1]))
+            continue
+        middle = good.median(numeric_only=True)
+        cells += [f"{middle.updates_per_second:.1f}", f"{middle.round_seconds:.2f}", f"{middle.train_share:.0%}"]
+        cells += ["" if math.isnan(v) else f"{v:.0f}" for v in (middle.driver_mib, middle.actors_mib)]
+        table.add_row(*cells)
+    return table
+
+
+def write_results(frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write ``scaling.csv`` and the pictures, each whole, and return their paths.
+
+    Raises:
+        WriteError: they cannot be written.
+    """
+    files = {"scaling.csv": efficiency_frame(frame).to_csv(index=False).encode()}
+    files |= {f"{name}.png": render(figure, "png") for name, figure in figures(frame).items()}
+    for name, content in files.items():
+        try:
+            write_whole(folder / name, content)
+        except OSError as error:
+            raise WriteError(f"{folder / name}: cannot be written: {error.strerror}") from error
+    return [folder / name for name in files]

@@ -1,0 +1,1 @@
+"""The round loop, the strategies by name, and what is made of the results of a round."""

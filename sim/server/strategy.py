@@ -1,0 +1,156 @@
+"""Name + arguments → a strategy of ``flwr.server.strategy``, unmodified, or the user's own class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import flwr.server.strategy
+from flwr.common import NDArrays, Scalar, ndarrays_to_parameters
+from flwr.server.strategy import Strategy
+
+from sim import user_code
+from sim.config.run_config import RunConfig
+from sim.errors import ConfigError, PluginError
+
+EvaluateFn = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A strategy of Flower's.
+
+    Attributes:
+        averages: it uses the weighted mean of the clients only, so one mean can stand for all of them.
+        adaptive: it steps from the old weights instead of taking the mean, which running statistics must not.
+        defaults: arguments that Flower asks for, or whose default does not train a small CNN.
+    """
+
+    class_name: str
+    averages: bool
+    adaptive: bool = False
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+
+STRATEGIES = {
+    "fedavg": Entry("FedAvg", averages=True),
+    "fedprox": Entry("FedProx", averages=True, defaults={"proximal_mu": 0.1}),
+    "fedavgm": Entry("FedAvgM", averages=True, adaptive=True, defaults={"server_momentum": 0.5}),
+    # Flower's τ = 1e-9 lets single weights take steps that end in a constant model; these were seen to learn.
+    "fedadam": Entry("FedAdam", averages=True, adaptive=True, defaults={"eta": 0.03, "tau": 0.01}),
+    "fedadagrad": Entry("FedAdagrad", averages=True, adaptive=True, defaults={"eta": 0.05, "tau": 0.01}),
+    "fedyogi": Entry("FedYogi", averages=True, adaptive=True, defaults={"eta": 0.01}),
+    "fedmedian": Entry("FedMedian", averages=False),
+    "fedtrimmedavg": Entry("FedTrimmedAvg", averages=False),
+    # One client of a few classes alone learns little: average the ten closest (multi-Krum, Blanchard et al. 2017).
+    "krum": Entry("Krum", averages=False, defaults={"num_clients_to_keep": 10}),
+    "bulyan": Entry("Bulyan", averages=False, defaults={"to_keep": 0}),
+    # It weighs all clients by one central test loss, where the paper takes each client's own (Li et al. 2020,
+    # algorithm 2), so it is no fairer than fedavg.
+    "qfedavg": Entry("QFedAvg", averages=False, adaptive=True),
+}
+
+PRIVACY = {
+    "fixed": Entry(
+        "DifferentialPrivacyServerSideFixedClipping",
+        averages=False,
+        defaults={"noise_multiplier": 0.1, "clipping_norm": 1.0},
+    ),
+    "adaptive": Entry(
+        "DifferentialPrivacyServerSideAdaptiveClipping", averages=False, defaults={"noise_multiplier": 0.1}
+    ),
+}
+_CLIENT_SIDE = (
+    flwr.server.strategy.DifferentialPrivacyClientSideFixedClipping,
+    flwr.server.strategy.DifferentialPrivacyClientSideAdaptiveClipping,
+)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A strategy, whether it needs only the mean of its clients, and whether it is adaptive (see ``Entry``)."""
+
+    strategy: Strategy
+    averages: bool
+    adaptive: bool = False
+
+
+def build(config: RunConfig, initial_weights: NDArrays, evaluate_fn: EvaluateFn) -> Chosen:
+    """Make the configured strategy.
+
+    The user's own class is called with those of Flower's usual arguments that it takes. It gets every
+    client's weights unless it has an attribute ``averages_clients = True``.
+
+    Raises:
+        ConfigError: an unknown or unfit ``strategy_args``.
+        PluginError: the user's class is missing, cannot be made or is no Strategy.
+    """
+    num_fit, num_evaluate = config.num_fit_clients, config.num_evaluate_clients
+    # FedAvg takes max(⌊N · fraction⌋, min_clients): the exact number goes in as the minimum.
+    offered: dict[str, Any] = {
+        "fraction_fit": num_fit / config.num_clients,
+        "min_fit_clients": num_fit,
+        "fraction_evaluate": config.fraction_evaluate,
+        "min_evaluate_clients": num_evaluate,
+        "min_available_clients": max(num_fit, num_evaluate),
+        "initial_parameters": ndarrays_to_parameters(initial_weights),
+        "evaluate_fn": evaluate_fn,
+    }
+    entry = STRATEGIES.get(config.strategy)
+    own: type[Strategy] = (
+        getattr(flwr.server.strategy, entry.class_name) if entry else user_code.load(config.strategy, "--strategy")
+    )
+    user_code.check_arguments(own, config.strategy_args, set(offered), "--strategy-args", config.strategy)
+    arguments = {
+        **user_code.accepted(own, offered),
+        **(entry.defaults if entry else {}),
+        **config.strategy_args,
+    }
+    if entry:
+        try:
+            made = own(**arguments)
+        except ValueError as error:
+            raise ConfigError(f"--strategy-args of {config.strategy}: {error}") from error
+        return _private(config, Chosen(made, entry.averages, entry.adaptive))
+    try:
+        strategy = own(**arguments)
+    except Exception as error:
+        raise PluginError(f"--strategy {config.strategy}: cannot be made: {type(error).__name__}: {error}") from error
+    if not isinstance(strategy, Strategy):
+        raise PluginError(
+            f"--strategy {config.strategy}: made a {type(strategy).__name__}, not a flwr.server.strategy.Strategy"
+        )
+    if isinstance(strategy, _CLIENT_SIDE):
+        raise PluginError(
+            f"--strategy {config.strategy}: adds noise for updates that clients clip, but no client here has "
+            "Flower's clipping mod, so nobody would; use --dp fixed or adaptive, which clip at the server"
+        )
+    return _private(config, Chosen(strategy, bool(getattr(strategy, "averages_clients", False))))
+
+
+def _private(config: RunConfig, chosen: Chosen) -> Chosen:
+    """Put differential privacy around an averaging strategy, if it is configured.
+
+    Raises:
+        ConfigError: unfit ``dp_args``, or a strategy that does not average.
+    """
+    if config.dp is None:
+        return chosen
+    if not chosen.averages:
+        averaging = ", ".join(name for name, entry in STRATEGIES.items() if entry.averages)
+        raise ConfigError(
+            f"--dp {config.dp}: its noise is measured for an average of clients; {config.strategy} is none "
+            f"({averaging} are)"
+        )
+    entry = PRIVACY[config.dp]
+    wrapper = getattr(flwr.server.strategy, entry.class_name)
+    user_code.check_arguments(
+        wrapper, config.dp_args, {"strategy", "num_sampled_clients"}, "--dp-args", f"--dp {config.dp}"
+    )
+    arguments = {**entry.defaults, "num_sampled_clients": config.num_fit_clients, **config.dp_args}
+    try:
+        private = wrapper(chosen.strategy, **arguments)
+    except ValueError as error:
+        raise ConfigError(f"--dp-args of --dp {config.dp}: {error}") from error
+    return Chosen(private, averages=False, adaptive=chosen.adaptive)

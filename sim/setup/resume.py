@@ -1,0 +1,129 @@
+"""A run folder → the run as it was after its last checkpoint; or one line that says what does not fit."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from flwr.common import RecordDict
+
+from sim.client.runtime import workbench
+from sim.config.fields import flag_of, read_toml
+from sim.config.run_config import RunConfig
+from sim.data.examples import Examples
+from sim.errors import ConfigError, RunFolderError
+from sim.run_folder import checkpoint as checkpoints
+from sim.run_folder.checkpoint import Checkpoint
+from sim.run_folder.folder import Run
+from sim.run_folder.records import ClientRecord, RoundRecord, columns
+from sim.setup.prepare import Prepared
+
+# What does not change a bit, or only how long a run is.
+CHANGEABLE = (
+    "num_rounds",
+    "target_accuracy",
+    "num_cpus",
+    "num_gpus",
+    "engine",
+    "ray_address",
+    "checkpoint_every",
+    "on_client_error",
+    "max_retries",
+    "client_timeout",
+    "verbose",
+)
+_ELSEWHERE = ("name", "results_dir", "data_dir")  # a folder that was moved is the same
+_SAMPLE_BYTES = 2**26  # of the images; labels are compared whole
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run that goes on."""
+
+    run: Run
+    checkpoint: Checkpoint
+    states: dict[int, RecordDict]
+
+
+def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
+    """Return a run's own config with what may be changed.
+
+    Raises:
+        ConfigError: its file is broken, or ``changes`` name something else.
+        RunFolderError: there is nothing to go on from, or nothing left to do.
+    """
+    values = read_toml(RunConfig, run.config_path, "--resume")
+    for name, value in changes.items():
+        if name not in CHANGEABLE and values.get(name) != value:
+            allowed = ", ".join(flag_of(knob) for knob in CHANGEABLE)
+            raise ConfigError(f"{flag_of(name)}: a run that goes on keeps its config; what may change is {allowed}")
+    config = RunConfig(**{**values, **changes})
+    last = run.last_checkpoint()
+    if last is None:
+        raise RunFolderError(f"{run.path} has no checkpoint to go on from")
+    # A full disk can keep the last files of a run from being written; they are, when it goes on.
+    done = run.model_path.exists()
+    if done and last >= config.num_rounds:
+        raise RunFolderError(f"{run.path}: all {last} rounds are done; --num-rounds above that goes on")
+    if done and run.reached(config.target_accuracy):
+        raise RunFolderError(
+            f"{run.path}: reached --target-accuracy {config.target_accuracy:g} in round {last}; a higher one goes on"
+        )
+    if config.num_rounds != values.get("num_rounds") and config.lr_schedule == "cosine":
+        raise ConfigError(
+            f"--num-rounds {config.num_rounds}: the cosine of --lr-schedule ends at round {values['num_rounds']}"
+        )
+    return config
+
+
+def resumed(run: Run, prepared: Prepared) -> Resumed:
+    """Read a run's last checkpoint, check that it fits, and put the strategy into its state.
+
+    Raises:
+        RunFolderError: it is damaged, or something differs.
+    """
+    checkpoint = checkpoints.read_last(run)
+    place = run.checkpoints_path / str(checkpoint.round)
+    differences = _differences(checkpoint.fits, what_must_fit(prepared))
+    if differences:
+        raise RunFolderError(f"{place}: does not fit: {'; '.join(differences)}")
+    shapes = [array.shape for array in prepared.initial_weights]
+    if [array.shape for array in checkpoint.weights] != shapes:
+        raise RunFolderError(f"{place}: does not fit: its weights are of another model")
+    return Resumed(run, checkpoint, checkpoints.restored(checkpoint, prepared.chosen.strategy, place))
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    found = []
+    for name in sorted({*then, *now}):
+        was, is_now = then.get(name), now.get(name)
+        if isinstance(was, dict) and isinstance(is_now, dict):
+            found += _differences(was, is_now)
+        elif was != is_now:
+            found.append(f"{name} was {was}, is {is_now}")
+    return found
+
+
+def what_must_fit(prepared: Prepared) -> dict[str, Any]:
+    """What must be the same for a run to go on to the bit."""
+    skipped = {*CHANGEABLE, *_ELSEWHERE}
+    dataset, dealt = prepared.dataset, prepared.partition
+    return {
+        "config": {name: value for name, value in asdict(prepared.config).items() if name not in skipped},
+        "training images": _fingerprint(dataset.train),
+        "test images": _fingerprint(dataset.test),
+        "partition": hashlib.sha256(dealt.indices.tobytes() + dealt.offsets.tobytes()).hexdigest()[:16],
+        "device": workbench(prepared.program).device.type,
+        "columns of rounds.csv": columns(RoundRecord),
+        "columns of clients.csv": columns(ClientRecord),
+    }
+
+
+def _fingerprint(examples: Examples) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(examples.labels).tobytes())
+    images = examples.images
+    step = max(1, images.nbytes // _SAMPLE_BYTES)
+    digest.update(np.ascontiguousarray(images[::step]).tobytes())
+    return f"{len(examples)} of {digest.hexdigest()[:16]}"

@@ -1,0 +1,76 @@
+"""A sweep on the screen: one live table on a terminal, a line a run elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.live import Live
+from rich.table import Table
+
+from sim.run_folder.progress import Console
+from sim.sweep.planned import Planned
+from sim.sweep.table import sweep_frame
+
+
+class SweepScreen:
+    """Shows how far the runs are, on stderr."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._live = Live(console=self._console, auto_refresh=False)
+        self._ended = 0
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def update(self, planned: Sequence[Planned], ended: Planned | None) -> None:
+        """Show the state of all runs."""
+        if self._console.is_terminal:
+            self._live.update(table_of(planned), refresh=True)
+        elif ended is not None:
+            done = sum(each.status in ("done", "failed") for each in planned)
+            told = f"failed: {ended.error}" if ended.status == "failed" else f"round {ended.num_rounds}"
+            if ended.status == "done":
+                told += f" · accuracy {ended.run.rounds().test_accuracy.iloc[-1]:.4f}"
+            line = f"{done}/{len(planned)} {ended.run.name} · {told}"
+            self._console.print(line, highlight=False, soft_wrap=True)
+
+
+def table_of(planned: Sequence[Planned]) -> Table:
+    """One row a variant: runs done, what is under way, accuracy with its 95 % interval, rounds to the target."""
+    frame = sweep_frame(planned)
+    target = planned[0].config.target_accuracy
+    table = Table("variant", "done", "under way", "final accuracy", "best accuracy", box=None)
+    if target is not None:
+        table.add_column(f"rounds to {target:g}")
+    table.add_column("failed")
+    for column in table.columns[1:]:
+        column.justify, column.no_wrap = "right", True
+    groups: dict[str, list[Planned]] = {}
+    for each in planned:
+        groups.setdefault(each.variant.label, []).append(each)
+    for (label, runs), (_, row) in zip(groups.items(), frame.iterrows(), strict=True):
+        now = ", ".join(f"{e.num_rounds}/{e.config.num_rounds}" for e in runs if e.status == "running")
+        cells = [label, f"{row.num_done}/{len(runs)}", now]
+        cells += [_shown(row, "final_accuracy", 4), _shown(row, "best_accuracy", 4)]
+        if target is not None:
+            cells.append(_shown(row, "rounds_to_target", 1))
+        table.add_row(*cells, str(row.num_failed) if row.num_failed else "")
+    return table
+
+
+def _shown(row: object, measure: str, digits: int) -> str:
+    mean, high = (float(getattr(row, f"{measure}_{part}")) for part in ("mean", "high"))
+    if math.isnan(mean):
+        return ""
+    return f"{mean:.{digits}f}" + ("" if math.isnan(high) else f" ± {high - mean:.{digits}f}")

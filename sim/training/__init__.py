@@ -1,0 +1,1 @@
+"""Plain PyTorch: models, training and testing. Nothing here imports Flower."""

@@ -1,0 +1,227 @@
+"""Many clients in one computation: their weights stacked, their batches side by side (torch.func.vmap).
+
+A small model leaves a GPU idle: a kernel takes as long for one client's ten images as for fifty clients' five
+hundred. The arithmetic is that of ``training.train`` for each client, up to the order of float sums.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.common import NDArrays
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional as F
+
+from sim.data.loader import Batches, Resident, Step, pixels
+from sim.training.local import OPTIMIZERS
+
+
+@dataclass(frozen=True)
+class Member:
+    """One client of a group: the batches it draws, and a generator for its dropout."""
+
+    steps: Sequence[Step]
+    generator: torch.Generator
+
+
+def drawn(loader: Batches, epochs: int, max_steps: int, seed: int, device: torch.device) -> Member:
+    """Draw all batches of a client from torch's global generator, in the order in which ``train`` would."""
+    steps = chain.from_iterable(loader.steps() for _ in range(epochs))
+    return Member(list(islice(steps, max_steps or None)), torch.Generator(device).manual_seed(seed))
+
+
+class Trainer:
+    """A model prepared for training many copies of it at once."""
+
+    def __init__(self, net: nn.Module, split: Resident, batch_size: int, *, channels_last: bool) -> None:
+        """
+        Args:
+            net: is copied.
+            split: the training examples, on the device.
+
+        Raises:
+            ValueError: this model cannot be trained so; the message says why.
+        """
+        self.device = next(net.parameters()).device
+        self.split = split
+        self.batch_size = batch_size
+        self.channels_last = channels_last
+        self.net = copy.deepcopy(net).train()
+        self.names = list(net.state_dict())
+        if {name for name, _ in net.named_parameters()} != set(self.names):
+            raise ValueError("it keeps buffers, such as BatchNorm's running statistics")
+        if not all(parameter.requires_grad for parameter in net.parameters()):
+            raise ValueError("some of its parameters are frozen")
+        self.masks = _mask_dropout(self.net, split.images[:1].expand(batch_size, -1, -1, -1))
+
+    def train(
+        self,
+        weights: NDArrays,
+        members: Sequence[Member],
+        *,
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        proximal_mu: float = 0.0,
+        optimizer: str = "sgd",
+        precision: str = "fp32",
+    ) -> tuple[list[Tensor], Tensor]:
+        """Train a copy of ``weights`` for each member.
+
+        Returns:
+            The new weights, each [K, …] in the order of the state_dict, and each member's mean cross-entropy
+            float64 [K], as ``training.train`` gives it.
+        """
+        count = len(members)
+        start = [torch.tensor(array, device=self.device) for array in weights]
+        stacked = [w.expand(count, *w.shape).clone().requires_grad_() for w in start]
+        params = dict(zip(self.names, stacked, strict=True))
+        stepper = OPTIMIZERS[optimizer](list(stacked), lr, momentum, weight_decay)
+        schedule = _Schedule.of(members, self.batch_size, self.device)
+        loss_sums = torch.zeros(count, dtype=torch.float64, device=self.device)
+        for number in range(schedule.num_steps):
+            step, sizes = schedule.step(number), schedule.sizes[number]
+            images = pixels(self.split.images[step.chosen], step, channels_last=self.channels_last)
+            images = images.unflatten(0, (count, -1))
+            labels = self.split.labels[step.chosen].view(count, -1)
+            shares = schedule.present[number] / sizes.clamp(min=1)[:, None]
+            stepper.zero_grad()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                losses = vmap(self._loss)(params, self._drop(members), images, labels, shares)
+            objective = losses.sum()
+            if proximal_mu:
+                distance = [(p - p0).square().sum() for p, p0 in zip(stacked, start, strict=True)]
+                objective = objective + proximal_mu / 2 * torch.stack(distance).sum()
+            objective.backward()
+            done = None if schedule.all_active[number] else sizes == 0
+            before = [p.detach().clone() for p in stacked] if done is not None else []
+            stepper.step()
+            if done is not None:  # momentum and weight decay would move those that have ended
+                for p, old in zip(stacked, before, strict=True):
+                    p.data = torch.where(done.view(-1, *[1] * (p.ndim - 1)), old, p.data)
+            loss_sums += losses.detach() * sizes
+        return [p.detach() for p in stacked], loss_sums / schedule.sizes.sum(0)
+
+    def _loss(
+        self, params: dict[str, Tensor], masks: dict[str, Tensor], images: Tensor, labels: Tensor, shares: Tensor
+    ) -> Tensor:
+        logits = functional_call(self.net, {**params, **masks}, (images,))
+        return (F.cross_entropy(logits, labels, reduction="none") * shares).sum()
+
+    def _drop(self, members: Sequence[Member]) -> dict[str, Tensor]:
+        """Draw each member's dropout of one step."""
+        return {
+            name: torch.stack(
+                [(torch.rand(shape, generator=m.generator, device=self.device) >= p) / (1 - p) for m in members]
+            )
+            for name, (shape, p) in self.masks.items()
+        }
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    """The batches of all members, padded to one size.
+
+    Attributes:
+        chosen: int64 [S, K·B], positions of examples; 0 where there is none.
+        present: float32 [S, K, B], 1 where there is one.
+        sizes: int64 [S, K], examples of each batch.
+    """
+
+    chosen: Tensor
+    shifts: Tensor | None
+    flips: Tensor | None
+    present: Tensor
+    sizes: Tensor
+    all_active: list[bool]
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.chosen)
+
+    def step(self, number: int) -> Step:
+        if self.shifts is None or self.flips is None:
+            return Step(self.chosen[number])
+        return Step(self.chosen[number], self.shifts[number], self.flips[number])
+
+    @classmethod
+    def of(cls, members: Sequence[Member], batch_size: int, device: torch.device) -> _Schedule:
+        num_steps, count = max(len(member.steps) for member in members), len(members)
+        shape = num_steps, count, batch_size
+        chosen = np.zeros(shape, np.int64)
+        present = np.zeros(shape, np.float32)
+        augmented = any(step.shifts is not None for member in members for step in member.steps[:1])
+        shifts = np.zeros((*shape, 2), np.int64) if augmented else None
+        flips = np.zeros((*shape, 1), np.bool_) if augmented else None
+        for k, member in enumerate(members):
+            for s, step in enumerate(member.steps):
+                size = len(step.chosen)
+                chosen[s, k, :size] = step.chosen.cpu()
+                present[s, k, :size] = 1
+                if shifts is not None and flips is not None and step.shifts is not None and step.flips is not None:
+                    shifts[s, k, :size] = step.shifts
+                    flips[s, k, :size] = step.flips
+        sizes = present.sum(-1).astype(np.int64)
+
+        def flat(array: np.ndarray[Any, Any] | None) -> Tensor | None:
+            return None if array is None else torch.from_numpy(array).flatten(1, 2).to(device)
+
+        return cls(
+            torch.from_numpy(chosen).flatten(1).to(device),
+            flat(shifts),
+            flat(flips),
+            torch.from_numpy(present).to(device),
+            torch.from_numpy(sizes).to(device),
+            (sizes > 0).all(1).tolist(),
+        )
+
+
+class _Masked(nn.Module):
+    """Dropout by a mask that comes from outside; its buffer ``mask`` is replaced in each call."""
+
+    mask: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply by the mask."""
+        return x * self.mask
+
+
+def _mask_dropout(net: nn.Module, images: Tensor) -> dict[str, tuple[torch.Size, float]]:
+    """Put ``_Masked`` in place of each Dropout; return (shape of its input, p) by the name of its mask.
+
+    Raises:
+        ValueError: other modules draw random numbers.
+    """
+    found: dict[str, tuple[torch.Size, float]] = {}
+    shapes: dict[str, torch.Size] = {}
+    hooks = []
+    for name, module in net.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and type(module) is not nn.Dropout:
+            raise ValueError(f"{name} is a {type(module).__name__}; only Dropout can be drawn for each client")
+        if type(module) is nn.Dropout:
+
+            def note(_: nn.Module, inputs: tuple[Tensor], output: Tensor, name: str = name) -> None:
+                shapes[name] = inputs[0].shape
+
+            hooks.append(module.register_forward_hook(note))
+    with torch.no_grad():
+        net(pixels(images, Step(torch.arange(len(images))), channels_last=False))
+    for hook in hooks:
+        hook.remove()
+    for name, shape in shapes.items():
+        parent, _, child = name.rpartition(".")
+        dropout: Any = net.get_submodule(name)
+        setattr(net.get_submodule(parent), child, _Masked().to(images.device))
+        found[f"{name}.mask"] = shape, dropout.p
+    return found
