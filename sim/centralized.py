@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from sim import user_code
-from sim.client.runtime import Program, get_weights, workbench
+from sim.client.runtime import ClientSpec, get_weights, workbench
 from sim.config.run_config import CentralizedConfig
 from sim.data import examples
 from sim.errors import RunError
@@ -16,7 +16,7 @@ from sim.run_folder.records import RoundRecord
 from sim.run_folder.writer import RunWriter
 from sim.seeds import Purpose, seeded
 from sim.setup import dry_run
-from sim.setup.prepare import check_device, fresh_weights, program_parts, train_knobs
+from sim.setup.prepare import check_device, fresh_weights, program_parts, train_settings
 from sim.setup.session import finish, write_environment
 
 
@@ -30,10 +30,10 @@ def train_centralized(config: CentralizedConfig, *, on_record: Callable[[RoundRe
     """
     check_device(config)
     dataset = examples.load(config)
-    program = Program(**program_parts(config, dataset))
+    program = ClientSpec(**program_parts(config, dataset))
     weights = fresh_weights(program)
     bench = workbench(program)
-    dry_run.rehearse(bench, weights, train_knobs(config, 1, config.epochs))
+    dry_run.check_user_code(bench, weights, train_settings(config, 1, config.epochs))
     writer = RunWriter.create(config.results_dir, config.name, config.to_toml(), clients=False)
     loader = bench.training_batches(None, config.batch_size)
     try:
@@ -43,7 +43,7 @@ def train_centralized(config: CentralizedConfig, *, on_record: Callable[[RoundRe
                 start = time.perf_counter()
                 train_loss = fit_seconds = None
                 if epoch > 0:
-                    taken = user_code.accepted(bench.train, train_knobs(config, epoch, config.epochs))
+                    taken = user_code.accepted(bench.train, train_settings(config, epoch, config.epochs))
                     bench.renew()
                     try:
                         with seeded(config.seed, Purpose.CENTRALIZED, epoch):

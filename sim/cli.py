@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from sim.commands import inspect, study
 from sim.commands import run as training
-from sim.config.flags import Parser, add_config, add_knobs
+from sim.config.flags import Parser, add_config, add_settings
 from sim.config.run_config import CentralizedConfig, RunConfig
 from sim.errors import ClientError, SimError
 from sim.network.options import ClientOptions, ServerOptions
@@ -40,10 +40,10 @@ def _parser() -> Parser:
         CentralizedConfig,
     )
     server = add("server", training.server, "wait for clients in other processes and train with them")
-    add_knobs(server, ServerOptions)
+    add_settings(server, ServerOptions)
     add_config(server, RunConfig)
     client = add("client", training.client, "be one client of a server")
-    add_knobs(client, ClientOptions)
+    add_settings(client, ClientOptions)
     add_config(client, RunConfig)
     partition = add("partition", inspect.partition, "show which classes each client would hold, before any training")
     partition.add_argument(
@@ -68,8 +68,8 @@ def _parser() -> Parser:
 
 
 def _add_sweep(sweep: argparse.ArgumentParser) -> None:
-    about = "values of a knob, e.g. alpha=0.1,1.0 or strategy_args.eta=0.01,0.1; several --vary multiply"
-    sweep.add_argument("--vary", action="append", default=[], metavar="KNOB=VALUE,VALUE", help=about)
+    about = "values of a setting, e.g. alpha=0.1,1.0 or strategy_args.eta=0.01,0.1; several --vary multiply"
+    sweep.add_argument("--vary", action="append", default=[], metavar="SETTING=VALUE,VALUE", help=about)
     sweep.add_argument("--seeds", default="3", metavar="N", help="seeds of each, from --seed on [default 3]")
     about = "runs at a time [default 1; with --engine inline as many as there are CPUs]"
     sweep.add_argument("--jobs", metavar="N", help=about)

@@ -1,6 +1,6 @@
 """The same run as a Flower app: ``flwr run .`` simulates it, a SuperLink and SuperNodes deploy it.
 
-Its run config has the knobs of ``RunConfig`` under their own names, an empty text for those that are not given,
+Its run config has the settings of ``RunConfig`` under their own names, an empty text for those that are not given,
 and arguments as on the command line: ``strategy_args = "proximal_mu=0.1"``.
 """
 
@@ -19,10 +19,10 @@ from flwr.server import History, ServerApp, ServerAppComponents, ServerConfig
 from sim.config.fields import check, parse_flag, type_of
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError
-from sim.network.hosting import Host
+from sim.network.client import RemoteClient
 from sim.network.identity import Member, introduce
 from sim.network.options import ServerOptions, networked
-from sim.network.remote_client import RemoteClient
+from sim.network.server import NetworkServer
 from sim.run_folder.progress import RoundProgress
 from sim.setup.prepare import check_device, prepare
 
@@ -51,7 +51,7 @@ def _server_fn(context: Context) -> ServerAppComponents:
     check_device(config)
     progress = RoundProgress(config.num_rounds)
     round_timeout = options.get("round_timeout", ServerOptions.round_timeout)
-    host = _AppHost(
+    host = _AppServer(
         prepare(config, alone=True),
         counted=counted,
         min_clients=min_clients,
@@ -63,11 +63,11 @@ def _server_fn(context: Context) -> ServerAppComponents:
     return ServerAppComponents(server=host, config=ServerConfig(num_rounds=config.num_rounds))
 
 
-class _AppHost(Host):
+class _AppServer(NetworkServer):
     """A host that says where the results are, since the runtime chose the working folder."""
 
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
-        """Run the rounds (see ``Host.fit``)."""
+        """Run the rounds (see ``NetworkServer.fit``)."""
         history = super().fit(num_rounds, timeout)
         if self.run is not None:
             print(f"run folder      {self.run.path}", flush=True)
@@ -75,7 +75,7 @@ class _AppHost(Host):
 
 
 def _given(config_type: type[Any], run_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those knobs of a config that a run config gives.
+    """Return those settings of a config that a run config gives.
 
     Raises:
         ConfigError: a value is of the wrong type or out of its range.

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError
-from sim.imports import uncollected
 from sim.interrupts import interruptible
-from sim.measure import memory
+from sim.measure import capacity
+from sim.processes import uncollected
 from sim.run_folder import environment
 from sim.run_folder.folder import Run
 
@@ -46,7 +46,7 @@ def resume(
 
     Args:
         ray_init_args, on_record: as for ``simulate``.
-        changes: knobs that may change, see ``resuming.CHANGEABLE``; ``num_rounds`` may be raised.
+        changes: settings that may change, see ``resuming.CHANGEABLE``; ``num_rounds`` may be raised.
 
     Raises:
         UsageError: config, data set, partition or files do not fit; nothing was changed.
@@ -86,7 +86,7 @@ def _simulate(
                 inline.run(session.server, prepared.program, config.num_clients, config.num_rounds, config.seed)
             else:
                 from sim.engine.ray import start_simulation
-                from sim.engine.ray.dispatcher import Patience
+                from sim.engine.ray.dispatcher import RetryPolicy
 
                 start_simulation.run(
                     session.server,
@@ -97,7 +97,7 @@ def _simulate(
                     own_ray=own_ray,
                     client_resources=config.client_resources,
                     ray_init_args=arguments,
-                    patience=Patience(config.max_retries, config.client_timeout),
+                    retry_policy=RetryPolicy(config.max_retries, config.client_timeout),
                     log=session.run.log_path,
                 )
     return session.run
@@ -105,7 +105,7 @@ def _simulate(
 
 def _with_gpus(config: RunConfig, ray_init_args: dict[str, Any]) -> RunConfig:
     """Decide what ``--num-gpus auto`` leaves open: an equal share for as many actors as fit."""
-    from sim.measure.sizing import gpus_for
+    from sim.measure.capacity import gpus_for
 
     share = gpus_for(config, int(ray_init_args["num_cpus"] / config.num_cpus))
     logging.getLogger("sim").info("--num-gpus auto: %g", share)
@@ -127,7 +127,7 @@ def _own_ray(config: RunConfig, ray_init_args: dict[str, Any], num_actors: int) 
 def _warn_of_memory(prepared: Prepared, num_actors: int) -> None:
     config = prepared.config
     model_bytes = sum(array.nbytes for array in prepared.initial_weights)
-    line = memory.shortage(config, model_bytes, num_actors, averages=prepared.chosen.averages)
+    line = capacity.shortage(config, model_bytes, num_actors, averages=prepared.chosen.averages)
     if line is not None:
         logging.getLogger("sim").warning("note: %s", line)
 

@@ -13,11 +13,11 @@ from typing import Any, Literal, get_args, get_origin
 from sim.errors import ConfigError, PluginError
 
 
-def load(spec: str, knob: str) -> Any:
+def load(spec: str, setting: str) -> Any:
     """Import what ``package.module:name`` names; modules in the current folder are found.
 
     Args:
-        knob: the flag that named it, for the message.
+        setting: the flag that named it, for the message.
 
     Raises:
         PluginError: no such module or name, or the import raised.
@@ -33,18 +33,18 @@ def load(spec: str, knob: str) -> Any:
         reason = (
             f"no module named {module_name} {place}" if error.name == module_name else f"its import failed: {error}"
         )
-        raise PluginError(f"{knob} {spec}: {reason}") from error
+        raise PluginError(f"{setting} {spec}: {reason}") from error
     except (Exception, SystemExit) as error:
-        raise PluginError(f"{knob} {spec}: its import failed: {type(error).__name__}: {error}") from error
+        raise PluginError(f"{setting} {spec}: its import failed: {type(error).__name__}: {error}") from error
     try:
         found = module
         for part in name.split("."):
             found = getattr(found, part)
     except AttributeError:
         public = [key for key in vars(module) if not key.startswith("_")]
-        raise PluginError(f"{knob} {spec}: {module_name} has no {name}; it has {', '.join(public)}") from None
+        raise PluginError(f"{setting} {spec}: {module_name} has no {name}; it has {', '.join(public)}") from None
     if not callable(found):
-        raise PluginError(f"{knob} {spec}: is {type(found).__name__}, not something to call")
+        raise PluginError(f"{setting} {spec}: is {type(found).__name__}, not something to call")
     return found
 
 
@@ -73,7 +73,7 @@ def accepted(function: Callable[..., Any], offered: dict[str, Any]) -> dict[str,
     return {key: value for key, value in offered.items() if key in names}
 
 
-def require_call(function: Callable[..., Any], spec: str, knob: str, *args: Any, **kwargs: Any) -> None:
+def require_call(function: Callable[..., Any], spec: str, setting: str, *args: Any, **kwargs: Any) -> None:
     """Check that ``function`` can be called so, without calling it.
 
     Raises:
@@ -83,7 +83,7 @@ def require_call(function: Callable[..., Any], spec: str, knob: str, *args: Any,
         inspect.signature(function).bind(*args, **kwargs)
     except (TypeError, ValueError) as error:
         wanted = ", ".join([*(str(a) for a in args), *kwargs])
-        raise PluginError(f"{knob} {spec}: cannot be called with ({wanted}): {error}") from None
+        raise PluginError(f"{setting} {spec}: cannot be called with ({wanted}): {error}") from None
 
 
 def check_arguments(

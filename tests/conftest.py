@@ -43,7 +43,7 @@ def sim(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 def small(tmp_path: Path) -> Callable[..., Run]:
     """Run 10 clients for 2 rounds inline; keywords go to RunConfig."""
 
-    def run(ray_init_args: dict[str, Any] | None = None, on_record: Any = None, **knobs: Any) -> Run:
+    def run(ray_init_args: dict[str, Any] | None = None, on_record: Any = None, **settings: Any) -> Run:
         defaults = {
             "num_clients": 10,
             "clients_per_round": 4,
@@ -52,7 +52,7 @@ def small(tmp_path: Path) -> Callable[..., Run]:
             "engine": "inline",
             "results_dir": str(tmp_path / "results"),
         }
-        return simulate(RunConfig(**{**defaults, **knobs}), ray_init_args=ray_init_args, on_record=on_record)
+        return simulate(RunConfig(**{**defaults, **settings}), ray_init_args=ray_init_args, on_record=on_record)
 
     return run
 

@@ -23,7 +23,7 @@ def free_port() -> int:
     return port
 
 
-class Program:
+class ClientSpec:
     """One ``sim`` command under way; what it prints is read from its file."""
 
     def __init__(self, folder: Path, name: str, words: list[str]) -> None:
@@ -58,13 +58,13 @@ class Federation:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.address = f"127.0.0.1:{free_port()}"
-        self.programs: list[Program] = []
+        self.programs: list[ClientSpec] = []
 
-    def server(self, *words: str) -> Program:
+    def server(self, *words: str) -> ClientSpec:
         """Start the server; its run is called ``served``."""
         return self._start("server", ["server", "--address", self.address, "--name", "served", *words])
 
-    def client(self, client_id: int, *words: str, name: str = "") -> Program:
+    def client(self, client_id: int, *words: str, name: str = "") -> ClientSpec:
         """Start a client."""
         place = ["--address", self.address, "--client-id", str(client_id)]
         return self._start(name or f"client{client_id}", ["client", *place, *words])
@@ -74,8 +74,8 @@ class Federation:
         """The server's run folder."""
         return Run(self.folder / "results" / "served")
 
-    def _start(self, name: str, words: list[str]) -> Program:
-        program = Program(self.folder, name, words)
+    def _start(self, name: str, words: list[str]) -> ClientSpec:
+        program = ClientSpec(self.folder, name, words)
         self.programs.append(program)
         return program
 

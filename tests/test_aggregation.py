@@ -8,7 +8,7 @@ from flwr.common import Code, FitRes, NDArrays, Status, ndarrays_to_parameters, 
 from flwr.server.strategy import FedAvg
 
 from sim.engine.aggregation import WeightedSum, cast, cut
-from sim.engine.inline import Registered
+from sim.engine.inline import VirtualClientProxy
 
 
 def _mean_in_chunks(weights: list[NDArrays], num_examples: list[int], sizes: list[int]) -> NDArrays:
@@ -41,7 +41,7 @@ def test_the_chunked_sum_is_flowers_own_average() -> None:
     ]
     status = Status(Code.OK, "")
     results = [
-        (Registered(i), FitRes(status, ndarrays_to_parameters(w), n, {}))
+        (VirtualClientProxy(i), FitRes(status, ndarrays_to_parameters(w), n, {}))
         for i, (w, n) in enumerate(zip(weights, num_examples, strict=True))
     ]
     parameters, _ = FedAvg().aggregate_fit(1, results, [])

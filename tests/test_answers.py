@@ -41,11 +41,11 @@ def test_rounds_tell_how_accuracy_differs_among_the_clients(small: Callable[...,
 
 
 def test_a_run_ends_when_the_target_is_reached_and_goes_on_with_a_higher_one(small: Callable[..., Run]) -> None:
-    knobs = {"num_rounds": 12, "num_clients": 5, "clients_per_round": 5, "local_epochs": 1, "partitioner": "iid"}
-    whole = small(**knobs, name="whole")
+    settings = {"num_rounds": 12, "num_clients": 5, "clients_per_round": 5, "local_epochs": 1, "partitioner": "iid"}
+    whole = small(**settings, name="whole")
     accuracy = whole.rounds().test_accuracy
     target = float(accuracy[3])
-    reached = small(**knobs, name="reached", target_accuracy=target)
+    reached = small(**settings, name="reached", target_accuracy=target)
     last = int((accuracy >= target).idxmax())
     assert 0 < last < 12
     assert reached.rounds()["round"].tolist() == list(range(last + 1))

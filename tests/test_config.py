@@ -52,7 +52,7 @@ def test_no_share_of_a_gpu_lies_on_two(num_gpus: float, reserved: float) -> None
 
 
 @pytest.mark.parametrize(
-    ("knobs", "message"),
+    ("settings", "message"),
     [
         ({"lr": 0}, "lr = 0: must be above 0"),
         ({"lr": float("nan")}, "lr = nan: must be a number, above 0"),
@@ -64,7 +64,7 @@ def test_no_share_of_a_gpu_lies_on_two(num_gpus: float, reserved: float) -> None
         ({"strategy_args": {"a": [1]}}, "the value of a must be a number, a text, true or false"),
     ],
 )
-def test_python_values_are_checked_like_flags(knobs: dict[str, object], message: str) -> None:
+def test_python_values_are_checked_like_flags(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        RunConfig(**knobs)  # type: ignore[arg-type]
+        RunConfig(**settings)  # type: ignore[arg-type]
     assert message in str(raised.value)

@@ -22,8 +22,8 @@ def _folder(root: Path, colour: int = 200) -> Path:
     return root
 
 
-def _load(root: Path, **knobs: object) -> examples.Dataset:
-    return examples.load(RunConfig(dataset="imagefolder", data_dir=str(root), **knobs))  # type: ignore[arg-type]
+def _load(root: Path, **settings: object) -> examples.Dataset:
+    return examples.load(RunConfig(dataset="imagefolder", data_dir=str(root), **settings))  # type: ignore[arg-type]
 
 
 def test_digits_are_all_there_with_a_fixed_stratified_split() -> None:

@@ -19,11 +19,11 @@ import pytest
 
 from conftest import sha256
 from sim import Run, RunConfig, resume
-from sim.engine.finite import NonFiniteError, check_finite
-from sim.engine.liveness import Board, board_file
+from sim.engine.aggregation import NonFiniteError, check_finite
+from sim.engine.liveness import Liveness, liveness_file
 from sim.engine.ray import start_simulation
 from sim.errors import ClientError, WriteError
-from sim.measure import memory
+from sim.measure import capacity
 
 
 def test_a_weight_that_is_no_number_is_named() -> None:
@@ -87,9 +87,9 @@ def test_a_client_that_hangs_on_another_machine_is_ended_by_that_machine(
     monkeypatch.setattr(
         start_simulation._Crew, "remote", lambda crew, **what: begin(crew, **{**what, "board": tmp_path / "none"})
     )
-    knobs = {"num_clients": 3, "clients_per_round": 3, "on_client_error": "drop"}  # client 1 hangs in round 2
-    hanging = small({"num_cpus": 1}, client="own:Hanging", client_timeout=5.0, max_retries=0, engine="ray", **knobs)
-    raising = small(client="own:Failing", name="raising", **knobs)
+    settings = {"num_clients": 3, "clients_per_round": 3, "on_client_error": "drop"}  # client 1 hangs in round 2
+    hanging = small({"num_cpus": 1}, client="own:Hanging", client_timeout=5.0, max_retries=0, engine="ray", **settings)
+    raising = small(client="own:Failing", name="raising", **settings)
     assert sha256(hanging.model_path) == sha256(raising.model_path)
     failed = hanging.clients()[hanging.clients().status == "failed"]
     assert failed[["round", "client_id"]].values.tolist() == [[2, 1]]
@@ -179,13 +179,13 @@ def test_two_runs_at_once_and_one_that_was_killed(tmp_path: Path, small: Callabl
 
 
 def test_the_board_tells_what_a_process_is_doing(tmp_path: Path) -> None:
-    with board_file(tmp_path) as path:
-        writer, reader = Board(path), Board(path)
+    with liveness_file(tmp_path) as path:
+        writer, reader = Liveness(path), Liveness(path)
         assert reader.doing(1) is None
-        writer.begin(1, client_id=7, together=3)
+        writer.begin(1, client_id=7, num_clients=3)
         doing = reader.doing(1)
         assert doing is not None
-        assert (doing.client_id, doing.together, doing.pid) == (7, 3, psutil.Process().pid)
+        assert (doing.client_id, doing.num_clients, doing.pid) == (7, 3, psutil.Process().pid)
         assert 0 <= doing.seconds < 5
         writer.end(1)
         assert reader.doing(1) is None
@@ -195,9 +195,11 @@ def test_the_board_tells_what_a_process_is_doing(tmp_path: Path) -> None:
 def test_what_does_not_fit_into_memory_is_said_in_one_line() -> None:
     gib = 2**30
     config = RunConfig(num_clients=100, fraction_fit=0.5)
-    assert memory.shortage(config, gib, 2, averages=True, free_bytes=20 * gib) is None  # 2 × 4.4 + 8.4
-    line = memory.shortage(config, gib, 2, averages=False, free_bytes=20 * gib)  # and 3 × 50 for each client's weights
+    assert capacity.shortage(config, gib, 2, averages=True, free_bytes=20 * gib) is None  # 2 × 4.4 + 8.4
+    line = capacity.shortage(
+        config, gib, 2, averages=False, free_bytes=20 * gib
+    )  # and 3 × 50 for each client's weights
     assert line is not None
     assert line.startswith("2 processes and the driver need about 167.3 GiB, 20.0 are free; ")
     assert "\n" not in line
-    assert memory.free_memory() or not Path("/proc/meminfo").exists()
+    assert capacity.free_memory() or not Path("/proc/meminfo").exists()

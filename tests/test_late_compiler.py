@@ -21,7 +21,7 @@ def test_optimizers_step_as_ever_and_import_no_compiler() -> None:
 
 def test_a_run_imports_no_compiler(sim: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
-        "import sys\nfrom sim import training\n\n\ndef train(*args, **knobs):\n"
-        "    loss = training.train(*args, **knobs)\n    assert 'torch._dynamo' not in sys.modules\n    return loss\n"
+        "import sys\nfrom sim import training\n\n\ndef train(*args, **settings):\n"
+        "    loss = training.train(*args, **settings)\n    assert 'torch._dynamo' not in sys.modules\n    return loss\n"
     )
     assert sim("run", "--engine", "inline", "--num-rounds", "1", "--train", "own:train").returncode == 0

@@ -26,13 +26,13 @@ def test_five_clients_give_the_numbers_of_their_simulation(federation: Federatio
     shared = ["--num-clients", "5", "--local-epochs", "1", "--fraction-evaluate", "0.4", "--augment", "crop-flip"]
     training = ["--lr", "0.05", "--batch-size", "16", "--num-rounds", "3", "--strategy", "fedprox"]
     server = federation.server(*shared, *training, "--min-clients", "5")
-    # Training knobs come from the server; a client's own flags for them do nothing.
+    # Training settings come from the server; a client's own flags for them do nothing.
     clients = [federation.client(i, "--num-clients", "5", "--lr", "9", "--augment", "none") for i in range(5)]
     assert [program.end() for program in (server, *clients)] == [0] * 6, server.lines
     served = federation.run
-    knobs = {"local_epochs": 1, "fraction_evaluate": 0.4, "augment": "crop-flip", "lr": 0.05, "batch_size": 16}
+    settings = {"local_epochs": 1, "fraction_evaluate": 0.4, "augment": "crop-flip", "lr": 0.05, "batch_size": 16}
     simulated = small(
-        num_clients=5, clients_per_round=None, fraction_fit=1.0, num_rounds=3, strategy="fedprox", **knobs
+        num_clients=5, clients_per_round=None, fraction_fit=1.0, num_rounds=3, strategy="fedprox", **settings
     )
     assert sha256(served.model_path) == sha256(simulated.model_path)
     columns = [name for name in served.rounds().columns if not name.endswith("_seconds")]
@@ -58,8 +58,8 @@ def test_own_clients_are_those_of_their_simulation(
     server = federation.server(*shared, "--num-rounds", "3", "--batch-size", "32", "--local-epochs", "1")
     clients = [federation.client(i, *shared) for i in range(2)]
     assert [program.end() for program in (server, *clients)] == [0, 0, 0], server.lines
-    knobs = {"num_clients": 2, "clients_per_round": None, "fraction_fit": 1.0, "num_rounds": 3, "batch_size": 32}
-    simulated = small(client="own:Travelling", on_client_error="drop", **knobs)
+    settings = {"num_clients": 2, "clients_per_round": None, "fraction_fit": 1.0, "num_rounds": 3, "batch_size": 32}
+    simulated = small(client="own:Travelling", on_client_error="drop", **settings)
     columns = ["round", "client_id", "loss", "status", "error"]
     assert federation.run.clients()[columns].equals(simulated.clients()[columns])
     assert simulated.clients().loss.tolist()[0] == 32 + 1

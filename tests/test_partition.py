@@ -9,7 +9,7 @@ import pytest
 from flwr_datasets.partitioner import DirichletPartitioner, InnerDirichletPartitioner
 
 from sim.config.run_config import RunConfig
-from sim.data import inner_dirichlet, partition
+from sim.data import partition, partitioners
 from sim.data.partitioners import PARTITIONERS
 from sim.errors import ConfigError, PartitionError
 from sim.seeds import Purpose, generator
@@ -17,8 +17,8 @@ from sim.seeds import Purpose, generator
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 200)).astype(np.int64)
 
 
-def _deal(**knobs: object) -> partition.Partition:
-    return partition.deal(LABELS, RunConfig(**knobs))  # type: ignore[arg-type]
+def _deal(**settings: object) -> partition.Partition:
+    return partition.assign(LABELS, RunConfig(**settings))  # type: ignore[arg-type]
 
 
 def _skew(alpha: float) -> float:
@@ -47,7 +47,7 @@ def test_inner_dirichlet_deals_what_flwr_datasets_deals(alpha: float, shuffle: b
     arguments = {"partition_sizes": sizes, "alpha": alpha, "seed": 7, "shuffle": shuffle}
     library = InnerDirichletPartitioner(partition_by="label", **arguments)
     library.dataset = datasets.Dataset.from_dict({"label": LABELS[:900], "index": np.arange(900)})
-    own = inner_dirichlet.deal(LABELS[:900], **arguments)
+    own = partitioners.inner_dirichlet(LABELS[:900], **arguments)
     assert [len(part) for part in own] == sizes
     for client_id, part in enumerate(own):
         assert library.load_partition(client_id)["index"][:] == part.tolist()
@@ -96,7 +96,7 @@ def test_the_split_is_flower_datasets_own() -> None:
     seed = int(generator(0, Purpose.PARTITION, 1).integers(2**32))
     reference = DirichletPartitioner(12, "label", 0.4, min_partition_size=1, seed=seed)
     reference.dataset = datasets.Dataset.from_dict({"label": LABELS[order], "index": order})
-    dealt = partition.deal(LABELS, config)
+    dealt = partition.assign(LABELS, config)
     for client_id in range(12):
         assert dealt.of(client_id).tolist() == list(reference.load_partition(client_id)["index"])
 

@@ -7,8 +7,8 @@ import pytest
 from flwr.common import NDArrays
 
 from sim.engine.aggregation import WeightedSum, cut
-from sim.engine.contract import Chunk, ChunkResult, Outcome, Task
-from sim.engine.ray.scheduling import Piece, by_work, in_pieces, joined, least_clients, next_message
+from sim.engine.contract import Chunk, ChunkResult, ClientResult, Task
+from sim.engine.ray.scheduling import WorkItem, by_work, in_pieces, joined, least_clients, next_message
 
 
 def _chunks(num_clients: int, weights: NDArrays | None = None) -> list[Chunk]:
@@ -17,11 +17,11 @@ def _chunks(num_clients: int, weights: NDArrays | None = None) -> list[Chunk]:
     return [Chunk("fit", 1, part, shared, summed=True) for part in cut(tasks)]
 
 
-def _executed(piece: Piece, each: list[NDArrays]) -> ChunkResult:
+def _executed(piece: WorkItem, each: list[NDArrays]) -> ChunkResult:
     total = WeightedSum()
     for task in piece.chunk.tasks:
         total.add(each[task.client_id], task.num_examples + task.client_id)
-    outcomes = [Outcome(task.client_id) for task in piece.chunk.tasks]
+    outcomes = [ClientResult(task.client_id) for task in piece.chunk.tasks]
     return ChunkResult(outcomes, total, [(0, 0.0, 1.0)])
 
 
@@ -29,7 +29,7 @@ def test_a_chunk_in_clients_is_the_chunk_to_the_bit() -> None:
     rng = np.random.default_rng(0)
     each = [[rng.normal(size=(70_000, 3)).astype(np.float32), rng.normal(size=5)] for _ in range(50)]
     for chunk in _chunks(50)[:3]:
-        whole = Piece(0, chunk)
+        whole = WorkItem(0, chunk)
         whole.result = _executed(whole, each)
         clients = whole.singles(alone=False)
         assert len(clients) == 3
@@ -69,12 +69,12 @@ def test_messages_get_smaller_and_keep_weights_apart() -> None:
     assert len(next_message(waiting, 2, least_clients(50, 2, 0.0001))) == 9  # 27 clients, then 23
     assert len(next_message(waiting, 2, least_clients(50, 2, 0.0001))) == 8
     assert not waiting
-    mixed = by_work([[Piece(0, _chunks(2)[0])], [Piece(1, _chunks(2)[0])]])
+    mixed = by_work([[WorkItem(0, _chunks(2)[0])], [WorkItem(1, _chunks(2)[0])]])
     assert [len(next_message(mixed, 1, 50)) for _ in range(2)] == [1, 1]  # other weights
 
 
 def test_a_piece_that_an_actor_died_with_travels_alone() -> None:
-    waiting = by_work([Piece(0, _chunks(50)[0]).singles(alone=True), [Piece(1, _chunks(50)[1])]])
+    waiting = by_work([WorkItem(0, _chunks(50)[0]).singles(alone=True), [WorkItem(1, _chunks(50)[1])]])
     assert [len(next_message(waiting, 1, 50)) for _ in range(4)] == [1, 1, 1, 1]
 
 

@@ -141,7 +141,7 @@ def test_a_partition_deals_each_example_at_most_once_and_nobody_is_empty(
     config = RunConfig(num_clients=num_clients, partitioner=partitioner, alpha=alpha, seed=seed, fraction_fit=1.0)
     dealt = None
     with suppress(UsageError):
-        dealt = partition.deal(labels, config)
+        dealt = partition.assign(labels, config)
     if dealt is None:
         return
     assert dealt.num_clients == num_clients

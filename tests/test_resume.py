@@ -42,18 +42,18 @@ def _stop_after(number: int) -> Callable[[Any], None]:
     return on_record
 
 
-def _interrupted(small: Callable[..., Run], tmp_path: Path, number: int, **knobs: Any) -> Run:
+def _interrupted(small: Callable[..., Run], tmp_path: Path, number: int, **settings: Any) -> Run:
     with pytest.raises(KeyboardInterrupt):
-        small(name="cut", on_record=_stop_after(number), **knobs)
+        small(name="cut", on_record=_stop_after(number), **settings)
     return Run(tmp_path / "results" / "cut")
 
 
 @pytest.mark.parametrize("strategy", [*STRATEGIES, *(f"dp-{kind}" for kind in PRIVACY)])
 def test_every_strategy_goes_on_to_the_bit(small: Callable[..., Run], tmp_path: Path, strategy: str) -> None:
-    knobs: dict[str, Any] = {"num_rounds": 4, "clients_per_round": 8, "fraction_evaluate": 0.3}
-    knobs |= {"dp": strategy[3:]} if strategy.startswith("dp-") else {"strategy": strategy}
-    whole = small(name="whole", **knobs)
-    cut = _interrupted(small, tmp_path, 2, **knobs)
+    settings: dict[str, Any] = {"num_rounds": 4, "clients_per_round": 8, "fraction_evaluate": 0.3}
+    settings |= {"dp": strategy[3:]} if strategy.startswith("dp-") else {"strategy": strategy}
+    whole = small(name="whole", **settings)
+    cut = _interrupted(small, tmp_path, 2, **settings)
     assert cut.rounds()["round"].tolist() == [0, 1, 2]
     assert_same(resume(cut), whole)
     assert sorted(path.name for path in cut.checkpoints_path.iterdir()) == ["3", "4"]
@@ -61,7 +61,7 @@ def test_every_strategy_goes_on_to_the_bit(small: Callable[..., Run], tmp_path: 
 
 @pytest.mark.usefixtures("in_programs")
 @pytest.mark.parametrize(
-    "knobs",
+    "settings",
     [
         {"client": "own:Counting", "num_clients": 4},  # each client counts its calls in Context.state
         {"model": "own:WithBatchNorm", "strategy": "fedadam"},
@@ -69,12 +69,14 @@ def test_every_strategy_goes_on_to_the_bit(small: Callable[..., Run], tmp_path: 
         {"checkpoint_every": 3},  # the interruption writes the one that is due later
         {"local_training": "vectorized", "vectorized_clients": 3},
     ],
-    ids=lambda knobs: next(iter(knobs)),
+    ids=lambda settings: next(iter(settings)),
 )
-def test_what_clients_and_models_keep_goes_on(small: Callable[..., Run], tmp_path: Path, knobs: dict[str, Any]) -> None:
-    knobs = {"num_rounds": 5, **knobs}
-    whole = small(name="whole", **knobs)
-    assert_same(resume(_interrupted(small, tmp_path, 2, **knobs)), whole)
+def test_what_clients_and_models_keep_goes_on(
+    small: Callable[..., Run], tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    settings = {"num_rounds": 5, **settings}
+    whole = small(name="whole", **settings)
+    assert_same(resume(_interrupted(small, tmp_path, 2, **settings)), whole)
 
 
 def test_a_finished_run_goes_on_to_more_rounds(small: Callable[..., Run]) -> None:

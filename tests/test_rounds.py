@@ -70,7 +70,7 @@ def test_records_add_up(small: Callable[..., Run]) -> None:
 
 def _sizes(client_ids: pd.Series) -> list[int]:
     config = RunConfig(num_clients=10)
-    dealt = partition.deal(examples.load(config).train.labels, config)
+    dealt = partition.assign(examples.load(config).train.labels, config)
     return [int(dealt.sizes[client_id]) for client_id in client_ids]
 
 

@@ -26,7 +26,7 @@ def test_the_columns_are_the_documented_ones() -> None:
         "checkpoint_seconds"
     )
     assert ",".join(columns(ClientRecord)) == (
-        "round,phase,client_id,num_examples,loss,accuracy,seconds,actor,together,status,error"
+        "round,phase,client_id,num_examples,loss,accuracy,seconds,actor,vectorized_with,status,error"
     )
 
 

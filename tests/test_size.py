@@ -14,9 +14,8 @@ import pytest
 from conftest import PROGRAMS
 from sim import Run, RunConfig
 from sim.errors import ConfigError
-from sim.measure.capacity import Capacity, Machine, Need, capacity
+from sim.measure.capacity import Capacity, Machine, Need, capacity, gpus_for
 from sim.measure.forecast import mean_makespan, predicted
-from sim.measure.sizing import gpus_for
 
 Sim = Callable[..., "subprocess.CompletedProcess[str]"]
 GIB = 2**30

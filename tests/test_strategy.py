@@ -13,7 +13,7 @@ from sim.config.fields import rules_of
 from sim.config.run_config import RunConfig
 from sim.data.partitioners import PARTITIONERS
 from sim.data.sources.by_name import SOURCES
-from sim.engine.inline import Registered
+from sim.engine.inline import VirtualClientProxy
 from sim.errors import ConfigError, PluginError
 from sim.server import strategy
 from sim.training.models import MODELS
@@ -21,8 +21,8 @@ from sim.training.models import MODELS
 WEIGHTS = [np.zeros(3, np.float32)]
 
 
-def _build(**knobs: object) -> strategy.Chosen:
-    return strategy.build(RunConfig(**knobs), WEIGHTS, lambda *_: (0.0, {}))  # type: ignore[arg-type]
+def _build(**settings: object) -> strategy.BuiltStrategy:
+    return strategy.build(RunConfig(**settings), WEIGHTS, lambda *_: (0.0, {}))  # type: ignore[arg-type]
 
 
 def test_every_name_that_the_config_offers_is_in_a_table() -> None:
@@ -39,7 +39,7 @@ def test_exactly_the_configured_number_of_clients_is_asked(name: str, num_client
     chosen = _build(strategy=name, num_clients=num_clients, clients_per_round=count, fraction_evaluate=1.0).strategy
     manager = SimpleClientManager()
     for client_id in range(num_clients):
-        manager.register(Registered(client_id))
+        manager.register(VirtualClientProxy(client_id))
     parameters = chosen.initialize_parameters(manager)
     assert parameters is not None
     assert len(chosen.configure_fit(1, parameters, manager)) == count
@@ -102,7 +102,7 @@ def test_privacy_clips_each_client_and_adds_the_noise_that_it_says(small: Callab
 
 
 @pytest.mark.parametrize(
-    ("knobs", "message"),
+    ("settings", "message"),
     [
         ({"strategy": "krum"}, "--dp fixed: its noise is measured for an average of clients; krum is none"),
         ({"dp_args": {"noise": 1}}, "--dp-args noise=1: --dp fixed takes these arguments: noise_multiplier, clip"),
@@ -112,9 +112,9 @@ def test_privacy_clips_each_client_and_adds_the_noise_that_it_says(small: Callab
         ),
     ],
 )
-def test_privacy_that_cannot_be_is_said(knobs: dict[str, object], message: str) -> None:
+def test_privacy_that_cannot_be_is_said(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        _build(dp="fixed", **knobs)
+        _build(dp="fixed", **settings)
     assert message in str(raised.value)
 
 

@@ -22,7 +22,7 @@ from sim import Run
 from sim.errors import ConfigError
 from sim.run_folder.folder import list_runs
 from sim.sweep.grid import parse_axis, variants
-from sim.sweep.intervals import Interval
+from sim.sweep.table import Interval
 
 Sim = Callable[..., "subprocess.CompletedProcess[str]"]
 WORDS = ["sweep", "--vary", "alpha=0.3,10", "--vary", "strategy=fedavg,fedprox", "--seeds", "2", "--results-dir", "s"]
@@ -158,8 +158,8 @@ def test_ctrl_c_ends_a_sweep_with_checkpoints_and_no_process(tmp_path: Path) -> 
     ("text", "message"),
     [
         ("alhpa=1", "--vary alhpa=1: unknown key alhpa; the keys are dataset, data_dir"),
-        ("alpha", "--vary alpha: must be knob=value,value, e.g. alpha=0.1,1.0"),
-        ("alpha=", "--vary alpha=: must be knob=value,value"),
+        ("alpha", "--vary alpha: must be setting=value,value, e.g. alpha=0.1,1.0"),
+        ("alpha=", "--vary alpha=: must be setting=value,value"),
         ("alpha=1,,2", "--vary alpha=1,,2: has an empty value"),
         ("alpha=1,1.0", "--vary alpha=1,1.0: has a value twice"),
         ("alpha=x", "--alpha x: must be a number, above 0"),

@@ -71,7 +71,7 @@ def test_learning_rates_of_a_run() -> None:
 
 def test_the_knobs_reach_the_clients(small: Callable[..., Run]) -> None:
     plain = small(name="plain").rounds().train_loss
-    for number, knobs in enumerate(
+    for number, settings in enumerate(
         (
             {"optimizer": "adam", "lr": 0.001},
             {"lr_decay": 0.01},
@@ -81,10 +81,10 @@ def test_the_knobs_reach_the_clients(small: Callable[..., Run]) -> None:
             {"augment": "crop-flip"},
         )
     ):
-        changed = small(name=f"r{number}", **knobs).rounds().train_loss
+        changed = small(name=f"r{number}", **settings).rounds().train_loss
         # a schedule begins with the second round
-        assert changed[2] != plain[2], knobs
-        assert (changed[1] == plain[1]) == ("lr_decay" in knobs or "lr_schedule" in knobs), knobs
+        assert changed[2] != plain[2], settings
+        assert (changed[1] == plain[1]) == ("lr_decay" in settings or "lr_schedule" in settings), settings
 
 
 def _augmented(images: np.ndarray, seed: int = 0) -> np.ndarray:

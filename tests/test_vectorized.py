@@ -27,7 +27,7 @@ def _distance(run: Run, other: Run) -> float:
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "settings",
     [
         {"partitioner": "iid", "momentum": 0.9, "weight_decay": 0.1, "lr": 0.003},
         {"partitioner": "linear", "momentum": 0.9, "weight_decay": 0.1, "lr": 0.003},
@@ -36,33 +36,35 @@ def _distance(run: Run, other: Run) -> float:
     ],
     ids=["equal", "unequal", "proximal", "adam"],
 )
-def test_three_rounds_end_within_1e_4_of_one_after_another(small: Callable[..., Run], knobs: dict[str, object]) -> None:
+def test_three_rounds_end_within_1e_4_of_one_after_another(
+    small: Callable[..., Run], settings: dict[str, object]
+) -> None:
     """Small learning rates: with large ones, training doubles any rounding error every few steps."""
-    shared = {"num_rounds": 3, "clients_per_round": 6, "local_epochs": 2, **knobs}
+    shared = {"num_rounds": 3, "clients_per_round": 6, "local_epochs": 2, **settings}
     one, many = (
         small(name=name, local_training=name, **shared, **({"vectorized_clients": 4} if name == "vectorized" else {}))
         for name in ("sequential", "vectorized")
     )
     assert 0 < _distance(one, many) < 1e-4
-    assert many.clients().together.tolist() == [4, 4, 4, 4, 2, 2] * 3
-    assert one.clients().together.isna().all()
+    assert many.clients().vectorized_with.tolist() == [4, 4, 4, 4, 2, 2] * 3
+    assert one.clients().vectorized_with.isna().all()
     assert np.abs(one.clients().loss - many.clients().loss).max() < 1e-4
     assert one.clients().num_examples.equals(many.clients().num_examples)
     assert one.clients().num_examples.nunique() > 1
 
 
 def test_inline_and_ray_train_together_to_the_same_bits(small: Callable[..., Run]) -> None:
-    knobs = {"local_training": "vectorized", "vectorized_clients": 3, "num_rounds": 1}
-    inline, ray = (small(name=engine, engine=engine, **knobs) for engine in ("inline", "ray"))
+    settings = {"local_training": "vectorized", "vectorized_clients": 3, "num_rounds": 1}
+    inline, ray = (small(name=engine, engine=engine, **settings) for engine in ("inline", "ray"))
     assert inline.model_path.read_bytes() == ray.model_path.read_bytes()
 
 
 def test_dropout_belongs_to_the_client_not_to_its_group(small: Callable[..., Run]) -> None:
     """Each client's masks come from a generator of its own, whoever is trained beside it."""
-    knobs = {"model": "SimpleCnn", "local_training": "vectorized", "num_rounds": 1, "clients_per_round": 4}
-    pairs, fours = (small(name=f"by{count}", vectorized_clients=count, **knobs) for count in (2, 4))
+    settings = {"model": "SimpleCnn", "local_training": "vectorized", "num_rounds": 1, "clients_per_round": 4}
+    pairs, fours = (small(name=f"by{count}", vectorized_clients=count, **settings) for count in (2, 4))
     assert _distance(pairs, fours) < 1e-5
-    other = small(name="seed", vectorized_clients=4, seed=1, **knobs)
+    other = small(name="seed", vectorized_clients=4, seed=1, **settings)
     assert _distance(other, fours) > 1e-3
 
 
@@ -99,21 +101,23 @@ def test_a_gpu_out_of_memory_halves_the_group(monkeypatch: pytest.MonkeyPatch) -
     config = RunConfig(num_clients=6, local_training="vectorized", vectorized_clients=6, fraction_fit=1.0)
     prepared = prepare.prepare(config)
     bench = workbench(prepared.program)
-    knobs = prepare.fit_config(config, 1)
-    chunk = Chunk("fit", 1, [Task(i, {**knobs, "local_epochs": 1}) for i in range(5)], prepared.initial_weights, True)
+    settings = prepare.fit_config(config, 1)
+    chunk = Chunk(
+        "fit", 1, [Task(i, {**settings, "local_epochs": 1}) for i in range(5)], prepared.initial_weights, True
+    )
     whole, expected = vectorized.fit(bench, chunk, 0)
     train, refused = Trainer.train, []
 
-    def small_memory(self: Trainer, weights: object, members: list[object], **knobs: object) -> object:
+    def small_memory(self: Trainer, weights: object, members: list[object], **settings: object) -> object:
         if len(members) > 2:
             refused.append(len(members))
             raise torch.OutOfMemoryError("no more")
-        return train(self, weights, members, **knobs)  # type: ignore[arg-type]
+        return train(self, weights, members, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Trainer, "train", small_memory)
     halved, total = vectorized.fit(bench, chunk, 0)
     assert refused == [5, 3]
-    assert [outcome.together for outcome in halved] == [2, 2, 1, 2, 2]
+    assert [outcome.vectorized_with for outcome in halved] == [2, 2, 1, 2, 2]
     assert [outcome.client_id for outcome in halved] == [0, 1, 2, 3, 4]
     assert [o.num_examples for o in halved] == [o.num_examples for o in whole]
     assert total.num_examples == expected.num_examples
@@ -122,17 +126,17 @@ def test_a_gpu_out_of_memory_halves_the_group(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_cannot_be_stacked_is_said(in_programs: None) -> None:
-    for knobs, reason in (
+    for settings, reason in (
         ({"model": "own:WithBatchNorm"}, "keeps buffers, such as BatchNorm's running statistics"),
         ({"train": "cifar:train"}, "--train cifar:train trains one client at a time"),
         ({"client": "own:Failing"}, "--client own:Failing trains one client at a time"),
     ):
         with pytest.raises(ConfigError, match=reason):
-            prepare.prepare(RunConfig(local_training="vectorized", **knobs))  # type: ignore[arg-type]
+            prepare.prepare(RunConfig(local_training="vectorized", **settings))  # type: ignore[arg-type]
 
 
 def test_auto_on_a_cpu_is_one_after_another() -> None:
     prepared = prepare.prepare(RunConfig())
-    assert (prepared.config.local_training, prepared.program.together) == ("sequential", 1)
+    assert (prepared.config.local_training, prepared.program.vectorized_clients) == ("sequential", 1)
     prepared = prepare.prepare(RunConfig(local_training="vectorized"))
-    assert (prepared.config.vectorized_clients, prepared.program.together) == (16, 16)
+    assert (prepared.config.vectorized_clients, prepared.program.vectorized_clients) == (16, 16)

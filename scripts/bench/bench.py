@@ -104,7 +104,7 @@ def measure(name: str, num_rounds: int, num_processes: int, device: str) -> dict
     finally:
         for contender in contenders:
             contender.end()
-    num_clients = RunConfig(**workload.knobs).num_fit_clients
+    num_clients = RunConfig(**workload.settings).num_fit_clients
     row: dict[str, Any] = {"workload": name, "clients_a_round": num_clients}
     for contender in contenders:
         row[f"{contender.name}_seconds"] = statistics.median(contender.seconds[1:])

@@ -56,9 +56,9 @@ class Plain:
     def __init__(self, name: str, device: str) -> None:
         torch.set_num_threads(1)
         self.device = torch.device(device)
-        self.config = RunConfig(**WORKLOADS[name].knobs)
+        self.config = RunConfig(**WORKLOADS[name].settings)
         dataset = examples.load(self.config)
-        self.dealt = partition.deal(dataset.train.labels, self.config)
+        self.dealt = partition.assign(dataset.train.labels, self.config)
         self.net: nn.Module = models.build(self.config.model, dataset.image_shape, len(dataset.classes))
         self.net.to(self.device)
         images = torch.from_numpy(np.array(dataset.train.images)).permute(0, 3, 1, 2).contiguous()
@@ -126,7 +126,7 @@ def limit(name: str, num_rounds: int, num_processes: int, device: str) -> None:
     """Bare loops: a round is the clients 0, 1, … dealt to the processes in turn."""
     context = multiprocessing.get_context("spawn")
     start, end = context.Barrier(num_processes + 1), context.Barrier(num_processes + 1)
-    num_clients = RunConfig(**WORKLOADS[name].knobs).num_fit_clients
+    num_clients = RunConfig(**WORKLOADS[name].settings).num_fit_clients
     workers = [
         context.Process(
             target=_limit_process,
@@ -162,7 +162,7 @@ def flower(name: str, num_rounds: int, num_processes: int, device: str) -> None:
     from flwr.server.strategy import FedAvg
     from flwr.simulation import start_simulation
 
-    config = RunConfig(**WORKLOADS[name].knobs)
+    config = RunConfig(**WORKLOADS[name].settings)
     dataset = examples.load(config)
     net = models.build(config.model, dataset.image_shape, len(dataset.classes))
     from flwr.common import ndarrays_to_parameters
@@ -202,14 +202,14 @@ def flower(name: str, num_rounds: int, num_processes: int, device: str) -> None:
     )
 
 
-def sim(name: str, num_rounds: int, num_processes: int, device: str, **knobs: Any) -> None:
+def sim(name: str, num_rounds: int, num_processes: int, device: str, **settings: Any) -> None:
     """This engine, as ``sim run`` starts it."""
     from sim.run_folder.records import RoundRecord
     from sim.simulation import simulate
 
     workload: Workload = WORKLOADS[name]
     if workload.instant:
-        knobs["client"] = "contenders:Instant"
+        settings["client"] = "contenders:Instant"
 
     def on_record(record: RoundRecord) -> None:
         if record.round > 0:
@@ -224,9 +224,9 @@ def sim(name: str, num_rounds: int, num_processes: int, device: str, **knobs: An
     with tempfile.TemporaryDirectory() as folder:
         config = RunConfig(
             **{
-                **workload.knobs,
+                **workload.settings,
                 **resources,
-                **knobs,
+                **settings,
                 "num_rounds": num_rounds,
                 "results_dir": folder,
                 "device": device,

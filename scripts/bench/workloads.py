@@ -8,13 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Workload:
-    """A round's work; ``knobs`` are those of ``sim run``.
+    """A round's work; ``settings`` are those of ``sim run``.
 
     Attributes:
         instant: clients return what they get, so that nothing but the engine is measured.
     """
 
-    knobs: dict[str, Any]
+    settings: dict[str, Any]
     instant: bool = False
 
 

@@ -1,4 +1,4 @@
-"""Final accuracy against a varied knob, from the sweep.csv of a sweep: means with 95 % intervals over the seeds.
+"""Final accuracy against a varied setting, from the sweep.csv of a sweep: means with 95 % intervals over the seeds.
 
 scripts/experiments/plot.py SWEEP_FOLDER KNOB [--group KNOB] [--log] -o PICTURE
 """
@@ -15,14 +15,14 @@ from matplotlib.ticker import ScalarFormatter
 _APART = 0.02  # of the axis' length, so that intervals at the same value do not hide each other
 
 
-def figure_of(table: pd.DataFrame, knob: str, group: str | None, log: bool) -> Figure:
+def figure_of(table: pd.DataFrame, setting: str, group: str | None, log: bool) -> Figure:
     """Draw a line with error bars for each value of ``group``; texts as values have no line."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.grid(alpha=0.3)
-    is_number = pd.api.types.is_numeric_dtype(table[knob])
-    ticks = list(table[knob].unique())
-    places = (table[knob] if is_number else table[knob].map(ticks.index)).astype(float)
+    is_number = pd.api.types.is_numeric_dtype(table[setting])
+    ticks = list(table[setting].unique())
+    places = (table[setting] if is_number else table[setting].map(ticks.index)).astype(float)
     parts = [(None, table)] if group is None else list(table.groupby(group, sort=False))
     length = places.max() / places.min() if log else places.max() - places.min()
     for number, (value, part) in enumerate(parts):
@@ -38,7 +38,7 @@ def figure_of(table: pd.DataFrame, knob: str, group: str | None, log: bool) -> F
     if is_number:
         axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.tick_params(axis="x", rotation=45 if not is_number and len(ticks) > 4 else 0)
-    axes.set_xlabel(knob.replace("_", " "))
+    axes.set_xlabel(setting.replace("_", " "))
     seeds = "–".join(str(count) for count in sorted({table.num_done.min(), table.num_done.max()}))
     axes.set_ylabel(f"final test accuracy (fraction),\nmean and 95 % interval of {seeds} seeds")
     axes.set_ylim(top=min(1, axes.get_ylim()[1]))  # intervals may reach past what an accuracy can be
@@ -51,10 +51,10 @@ def figure_of(table: pd.DataFrame, knob: str, group: str | None, log: bool) -> F
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("knob")
+    parser.add_argument("setting")
     parser.add_argument("--group")
     parser.add_argument("--log", action="store_true")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     swept = pd.read_csv(arguments.folder / "sweep.csv")
-    figure_of(swept, arguments.knob, arguments.group, arguments.log).savefig(arguments.output, dpi=144)
+    figure_of(swept, arguments.setting, arguments.group, arguments.log).savefig(arguments.output, dpi=144)

@@ -32,15 +32,15 @@ def sha256(run: Run) -> str:
 
 def matrix(strategy: str, results_dir: str) -> dict[str, str]:
     """Run a strategy in every way; return way → sha256."""
-    knobs = {**KNOBS, "strategy": strategy, "results_dir": results_dir}
-    found = {"inline": sha256(simulate(RunConfig(**knobs, engine="inline", name="inline")))}
+    settings = {**KNOBS, "strategy": strategy, "results_dir": results_dir}
+    found = {"inline": sha256(simulate(RunConfig(**settings, engine="inline", name="inline")))}
     for count in (1, 2, 3):
-        run = simulate(RunConfig(**knobs, name=f"ray-{count}"), ray_init_args={"num_cpus": count})
+        run = simulate(RunConfig(**settings, name=f"ray-{count}"), ray_init_args={"num_cpus": count})
         found[f"{count} processes"] = sha256(run)
     for engine, count, then in (("inline", 1, 3), ("ray", 2, 1)):
         try:
             simulate(
-                RunConfig(**knobs, engine=engine, name=f"cut-{engine}"),
+                RunConfig(**settings, engine=engine, name=f"cut-{engine}"),
                 ray_init_args={"num_cpus": count},
                 on_record=stop,
             )

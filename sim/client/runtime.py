@@ -33,7 +33,7 @@ Test = Callable[..., tuple[float, float]]
 
 TEST_BATCH_SIZE = 500
 _TEST_SLICES = 16  # whatever the number of processes: float sums depend on it
-TRAIN_KNOBS = ("lr", "momentum", "weight_decay", "proximal_mu", "optimizer", "max_steps", "precision")
+TRAIN_SETTINGS = ("lr", "momentum", "weight_decay", "proximal_mu", "optimizer", "max_steps", "precision")
 
 
 class CifarClient(NumPyClient):
@@ -76,8 +76,8 @@ class CifarClient(NumPyClient):
         """Train from ``parameters`` and leave the new ones in ``net``; return as ``fit`` does without them."""
         self.set_parameters(parameters)
         self.train_loader.batch_size = int(config["batch_size"])
-        knobs: dict[str, Any] = {key: config[key] for key in TRAIN_KNOBS if key in config}
-        taken = user_code.accepted(self.train, knobs)
+        settings: dict[str, Any] = {key: config[key] for key in TRAIN_SETTINGS if key in config}
+        taken = user_code.accepted(self.train, settings)
         if config.get("proximal_mu") and "proximal_mu" not in taken:
             raise TypeError("the strategy sends proximal_mu, which this train() does not take")
         loss = self.train(self.net, self.train_loader, int(config["local_epochs"]), self.device, **taken)
@@ -123,7 +123,7 @@ def set_weights(net: nn.Module, weights: NDArrays) -> None:
 
 
 @dataclass(frozen=True)
-class Program:
+class ClientSpec:
     """What a process needs to make any client of a run: names and paths, no data and no model."""
 
     data_folder: Path
@@ -139,13 +139,13 @@ class Program:
     partition_folder: Path | None = None
     client: str | None = None
     eval_share: float = 0.0
-    together: int = 1  # clients that one computation trains
+    vectorized_clients: int = 1  # clients that one computation trains
 
 
-class Workbench:
-    """A ``Program`` set up in this process: one model, the mapped data, the functions. Clients share it."""
+class ClientRuntime:
+    """A ``ClientSpec`` set up in this process: one model, the mapped data, the functions. Clients share it."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: ClientSpec) -> None:
         """Import, map and build what ``program`` names.
 
         Raises:
@@ -156,7 +156,7 @@ class Workbench:
         with seeded(program.seed, Purpose.INITIAL_WEIGHTS):
             self._set_up(program)
 
-    def _set_up(self, program: Program) -> None:
+    def _set_up(self, program: ClientSpec) -> None:
         if str(program.import_folder) not in sys.path:
             sys.path.insert(0, str(program.import_folder))
         torch.set_num_threads(program.torch_threads)
@@ -285,9 +285,9 @@ class Workbench:
 
 
 @lru_cache(maxsize=1)
-def workbench(program: Program) -> Workbench:
+def workbench(program: ClientSpec) -> ClientRuntime:
     """Return this process's workbench for ``program``; built at the first call."""
-    return Workbench(program)
+    return ClientRuntime(program)
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ class ClientFn:
     It holds the program's names and paths only, so it is cheap to send to another process.
     """
 
-    program: Program
+    program: ClientSpec
 
     def __call__(self, context: Context) -> Client:
         """Make the client of a context."""

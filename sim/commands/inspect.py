@@ -24,7 +24,7 @@ def partition(arguments: argparse.Namespace) -> None:
     from sim.run_folder import plots
 
     dataset = examples.load(config)
-    dealt = partition.deal(dataset.train.labels, config)
+    dealt = partition.assign(dataset.train.labels, config)
     counts = dealt.label_counts(dataset.train.labels, len(dataset.classes))
     table = Table("client", "examples", *dataset.classes, title="examples of each class", box=None)
     for column in table.columns:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sim.config.flags import config_from, flags_given, knobs_given
+from sim.config.flags import config_from, flags_given, settings_given
 from sim.config.run_config import CentralizedConfig, RunConfig
 from sim.errors import ConfigError
 from sim.network.options import ClientOptions, ServerOptions, networked
@@ -47,7 +47,7 @@ def _resume(arguments: argparse.Namespace) -> None:
 def server(arguments: argparse.Namespace) -> None:
     """``sim server``."""
     options = ServerOptions(**flags_given(ServerOptions, arguments))
-    given = networked(knobs_given(RunConfig, arguments))
+    given = networked(settings_given(RunConfig, arguments))
     counted = "num_clients" in given
     min_clients = options.min_clients or given.get("num_clients") or 2
     config = RunConfig(**{"num_clients": min_clients, **given})
@@ -65,7 +65,7 @@ def server(arguments: argparse.Namespace) -> None:
 def client(arguments: argparse.Namespace) -> None:
     """``sim client``."""
     options = ClientOptions(**flags_given(ClientOptions, arguments))
-    config = RunConfig(**networked(knobs_given(RunConfig, arguments)))
+    config = RunConfig(**networked(settings_given(RunConfig, arguments)))
     from sim.network.client import join
 
     num_rounds = join(config, options)

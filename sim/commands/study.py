@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sim.config.flags import config_from, knobs_given
+from sim.config.flags import config_from, settings_given
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, RunError
 from sim.run_folder.environment import available_cpus
@@ -48,9 +48,9 @@ def size(arguments: argparse.Namespace) -> None:
     config = config_from(RunConfig, arguments)
     if config.ray_address is not None:
         raise ConfigError(f"--ray-address {config.ray_address}: sim size measures this machine alone")
+    from sim.measure.capacity import size
     from sim.measure.forecast import forecast
     from sim.measure.screen import decided, lines, lines_of_limits
-    from sim.measure.sizing import size
     from sim.run_folder import log
 
     with log.notes(), log.quiet("flwr", show=config.verbose):
@@ -70,8 +70,8 @@ def scale(arguments: argparse.Namespace) -> None:
 
     given = _base(arguments)
     results_dir = given.pop("results_dir", "results/scale")
-    named = [knob for knob in SET_BY_THE_GRID if knob in given]  # by a config file
-    base = RunConfig.layered([BASE, {knob: value for knob, value in given.items() if knob not in named}])
+    named = [setting for setting in SET_BY_THE_GRID if setting in given]  # by a config file
+    base = RunConfig.layered([BASE, {setting: value for setting, value in given.items() if setting not in named}])
     engines = _words("--engine", arguments.engines, ("ray", "inline"))
     actors = f"1,{available_cpus()}" if available_cpus() > 1 else "1"
     num_clients, num_actors = (
@@ -135,10 +135,10 @@ def _gpus(device: str) -> int:
 
 
 def _base(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The knobs of the base config; a name in its file was that of another run."""
+    """The settings of the base config; a name in its file was that of another run."""
     if "name" in vars(arguments):
         raise ConfigError(f"--name {arguments.name}: runs are named after their values here")
-    given = knobs_given(RunConfig, arguments)
+    given = settings_given(RunConfig, arguments)
     given.pop("name", None)
     return given
 

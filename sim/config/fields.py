@@ -1,6 +1,6 @@
-"""How a knob is declared, checked and read: the mechanism under ``config.py``.
+"""How a setting is declared, checked and read: the mechanism under ``config.py``.
 
-A knob is a dataclass field with a ``Knob`` in its metadata. The same check serves Python values, TOML
+A setting is a dataclass field with a ``Setting`` in its metadata. The same check serves Python values, TOML
 values and the text of flags; every complaint names the place, the value and what would be valid.
 """
 
@@ -20,8 +20,8 @@ IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 @dataclass(frozen=True)
-class Knob:
-    """What is known of a knob besides its name, type and default."""
+class Setting:
+    """What is known of a setting besides its name, type and default."""
 
     help: str
     group: str
@@ -33,8 +33,8 @@ class Knob:
     choices: tuple[str, ...] = ()
     importable: bool = False  # also takes package.module:name
     auto: bool = False  # also takes "auto", which the run decides
-    instead_of: str = ""  # the other knob of an either-or pair
-    argument_of: str = ""  # the knob whose value these arguments are for
+    instead_of: str = ""  # the other setting of an either-or pair
+    argument_of: str = ""  # the setting whose value these arguments are for
 
     @property
     def valid(self) -> str:
@@ -65,40 +65,40 @@ class Knob:
         )
 
 
-def knob(default: Any, help: str, group: str, **rules: Any) -> Any:
-    """Declare a knob: a dataclass field with its default, help, group and rules (see ``Knob``)."""
-    metadata = {"knob": Knob(help=help, group=group, **rules)}
+def setting(default: Any, help: str, group: str, **rules: Any) -> Any:
+    """Declare a setting: a dataclass field with its default, help, group and rules (see ``Setting``)."""
+    metadata = {"setting": Setting(help=help, group=group, **rules)}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
 def other_default(base: type, name: str, default: Any) -> Any:
-    """Declare a base class's knob again with another default, the rest unchanged."""
+    """Declare a base class's setting again with another default, the rest unchanged."""
     (base_field,) = (f for f in fields(base) if f.name == name)
     return field(default=default, metadata=dict(base_field.metadata))
 
 
-def rules_of(config_field: Field[Any]) -> Knob:
-    """Return the rules of a knob."""
-    found: Knob = config_field.metadata["knob"]
+def rules_of(config_field: Field[Any]) -> Setting:
+    """Return the rules of a setting."""
+    found: Setting = config_field.metadata["setting"]
     return found
 
 
 def default_of(config_field: Field[Any]) -> Any:
-    """Return the default of a knob."""
+    """Return the default of a setting."""
     if config_field.default_factory is not MISSING:
         return config_field.default_factory()
     return config_field.default
 
 
 def flag_of(name: str) -> str:
-    """Return the flag of a knob: ``num_clients`` → ``--num-clients``."""
+    """Return the flag of a setting: ``num_clients`` → ``--num-clients``."""
     return "--" + name.replace("_", "-")
 
 
 def type_of(config_type: type, name: str) -> tuple[type, bool]:
-    """Return (type, whether None is allowed) of a knob."""
+    """Return (type, whether None is allowed) of a setting."""
     hint = get_type_hints(config_type)[name]
     options = [option for option in get_args(hint) if option is not type(None)] if get_args(hint) else [hint]
     if getattr(hint, "__origin__", None) is dict:
@@ -116,7 +116,7 @@ _TYPE_WORDS = {
 
 
 def check(config_type: type, config_field: Field[Any], value: Any, place: str) -> Any:
-    """Return ``value`` as the knob's type, or raise.
+    """Return ``value`` as the setting's type, or raise.
 
     Args:
         place: how the user wrote it, for the message, e.g. ``--lr 0``.
@@ -143,11 +143,11 @@ def check(config_type: type, config_field: Field[Any], value: Any, place: str) -
     return value
 
 
-def _valid_prefix(rules: Knob) -> str:
+def _valid_prefix(rules: Setting) -> str:
     return "one of " if rules.choices or rules.importable else ""
 
 
-def _valid_suffix(rules: Knob) -> str:
+def _valid_suffix(rules: Setting) -> str:
     return f", {_valid_prefix(rules)}{rules.valid}" if rules.valid else ""
 
 
@@ -161,13 +161,13 @@ def parse_scalar(text: str) -> Scalar:
 
 
 def parse_flag(config_type: type, config_field: Field[Any], text: Any) -> Any:
-    """Turn what stood behind a flag into the knob's value.
+    """Turn what stood behind a flag into the setting's value.
 
     Args:
         text: the word behind the flag, a list of ``key=value`` words, or a bool.
 
     Raises:
-        ConfigError: it cannot be read as the knob's type, or is out of range.
+        ConfigError: it cannot be read as the setting's type, or is out of range.
     """
     flag, rules = flag_of(config_field.name), rules_of(config_field)
     kind, _ = type_of(config_type, config_field.name)
@@ -189,7 +189,7 @@ def parse_flag(config_type: type, config_field: Field[Any], text: Any) -> Any:
 
 
 def read_toml(config_type: type, path: Path, flag: str) -> dict[str, Any]:
-    """Read the knobs in a TOML file, each checked.
+    """Read the settings in a TOML file, each checked.
 
     Args:
         flag: what named the file, for the message.

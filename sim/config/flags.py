@@ -1,6 +1,6 @@
 """Knobs ↔ flags of the command line.
 
-The flags are made from the config's knobs with the standard library's argparse, whose errors can be one line;
+The flags are made from the config's settings with the standard library's argparse, whose errors can be one line;
 libraries that make flags from dataclasses print boxes of several.
 """
 
@@ -15,8 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from sim.config.fields import default_of, flag_of, parse_flag, rules_of, type_of
 from sim.config.presets import preset_names
-from sim.config.run_config import RunConfig
-from sim.config.training_config import TrainingConfig
+from sim.config.run_config import RunConfig, TrainingConfig
 from sim.errors import ConfigError
 
 C = TypeVar("C", bound=TrainingConfig)
@@ -44,16 +43,16 @@ class Parser(argparse.ArgumentParser):
 def add_config(
     parser: argparse.ArgumentParser, config_type: type[TrainingConfig], *, without: Collection[str] = ()
 ) -> None:
-    """Add ``--config``, ``--preset`` and a flag for each knob that is not in ``without``."""
-    parser.add_argument("--config", metavar="FILE.toml", type=Path, help="read knobs from here; flags win")
+    """Add ``--config``, ``--preset`` and a flag for each setting that is not in ``without``."""
+    parser.add_argument("--config", metavar="FILE.toml", type=Path, help="read settings from here; flags win")
     if config_type is RunConfig:
         about = f"settings of a published experiment; flags and --config win [{', '.join(preset_names())}]"
         parser.add_argument("--preset", metavar="NAME", help=about)
-    add_knobs(parser, config_type, without=without)
+    add_settings(parser, config_type, without=without)
 
 
-def add_knobs(parser: argparse.ArgumentParser, config_type: type[Any], *, without: Collection[str] = ()) -> None:
-    """Add a flag for each knob, with its unit, valid values and default in the help."""
+def add_settings(parser: argparse.ArgumentParser, config_type: type[Any], *, without: Collection[str] = ()) -> None:
+    """Add a flag for each setting, with its unit, valid values and default in the help."""
     groups: dict[str, Any] = {}
     for config_field in (each for each in fields(config_type) if each.name not in without):
         rules, (kind, _) = rules_of(config_field), type_of(config_type, config_field.name)
@@ -75,7 +74,7 @@ def add_knobs(parser: argparse.ArgumentParser, config_type: type[Any], *, withou
 
 
 def flags_given(config_type: type[Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the knobs that have a flag on the command line.
+    """Return the settings that have a flag on the command line.
 
     Raises:
         ConfigError: a value is wrong.
@@ -84,8 +83,8 @@ def flags_given(config_type: type[Any], arguments: argparse.Namespace) -> dict[s
     return {f.name: parse_flag(config_type, f, given[f.name]) for f in fields(config_type) if f.name in given}
 
 
-def knobs_given(config_type: type[TrainingConfig], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the knobs that preset, file or flags name.
+def settings_given(config_type: type[TrainingConfig], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that preset, file or flags name.
 
     Raises:
         ConfigError: see ``TrainingConfig.given``; or a flag's value is wrong.
@@ -98,6 +97,6 @@ def config_from(config_type: type[C], arguments: argparse.Namespace) -> C:
     """Make the config that the command line asks for.
 
     Raises:
-        ConfigError: as ``knobs_given``, or values are at odds.
+        ConfigError: as ``settings_given``, or values are at odds.
     """
-    return config_type(**knobs_given(config_type, arguments))
+    return config_type(**settings_given(config_type, arguments))

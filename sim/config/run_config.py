@@ -1,17 +1,168 @@
-"""Every knob of a run, once: name, type, unit, default, help and valid range.
-
-Flags, config files and ``RunConfig(...)`` in Python are three ways to fill the same frozen dataclass.
-"""
+"""The configurations: every setting of a run, what it may be, and how a configuration is read and written."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Self
 
-from sim.config.fields import flag_of, knob, other_default
-from sim.config.training_config import MACHINE, MODEL, RUN, TrainingConfig
+from sim.config.fields import check, flag_of, other_default, read_toml, rules_of, setting
+from sim.config.presets import preset_path
 from sim.errors import ConfigError
+
+DATA, MODEL, RUN, MACHINE = "data", "model and training", "run", "machine"
+
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The settings that federated and centralised training share."""
+
+    dataset: str = setting(
+        "digits",
+        "the data set; imagefolder reads train/<class>/* and test/<class>/* in --data-dir",
+        DATA,
+        choices=("digits", "imagefolder", "synthetic", "cifar10", "cifar100", "mnist", "fashion-mnist"),
+        importable=True,
+    )
+    data_dir: str | None = setting(
+        None, "folder of an imagefolder, or torchvision's root of cifar10, cifar100, mnist and fashion-mnist", DATA
+    )
+    image_size: int = setting(32, "height and width that images are scaled to", DATA, unit="pixels", low=1, high=1024)
+    num_examples: int | None = setting(
+        None, "training examples of the synthetic data set; 10000 unless given", DATA, low=1, high=1_000_000
+    )
+    num_classes: int | None = setting(
+        None, "classes of the synthetic data set; 10 unless given", DATA, low=2, high=1000
+    )
+    model: str = setting(
+        "Net",
+        "the model, or your own factory",
+        MODEL,
+        choices=("Net", "SimpleCnn", "ResNet18", "Mlp"),
+        importable=True,
+    )
+    train: str | None = setting(
+        None,
+        "your own train(net, loader, epochs, device), as package.module:function",
+        MODEL,
+        importable=True,
+    )
+    test: str | None = setting(
+        None, "your own test(net, loader, device), as package.module:function", MODEL, importable=True
+    )
+    batch_size: int = setting(8, "examples a training step", MODEL, unit="examples", low=1)
+    optimizer: str = setting("sgd", "how weights step", MODEL, choices=("sgd", "adam", "adamw"))
+    lr: float = setting(0.1, "learning rate in the first round", MODEL, above=0)
+    lr_decay: float = setting(1.0, "factor on the learning rate after each round", MODEL, above=0, high=1)
+    lr_schedule: str = setting(
+        "constant",
+        "constant, or down to 0 at the last round along half a cosine",
+        MODEL,
+        choices=("constant", "cosine"),
+    )
+    momentum: float = setting(0.0, "momentum of SGD", MODEL, low=0, below=1)
+    weight_decay: float = setting(0.0, "weight decay", MODEL, low=0)
+    precision: str = setting(
+        "fp32", "bf16 trains under autocast; weights stay float32", MODEL, choices=("fp32", "bf16")
+    )
+    augment: str = setting(
+        "none",
+        "crop-flip shifts training images by up to 4 pixels and mirrors every second",
+        DATA,
+        choices=("none", "crop-flip"),
+    )
+    torch_threads: int = setting(1, "threads of one training; other counts give other last bits", MACHINE, low=1)
+    device: str = setting(
+        "auto",
+        "auto takes a GPU where there is one; for clients, where --num-gpus gives them a share of it",
+        MACHINE,
+        choices=("auto", "cpu", "cuda"),
+    )
+    seed: int = setting(0, "all randomness follows from it", RUN, low=0)
+    name: str | None = setting(None, "name of the run folder; a time stamp unless given", RUN)
+    results_dir: str = setting("results", "where run folders are", RUN)
+    verbose: bool = setting(False, "show the chatter of Flower and Ray, too", RUN)
+
+    def __post_init__(self) -> None:
+        for config_field in fields(self):
+            value = getattr(self, config_field.name)
+            checked = check(type(self), config_field, value, f"{config_field.name} = {value!r}")
+            object.__setattr__(self, config_field.name, checked)
+        if self.dataset == "imagefolder" and self.data_dir is None:
+            raise ConfigError(
+                "--dataset imagefolder needs --data-dir, a folder with train/<class>/* and test/<class>/*"
+            )
+        if self.dataset in ("digits", "synthetic") and self.data_dir is not None:
+            raise ConfigError(f"--data-dir {self.data_dir}: {self.dataset} is read from no folder")
+        if self.momentum and self.optimizer != "sgd":
+            raise ConfigError(f"--momentum {self.momentum:g}: belongs to --optimizer sgd, not to {self.optimizer}")
+        for name in ("num_examples", "num_classes"):
+            if getattr(self, name) is not None and self.dataset != "synthetic":
+                raise ConfigError(
+                    f"{flag_of(name)} {getattr(self, name)}: belongs to --dataset synthetic, not to {self.dataset}"
+                )
+        if self.name is not None and not _RUN_NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"--name {self.name}: must be at most 100 letters, digits, '.', '_' and '-', and begin with "
+                "a letter or digit"
+            )
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, *, preset: str | None = None, **values: Any) -> Self:
+        """Make a config from a preset, a TOML file that wins over it, and values that win over both.
+
+        Raises:
+            ConfigError: see ``read_toml``; no such preset; or a value is wrong.
+        """
+        return cls(**cls.given(path, preset=preset, **values))
+
+    @classmethod
+    def given(cls, path: str | Path | None = None, *, preset: str | None = None, **values: Any) -> dict[str, Any]:
+        """Return the settings that ``load`` finds; those that nobody named are missing.
+
+        Raises:
+            ConfigError: see ``read_toml``; or no such preset.
+        """
+        layers = [read_toml(cls, preset_path(preset), "--preset")] if preset is not None else []
+        layers += [read_toml(cls, Path(path), "--config")] if path is not None else []
+        return cls.layered([*layers, values])
+
+    @classmethod
+    def layered(cls, layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return settings of which the later win over the earlier."""
+        merged: dict[str, Any] = {}
+        for layer in layers:
+            for config_field in fields(cls):
+                rules = rules_of(config_field)
+                # A value that is given anew takes along what belongs to the old one.
+                for given, hidden in (
+                    (config_field.name, rules.instead_of),
+                    (rules.instead_of, config_field.name),
+                    (rules.argument_of, config_field.name),
+                ):
+                    if given in layer and hidden not in layer:
+                        merged.pop(hidden, None)
+            merged.update(layer)
+        return merged
+
+    def lr_in(self, number: int, count: int) -> float:
+        """Return the learning rate of round (or epoch) ``number`` of 1…``count``."""
+        lr = self.lr * self.lr_decay ** (number - 1)
+        if self.lr_schedule == "cosine":
+            lr *= (1 + math.cos(math.pi * (number - 1) / count)) / 2
+        return lr
+
+    def to_toml(self) -> str:
+        """Return the resolved config as TOML; a setting without a value is left out."""
+        import tomli_w
+
+        return tomli_w.dumps({name: value for name, value in asdict(self).items() if value is not None})
+
 
 CLIENTS, STRATEGY = "clients", "strategy"
 
@@ -49,8 +200,8 @@ class RunConfig(TrainingConfig):
         ConfigError: a value of the wrong type, out of its range, or at odds with another.
     """
 
-    num_clients: int = knob(100, "clients, each with a partition of its own", CLIENTS, low=1)
-    fraction_fit: float | None = knob(
+    num_clients: int = setting(100, "clients, each with a partition of its own", CLIENTS, low=1)
+    fraction_fit: float | None = setting(
         None,
         "share of the clients that train in a round; 0.2 unless given",
         CLIENTS,
@@ -58,28 +209,28 @@ class RunConfig(TrainingConfig):
         high=1,
         instead_of="clients_per_round",
     )
-    clients_per_round: int | None = knob(
+    clients_per_round: int | None = setting(
         None, "how many clients train in a round, instead of --fraction-fit", CLIENTS, low=1
     )
-    fraction_evaluate: float = knob(
+    fraction_evaluate: float = setting(
         0.0, "share of the clients that evaluate the new model in a round", CLIENTS, low=0, high=1
     )
-    num_rounds: int = knob(30, "rounds of training", CLIENTS, low=1)
-    target_accuracy: float | None = knob(
+    num_rounds: int = setting(30, "rounds of training", CLIENTS, low=1)
+    target_accuracy: float | None = setting(
         None, "end when the test accuracy reaches this", CLIENTS, unit="fraction", above=0, high=1
     )
-    partitioner: str = knob("dirichlet", "how examples are dealt to clients", CLIENTS, choices=_PARTITIONERS)
-    partitioner_args: dict[str, bool | int | float | str] = knob(
+    partitioner: str = setting("dirichlet", "how examples are dealt to clients", CLIENTS, choices=_PARTITIONERS)
+    partitioner_args: dict[str, bool | int | float | str] = setting(
         {},
         "arguments of the partitioner in flwr-datasets, e.g. num_classes_per_partition=3 or self_balancing=true",
         CLIENTS,
         argument_of="partitioner",
     )
-    alpha: float = knob(
+    alpha: float = setting(
         0.5, "concentration of the Dirichlet distribution; small: few classes a client", CLIENTS, above=0
     )
-    min_partition_size: int = knob(1, "fewest examples a client may get", CLIENTS, unit="examples", low=1)
-    eval_share: float = knob(
+    min_partition_size: int = setting(1, "fewest examples a client may get", CLIENTS, unit="examples", low=1)
+    eval_share: float = setting(
         0.2,
         "share of a client's examples (rounded down) kept for its own evaluation; taken only when "
         "--fraction-evaluate is above 0",
@@ -87,21 +238,23 @@ class RunConfig(TrainingConfig):
         low=0,
         below=1,
     )
-    local_epochs: int = knob(5, "passes over a client's examples in a round", MODEL, unit="epochs", low=1)
-    max_local_steps: int | None = knob(None, "most training steps of a client in a round", MODEL, unit="steps", low=1)
-    local_training: str = knob(
+    local_epochs: int = setting(5, "passes over a client's examples in a round", MODEL, unit="epochs", low=1)
+    max_local_steps: int | None = setting(
+        None, "most training steps of a client in a round", MODEL, unit="steps", low=1
+    )
+    local_training: str = setting(
         "auto",
         "vectorized trains many clients in one computation; auto does so on a GPU where model and program allow it",
         MODEL,
         choices=("sequential", "vectorized", "auto"),
     )
-    vectorized_clients: int | None = knob(
+    vectorized_clients: int | None = setting(
         None, "how many at a time; as many as a GPU's memory holds unless given", MODEL, low=1
     )
-    client: str | None = knob(
+    client: str | None = setting(
         None, "your own flwr NumPyClient or Client, as package.module:Class", MODEL, importable=True
     )
-    strategy: str = knob(
+    strategy: str = setting(
         "fedavg",
         "Flower's strategy, or your own class; qfedavg weighs all clients by one central loss, not by each "
         "client's own as its paper does",
@@ -109,46 +262,46 @@ class RunConfig(TrainingConfig):
         choices=_STRATEGIES,
         importable=True,
     )
-    strategy_args: dict[str, bool | int | float | str] = knob(
+    strategy_args: dict[str, bool | int | float | str] = setting(
         {},
         "arguments of the strategy, e.g. proximal_mu=0.1 or eta=0.01 tau=0.001",
         STRATEGY,
         argument_of="strategy",
     )
-    dp: str | None = knob(
+    dp: str | None = setting(
         None,
         "differential privacy around an averaging strategy: each client's update is clipped at the server, "
         "the average gets noise",
         STRATEGY,
         choices=("fixed", "adaptive"),
     )
-    dp_args: dict[str, bool | int | float | str] = knob(
+    dp_args: dict[str, bool | int | float | str] = setting(
         {},
         "arguments of --dp, e.g. noise_multiplier=1.0 clipping_norm=0.5",
         STRATEGY,
         argument_of="dp",
     )
-    num_cpus: float = knob(1.0, "CPUs of one client, as in Flower's client_resources", MACHINE, low=0.01)
-    num_gpus: float | Literal["auto"] = knob(
+    num_cpus: float = setting(1.0, "CPUs of one client, as in Flower's client_resources", MACHINE, low=0.01)
+    num_gpus: float | Literal["auto"] = setting(
         0.0,
         "GPUs of one client; 0.1 lets ten share one where the CPUs allow; auto measures one client first",
         MACHINE,
         low=0,
         auto=True,
     )
-    engine: str = knob(
+    engine: str = setting(
         "ray",
         "ray: a process for every num_cpus; inline: this process, with your own stack trace",
         MACHINE,
         choices=("ray", "inline"),
     )
-    ray_address: str | None = knob(
+    ray_address: str | None = setting(
         None, "join this Ray cluster (host:port, or auto for one on this machine) instead of starting one", MACHINE
     )
-    on_client_error: str = knob(
+    on_client_error: str = setting(
         "stop", "what a client that raises does: end the run, or be left out", RUN, choices=("stop", "drop")
     )
-    checkpoint_every: int = knob(
+    checkpoint_every: int = setting(
         1,
         "rounds between checkpoints that --resume goes on from; 0 for none (sim run only: what clients elsewhere "
         "hold cannot be kept)",
@@ -156,10 +309,10 @@ class RunConfig(TrainingConfig):
         unit="rounds",
         low=0,
     )
-    max_retries: int = knob(
+    max_retries: int = setting(
         2, "how often a client whose process died is trained again before it counts as one that raised", RUN, low=0
     )
-    client_timeout: float | None = knob(
+    client_timeout: float | None = setting(
         None,
         "a client that takes longer counts as one that raised, and its process is replaced; no limit unless given",
         RUN,
@@ -231,7 +384,7 @@ class RunConfig(TrainingConfig):
 class CentralizedConfig(TrainingConfig):
     """Training of the same model on all the data in one place, with the tutorial's settings as defaults."""
 
-    epochs: int = knob(2, "passes over the training data", MODEL, unit="epochs", low=1)
+    epochs: int = setting(2, "passes over the training data", MODEL, unit="epochs", low=1)
     batch_size: int = other_default(TrainingConfig, "batch_size", 32)
     lr: float = other_default(TrainingConfig, "lr", 0.001)
     momentum: float = other_default(TrainingConfig, "momentum", 0.9)

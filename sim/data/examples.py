@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.config.training_config import TrainingConfig
+from sim.config.run_config import TrainingConfig
 from sim.data.cache import cached
 from sim.data.sources import by_name
 from sim.data.sources.by_name import Loaded

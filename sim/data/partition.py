@@ -55,7 +55,7 @@ class Partition:
         return np.stack([np.bincount(labels[self.of(c)], minlength=num_classes) for c in range(self.num_clients)])
 
 
-def deal(labels: Labels, config: RunConfig) -> Partition:
+def assign(labels: Labels, config: RunConfig) -> Partition:
     """Deal examples to ``config.num_clients`` clients; the same config and labels give the same partition.
 
     Some partitioners leave examples over; those belong to nobody.
@@ -81,7 +81,7 @@ def deal(labels: Labels, config: RunConfig) -> Partition:
     }
 
     def make(folder: Path) -> None:
-        parts = partitioners.deal(labels, config)
+        parts = partitioners.assign(labels, config)
         np.save(folder / "indices.npy", np.concatenate(parts))
         np.save(folder / "offsets.npy", np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64))
 

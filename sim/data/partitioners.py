@@ -13,12 +13,67 @@ from numpy.typing import NDArray
 
 from sim import user_code
 from sim.config.run_config import RunConfig
-from sim.data import inner_dirichlet
 from sim.errors import PartitionError
 from sim.seeds import Purpose, generator
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
+
+
+Indices = NDArray[np.int64]
+
+
+def inner_dirichlet(
+    labels: Indices, partition_sizes: list[int], alpha: float, seed: int, shuffle: bool = True
+) -> list[Indices]:
+    """Return which examples each client gets.
+
+    Each example in turn goes to a client drawn from those that are not full; its class is drawn from that client's
+    own Dirichlet distribution over the classes that are not used up (Acar et al. 2021, arXiv:2111.04263).
+
+    Args:
+        labels: int64 [N], the class of each example, 0 … K−1.
+        partition_sizes: how many examples each client gets; their sum is at most N.
+        alpha: concentration of the Dirichlet distribution.
+
+    Raises:
+        ValueError: a client wants classes of which none is left.
+    """
+    rng = np.random.default_rng(seed)
+    num_classes = len(np.unique(labels))
+    priors = rng.dirichlet(np.full(num_classes, float(alpha)), size=len(partition_sizes))
+    of_class = [np.flatnonzero(labels == label) for label in range(num_classes)]
+    left_of_class = [len(indices) for indices in of_class]
+    left_at_client = list(partition_sizes)
+    parts = [np.zeros(size, np.int64) for size in partition_sizes]
+    not_full = list(range(len(partition_sizes)))
+    remaining = sum(partition_sizes)
+    while remaining:
+        position = int(rng.integers(0, len(not_full)))
+        client_id = not_full[position]
+        if left_at_client[client_id] == 0:
+            del not_full[position]
+            continue
+        left_at_client[client_id] -= 1
+        while True:
+            cumulative = priors[client_id].cumsum()
+            if not cumulative[-1] > 0:
+                raise ValueError(f"client {client_id} wants classes of which no example is left")
+            cumulative /= cumulative[-1]
+            label = int(cumulative.searchsorted(rng.random(), side="right"))
+            if left_of_class[label]:
+                break
+            priors[:, label] = 0
+            with np.errstate(invalid="ignore"):
+                priors /= priors.sum(axis=1, keepdims=True)
+        left_of_class[label] -= 1
+        parts[client_id][left_at_client[client_id]] = of_class[label][left_of_class[label]]
+        remaining -= 1
+    if shuffle:
+        for part in parts:
+            rng.shuffle(part)
+    return parts
+
 
 Parts = list[NDArray[np.int64]]
 
@@ -66,7 +121,7 @@ def _inner_dirichlet(config: RunConfig, num_examples: int) -> dict[str, Any]:
 PARTITIONERS = {
     "iid": Entry("IidPartitioner", _count),
     "dirichlet": Entry("DirichletPartitioner", _dirichlet),
-    "inner-dirichlet": Entry("InnerDirichletPartitioner", _inner_dirichlet, inner_dirichlet.deal),
+    "inner-dirichlet": Entry("InnerDirichletPartitioner", _inner_dirichlet, inner_dirichlet),
     "shard": Entry("ShardPartitioner", _by_label(num_shards_per_partition=2)),
     "pathological": Entry("PathologicalPartitioner", _by_label(num_classes_per_partition=2)),
     "linear": Entry("LinearPartitioner", _count),
@@ -90,7 +145,7 @@ def arguments(config: RunConfig, num_examples: int) -> dict[str, Any]:
     return {**ours, **config.partitioner_args}
 
 
-def deal(labels: NDArray[np.int64], config: RunConfig) -> Parts:
+def assign(labels: NDArray[np.int64], config: RunConfig) -> Parts:
     """Return the indices of each client's examples.
 
     Raises:

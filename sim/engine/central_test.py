@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flwr.common import NDArrays, Scalar
 
-from sim.client.runtime import Program, workbench
+from sim.client.runtime import ClientSpec, workbench
 from sim.engine.contract import Dispatcher, TestSlice
 from sim.errors import RunError
 
@@ -18,7 +18,7 @@ class CentralTest:
 
     dispatcher: Dispatcher | None = None
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: ClientSpec) -> None:
         self.program = program
 
     def __call__(

@@ -47,7 +47,7 @@ class Chunk:
 
 
 @dataclass
-class Outcome:
+class ClientResult:
     """What came back from one client; ``error`` is None unless it raised."""
 
     client_id: int
@@ -60,7 +60,7 @@ class Outcome:
     error: str | None = None
     traceback: str | None = None
     cause: BaseException | None = None  # only where client and round loop share a process
-    together: int | None = None  # how many clients one computation trained; None for one after another
+    vectorized_with: int | None = None  # how many clients one computation trained; None for one after another
     actor: int | None = None  # which process executed it, where there are several
     lost: bool = False  # it did not raise: the connection to it ended, or it did not answer in time
 
@@ -79,7 +79,7 @@ class ChunkResult:
         spans: (actor, began, ended) of its parts in ``time.perf_counter()``, which all processes of a machine share.
     """
 
-    outcomes: list[Outcome]
+    outcomes: list[ClientResult]
     total: WeightedSum
     spans: list[tuple[int, float, float]] = field(default_factory=list)
 

@@ -22,7 +22,7 @@ from flwr.server import Server
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 
-from sim.client.runtime import Program
+from sim.client.runtime import ClientSpec
 from sim.engine.contract import Chunk, ChunkResult, Dispatcher, TestSlice
 from sim.engine.worker import Worker
 from sim.training.local import TestSums
@@ -50,7 +50,7 @@ class InlineDispatcher:
         return [self.worker.test(weights, part) for part in slices]
 
 
-class Registered(ClientProxy):
+class VirtualClientProxy(ClientProxy):
     """A client as strategies see it: something to sample. Its work goes through the dispatcher."""
 
     def __init__(self, partition_id: int) -> None:
@@ -83,7 +83,7 @@ _NO_CALL = "a strategy returns instructions, the round loop calls the clients"
 
 def run(
     make_server: Callable[[Callable[[ClientManager], AbstractContextManager[Dispatcher]]], Server],
-    program: Program,
+    program: ClientSpec,
     num_clients: int,
     num_rounds: int,
     seed: int,
@@ -91,5 +91,5 @@ def run(
     """Run the server's round loop in this process."""
     server = make_server(lambda _: nullcontext(InlineDispatcher(Worker(program, num_clients, seed))))
     for client_id in range(num_clients):
-        server.client_manager().register(Registered(client_id))
+        server.client_manager().register(VirtualClientProxy(client_id))
     server.fit(num_rounds, timeout=None)

@@ -19,39 +19,39 @@ _COLUMNS = 4  # client_id, time.monotonic() of its start, clients in this comput
 
 
 @dataclass(frozen=True)
-class Doing:
-    """A client that a process is executing, ``together`` with others that follow it; since when."""
+class CurrentClient:
+    """A client that a process is executing, ``num_clients`` with others that follow it; since when."""
 
     client_id: int
     seconds: float
-    together: int
+    num_clients: int
     pid: int
 
 
-class Board:
+class Liveness:
     """One row an actor; each row has one writer."""
 
     def __init__(self, path: Path) -> None:
         self._rows: NDArray[np.float64] = np.memmap(path, np.float64, "r+").reshape(-1, _COLUMNS)
 
-    def begin(self, actor: int, client_id: int, together: int = 1) -> None:
+    def begin(self, actor: int, client_id: int, num_clients: int = 1) -> None:
         """Note that a client begins."""
-        self._rows[actor] = client_id, time.monotonic(), together, os.getpid()
+        self._rows[actor] = client_id, time.monotonic(), num_clients, os.getpid()
 
     def end(self, actor: int) -> None:
         """Note that the last client is done."""
         self._rows[actor, 0] = _NOBODY
 
-    def doing(self, actor: int) -> Doing | None:
+    def doing(self, actor: int) -> CurrentClient | None:
         """What an actor is doing; None between clients, and for one on another machine."""
-        client_id, began, together, pid = self._rows[actor].tolist()
+        client_id, began, num_clients, pid = self._rows[actor].tolist()
         if client_id == _NOBODY:
             return None
-        return Doing(int(client_id), time.monotonic() - began, int(together), int(pid))
+        return CurrentClient(int(client_id), time.monotonic() - began, int(num_clients), int(pid))
 
 
 @contextmanager
-def board_file(folder: Path | None) -> Iterator[Path]:
+def liveness_file(folder: Path | None) -> Iterator[Path]:
     """Make the file of a board in ``folder``, or where temporary files are; it is gone at the end."""
     descriptor, name = tempfile.mkstemp(prefix="sim-board-", dir=folder)
     try:

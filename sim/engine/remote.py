@@ -21,7 +21,7 @@ from flwr.common import (
 from flwr.server.client_proxy import ClientProxy
 
 from sim.engine.aggregation import WeightedSum
-from sim.engine.contract import Chunk, ChunkResult, Outcome, Task, TestSlice
+from sim.engine.contract import Chunk, ChunkResult, ClientResult, Task, TestSlice
 from sim.engine.worker import Worker, check_fit
 from sim.training.local import TestSums
 
@@ -100,11 +100,11 @@ class RemoteDispatcher:
                 outcomes.append(outcome)
             yield ChunkResult(outcomes, total)
 
-    def _call(self, chunk: Chunk, task: Task, parameters: Parameters) -> Outcome:
+    def _call(self, chunk: Chunk, task: Task, parameters: Parameters) -> ClientResult:
         start = time.perf_counter()
         proxy = self.connections.proxy_of(task.client_id)
         if proxy is None:
-            return Outcome(task.client_id, error="the connection was lost", lost=True)
+            return ClientResult(task.client_id, error="the connection was lost", lost=True)
         config = {**task.config, **self.shared, "server_round": chunk.server_round}
         call: Callable[..., Any] = proxy.fit if chunk.phase == "fit" else proxy.evaluate
         instructions = FitIns if chunk.phase == "fit" else EvaluateIns
@@ -116,11 +116,11 @@ class RemoteDispatcher:
             late = waited >= self.timeout_seconds
             reason = f"no answer within {self.timeout_seconds:g} s" if late else "the connection was lost"
             detail = f": {error}" if str(error) else ""
-            return Outcome(task.client_id, waited, error=reason + detail, lost=True)
+            return ClientResult(task.client_id, waited, error=reason + detail, lost=True)
         try:
             outcome = _read(chunk, task, answer)
         except Exception as error:  # noqa: BLE001 - whatever came over the wire
-            outcome = Outcome(task.client_id, error=f"{type(error).__name__}: {error}")
+            outcome = ClientResult(task.client_id, error=f"{type(error).__name__}: {error}")
         outcome.seconds = time.perf_counter() - start
         match outcome.metrics.pop(SECONDS, None), outcome.metrics.pop(LOSS, None):
             case float() as seconds, (float() | None) as loss:
@@ -129,9 +129,9 @@ class RemoteDispatcher:
         return outcome
 
 
-def _in_a_thread(function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]:
+def _in_a_thread(function: Callable[..., ClientResult], *arguments: Any) -> Future[ClientResult]:
     """Call in a daemon thread: a run that stops does not wait for its slowest client, as an executor would."""
-    future: Future[Outcome] = Future()
+    future: Future[ClientResult] = Future()
 
     def call() -> None:
         try:
@@ -143,10 +143,10 @@ def _in_a_thread(function: Callable[..., Outcome], *arguments: Any) -> Future[Ou
     return future
 
 
-def _read(chunk: Chunk, task: Task, answer: Any) -> Outcome:
+def _read(chunk: Chunk, task: Task, answer: Any) -> ClientResult:
     if answer.status.code != Code.OK:
-        return Outcome(task.client_id, error=answer.status.message or answer.status.code.name)
-    outcome = Outcome(task.client_id, num_examples=answer.num_examples, metrics=answer.metrics)
+        return ClientResult(task.client_id, error=answer.status.message or answer.status.code.name)
+    outcome = ClientResult(task.client_id, num_examples=answer.num_examples, metrics=answer.metrics)
     if chunk.phase == "evaluate":
         outcome.loss = answer.loss
         return outcome

@@ -11,36 +11,35 @@ import torch
 from flwr.common import NDArrays
 from torch import Tensor
 
-from sim.client.runtime import TRAIN_KNOBS, Workbench
-from sim.engine.aggregation import WeightedSum
-from sim.engine.contract import Chunk, Outcome, Task
-from sim.engine.finite import NonFiniteError
+from sim.client.runtime import TRAIN_SETTINGS, ClientRuntime
+from sim.engine.aggregation import NonFiniteError, WeightedSum
+from sim.engine.contract import Chunk, ClientResult, Task
 from sim.seeds import Purpose, seeded, sequence
 from sim.training.vectorized import Member, Trainer, drawn
 
 
 def can_fit(chunk: Chunk) -> bool:
-    """Whether the clients of ``chunk`` can be trained together: the same knobs for all of them."""
+    """Whether the clients of ``chunk`` can be trained together: the same settings for all of them."""
     return all(task.config == chunk.tasks[0].config for task in chunk.tasks)
 
 
-def fit(bench: Workbench, chunk: Chunk, seed: int) -> tuple[list[Outcome], WeightedSum]:
-    """Train the clients of ``chunk``, up to ``program.together`` at a time.
+def fit(bench: ClientRuntime, chunk: Chunk, seed: int) -> tuple[list[ClientResult], WeightedSum]:
+    """Train the clients of ``chunk``, up to ``program.vectorized_clients`` at a time.
 
     Returns:
         Their outcomes in order, with weights unless the chunk is summed; and the sum.
     """
-    outcomes: list[Outcome] = []
+    outcomes: list[ClientResult] = []
     total = WeightedSum()
-    size = bench.program.together
+    size = bench.program.vectorized_clients
     for first in range(0, len(chunk.tasks), size):
         start = time.perf_counter()
         tasks = chunk.tasks[first : first + size]
         config = dict(tasks[0].config)
         members = [_member(bench, chunk, task, config, seed) for task in tasks]
-        knobs: dict[str, Any] = {k: config[k] for k in TRAIN_KNOBS if k in config and k != "max_steps"}
+        settings: dict[str, Any] = {k: config[k] for k in TRAIN_SETTINGS if k in config and k != "max_steps"}
         trainer = bench.trainer(int(config["batch_size"]))
-        results = _train(trainer, chunk.weights, members, knobs)
+        results = _train(trainer, chunk.weights, members, settings)
         seconds = (time.perf_counter() - start) / len(tasks)
         sizes = [len(bench.train_indices(task.client_id)) for task in tasks]
         position = 0
@@ -56,17 +55,17 @@ def fit(bench: Workbench, chunk: Chunk, seed: int) -> tuple[list[Outcome], Weigh
                 loss = float(losses[k])
                 if not finite[k]:
                     error = f"{NonFiniteError.__name__}: the model holds NaN or infinite weights"
-                    outcomes.append(Outcome(tasks[i].client_id, seconds, error=error, together=count))
+                    outcomes.append(ClientResult(tasks[i].client_id, seconds, error=error, vectorized_with=count))
                     continue
                 arrays = None if chunk.summed else [w[k].cpu().numpy() for w in weights]
                 outcomes.append(
-                    Outcome(tasks[i].client_id, seconds, sizes[i], loss, {"loss": loss}, arrays, together=count)
+                    ClientResult(tasks[i].client_id, seconds, sizes[i], loss, {"loss": loss}, arrays, vectorized_with=count)
                 )
             position += count
     return outcomes, total
 
 
-def _member(bench: Workbench, chunk: Chunk, task: Task, config: dict[str, Any], seed: int) -> Member:
+def _member(bench: ClientRuntime, chunk: Chunk, task: Task, config: dict[str, Any], seed: int) -> Member:
     key = seed, Purpose.FIT, chunk.server_round, task.client_id
     dropout = int(sequence(seed, Purpose.DROPOUT, chunk.server_round, task.client_id).generate_state(1)[0])
     with seeded(*key):
@@ -75,11 +74,11 @@ def _member(bench: Workbench, chunk: Chunk, task: Task, config: dict[str, Any], 
 
 
 def _train(
-    trainer: Trainer, weights: NDArrays, members: Sequence[Member], knobs: dict[str, Any]
+    trainer: Trainer, weights: NDArrays, members: Sequence[Member], settings: dict[str, Any]
 ) -> list[tuple[list[Tensor], Tensor]]:
     """Train a group; where the GPU's memory does not suffice, each half of it."""
     try:
-        stacked, losses = trainer.train(weights, members, **knobs)
+        stacked, losses = trainer.train(weights, members, **settings)
         return [(stacked, losses.cpu())]
     except torch.OutOfMemoryError:
         if len(members) == 1:
@@ -87,7 +86,7 @@ def _train(
     torch.cuda.empty_cache()
     half = len(members) // 2
     logging.getLogger("sim").warning("out of GPU memory with %d clients together; going on with %d", len(members), half)
-    return [group for part in (members[:half], members[half:]) for group in _train(trainer, weights, part, knobs)]
+    return [group for part in (members[:half], members[half:]) for group in _train(trainer, weights, part, settings)]
 
 
 def _sum(stacked: list[Tensor], sizes: list[int]) -> WeightedSum:

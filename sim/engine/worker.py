@@ -25,12 +25,11 @@ from flwr.common import (
     parameters_to_ndarrays,
 )
 
-from sim.client.runtime import CifarClient, Program, Workbench, set_weights, view_weights, workbench
+from sim.client.runtime import CifarClient, ClientRuntime, ClientSpec, set_weights, view_weights, workbench
 from sim.engine import vectorized
-from sim.engine.aggregation import WeightedSum
-from sim.engine.contract import Chunk, ChunkResult, Outcome, Task, TestSlice
-from sim.engine.finite import check_finite
-from sim.engine.liveness import Board
+from sim.engine.aggregation import WeightedSum, check_finite
+from sim.engine.contract import Chunk, ChunkResult, ClientResult, Task, TestSlice
+from sim.engine.liveness import Liveness
 from sim.seeds import Purpose, reseed, restored, seeded
 from sim.training.local import TestSums
 
@@ -50,12 +49,12 @@ class Worker:
         client_timeout: seconds after which the system ends this process, where nobody else would see that it hangs.
     """
 
-    program: Program
+    program: ClientSpec
     num_clients: int
     seed: int
     actor: int = 0
     client_fn: Callable[[Context], Client] | None = None
-    board: Board | None = None
+    board: Liveness | None = None
     own_process: bool = False
     client_timeout: float | None = None
     _names: Sequence[str] = ()
@@ -66,7 +65,7 @@ class Worker:
         done = None
         bench = workbench(self.program)  # before the first client begins: it may take its time
         self._names = list(bench.net.state_dict()) if not self._names else self._names
-        if chunk.phase == "fit" and self.program.together > 1 and vectorized.can_fit(chunk):
+        if chunk.phase == "fit" and self.program.vectorized_clients > 1 and vectorized.can_fit(chunk):
             done = self._together(bench, chunk)
         outcomes, total = done or self._one_by_one(chunk)
         if self.board is not None:
@@ -83,7 +82,7 @@ class Worker:
         if self.client_timeout is not None:
             signal.setitimer(signal.ITIMER_REAL, self.client_timeout * together)  # what hangs in C does not escape it
 
-    def _together(self, bench: Workbench, chunk: Chunk) -> tuple[list[Outcome], WeightedSum] | None:
+    def _together(self, bench: ClientRuntime, chunk: Chunk) -> tuple[list[ClientResult], WeightedSum] | None:
         self._begin(chunk.tasks[0].client_id, len(chunk.tasks))
         try:
             return vectorized.fit(bench, chunk, self.seed)
@@ -91,7 +90,7 @@ class Worker:
             logging.getLogger("sim").exception("training together failed; trying one client after another")
             return None
 
-    def _one_by_one(self, chunk: Chunk) -> tuple[list[Outcome], WeightedSum]:
+    def _one_by_one(self, chunk: Chunk) -> tuple[list[ClientResult], WeightedSum]:
         total = WeightedSum()
         outcomes = []
         purpose = Purpose.FIT if chunk.phase == "fit" else Purpose.EVALUATE
@@ -109,7 +108,7 @@ class Worker:
                     if self.own_process and _broke_the_device(error):
                         traceback.print_exc()
                         os._exit(1)  # CUDA is of no use to this process any more; another one does its clients
-                    outcome = Outcome(
+                    outcome = ClientResult(
                         task.client_id,
                         error=f"{type(error).__name__}: {error}",
                         traceback=traceback.format_exc(),
@@ -123,14 +122,14 @@ class Worker:
         """Test ``weights`` on a part of the central test split.
 
         Raises:
-            RunError: see ``Workbench.central_test``.
+            RunError: see ``ClientRuntime.central_test``.
         """
         bench = workbench(self.program)
         set_weights(bench.net, weights)
         with seeded(self.seed, Purpose.TEST, part.server_round):
             return bench.central_test(part.first, part.last)
 
-    def _call(self, chunk: Chunk, task: Task) -> Outcome:
+    def _call(self, chunk: Chunk, task: Task) -> ClientResult:
         context = Context(
             run_id=0,
             node_id=task.client_id,
@@ -146,7 +145,7 @@ class Worker:
         if not ours:
             # A user's client may write to what it gets; others still read these arrays.
             weights = [array.copy() for array in weights]
-        outcome = Outcome(task.client_id)
+        outcome = ClientResult(task.client_id)
         if chunk.phase == "fit" and ours and chunk.summed:
             # Added to the sum before the net is used again, so that nobody needs a copy.
             outcome.num_examples, outcome.metrics = client.train_from(weights, dict(task.config))
@@ -201,7 +200,7 @@ def _shape_of(returned: Any) -> str:
     return type(returned).__name__
 
 
-def check_fit(outcome: Outcome, sent: NDArrays, names: Sequence[str] = ()) -> float | None:
+def check_fit(outcome: ClientResult, sent: NDArrays, names: Sequence[str] = ()) -> float | None:
     """Check what a client's ``fit`` returned; return its loss, if it gave one.
 
     Args:

@@ -3,7 +3,127 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import torch
+
+from sim.config.run_config import RunConfig
+from sim.errors import ConfigError
+from sim.measure.client import Measurement, Order, measure
+from sim.run_folder import environment
+from sim.setup.prepare import Prepared, prepare
+
+_PROCESS_BYTES = 450 * 2**20  # of one that has imported PyTorch and Flower, as seen on Linux with PyTorch 2.14
+_GIB = 2**30
+
+
+def shortage(
+    config: RunConfig, model_bytes: int, num_processes: int, *, averages: bool, free_bytes: int | None = None
+) -> str | None:
+    """Say in one line what would not fit; None if it should, or if nobody knows.
+
+    A process holds the model, its gradients, the optimizer's state and a sum (two more for Adam), times the clients of
+    one computation; the driver holds a few copies, and those of every client for a strategy that needs each.
+
+    Args:
+        averages: the strategy needs only the mean.
+        free_bytes: memory that is free; what the system says unless given.
+    """
+    free = free_memory() if free_bytes is None else free_bytes
+    if free is None:
+        return None
+    copies = (4 if config.optimizer == "sgd" else 6) * (config.vectorized_clients or 1)
+    processes = num_processes * (_PROCESS_BYTES + (copies * model_bytes if not config.gpus_of_a_client else 0))
+    driver = _PROCESS_BYTES + driver_bytes(config, model_bytes, averages=averages)
+    if processes + driver <= free:
+        return None
+    return (
+        f"{num_processes} process{'es' * (num_processes > 1)} and the driver need about "
+        f"{(processes + driver) / _GIB:.1f} GiB, {free / _GIB:.1f} are free; a larger --num-cpus starts fewer, and "
+        "strategies that average need no memory a client"
+    )
+
+
+def driver_bytes(config: RunConfig, model_bytes: int, *, averages: bool) -> int:
+    """What the driver holds of a model, beyond what it has imported."""
+    return model_bytes * (8 if averages else 8 + 3 * config.num_fit_clients)
+
+
+def free_memory() -> int | None:
+    """Bytes that processes can still get, within the limit of this container; None where that cannot be read."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        return min(free, int(limit) - int(used)) if limit != "max" else free
+    except (OSError, ValueError):
+        return free
+
+
+_SECONDS = 4.0  # of measuring, at least one client
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """One client alone on this machine, and how many processes like that fit."""
+
+    prepared: Prepared
+    alone: Measurement
+    need: Need
+    machine: Machine
+    capacity: Capacity
+
+
+def size(config: RunConfig) -> Sizing:
+    """Measure one client of a run.
+
+    Raises:
+        UsageError: the config does not work.
+        EngineError: the client raised.
+    """
+    gpus = torch.cuda.device_count() if config.device != "cpu" else 0
+    # Measured with a GPU for itself; how large a share it needs is the question.
+    prepared = prepare(replace(config, num_gpus=1.0 if gpus else 0.0, num_cpus=min(config.num_cpus, 1.0)))
+    model_bytes = sum(array.nbytes for array in prepared.initial_weights)
+    own = int(psutil.Process().memory_full_info().uss)
+    driver = own + driver_bytes(config, model_bytes, averages=prepared.chosen.averages)
+    machine = Machine(
+        environment.available_cpus(),
+        # What this process holds is counted as the driver's.
+        None if (free := free_memory()) is None else free + own,
+        tuple(torch.cuda.mem_get_info(number)[0] for number in range(gpus)),
+    )
+    (alone,) = measure([Order.of(prepared, 0, _SECONDS)])
+    gpu_bytes = machine.gpus[0] - alone.free_gpu_bytes if gpus and alone.free_gpu_bytes is not None else 0
+    need = Need(alone.busy_cpus, alone.own_bytes, driver, gpu_bytes)
+    # One computation of many clients fills a GPU; a second process would only share it.
+    clients = gpus if gpus and prepared.program.vectorized_clients > 1 else config.num_fit_clients
+    return Sizing(prepared, alone, need, machine, capacity(need, machine, clients, uses_gpu=gpus > 0))
+
+
+def gpus_for(config: RunConfig, num_actors: int) -> float:
+    """Return the ``num_gpus`` of a client that ``auto`` stands for: 0 without a GPU.
+
+    Args:
+        num_actors: as many as the CPUs allow.
+
+    Raises:
+        UsageError, EngineError: as ``size``.
+    """
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return 0.0
+    found = size(config).capacity
+    found = replace(found, limits={**found.limits, "CPUs": max(1, num_actors)})
+    if not found.num_actors:
+        raise ConfigError(f"--num-gpus auto: not one client fits: too little {found.limit}")
+    return found.gpus_of_an_actor
+
 
 _TOLERANCE = 0.1  # a process that keeps 1.05 of 2 CPUs busy does not keep a second one from running
 _SHARE = 0.9  # of free memory; the rest is for what was not foreseen

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from flwr.common import NDArrays, Scalar
 
-from sim.client.runtime import Program
+from sim.client.runtime import ClientSpec
 from sim.errors import EngineError
 from sim.seeds import Purpose, generator
 from sim.setup.prepare import Prepared, fit_config
@@ -25,10 +25,10 @@ _MOST_CLIENTS = 256
 class Order:
     """What a process is to measure: clients from the first on, until ``seconds`` have passed."""
 
-    program: Program
+    program: ClientSpec
     num_clients: int
     weights: NDArrays
-    knobs: dict[str, Scalar]
+    settings: dict[str, Scalar]
     summed: bool
     clients: list[int]
     evaluates: bool

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from sim.client.runtime import workbench
 from sim.config.run_config import RunConfig
-from sim.engine.contract import Outcome
-from sim.engine.inline import Registered
+from sim.engine.contract import ClientResult
+from sim.engine.inline import VirtualClientProxy
 from sim.errors import ConfigError, EngineError
+from sim.measure.capacity import Sizing
 from sim.measure.client import Order, measure
-from sim.measure.sizing import Sized
 from sim.processes import Child, written
 from sim.seeds import Purpose, generator, seeded
-from sim.server.results import Answers, aggregate
+from sim.server.results import PhaseResults, aggregate
 from sim.setup.prepare import Prepared
 
 _SECONDS = 6.0  # of measuring as many at once as will run
@@ -69,7 +69,7 @@ class Forecast:
         return self.start_seconds + self.test_seconds + self.num_rounds * self.round_seconds
 
 
-def forecast(sized: Sized, config: RunConfig) -> Forecast:
+def forecast(sized: Sizing, config: RunConfig) -> Forecast:
     """Measure as many clients at once as will run, and start and end one short run.
 
     Args:
@@ -145,13 +145,13 @@ def mean_makespan(each: NDArray[np.float64], num_sampled: int, num_actors: int, 
 def _aggregate_seconds(prepared: Prepared) -> float:
     """Time the strategy once on as many results as a round has."""
     weights, chosen = prepared.initial_weights, prepared.chosen
-    answers = Answers()
+    answers = PhaseResults()
     for client_id in range(prepared.config.num_fit_clients):
         each = None if chosen.averages else weights
-        answers.outcomes.append(Outcome(client_id, num_examples=1, loss=1.0, metrics={"loss": 1.0}, weights=each))
+        answers.outcomes.append(ClientResult(client_id, num_examples=1, loss=1.0, metrics={"loss": 1.0}, weights=each))
     answers.total.add(weights, 1)
     proxies: dict[int, ClientProxy] = {
-        client_id: Registered(client_id) for client_id in range(prepared.config.num_fit_clients)
+        client_id: VirtualClientProxy(client_id) for client_id in range(prepared.config.num_fit_clients)
     }
     with seeded(prepared.config.seed, Purpose.MEASURING):
         start = time.perf_counter()

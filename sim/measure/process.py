@@ -17,7 +17,7 @@ import torch
 from flwr.common import Scalar
 
 from sim.client.runtime import workbench
-from sim.engine.contract import Chunk, Outcome, Task, TestSlice
+from sim.engine.contract import Chunk, ClientResult, Task, TestSlice
 from sim.engine.ray import actor  # noqa: F401 - what an actor imports is part of its memory
 from sim.engine.worker import Worker
 from sim.errors import EngineError
@@ -29,11 +29,11 @@ def _execute(order: Order) -> Iterator[Measurement | None]:
     """Set up, warm up, yield, measure: the body of a process."""
     worker = Worker(order.program, order.num_clients, order.program.seed)
     bench = workbench(order.program)
-    together = order.program.together
+    together = order.program.vectorized_clients
 
-    def run(phase: Phase, number: int, knobs: dict[str, Scalar]) -> list[Outcome]:
+    def run(phase: Phase, number: int, settings: dict[str, Scalar]) -> list[ClientResult]:
         ids = [order.clients[(number * together + i) % len(order.clients)] for i in range(together)]
-        tasks = [Task(client_id, knobs) for client_id in (ids if phase == "fit" else ids[:1])]
+        tasks = [Task(client_id, settings) for client_id in (ids if phase == "fit" else ids[:1])]
         outcomes = worker.run(Chunk(phase, 1, tasks, order.weights, order.summed and phase == "fit")).outcomes
         for outcome in outcomes:
             if outcome.error is not None:
@@ -41,7 +41,7 @@ def _execute(order: Order) -> Iterator[Measurement | None]:
         return outcomes
 
     slices = bench.test_slices()
-    run("fit", 0, {**order.knobs, "local_epochs": 1})
+    run("fit", 0, {**order.settings, "local_epochs": 1})
     worker.test(order.weights, TestSlice(0, *slices[0]))
     yield None
     fits: list[tuple[int, float]] = []
@@ -49,7 +49,7 @@ def _execute(order: Order) -> Iterator[Measurement | None]:
     number = 0
     while not fits or time.perf_counter() - began < order.seconds:
         number += 1
-        fits += [(outcome.num_examples, outcome.seconds) for outcome in run("fit", number, order.knobs)]
+        fits += [(outcome.num_examples, outcome.seconds) for outcome in run("fit", number, order.settings)]
     busy = (time.process_time() - used) / (time.perf_counter() - began)
     evaluations = (
         [run("evaluate", i, {})[0].seconds for i in range(min(5, len(order.clients)))] if order.evaluates else []

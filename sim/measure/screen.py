@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from sim.config.run_config import RunConfig
+from sim.measure.capacity import Sizing
 from sim.measure.forecast import Forecast
-from sim.measure.sizing import Sized
 
 _MIB = 2**20
 
 
-def lines_of_limits(sized: Sized) -> Iterator[str]:
+def lines_of_limits(sized: Sizing) -> Iterator[str]:
     """What one client takes, and how many fit by each limit."""
     examples, seconds = np.mean(sized.alone.fits, axis=0)
     need = sized.need
@@ -31,7 +31,7 @@ def lines_of_limits(sized: Sized) -> Iterator[str]:
     yield f"actors that fit {sized.capacity.num_actors} ({limits}); one more would lack {sized.capacity.limit}"
 
 
-def decided(config: RunConfig, sized: Sized) -> RunConfig:
+def decided(config: RunConfig, sized: Sizing) -> RunConfig:
     """Return the run that uses all that fits."""
     found = sized.capacity
     return replace(config, num_cpus=found.cpus_of_an_actor, num_gpus=found.gpus_of_an_actor)

@@ -11,7 +11,7 @@ import numpy as np
 from flwr.common import NDArrays, Scalar
 from numpy.typing import NDArray
 
-from sim.client.runtime import Program
+from sim.client.runtime import ClientSpec
 from sim.config.run_config import RunConfig
 from sim.data import examples, partition
 from sim.data.examples import Dataset
@@ -86,7 +86,7 @@ class Identity(Shape):
                 raise ValueError(f"its {field.name} is {str(values[field.name])[:80]!r}, not of type {field.type}")
         return cls(**values)  # type: ignore[arg-type]
 
-    def misfit(self, expected: Shape, num_clients: int | None) -> str | None:
+    def mismatch(self, expected: Shape, num_clients: int | None) -> str | None:
         """Say why this client cannot be part of a run; None if it can.
 
         Args:
@@ -115,7 +115,7 @@ class Identity(Shape):
 class Member:
     """What one config makes of any of its clients."""
 
-    program: Program
+    program: ClientSpec
     shape: Shape
     partition: Partition
 
@@ -142,6 +142,6 @@ def introduce(config: RunConfig) -> Member:
         UsageError: something does not work.
     """
     dataset = examples.load(config)
-    dealt = partition.deal(dataset.train.labels, config)
+    dealt = partition.assign(dataset.train.labels, config)
     program = make_program(config, dataset, dealt, alone=True)
     return Member(program, Shape.of(dataset, fresh_weights(program)), dealt)

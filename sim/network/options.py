@@ -1,4 +1,4 @@
-"""Where the server is and how it is reached: knobs of ``sim server`` and ``sim client`` beside the run's own.
+"""Where the server is and how it is reached: settings of ``sim server`` and ``sim client`` beside the run's own.
 
 They are not part of the run's config, so that one config file serves ``sim run``, ``sim server`` and
 ``sim client``.
@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from sim.config.fields import check, knob
+from sim.config.fields import check, setting
 from sim.errors import ConfigError
 
 NETWORK = "network"
@@ -21,9 +21,9 @@ NETWORK = "network"
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    address: str = knob("127.0.0.1:8080", "host:port of the server", NETWORK)
-    ca: str | None = knob(None, "PEM file of the authority that signed the server's certificate", NETWORK)
-    insecure: bool = knob(
+    address: str = setting("127.0.0.1:8080", "host:port of the server", NETWORK)
+    ca: str | None = setting(None, "PEM file of the authority that signed the server's certificate", NETWORK)
+    insecure: bool = setting(
         False, "without TLS beyond this machine: whoever is on the way reads and changes everything", NETWORK
     )
 
@@ -80,14 +80,14 @@ class _Options:
 class ServerOptions(_Options):
     """Knobs of ``sim server``."""
 
-    min_clients: int | None = knob(
+    min_clients: int | None = setting(
         None,
         "clients that must be there for a round to begin; all of --num-clients, or 2 where that is not given, unless "
         "given",
         NETWORK,
         low=1,
     )
-    round_timeout: float = knob(
+    round_timeout: float = setting(
         3600.0,
         "how long to wait for the answer of one client, and in the midst of a run for --min-clients, before giving up",
         NETWORK,
@@ -95,8 +95,8 @@ class ServerOptions(_Options):
         above=0,
         high=10_000_000,
     )
-    certificate: str | None = knob(None, "PEM file of the server's certificate, for TLS", NETWORK)
-    private_key: str | None = knob(None, "PEM file of the certificate's private key, for TLS", NETWORK)
+    certificate: str | None = setting(None, "PEM file of the server's certificate, for TLS", NETWORK)
+    private_key: str | None = setting(None, "PEM file of the certificate's private key, for TLS", NETWORK)
 
     _tls_flags = "TLS (--certificate, --private-key and --ca) or a spelled-out --insecure"
 
@@ -130,14 +130,14 @@ class ServerOptions(_Options):
 class ClientOptions(_Options):
     """Knobs of ``sim client``."""
 
-    client_id: int | None = knob(None, "which partition is this client's, from 0 to num_clients - 1", NETWORK, low=0)
-    max_wait: float = knob(
+    client_id: int | None = setting(None, "which partition is this client's, from 0 to num_clients - 1", NETWORK, low=0)
+    max_wait: float = setting(
         60.0, "how long to wait for a server that is not there yet", NETWORK, unit="seconds", low=0, high=10_000_000
     )
 
 
 def networked(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the knobs of a run over a network: clients that are connected all train, unless told otherwise."""
+    """Return the settings of a run over a network: clients that are connected all train, unless told otherwise."""
     return given if {"fraction_fit", "clients_per_round"} & set(given) else {"fraction_fit": 1.0, **given}
 
 

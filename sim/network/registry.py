@@ -128,7 +128,7 @@ class Registry(SimpleClientManager):
     def _reason_against(self, identity: Identity) -> str | None:
         if identity.num_clients < (self.min_clients or 1):
             return f"--num-clients {identity.num_clients}: the server waits for --min-clients {self.min_clients}"
-        reason = identity.misfit(self.expected, self.num_clients)
+        reason = identity.mismatch(self.expected, self.num_clients)
         if reason is None and self.proxy_of(identity.client_id) is not None:
             reason = f"--client-id {identity.client_id}: another client has it"
         return reason

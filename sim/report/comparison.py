@@ -12,7 +12,7 @@ _NOT_COMPARED = {"name", "results_dir", "verbose"}
 
 @dataclass(frozen=True)
 class Setting:
-    """One knob or one fact: its value in each run, as text; None in a run that has no such thing."""
+    """One setting or one fact: its value in each run, as text; None in a run that has no such thing."""
 
     name: str
     values: list[str | None]
@@ -29,9 +29,9 @@ class Setting:
 
 
 def compare_configs(configs: Sequence[Mapping[str, Any]]) -> list[Setting]:
-    """Return every knob in the order of the configs, except where runs are written and what they are called.
+    """Return every setting in the order of the configs, except where runs are written and what they are called.
 
-    A knob of ``sim run`` that ``sim centralized`` does not know is no difference between the two; one that was left
+    A setting of ``sim run`` that ``sim centralized`` does not know is no difference between the two; one that was left
     open in some runs of a kind and given in others is.
     """
     kinds = ["epochs" in config for config in configs]

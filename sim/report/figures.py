@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from sim.report.numbers import PARTS, Group, Spread, last, measured
+from sim.report.numbers import PARTS, Group, SeedStatistics, last, measured
 from sim.run_folder import plots
 
 # 10.5 points in a picture of 5.4 inches are 10 px on a phone of 390 px, and 17 px at the page's 640 px.
@@ -167,7 +167,7 @@ def _cycle(number: int) -> int:
     return number // 10 % len(_LINES)
 
 
-def _words(spread: Spread) -> str:
+def _words(spread: SeedStatistics) -> str:
     return f"{spread.mean:.3f}" if spread.sd is None else f"{spread.mean:.3f} ± {spread.sd:.3f}"
 
 

@@ -41,7 +41,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Spread:
+class SeedStatistics:
     """One value of each seed."""
 
     values: list[float]
@@ -63,9 +63,9 @@ class Summary:
     """What came out of one curve; None is what was not measured."""
 
     rounds: tuple[int, int]  # the fewest and the most that a seed has done
-    final_accuracy: Spread | None
-    best_accuracy: Spread | None
-    final_loss: Spread | None
+    final_accuracy: SeedStatistics | None
+    best_accuracy: SeedStatistics | None
+    final_loss: SeedStatistics | None
     minutes: float | None
     updates_per_second: float | None
     failures: int | None
@@ -110,11 +110,11 @@ def groups_of(runs: Sequence[ReadRun]) -> list[Group]:
     return groups
 
 
-def measured(frames: Sequence[pd.DataFrame], column: str, pick: Callable[[pd.Series], float]) -> Spread | None:
+def measured(frames: Sequence[pd.DataFrame], column: str, pick: Callable[[pd.Series], float]) -> SeedStatistics | None:
     """Return what ``pick`` takes from a column's measured values in each frame; None if nothing was measured."""
     series = [frame[column].dropna() for frame in frames]
     values = [float(pick(values)) for values in series if len(values)]
-    return Spread(values) if values else None
+    return SeedStatistics(values) if values else None
 
 
 def last(values: pd.Series) -> float:
@@ -142,7 +142,7 @@ def summary_of(group: Group) -> Summary:
     )
 
 
-def quantiles_of(group: Group) -> dict[str, Spread] | None:
+def quantiles_of(group: Group) -> dict[str, SeedStatistics] | None:
     """Return the last measured ``eval_accuracy_…`` of each seed; None if clients were not asked."""
     found = {name: measured(group.curve.frames, f"eval_accuracy_{name}", last) for name in QUANTILES}
     return {name: spread for name, spread in found.items() if spread is not None} or None

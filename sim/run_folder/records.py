@@ -54,7 +54,7 @@ class RoundRecord:
 @dataclass(frozen=True)
 class ClientRecord:
     """One client in one phase of one round; ``seconds`` is the time in its process, ``actor`` which one, and
-    ``together`` with how many it was trained in one computation, in whose time it has an equal share."""
+    ``vectorized_with`` with how many it was trained in one computation, in whose time it has an equal share."""
 
     round: int
     phase: Phase
@@ -64,7 +64,7 @@ class ClientRecord:
     accuracy: float | None
     seconds: float | None
     actor: int | None
-    together: int | None
+    vectorized_with: int | None
     status: Literal["ok", "failed"]
     error: str | None
 
@@ -74,7 +74,7 @@ def columns(record_type: type[RoundRecord] | type[ClientRecord]) -> list[str]:
     return [field.name for field in fields(record_type)]
 
 
-_INTEGERS = {"round", "num_clients", "num_failures", "client_id", "num_examples", "actor", "together"}
+_INTEGERS = {"round", "num_clients", "num_failures", "client_id", "num_examples", "actor", "vectorized_with"}
 _TEXTS = {"phase", "status", "error"}
 
 

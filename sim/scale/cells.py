@@ -58,7 +58,7 @@ def config_of(
     """Return the config of a cell: one more round than asked for, the first of which only warms up.
 
     Args:
-        base: the knobs of every cell.
+        base: the settings of every cell.
         examples_a_client: of the synthetic data set, unless ``base`` says how large it is.
         num_cpus: of this machine, shared by the actors; so are its ``num_gpus``.
 

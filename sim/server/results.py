@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,21 +14,62 @@ from flwr.common import Code, FitRes, NDArrays, Parameters, Status, ndarrays_to_
 from flwr.server.client_proxy import ClientProxy
 
 from sim.engine.aggregation import WeightedSum
-from sim.engine.contract import Outcome
+from sim.engine.contract import ClientResult
 from sim.run_folder.records import PERCENTS, ClientRecord, Phase
 
 
 @dataclass
-class Answers:
+class _Kind:
+    """One kind of failure: who raised it first, and how often it came."""
+
+    first: str
+    count: int = 0
+    rounds: set[int] = field(default_factory=set)
+
+
+class Failures:
+    """Failures by kind: the type of the exception and the line that raised it."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[tuple[str, str], _Kind] = {}
+
+    def add(self, outcome: ClientResult, phase: Phase, server_round: int) -> None:
+        """Take note of a failure; log the first of its kind with its traceback, the others as a line."""
+        error = outcome.error or ""
+        lines = [line.strip() for line in (outcome.traceback or "").splitlines() if line.strip().startswith("File ")]
+        key = error.split(":")[0], lines[-1] if lines else ""
+        kind = self._kinds.get(key)
+        if kind is None:
+            one_line = " ".join(error.split())
+            kind = self._kinds[key] = _Kind(f"client {outcome.client_id}, round {server_round} ({phase}): {one_line}")
+            detail = outcome.traceback or error
+            logging.getLogger("flwr").error("client %s, round %s:\n%s", outcome.client_id, server_round, detail)
+        else:
+            logging.getLogger("flwr").error("client %s, round %s: %s", outcome.client_id, server_round, error)
+        kind.count += 1
+        kind.rounds.add(server_round)
+
+    def summary(self) -> list[str]:
+        """One line a kind, the most frequent first."""
+        kinds = sorted(self._kinds.values(), key=lambda kind: -kind.count)
+        return [
+            f"{kind.count} failure{'s' * (kind.count > 1)} in {len(kind.rounds)} "
+            f"round{'s' * (len(kind.rounds) > 1)}, the first of {kind.first}"
+            for kind in kinds
+        ]
+
+
+@dataclass
+class PhaseResults:
     """What the clients of one phase gave back, in client order."""
 
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[ClientResult] = field(default_factory=list)
     records: list[ClientRecord] = field(default_factory=list)
     total: WeightedSum = field(default_factory=WeightedSum)
     spans: list[tuple[int, float, float]] = field(default_factory=list)  # actor, began, ended
 
     @property
-    def ok(self) -> list[Outcome]:
+    def ok(self) -> list[ClientResult]:
         """Those that did not raise."""
         return [outcome for outcome in self.outcomes if outcome.error is None]
 
@@ -54,7 +96,7 @@ class Answers:
 
 
 def aggregate(
-    strategy: Any, server_round: int, answers: Answers, proxies: dict[int, ClientProxy], *, averages: bool
+    strategy: Any, server_round: int, answers: PhaseResults, proxies: dict[int, ClientProxy], *, averages: bool
 ) -> Parameters | None:
     """Call the strategy's ``aggregate_fit``: with every client's weights, or with their mean as the only one.
 
@@ -74,18 +116,18 @@ def aggregate(
             finally:
                 strategy.num_sampled_clients = planned
         return strategy.aggregate_fit(server_round, each, failures)[0]  # type: ignore[no-any-return]
-    mean = Outcome(answers.ok[0].client_id, num_examples=answers.total.num_examples)
+    mean = ClientResult(answers.ok[0].client_id, num_examples=answers.total.num_examples)
     one = [(proxies[mean.client_id], _fit_res(answers.total.mean(), mean))]
     with _metrics_of_every_client(strategy, answers.ok):
         return strategy.aggregate_fit(server_round, one, answers.failures)[0]  # type: ignore[no-any-return]
 
 
-def _fit_res(weights: NDArrays, outcome: Outcome) -> FitRes:
+def _fit_res(weights: NDArrays, outcome: ClientResult) -> FitRes:
     return FitRes(Status(Code.OK, ""), ndarrays_to_parameters(weights), outcome.num_examples, outcome.metrics)
 
 
 @contextmanager
-def _metrics_of_every_client(strategy: Any, outcomes: list[Outcome]) -> Iterator[None]:
+def _metrics_of_every_client(strategy: Any, outcomes: list[ClientResult]) -> Iterator[None]:
     function = getattr(strategy, "fit_metrics_aggregation_fn", None)
     if function is None:
         yield
@@ -118,7 +160,7 @@ def spread(accuracies: list[float]) -> dict[str, Any]:
     return {**named, "eval_accuracy_worst10": sum(worst) / len(worst)}
 
 
-def client_record(outcome: Outcome, phase: Phase, server_round: int) -> ClientRecord:
+def client_record(outcome: ClientResult, phase: Phase, server_round: int) -> ClientRecord:
     ok = outcome.error is None
     measured = ok and outcome.num_examples > 0
     return ClientRecord(
@@ -130,7 +172,7 @@ def client_record(outcome: Outcome, phase: Phase, server_round: int) -> ClientRe
         accuracy=outcome.accuracy if measured else None,
         seconds=outcome.seconds,
         actor=outcome.actor,
-        together=outcome.together,
+        vectorized_with=outcome.vectorized_with,
         status="ok" if ok else "failed",
         error=outcome.error,
     )

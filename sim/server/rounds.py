@@ -34,12 +34,11 @@ from numpy.typing import NDArray
 
 from sim.engine.aggregation import cut, fitted
 from sim.engine.central_test import CentralTest
-from sim.engine.contract import Chunk, Dispatcher, OpenDispatcher, Outcome, Task
+from sim.engine.contract import Chunk, ClientResult, Dispatcher, OpenDispatcher, Task
 from sim.errors import ClientError, RunError
 from sim.run_folder.records import ClientRecord, Phase, RoundRecord
 from sim.seeds import Purpose, seeded
-from sim.server.failures import Failures
-from sim.server.results import Answers, aggregate, client_record, spread, weighted_mean
+from sim.server.results import Failures, PhaseResults, aggregate, client_record, spread, weighted_mean
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class RoundServer(Server):
             buffers: which arrays are running statistics that an adaptive strategy must not step; the clients' mean
                 replaces what it returns for them. Empty for strategies that leave them to themselves.
             central_test: for a strategy that has no test of its own.
-            fit_config: round → training knobs that every FitIns.config carries; what the strategy sends wins.
+            fit_config: round → training settings that every FitIns.config carries; what the strategy sends wins.
             on_round: called after each round with its record, its clients' records and the new weights.
             on_client_error: ``stop`` or ``drop``.
             chunk_size: clients that one process executes in one call; see ``cut`` for None.
@@ -212,8 +211,8 @@ class RoundServer(Server):
             asked = self.strategy.configure_fit(server_round, self.parameters, self.client_manager())
         if not asked:
             raise RunError(f"round {server_round}: the strategy chose no clients")
-        knobs = {"server_round": server_round, **self.fit_config(server_round)}
-        return [(proxy, FitIns(ins.parameters, {**knobs, **ins.config})) for proxy, ins in asked]
+        settings = {"server_round": server_round, **self.fit_config(server_round)}
+        return [(proxy, FitIns(ins.parameters, {**settings, **ins.config})) for proxy, ins in asked]
 
     def _evaluate(self, record: RoundRecord, dispatcher: Dispatcher) -> tuple[RoundRecord, list[ClientRecord]]:
         server_round = record.round
@@ -238,9 +237,9 @@ class RoundServer(Server):
             eval_seconds=time.perf_counter() - start,
         ), answers.records
 
-    def _ask(self, phase: Phase, server_round: int, asked: Instructions, dispatcher: Dispatcher) -> Answers:
+    def _ask(self, phase: Phase, server_round: int, asked: Instructions, dispatcher: Dispatcher) -> PhaseResults:
         """Send instructions to clients and collect what comes back, in client order."""
-        answers = Answers()
+        answers = PhaseResults()
         for result in dispatcher.execute(self._chunks(phase, server_round, asked)):
             answers.spans += result.spans
             answers.total.fold(result.total)
@@ -289,7 +288,7 @@ class RoundServer(Server):
         self.weights = fitted(parameters_to_ndarrays(parameters), self.weights, server_round)
         self.parameters = ndarrays_to_parameters(self.weights)
 
-    def _keep_buffers(self, answers: Answers) -> None:
+    def _keep_buffers(self, answers: PhaseResults) -> None:
         if not self.buffers:
             return
         if not self.averages:
@@ -318,7 +317,7 @@ def _client_id(proxy: ClientProxy) -> int:
     return client_id
 
 
-def _stop(outcome: Outcome, phase: Phase, server_round: int, more: str = "") -> NoReturn:
+def _stop(outcome: ClientResult, phase: Phase, server_round: int, more: str = "") -> NoReturn:
     raise ClientError(
         f"client {outcome.client_id} raised in round {server_round} ({phase}): {outcome.error}{more}"
     ) from outcome.cause

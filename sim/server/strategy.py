@@ -68,7 +68,7 @@ _CLIENT_SIDE = (
 
 
 @dataclass(frozen=True)
-class Chosen:
+class BuiltStrategy:
     """A strategy, whether it needs only the mean of its clients, and whether it is adaptive (see ``Entry``)."""
 
     strategy: Strategy
@@ -76,7 +76,7 @@ class Chosen:
     adaptive: bool = False
 
 
-def build(config: RunConfig, initial_weights: NDArrays, evaluate_fn: EvaluateFn) -> Chosen:
+def build(config: RunConfig, initial_weights: NDArrays, evaluate_fn: EvaluateFn) -> BuiltStrategy:
     """Make the configured strategy.
 
     The user's own class is called with those of Flower's usual arguments that it takes. It gets every
@@ -112,7 +112,7 @@ def build(config: RunConfig, initial_weights: NDArrays, evaluate_fn: EvaluateFn)
             made = own(**arguments)
         except ValueError as error:
             raise ConfigError(f"--strategy-args of {config.strategy}: {error}") from error
-        return _private(config, Chosen(made, entry.averages, entry.adaptive))
+        return _private(config, BuiltStrategy(made, entry.averages, entry.adaptive))
     try:
         strategy = own(**arguments)
     except Exception as error:
@@ -126,10 +126,10 @@ def build(config: RunConfig, initial_weights: NDArrays, evaluate_fn: EvaluateFn)
             f"--strategy {config.strategy}: adds noise for updates that clients clip, but no client here has "
             "Flower's clipping mod, so nobody would; use --dp fixed or adaptive, which clip at the server"
         )
-    return _private(config, Chosen(strategy, bool(getattr(strategy, "averages_clients", False))))
+    return _private(config, BuiltStrategy(strategy, bool(getattr(strategy, "averages_clients", False))))
 
 
-def _private(config: RunConfig, chosen: Chosen) -> Chosen:
+def _private(config: RunConfig, chosen: BuiltStrategy) -> BuiltStrategy:
     """Put differential privacy around an averaging strategy, if it is configured.
 
     Raises:
@@ -153,4 +153,4 @@ def _private(config: RunConfig, chosen: Chosen) -> Chosen:
         private = wrapper(chosen.strategy, **arguments)
     except ValueError as error:
         raise ConfigError(f"--dp-args of --dp {config.dp}: {error}") from error
-    return Chosen(private, averages=False, adaptive=chosen.adaptive)
+    return BuiltStrategy(private, averages=False, adaptive=chosen.adaptive)

@@ -12,7 +12,7 @@ from flwr.common import Context, NDArrays, Scalar
 from flwr.server.strategy import Strategy
 
 from sim import user_code
-from sim.client.runtime import TRAIN_KNOBS, Workbench, set_weights
+from sim.client.runtime import TRAIN_SETTINGS, ClientRuntime, set_weights
 from sim.data.examples import Examples
 from sim.engine.contract import Chunk, Task
 from sim.engine.worker import Worker, WrongReturnError
@@ -20,8 +20,8 @@ from sim.errors import PluginError
 from sim.seeds import Purpose, seeded
 
 
-def rehearse(
-    bench: Workbench, weights: NDArrays, fit_config: dict[str, Scalar], strategy: Strategy | None = None
+def check_user_code(
+    bench: ClientRuntime, weights: NDArrays, fit_config: dict[str, Scalar], strategy: Strategy | None = None
 ) -> None:
     """Call the user's ``train``, ``test`` and client once; built-in ones are known to work.
 
@@ -39,12 +39,12 @@ def rehearse(
     set_weights(bench.net, weights)
 
 
-def _two_examples(bench: Workbench) -> Any:
+def _two_examples(bench: ClientRuntime) -> Any:
     return bench.batches(bench.dataset.train, np.arange(2), 2, shuffle=False)
 
 
 @torch.no_grad()
-def _as_predicted(bench: Workbench) -> Any:
+def _as_predicted(bench: ClientRuntime) -> Any:
     """Two examples labelled as the net sees them: its accuracy is 1 on them, and 100 where percent are meant."""
     images, _ = next(iter(_two_examples(bench)))
     bench.net.eval()
@@ -54,9 +54,9 @@ def _as_predicted(bench: Workbench) -> Any:
     return bench.batches(examples, None, 2, shuffle=False)
 
 
-def _rehearse_train(bench: Workbench, spec: str, fit_config: dict[str, Scalar], proximal_mu: float) -> None:
+def _rehearse_train(bench: ClientRuntime, spec: str, fit_config: dict[str, Scalar], proximal_mu: float) -> None:
     offered = {**fit_config, "proximal_mu": proximal_mu}
-    taken = user_code.accepted(bench.train, {key: offered[key] for key in TRAIN_KNOBS if key in offered})
+    taken = user_code.accepted(bench.train, {key: offered[key] for key in TRAIN_SETTINGS if key in offered})
     if proximal_mu and "proximal_mu" not in taken:
         raise PluginError(f"--train {spec}: takes no proximal_mu, which the strategy sends to every client")
     user_code.require_call(bench.train, spec, "--train", "net", "loader", "epochs", "device", **taken)
@@ -69,7 +69,7 @@ def _rehearse_train(bench: Workbench, spec: str, fit_config: dict[str, Scalar], 
         raise PluginError(f"--train {spec}: returned {type(loss).__name__}; the mean loss or None is expected")
 
 
-def _rehearse_test(bench: Workbench, spec: str) -> None:
+def _rehearse_test(bench: ClientRuntime, spec: str) -> None:
     user_code.require_call(bench.test, spec, "--test", "net", "loader", "device")
     try:
         returned: Any = bench.test(bench.net, _as_predicted(bench), bench.device)
@@ -81,7 +81,7 @@ def _rehearse_test(bench: Workbench, spec: str) -> None:
         raise PluginError(f"--test {spec}: returned accuracy {returned[1]}; a fraction 0–1 is expected")
 
 
-def _rehearse_client(bench: Workbench, spec: str, weights: NDArrays, fit_config: dict[str, Scalar]) -> None:
+def _rehearse_client(bench: ClientRuntime, spec: str, weights: NDArrays, fit_config: dict[str, Scalar]) -> None:
     made: list[Any] = []
 
     def client_fn(context: Context) -> Client:

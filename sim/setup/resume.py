@@ -57,7 +57,7 @@ def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
     values = read_toml(RunConfig, run.config_path, "--resume")
     for name, value in changes.items():
         if name not in CHANGEABLE and values.get(name) != value:
-            allowed = ", ".join(flag_of(knob) for knob in CHANGEABLE)
+            allowed = ", ".join(flag_of(setting) for setting in CHANGEABLE)
             raise ConfigError(f"{flag_of(name)}: a run that goes on keeps its config; what may change is {allowed}")
     config = RunConfig(**{**values, **changes})
     last = run.last_checkpoint()

@@ -15,7 +15,7 @@ from flwr.common import NDArrays
 from flwr.server import SimpleClientManager
 from flwr.server.client_manager import ClientManager
 
-from sim.client.runtime import Workbench, workbench
+from sim.client.runtime import ClientRuntime, workbench
 from sim.engine.contract import OpenDispatcher
 from sim.errors import RunError, SimError, StateError, WriteError
 from sim.interrupts import uninterrupted
@@ -242,7 +242,7 @@ def write_environment(writer: RunWriter, surroundings: dict[str, Any] | None = N
     writer.write(writer.run.environment_path, text.encode())
 
 
-def finish(writer: RunWriter, bench: Workbench, weights: NDArrays) -> None:
+def finish(writer: RunWriter, bench: ClientRuntime, weights: NDArrays) -> None:
     """Write the pictures and the weights of the last whole round, however the run ended."""
     from safetensors.numpy import save
 

@@ -19,16 +19,16 @@ _LONGEST_NAME = 100
 
 @dataclass(frozen=True)
 class Axis:
-    """A knob and the values that it takes; ``argument`` is one of a knob that holds arguments."""
+    """A setting and the values that it takes; ``argument`` is one of a setting that holds arguments."""
 
-    knob: str
+    setting: str
     argument: str
     values: tuple[Scalar, ...]
 
     @property
     def key(self) -> str:
         """As the user wrote it: ``alpha``, or ``strategy_args.eta``."""
-        return f"{self.knob}.{self.argument}" if self.argument else self.knob
+        return f"{self.setting}.{self.argument}" if self.argument else self.setting
 
 
 @dataclass(frozen=True)
@@ -45,40 +45,44 @@ class Variant:
 
 
 def parse_axis(text: str) -> Axis:
-    """Read ``knob=value,value`` or ``knob.argument=value,value``.
+    """Read ``setting=value,value`` or ``setting.argument=value,value``.
 
     Raises:
-        ConfigError: no such knob, no values, one of them twice, or one that the knob does not take.
+        ConfigError: no such setting, no values, one of them twice, or one that the setting does not take.
     """
     place = f"--vary {text}"
     key, equals, right = text.partition("=")
-    knob, _, argument = key.partition(".")
-    knob = knob.removeprefix("--").replace("-", "_")
+    setting, _, argument = key.partition(".")
+    setting = setting.removeprefix("--").replace("-", "_")
     known = {f.name: f for f in fields(RunConfig)}
     if not equals or not right:
-        raise ConfigError(f"{place}: must be knob=value,value, e.g. alpha=0.1,1.0")
-    if knob in _FIXED:
-        raise ConfigError(f"{place}: {knob} follows from {_FIXED[knob]}")
-    if knob not in known:
+        raise ConfigError(f"{place}: must be setting=value,value, e.g. alpha=0.1,1.0")
+    if setting in _FIXED:
+        raise ConfigError(f"{place}: {setting} follows from {_FIXED[setting]}")
+    if setting not in known:
         keys = ", ".join(name for name in known if name not in _FIXED)
-        raise ConfigError(f"{place}: unknown key {knob}; the keys are {keys}")
-    kind, _ = type_of(RunConfig, knob)
+        raise ConfigError(f"{place}: unknown key {setting}; the keys are {keys}")
+    kind, _ = type_of(RunConfig, setting)
     if (kind is dict) != bool(argument):
-        wanted = f"one of its arguments, e.g. {knob}.name=1,2" if kind is dict else f"{knob} alone, without .{argument}"
+        wanted = (
+            f"one of its arguments, e.g. {setting}.name=1,2"
+            if kind is dict
+            else f"{setting} alone, without .{argument}"
+        )
         raise ConfigError(f"{place}: must vary {wanted}")
     words = right.split(",")
-    values = tuple(_value(knob, kind, word, place) for word in words)
+    values = tuple(_value(setting, kind, word, place) for word in words)
     if len(set(map(repr, values))) < len(values):
         raise ConfigError(f"{place}: has a value twice")
-    return Axis(knob, argument, values)
+    return Axis(setting, argument, values)
 
 
-def _value(knob: str, kind: type, word: str, place: str) -> Scalar:
+def _value(setting: str, kind: type, word: str, place: str) -> Scalar:
     if not word:
         raise ConfigError(f"{place}: has an empty value")
     if kind is dict:
         return parse_scalar(word)
-    (config_field,) = (f for f in fields(RunConfig) if f.name == knob)
+    (config_field,) = (f for f in fields(RunConfig) if f.name == setting)
     value: Scalar = parse_flag(RunConfig, config_field, parse_scalar(word) if kind is bool else word)
     return value
 
@@ -87,7 +91,7 @@ def variants(given: dict[str, Any], axes: Sequence[Axis], num_seeds: int, result
     """Return the product of the axes' values, each with ``num_seeds`` seeds from the base's own on.
 
     Args:
-        given: the knobs of the base config that somebody named; an axis wins over them, and takes along what belongs
+        given: the settings of the base config that somebody named; an axis wins over them, and takes along what belongs
             to the value that it replaces, as flags do.
 
     Raises:
@@ -100,12 +104,12 @@ def variants(given: dict[str, Any], axes: Sequence[Axis], num_seeds: int, result
     found, names = [], set()
     for values in itertools.product(*(axis.values for axis in axes)):
         layer: dict[str, Any] = {
-            axis.knob: value for axis, value in zip(axes, values, strict=True) if not axis.argument
+            axis.setting: value for axis, value in zip(axes, values, strict=True) if not axis.argument
         }
-        knobs = RunConfig.layered([given, layer])
+        settings = RunConfig.layered([given, layer])
         for axis, value in zip(axes, values, strict=True):
             if axis.argument:
-                knobs[axis.knob] = {**knobs.get(axis.knob, {}), axis.argument: value}
+                settings[axis.setting] = {**settings.get(axis.setting, {}), axis.argument: value}
         labelled = dict(zip(keys, values, strict=True))
         configs = []
         for seed in range(first, first + num_seeds):
@@ -114,7 +118,7 @@ def variants(given: dict[str, Any], axes: Sequence[Axis], num_seeds: int, result
                 name = _shortened(name, f"{labelled} {seed}")
             names.add(name)
             try:
-                config = RunConfig(**{**knobs, "seed": seed, "name": name, "results_dir": results_dir})
+                config = RunConfig(**{**settings, "seed": seed, "name": name, "results_dir": results_dir})
             except ConfigError as error:
                 raise ConfigError(f"--vary {' '.join(f'{k}={v}' for k, v in labelled.items())}: {error}") from None
             configs.append(config)
@@ -134,11 +138,11 @@ def _shortened(name: str, text: str) -> str:
 
 
 def differences(config: dict[str, Any], wanted: RunConfig, skipped: Sequence[str]) -> list[str]:
-    """Say in which knobs a run's config is not the wanted one; what ``auto`` was resolved to fits.
+    """Say in which settings a run's config is not the wanted one; what ``auto`` was resolved to fits.
 
     Args:
         config: as ``Run.config`` returns it.
-        skipped: knobs that may differ.
+        skipped: settings that may differ.
     """
     found = []
     for config_field in fields(RunConfig):

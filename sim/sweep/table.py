@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from sim.errors import WriteError
 from sim.run_folder import plots
 from sim.run_folder.writer import write_whole
-from sim.sweep.intervals import Interval
 from sim.sweep.planned import Planned
+
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean, sample standard deviation, and the 95 % interval of the mean by Student's t with n − 1 degrees of freedom.
+
+    With one measurement all but the mean are NaN, with none the mean, too.
+    """
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Interval:
+        """Summarise measurements, which are taken as independent and normal."""
+        found = np.array(list(values), float)
+        if len(found) < 2:
+            return cls(float(found[0]) if len(found) else math.nan, math.nan, math.nan, math.nan)
+        from scipy.stats import t
+
+        mean, sd = float(found.mean()), float(found.std(ddof=1))
+        half = float(t.ppf((1 + _CONFIDENCE) / 2, len(found) - 1)) * sd / math.sqrt(len(found))
+        return cls(mean, sd, mean - half, mean + half)
+
+    def named(self, name: str) -> dict[str, float]:
+        """The four as columns of a table: ``name_mean`` …"""
+        return {f"{name}_{part}": value for part, value in vars(self).items()}
+
 
 MEASURES = ("final_accuracy", "best_accuracy", "rounds_to_target", "seconds_to_target")
 _KEYS = ["variant", "seed", "run", "status", "error", "num_rounds"]

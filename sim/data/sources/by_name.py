@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.config.training_config import TrainingConfig
+from sim.config.run_config import TrainingConfig
 from sim.data.cache import cache_folder
 from sim.errors import DataError
 

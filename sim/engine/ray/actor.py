@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from sim.imports import uncollected
+from sim.processes import uncollected
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from flwr.common import NDArrays
 
-    from sim.client.runtime import Program
+    from sim.client.runtime import ClientSpec
     from sim.engine.contract import Chunk, ChunkResult, TestSlice
     from sim.engine.ray.shipping import Parcel
     from sim.training.local import TestSums
@@ -35,10 +35,10 @@ class ChunkActor:
         self.weights: NDArrays = []
 
     def begin(
-        self, program: Program, num_clients: int, seed: int, log: Path, board: Path, client_timeout: float | None
+        self, program: ClientSpec, num_clients: int, seed: int, log: Path, board: Path, client_timeout: float | None
     ) -> None:
         """Take the clients of a run."""
-        from sim.engine.liveness import Board
+        from sim.engine.liveness import Liveness
         from sim.engine.worker import Worker
 
         # Whatever a client prints belongs to the run, not to Ray's session folder.
@@ -49,7 +49,7 @@ class ChunkActor:
             os.close(descriptor)
         self.worker = Worker(program, num_clients, seed, own_process=True)
         if board.is_file():
-            self.worker.board = Board(board)
+            self.worker.board = Liveness(board)
         else:  # on another machine, where the driver cannot see what goes on
             self.worker.client_timeout = client_timeout
 
@@ -92,7 +92,7 @@ class ChunkActor:
             return str(error)
 
 
-def hire(**options: Any) -> Any:
+def start_actor(**options: Any) -> Any:
     """Start an actor; the options are Ray's, e.g. ``num_cpus``."""
     actor_class: Any = ChunkActor
     return actor_class.options(**options).remote()

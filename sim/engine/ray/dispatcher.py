@@ -16,9 +16,9 @@ from flwr.common import NDArrays
 from ray.exceptions import RayActorError, RayError
 
 from sim.engine.aggregation import WeightedSum
-from sim.engine.contract import Chunk, ChunkResult, Outcome, Task, TestSlice
-from sim.engine.liveness import Board
-from sim.engine.ray.scheduling import Piece, by_work, in_pieces, joined, least_clients, next_message
+from sim.engine.contract import Chunk, ChunkResult, ClientResult, Task, TestSlice
+from sim.engine.liveness import Liveness
+from sim.engine.ray.scheduling import WorkItem, by_work, in_pieces, joined, least_clients, next_message
 from sim.engine.ray.session import INLINE_BYTES
 from sim.errors import EngineError, RunError
 from sim.run_folder.records import Phase
@@ -28,7 +28,7 @@ _SPARE_DEATHS = 3  # more than one of each actor, outside of clients or unseen, 
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How often a client is tried again when its process dies, and how long it may take."""
 
     max_retries: int
@@ -39,7 +39,7 @@ class Patience:
 class _Message:
     """Pieces that an actor executes; ``handle`` tells the actor from the one that may replace it."""
 
-    pieces: list[Piece]
+    pieces: list[WorkItem]
     actor: int
     handle: Any
 
@@ -55,9 +55,9 @@ class RayDispatcher:
     def __init__(
         self,
         actors: Sequence[Any],
-        hire: Callable[[], Any],
-        board: Board,
-        patience: Patience,
+        start_actor: Callable[[], Any],
+        board: Liveness,
+        retry_policy: RetryPolicy,
         spills: Callable[[], bool],
         *,
         together: bool,
@@ -65,13 +65,13 @@ class RayDispatcher:
         """
         Args:
             spills: whether Ray has put objects on the disk.
-            hire: makes an actor in the place of one that died.
+            start_actor: makes an actor in the place of one that died.
             together: clients of a chunk are trained in one computation, so chunks are not cut.
         """
         self.actors = list(actors)
-        self.hire = hire
+        self.start_actor = start_actor
         self.board = board
-        self.patience = patience
+        self.retry_policy = retry_policy
         self.spills = spills
         self.together = together
         self._spilled = False
@@ -123,7 +123,7 @@ class RayDispatcher:
                 "more memory, would avoid it"
             )
 
-    def _hand_out(self, waiting: deque[Piece], running: dict[Any, _Message], least: int) -> None:
+    def _hand_out(self, waiting: deque[WorkItem], running: dict[Any, _Message], least: int) -> None:
         load = dict.fromkeys(range(len(self.actors)), 0)
         for message in running.values():
             load[message.actor] += 1
@@ -151,14 +151,14 @@ class RayDispatcher:
         return self._stored[-1][1]
 
     def _collect(
-        self, running: dict[Any, _Message], pieces: list[list[Piece]], waiting: deque[Piece], *, wait: bool
+        self, running: dict[Any, _Message], pieces: list[list[WorkItem]], waiting: deque[WorkItem], *, wait: bool
     ) -> bool:
         """Take one answer, if there is one or ``wait``; return whether there was."""
         if not running:
             return False
         timeout = None if wait else 0.0
-        if wait and self.patience.client_timeout:
-            timeout = min(1.0, self.patience.client_timeout / 4)
+        if wait and self.retry_policy.client_timeout:
+            timeout = min(1.0, self.retry_policy.client_timeout / 4)
         ready, _ = ray.wait(list(running), num_returns=1, timeout=timeout)
         for reference in ready:
             message = running.pop(reference)
@@ -176,8 +176,10 @@ class RayDispatcher:
             self._end_hanging(running, pieces, waiting)
         return bool(ready)
 
-    def _end_hanging(self, running: dict[Any, _Message], pieces: list[list[Piece]], waiting: deque[Piece]) -> None:
-        limit = self.patience.client_timeout
+    def _end_hanging(
+        self, running: dict[Any, _Message], pieces: list[list[WorkItem]], waiting: deque[WorkItem]
+    ) -> None:
+        limit = self.retry_policy.client_timeout
         if limit is None:
             return
         for actor in {message.actor for message in running.values()}:
@@ -202,8 +204,8 @@ class RayDispatcher:
         self,
         message: _Message,
         running: dict[Any, _Message],
-        pieces: list[list[Piece]],
-        waiting: deque[Piece],
+        pieces: list[list[WorkItem]],
+        waiting: deque[WorkItem],
         reason: str,
         *,
         hung: bool = False,
@@ -221,7 +223,7 @@ class RayDispatcher:
                 raise EngineError(f"round {server_round}: processes die before they begin a client: {reason}")
         else:
             self._deaths[culprit] += 1
-        given_up = culprit is not None and (hung or self._deaths[culprit] > self.patience.max_retries)
+        given_up = culprit is not None and (hung or self._deaths[culprit] > self.retry_policy.max_retries)
         logging.getLogger("sim").warning(
             "round %d: process %d %s%s; another one does its clients again",
             server_round,
@@ -231,10 +233,10 @@ class RayDispatcher:
         )
         logging.getLogger("ray").warning("%s", reason)
         self.replace(actor)
-        again: list[Piece] = []
+        again: list[WorkItem] = []
         for piece in message.pieces:
             whole = self.together and piece.chunk.phase == "fit"
-            parts = [Piece(piece.index, piece.chunk, alone=True)] if whole else piece.singles(alone=True)
+            parts = [WorkItem(piece.index, piece.chunk, alone=True)] if whole else piece.singles(alone=True)
             own = pieces[piece.index]
             place = own.index(piece)
             own[place : place + 1] = parts
@@ -258,7 +260,7 @@ class RayDispatcher:
     def replace(self, actor: int) -> None:
         """Put a new actor in the place of one that died."""
         self.board.end(actor)
-        self.actors[actor] = self.hire()
+        self.actors[actor] = self.start_actor()
         self._held[actor] = None
 
     def test(self, weights: NDArrays, slices: Sequence[TestSlice]) -> list[TestSums]:
@@ -269,7 +271,7 @@ class RayDispatcher:
             EngineError: processes die again and again.
         """
         answers: dict[int, TestSums] = {}
-        for _ in range(self.patience.max_retries + 1):
+        for _ in range(self.retry_policy.max_retries + 1):
             missing = [number for number in range(len(slices)) if number not in answers]
             if not missing:
                 break
@@ -291,12 +293,12 @@ class RayDispatcher:
                     raise RunError(answer)
                 answers |= zip(share, answer, strict=True)
         if len(answers) < len(slices):
-            raise EngineError(f"the central test: processes died {self.patience.max_retries + 1} times")
+            raise EngineError(f"the central test: processes died {self.retry_policy.max_retries + 1} times")
         return [answers[number] for number in range(len(slices))]
 
 
 def _failed(tasks: Sequence[Task], error: str, actor: int) -> ChunkResult:
-    return ChunkResult([Outcome(task.client_id, error=error, actor=actor) for task in tasks], WeightedSum())
+    return ChunkResult([ClientResult(task.client_id, error=error, actor=actor) for task in tasks], WeightedSum())
 
 
 def last_line(error: Exception) -> str:

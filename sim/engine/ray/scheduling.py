@@ -16,7 +16,7 @@ _SHORT_SECONDS = 0.003  # clients that take less are not worth a message each
 
 
 @dataclass(eq=False)
-class Piece:
+class WorkItem:
     """A chunk, or one client of it.
 
     Attributes:
@@ -29,21 +29,21 @@ class Piece:
     alone: bool = False
     result: ChunkResult | None = None
 
-    def singles(self, *, alone: bool) -> list[Piece]:
+    def singles(self, *, alone: bool) -> list[WorkItem]:
         """One piece for each of its clients."""
-        return [Piece(self.index, replace(self.chunk, tasks=[task]), alone=alone) for task in self.chunk.tasks]
+        return [WorkItem(self.index, replace(self.chunk, tasks=[task]), alone=alone) for task in self.chunk.tasks]
 
 
 def in_pieces(
     chunks: Sequence[Chunk], num_actors: int, *, divisible: bool, seconds_a_client: float | None
-) -> list[list[Piece]]:
+) -> list[list[WorkItem]]:
     """Return the pieces of each chunk; those that begin last are cut into clients, where that is allowed.
 
     Args:
         divisible: a client's weights do not depend on who is in its chunk.
         seconds_a_client: as the last round measured it; None before.
     """
-    pieces = [[Piece(index, chunk)] for index, chunk in enumerate(chunks)]
+    pieces = [[WorkItem(index, chunk)] for index, chunk in enumerate(chunks)]
     short = seconds_a_client is not None and seconds_a_client < _SHORT_SECONDS
     if not divisible or short or num_actors == 1:
         return pieces
@@ -59,12 +59,12 @@ def in_pieces(
     return pieces
 
 
-def by_work(pieces: Sequence[Sequence[Piece]]) -> deque[Piece]:
+def by_work(pieces: Sequence[Sequence[WorkItem]]) -> deque[WorkItem]:
     """All pieces, the longest first, so that nobody waits at the end for one that began late."""
     return deque(sorted((piece for each in pieces for piece in each), key=lambda piece: -piece.chunk.num_examples))
 
 
-def next_message(waiting: deque[Piece], num_actors: int, least: int) -> list[Piece]:
+def next_message(waiting: deque[WorkItem], num_actors: int, least: int) -> list[WorkItem]:
     """Take pieces for one message, all from the same weights: a share of what is left.
 
     Args:
@@ -88,7 +88,7 @@ def least_clients(num_clients: int, num_actors: int, seconds_a_client: float | N
     return min(math.ceil(num_clients / num_actors), max(1, int(_MESSAGE_SECONDS / seconds_a_client)))
 
 
-def joined(pieces: Sequence[Piece]) -> ChunkResult:
+def joined(pieces: Sequence[WorkItem]) -> ChunkResult:
     """The result of a chunk from those of its pieces."""
     results = [piece.result for piece in pieces if piece.result is not None]
     if len(results) == 1:

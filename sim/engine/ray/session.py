@@ -26,7 +26,7 @@ from ray._private import worker as ray_worker
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from sim.engine.ray import reaper
-from sim.engine.ray.actor import hire
+from sim.engine.ray.actor import start_actor
 from sim.run_folder.log import LOG_FORMAT
 
 logging.getLogger("ray").handlers = [logging.NullHandler()]  # until the run's own log is open
@@ -95,7 +95,7 @@ class OwnRay:
         try:
             with _only_what_runs_clients(self.init_args):
                 ray.init(**self.init_args)
-            self.actors = [hire(**self._client_resources) for _ in range(self._num_actors)]
+            self.actors = [start_actor(**self._client_resources) for _ in range(self._num_actors)]
             node: Any = ray_worker.global_worker.node
             self._session = Path(node.get_session_dir_path())
             self._made_at_start = self._session.stat().st_mtime_ns

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sim.client.runtime import Program
+from sim.client.runtime import ClientSpec
 from sim.data.cache import cache_folder
 
 Parcel = dict[str, dict[str, bytes]]  # kind/key of a folder in the cache → its files
 
 
-def pack(program: Program) -> Parcel:
+def pack(program: ClientSpec) -> Parcel:
     """Read the data set and the partition of a program."""
     folders = [program.data_folder, *([program.partition_folder] if program.partition_folder else [])]
     return {
@@ -21,7 +21,7 @@ def pack(program: Program) -> Parcel:
     }
 
 
-def unpack(program: Program, parcel: Parcel) -> Program:
+def unpack(program: ClientSpec, parcel: Parcel) -> ClientSpec:
     """Put a parcel into this node's cache, unless it is there; return the program with this node's folders."""
     places: dict[str, Path] = {}
     for name, files in parcel.items():
@@ -37,7 +37,7 @@ def unpack(program: Program, parcel: Parcel) -> Program:
     return replace(program, data_folder=places["data"], partition_folder=places.get("partition"))
 
 
-def runtime_env(program: Program) -> dict[str, Any]:
+def runtime_env(program: ClientSpec) -> dict[str, Any]:
     """What Ray sends to every node: this package, and the current folder where the user's own modules are in it."""
     environment: dict[str, Any] = {"py_modules": [str(Path(__file__).resolve().parent.parent.parent)]}
     if any(spec and ":" in spec for spec in (program.model, program.train, program.test, program.client)):

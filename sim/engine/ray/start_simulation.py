@@ -19,11 +19,11 @@ from flwr.server.client_manager import ClientManager
 from flwr.simulation import start_simulation
 from ray.exceptions import RayError
 
-from sim.client.runtime import ClientFn, Program
+from sim.client.runtime import ClientFn, ClientSpec
 from sim.engine.contract import OpenDispatcher
-from sim.engine.liveness import Board, board_file
-from sim.engine.ray.actor import hire
-from sim.engine.ray.dispatcher import Patience, RayDispatcher, last_line
+from sim.engine.liveness import Liveness, liveness_file
+from sim.engine.ray.actor import start_actor
+from sim.engine.ray.dispatcher import RayDispatcher, RetryPolicy, last_line
 from sim.engine.ray.session import QUIET, OwnRay
 from sim.engine.ray.shipping import Parcel, pack, runtime_env
 from sim.errors import EngineError
@@ -34,7 +34,7 @@ class _Opening:
     """What the dispatcher is made of once Ray runs and Flower has made its pool of actors."""
 
     board: Path
-    patience: Patience
+    retry_policy: RetryPolicy
     together: bool
     parcel: Parcel | None
     spills: Callable[[], bool]
@@ -48,7 +48,7 @@ class _Opening:
         proxy: Any = next(iter(client_manager.all().values()))
         pool = proxy.actor_pool
         actors = [pool.pop_idle() for _ in range(pool.num_actors)]
-        hire = pool.create_actor_fn
+        start_actor = pool.create_actor_fn
         if self.parcel is not None:
             sent, node = ray.put(self.parcel), ray.get_runtime_context().get_node_id()
             try:
@@ -56,14 +56,16 @@ class _Opening:
             except RayError as error:
                 raise EngineError(f"the data did not reach every node: {last_line(error)}") from error
 
-            def hire() -> Any:
+            def start_actor() -> Any:
                 actor = pool.create_actor_fn()
                 actor.receive.remote(sent, node)  # before all that it is asked later
                 return actor
 
         for actor in actors:
             actor.set_up.remote()  # all at the same time; nobody waits for it
-        yield RayDispatcher(actors, hire, Board(self.board), self.patience, self.spills, together=self.together)
+        yield RayDispatcher(
+            actors, start_actor, Liveness(self.board), self.retry_policy, self.spills, together=self.together
+        )
 
 
 @dataclass
@@ -78,14 +80,14 @@ class _Crew:
         return self
 
     def remote(self, **what: Any) -> Any:
-        actor = self.waiting.pop(0) if self.waiting else hire(**self._options)
+        actor = self.waiting.pop(0) if self.waiting else start_actor(**self._options)
         actor.begin.remote(**what)  # before all that it is asked later
         return actor
 
 
 def run(
     make_server: Callable[[OpenDispatcher], Server],
-    program: Program,
+    program: ClientSpec,
     num_clients: int,
     num_rounds: int,
     seed: int,
@@ -93,7 +95,7 @@ def run(
     own_ray: OwnRay | None,
     client_resources: dict[str, float],
     ray_init_args: dict[str, Any],
-    patience: Patience,
+    retry_policy: RetryPolicy,
     log: Path,
 ) -> None:
     """Run the server's round loop inside Flower's ``start_simulation``, on as many actors as fit.
@@ -102,7 +104,7 @@ def run(
         own_ray: started for this run; None to join the cluster at ``address`` in ``ray_init_args``, to whose nodes
             code and data are sent.
         client_resources: ``num_cpus`` and ``num_gpus`` of one actor.
-        patience: with clients whose process dies or hangs.
+        retry_policy: with clients whose process dies or hangs.
         log: where the actors' output goes.
 
     Raises:
@@ -111,9 +113,9 @@ def run(
     arguments = {**QUIET, "ignore_reinit_error": True, **ray_init_args}
     if own_ray is None:
         arguments["runtime_env"] = runtime_env(program)
-    with board_file(None if own_ray is None else own_ray.folder) as board:
+    with liveness_file(None if own_ray is None else own_ray.folder) as board:
         parcel, spills = (pack(program), lambda: False) if own_ray is None else (None, own_ray.spills)
-        opening = _Opening(board, patience, program.together > 1, parcel, spills, signal.getsignal(signal.SIGTERM))
+        opening = _Opening(board, retry_policy, program.together > 1, parcel, spills, signal.getsignal(signal.SIGTERM))
         try:
             if own_ray is not None:
                 own_ray.wait()
@@ -132,7 +134,7 @@ def run(
                     "seed": seed,
                     "log": log,
                     "board": board,
-                    "client_timeout": patience.client_timeout,
+                    "client_timeout": retry_policy.client_timeout,
                 },
             )
         except Exception as error:
