@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tutorial's terminals in one: a server and N clients as processes of this machine, all ended together.
-# N is 2 unless given. Flags of sim run go to server and clients, e.g.
+# Run a server and N clients as processes of this machine, and stop all of them at the end. This replaces the several
+# terminals of the tutorial. N is 2 by default. Flags of sim run are passed to the server and the clients, e.g.
 #   scripts/federation.sh 5 --dataset imagefolder --data-dir CIFAR --num-rounds 3
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
@@ -12,7 +12,7 @@ if [[ "${1:-}" =~ ^[0-9]+$ ]]; then
 fi
 
 running=()
-# Starts a command of sim in the background; what it prints begins with its name.
+# Start a command of sim in the background. Each line of its output begins with its name.
 start() {
     local name="$1"
     shift
@@ -30,7 +30,7 @@ for ((i = 0; i < N; i++)); do
     start "client $i" client --num-clients "$N" --client-id "$i" "$@"
 done
 
-# Until all have ended well, or one has not.
+# Wait until all processes have succeeded or one has failed.
 while ((${#running[@]})); do
     left=()
     for pid in "${running[@]}"; do

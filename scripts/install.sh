@@ -1,5 +1,5 @@
-# Sourced by the scripts beside it: makes a virtual environment and installs the package, once.
-# Set EXTRAS to "[dev]" before for the tools of development, VENV for another environment than .venv.
+# The other scripts source this file. It creates a virtual environment and installs the package, if this is needed.
+# Set EXTRAS to "[dev]" to install the development tools, and VENV to use another environment than .venv.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 EXTRAS="${EXTRAS:-}"
@@ -7,7 +7,7 @@ VENV="${VENV:-.venv}"
 
 [ -x "$VENV/bin/pip" ] || python3 -m venv "$VENV"
 
-# What was installed is remembered; a change of the metadata installs again.
+# A checksum of the metadata is stored, so that the package is installed again only if the metadata has changed.
 wanted="$(cat setup.cfg pyproject.toml | sha256sum)"
 for extras in "$EXTRAS" "[dev]"; do
     if [ "$(cat "$VENV/.installed-sim$extras" 2>/dev/null)" = "$wanted" ]; then

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The README's gallery: what each partitioner gives 8 clients of 10,000 examples in 10 classes. Half a minute.
+# Draw the README's pictures of partitions: 10,000 examples of 10 classes on 8 clients, for each partitioner.
+# It takes half a minute.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 

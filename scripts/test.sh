@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, types and tests. Arguments go to pytest, e.g. scripts/test.sh -k partition
+# Check code style and types, and run the tests. Arguments are passed to pytest, e.g. scripts/test.sh -k partition
 set -euo pipefail
 EXTRAS="[dev]"
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"

@@ -6,68 +6,79 @@ import time
 from collections.abc import Callable
 
 from sim import user_code
-from sim.client.runtime import ClientSpec, get_weights, workbench
+from sim.client.runtime import ClientRuntime, ClientSpec
+from sim.client.torch_client import train_settings
 from sim.config.run_config import CentralizedConfig
 from sim.data import examples
 from sim.errors import RunError
-from sim.run_folder import log
+from sim.run_folder import log as run_log
 from sim.run_folder.folder import Run
 from sim.run_folder.records import RoundRecord
 from sim.run_folder.writer import RunWriter
 from sim.seeds import Purpose, seeded
 from sim.setup import dry_run
-from sim.setup.prepare import check_device, fresh_weights, program_parts, train_settings
+from sim.setup.prepare import check_device, spec_parts
 from sim.setup.session import finish, write_environment
+from sim.training.weights import get_weights
 
 
 def train_centralized(config: CentralizedConfig, *, on_record: Callable[[RoundRecord], None] | None = None) -> Run:
-    """Train on all the data and return the run folder; its rounds are epochs, row 0 is before training.
+    """Train on all the data and return the run folder; its rounds are epochs, round 0 is before training.
 
-    ``train`` is called once an epoch, so an optimizer's buffers start anew with each.
+    ``train`` is called once per epoch, so that the buffers of an optimizer start anew with each.
+
+    Args:
+        on_record: called with the record of each epoch after it is on disk.
 
     Raises:
         UsageError: the config, the data or the user's modules do not work; nothing was written.
+        RunError: ``train`` or ``test`` raised; the epochs that were done are on disk.
     """
     check_device(config)
     dataset = examples.load(config)
-    program = ClientSpec(**program_parts(config, dataset))
-    weights = fresh_weights(program)
-    bench = workbench(program)
-    dry_run.check_user_code(bench, weights, train_settings(config, 1, config.epochs))
+    spec = ClientSpec(**spec_parts(config, dataset))
+    runtime = ClientRuntime(spec)
+    weights = get_weights(runtime.net)
+    dry_run.check_user_code(spec, weights, train_settings(config, 1, config.epochs))
     writer = RunWriter.create(config.results_dir, config.name, config.to_toml(), clients=False)
-    loader = bench.training_batches(None, config.batch_size)
     try:
         write_environment(writer)
-        with log.captured(writer.run.log_path, show=config.verbose):
+        with run_log.captured(writer.run.log_path, show=config.verbose):
             for epoch in range(config.epochs + 1):
-                start = time.perf_counter()
-                train_loss = fit_seconds = None
-                if epoch > 0:
-                    taken = user_code.accepted(bench.train, train_settings(config, epoch, config.epochs))
-                    bench.renew()
-                    try:
-                        with seeded(config.seed, Purpose.CENTRALIZED, epoch):
-                            train_loss = bench.train(bench.net, loader, 1, bench.device, **taken)
-                    except Exception as error:
-                        raise RunError(f"epoch {epoch}: train raised {type(error).__name__}: {error}") from error
-                    fit_seconds = time.perf_counter() - start
-                tested = time.perf_counter()
-                with seeded(config.seed, Purpose.TEST, epoch):
-                    sums = bench.central_test()
-                end = time.perf_counter()
-                record = RoundRecord(
-                    epoch,
-                    train_loss=None if train_loss is None else float(train_loss),
-                    test_loss=sums.loss / sums.num_examples,
-                    test_accuracy=sums.num_correct / sums.num_examples,
-                    fit_seconds=fit_seconds,
-                    test_seconds=end - tested,
-                    round_seconds=end - start,
-                )
+                record = _epoch(runtime, config, epoch)
                 writer.append(record)
-                weights = get_weights(bench.net)
+                weights = get_weights(runtime.net)
                 if on_record is not None:
                     on_record(record)
     finally:
-        finish(writer, bench, weights)
+        finish(writer, list(runtime.net.state_dict()), weights)
     return writer.run
+
+
+def _epoch(runtime: ClientRuntime, config: CentralizedConfig, epoch: int) -> RoundRecord:
+    """Train for one epoch, except in epoch 0, and test."""
+    start = time.perf_counter()
+    train_loss = fit_seconds = None
+    if epoch > 0:
+        loader = runtime.training_batches(None, config.batch_size)
+        accepted = user_code.accepted(runtime.train, train_settings(config, epoch, config.epochs))
+        runtime.reset_net()
+        try:
+            with seeded(config.seed, Purpose.CENTRALIZED, epoch):
+                train_loss = runtime.train(runtime.net, loader, 1, runtime.device, **accepted)
+        except Exception as error:
+            raise RunError(f"epoch {epoch}: train raised {type(error).__name__}: {error}") from error
+        fit_seconds = time.perf_counter() - start
+    test_start = time.perf_counter()
+    with seeded(config.seed, Purpose.TEST, epoch):
+        sums = runtime.central_test()
+    end = time.perf_counter()
+    return RoundRecord(
+        epoch,
+        train_loss=None if train_loss is None else float(train_loss),
+        test_loss=sums.loss / sums.num_examples,
+        test_accuracy=sums.num_correct / sums.num_examples,
+        fit_seconds=fit_seconds,
+        test_seconds=end - test_start,
+        round_seconds=end - start,
+    )

@@ -1,25 +1,25 @@
-"""Every error that a user can cause, as one tree.
+"""All errors that a user can cause, as one tree.
 
-SimError                 base: its text is one line, made for the user
-├── UsageError           exit code 2: nothing was started, nothing was written
-│   ├── ConfigError      a flag, a config file, a value out of its range
-│   ├── DataError        a data set that is missing, broken or does not fit
-│   ├── PartitionError   a partition that these examples cannot give
-│   ├── PluginError      the user's own model, train, test, client or strategy
-│   ├── RunFolderError   a run folder that exists, is foreign or cannot be written
-│   ├── StateError       a strategy that holds what a checkpoint cannot keep
-│   └── RefusedError     the server does not take this client
-└── RunError             exit code 1: the run stopped, what was done is on disk
+SimError                 base class; the message is one line for the user
+├── UsageError           exit code 2: nothing was started and nothing was written
+│   ├── ConfigError      a flag, a config file or a value is not valid
+│   ├── DataError        the data set is missing, damaged or inconsistent
+│   ├── PartitionError   the examples cannot be partitioned as configured
+│   ├── PluginError      the user's own model, train, test, client or strategy does not work
+│   ├── RunFolderError   a run folder exists already, is missing, is not a run, or cannot be written
+│   ├── StateError       a strategy holds a value that a checkpoint cannot store
+│   └── RefusedError     the server refuses this client
+└── RunError             exit code 1: the run stopped; the rounds before that are on disk
     ├── ClientError      a client raised
     ├── WriteError       the run folder can no longer be written
-    └── EngineError      a process or a connection of the engine died or could not start
+    └── EngineError      a process or a connection of the engine died or could not be started
 """
 
 from __future__ import annotations
 
 
 class SimError(Exception):
-    """Base of all errors with a message for the user; ``exit_code`` is what the command ends with."""
+    """The base class of all errors with a message for the user; ``exit_code`` is the exit code of the command."""
 
     exit_code = 1
 
@@ -28,50 +28,50 @@ class SimError(Exception):
 
 
 class UsageError(SimError):
-    """The input cannot work; raised before anything is written."""
+    """The user's input does not work; it is raised before anything is written."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """A flag, a config file or a value of the configuration is wrong."""
+    """A flag, a config file or a value of the config is not valid."""
 
 
 class DataError(UsageError):
-    """The data set is missing, unreadable or inconsistent."""
+    """The data set is missing, damaged or inconsistent."""
 
 
 class PartitionError(UsageError):
-    """The examples cannot be dealt to the clients as asked."""
+    """The examples cannot be assigned to the clients as configured."""
 
 
 class PluginError(UsageError):
-    """An object given as ``package.module:name`` is missing or does the wrong thing."""
+    """The user's own object, given as ``package.module:name``, is missing or does not work."""
 
 
 class RunFolderError(UsageError):
-    """A run folder exists already, is missing, is not one, or cannot be written."""
+    """A run folder exists already, is missing, is not a run, or cannot be written."""
 
 
 class StateError(UsageError):
-    """A value that a checkpoint cannot keep, or that none has written; the message names it."""
+    """A value cannot be stored in a checkpoint or restored from one; the message names the value."""
 
 
 class RefusedError(UsageError):
-    """The server says why it does not take this client."""
+    """The server refuses this client; the message gives the reason."""
 
 
 class RunError(SimError):
-    """The run stopped; the rounds that were done are in the run folder."""
+    """The run stopped; the completed rounds are in the run folder."""
 
 
 class ClientError(RunError):
-    """A client raised while the run was configured to stop on that."""
+    """A client raised, and the run is configured to stop in that case."""
 
 
 class WriteError(RunError):
-    """The disk is full, or the run folder was removed or made read-only; what was whole stays whole."""
+    """The disk is full, or the run folder was removed or made read-only; complete files are unchanged."""
 
 
 class EngineError(RunError):
-    """A process that executes clients died or could not be started."""
+    """A process or a connection of the engine died or could not be started."""

@@ -6,10 +6,8 @@ and arguments as on the command line: ``strategy_args = "proximal_mu=0.1"``.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
-from functools import lru_cache
 from typing import Any
 
 from flwr.client import Client, ClientApp
@@ -19,27 +17,37 @@ from flwr.server import History, ServerApp, ServerAppComponents, ServerConfig
 from sim.config.fields import check, parse_flag, type_of
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError
-from sim.network.client import RemoteClient
-from sim.network.identity import Member, introduce
+from sim.network.client import LastWorker, RemoteClient
+from sim.network.identity import ClientProgram, prepare_client
 from sim.network.options import ServerOptions, networked
 from sim.network.server import NetworkServer
 from sim.run_folder.progress import RoundProgress
 from sim.setup.prepare import check_device, prepare
 
 
-def _client_fn(context: Context) -> Client:
-    node = context.node_config
-    if not {"partition-id", "num-partitions"} <= set(node):
-        raise ConfigError('--node-config: needs "partition-id=0 num-partitions=2"')
-    given = {**_given(RunConfig, context.run_config), "num_clients": int(node["num-partitions"])}
-    member = _member(RunConfig(**networked(given)).to_toml())
-    return RemoteClient(member.program, member.identity(int(node["partition-id"])), context)
+class _ClientFn:
+    """The app's ``client_fn``; it keeps data and model for the next call, as one process executes many clients."""
 
+    def __init__(self) -> None:
+        self._programs: dict[str, ClientProgram] = {}
+        self._last_worker = LastWorker()
 
-@lru_cache(maxsize=1)
-def _member(config_toml: str) -> Member:
-    """Set up this process for clients of a config; a process of a simulation executes many."""
-    return introduce(RunConfig(**tomllib.loads(config_toml)))
+    def __call__(self, context: Context) -> Client:
+        """Make the client of a node.
+
+        Raises:
+            ConfigError: the node's config lacks its partition, or the run config is wrong.
+        """
+        node = context.node_config
+        if not {"partition-id", "num-partitions"} <= set(node):
+            raise ConfigError('--node-config: needs "partition-id=0 num-partitions=2"')
+        given = {**_given(RunConfig, context.run_config), "num_clients": int(node["num-partitions"])}
+        config = RunConfig(**networked(given))
+        key = config.to_toml()
+        if key not in self._programs:
+            self._programs = {key: prepare_client(config)}
+        program = self._programs[key]
+        return RemoteClient(program.spec, program.identity(int(node["partition-id"])), context, self._last_worker)
 
 
 def _server_fn(context: Context) -> ServerAppComponents:
@@ -92,5 +100,5 @@ def _given(config_type: type[Any], run_config: Mapping[str, Any]) -> dict[str, A
     return given
 
 
-client_app = ClientApp(client_fn=_client_fn)
+client_app = ClientApp(client_fn=_ClientFn())
 server_app = ServerApp(server_fn=_server_fn)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at the right moment."""
+"""Controls when Ctrl-C and SIGTERM take effect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM raise KeyboardInterrupt, and the second one end the process at once."""
+    """Make the first Ctrl-C or SIGTERM raise KeyboardInterrupt, and the second one end the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -34,9 +34,9 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let a Ctrl-C or SIGTERM that comes inside take effect at the end.
+    """Delay a Ctrl-C or SIGTERM that arrives inside the block until the end of the block.
 
-    Blocking the signals in this thread would not do: Ray has others that they would reach.
+    It is not enough to block the signals in this thread, because Ray has other threads that would receive them.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""One ``sim`` in a process of its own, which ends with this one and whose last line says what went wrong."""
+"""Runs a ``sim`` command in a child process, which ends with this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Self
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Keep the garbage collector from running, which takes an eighth of the time that PyTorch takes to import."""
+    """Disable the garbage collector inside the block; it takes an eighth of the time of importing PyTorch."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -34,7 +34,7 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Child:
-    """A command under way. A terminal's Ctrl-C does not reach it: whoever started it passes that on."""
+    """A running command. The terminal's Ctrl-C does not reach it, so its parent process must stop it."""
 
     def __init__(self, words: Sequence[str]) -> None:
         """
@@ -42,10 +42,10 @@ class Child:
             words: the command and its flags, e.g. ``["run", "--num-rounds", "3"]``.
         """
         self.started = time.perf_counter()
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the child is of interest
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - it is read after this call
         parent = os.getpid()
 
-        def end_with_parent() -> None:  # Linux only; elsewhere a killed parent leaves its children to finish
+        def end_with_parent() -> None:  # on Linux only; elsewhere, a child outlives a parent that is killed
             if _LIBC is not None:
                 _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
                 if os.getppid() != parent:
@@ -62,15 +62,15 @@ class Child:
 
     @property
     def seconds(self) -> float:
-        """How long ago it was started."""
+        """Return the time since the start in seconds."""
         return time.perf_counter() - self.started
 
     def poll(self) -> int | None:
-        """Its exit code; None while it goes on."""
+        """Return the exit code; None while the command is running."""
         return self.process.poll()
 
     def error(self) -> str:
-        """The last line that it printed, without the name of the command."""
+        """Return the last line of the output, without the name of the command, or the signal that killed it."""
         self._output.seek(0)
         lines = self._output.read().decode(errors="replace").splitlines()
         code = self.process.poll()
@@ -81,19 +81,19 @@ class Child:
         return last.removeprefix("sim: ")
 
     def end(self) -> None:
-        """Ask it to end, which writes a checkpoint, and wait for that."""
+        """Send SIGTERM, so that the command writes a checkpoint and ends, and wait for the end."""
         with suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
         self.process.wait()
 
     def kill(self) -> None:
-        """End it at once; its Ray ends with it."""
+        """Kill the command at once; its Ray processes end with it."""
         self.process.kill()
         self.process.wait()
 
 
 class Children:
-    """Those that are under way; when this ends early, so do they, whole."""
+    """The running commands; those that still run at the end of the block are stopped with SIGTERM."""
 
     def __init__(self) -> None:
         self._running: list[Child] = []
@@ -118,7 +118,7 @@ class Children:
 
 
 def written(folder: Path, name: str, config_toml: str) -> Path:
-    """Write a config for a child's ``--config`` and return its path."""
+    """Write a file for ``--config`` of a child and return its path."""
     path = folder / f"{name}.toml"
     path.write_text(config_toml, encoding="utf-8")
     return path

@@ -1,8 +1,8 @@
-"""The only source of randomness: (seed, purpose, round, client_id) → an independent generator.
+"""The only source of random numbers: (seed, purpose, round, client_id) → an independent stream.
 
-Streams come from numpy's SeedSequence, whose spawn keys give statistically independent states
-(O'Neill 2015, "Developing a seed_seq Alternative"). Nothing here depends on the order of the calls,
-so a client draws the same numbers in whichever process and at whichever moment it is executed.
+Streams come from numpy's SeedSequence, whose spawn keys give statistically independent states (O'Neill 2015,
+"Developing a seed_seq Alternative"). Nothing here depends on the order of the calls, so a client draws the same
+numbers regardless of the process and the time in which it is executed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What random numbers are for; the value is part of the stream's key, so never reuse one."""
+    """The purpose of random numbers. Its value is part of the stream's key, so a value must never be reused."""
 
     PARTITION = 1
     INITIAL_WEIGHTS = 2
@@ -35,16 +35,16 @@ def sequence(seed: int, purpose: Purpose, server_round: int = 0, client_id: int 
 
 
 def generator(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0) -> np.random.Generator:
-    """Return numpy's generator for one stream."""
+    """Return a numpy generator for one stream."""
     return np.random.default_rng(sequence(seed, purpose, server_round, client_id))
 
 
 @contextmanager
 def seeded(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0) -> Iterator[None]:
-    """Seed the global ``random``, ``numpy`` and ``torch`` generators inside, restore them outside.
+    """Seed the global ``random``, ``numpy`` and ``torch`` generators inside the block, and restore them after it.
 
-    Code that knows nothing of streams (Flower's strategies, dropout, a user's ``train``) draws from the
-    global generators. Restoring keeps one such call from shifting the numbers of the next.
+    Code without access to the streams (Flower's strategies, dropout, a user's ``train``) draws from the global
+    generators. They are restored, so that such code does not change the numbers that later code draws.
     """
     with restored():
         reseed(seed, purpose, server_round, client_id)
@@ -59,7 +59,7 @@ def reseed(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 
     random.seed(int.from_bytes(words[:4].tobytes(), "little"))
     np.random.seed(words[4:6])  # noqa: NPY002
     seed_of_torch = int.from_bytes(words[6:8].tobytes(), "little")
-    # torch.manual_seed would also note the call, with its stack trace, for a GPU that may be initialised later.
+    # torch.manual_seed would also record the call, with its stack trace, for a GPU that may be initialized later.
     torch.default_generator.manual_seed(seed_of_torch)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed_of_torch)
@@ -67,7 +67,7 @@ def reseed(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Leave the global generators as they were before."""
+    """Restore the global generators after the block."""
     import torch
 
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002

@@ -1,4 +1,4 @@
-"""Virtual clients on this machine: config in, finished run folder out."""
+"""Simulates a federation of virtual clients: a configuration in, a finished run folder out."""
 
 from __future__ import annotations
 
@@ -7,26 +7,31 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.config.run_config import RunConfig
+from sim.data import examples, partition
 from sim.errors import ConfigError
 from sim.interrupts import interruptible
-from sim.measure import capacity
 from sim.processes import uncollected
-from sim.run_folder import environment
+from sim.run_folder.environment import available_cpus
 from sim.run_folder.folder import Run
+from sim.run_folder.writer import check_name
 
 if TYPE_CHECKING:
-    from sim.engine.ray.session import OwnRay
-    from sim.setup.prepare import Prepared
+    from sim.engine.contract import Dispatcher
+    from sim.engine.ray.session import RaySession
+    from sim.server.prepared import Prepared
     from sim.setup.session import OnRecord
+
+_SMALLEST_BUILT_IN_SIDE = 32  # pixels; every built-in model takes images of at least this height and width
 
 
 def simulate(
     config: RunConfig, *, ray_init_args: dict[str, Any] | None = None, on_record: OnRecord | None = None
 ) -> Run:
-    """Run a federation of virtual clients on this machine and return its run folder.
+    """Run a federation of virtual clients on this machine, or on a Ray cluster, and return its run folder.
 
     Args:
         ray_init_args: for ``ray.init``, e.g. ``{"num_cpus": 4, "num_gpus": 1}``; they win over what is found.
@@ -42,11 +47,11 @@ def simulate(
 def resume(
     run: Run, *, ray_init_args: dict[str, Any] | None = None, on_record: OnRecord | None = None, **changes: Any
 ) -> Run:
-    """Go on with a run after its last checkpoint, to the bit as if it had not ended.
+    """Continue a run after its last checkpoint, to the bit as if it had not ended.
 
     Args:
         ray_init_args, on_record: as for ``simulate``.
-        changes: settings that may change, see ``resuming.CHANGEABLE``; ``num_rounds`` may be raised.
+        changes: settings that may change, see ``sim.setup.resume.CHANGEABLE``; ``num_rounds`` may be raised.
 
     Raises:
         UsageError: config, data set, partition or files do not fit; nothing was changed.
@@ -60,47 +65,93 @@ def resume(
 def _simulate(
     config: RunConfig, old: Run | None, ray_init_args: dict[str, Any] | None, on_record: OnRecord | None
 ) -> Run:
-    arguments: dict[str, Any] = {"num_cpus": environment.available_cpus(), **(ray_init_args or {})}
+    arguments: dict[str, Any] = {"num_cpus": available_cpus(), **(ray_init_args or {})}
     if config.num_gpus == "auto":
         config = _with_gpus(config, arguments)
-    if config.ray_address is None:
-        num_actors = _check_resources(config, arguments)
-    else:
-        _check_cluster(config.ray_address)
-        arguments = {**(ray_init_args or {}), "address": config.ray_address}
-        num_actors = 0  # of this machine
-    with _own_ray(config, arguments, num_actors) as own_ray:
-        # Only now, since PyTorch takes its time to import, while Ray takes its own to start.
+    num_actors = _check_resources(config, arguments) if config.ray_address is None else 0
+    with _ray_session(config, arguments, num_actors, ray_init_args) as ray_session:
+        if ray_session is not None and old is None and _only_built_in_parts(config):
+            # Nothing is left that could be wrong, so that Ray can start while PyTorch and Flower are imported.
+            _check_data_and_name(config)
+            ray_session.start()
         with uncollected():
-            from sim.engine import inline
+            from sim.server.rounds import RoundServer
             from sim.setup.prepare import prepare
             from sim.setup.resume import resumed
-            from sim.setup.session import recorded
+            from sim.setup.session import open_session
 
         prepared = prepare(config)
-        going_on = None if old is None else resumed(old, prepared)
-        with interruptible(), recorded(prepared, on_record, going_on, resumable=True) as session:
-            if config.ray_address is None:
-                _warn_of_memory(prepared, num_actors)
-            if config.engine == "inline":
-                inline.run(session.server, prepared.program, config.num_clients, config.num_rounds, config.seed)
-            else:
-                from sim.engine.ray import start_simulation
-                from sim.engine.ray.dispatcher import RetryPolicy
-
-                start_simulation.run(
-                    session.server,
-                    prepared.program,
-                    config.num_clients,
-                    config.num_rounds,
-                    config.seed,
-                    own_ray=own_ray,
-                    client_resources=config.client_resources,
-                    ray_init_args=arguments,
-                    retry_policy=RetryPolicy(config.max_retries, config.client_timeout),
-                    log=session.run.log_path,
-                )
+        if old is not None:
+            prepared = resumed(old, prepared)
+        with (
+            interruptible(),
+            open_session(prepared, on_record, resumable=True) as session,
+            _open_engine(prepared, ray_session, num_actors, session.run.log_path) as dispatcher,
+        ):
+            RoundServer(prepared, dispatcher, session.on_round).run()
     return session.run
+
+
+@contextmanager
+def _ray_session(
+    config: RunConfig, arguments: dict[str, Any], num_actors: int, ray_init_args: dict[str, Any] | None
+) -> Iterator[RaySession | None]:
+    """Make what starts Ray for a run; None for an engine that does not need it."""
+    if config.engine != "ray":
+        yield None
+        return
+    from sim.engine.ray.session import RaySession
+
+    if config.ray_address is not None:
+        _check_cluster(config.ray_address)
+        arguments = {**(ray_init_args or {}), "address": config.ray_address}
+    with RaySession(arguments, num_actors, config.client_resources) as ray_session:
+        yield ray_session
+
+
+@contextmanager
+def _open_engine(
+    prepared: Prepared, ray_session: RaySession | None, num_actors: int, log_path: Path
+) -> Iterator[Dispatcher]:
+    """Open what executes the clients of a run."""
+    config, spec = prepared.config, prepared.spec
+    if ray_session is None:
+        from sim.engine.inline import InlineDispatcher
+        from sim.engine.worker import Worker
+
+        yield InlineDispatcher(Worker(spec, config.num_clients, config.seed))
+        return
+    from sim.engine.ray.dispatcher import RetryPolicy
+
+    if config.ray_address is None:
+        _warn_of_memory(prepared, num_actors)
+    retry_policy = RetryPolicy(config.max_retries, config.client_timeout)
+    with ray_session.open(spec, config.num_clients, retry_policy, log_path) as dispatcher:
+        yield dispatcher
+
+
+def _only_built_in_parts(config: RunConfig) -> bool:
+    """Whether data set, model, functions, client and strategy are this package's own, with default arguments, on CPUs.
+
+    What remains to be checked then needs neither PyTorch nor Flower.
+    """
+    names = (config.dataset, config.model, config.train, config.test, config.client, config.strategy)
+    return (
+        not any(name is not None and ":" in name for name in names)
+        and not (config.strategy_args or config.dp or config.ray_address or config.gpus_of_a_client)
+        and config.local_training != "vectorized"
+        and config.image_size >= _SMALLEST_BUILT_IN_SIDE
+    )
+
+
+def _check_data_and_name(config: RunConfig) -> None:
+    """Check what ``prepare`` and the session check without PyTorch; its results are in the cache afterwards.
+
+    Raises:
+        UsageError: the data set, the partition or the name of the run does not work.
+    """
+    check_name(config.results_dir, config.name)
+    partition.assign(examples.load(config).train.labels, config)
 
 
 def _with_gpus(config: RunConfig, ray_init_args: dict[str, Any]) -> RunConfig:
@@ -112,31 +163,21 @@ def _with_gpus(config: RunConfig, ray_init_args: dict[str, Any]) -> RunConfig:
     return replace(config, num_gpus=share)
 
 
-@contextmanager
-def _own_ray(config: RunConfig, ray_init_args: dict[str, Any], num_actors: int) -> Iterator[OwnRay | None]:
-    """Start Ray in the background, where the run has one of its own."""
-    if config.engine != "ray" or config.ray_address is not None:
-        yield None
-        return
-    from sim.engine.ray.session import OwnRay
-
-    with OwnRay(ray_init_args, num_actors, config.client_resources) as own_ray:
-        yield own_ray
-
-
 def _warn_of_memory(prepared: Prepared, num_actors: int) -> None:
+    from sim.measure.capacity import shortage
+
     config = prepared.config
     model_bytes = sum(array.nbytes for array in prepared.initial_weights)
-    line = capacity.shortage(config, model_bytes, num_actors, averages=prepared.chosen.averages)
+    line = shortage(config, model_bytes, num_actors, averages=prepared.strategy.averages)
     if line is not None:
         logging.getLogger("sim").warning("note: %s", line)
 
 
 def _check_cluster(address: str) -> None:
-    """Check that somebody listens at a cluster's address, for which Ray itself would wait for minutes.
+    """Check that a cluster answers at its address, for which Ray itself would wait for minutes.
 
     Raises:
-        ConfigError: nobody does.
+        ConfigError: it does not.
     """
     if address == "auto":
         return

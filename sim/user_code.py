@@ -1,4 +1,4 @@
-"""The user's own objects: ``package.module:name`` → the object, and calls that pass what it asks for."""
+"""The user's own objects: imports ``package.module:name``, and selects the arguments that a function takes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sim.errors import ConfigError, PluginError
 
 
 def load(spec: str, setting: str) -> Any:
-    """Import what ``package.module:name`` names; modules in the current folder are found.
+    """Import the object ``package.module:name``; modules in the current folder are found, too.
 
     Args:
-        setting: the flag that named it, for the message.
+        setting: the flag that named the object, for the error message.
 
     Raises:
-        PluginError: no such module or name, or the import raised.
+        PluginError: the module or the name does not exist, the import raised, or the object cannot be called.
     """
     module_name, _, name = spec.partition(":")
     folder = str(Path.cwd())
@@ -44,19 +44,19 @@ def load(spec: str, setting: str) -> Any:
         public = [key for key in vars(module) if not key.startswith("_")]
         raise PluginError(f"{setting} {spec}: {module_name} has no {name}; it has {', '.join(public)}") from None
     if not callable(found):
-        raise PluginError(f"{setting} {spec}: is {type(found).__name__}, not something to call")
+        raise PluginError(f"{setting} {spec}: is of type {type(found).__name__}, which cannot be called")
     return found
 
 
 def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of ``function``; none for a builtin that does not tell."""
+    """Return the parameters of ``function``; none for a builtin whose signature is unknown."""
     try:
         return _signature(function)
-    except TypeError:  # it cannot be hashed
+    except TypeError:  # an object without a hash cannot be a key of the cache
         return _signature.__wrapped__(function)
 
 
-@lru_cache(maxsize=64)  # asked for each client
+@lru_cache(maxsize=64)  # called for every client
 def _signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(function).parameters
@@ -65,7 +65,7 @@ def _signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 
 def accepted(function: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
-    """Return those of the offered keyword arguments that ``function`` takes."""
+    """Return those of the keyword arguments in ``offered`` that ``function`` takes."""
     parameters = parameters_of(function).values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return dict(offered)
@@ -74,10 +74,10 @@ def accepted(function: Callable[..., Any], offered: dict[str, Any]) -> dict[str,
 
 
 def require_call(function: Callable[..., Any], spec: str, setting: str, *args: Any, **kwargs: Any) -> None:
-    """Check that ``function`` can be called so, without calling it.
+    """Check that ``function`` can be called with these arguments, without calling it.
 
     Raises:
-        PluginError: the signature does not fit.
+        PluginError: the signature does not take the arguments.
     """
     try:
         inspect.signature(function).bind(*args, **kwargs)
@@ -89,15 +89,15 @@ def require_call(function: Callable[..., Any], spec: str, setting: str, *args: A
 def check_arguments(
     function: Callable[..., Any], given: Mapping[str, Any], reserved: set[str], flag: str, name: str
 ) -> None:
-    """Check the user's arguments of a library's function against its signature.
+    """Check arguments that the user gave for a function of a library against its signature.
 
     Args:
-        reserved: parameters that the config fills.
-        flag: where the arguments were given, for the message.
-        name: what the user calls the function.
+        reserved: parameters that the config sets, which the user must not give.
+        flag: the flag that gave the arguments, for the error message.
+        name: the name of the function in the error message.
 
     Raises:
-        ConfigError: one that it does not take, or of a wrong type.
+        ConfigError: the function does not take an argument, or an argument has the wrong type.
     """
     parameters = parameters_of(function)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -116,7 +116,7 @@ _TYPE_WORDS = {float: "a number", int: "a whole number", bool: "true or false", 
 
 
 def _words_of(annotation: Any) -> str:
-    """What a plain type is called; empty for what a flag cannot give."""
+    """Return a type in words; the text is empty for types whose values cannot be given in a flag."""
     if get_origin(annotation) is Literal:
         return f"one of {', '.join(get_args(annotation))}"
     options = [option for option in get_args(annotation) or (annotation,) if option is not type(None)]

@@ -1,4 +1,4 @@
-"""The commands as a user starts them: real processes, real files, real Ray."""
+"""The commands as a user starts them, with real processes, real files and real Ray."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Sim = Callable[..., "subprocess.CompletedProcess[str]"]
 FEW = ("--num-clients", "10", "--clients-per-round", "4", "--num-rounds", "2", "--local-epochs", "1")
 
 
-def test_a_run_leaves_its_folder_and_its_config_repeats_it(sim: Sim, tmp_path: Path) -> None:
-    answer = sim("run", *FEW, "--fraction-evaluate", "0.5", "--name", "first")
-    assert answer.returncode == 0, answer.stderr
+def test_a_run_writes_its_folder_and_its_config_repeats_it(sim: Sim, tmp_path: Path) -> None:
+    result = sim("run", *FEW, "--fraction-evaluate", "0.5", "--name", "first")
+    assert result.returncode == 0, result.stderr
     run = Run(tmp_path / "results" / "first")
     assert {path.name for path in run.path.iterdir()} == {
         "config.toml",
@@ -40,12 +40,12 @@ def test_a_run_leaves_its_folder_and_its_config_repeats_it(sim: Sim, tmp_path: P
         "checkpoints",
     }
     final = run.rounds().test_accuracy.iloc[-1]
-    assert answer.stdout.splitlines() == [
+    assert result.stdout.splitlines() == [
         "run folder      results/first",
         f"final accuracy  {final:.4f} (loss {run.rounds().test_loss.iloc[-1]:.4f}) after round 2",
         "picture         results/first/accuracy.png",
     ]
-    progress = answer.stderr.splitlines()
+    progress = result.stderr.splitlines()
     assert [line.split(" · ")[0] for line in progress] == ["round 0/2", "round 1/2", "round 2/2"]
     assert "clients/s" in progress[1]
     assert "DEPRECATED FEATURE" in run.log_path.read_text()
@@ -75,10 +75,10 @@ def test_the_model_is_stored_with_the_order_of_its_state_dict(sim: Sim, tmp_path
         assert file.get_tensor("fc3.bias").shape == (10,)
 
 
-def test_verbose_shows_the_chatter(sim: Sim) -> None:
-    quiet, chatty = (sim("run", *FEW, *more, "--engine", "inline") for more in ((), ("--verbose",)))
+def test_verbose_shows_the_output_of_flower(sim: Sim) -> None:
+    quiet, verbose = (sim("run", *FEW, *more, "--engine", "inline") for more in ((), ("--verbose",)))
     assert "[ROUND 1]" not in quiet.stderr
-    assert "[ROUND 1]" in chatty.stderr
+    assert "[ROUND 1]" in verbose.stderr
 
 
 def test_centralized_shares_columns_and_plot_with_a_run(sim: Sim, tmp_path: Path) -> None:
@@ -99,17 +99,17 @@ def test_centralized_shares_columns_and_plot_with_a_run(sim: Sim, tmp_path: Path
 
 
 def test_partition_shows_counts_before_any_training(sim: Sim, tmp_path: Path) -> None:
-    answer = sim("partition", "--num-clients", "12", "-o", "dealt.png")
-    assert answer.returncode == 0, answer.stderr
-    rows = [line.split() for line in answer.stdout.splitlines()]
+    result = sim("partition", "--num-clients", "12", "-o", "clients.png")
+    assert result.returncode == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines()]
     assert rows[1] == ["client", "examples", *"0123456789"]
     clients = rows[2:14]
     assert [row[0] for row in clients] == [str(c) for c in range(12)]
     assert all(int(row[1]) == sum(int(n) for n in row[2:] if n != "·") for row in clients)
     assert rows[14][:2] == ["all", "1437"]
-    assert (tmp_path / "dealt.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "clients.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "results").exists()
-    assert "left over" not in answer.stdout
+    assert "unassigned" not in result.stdout
     pathological = sim("partition", "--num-clients", "3", "--fraction-fit", "1", "--partitioner", "pathological")
     assert "examples belong to no client" in pathological.stdout.splitlines()[-2]
 
@@ -118,11 +118,11 @@ def test_an_untouched_tutorial_program_is_federated(sim: Sim, tmp_path: Path) ->
     words = ("--model", "cifar:Net", "--train", "cifar:train", "--test", "cifar:test")
     few = ("--num-clients", "5", "--fraction-fit", "1", "--num-rounds", "3", "--local-epochs", "5")
     data = ("--dataset", "synthetic", "--num-examples", "1000", "--results-dir", str(tmp_path))
-    answer = sim("run", *words, *few, *data, "--batch-size", "16", "--name", "own", cwd=PROGRAMS)
-    assert answer.returncode == 0, answer.stderr
+    result = sim("run", *words, *few, *data, "--batch-size", "16", "--name", "own", cwd=PROGRAMS)
+    assert result.returncode == 0, result.stderr
     rounds = Run(tmp_path / "own").rounds()
     assert rounds.test_accuracy.iloc[-1] > 0.5 > rounds.test_accuracy.iloc[0]
-    assert rounds.train_loss.isna().all()  # its train() returns nothing
+    assert rounds.train_loss.isna().all()  # the train() of this program returns nothing
 
 
 def test_a_failing_client_on_the_command_line(sim: Sim, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("engine", ["ray", "inline"])
-def test_ctrl_c_ends_cleanly_after_writing_what_is_done(tmp_path: Path, engine: str) -> None:
+def test_ctrl_c_ends_cleanly_after_writing_the_finished_rounds(tmp_path: Path, engine: str) -> None:
     words = ["run", "--num-rounds", "500", "--name", "long", "--engine", engine, "--num-clients", "20"]
     process = subprocess.Popen(
         [sys.executable, "-m", "sim", *words],
@@ -169,7 +169,7 @@ def test_ctrl_c_ends_cleanly_after_writing_what_is_done(tmp_path: Path, engine: 
         if line.startswith("round 2/"):
             break
     family = _children(psutil.Process(process.pid))
-    os.killpg(process.pid, signal.SIGINT)  # as the terminal does: everyone in the group gets it
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process of the group gets the signal
     rest = process.stderr.read().splitlines()
     assert process.wait(timeout=20) == 130
     ended = time.time()

@@ -10,11 +10,13 @@ import torch
 from flwr.common import Context, FitIns, RecordDict, ndarrays_to_parameters, parameters_to_ndarrays
 
 from sim import Run, RunConfig
-from sim.client.runtime import CifarClient, ClientFn, get_weights, set_weights
+from sim.client.runtime import ClientFn
+from sim.client.torch_client import CifarClient
 from sim.data.examples import Examples
 from sim.data.loader import Batches
 from sim.setup import prepare
 from sim.training import models
+from sim.training.weights import get_weights, set_weights
 
 FIT_CONFIG = {"local_epochs": 1, "batch_size": 2, "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}
 
@@ -71,7 +73,7 @@ def test_weights_that_do_not_fit_are_named() -> None:
 def test_the_client_fn_is_flowers_and_holds_neither_data_nor_model(tmp_path: Path) -> None:
     config = RunConfig(num_clients=20, results_dir=str(tmp_path))
     prepared = prepare.prepare(config)
-    client_fn = ClientFn(prepared.program)
+    client_fn = ClientFn(prepared.spec)
     assert len(pickle.dumps(client_fn)) < 2000
     context = Context(0, 0, {"partition-id": 7, "num-partitions": 20}, RecordDict(), {})
     result = client_fn(context).fit(FitIns(ndarrays_to_parameters(prepared.initial_weights), FIT_CONFIG))

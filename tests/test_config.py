@@ -17,7 +17,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert (central.epochs, central.batch_size, central.lr, central.momentum) == (2, 32, 0.001, 0.9)
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+def test_a_written_config_is_read_back_unchanged(tmp_path: Path) -> None:
     config = RunConfig(strategy="fedprox", strategy_args={"proximal_mu": 0.5}, clients_per_round=7, name="x")
     path = tmp_path / "config.toml"
     path.write_text(config.to_toml())
@@ -25,7 +25,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert "fraction_fit" not in tomllib.loads(config.to_toml())
 
 
-def test_values_win_over_the_file(tmp_path: Path) -> None:
+def test_values_override_the_file(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text("lr = 0.5\nfraction_fit = 0.3\nnum_rounds = 4\n")
     config = RunConfig.load(path, lr=0.25, clients_per_round=3)
@@ -38,7 +38,9 @@ def test_values_win_over_the_file(tmp_path: Path) -> None:
     ("num_clients", "fraction", "count"),
     [(100, 0.29, 29), (100, 0.1, 10), (7, 0.5, 3), (10, 1.0, 10), (3, 0.34, 1)],
 )
-def test_a_fraction_picks_its_floor_without_rounding_error(num_clients: int, fraction: float, count: int) -> None:
+def test_a_fraction_of_the_clients_is_rounded_down_without_floating_point_error(
+    num_clients: int, fraction: float, count: int
+) -> None:
     assert RunConfig(num_clients=num_clients, fraction_fit=fraction).num_fit_clients == count
 
 
@@ -46,8 +48,8 @@ def test_a_fraction_picks_its_floor_without_rounding_error(num_clients: int, fra
     ("num_gpus", "reserved"),
     [(0, 0), (0.1, 0.1), (0.25, 0.25), (0.3, 1 / 3), (0.4, 0.5), (0.6, 1), (1 / 49, 1 / 49), (1, 1), (2, 2)],
 )
-def test_no_share_of_a_gpu_lies_on_two(num_gpus: float, reserved: float) -> None:
-    """Ray would wait forever for the fifth of five actors with 0.4 of two GPUs each."""
+def test_no_share_of_a_gpu_is_spread_over_two_gpus(num_gpus: float, reserved: float) -> None:
+    """With 0.4 of a GPU per actor, Ray would wait forever for the fifth actor on two GPUs."""
     assert RunConfig(num_gpus=float(num_gpus)).client_resources["num_gpus"] == pytest.approx(reserved)
 
 
@@ -61,7 +63,7 @@ def test_no_share_of_a_gpu_lies_on_two(num_gpus: float, reserved: float) -> None
         ({"momentum": 1.0}, "momentum = 1.0: must be at least 0 and below 1"),
         ({"model": "Nett"}, "model = 'Nett': must be one of Net, SimpleCnn, ResNet18, Mlp, package.module:name"),
         ({"name": "../x"}, "--name ../x: must be at most 100 letters, digits, '.', '_' and '-'"),
-        ({"strategy_args": {"a": [1]}}, "the value of a must be a number, a text, true or false"),
+        ({"strategy_args": {"a": [1]}}, "the value of a must be a number, text, true or false"),
     ],
 )
 def test_python_values_are_checked_like_flags(settings: dict[str, object], message: str) -> None:

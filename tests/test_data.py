@@ -26,7 +26,7 @@ def _load(root: Path, **settings: object) -> examples.Dataset:
     return examples.load(RunConfig(dataset="imagefolder", data_dir=str(root), **settings))  # type: ignore[arg-type]
 
 
-def test_digits_are_all_there_with_a_fixed_stratified_split() -> None:
+def test_digits_are_complete_with_a_fixed_stratified_split() -> None:
     digits = examples.load(RunConfig())
     assert digits.train.images.shape == (1437, 32, 32, 1)
     assert digits.test.images.shape == (360, 32, 32, 1)
@@ -38,7 +38,7 @@ def test_digits_are_all_there_with_a_fixed_stratified_split() -> None:
     assert digits.image_shape == (1, 32, 32)
 
 
-def test_synthetic_images_can_be_told_apart_by_their_class() -> None:
+def test_the_class_of_a_synthetic_image_can_be_recognized() -> None:
     made = examples.load(RunConfig(dataset="synthetic", num_examples=300, num_classes=3, image_size=16))
     assert made.train.images.shape == (300, 16, 16, 3)
     assert made.test.images.shape == (60, 16, 16, 3)
@@ -48,7 +48,7 @@ def test_synthetic_images_can_be_told_apart_by_their_class() -> None:
     assert (distances.argmin(axis=1) == made.test.labels).mean() > 0.8
 
 
-def test_an_image_folder_is_decoded_to_the_byte(tmp_path: Path) -> None:
+def test_an_image_folder_is_decoded_exactly(tmp_path: Path) -> None:
     found = _load(_folder(tmp_path))
     assert found.classes == ("cat", "dog")
     assert list(found.train.labels) == [0, 0, 0, 1, 1, 1]
@@ -62,7 +62,7 @@ def test_other_sizes_and_grey_images_become_square_rgb(tmp_path: Path) -> None:
     assert _load(root, image_size=24).train.images[3, 0, 0].tolist() == [90, 90, 90]
 
 
-def test_the_second_load_maps_the_cache_read_only_and_a_changed_file_is_seen(tmp_path: Path) -> None:
+def test_the_second_load_maps_the_cache_read_only_and_a_changed_file_is_noticed(tmp_path: Path) -> None:
     root = _folder(tmp_path)
     first, second = _load(root), _load(root)
     assert first.folder == second.folder

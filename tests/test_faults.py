@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from conftest import sha256
 from sim import Run, RunConfig, resume
 from sim.engine.aggregation import NonFiniteError, check_finite
 from sim.engine.liveness import Liveness, liveness_file
-from sim.engine.ray import start_simulation
+from sim.engine.ray import actor
 from sim.errors import ClientError, WriteError
 from sim.measure import capacity
 
@@ -82,11 +83,13 @@ def test_a_client_that_hangs_is_left_out_and_its_process_replaced(small: Callabl
 def test_a_client_that_hangs_on_another_machine_is_ended_by_that_machine(
     small: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Whose processes do not find the board, so the driver cannot see what they do."""
-    begin = start_simulation._Crew.remote
-    monkeypatch.setattr(
-        start_simulation._Crew, "remote", lambda crew, **what: begin(crew, **{**what, "board": tmp_path / "none"})
-    )
+    """Its processes do not find the liveness file, so that the driver cannot see what they execute."""
+    make = actor.ActorAssignment
+
+    def without_file(*args: Any, **kwargs: Any) -> actor.ActorAssignment:
+        return replace(make(*args, **kwargs), liveness_path=tmp_path / "none")
+
+    monkeypatch.setattr(actor, "ActorAssignment", without_file)
     settings = {"num_clients": 3, "clients_per_round": 3, "on_client_error": "drop"}  # client 1 hangs in round 2
     hanging = small({"num_cpus": 1}, client="own:Hanging", client_timeout=5.0, max_retries=0, engine="ray", **settings)
     raising = small(client="own:Failing", name="raising", **settings)
@@ -178,17 +181,17 @@ def test_two_runs_at_once_and_one_that_was_killed(tmp_path: Path, small: Callabl
     assert len(sessions & set(Path(tempfile.gettempdir()).glob("sim-ray-*"))) < len(sessions)
 
 
-def test_the_board_tells_what_a_process_is_doing(tmp_path: Path) -> None:
+def test_the_board_tells_what_a_process_is_current(tmp_path: Path) -> None:
     with liveness_file(tmp_path) as path:
         writer, reader = Liveness(path), Liveness(path)
-        assert reader.doing(1) is None
+        assert reader.current(1) is None
         writer.begin(1, client_id=7, num_clients=3)
-        doing = reader.doing(1)
-        assert doing is not None
-        assert (doing.client_id, doing.num_clients, doing.pid) == (7, 3, psutil.Process().pid)
-        assert 0 <= doing.seconds < 5
+        current = reader.current(1)
+        assert current is not None
+        assert (current.client_id, current.num_clients, current.pid) == (7, 3, psutil.Process().pid)
+        assert 0 <= current.seconds < 5
         writer.end(1)
-        assert reader.doing(1) is None
+        assert reader.current(1) is None
     assert not path.exists()
 
 

@@ -16,12 +16,12 @@ def test_sizes_on_cifar(name: str, parameters: int) -> None:
 
 @pytest.mark.parametrize("name", sorted(models.MODELS))
 @pytest.mark.parametrize("shape", [(1, 32, 32), (3, 28, 28), (2, 20, 36)])
-def test_other_shapes_follow(name: str, shape: tuple[int, int, int]) -> None:
+def test_other_image_shapes_are_supported(name: str, shape: tuple[int, int, int]) -> None:
     net = models.build(name, shape, 7)
     assert net(torch.zeros(5, *shape)).shape == (5, 7)
 
 
-def test_simple_cnn_starts_as_glorot_and_bengio_say() -> None:
+def test_simple_cnn_is_initialized_as_in_glorot_and_bengio() -> None:
     torch.manual_seed(0)
     net = models.SimpleCnn()
     bound = (6 / (12544 + 128)) ** 0.5

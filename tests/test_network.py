@@ -1,4 +1,4 @@
-"""Server and clients as a user starts them: real processes, real sockets."""
+"""Server and clients started as a user starts them, in real processes with real sockets."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from sim import Run
 
 @pytest.fixture
 def federation(tmp_path: Path) -> Iterator[Federation]:
-    """Nothing started yet; everything ended afterwards."""
+    """A federation without any process yet; its processes are killed after the test."""
     made = Federation(tmp_path)
     yield made
     made.kill()
 
 
 def test_five_clients_give_the_numbers_of_their_simulation(federation: Federation, small: Callable[..., Run]) -> None:
-    """The same config simulated and deployed: the same weights to the bit."""
+    """The same config, simulated and over a network, gives exactly the same weights."""
     shared = ["--num-clients", "5", "--local-epochs", "1", "--fraction-evaluate", "0.4", "--augment", "crop-flip"]
     training = ["--lr", "0.05", "--batch-size", "16", "--num-rounds", "3", "--strategy", "fedprox"]
     server = federation.server(*shared, *training, "--min-clients", "5")
-    # Training settings come from the server; a client's own flags for them do nothing.
+    # Training settings come from the server; a client's own flags for them are ignored.
     clients = [federation.client(i, "--num-clients", "5", "--lr", "9", "--augment", "none") for i in range(5)]
     assert [program.end() for program in (server, *clients)] == [0] * 6, server.lines
     served = federation.run
@@ -41,18 +41,18 @@ def test_five_clients_give_the_numbers_of_their_simulation(federation: Federatio
     assert served.clients()[columns].equals(simulated.clients()[columns])
     assert served.rounds()["round"].tolist() == [0, 1, 2, 3]
     assert served.clients().actor.isna().all()
-    files = {path.name for path in simulated.path.iterdir()} - {"checkpoints"}  # only a simulation can go on
+    files = {path.name for path in simulated.path.iterdir()} - {"checkpoints"}  # only a simulation can be resumed
     assert {path.name for path in served.path.iterdir()} == files
     assert clients[3].lines[-1] == "client 3        trained in 3 rounds"
-    assert "sim: waiting for 5 more clients, 0 of 5 are there" in server.lines
+    assert "sim: waiting for 5 more clients, 0 of 5 are connected" in server.lines
     assert "note:" not in "\n".join(server.lines)
     assert clients[3].lines[0] == "sim: client 3 takes part with 229 examples"
 
 
-def test_own_clients_are_those_of_their_simulation(
+def test_clients_of_the_users_own_give_the_results_of_their_simulation(
     federation: Federation, small: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, in_programs: None
 ) -> None:
-    """State, the server's batch size and numpy's numbers among the metrics; one that raises is dropped."""
+    """Checks the state of clients, the server's batch size, numpy numbers in metrics, and a dropped client."""
     monkeypatch.setenv("PYTHONPATH", str(PROGRAMS))
     shared = ["--num-clients", "2", "--client", "own:Travelling", "--on-client-error", "drop"]
     server = federation.server(*shared, "--num-rounds", "3", "--batch-size", "32", "--local-epochs", "1")
@@ -67,7 +67,7 @@ def test_own_clients_are_those_of_their_simulation(
     assert sha256(federation.run.model_path) == sha256(simulated.model_path)
 
 
-def test_privacy_outlives_a_lost_client(federation: Federation) -> None:
+def test_differential_privacy_works_after_a_client_is_lost(federation: Federation) -> None:
     server = federation.server(*SLOW, "--num-rounds", "3", "--min-clients", "2", "--dp", "fixed")
     clients = [federation.client(i, *SLOW) for i in range(3)]
     server.wait_for("round 1/3")
@@ -76,8 +76,8 @@ def test_privacy_outlives_a_lost_client(federation: Federation) -> None:
     assert federation.run.clients().query("status == 'failed'").client_id.tolist() == [0]
 
 
-def test_two_clients_tell_the_server_what_it_was_not_told(federation: Federation) -> None:
-    """The tutorial's three terminals, with nothing but the number of clients."""
+def test_the_server_takes_the_number_of_clients_from_its_clients(federation: Federation) -> None:
+    """The server is started without the number of clients, as in Flower's tutorial with three terminals."""
     server = federation.server("--num-rounds", "3", "--min-clients", "2", "--local-epochs", "1")
     second = federation.client(1, "--num-clients", "2")
     server.wait_for("client 1 joined")
@@ -97,9 +97,9 @@ def test_a_killed_client_is_named_and_one_that_comes_later_takes_part(federation
     server = federation.server(*SLOW, *rounds)
     clients = [federation.client(i, *SLOW) for i in range(2)]
     server.wait_for("round 1/5")
-    clients[1].process.send_signal(signal.SIGSTOP)  # holds round 2 until the late one is there
+    clients[1].process.send_signal(signal.SIGSTOP)  # so round 2 does not end before the late client has joined
     clients[0].process.send_signal(signal.SIGKILL)
-    server.wait_for("client 0 is gone")
+    server.wait_for("client 0 disconnected")
     late = federation.client(2, *SLOW)
     server.wait_for("client 2 joined")
     clients[1].process.send_signal(signal.SIGCONT)

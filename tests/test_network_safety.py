@@ -1,4 +1,4 @@
-"""TLS, strangers at the port, and every way to get it wrong: one line, no process left, nothing lost."""
+"""TLS, connections of other programs, and wrong input: each error is one line, and no process or result is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FEW = ["--num-clients", "2", "--partitioner", "iid", "--local-epochs", "1"]
 
 @pytest.fixture
 def federation(tmp_path: Path) -> Iterator[Federation]:
-    """Nothing started yet; everything ended afterwards."""
+    """A federation without any process yet; its processes are killed after the test."""
     made = Federation(tmp_path)
     yield made
     made.kill()
@@ -35,7 +35,7 @@ def federation(tmp_path: Path) -> Iterator[Federation]:
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the README's openssl lines make, and another authority."""
+    """A folder with the files that the README's openssl commands make, and those of another authority in ``other``."""
     folder = tmp_path_factory.mktemp("certificates")
     lines = re.search(r"```sh\n(openssl.*?)```", README, re.DOTALL)[1]  # type: ignore[index]
     for place in (folder, folder / "other"):
@@ -44,8 +44,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_tls_takes_the_right_authority_only(federation: Federation, certificates: Path) -> None:
-    """A wrong CA and plain against TLS are one line each, and the federation goes on."""
+def test_tls_accepts_the_right_authority_only(federation: Federation, certificates: Path) -> None:
+    """A client with a wrong CA and a client without TLS get one line each, and the federation continues."""
     own, other = certificates / "ca.pem", certificates / "other" / "ca.pem"
     secured = [f"--certificate={certificates / 'server.pem'}", f"--private-key={certificates / 'server.key'}"]
     server = federation.server(*FEW, *secured, f"--ca={own}", "--num-rounds", "3")
@@ -54,18 +54,20 @@ def test_tls_takes_the_right_authority_only(federation: Federation, certificates
     plain = federation.client(0, *FEW, name="plain")
     assert (wrong.end(), plain.end()) == (2, 2)
     (line,) = wrong.lines
-    assert re.fullmatch(rf"sim: --ca {other}: the server at {federation.address} is not to be trusted: .*", line)
-    assert plain.lines == [f"sim: --address {federation.address}: the server speaks TLS; give --ca with its authority"]
+    assert re.fullmatch(rf"sim: --ca {other}: the server at {federation.address} is not trusted: .*", line)
+    assert plain.lines == [
+        f"sim: --address {federation.address}: the server uses TLS; give its certificate authority with --ca"
+    ]
     clients = [federation.client(i, *FEW, f"--ca={own}") for i in range(2)]
     assert [program.end() for program in (server, *clients)] == [0, 0, 0], server.lines
     assert federation.run.rounds()["round"].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("secured", [False, True], ids=["plain", "tls"])
-def test_strangers_at_the_port_change_nothing(
+def test_connections_of_other_programs_change_nothing(
     federation: Federation, small: Callable[..., Run], certificates: Path, secured: bool
 ) -> None:
-    """Random bytes, a thousand connections that never shake hands, and fifty joins that never speak."""
+    """Random bytes, 1000 connections without a handshake, and 50 gRPC streams without a message."""
     authority = certificates / "ca.pem"
     own = [f"--certificate={certificates / 'server.pem'}", f"--private-key={certificates / 'server.key'}"]
     shared = [f"--ca={authority}"] if secured else []
@@ -82,7 +84,7 @@ def test_strangers_at_the_port_change_nothing(
         silent.append(socket.create_connection(place, timeout=10))
     over = threading.Event()
 
-    def say_nothing() -> Iterator[object]:
+    def send_nothing() -> Iterator[object]:
         over.wait()
         yield from ()
 
@@ -91,7 +93,7 @@ def test_strangers_at_the_port_change_nothing(
         grpc.secure_channel(federation.address, credentials) if secured else grpc.insecure_channel(federation.address)
         for _ in range(50)
     ]
-    joins = [FlowerServiceStub(channel).Join(say_nothing()) for channel in channels]
+    joins = [FlowerServiceStub(channel).Join(send_nothing()) for channel in channels]
     clients = [federation.client(i, *FEW, *shared) for i in range(2)]
     codes = [program.end() for program in (server, *clients)]
     over.set()
@@ -107,14 +109,14 @@ def test_strangers_at_the_port_change_nothing(
     assert sha256(federation.run.model_path) == sha256(simulated.model_path)
 
 
-def test_too_few_clients_end_the_run_but_not_what_was_done(federation: Federation) -> None:
+def test_too_few_clients_stop_the_run_and_completed_rounds_are_kept(federation: Federation) -> None:
     server = federation.server(*FEW, "--num-rounds", "50", "--round-timeout", "4")
     clients = [federation.client(i, *FEW) for i in range(2)]
     server.wait_for("round 2/")
     clients[0].process.kill()
     assert server.end() == 1
-    assert "sim: waiting for 1 more client, 1 of 2 are there" in server.lines
-    line = "--min-clients 2: only 1 came within --round-timeout 4 s"
+    assert "sim: waiting for 1 more client, 1 of 2 are connected" in server.lines
+    line = "--min-clients 2: only 1 connected within --round-timeout 4 s"
     assert server.lines[-1] == f"sim: {line}"
     assert clients[1].end() == 1
     assert clients[1].lines[-1] == f"sim: the server stopped: {line}"
@@ -125,17 +127,17 @@ def test_too_few_clients_end_the_run_but_not_what_was_done(federation: Federatio
     assert federation.run.model_path.is_file()
 
 
-def test_refused_clients_say_why_and_the_others_go_on(federation: Federation) -> None:
+def test_refused_clients_print_the_reason_and_the_others_continue(federation: Federation) -> None:
     server = federation.server(*FEW, "--num-rounds", "2")
     first = federation.client(0, *FEW)
     server.wait_for("client 0 joined")
     wrong = {
-        "taken": ([*FEW], "client 0 was refused: --client-id 0: another client has it"),
+        "taken": ([*FEW], "client 0 was refused: --client-id 0: another client has this number"),
         "count": (["--num-clients", "3"], "client 0 was refused: --num-clients 3: the run has 2"),
         "few": (["--num-clients", "1"], "client 0 was refused: --num-clients 1: the server waits for --min-clients 2"),
         "shape": (
             [*FEW, "--dataset", "synthetic", "--image-size", "28"],
-            "client 0 was refused: its images are 3×28×28 in 10 classes, those of the run 1×32×32 in 10",
+            "client 0 was refused: its images are 3×28×28 in 10 classes, but those of the run are 1×32×32",
         ),
         "model": ([*FEW, "--model", "Mlp"], "client 0 was refused: its model has "),
     }
@@ -150,13 +152,13 @@ def test_refused_clients_say_why_and_the_others_go_on(federation: Federation) ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_server_that_is_interrupted_leaves_its_folder_whole_and_waits_for_nobody(
+def test_an_interrupted_server_leaves_a_complete_folder_and_waits_for_no_client(
     federation: Federation, number: signal.Signals
 ) -> None:
     server = federation.server(*FEW, "--num-rounds", "50")
     clients = [federation.client(i, *FEW) for i in range(2)]
     server.wait_for("round 1/")
-    clients[1].process.send_signal(signal.SIGSTOP)  # as slow as a client can be
+    clients[1].process.send_signal(signal.SIGSTOP)  # a client that never answers
     server.wait_for("round 1/")
     start = time.monotonic()
     server.process.send_signal(number)
@@ -182,9 +184,9 @@ def test_a_server_that_dies_is_one_line(federation: Federation) -> None:
 def test_no_server_in_time(sim: Sim) -> None:
     address = f"127.0.0.1:{free_port()}"
     start = time.monotonic()
-    answer = sim("client", "--address", address, "--client-id", "0", *FEW, "--max-wait", "1")
-    assert answer.returncode == 1
-    assert answer.stderr == f"sim: --address {address}: no server within --max-wait 1 s: Connection refused\n"
+    result = sim("client", "--address", address, "--client-id", "0", *FEW, "--max-wait", "1")
+    assert result.returncode == 1
+    assert result.stderr == f"sim: --address {address}: no server within --max-wait 1 s: Connection refused\n"
     assert time.monotonic() - start < 60
 
 
@@ -198,9 +200,9 @@ def test_something_else_at_the_address(sim: Sim) -> None:
             connection.close()
 
         threading.Thread(target=answer_as_http, daemon=True).start()
-        answer = sim("client", "--address", address, "--client-id", "0", *FEW, "--max-wait", "1")
-    assert answer.returncode == 2
-    assert answer.stderr == f"sim: --address {address}: something answers there, but it is no server of sim\n"
+        result = sim("client", "--address", address, "--client-id", "0", *FEW, "--max-wait", "1")
+    assert result.returncode == 2
+    assert result.stderr == f"sim: --address {address}: a program answers there, but it is not a server of sim\n"
 
 
 def test_a_client_with_an_authority_at_a_plain_server(federation: Federation, certificates: Path) -> None:
@@ -215,8 +217,8 @@ def test_a_client_with_an_authority_at_a_plain_server(federation: Federation, ce
 def test_a_port_in_use(sim: Sim, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-        answer = sim("server", "--address", address)
-    assert (answer.returncode, answer.stderr) == (
+        result = sim("server", "--address", address)
+    assert (result.returncode, result.stderr) == (
         2,
         f"sim: --address {address}: the port is in use; choose another\n",
     )
@@ -233,8 +235,11 @@ def test_a_port_in_use(sim: Sim, tmp_path: Path) -> None:
             ["server", "--address", "localhost:0"],
             "--address localhost:0: must be host:port with a port from 1",
         ),
-        (["server", "--address", "0.0.0.0:8080"], "--address 0.0.0.0:8080: is not only this machine, so it needs TLS"),
-        (["client", "--address", "192.0.2.1:80", "--client-id", "0"], "--address 192.0.2.1:80: is not only this mach"),
+        (
+            ["server", "--address", "0.0.0.0:8080"],
+            "--address 0.0.0.0:8080: is not limited to this machine, so it needs TLS",
+        ),
+        (["client", "--address", "192.0.2.1:80", "--client-id", "0"], "--address 192.0.2.1:80: is not limited to"),
         (["server", "--certificate", "server.pem"], "TLS needs all of --certificate, --private-key and --ca"),
         (["server", "--min-clients", "3", "--num-clients", "2"], "--min-clients 3: must be at most --num-clients 2"),
         (["server", "--min-clients", "0"], "--min-clients 0: must be at least 1"),
@@ -248,10 +253,10 @@ def test_a_port_in_use(sim: Sim, tmp_path: Path) -> None:
     ],
 )
 def test_bad_options_are_one_line(sim: Sim, tmp_path: Path, words: list[str], line: str) -> None:
-    answer = sim(*words)
-    assert answer.returncode == 2
-    assert answer.stderr.startswith(f"sim: {line}"), answer.stderr
-    assert len(answer.stderr.splitlines()) == 1
+    result = sim(*words)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"sim: {line}"), result.stderr
+    assert len(result.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -263,7 +268,7 @@ def test_certificates_that_do_not_fit(sim: Sim, certificates: Path, tmp_path: Pa
         (own / "server.pem", own / "server.key", tmp_path / "empty.pem", "holds no certificate in PEM form"),
     ):
         words = [f"--certificate={certificate}", f"--private-key={key}", f"--ca={authority}"]
-        answer = sim("server", "--address", f"127.0.0.1:{free_port()}", *words)
-        assert answer.returncode == 2
-        assert line in answer.stderr
-        assert len(answer.stderr.splitlines()) == 1
+        result = sim("server", "--address", f"127.0.0.1:{free_port()}", *words)
+        assert result.returncode == 2
+        assert line in result.stderr
+        assert len(result.stderr.splitlines()) == 1

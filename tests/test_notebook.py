@@ -1,4 +1,4 @@
-"""Every notebook is executed on a small input, and shows the numbers of its tables."""
+"""Notebooks: each is executed on a small input and shows the numbers of its tables."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Sim = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def _execute(name: str) -> tuple[str, int]:
-    """Execute a notebook and return what it printed and showed as text, and the number of its pictures."""
+    """Execute a notebook and return its text output and the number of its pictures."""
     notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
-    assert all(not cell.get("outputs") for cell in notebook.cells)  # stored without outputs
+    assert all(not cell.get("outputs") for cell in notebook.cells)  # notebooks are stored without outputs
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
     outputs: list[Any] = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     pictures = sum("image/png" in output.get("data", {}) for output in outputs)
@@ -47,8 +47,8 @@ def test_the_noniid_notebook_shows_the_numbers_of_a_sweep(
 ) -> None:
     grid = ["--vary", "alpha=0.5,10", "--vary", "strategy=fedavg,fedprox,fedadam", "--seeds", "1"]
     few = ["--num-clients", "5", "--fraction-fit", "1", "--num-rounds", "1", "--local-epochs", "1"]
-    answer = sim("sweep", *grid, *few, "--engine", "inline", "--results-dir", "noniid")
-    assert answer.returncode == 0, answer.stderr
+    result = sim("sweep", *grid, *few, "--engine", "inline", "--results-dir", "noniid")
+    assert result.returncode == 0, result.stderr
     monkeypatch.setenv("SIM_SWEEP", str(tmp_path / "noniid"))
     text, pictures = _execute("noniid.ipynb")
     assert pictures == 1
@@ -92,8 +92,8 @@ def test_the_scalability_notebook_shows_the_numbers_of_a_scale_study(
 ) -> None:
     grid = ["--engine", "inline,ray", "--num-clients", "4", "--num-actors", "1,2", "--scaling", "strong"]
     few = ["--repeats", "1", "--num-rounds", "1", "--examples-per-client", "10"]
-    answer = sim("scale", *grid, *few, "--results-dir", "scale")
-    assert answer.returncode == 0, answer.stderr
+    result = sim("scale", *grid, *few, "--results-dir", "scale")
+    assert result.returncode == 0, result.stderr
     monkeypatch.setenv("SIM_SCALE", str(tmp_path / "scale"))
     text, pictures = _execute("scalability.ipynb")
     assert pictures == 3
@@ -109,5 +109,5 @@ def test_the_scalability_notebook_shows_the_numbers_of_a_scale_study(
         before, after = (updates["ray", row.num_clients, actors] for actors in (1, 2))
         found = f"second actor, {row.num_clients} clients: {before:.1f} → {after:.1f} clients a second, "
         assert f"{found}{row.speedup:.2f} times as fast, efficiency {row.efficiency:.2f}" in text
-    for seconds in frame.round_seconds:  # of the table of medians: one repeat is its own
+    for seconds in frame.round_seconds:  # the table of medians: with one repeat, each is the measured value
         assert f"{seconds:.3f}" in text

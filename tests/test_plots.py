@@ -1,3 +1,5 @@
+"""Plots: curves over seeds, pictures in every format, and commands that import nothing heavy."""
+
 from __future__ import annotations
 
 import subprocess
@@ -39,7 +41,7 @@ def test_runs_that_differ_only_in_their_seed_are_one_curve(tmp_path: Path) -> No
     assert curves[1].series("test_accuracy", "seconds")[0].tolist() == [0.5, 1.5]
 
 
-def test_the_figure_has_a_line_a_curve_a_band_a_mean_and_units(tmp_path: Path) -> None:
+def test_the_figure_has_a_line_per_curve_a_band_per_mean_and_units(tmp_path: Path) -> None:
     curves = plots.curves_of(
         [_run(tmp_path, f"s{seed}", [0.1, 0.2 * seed], RunConfig(seed=seed)) for seed in (1, 2)]
         + [_run(tmp_path, "central", [0.1, 0.9], CentralizedConfig())]
@@ -53,7 +55,7 @@ def test_the_figure_has_a_line_a_curve_a_band_a_mean_and_units(tmp_path: Path) -
         "time in rounds or epochs (seconds)",
         "accuracy (fraction)",
     )
-    assert loss.get_ylabel() == "loss (nats an example)"
+    assert loss.get_ylabel() == "loss (nats per example)"
     assert [text.get_text() for text in accuracy.get_legend().get_texts()] == [
         "s (mean ± sd of 2 seeds)",
         "central",
@@ -61,7 +63,7 @@ def test_the_figure_has_a_line_a_curve_a_band_a_mean_and_units(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("image_format", plots.FORMATS)
-def test_pictures_are_what_their_format_says(image_format: str) -> None:
+def test_pictures_have_the_format_that_was_asked_for(image_format: str) -> None:
     counts = np.array([[3, 0, 1], [0, 5, 2]])
     content = plots.render(plots.partition_figure(counts, ["a", "b", "c"]), image_format)
     assert {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[image_format] == content[
@@ -85,7 +87,7 @@ def test_bars_of_a_client_add_up_to_its_examples(num_classes: int) -> None:
 
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["plot", "one"], ["list"], ["report", "one"]])
-def test_these_commands_do_not_wait_for_torch_flwr_or_ray(tmp_path: Path, words: list[str]) -> None:
+def test_these_commands_do_not_import_torch_flwr_or_ray(tmp_path: Path, words: list[str]) -> None:
     _run(tmp_path / "results", "one", [0.1, 0.2], CentralizedConfig())
     program = (
         "import sys; from sim.cli import main\n"
@@ -95,7 +97,7 @@ def test_these_commands_do_not_wait_for_torch_flwr_or_ray(tmp_path: Path, words:
         "if '--help' in sys.argv: heavy |= {'pandas', 'matplotlib', 'numpy', 'rich'} & set(sys.modules)\n"
         "print('code', code, sorted(heavy))"
     )
-    answer = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program, *words], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert answer.stdout.splitlines()[-1] == "code 0 []"
+    assert result.stdout.splitlines()[-1] == "code 0 []"

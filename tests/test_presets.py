@@ -19,7 +19,7 @@ def test_the_published_experiments_are_there() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_preset_is_a_whole_config_with_source_accuracy_and_cost(name: str) -> None:
+def test_a_preset_is_a_complete_config_with_source_accuracy_and_cost(name: str) -> None:
     config = RunConfig.load(preset=name)
     assert config.dataset == "cifar10"
     text = preset_path(name).read_text(encoding="utf-8")
@@ -27,7 +27,7 @@ def test_a_preset_is_a_whole_config_with_source_accuracy_and_cost(name: str) -> 
         assert re.search(words, text), words
 
 
-def test_the_settings_that_the_papers_print() -> None:
+def test_the_settings_of_the_papers() -> None:
     mcmahan = RunConfig.load(preset="mcmahan2017")
     assert (mcmahan.num_clients, mcmahan.num_fit_clients, mcmahan.local_epochs, mcmahan.batch_size) == (
         100,
@@ -45,14 +45,14 @@ def test_the_settings_that_the_papers_print() -> None:
     assert RunConfig.load(preset="blazefl").num_fit_clients == 100
 
 
-def test_files_win_over_a_preset_and_flags_over_both(tmp_path: Path) -> None:
+def test_files_override_a_preset_and_flags_override_both(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("lr = 0.5\nnum_rounds = 7\n")
     config = RunConfig.load(path, preset="niid-bench", num_rounds=3, clients_per_round=4)
     assert (config.lr, config.num_rounds, config.num_fit_clients, config.momentum) == (0.5, 3, 4, 0.9)
 
 
-def test_arguments_of_a_strategy_or_partitioner_go_with_it() -> None:
+def test_a_new_strategy_or_partitioner_removes_the_arguments_of_the_old_one() -> None:
     assert RunConfig.load(preset="niid-bench").partitioner_args == {"self_balancing": True}
     assert RunConfig.load(preset="niid-bench", partitioner="iid").partitioner_args == {}
     assert RunConfig.load(preset="reddi2020", strategy="fedavg").strategy_args == {}
@@ -60,7 +60,7 @@ def test_arguments_of_a_strategy_or_partitioner_go_with_it() -> None:
     assert (kept.strategy, kept.strategy_args) == ("fedadam", {"eta": 1})
 
 
-def test_an_unknown_preset_is_named() -> None:
+def test_an_unknown_preset_is_an_error() -> None:
     with pytest.raises(ConfigError, match="--preset mcmahan: must be one of blazefl, hsu2019, mcmahan2017"):
         RunConfig.load(preset="mcmahan")
 

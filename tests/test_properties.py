@@ -1,4 +1,4 @@
-"""Files that were damaged, cut or swapped, and values of any kind: an error of ours, or the right thing."""
+"""Random damage to files and random values give either an error of sim or the right result."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _same(one: Any, other: Any) -> bool:
 
 @REUSED
 @given(_VALUES)
-def test_a_strategys_state_comes_back_to_the_bit(value: Any) -> None:
+def test_the_state_of_a_strategy_is_restored_exactly(value: Any) -> None:
     arrays: Arrays = {}
     tree = json.loads(json.dumps(encode(value, "strategy", arrays)))
     assert _same(decode(tree, "strategy", arrays), value)
@@ -74,7 +74,7 @@ def _checkpoint(number: int) -> Checkpoint:
     place=st.floats(0, 1, exclude_max=True),
     change=st.integers(1, 255) | st.none() | st.binary(max_size=40),
 )
-def test_a_damaged_checkpoint_gives_way_or_is_an_error(
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before_it(
     tmp_path_factory: pytest.TempPathFactory, file: str, place: float, change: int | bytes | None
 ) -> None:
     run = Run(tmp_path_factory.mktemp("run"))
@@ -102,7 +102,7 @@ def test_a_damaged_checkpoint_gives_way_or_is_an_error(
 
 @REUSED
 @given(place=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255) | st.none(), table=st.booleans())
-def test_a_damaged_table_or_config_is_an_error_or_a_table(
+def test_a_damaged_table_or_config_is_an_error_or_can_be_read(
     tmp_path_factory: pytest.TempPathFactory, place: float, change: int | None, table: bool
 ) -> None:
     writer = RunWriter.create(str(tmp_path_factory.mktemp("results")), "run", RunConfig().to_toml(), clients=True)
@@ -134,21 +134,21 @@ def test_a_damaged_table_or_config_is_an_error_or_a_table(
     alpha=st.floats(0.05, 100),
     seed=st.integers(0, 2**40),
 )
-def test_a_partition_deals_each_example_at_most_once_and_nobody_is_empty(
+def test_a_partition_uses_each_example_at_most_once_and_no_client_is_empty(
     num_examples: int, num_clients: int, partitioner: str, alpha: float, seed: int
 ) -> None:
     labels = np.arange(num_examples) % 5
     config = RunConfig(num_clients=num_clients, partitioner=partitioner, alpha=alpha, seed=seed, fraction_fit=1.0)
-    dealt = None
+    assigned = None
     with suppress(UsageError):
-        dealt = partition.assign(labels, config)
-    if dealt is None:
+        assigned = partition.assign(labels, config)
+    if assigned is None:
         return
-    assert dealt.num_clients == num_clients
-    assert dealt.sizes.min() >= 1
-    assert len(np.unique(dealt.indices)) == len(dealt.indices) <= num_examples
-    assert dealt.indices.min() >= 0
-    assert dealt.indices.max() < num_examples
+    assert assigned.num_clients == num_clients
+    assert assigned.sizes.min() >= 1
+    assert len(np.unique(assigned.indices)) == len(assigned.indices) <= num_examples
+    assert assigned.indices.min() >= 0
+    assert assigned.indices.max() < num_examples
 
 
 @pytest.mark.parametrize("writes", [lambda run: run.path.rmdir, lambda run: (run.path / "x").touch])
@@ -156,5 +156,5 @@ def test_a_foreign_folder_has_no_checkpoint(tmp_path: Path, writes: Callable[[Ru
     run = Run(tmp_path / "foreign")
     run.path.mkdir()
     writes(run)()
-    with pytest.raises(UsageError, match="has no checkpoint to go on from"):
+    with pytest.raises(UsageError, match="has no checkpoint to continue from"):
         read_last(run)

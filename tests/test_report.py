@@ -1,4 +1,4 @@
-"""sim report: the page says what the tables say, stands alone, and is legible in a real browser."""
+"""sim report: the page shows the numbers of the tables, needs no other file, and is readable in a real browser."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SCRIPT = "ValueError: <script>document.title = 'broken'</script>, \"quoted\""
 
 
 class Page(HTMLParser):
-    """Tables by id as rows of (text, attributes); and every start tag."""
+    """A parsed page: its tables by id, as rows of (text, attributes), and every start tag."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Page(HTMLParser):
         return [[" ".join(text.split()) for text, _ in row] for row in self.tables[table]]
 
     def numbers(self, table: str) -> dict[str, list[tuple[float, float | None] | None]]:
-        """First cell of a row → (data-value, data-sd) of the others; None where there is a dash."""
+        """Return the first cell of each row → (data-value, data-sd) of the other cells; None for a dash."""
 
         def number(attributes: dict[str, str | None]) -> tuple[float, float | None] | None:
             value, sd = attributes.get("data-value"), attributes.get("data-sd")
@@ -76,7 +76,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def sweep(small: Callable[..., Run], tmp_path: Path) -> Path:
-    """Two alphas, two seeds; and a centralised run."""
+    """Return a folder of federated runs with two alphas and two seeds, and a centralised run."""
     for alpha in (0.1, 10.0):
         for seed in (0, 1):
             small(alpha=alpha, seed=seed, name=f"alpha{alpha:g}-seed{seed}", fraction_evaluate=0.5)
@@ -85,9 +85,9 @@ def sweep(small: Callable[..., Run], tmp_path: Path) -> Path:
 
 
 def _written(sim: Sim, tmp_path: Path, *words: str) -> Page:
-    answer = sim("report", *words, "-o", "page.html")
-    assert (answer.returncode, answer.stderr) == (0, "")
-    assert answer.stdout == "report          page.html\n"
+    result = sim("report", *words, "-o", "page.html")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == "report          page.html\n"
     return Page(tmp_path / "page.html")
 
 
@@ -139,7 +139,7 @@ def test_the_numbers_are_those_of_the_tables(sim: Sim, sweep: Path, tmp_path: Pa
     assert shown["rounds"] == "1 of 1 epochs"
 
 
-def test_the_page_begins_with_what_differs_and_shows_all_there_is(sim: Sim, sweep: Path, tmp_path: Path) -> None:
+def test_the_page_begins_with_the_differences_and_has_all_sections(sim: Sim, sweep: Path, tmp_path: Path) -> None:
     environment = sweep / "alpha10-seed0" / "environment.json"
     environment.write_text(json.dumps({**json.loads(environment.read_text()), "cpu": "another"}))
     page = _written(sim, tmp_path, *(f"alpha{alpha}-seed{seed}" for alpha in ("0.1", "10") for seed in (0, 1)))
@@ -154,9 +154,10 @@ def test_the_page_begins_with_what_differs_and_shows_all_there_is(sim: Sim, swee
     assert page.source.index('id="differences"') < page.source.index("<details>") < page.source.index("<img")
     assert "alpha0.1 (mean ± sd of 2 seeds)" in page.text
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert [str(picture["src"])[:18] for picture in pictures].count("data:image/png;bas") == 2  # a partition an alpha
+    num_partitions = [str(picture["src"])[:18] for picture in pictures].count("data:image/png;bas")
+    assert num_partitions == 2  # one per alpha
     assert len(pictures) == 2 + 2 + 2 + 1
-    assert page.text.count("only this seed is shown, seed 1 deals") == 2
+    assert page.text.count("only this seed is shown, and seed 1 gives a different partition") == 2
     final, sd = page.numbers("summary-table")["alpha10"][2] or (0, 0)
     assert f"alpha10 {final:.3f} ± {sd:.3f}" in str(pictures[0]["alt"])
     assert "None: no client failed." in page.text
@@ -185,40 +186,40 @@ def test_failures_are_counted_and_nothing_in_a_name_or_an_error_is_markup(
     assert page.numbers("summary-table")[HOSTILE][-1] == (5, None)
     assert {"script", "iframe", "object"}.isdisjoint(tag for tag, _ in page.tags)
     assert all(str(attributes["src"]).startswith("data:") for tag, attributes in page.tags if tag == "img")
-    assert "--fraction-evaluate above 0 measures" in page.text
+    assert "Set --fraction-evaluate above 0 to measure" in page.text
 
 
-def test_runs_under_way_are_shown_as_far_as_they_are(sim: Sim, tmp_path: Path) -> None:
+def test_runs_that_are_not_finished_are_shown(sim: Sim, tmp_path: Path) -> None:
     _fake(tmp_path / "results", "begun", RunConfig(num_rounds=9), [])
     only = _written(sim, tmp_path, "begun")
-    assert "begun (no round yet of 9)" in " ".join(only.text.split())
+    assert "begun (no round of 9 yet)" in " ".join(only.text.split())
     assert "No round was measured yet." in only.text
-    assert "has no readable partition.png (yet)" in " ".join(only.text.split())
-    assert "No environment.json (yet): begun." in only.text
+    assert "has no readable partition.png." in " ".join(only.text.split())
+    assert "These runs have no environment.json: begun." in only.text
     assert only.numbers("summary-table")["begun"][2:] == [None, None, None, None, None, (0, None)]
 
     _fake(tmp_path / "results", "stopped", RunConfig(num_rounds=9, lr=0.5), [0.1, 0.2, 0.3])
     _fake(tmp_path / "results", "reached", RunConfig(num_rounds=9, lr=0.6, target_accuracy=0.2), [0.1, 0.2])
     _fake(tmp_path / "results", "epochs", CentralizedConfig(epochs=3), [0.1])
     page = _written(sim, tmp_path, "results")
-    said = " ".join(page.text.split())
-    assert "stopped: begun (no round yet of 9); epochs (after epoch 0 of 3); stopped (after round 2 of 9)." in said
+    text = " ".join(page.text.split())
+    assert "stopped: begun (no round of 9 yet); epochs (after epoch 0 of 3); stopped (after round 2 of 9)." in text
     assert page.numbers("summary-table")["stopped"][1:3] == [(2, None), (0.3, None)]
     (header, *rows) = page.texts("differences")
     assert header[:2] == ["curve", "kind"]
     assert [row[1] for row in rows] == ["federated", "centralised", "federated", "federated"]
 
 
-def test_folders_give_their_runs_in_natural_order_and_each_once(tmp_path: Path) -> None:
+def test_the_runs_of_a_folder_come_in_natural_order_and_once(tmp_path: Path) -> None:
     for name in ("run10", "run2", "run3"):
         _fake(tmp_path / "sweep", name, RunConfig(), [0.1])
     chosen = runs.chosen_runs([str(tmp_path / "sweep" / "run3"), "sweep"], str(tmp_path))
     assert [run.name for run in chosen] == ["run3", "run2", "run10"]
-    with pytest.raises(RunFolderError, match=r"run nothing: neither .*; there are: run10, run2, run3"):
+    with pytest.raises(RunFolderError, match=r"run nothing: neither .*; existing runs: run10, run2, run3"):
         runs.chosen_runs(["nothing"], str(tmp_path / "sweep"))
 
 
-def test_only_what_both_kinds_of_run_know_can_differ_between_them() -> None:
+def test_only_settings_that_both_kinds_of_run_have_can_differ_between_them() -> None:
     federated = {"lr": 0.1, "num_rounds": 5, "strategy_args": {"tau": 1.0}, "name": "a"}
     another = {**federated, "strategy_args": {}, "name": "b"}
     settings = comparison.compare_configs([federated, another, {"lr": 0.2, "epochs": 1}])
@@ -228,7 +229,7 @@ def test_only_what_both_kinds_of_run_know_can_differ_between_them() -> None:
     }
 
 
-def test_eighteen_curves_of_one_name_stay_apart(tmp_path: Path) -> None:
+def test_eighteen_curves_of_one_name_are_distinct(tmp_path: Path) -> None:
     runs = [_fake(tmp_path / str(number), "same", RunConfig(lr=0.1 + number), [0.1, 0.2]) for number in range(18)]
     groups = numbers.groups_of([ReadRun(run.path) for run in runs])
     assert [group.name for group in groups] == ["same", *(f"same #{number}" for number in range(2, 19))]
@@ -258,8 +259,8 @@ def _page_is_a_folder(root: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "words", "says"),
     [
-        (_folder_of_nothing, ["empty"], "run empty: empty is no run and holds none (a run has a config.toml); there"),
-        (_page_is_a_folder, ["nowhere"], "run nowhere: neither a run in results nor a path to one; there are: one"),
+        (_folder_of_nothing, ["empty"], "run empty: empty is neither a run (it has no config.toml) nor a folder"),
+        (_page_is_a_folder, ["nowhere"], "run nowhere: neither a run in results nor a path to one; existing runs: one"),
         (_other_columns, ["old"], "rounds.csv: has the columns round, accuracy, not round, num_clients"),
         (_broken_environment, ["odd"], "environment.json: Expecting property name"),
         (_page_is_a_folder, ["one", "-o", "page.pdf"], "-o page.pdf: the ending must be .html"),
@@ -272,23 +273,23 @@ def test_mistakes_are_one_line(
 ) -> None:
     prepare(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    answer = sim("report", *words)
-    assert (answer.returncode, answer.stdout, answer.stderr.count("\n")) == (2, "", 1)
-    assert says in answer.stderr
+    result = sim("report", *words)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert says in result.stderr
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_page_that_does_not_fit_on_the_disk_leaves_the_one_before(sim: Sim, tmp_path: Path) -> None:
+def test_a_page_that_does_not_fit_on_the_disk_leaves_the_old_page(sim: Sim, tmp_path: Path) -> None:
     _fake(tmp_path / "results", "one", CentralizedConfig(), [0.1])
     (tmp_path / "page.html").write_text("before")
-    answer = sim("report", "one", "-o", "page.html", prefix=("prlimit", "--fsize=9999"))
-    assert (answer.returncode, answer.stderr) == (2, "sim: -o page.html: cannot be written: File too large\n")
+    result = sim("report", "one", "-o", "page.html", prefix=("prlimit", "--fsize=9999"))
+    assert (result.returncode, result.stderr) == (2, "sim: -o page.html: cannot be written: File too large\n")
     assert (tmp_path / "page.html").read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "results"]
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_browser_shows_it_without_network_on_a_desk_and_on_a_phone(
+def test_a_browser_shows_the_page_without_network_at_the_width_of_a_desktop_and_a_phone(
     sim: Sim, sweep: Path, tmp_path: Path, browser: webdriver.Chrome, width: int
 ) -> None:
     (sweep / "alpha0.1-seed0").rename(sweep / HOSTILE)

@@ -206,8 +206,8 @@ def _edit(run: Run, change: Callable[[dict[str, Any]], Any]) -> None:
         (_no_json, "2: damaged: TypeError"),
         (_digit, "2: state.json is damaged; "),
         (_columns, "does not fit: columns of rounds.csv was"),
-        (_format, "2: of format 99, this version reads 1"),
-        (_strategy, "2: holds no state of this strategy: strategy: of a Krum, not of a FedAvg"),
+        (_format, "2: has the format 99, but this version of sim reads format 1"),
+        (_strategy, "2: does not belong to this strategy: strategy: the state is of the class Krum, not FedAvg"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

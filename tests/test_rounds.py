@@ -10,12 +10,13 @@ from flwr.common import Context, RecordDict
 from safetensors.numpy import load_file
 
 from sim import Run, RunConfig
-from sim.client.runtime import get_weights, workbench
+from sim.client.runtime import ClientRuntime
 from sim.data import examples, partition
 from sim.errors import ClientError, RunError
 from sim.run_folder.folder import open_run
 from sim.seeds import Purpose, seeded
 from sim.setup import prepare
+from sim.training.weights import get_weights
 
 
 def _weights(run: Run) -> dict[str, np.ndarray]:
@@ -27,13 +28,13 @@ def test_one_round_is_federated_averaging_as_the_paper_writes_it(small: Callable
     run = small(num_rounds=1, local_epochs=2)
     clients = run.clients()
     config = RunConfig(num_clients=10, clients_per_round=4, num_rounds=1, local_epochs=2, engine="inline")
-    bench = workbench(prepare.prepare(config).program)
-    start = get_weights(bench.net)
+    runtime = ClientRuntime(prepare.prepare(config).spec)
+    start = get_weights(runtime.net)
     total = [np.zeros(array.shape) for array in start]
     for client_id in clients.client_id:
         with seeded(0, Purpose.FIT, 1, int(client_id)):
             context = Context(0, 0, {"partition-id": int(client_id)}, RecordDict(), {})
-            client = bench.client(context).numpy_client  # type: ignore[attr-defined]
+            client = runtime.client(context).numpy_client  # type: ignore[attr-defined]
             weights, num_examples, _ = client.fit(
                 start, {"local_epochs": 2, "batch_size": 8, "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}
             )
@@ -41,9 +42,9 @@ def test_one_round_is_federated_averaging_as_the_paper_writes_it(small: Callable
             np.add(sum_so_far, array.astype(float) * num_examples, out=sum_so_far)
     mean = [array / clients.num_examples.sum() for array in total]
     found = _weights(run)
-    for name, expected in zip(bench.net.state_dict(), mean, strict=True):
+    for name, expected in zip(runtime.net.state_dict(), mean, strict=True):
         assert np.abs(found[name] - expected).max() < 1e-6
-        assert not np.array_equal(found[name], start[list(bench.net.state_dict()).index(name)])
+        assert not np.array_equal(found[name], start[list(runtime.net.state_dict()).index(name)])
 
 
 def test_records_add_up(small: Callable[..., Run]) -> None:

@@ -1,4 +1,4 @@
-"""Scale studies: real cells, cells that fail, and the arithmetic of scaling on exact numbers."""
+"""Scale studies: real cells, cells that fail, and scaling computed from exact numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GRID = ("--num-clients", "4", "--num-actors", "1,2", "--repeats", "1", "--num-ro
 FEW = ("--examples-per-client", "8", "--results-dir", "s")
 
 
-def test_a_grid_is_measured_goes_on_where_it_stopped_and_is_drawn(sim: Sim, tmp_path: Path) -> None:
+def test_a_grid_is_measured_continues_where_it_stopped_and_is_drawn(sim: Sim, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sim", "scale", *GRID, *FEW]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -37,9 +37,9 @@ def test_a_grid_is_measured_goes_on_where_it_stopped_and_is_drawn(sim: Sim, tmp_
     process.communicate(timeout=60)
     assert process.returncode == 130
     first = (tmp_path / "s" / "scale.csv").read_text()
-    answer = sim("scale", *GRID, *FEW)
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stderr.splitlines()[0].startswith("2/4 ray · 4 clients · 2 actors · ")
+    result = sim("scale", *GRID, *FEW)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.splitlines()[0].startswith("2/4 ray · 4 clients · 2 actors · ")
     assert (tmp_path / "s" / "scale.csv").read_text().startswith(first)
     frame = read_scale(tmp_path / "s" / "scale.csv")
     assert frame[["engine", "num_clients", "num_actors", "status"]].to_numpy().tolist() == [
@@ -64,7 +64,7 @@ def test_a_grid_is_measured_goes_on_where_it_stopped_and_is_drawn(sim: Sim, tmp_
     ray = frame[frame.engine == "ray"]
     assert (ray.actors_mib >= ray.num_actors * 100).all()
     assert frame[frame.engine == "inline"].actors_mib.isna().all()
-    lines = answer.stdout.splitlines()
+    lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines[-7:]] == ["efficiency"] * 2 + ["table"] * 2 + ["picture"] * 3
     assert lines[-7].endswith("4 clients on 2 actors (ray, strong scaling)")
     assert lines[-6].endswith("8 clients on 2 actors (ray, weak scaling)")
@@ -73,10 +73,10 @@ def test_a_grid_is_measured_goes_on_where_it_stopped_and_is_drawn(sim: Sim, tmp_
 
     other = sim("scale", *GRID, *FEW, "--lr", "0.01")
     assert (other.returncode, other.stderr.count("\n")) == (2, 1)
-    assert "has cells with --lr not given, not 0.01; choose another --results-dir" in other.stderr
+    assert "holds cells with other settings (--lr not given, now 0.01); choose another --results-dir" in other.stderr
 
 
-def test_cells_that_run_out_of_memory_or_time_are_recorded_and_the_grid_goes_on(sim: Sim, tmp_path: Path) -> None:
+def test_cells_that_run_out_of_memory_or_time_are_recorded_and_the_grid_continues(sim: Sim, tmp_path: Path) -> None:
     few = (
         "--num-clients",
         "2",
@@ -156,9 +156,9 @@ def test_what_nvidia_smi_prints_is_read() -> None:
     ("words", "message"),
     [
         (("--num-clients", "10,x"), "--num-clients x: must be a whole number, at least 1"),
-        (("--num-clients", "10,10"), "--num-clients 10,10: has a value twice"),
+        (("--num-clients", "10,10"), "--num-clients 10,10: contains the same value twice"),
         (("--num-actors", "0"), "--num-actors 0: must be a whole number, at least 1"),
-        (("--engine", "ray,threads"), "--engine ray,threads: must be of ray, inline"),
+        (("--engine", "ray,threads"), "--engine ray,threads: must contain only ray, inline"),
         (("--repeats", "0"), "--repeats 0: must be a whole number, at least 1"),
         (("--num-examples", "3", "--num-clients", "2", "--num-cpus", "2"), "--num-cpus: did you mean"),
         (("--scaling", "diagonal"), "argument --scaling: invalid choice"),
@@ -169,14 +169,14 @@ def test_what_nvidia_smi_prints_is_read() -> None:
     ],
 )
 def test_a_wrong_flag_is_one_line(sim: Sim, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
-    answer = sim("scale", *words)
-    assert (answer.returncode, answer.stdout) == (2, "")
-    assert answer.stderr.startswith(f"sim: {message}")
-    assert answer.stderr.count("\n") == 1
+    result = sim("scale", *words)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"sim: {message}")
+    assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_foreign_table_is_named(tmp_path: Path) -> None:
+def test_a_table_with_other_columns_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "scale.csv").write_text("a,b\n1,2\n")
     with pytest.raises(RunFolderError, match="has the columns a, b, not engine, num_clients"):
         read_scale(tmp_path / "scale.csv")

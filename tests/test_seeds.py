@@ -20,7 +20,7 @@ def test_a_stream_depends_on_each_of_its_four_numbers() -> None:
     assert len(drawn) == 5
 
 
-def test_the_global_generators_are_seeded_inside_and_untouched_outside() -> None:
+def test_the_global_generators_are_seeded_inside_and_unchanged_outside() -> None:
     random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
     expected = _draw(), _draw()
     random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002

@@ -1,4 +1,4 @@
-"""What fits on a machine and what a run will take: arithmetic on exact numbers, and the command on a real client."""
+"""sim size: how many actors fit and how long a run takes, from exact numbers and from a real client."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_scarcest_resource_decides() -> None:
     assert (found.num_actors, found.limit) == (16, "memory")
     assert capacity(need, Machine(64, None), 10, uses_gpu=False).num_actors == 10
     assert capacity(need, Machine(64, GIB), 10, uses_gpu=False).num_actors == 0
-    # 1.05 CPUs busy are two processes on two CPUs; 1.5 are one
+    # Two processes that use 1.05 CPUs each fit on two CPUs; of processes that use 1.5 CPUs only one fits.
     for busy, actors in ((0.5, 4), (1.05, 2), (1.5, 1), (2.0, 1)):
         assert capacity(replace(need, busy_cpus=busy), Machine(2, None), 100, uses_gpu=False).num_actors == actors
 
@@ -50,7 +50,7 @@ def test_a_gpu_is_shared_by_what_its_memory_holds() -> None:
 
 @pytest.mark.parametrize("num_actors", range(1, 40))
 @pytest.mark.parametrize("num_cpus", [2, 7, 16, 64])
-def test_the_flags_start_as_many_as_were_promised(num_actors: int, num_cpus: int) -> None:
+def test_the_flags_start_as_many_actors_as_fit(num_actors: int, num_cpus: int) -> None:
     found = Capacity({"CPUs": min(num_actors, num_cpus)}, num_cpus, 1)
     assert int(num_cpus / found.cpus_of_an_actor) >= found.num_actors
     assert int(1 / found.gpus_of_an_actor) == found.num_actors
@@ -61,49 +61,49 @@ def test_seconds_follow_from_examples() -> None:
     assert line.tolist() == pytest.approx([0.5, 3.5])
     assert predicted([(10, 2.0), (10, 4.0)], np.array([10, 20])).tolist() == [3.0, 6.0]
     falling = predicted([(10, 4.0), (20, 2.0)], np.array([15]))
-    assert falling.tolist() == pytest.approx([3.0])  # noise: in proportion, as 6 s for 30 examples
+    assert falling.tolist() == pytest.approx([3.0])  # a falling line is noise: 6 s per 30 examples
 
 
-def test_the_last_actor_ends_a_round() -> None:
+def test_a_round_ends_with_its_last_actor() -> None:
     assert mean_makespan(np.full(10, 2.0), 10, 1, 0) == 20.0
     assert mean_makespan(np.full(10, 2.0), 5, 2, 0) == 6.0
     assert mean_makespan(np.array([4.0, 1.0, 1.0, 1.0, 1.0]), 5, 2, 0) == 4.0
 
 
-def test_size_measures_a_client_and_foresees_the_run(sim: Sim, tmp_path: Path) -> None:
+def test_size_measures_a_client_and_forecasts_the_run(sim: Sim, tmp_path: Path) -> None:
     flags = ("--num-clients", "20", "--num-rounds", "3", "--fraction-evaluate", "0.1", "--engine", "inline")
-    answer = sim("size", *flags)
-    assert answer.returncode == 0, answer.stderr
-    words = {line[:16].strip(): line[16:] for line in answer.stdout.splitlines()}
+    result = sim("size", *flags)
+    assert result.returncode == 0, result.stderr
+    words = {line[:16].strip(): line[16:] for line in result.stdout.splitlines()}
     assert list(words) == [
         "one client",
         "CPUs",
         "memory",
         "actors that fit",
         "throughput",
-        "a round",
+        "one round",
         "start and end",
         "the whole run",
     ]
-    assert re.match(r"0\.\d+ s for \d+ examples, \d+ measured", words["one client"])
+    assert re.match(r"0\.\d+ s for \d+ examples \(mean of \d+ measurements\)", words["one client"])
     busy = float(words["CPUs"].split()[0])
     assert 0.3 < busy < 1.2
     assert 100 < int(words["memory"].split()[0]) < 4000
     assert float(words["throughput"].split()[0]) > 1
     assert words["the whole run"].endswith("for 3 rounds of 4 clients")
     assert list(tmp_path.iterdir()) == []
-    assert answer.stderr == ""
+    assert result.stderr == ""
 
 
 def test_a_client_that_raises_is_one_line(sim: Sim, tmp_path: Path) -> None:
-    answer = sim("size", "--client", "hungry:Hungry", "--results-dir", str(tmp_path), cwd=PROGRAMS)
-    assert answer.returncode == 1
-    assert answer.stderr.startswith("sim: a client could not be measured: client ")
-    assert "allocate memory" in answer.stderr
-    assert answer.stderr.count("\n") == 1
+    result = sim("size", "--client", "hungry:Hungry", "--results-dir", str(tmp_path), cwd=PROGRAMS)
+    assert result.returncode == 1
+    assert result.stderr.startswith("sim: a client could not be measured: client ")
+    assert "allocate memory" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
-def test_auto_is_no_gpu_where_there_is_none(small: Callable[..., Run]) -> None:
+def test_auto_means_no_gpu_if_there_is_none(small: Callable[..., Run]) -> None:
     assert gpus_for(RunConfig(device="cpu"), 2) == 0.0
     run = small(num_gpus="auto", device="cpu")
     assert run.config()["num_gpus"] == 0.0

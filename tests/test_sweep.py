@@ -1,4 +1,4 @@
-"""Sweeps: the product of values over seeds, killed and started again, with intervals that follow from the tables."""
+"""Sweeps: combinations of values and seeds, a sweep that is killed and started again, and exact intervals."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TARGET = 0.4
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of 8 runs that was killed after the second and started again; its folder."""
+    """Return the folder of a sweep of 8 runs that was killed after two runs and started again."""
     folder = tmp_path_factory.mktemp("sweep")
     command = [sys.executable, "-m", "sim", *WORDS, *FEW, "--target-accuracy", str(TARGET)]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
@@ -43,15 +43,15 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     process.wait()
     before = {run.name: run.rounds_path.stat().st_mtime_ns for run in list_runs(str(folder / "s")) if run.is_done()}
     assert 2 <= len(before) < 8
-    answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.splitlines()[-2:] == ["tables          s/sweep.csv, s/runs.csv", "picture         s/sweep.png"]
-    for name, changed in before.items():  # none twice
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-2:] == ["tables          s/sweep.csv, s/runs.csv", "picture         s/sweep.png"]
+    for name, changed in before.items():  # no finished run was executed again
         assert (folder / "s" / name / "rounds.csv").stat().st_mtime_ns == changed
     return folder / "s"
 
 
-def test_a_killed_sweep_goes_on_and_has_each_run_once(swept: Path) -> None:
+def test_a_killed_sweep_continues_and_has_each_run_once(swept: Path) -> None:
     names = [run.name for run in list_runs(str(swept))]
     assert names == [
         f"alpha-{alpha}_strategy-{strategy}_seed-{seed}"
@@ -102,7 +102,7 @@ def test_intervals_follow_from_the_tables_of_the_runs(swept: Path) -> None:
 @pytest.mark.parametrize("width", [1280, 390])
 def test_its_report_in_a_browser(sim: Sim, swept: Path, tmp_path: Path, browser: webdriver.Chrome, width: int) -> None:
     assert sim("report", str(swept), "-o", "sweep.html").returncode == 0
-    # accuracy, loss, a partition for each alpha, and the time
+    # The images are accuracy, loss, one partition for each alpha, and the time.
     assert_shown(browser, tmp_path / "sweep.html", width, num_images=5)
     means = pd.read_csv(swept / "sweep.csv").final_accuracy_mean
     page = (tmp_path / "sweep.html").read_text()
@@ -111,7 +111,7 @@ def test_its_report_in_a_browser(sim: Sim, swept: Path, tmp_path: Path, browser:
 
 
 def test_an_interval_of_exact_numbers() -> None:
-    # t with 2 degrees of freedom leaves 2.5 % above 4.302653
+    # With 2 degrees of freedom, 2.5 % of the t distribution lie above 4.302653.
     found = Interval.of([1.0, 2.0, 3.0])
     assert (found.mean, found.sd) == (2.0, 1.0)
     assert (found.low, found.high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
@@ -120,19 +120,19 @@ def test_an_interval_of_exact_numbers() -> None:
 
 
 def test_the_same_folder_with_other_settings_is_refused(sim: Sim, swept: Path) -> None:
-    answer = sim(*WORDS[:-1], str(swept), *FEW, "--lr", "0.05")
-    assert answer.returncode == 2
-    assert answer.stderr.count("\n") == 1
-    assert "is a run with --lr 0.1, not 0.05; choose another --results-dir or remove it" in answer.stderr
+    result = sim(*WORDS[:-1], str(swept), *FEW, "--lr", "0.05")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "holds a run with --lr 0.1, not 0.05; choose another --results-dir or remove the folder" in result.stderr
 
 
 def test_a_failed_run_is_shown_and_does_not_end_the_sweep(sim: Sim, tmp_path: Path) -> None:
     words = ["sweep", "--vary", "on_client_error=stop,drop", "--seeds", "1", "--results-dir", str(tmp_path / "s")]
-    answer = sim(*words, *FEW, "--client", "own:Failing", "--num-rounds", "3", cwd=PROGRAMS)
-    assert answer.returncode == 1
-    last = answer.stderr.splitlines()[-1]
+    result = sim(*words, *FEW, "--client", "own:Failing", "--num-rounds", "3", cwd=PROGRAMS)
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
     assert last.startswith("sim: 1 of 2 runs failed, first on_client_error-stop_seed-0: client ")
-    assert last.endswith("; the same command tries them again")
+    assert last.endswith("; run the same command again to retry them")
     runs = pd.read_csv(tmp_path / "s" / "runs.csv")
     assert runs.status.tolist() == ["failed", "done"]
     assert "ValueError" in runs.error[0]
@@ -157,15 +157,18 @@ def test_ctrl_c_ends_a_sweep_with_checkpoints_and_no_process(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("alhpa=1", "--vary alhpa=1: unknown key alhpa; the keys are dataset, data_dir"),
+        ("alhpa=1", "--vary alhpa=1: unknown setting alhpa; the settings are dataset, data_dir"),
         ("alpha", "--vary alpha: must be setting=value,value, e.g. alpha=0.1,1.0"),
         ("alpha=", "--vary alpha=: must be setting=value,value"),
-        ("alpha=1,,2", "--vary alpha=1,,2: has an empty value"),
-        ("alpha=1,1.0", "--vary alpha=1,1.0: has a value twice"),
+        ("alpha=1,,2", "--vary alpha=1,,2: contains an empty value"),
+        ("alpha=1,1.0", "--vary alpha=1,1.0: contains the same value twice"),
         ("alpha=x", "--alpha x: must be a number, above 0"),
-        ("seed=1,2", "--vary seed=1,2: seed follows from --seeds"),
-        ("strategy_args=eta", "--vary strategy_args=eta: must vary one of its arguments, e.g. strategy_args.name=1,2"),
-        ("alpha.x=1", "--vary alpha.x=1: must vary alpha alone, without .x"),
+        ("seed=1,2", "--vary seed=1,2: seed cannot be varied; it is set by --seeds"),
+        (
+            "strategy_args=eta",
+            "--vary strategy_args=eta: name one argument of strategy_args, e.g. strategy_args.name=1,2",
+        ),
+        ("alpha.x=1", "--vary alpha.x=1: alpha has no arguments; leave out .x"),
     ],
 )
 def test_a_wrong_axis_is_one_line(text: str, message: str) -> None:
@@ -174,10 +177,10 @@ def test_a_wrong_axis_is_one_line(text: str, message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
-def test_an_unknown_key_on_the_command_line(sim: Sim, tmp_path: Path) -> None:
+def test_wrong_flags_of_a_sweep_are_one_line(sim: Sim, tmp_path: Path) -> None:
     for words in (["--vary", "alhpa=1"], ["--seeds", "0"], ["--name", "x"], ["--jobs", "x"], ["--vary", "alpha=-1"]):
-        answer = sim("sweep", *words)
-        assert (answer.returncode, answer.stderr.count("\n"), answer.stdout) == (2, 1, ""), answer.stderr
+        result = sim("sweep", *words)
+        assert (result.returncode, result.stderr.count("\n"), result.stdout) == (2, 1, ""), result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -189,13 +192,13 @@ def test_arguments_of_a_strategy_are_varied_and_a_new_strategy_drops_the_old_one
     assert found[1].configs[1].name == "strategy-fedadam_eta-0.1_seed-6"
     kept = variants(given, [parse_axis("strategy_args.proximal_mu=0.1,0.2")], 1, "r")
     assert [v.configs[0].strategy_args for v in kept] == [{"proximal_mu": 0.1}, {"proximal_mu": 0.2}]
-    with pytest.raises(ConfigError, match="a key is there twice"):
+    with pytest.raises(ConfigError, match="the same setting is given twice"):
         variants({}, [parse_axis("alpha=1"), parse_axis("alpha=2")], 1, "r")
     with pytest.raises(ConfigError, match=r"--vary num_clients=3: --clients-per-round 4: must be at most"):
         variants({"clients_per_round": 4}, [parse_axis("num-clients=3")], 1, "r")
 
 
-def test_names_of_values_that_a_file_cannot_have() -> None:
+def test_names_of_values_that_are_not_valid_file_names() -> None:
     texts = parse_axis("strategy=own.a:B,own.a:C")
     found = variants({}, [texts], 1, "r")
     assert [v.configs[0].name for v in found] == ["strategy-own.a-B_seed-0", "strategy-own.a-C_seed-0"]

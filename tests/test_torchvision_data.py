@@ -1,4 +1,4 @@
-"""Files in torchvision's own formats, written here, read through torchvision."""
+"""Files in the formats of torchvision's data sets, written by these tests and read with torchvision."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPLITS = (("train", 60), ("t10k", 20))
 
 
 def _idx(array: np.ndarray) -> bytes:
-    """The MNIST format: 0, 0, type (8 for bytes), number of dimensions, sizes in big-endian, bytes."""
+    """Return an array in the MNIST format: 0, 0, type (8 for uint8), number of dimensions, big-endian sizes, bytes."""
     return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
 
 
@@ -38,7 +38,7 @@ def _mnist(root: Path, folder: str = "MNIST") -> Path:
 
 
 @pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
-def test_files_of_mnists_format_are_read_to_the_byte(tmp_path: Path, name: str, folder: str) -> None:
+def test_files_in_the_mnist_format_are_read_exactly(tmp_path: Path, name: str, folder: str) -> None:
     _mnist(tmp_path, folder)
     found = examples.load(RunConfig(dataset=name, data_dir=str(tmp_path), image_size=28))
     assert found.train.images.shape == (60, 28, 28, 1)
@@ -49,7 +49,7 @@ def test_files_of_mnists_format_are_read_to_the_byte(tmp_path: Path, name: str, 
     assert examples.load(RunConfig(dataset=name, data_dir=str(tmp_path))).train.images.shape == (60, 32, 32, 1)
 
 
-def test_changed_files_are_another_data_set(tmp_path: Path) -> None:
+def test_changed_files_are_read_again(tmp_path: Path) -> None:
     raw = _mnist(tmp_path)
     config = RunConfig(dataset="mnist", data_dir=str(tmp_path))
     first = examples.load(config).folder
@@ -58,13 +58,13 @@ def test_changed_files_are_another_data_set(tmp_path: Path) -> None:
     assert examples.load(config).train.labels.tolist() == [i % 5 for i in range(60)]
 
 
-def _check(answer: subprocess.CompletedProcess[str], name: str, place: str) -> None:
-    assert answer.returncode == 2, answer.stderr
-    line = answer.stderr.splitlines()[-1]
+def _check(result: subprocess.CompletedProcess[str], name: str, place: str) -> None:
+    assert result.returncode == 2, result.stderr
+    line = result.stderr.splitlines()[-1]
     assert line.startswith(f"sim: --dataset {name}: ")
     assert place in line
     assert "use --dataset digits, synthetic or imagefolder" in line
-    assert "Traceback" not in answer.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_damaged_file_is_one_line(sim: Sim, tmp_path: Path) -> None:
@@ -75,36 +75,36 @@ def test_a_damaged_file_is_one_line(sim: Sim, tmp_path: Path) -> None:
 
 def test_a_broken_link_is_one_line(tmp_path: Path) -> None:
     (_mnist(tmp_path) / "lost").symlink_to("nowhere")
-    with pytest.raises(DataError, match="MNIST/raw/lost: No such file or directory; mend or remove that file"):
+    with pytest.raises(DataError, match="MNIST/raw/lost: No such file or directory; repair or remove that file"):
         examples.load(RunConfig(dataset="mnist", data_dir=str(tmp_path)))
 
 
-def test_half_a_download_is_one_line(sim: Sim, tmp_path: Path) -> None:
+def test_an_incomplete_download_is_one_line(sim: Sim, tmp_path: Path) -> None:
     raw = _mnist(tmp_path)
     whole = (raw / "train-images-idx3-ubyte").read_bytes()
     (raw / "train-images-idx3-ubyte").unlink()
     (raw / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(whole)[:500])
-    answer = sim("run", "--engine", "inline", "--dataset", "mnist", "--data-dir", ".")
-    _check(answer, "mnist", "MNIST/raw: RuntimeError: Dataset not found")
+    result = sim("run", "--engine", "inline", "--dataset", "mnist", "--data-dir", ".")
+    _check(result, "mnist", "MNIST/raw: RuntimeError: Dataset not found")
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_missing_files_without_a_network_are_one_line(sim: Sim, tmp_path: Path, name: str) -> None:
-    # an address that nobody answers stands for the missing network
+    # a proxy address at which no program listens stands for a missing network
     unreachable = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
-    answer = sim(
+    result = sim(
         "run", "--engine", "inline", "--dataset", name, "--data-dir", "nowhere", env={**os.environ, **unreachable}
     )
-    _check(answer, name, f"nowhere/cifar-{name.removeprefix('cifar')}")
+    _check(result, name, f"nowhere/cifar-{name.removeprefix('cifar')}")
     assert not (tmp_path / "results").exists()
 
 
-def test_the_users_own_loader(sim: Sim, tmp_path: Path) -> None:
+def test_a_loader_of_the_users_own(sim: Sim, tmp_path: Path) -> None:
     few = ("--num-clients", "4", "--fraction-fit", "1", "--num-rounds", "1", "--engine", "inline")
     for name in ("arrays", "loaders"):
         words = ("run", *few, "--dataset", f"loaders:{name}", "--results-dir", str(tmp_path), "--name", name)
-        answer = sim(*words, cwd=PROGRAMS)
-        assert answer.returncode == 0, answer.stderr
+        result = sim(*words, cwd=PROGRAMS)
+        assert result.returncode == 0, result.stderr
     # the same images, once as bytes and once as a DataLoader of normalised tensors
     arrays, loaders = (Run(tmp_path / name).rounds().test_loss[0] for name in ("arrays", "loaders"))
     assert arrays == loaders
@@ -116,7 +116,7 @@ def test_the_users_own_loader(sim: Sim, tmp_path: Path) -> None:
         ("raises", "raised OSError: disk is gone"),
         ("nothing", r"returned NoneType; \(train, test\) is expected"),
         ("floats", r"train: images are float64 \(3, 8, 8, 1\); uint8 \[N, H, W, C\] is expected"),
-        ("few_labels", r"train: labels are int64 \(2,\); 3 integers from 0 are expected"),
+        ("few_labels", r"train: labels are int64 \(2,\); 3 integers of at least 0 are expected"),
         ("wide", r"in 0…255; \[C, H, W\] in −1…1 or 0…1 is expected"),
     ],
 )

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from sim import Run, RunConfig
-from sim.client.runtime import workbench
+from sim.client.runtime import ClientRuntime
+from sim.client.torch_client import fit_settings
 from sim.data.examples import Examples
 from sim.data.loader import Resident
 from sim.engine import vectorized
@@ -100,12 +101,12 @@ def _loader(split: Resident) -> object:
 def test_a_gpu_out_of_memory_halves_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
     config = RunConfig(num_clients=6, local_training="vectorized", vectorized_clients=6, fraction_fit=1.0)
     prepared = prepare.prepare(config)
-    bench = workbench(prepared.program)
-    settings = prepare.fit_config(config, 1)
+    runtime = ClientRuntime(prepared.spec)
+    settings = fit_settings(config, 1)
     chunk = Chunk(
         "fit", 1, [Task(i, {**settings, "local_epochs": 1}) for i in range(5)], prepared.initial_weights, True
     )
-    whole, expected = vectorized.fit(bench, chunk, 0)
+    whole, expected = vectorized.fit(runtime, chunk, 0)
     train, refused = Trainer.train, []
 
     def small_memory(self: Trainer, weights: object, members: list[object], **settings: object) -> object:
@@ -115,9 +116,9 @@ def test_a_gpu_out_of_memory_halves_the_group(monkeypatch: pytest.MonkeyPatch) -
         return train(self, weights, members, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Trainer, "train", small_memory)
-    halved, total = vectorized.fit(bench, chunk, 0)
+    halved, total = vectorized.fit(runtime, chunk, 0)
     assert refused == [5, 3]
-    assert [outcome.vectorized_with for outcome in halved] == [2, 2, 1, 2, 2]
+    assert [result.vectorized_with for result in halved] == [2, 2, 1, 2, 2]
     assert [outcome.client_id for outcome in halved] == [0, 1, 2, 3, 4]
     assert [o.num_examples for o in halved] == [o.num_examples for o in whole]
     assert total.num_examples == expected.num_examples
@@ -137,6 +138,6 @@ def test_what_cannot_be_stacked_is_said(in_programs: None) -> None:
 
 def test_auto_on_a_cpu_is_one_after_another() -> None:
     prepared = prepare.prepare(RunConfig())
-    assert (prepared.config.local_training, prepared.program.vectorized_clients) == ("sequential", 1)
+    assert (prepared.config.local_training, prepared.spec.vectorized_clients) == ("sequential", 1)
     prepared = prepare.prepare(RunConfig(local_training="vectorized"))
-    assert (prepared.config.vectorized_clients, prepared.program.vectorized_clients) == (16, 16)
+    assert (prepared.config.vectorized_clients, prepared.spec.vectorized_clients) == (16, 16)

@@ -1,12 +1,12 @@
-"""Client updates a second: bare PyTorch, plain Flower and sim, round by round in turn, on this machine.
+"""Measure client updates per second of bare PyTorch, plain Flower and sim, round by round in turn, on this machine.
 
     scripts/bench.sh [--rounds 5] [--only pfl-research instant] [-o results/published/bench]
     scripts/bench.sh --device cuda -o results/published/bench-gpu
 
-Writes OUTPUT.csv, one row a workload, OUTPUT.png, and OUTPUT.json with machine and versions. A round's seconds are
-medians over the rounds after the first; what is compared runs in the same minute, so that only ratios are reported.
-On a GPU: plain Flower with ten actors of a tenth of it each, and sim with one, four and ten, and with many clients in
-one computation.
+Writes OUTPUT.csv with one row per workload, OUTPUT.png, and OUTPUT.json with the machine and the versions. The seconds
+per round are medians over the rounds after the first. Rounds that are compared run within the same minute, because
+only their ratios are meaningful on a machine with varying load. On a GPU, plain Flower runs with ten actors that share
+it, and sim runs with one, four and ten actors, and with vectorized clients on one actor.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ HERE = Path(__file__).resolve().parent
 
 
 class Contender:
-    """A process that does a round when told to.
+    """A process that runs one round at a time, on request.
 
     Args:
-        label: of its columns.
-        name: of its function in contenders.py.
+        label: the prefix of its columns in the CSV file.
+        name: the name of its function in contenders.py.
+        arguments: the arguments of this function.
     """
 
     def __init__(self, label: str, name: str, arguments: dict[str, Any]) -> None:
@@ -53,7 +54,7 @@ class Contender:
         )
 
     def round(self) -> None:
-        """Do one round."""
+        """Run one round and record its seconds."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write("go\n")
@@ -76,7 +77,7 @@ class Contender:
 
 
 def line_up(workload: Workload, num_processes: int, device: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Who is compared: label → (name of the function, its arguments)."""
+    """Return what is compared: label → (name of the function, its arguments)."""
     both = {"num_processes": num_processes}
     if device == "cuda" and not workload.instant:
         sequential = {"local_training": "sequential"}
@@ -90,7 +91,7 @@ def line_up(workload: Workload, num_processes: int, device: str) -> dict[str, tu
 
 
 def measure(name: str, num_rounds: int, num_processes: int, device: str) -> dict[str, Any]:
-    """Return the medians of a workload's rounds."""
+    """Return one row of the CSV file: the median seconds per round of each contender, and ratios of them."""
     workload = WORKLOADS[name]
     arguments = {"name": name, "num_rounds": num_rounds + 1, "device": device}
     contenders = [
@@ -119,7 +120,7 @@ def measure(name: str, num_rounds: int, num_processes: int, device: str) -> dict
 
 
 def picture(rows: pd.DataFrame) -> Figure:
-    """Seconds a round as a multiple of bare PyTorch, and milliseconds of a client that returns at once."""
+    """Draw the round time as a multiple of bare PyTorch, and the milliseconds per client that returns at once."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     trained = rows[rows.get("flower_over_limit", pd.Series(index=rows.index)).notna()]
     instant = rows[rows["workload"].str.startswith("instant")]
@@ -154,7 +155,7 @@ def picture(rows: pd.DataFrame) -> Figure:
 
 
 def main() -> None:
-    """Measure, print and store."""
+    """Measure the chosen workloads, print the results and write the files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=5, help="rounds after the first [default 5]")
     parser.add_argument("--only", nargs="+", default=[""], help="workloads whose names contain one of these")

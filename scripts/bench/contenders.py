@@ -1,7 +1,7 @@
-"""Who is compared. Each is a process that does one round for each line on its stdin and prints its seconds.
+"""The programs that are compared. Each runs one round for each line on its stdin and prints the seconds of the round.
 
-``limit``: the same steps in bare PyTorch, NCHW and fp32, one process a core, without Flower or Ray.
-``flower``: ``start_simulation`` with Flower's own proxies and actors and a client_fn that loads nothing twice.
+``limit``: the same steps in bare PyTorch, NCHW and fp32, one process per core, without Flower or Ray.
+``flower``: ``start_simulation`` with Flower's own proxies and actors, and a client_fn that loads the data only once.
 ``sim``: this engine.
 """
 
@@ -25,33 +25,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from workloads import WORKLOADS, Workload
 
-from sim.client.runtime import get_weights, set_weights
 from sim.config.run_config import RunConfig
 from sim.data import examples, partition
 from sim.training import models
+from sim.training.weights import get_weights, set_weights
 
 
 def wait_for_go() -> None:
-    """Return when the next round is to begin."""
+    """Wait for the request to run the next round; exit when stdin is closed."""
     if not sys.stdin.readline():
         os._exit(0)
 
 
 def report(seconds: float) -> None:
-    """Say how long a round took."""
+    """Print the seconds of a round."""
     print(json.dumps(seconds), flush=True)
 
 
 class Instant(NumPyClient):
-    """Returns what it gets."""
+    """A client that returns the weights that it gets."""
 
     def fit(self, parameters: NDArrays, config: dict[str, Any]) -> tuple[NDArrays, int, dict[str, Any]]:
-        """Train on nothing."""
+        """Return ``parameters`` without training."""
         return parameters, 1, {}
 
 
 class Plain:
-    """Model and data of one process in plain PyTorch: images as float NCHW tensors, made once."""
+    """The model and the data of one process in plain PyTorch; images are converted once to float32 NCHW tensors."""
 
     def __init__(self, name: str, device: str) -> None:
         torch.set_num_threads(1)
@@ -65,14 +65,14 @@ class Plain:
         self.images = images.to(self.device).float().mul_(2 / 255).sub_(1)
         self.labels = torch.from_numpy(np.array(dataset.train.labels)).to(self.device)
 
-    @cache  # noqa: B019 - lives as long as the process
+    @cache  # noqa: B019 - the object lives as long as the process
     def examples(self, client_id: int) -> tuple[Tensor, Tensor]:
-        """Images float32 [N, C, H, W] and labels of one client."""
+        """Return the images (float32 [N, C, H, W]) and the labels (int64 [N]) of one client."""
         indices = torch.from_numpy(np.array(self.dealt.of(client_id))).to(self.device)
         return self.images[indices], self.labels[indices]
 
     def train(self, client_id: int) -> int:
-        """Train on one client's examples; return their number."""
+        """Train on the examples of one client and return their number."""
         images, labels = self.examples(client_id)
         optimizer = torch.optim.SGD(self.net.parameters(), lr=self.config.lr)
         self.net.train()
@@ -89,12 +89,12 @@ class Plain:
 
 @lru_cache(maxsize=1)
 def plain(name: str, device: str) -> Plain:
-    """This process's ``Plain``."""
+    """Return the ``Plain`` of this process."""
     return Plain(name, device)
 
 
 class PlainClient(NumPyClient):
-    """A client as a careful user writes it."""
+    """A client that trains with ``Plain``, as an experienced user of Flower would write it."""
 
     def __init__(self, program: Plain, client_id: int) -> None:
         self.program = program
@@ -108,14 +108,14 @@ class PlainClient(NumPyClient):
 
 
 class FlowerClientFn:
-    """``client_fn`` of a workload; small to send, since what is large is made in the actor."""
+    """The ``client_fn`` of a workload. It is small to send, because model and data are created in the actor."""
 
     def __init__(self, name: str, device: str) -> None:
         self.name = name
         self.device = device
 
     def __call__(self, context: Context) -> Client:
-        """Make the client of a partition."""
+        """Return the client of a partition."""
         if WORKLOADS[self.name].instant:
             return Instant().to_client()
         client_id = int(context.node_config["partition-id"])
@@ -123,7 +123,7 @@ class FlowerClientFn:
 
 
 def limit(name: str, num_rounds: int, num_processes: int, device: str) -> None:
-    """Bare loops: a round is the clients 0, 1, … dealt to the processes in turn."""
+    """Run bare training loops. In each round, the clients 0, 1, … are assigned to the processes in turn."""
     context = multiprocessing.get_context("spawn")
     start, end = context.Barrier(num_processes + 1), context.Barrier(num_processes + 1)
     num_clients = RunConfig(**WORKLOADS[name].settings).num_fit_clients
@@ -157,7 +157,7 @@ def _limit_process(name: str, client_ids: range, num_rounds: int, start: Barrier
 
 
 def flower(name: str, num_rounds: int, num_processes: int, device: str) -> None:
-    """``start_simulation`` as its documentation has it."""
+    """Run Flower's ``start_simulation`` as its documentation describes."""
     from flwr.server import ServerConfig
     from flwr.server.strategy import FedAvg
     from flwr.simulation import start_simulation
@@ -203,7 +203,7 @@ def flower(name: str, num_rounds: int, num_processes: int, device: str) -> None:
 
 
 def sim(name: str, num_rounds: int, num_processes: int, device: str, **settings: Any) -> None:
-    """This engine, as ``sim run`` starts it."""
+    """Run this package's engine, as ``sim run`` does."""
     from sim.run_folder.records import RoundRecord
     from sim.simulation import simulate
 
@@ -236,6 +236,9 @@ def sim(name: str, num_rounds: int, num_processes: int, device: str, **settings:
 
 
 def main() -> None:
-    """Be the contender that the first word names; as a module, so that other processes find these classes."""
+    """Run the function that the first argument names.
+
+    bench.py calls this through an import, so that other processes can import the classes of this module.
+    """
     chosen, arguments = sys.argv[1], json.loads(sys.argv[2])
     {"limit": limit, "flower": flower, "sim": sim}[chosen](**arguments)

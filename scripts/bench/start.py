@@ -1,9 +1,10 @@
-"""Seconds until a run's first round, beside bare imports and ``ray.init``, and with many registered clients.
+"""Measure the seconds until the first round, compared with bare imports and ``ray.init``, and with many clients.
 
     scripts/bench_start.sh [--repeats 5] [--only digits registered] [-o results/published/start]
 
-What is compared starts in turn, after one start of each that is not counted. Writes OUTPUT.csv, medians a row, and
-OUTPUT.json with machine and versions. With many registered clients 100 train in a round; the partition is in the cache.
+The programs of a comparison are started in turn; the first start of each is not counted. Writes OUTPUT.csv, whose rows
+are medians, and OUTPUT.json with the machine and the versions. With many registered clients, 100 of them train in each
+round, and the partition is in the cache.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import pandas as pd
 from sim.run_folder import environment
 
 BARE = "import torch, flwr, ray; ray.init(); print('started', flush=True)"
-# One step of one example, so that clients with many examples take no longer.
+# Each client trains one step on one example, so that clients with many examples do not take longer.
 REGISTERED = ("--dataset", "synthetic", "--num-examples", "100000", "--partitioner", "iid", "--local-epochs", "1")
 REGISTERED += ("--max-local-steps", "1", "--batch-size", "1")
 STARTS = {
@@ -35,7 +36,11 @@ STARTS = {
 
 
 def bare() -> tuple[float, float]:
-    """Import and start what every simulation on Ray needs; seconds until that is done, twice."""
+    """Import torch, flwr and ray, and start Ray.
+
+    Returns:
+        The seconds that this takes, twice: for the begin and for the end.
+    """
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-c", BARE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None
@@ -48,7 +53,11 @@ def bare() -> tuple[float, float]:
 
 
 def run(*flags: str) -> tuple[float, float]:
-    """Start a run of one round; seconds until round 1 begins and until it is recorded."""
+    """Start a run of one round.
+
+    Returns:
+        The seconds until round 1 begins, and the seconds until it is recorded.
+    """
     with tempfile.TemporaryDirectory(prefix="sim-start-") as folder:
         words = ["run", "--num-rounds", "1", "--name", "start", "--results-dir", folder, *flags]
         table = Path(folder) / "start" / "rounds.csv"
@@ -70,7 +79,7 @@ def run(*flags: str) -> tuple[float, float]:
 
 
 def compare(name: str, repeats: int) -> pd.DataFrame:
-    """Start everything of a comparison in turn; the first row is what the others are compared with."""
+    """Start the programs of a comparison in turn; the other rows are compared with the first row."""
     starts = STARTS[name]
     taken: dict[str, list[tuple[float, float]]] = {label: [] for label in starts}
     for _ in range(repeats + 1):
@@ -89,7 +98,7 @@ def compare(name: str, repeats: int) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Compare and write."""
+    """Run the chosen comparisons, write the files and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--repeats", type=int, default=5, help="starts of each that count [default 5]")
     parser.add_argument("--only", nargs="+", choices=STARTS, default=list(STARTS))

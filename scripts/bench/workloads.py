@@ -1,4 +1,4 @@
-"""What the benchmark runs: who trains on what in a round."""
+"""The workloads of the benchmark: data, model, clients and training of a round."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Workload:
-    """A round's work; ``settings`` are those of ``sim run``.
+    """One workload.
 
     Attributes:
-        instant: clients return what they get, so that nothing but the engine is measured.
+        settings: settings of ``sim run``.
+        instant: whether clients return what they get without training, so that only the engine is measured.
     """
 
     settings: dict[str, Any]
@@ -41,7 +42,8 @@ _BLAZEFL = {
     "model": "Net",
 }
 
-_INSTANT = {**_PFL, "num_examples": 5000}  # nothing is trained, so that only the central test would see more
+# No client trains, so fewer examples are enough.
+_INSTANT = {**_PFL, "num_examples": 5000}
 
 WORKLOADS = {
     "pfl-research, Net": Workload({**_PFL, "model": "Net"}),

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# How many of 100 clients train in a round against accuracy, skewed and nearly even clients, three seeds each.
-# Handwritten digits, 30 rounds. About 3 minutes on 2 CPU cores; started again, it goes on.
-# Flags go to sim sweep, e.g. scripts/experiments/clients_per_round.sh --jobs 1
+# Compare accuracy for different numbers of clients per round (of 100), for non-IID and nearly IID clients, three seeds.
+# Handwritten digits, 30 rounds. It takes about 3 minutes on 2 CPU cores. After an interruption, the same command
+# continues. Flags are passed to sim sweep, e.g. scripts/experiments/clients_per_round.sh --jobs 1
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../install.sh"
 

@@ -1,6 +1,6 @@
-"""Final accuracy against a varied setting, from the sweep.csv of a sweep: means with 95 % intervals over the seeds.
+"""Draw final accuracy against a varied setting, from the sweep.csv of a sweep: means over seeds with 95 % intervals.
 
-scripts/experiments/plot.py SWEEP_FOLDER KNOB [--group KNOB] [--log] -o PICTURE
+scripts/experiments/plot.py SWEEP_FOLDER SETTING [--group SETTING] [--log] -o PICTURE
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-_APART = 0.02  # of the axis' length, so that intervals at the same value do not hide each other
+_APART = 0.02  # fraction of the axis length; it keeps intervals at the same value from covering each other
 
 
 def figure_of(table: pd.DataFrame, setting: str, group: str | None, log: bool) -> Figure:
-    """Draw a line with error bars for each value of ``group``; texts as values have no line."""
+    """Draw error bars for each value of ``group``, connected by a line if ``setting`` is a number."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.grid(alpha=0.3)
@@ -41,10 +41,10 @@ def figure_of(table: pd.DataFrame, setting: str, group: str | None, log: bool) -
     axes.set_xlabel(setting.replace("_", " "))
     seeds = "–".join(str(count) for count in sorted({table.num_done.min(), table.num_done.max()}))
     axes.set_ylabel(f"final test accuracy (fraction),\nmean and 95 % interval of {seeds} seeds")
-    axes.set_ylim(top=min(1, axes.get_ylim()[1]))  # intervals may reach past what an accuracy can be
+    axes.set_ylim(top=min(1, axes.get_ylim()[1]))  # the upper end of an interval may be above 1, an accuracy may not
     axes.spines[["top", "right"]].set_visible(False)
     if group is not None:
-        figure.legend(frameon=False, loc="outside upper center", ncols=4)  # not on the error bars
+        figure.legend(frameon=False, loc="outside upper center", ncols=4)  # it must not cover error bars
     return figure
 
 

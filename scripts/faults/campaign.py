@@ -1,10 +1,11 @@
-"""Runs of 30 rounds with a fault at a random moment each, compared with runs without.
+"""Compare runs of 30 rounds in which a fault happens at a random moment with runs without a fault.
 
     scripts/fault_campaign.sh [--trials 100] [--seed 0] [-o results/published/faults.csv]
 
-One row a trial. It passes when the run ended with the sha256 of the undisturbed one (or, where a client failed and was
-dropped, of a run in which that client raises), no round is missing or there twice, every file is whole, and no process
-is left. FILE.json tells machine and versions. A full disk needs the right to mount a tmpfs.
+The CSV file has one row per trial. A trial passes if the weights have the same sha256 as without the fault, no round is
+missing or recorded twice, every file is complete, and no process is left. If a client failed and was dropped, the run
+is compared with a run in which this client raises. A JSON file beside the CSV file records the machine and the
+versions. The fault "full disk" needs the permission to mount a tmpfs.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ _TIMES = ["seconds", "actor"]
 
 @dataclass
 class Trial:
-    """One run and what is done to it."""
+    """One run and its fault."""
 
     number: int
     kind: str
@@ -64,7 +65,7 @@ class Trial:
 
 
 def command(folder: Path, trial: Trial, *more: str) -> list[str]:
-    """``sim run`` of a trial."""
+    """Return the ``sim run`` command of a trial."""
     drop = ["--on-client-error", "drop"] if trial.fault else []
     timeout = ["--client-timeout", "10"] if trial.kind == "hang" else []
     run = ["--strategy", trial.strategy, "--num-rounds", str(NUM_ROUNDS), "--name", "run", *drop, *timeout]
@@ -73,13 +74,13 @@ def command(folder: Path, trial: Trial, *more: str) -> list[str]:
 
 
 def resume(folder: Path, engine: str, num_cpus: int) -> list[str]:
-    """``sim run --resume`` of a trial's run."""
+    """Return the ``sim run --resume`` command of a trial."""
     flags = ["--results-dir", str(folder), "--engine", engine, "--num-cpus", str(num_cpus)]
     return [sys.executable, "-m", "sim", "run", "--resume", "run", *flags]
 
 
 class Campaign:
-    """Trials in a folder of their own, and the undisturbed runs that they are compared with."""
+    """Runs trials in a temporary folder, and the runs without faults that they are compared with."""
 
     def __init__(self, rng: random.Random, root: Path, strategies: Sequence[str]) -> None:
         self.rng = rng
@@ -89,13 +90,13 @@ class Campaign:
         self.undisturbed: dict[tuple[str, str], Run] = {}
 
     def start(self, words: list[str], fault: str) -> subprocess.Popen[bytes]:
-        """Start a command with a mark in its environment, by which what it leaves is found."""
+        """Start a command with a mark in its environment, by which processes that it leaves behind are found."""
         variables = {**os.environ, "SIM_FAULT": fault, "SIM_MARK": self.mark}
         log = (self.root / "output.txt").open("ab")
         return subprocess.Popen(words, cwd=HERE, env=variables, stdout=log, stderr=log)
 
     def reference(self, strategy: str, fault: str) -> Run:
-        """The run without the fault; where a client fails, one in which it raises."""
+        """Return the run without the fault or, if a client fails in the trial, the run in which this client raises."""
         where = fault.partition(":")[2]
         if (strategy, where) not in self.undisturbed:
             os.environ["SIM_FAULT"] = f"raise:{where}" if fault else ""
@@ -112,7 +113,7 @@ class Campaign:
         return self.undisturbed[strategy, where]
 
     def draw(self, number: int) -> Trial:
-        """Choose what is done to whom, and when."""
+        """Choose the kind, the strategy, the engine, the client and the time of a fault."""
         kind = KINDS[number % len(KINDS)]
         strategy = self.rng.choice(self.strategies)
         engine = "ray" if kind in ("kill actor", "hang") else self.rng.choice(("ray", "inline"))
@@ -125,7 +126,7 @@ class Campaign:
         return Trial(number, kind, strategy, engine, fault, self.rng.uniform(0, 6))
 
     def run(self, trial: Trial) -> None:
-        """Execute a trial; what is wrong afterwards goes to its problems."""
+        """Run a trial and record every problem in ``trial.problems``."""
         folder = self.root / f"trial-{trial.number}"
         folder.mkdir()
         reference = self.reference(trial.strategy, trial.fault)
@@ -156,7 +157,7 @@ class Campaign:
                 process.send_signal(signal.SIGKILL if trial.kind == "kill driver" else signal.SIGTERM)
         trial.exit_codes.append(process.wait(timeout=300))
         if trial.kind == "full disk":
-            if trial.exit_codes[0] not in (0, 1, 2):  # 0: it was just large enough
+            if trial.exit_codes[0] not in (0, 1, 2):  # 0: the disk was large enough
                 trial.problems.append(f"exit code {trial.exit_codes[0]} on a full disk")
             subprocess.run(["mount", "-o", "remount,size=1g", str(folder)], check=True)
         run = Run(folder / "run")
@@ -174,7 +175,7 @@ class Campaign:
             time.sleep(0.05)
 
     def _kill_actors(self, process: subprocess.Popen[bytes]) -> None:
-        """Kill one to three times an actor."""
+        """Kill a random actor, one to three times."""
         for _ in range(self.rng.randrange(1, 4)):
             try:
                 actors = [p for p in psutil.Process(process.pid).children(recursive=True) if "ChunkActor" in p.name()]
@@ -202,7 +203,7 @@ class Campaign:
             read_last(run)
             for picture in run.path.glob("*.png"):
                 Image.open(picture).verify()
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with a file
+        except Exception as error:  # noqa: BLE001 - a damaged file may raise any exception
             trial.problems.append(f"a damaged file: {error}")
         left = [path.name for path in run.path.iterdir() if path.name.startswith(".")]
         if left:
@@ -220,7 +221,7 @@ class Campaign:
         try:
             if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
                 return False
-            # Ray's processes write a title over their environment; an orphan among them was left by somebody.
+            # Ray's processes overwrite their environment with their title, so they are recognised as orphans instead.
             orphan = process.name().startswith("ray::") and process.ppid() == 1
             return orphan or process.environ().get("SIM_MARK") == self.mark
         except psutil.Error:
@@ -232,7 +233,7 @@ def _sha256(path: Path) -> str:
 
 
 def main() -> int:
-    """Run the trials; 1 if one failed."""
+    """Run the trials and return the exit code: 1 if a trial failed, otherwise 0."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -243,7 +244,7 @@ def main() -> int:
     root = Path(tempfile.mkdtemp(prefix="fault-campaign-"))
     campaign = Campaign(random.Random(arguments.seed), root, arguments.strategies)
     output = arguments.output.resolve() if arguments.output else None
-    os.chdir(HERE)  # where faulty.py is
+    os.chdir(HERE)  # faulty.py is imported from the current folder
     for number in range(arguments.trials):
         trial = campaign.draw(number)
         start = time.perf_counter()

@@ -1,8 +1,8 @@
-"""Every strategy × (inline, 1, 2, 3 processes, resumed with another number of them): the sha256 of the weights.
+"""Compare the sha256 of the weights of each strategy: inline, with 1, 2 and 3 processes, and after a resume.
 
     scripts/determinism.sh [STRATEGY …]
 
-Prints a line a strategy; 1 if a line has more than one sha256.
+Prints one line per strategy. The exit code is 1 if a strategy has more than one sha256.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ KNOBS: dict[str, Any] = {"num_clients": 40, "clients_per_round": 20, "num_rounds
 
 
 def stop(record: RoundRecord) -> None:
-    """End a run in the middle."""
+    """Interrupt the run after round 2."""
     if record.round == 2:
         raise KeyboardInterrupt
 
 
 def sha256(run: Run) -> str:
-    """Of the weights."""
+    """Return the sha256 of the weights of a run."""
     return hashlib.sha256(run.model_path.read_bytes()).hexdigest()
 
 
 def matrix(strategy: str, results_dir: str) -> dict[str, str]:
-    """Run a strategy in every way; return way → sha256."""
+    """Run a strategy in all six ways and return the name of the way → sha256."""
     settings = {**KNOBS, "strategy": strategy, "results_dir": results_dir}
     found = {"inline": sha256(simulate(RunConfig(**settings, engine="inline", name="inline")))}
     for count in (1, 2, 3):
@@ -51,7 +51,7 @@ def matrix(strategy: str, results_dir: str) -> dict[str, str]:
 
 
 def main() -> int:
-    """Run what is asked for, or all."""
+    """Check the strategies that the arguments name, or all; return the exit code."""
     different = 0
     for strategy in sys.argv[1:] or STRATEGIES:
         with tempfile.TemporaryDirectory() as folder:

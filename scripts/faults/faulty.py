@@ -1,4 +1,4 @@
-"""A client that fails where it is told to: SIM_FAULT=KIND:ROUND:CLIENT, KIND one of raise, hang, nan."""
+"""A client with a fault that the variable SIM_FAULT=KIND:ROUND:CLIENT describes; KIND is raise, hang or nan."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from flwr.common import NDArrays
 from torch import nn
 
-from sim.client.runtime import CifarClient
+from sim.client.torch_client import CifarClient
 
 
 class Faulty(CifarClient):
-    """Trains as every client does, but in one round, at one client."""
+    """Trains like ``CifarClient``, except that one client fails in one round."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Faulty(CifarClient):
         self.client_id = client_id
 
     def fit(self, parameters: NDArrays, config: dict[str, Any]) -> tuple[NDArrays, int, dict[str, Any]]:
-        """Train, or fail."""
+        """Train, and fail if this is the round and the client of the fault."""
         kind, server_round, client_id = (os.environ.get("SIM_FAULT") or "none:0:0").split(":")
         weights, num_examples, metrics = super().fit(parameters, config)
         if (int(server_round), int(client_id)) == (config["server_round"], self.client_id):

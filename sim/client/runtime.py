@@ -1,12 +1,15 @@
-"""One virtual client: the plain PyTorch program behind Flower's NumPyClient."""
+"""What one process needs to be any client of a run: the model, the mapped data and the user's functions.
+
+A ``ClientSpec`` names them and travels to other processes; a ``ClientRuntime`` holds them in one process. The object
+that executes clients owns the runtime: there is no runtime that belongs to a whole process.
+"""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,117 +17,33 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.client import Client, NumPyClient
-from flwr.common import Context, NDArrays, Scalar
+from flwr.common import Context
 from torch import nn
 
 from sim import user_code
+from sim.client.torch_client import Test, TorchClient, Train
 from sim.data import examples, partition
-from sim.data.examples import Dataset
+from sim.data.examples import Dataset, Examples
 from sim.data.loader import Batches, Resident
 from sim.data.partition import Partition
 from sim.errors import RunError
 from sim.seeds import Purpose, seeded
-from sim.training import late_compiler, local, models
+from sim.training import local, models
 from sim.training.local import TestSums
 from sim.training.vectorized import Trainer
 
-Train = Callable[..., float | None]
-Test = Callable[..., tuple[float, float]]
-
 TEST_BATCH_SIZE = 500
-_TEST_SLICES = 16  # whatever the number of processes: float sums depend on it
-TRAIN_SETTINGS = ("lr", "momentum", "weight_decay", "proximal_mu", "optimizer", "max_steps", "precision")
-
-
-class CifarClient(NumPyClient):
-    """Trains and evaluates ``net`` on one partition.
-
-    What it trains with (``local_epochs``, ``batch_size``, ``lr``, …) comes from the server with each call,
-    in ``FitIns.config``.
-    """
-
-    def __init__(
-        self,
-        net: nn.Module,
-        train_loader: Batches,
-        test_loader: Batches,
-        device: torch.device,
-        train: Train = local.train,
-        test: Test = local.test,
-    ) -> None:
-        self.net = net
-        self.train_loader = train_loader
-        self.test_loader = test_loader
-        self.device = device
-        self.train = train
-        self.test = test
-
-    def get_parameters(self, config: dict[str, Scalar]) -> NDArrays:
-        """Return a copy of the model's state, in state_dict order."""
-        return get_weights(self.net)
-
-    def set_parameters(self, parameters: NDArrays) -> None:
-        """Load the model's state, in state_dict order."""
-        set_weights(self.net, parameters)
-
-    def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """Train from ``parameters``; return the new ones, the number of examples and the mean loss."""
-        num_examples, metrics = self.train_from(parameters, config)
-        return self.get_parameters({}), num_examples, metrics
-
-    def train_from(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[int, dict[str, Scalar]]:
-        """Train from ``parameters`` and leave the new ones in ``net``; return as ``fit`` does without them."""
-        self.set_parameters(parameters)
-        self.train_loader.batch_size = int(config["batch_size"])
-        settings: dict[str, Any] = {key: config[key] for key in TRAIN_SETTINGS if key in config}
-        taken = user_code.accepted(self.train, settings)
-        if config.get("proximal_mu") and "proximal_mu" not in taken:
-            raise TypeError("the strategy sends proximal_mu, which this train() does not take")
-        loss = self.train(self.net, self.train_loader, int(config["local_epochs"]), self.device, **taken)
-        return self.train_loader.num_examples, {} if loss is None else {"loss": float(loss)}
-
-    def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
-        """Evaluate ``parameters`` on the client's own examples; 0 examples if it has kept none."""
-        num_examples = self.test_loader.num_examples
-        if num_examples == 0:
-            return 0.0, 0, {}
-        self.set_parameters(parameters)
-        loss, accuracy = self.test(self.net, self.test_loader, self.device)
-        return float(loss), num_examples, {"accuracy": float(accuracy)}
-
-
-def get_weights(net: nn.Module) -> NDArrays:
-    """Return a copy of every array of ``net``'s state_dict, in its order."""
-    return [array.copy() for array in view_weights(net)]
-
-
-def view_weights(net: nn.Module) -> NDArrays:
-    """Return the arrays of ``net``'s state_dict, in its order; on a CPU they change when ``net`` does."""
-    return [tensor.detach().cpu().numpy() for tensor in net.state_dict().values()]
-
-
-@torch.no_grad()
-def set_weights(net: nn.Module, weights: NDArrays) -> None:
-    """Copy arrays into ``net``'s state_dict, in its order.
-
-    Raises:
-        ValueError: their number or a shape does not fit.
-    """
-    state = net.state_dict()
-    if len(state) != len(weights):
-        raise ValueError(f"{len(weights)} arrays for a model of {len(state)}")
-    for (name, tensor), array in zip(state.items(), weights, strict=True):
-        if tensor.shape != array.shape:
-            raise ValueError(f"{name}: shape {array.shape}, the model has {tuple(tensor.shape)}")
-        if tensor.device.type == "cpu":
-            np.copyto(tensor.numpy(), array)
-        else:
-            tensor.copy_(torch.tensor(array))
+_MOST_TEST_SLICES = 16  # independent of the number of processes, because float sums depend on the grouping
 
 
 @dataclass(frozen=True)
 class ClientSpec:
-    """What a process needs to make any client of a run: names and paths, no data and no model."""
+    """The names and paths from which a process makes any client of a run; it holds no data and no model.
+
+    Attributes:
+        batch_size: of the loaders that a client is made with; ``TorchClient`` uses the one that the server sends.
+        vectorized_clients: how many clients one computation trains.
+    """
 
     data_folder: Path
     model: str
@@ -133,58 +52,85 @@ class ClientSpec:
     device: str
     torch_threads: int
     import_folder: Path
-    batch_size: int  # of the loaders that a client is made with; CifarClient takes what the server sends
+    batch_size: int
     augment: str
     seed: int
     partition_folder: Path | None = None
     client: str | None = None
     eval_share: float = 0.0
-    vectorized_clients: int = 1  # clients that one computation trains
+    vectorized_clients: int = 1
+
+
+def build_net(spec: ClientSpec, dataset: Dataset) -> nn.Module:
+    """Build the model of a run on the CPU; its weights follow from the seed, in every process.
+
+    Raises:
+        PluginError: the user's model cannot be imported or built.
+    """
+    with seeded(spec.seed, Purpose.INITIAL_WEIGHTS):
+        return models.build(spec.model, dataset.image_shape, len(dataset.classes))
+
+
+def test_slices(num_test_examples: int, *, whole: bool) -> list[tuple[int, int]]:
+    """Cut the central test split into slices (first, last + 1) that several processes can share.
+
+    Args:
+        whole: the ``test`` of the user is called once with all examples.
+    """
+    num_slices = 1 if whole else min(_MOST_TEST_SLICES, math.ceil(num_test_examples / TEST_BATCH_SIZE))
+    edges = [num_test_examples * i // num_slices for i in range(num_slices + 1)]
+    return list(pairwise(edges))
 
 
 class ClientRuntime:
-    """A ``ClientSpec`` set up in this process: one model, the mapped data, the functions. Clients share it."""
+    """A ``ClientSpec`` set up in this process. Its clients share one model, one after another."""
 
-    def __init__(self, program: ClientSpec) -> None:
-        """Import, map and build what ``program`` names.
+    def __init__(self, spec: ClientSpec) -> None:
+        """Import, map and build what ``spec`` names.
 
         Raises:
-            PluginError, DataError: it cannot be.
+            PluginError: the user's model or functions cannot be imported or built.
+            DataError: the cached data set or partition is damaged.
         """
-        # Seeded, so that all processes start from the same weights; and apart from the stream of the
-        # client during whose call a process sets itself up.
-        with seeded(program.seed, Purpose.INITIAL_WEIGHTS):
-            self._set_up(program)
+        # Seeded, so that nothing here shifts the random numbers of the client in whose call it happens.
+        with seeded(spec.seed, Purpose.INITIAL_WEIGHTS):
+            self._set_up(spec)
 
-    def _set_up(self, program: ClientSpec) -> None:
-        if str(program.import_folder) not in sys.path:
-            sys.path.insert(0, str(program.import_folder))
-        torch.set_num_threads(program.torch_threads)
-        late_compiler.put_off()
-        self.program = program
-        self.dataset: Dataset = examples.open_cached(program.data_folder)
+    def _set_up(self, spec: ClientSpec) -> None:
+        if str(spec.import_folder) not in sys.path:
+            sys.path.insert(0, str(spec.import_folder))
+        torch.set_num_threads(spec.torch_threads)
+        self.spec = spec
+        self.dataset: Dataset = examples.open_cached(spec.data_folder)
         self.partition: Partition | None = (
-            partition.open_cached(program.partition_folder) if program.partition_folder else None
+            partition.open_cached(spec.partition_folder) if spec.partition_folder else None
         )
-        self.device = local.pick_device(program.device)
-        self.train_split, self.test_split = (
-            Resident.of(examples, self.device) for examples in (self.dataset.train, self.dataset.test)
-        )
+        self.device = local.pick_device(spec.device)
         # A user's model may call x.view(-1, …), which a channels_last tensor refuses.
-        self.channels_last = program.model in models.MODELS
-        self.net = models.build(program.model, self.dataset.image_shape, len(self.dataset.classes))
+        self.channels_last = spec.model in models.MODELS
+        self.net = build_net(spec, self.dataset)
         self.net.to(self.device)
         self._modules, self._parameters = list(self.net.modules()), list(self.net.parameters())
         self._trainers: dict[int, Trainer] = {}
         if self.channels_last:
             self.net.to(memory_format=torch.channels_last)
-        self.train: Train = user_code.load(program.train, "--train") if program.train else local.train
-        self.test: Test = user_code.load(program.test, "--test") if program.test else local.test
-        self.client_class = user_code.load(program.client, "--client") if program.client else CifarClient
+        self.train: Train = user_code.load(spec.train, "--train") if spec.train else local.train
+        self.test: Test = user_code.load(spec.test, "--test") if spec.test else local.test
+        self.client_class = user_code.load(spec.client, "--client") if spec.client else TorchClient
 
-    def renew(self) -> None:
-        """Put the net into the state of a new one but for its weights, so that no caller sees what another left."""
-        # As net.train() and net.zero_grad() do, which look through the net anew for every client.
+    @cached_property
+    def train_split(self) -> Resident:
+        """All training examples, on the device."""
+        return Resident.of(self.dataset.train, self.device)
+
+    @cached_property
+    def test_split(self) -> Resident:
+        """All examples of the central test, on the device."""
+        return Resident.of(self.dataset.test, self.device)
+
+    def reset_net(self) -> None:
+        """Put the net into training mode and drop its gradients, so that no client sees those of another."""
+        # As net.train() and net.zero_grad() do, which search the net anew for every client.
         for module in self._modules:
             if not module.training:
                 module.training = True
@@ -192,22 +138,22 @@ class ClientRuntime:
             parameter.grad = None
 
     def training_batches(self, indices: Any, batch_size: int) -> Batches:
-        """Make a loader over training examples: shuffled, and augmented as the program says."""
+        """Make a loader over training examples: shuffled, and augmented as the spec says."""
         loader = self.batches(self.train_split, indices, batch_size, shuffle=True)
-        loader.augment = self.program.augment
+        loader.augment = self.spec.augment
         return loader
 
     def train_indices(self, client_id: int) -> Any:
         """Positions int64 [N] of the examples that a client trains on."""
-        return self._dealt().split(client_id, self.program.eval_share)[0]
+        return self._split_of(client_id)[0]
 
-    def _dealt(self) -> Partition:
+    def _split_of(self, client_id: int) -> tuple[Any, Any]:
         if self.partition is None:
-            raise ValueError("this program has no partition, so it has no clients")
-        return self.partition
+            raise ValueError("this spec has no partition, so it has no clients")
+        return self.partition.split(client_id, self.spec.eval_share)
 
     def trainer(self, batch_size: int) -> Trainer:
-        """Return what trains many copies of the net at once.
+        """Return what trains many copies of the net in one computation.
 
         Raises:
             ValueError: this model cannot be trained so.
@@ -218,18 +164,13 @@ class ClientRuntime:
             )
         return self._trainers[batch_size]
 
-    def batches(
-        self, examples: examples.Examples | Resident, indices: Any, batch_size: int, *, shuffle: bool
-    ) -> Batches:
-        """Make a loader in the memory order that the model likes."""
-        return Batches(examples, indices, batch_size, self.device, shuffle=shuffle, channels_last=self.channels_last)
+    def batches(self, split: Examples | Resident, indices: Any, batch_size: int, *, shuffle: bool) -> Batches:
+        """Make a loader in the memory order that suits the model."""
+        return Batches(split, indices, batch_size, self.device, shuffle=shuffle, channels_last=self.channels_last)
 
     def test_slices(self) -> list[tuple[int, int]]:
-        """Cut the central test into parts for many processes; a ``test`` of the user's own stays whole."""
-        num_examples = len(self.dataset.test)
-        num_slices = 1 if self.program.test else min(_TEST_SLICES, math.ceil(num_examples / TEST_BATCH_SIZE))
-        edges = [num_examples * i // num_slices for i in range(num_slices + 1)]
-        return list(pairwise(edges))
+        """Return the slices of the central test, see ``test_slices``."""
+        return test_slices(len(self.dataset.test), whole=self.spec.test is not None)
 
     def central_test(self, first: int = 0, last: int | None = None) -> TestSums:
         """Test the net on examples ``first`` … ``last`` − 1 of the central test split, in large batches.
@@ -239,8 +180,8 @@ class ClientRuntime:
         """
         positions = np.arange(first, len(self.dataset.test) if last is None else last)
         loader = self.batches(self.test_split, positions, TEST_BATCH_SIZE, shuffle=False)
-        self.renew()
-        if self.program.test is None:
+        self.reset_net()
+        if self.spec.test is None:
             return local.test_sums(self.net, loader, self.device)
         try:
             loss, accuracy = self.test(self.net, loader, self.device)
@@ -254,20 +195,19 @@ class ClientRuntime:
         """Make the client of ``partition-id``.
 
         The user's own class is called with those of ``net, train_loader, test_loader, device, train, test,
-        client_id, context`` that it takes (``trainloader`` and ``testloader`` are the same loaders). What it
+        client_id, context`` that it accepts (``trainloader`` and ``testloader`` are the same loaders). What it
         puts into ``context.state`` is there the next time.
         """
-        client_id = int(context.node_config["partition-id"])
-        train_indices, eval_indices = self._dealt().split(client_id, self.program.eval_share)
+        train_indices, eval_indices = self._split_of(int(context.node_config["partition-id"]))
         return self.client_over(
-            self.training_batches(train_indices, self.program.batch_size),
+            self.training_batches(train_indices, self.spec.batch_size),
             self.batches(self.train_split, eval_indices, TEST_BATCH_SIZE, shuffle=False),
             context,
         )
 
     def client_over(self, train_loader: Batches, test_loader: Batches, context: Context) -> Client:
         """Make a client over these loaders."""
-        self.renew()
+        self.reset_net()
         offered = {
             "net": self.net,
             "train_loader": train_loader,
@@ -284,21 +224,22 @@ class ClientRuntime:
         return made.to_client()
 
 
-@lru_cache(maxsize=1)
-def workbench(program: ClientSpec) -> ClientRuntime:
-    """Return this process's workbench for ``program``; built at the first call."""
-    return ClientRuntime(program)
-
-
-@dataclass(frozen=True)
 class ClientFn:
-    """A ``client_fn(context)`` for Flower that makes the client of ``partition-id``.
+    """A ``client_fn(context)`` as Flower calls it, which makes the client of ``partition-id``.
 
-    It holds the program's names and paths only, so it is cheap to send to another process.
+    Only its spec travels to another process; the runtime is set up there at the first call.
     """
 
-    program: ClientSpec
+    def __init__(self, spec: ClientSpec) -> None:
+        self.spec = spec
+
+    def __reduce__(self) -> tuple[type[ClientFn], tuple[ClientSpec]]:
+        return ClientFn, (self.spec,)
+
+    @cached_property
+    def _runtime(self) -> ClientRuntime:
+        return ClientRuntime(self.spec)
 
     def __call__(self, context: Context) -> Client:
         """Make the client of a context."""
-        return workbench(self.program).client(context)
+        return self._runtime.client(context)

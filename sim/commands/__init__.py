@@ -1,1 +1,1 @@
-"""What each command does."""
+"""The functions behind the commands of ``sim``."""

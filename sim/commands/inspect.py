@@ -1,4 +1,4 @@
-"""The commands that look at runs and partitions: sim partition, plot, list and report."""
+"""The commands that show runs and partitions: sim partition, plot, list and report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sim.run_folder.folder import list_runs, open_run
 
 
 def partition(arguments: argparse.Namespace) -> None:
-    """``sim partition``: a table, and a picture."""
+    """``sim partition``: print a table of the partition and write its picture."""
     config = config_from(RunConfig, arguments)
     picture = _picture_path(arguments.output)
     from rich.table import Table
@@ -24,8 +24,8 @@ def partition(arguments: argparse.Namespace) -> None:
     from sim.run_folder import plots
 
     dataset = examples.load(config)
-    dealt = partition.assign(dataset.train.labels, config)
-    counts = dealt.label_counts(dataset.train.labels, len(dataset.classes))
+    assigned = partition.assign(dataset.train.labels, config)
+    counts = assigned.label_counts(dataset.train.labels, len(dataset.classes))
     table = Table("client", "examples", *dataset.classes, title="examples of each class", box=None)
     for column in table.columns:
         column.justify, column.no_wrap = "right", True
@@ -33,14 +33,14 @@ def partition(arguments: argparse.Namespace) -> None:
         table.add_row(str(client_id), str(row.sum()), *(str(n) if n else "·" for n in row))
     table.add_row("all", str(counts.sum()), *(str(n) for n in counts.sum(axis=0)), style="bold")
     print_table(table)
-    left_over = len(dataset.train) - len(dealt.indices)
-    if left_over:
-        print(f"left over       {left_over} of {len(dataset.train)} examples belong to no client")
+    num_unassigned = len(dataset.train) - len(assigned.indices)
+    if num_unassigned:
+        print(f"unassigned      {num_unassigned} of {len(dataset.train)} examples belong to no client")
     _write_picture(picture, plots.partition_figure(counts, dataset.classes))
 
 
 def plot(arguments: argparse.Namespace) -> None:
-    """``sim plot``."""
+    """``sim plot``: draw the curves of runs."""
     picture = _picture_path(arguments.output)
     from sim.run_folder import plots
 
@@ -50,16 +50,15 @@ def plot(arguments: argparse.Namespace) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """``sim report``: runs → one page."""
+    """``sim report``: write one HTML page about runs."""
     path = _output_path(arguments.output, ("html",))
     from sim.report.page import page_of
     from sim.report.runs import chosen_runs
     from sim.run_folder.writer import write_whole
 
     runs = chosen_runs(arguments.runs, arguments.results_dir)
-    content = page_of(runs, _title(arguments.runs)).encode(
-        "utf-8", "backslashreplace"
-    )  # a folder's name may be no UTF-8
+    # The name of a folder may contain bytes that are not valid UTF-8.
+    content = page_of(runs, _title(arguments.runs)).encode("utf-8", "backslashreplace")
     try:
         write_whole(path, content)
     except OSError as error:
@@ -99,17 +98,17 @@ def _write_picture(path: Path, figure: Any) -> None:
 
 
 def show_list(arguments: argparse.Namespace) -> None:
-    """``sim list``."""
+    """``sim list``: print a table of the runs."""
     from rich.table import Table
 
-    table = Table("run", "rounds", "final accuracy", "best accuracy", "--resume goes on after", box=None)
+    table = Table("run", "rounds", "final accuracy", "best accuracy", "--resume continues after", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     for run in list_runs(arguments.results_dir):
         try:
             config, rounds = run.config(), run.rounds()
         except RunFolderError as error:
-            print(f"sim: {error}", file=sys.stderr)  # one damaged run does not hide the others
+            print(f"sim: {error}", file=sys.stderr)  # the other runs are still shown
             continue
         wanted = config.get("num_rounds", config.get("epochs", "?"))
         done = int(rounds["round"].max()) if len(rounds) else "–"
@@ -122,7 +121,7 @@ def show_list(arguments: argparse.Namespace) -> None:
 
 
 def print_table(table: Any) -> None:
-    """Print a table at its full width: a number that a narrow terminal cuts off is worse than a wrapped line."""
+    """Print a table at its full width, because rich would cut off numbers to fit a narrow terminal."""
     from rich.console import Console
 
     console = Console(width=10_000)

@@ -15,7 +15,7 @@ from sim.run_folder.folder import open_run
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """``sim run``: simulate, or go on with a run."""
+    """``sim run``: simulate, or resume a run."""
     if arguments.resume is not None:
         _resume(arguments)
         return
@@ -33,7 +33,7 @@ def _resume(arguments: argparse.Namespace) -> None:
     results_dir = changes.pop("results_dir", RunConfig.results_dir)
     for flag in ("config", "preset"):
         if getattr(arguments, flag) is not None:
-            raise ConfigError(f"--{flag} {getattr(arguments, flag)}: a run that goes on has its own config")
+            raise ConfigError(f"--{flag} {getattr(arguments, flag)}: a resumed run uses its own config")
     run = open_run(arguments.resume, results_dir)
     from sim.run_folder.progress import RoundProgress
     from sim.setup.resume import config_of
@@ -45,7 +45,7 @@ def _resume(arguments: argparse.Namespace) -> None:
 
 
 def server(arguments: argparse.Namespace) -> None:
-    """``sim server``."""
+    """``sim server``: train with clients that connect over a network."""
     options = ServerOptions(**flags_given(ServerOptions, arguments))
     given = networked(settings_given(RunConfig, arguments))
     counted = "num_clients" in given
@@ -63,7 +63,7 @@ def server(arguments: argparse.Namespace) -> None:
 
 
 def client(arguments: argparse.Namespace) -> None:
-    """``sim client``."""
+    """``sim client``: train as one client of a server."""
     options = ClientOptions(**flags_given(ClientOptions, arguments))
     config = RunConfig(**networked(settings_given(RunConfig, arguments)))
     from sim.network.client import join
@@ -73,7 +73,7 @@ def client(arguments: argparse.Namespace) -> None:
 
 
 def centralized(arguments: argparse.Namespace) -> None:
-    """``sim centralized``."""
+    """``sim centralized``: train on all data in one place."""
     config = config_from(CentralizedConfig, arguments)
     from sim.centralized import train_centralized
     from sim.run_folder.progress import RoundProgress

@@ -1,4 +1,4 @@
-"""The commands that start many runs: sim sweep and scale, and sim size, which foresees one."""
+"""The commands that execute many runs, sim sweep and sim scale, and sim size, which forecasts one run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sim.run_folder.environment import available_cpus
 
 
 def sweep(arguments: argparse.Namespace) -> None:
-    """``sim sweep``."""
+    """``sim sweep``: execute a run for each combination of values and each seed."""
     from sim.sweep.grid import parse_axis, variants
 
     given = _base(arguments)
@@ -39,94 +39,94 @@ def sweep(arguments: argparse.Namespace) -> None:
     if failed:
         raise RunError(
             f"{len(failed)} of {len(planned)} runs failed, first {failed[0].run.name}: {failed[0].error}; "
-            "the same command tries them again"
+            "run the same command again to retry them"
         )
 
 
 def size(arguments: argparse.Namespace) -> None:
-    """``sim size``."""
+    """``sim size``: measure one client and forecast a run."""
     config = config_from(RunConfig, arguments)
     if config.ray_address is not None:
-        raise ConfigError(f"--ray-address {config.ray_address}: sim size measures this machine alone")
+        raise ConfigError(f"--ray-address {config.ray_address}: sim size can only measure this machine")
     from sim.measure.capacity import size
     from sim.measure.forecast import forecast
-    from sim.measure.screen import decided, lines, lines_of_limits
+    from sim.measure.screen import capacity_lines, forecast_lines, with_capacity
     from sim.run_folder import log
 
     with log.notes(), log.quiet("flwr", show=config.verbose):
         sized = size(config)
-        for line in lines_of_limits(sized):
+        for line in capacity_lines(sized):
             print(line, flush=True)
         if not sized.capacity.num_actors:
-            raise RunError(f"not one client fits on this machine: too little {sized.capacity.limit}")
-        chosen = decided(config, sized)
-        for line in lines(forecast(sized, chosen), chosen):
+            raise RunError(f"no client fits on this machine: not enough {sized.capacity.limit}")
+        chosen = with_capacity(config, sized)
+        for line in forecast_lines(forecast(sized, chosen), chosen):
             print(line)
 
 
 def scale(arguments: argparse.Namespace) -> None:
-    """``sim scale``."""
+    """``sim scale``: measure runs with different numbers of clients and actors."""
     from sim.scale.cells import BASE, SET_BY_THE_GRID, cells, config_of
 
     given = _base(arguments)
     results_dir = given.pop("results_dir", "results/scale")
-    named = [setting for setting in SET_BY_THE_GRID if setting in given]  # by a config file
-    base = RunConfig.layered([BASE, {setting: value for setting, value in given.items() if setting not in named}])
-    engines = _words("--engine", arguments.engines, ("ray", "inline"))
+    # A config file or a preset may contain settings that the grid sets; they are ignored.
+    base = RunConfig.layered([BASE, {name: value for name, value in given.items() if name not in SET_BY_THE_GRID}])
+    engines = _values("--engine", arguments.engines, ("ray", "inline"))
     actors = f"1,{available_cpus()}" if available_cpus() > 1 else "1"
     num_clients, num_actors = (
-        [whole_number(flag, word) for word in _words(flag, text)]
+        [whole_number(flag, word) for word in _values(flag, text)]
         for flag, text in (("--num-clients", arguments.clients), ("--num-actors", arguments.actors or actors))
     )
     repeats = whole_number("--repeats", arguments.repeats)
     examples = whole_number("--examples-per-client", arguments.examples_per_client)
     timeout = whole_number("--cell-timeout", arguments.cell_timeout)
     grid = cells(engines, num_clients, num_actors, arguments.scaling)
-    num_gpus = _gpus(base.get("device", "auto"))
+    num_gpus = _num_gpus(base.get("device", "auto"))
     configs = {
         (cell, repeat): config_of(
             cell, base, examples, available_cpus(), num_gpus, f"{results_dir}/cells", f"{cell.name}-{repeat}"
         )
-        for repeat in range(repeats)  # outermost, so that what else the machine does befalls all cells alike
+        for repeat in range(repeats)  # the outer loop, so that other load on the machine affects all cells alike
         for cell in grid
     }
     from sim.commands.inspect import print_table
     from sim.scale.execute import efficiency_frame, scale
-    from sim.scale.screen import table_of, tell, write_results
+    from sim.scale.screen import print_record, table_of, write_results
 
     frame = scale(
         configs,
         {**base, "examples_per_client": examples},
         results_dir,
         timeout_seconds=timeout,
-        on_cell=tell,
+        on_cell=print_record,
     )
     print_table(table_of(frame))
     for _, row in efficiency_frame(frame).iterrows():
-        if row.speedup != 1 or row.efficiency != 1:  # not what the others are compared with
-            words = f"{row.num_clients} clients on {row.num_actors} actors ({row.engine}, {row.scaling} scaling)"
-            print(f"efficiency      {row.efficiency:.2f}, {words}")
+        if row.speedup != 1 or row.efficiency != 1:  # not the cell that the others are compared with
+            cell_text = f"{row.num_clients} clients on {row.num_actors} actors ({row.engine}, {row.scaling} scaling)"
+            print(f"efficiency      {row.efficiency:.2f}, {cell_text}")
     print(f"table           {results_dir}/scale.csv")
     for path in write_results(frame, Path(results_dir)):
         print(f"{'picture' if path.suffix == '.png' else 'table':16}{path}")
 
 
-def _words(flag: str, text: str, choices: Sequence[str] = ()) -> list[str]:
-    """Split a list with commas.
+def _values(flag: str, text: str, choices: Sequence[str] = ()) -> list[str]:
+    """Split a list of values that are separated by commas.
 
     Raises:
-        ConfigError: nothing between two commas, a value twice, or none of the choices.
+        ConfigError: a value is given twice or is not one of the choices.
     """
     words = text.split(",")
     wrong = [word for word in words if choices and word not in choices]
     if wrong:
-        raise ConfigError(f"{flag} {text}: must be of {', '.join(choices)}")
+        raise ConfigError(f"{flag} {text}: must contain only {', '.join(choices)}")
     if len(set(words)) < len(words):
-        raise ConfigError(f"{flag} {text}: has a value twice")
+        raise ConfigError(f"{flag} {text}: contains the same value twice")
     return words
 
 
-def _gpus(device: str) -> int:
+def _num_gpus(device: str) -> int:
     if device == "cpu":
         return 0
     import torch
@@ -135,19 +135,25 @@ def _gpus(device: str) -> int:
 
 
 def _base(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings of the base config; a name in its file was that of another run."""
+    """Return the settings that the user gave.
+
+    The name in a config file is dropped, because it is the name of another run.
+
+    Raises:
+        ConfigError: a name was given as a flag, or a setting is wrong.
+    """
     if "name" in vars(arguments):
-        raise ConfigError(f"--name {arguments.name}: runs are named after their values here")
+        raise ConfigError(f"--name {arguments.name}: cannot be set, because each run is named after its settings")
     given = settings_given(RunConfig, arguments)
     given.pop("name", None)
     return given
 
 
 def whole_number(flag: str, text: str) -> int:
-    """Read a number of at least 1.
+    """Parse a whole number that is at least 1.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the text is not such a number.
     """
     if not (text.isascii() and text.isdigit() and int(text) >= 1):
         raise ConfigError(f"{flag} {text}: must be a whole number, at least 1")

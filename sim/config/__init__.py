@@ -1,1 +1,1 @@
-"""The fields of a configuration, how they are checked, and where they come from: Python, TOML files, flags."""
+"""The configuration: its settings, how they are checked, and how they are read from Python, TOML files and flags."""

@@ -1,7 +1,7 @@
-"""How a setting is declared, checked and read: the mechanism under ``config.py``.
+"""How a setting is declared, checked and read.
 
-A setting is a dataclass field with a ``Setting`` in its metadata. The same check serves Python values, TOML
-values and the text of flags; every complaint names the place, the value and what would be valid.
+A setting is a dataclass field with a ``Setting`` in its metadata. Values from Python, from TOML files and from flags
+pass the same check. Every error message names the place, the value and the valid choices.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of a setting besides its name, type and default."""
+    """The help text and the rules of a setting; the dataclass field has its name, type and default."""
 
     help: str
     group: str
@@ -31,14 +31,14 @@ class Setting:
     high: float | None = None
     below: float | None = None
     choices: tuple[str, ...] = ()
-    importable: bool = False  # also takes package.module:name
-    auto: bool = False  # also takes "auto", which the run decides
-    instead_of: str = ""  # the other setting of an either-or pair
-    argument_of: str = ""  # the setting whose value these arguments are for
+    importable: bool = False  # package.module:name is also valid
+    auto: bool = False  # "auto" is also valid; the program then chooses the value
+    instead_of: str = ""  # the other setting, if only one of two settings may be given
+    argument_of: str = ""  # the setting whose value takes these arguments
 
     @property
     def valid(self) -> str:
-        """The valid values in words; empty if the type says it all."""
+        """Return the valid values in words; the text is empty if all values of the type are valid."""
         if self.choices or self.importable:
             return ", ".join([*self.choices, *(["package.module:name"] if self.importable else [])])
         parts = [
@@ -54,7 +54,7 @@ class Setting:
         return " and ".join(parts) + (", or auto" if self.auto else "")
 
     def admits(self, value: Any) -> bool:
-        """Whether a value of the right type lies in the valid range."""
+        """Return whether ``value``, which must have the right type, is valid."""
         if self.choices or self.importable:
             return value in self.choices or (self.importable and bool(IMPORT_PATH.fullmatch(value)))
         return (
@@ -74,7 +74,7 @@ def setting(default: Any, help: str, group: str, **rules: Any) -> Any:
 
 
 def other_default(base: type, name: str, default: Any) -> Any:
-    """Declare a base class's setting again with another default, the rest unchanged."""
+    """Declare a setting of a base class again, with another default and the same rules."""
     (base_field,) = (f for f in fields(base) if f.name == name)
     return field(default=default, metadata=dict(base_field.metadata))
 
@@ -98,7 +98,7 @@ def flag_of(name: str) -> str:
 
 
 def type_of(config_type: type, name: str) -> tuple[type, bool]:
-    """Return (type, whether None is allowed) of a setting."""
+    """Return the type of a setting, and whether it may be None."""
     hint = get_type_hints(config_type)[name]
     options = [option for option in get_args(hint) if option is not type(None)] if get_args(hint) else [hint]
     if getattr(hint, "__origin__", None) is dict:
@@ -116,13 +116,13 @@ _TYPE_WORDS = {
 
 
 def check(config_type: type, config_field: Field[Any], value: Any, place: str) -> Any:
-    """Return ``value`` as the setting's type, or raise.
+    """Check a value and return it with the type of the setting.
 
     Args:
-        place: how the user wrote it, for the message, e.g. ``--lr 0``.
+        place: how the user wrote the setting and its value, for the error message, e.g. ``--lr 0``.
 
     Raises:
-        ConfigError: wrong type or out of range.
+        ConfigError: the value has the wrong type or is not valid.
     """
     kind, optional = type_of(config_type, config_field.name)
     rules = rules_of(config_field)
@@ -136,7 +136,7 @@ def check(config_type: type, config_field: Field[Any], value: Any, place: str) -
         for key, entry in value.items():
             finite = not isinstance(entry, float) or math.isfinite(entry)
             if type(entry) not in (bool, int, float, str) or not finite:
-                raise ConfigError(f"{place}: the value of {key} must be a number, a text, true or false")
+                raise ConfigError(f"{place}: the value of {key} must be a number, text, true or false")
         return dict(value)
     if not rules.admits(value):
         raise ConfigError(f"{place}: must be {_valid_prefix(rules)}{rules.valid}")
@@ -152,7 +152,7 @@ def _valid_suffix(rules: Setting) -> str:
 
 
 def parse_scalar(text: str) -> Scalar:
-    """Read a value as TOML would, and what TOML does not read as plain text."""
+    """Return the number, text or boolean that ``text`` is in TOML; if it is none of these, return ``text`` itself."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -161,13 +161,13 @@ def parse_scalar(text: str) -> Scalar:
 
 
 def parse_flag(config_type: type, config_field: Field[Any], text: Any) -> Any:
-    """Turn what stood behind a flag into the setting's value.
+    """Convert the text after a flag into the value of the setting.
 
     Args:
-        text: the word behind the flag, a list of ``key=value`` words, or a bool.
+        text: the word after the flag, a list of ``key=value`` words, or a bool.
 
     Raises:
-        ConfigError: it cannot be read as the setting's type, or is out of range.
+        ConfigError: the text does not have the type of the setting, or the value is not valid.
     """
     flag, rules = flag_of(config_field.name), rules_of(config_field)
     kind, _ = type_of(config_type, config_field.name)
@@ -189,13 +189,14 @@ def parse_flag(config_type: type, config_field: Field[Any], text: Any) -> Any:
 
 
 def read_toml(config_type: type, path: Path, flag: str) -> dict[str, Any]:
-    """Read the settings in a TOML file, each checked.
+    """Read settings from a TOML file and check each of them.
 
     Args:
-        flag: what named the file, for the message.
+        flag: the flag that named the file, for the error message.
 
     Raises:
-        ConfigError: no such file, broken TOML, unknown keys, wrong types or values.
+        ConfigError: the file is missing or is not valid TOML, a key is unknown, or a value has the wrong type or is
+            not valid.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -206,7 +207,7 @@ def read_toml(config_type: type, path: Path, flag: str) -> dict[str, Any]:
     known = {f.name: f for f in fields(config_type)}
     unknown = sorted(set(table) - set(known))
     if unknown:
-        raise ConfigError(f"{flag} {path}: unknown key {', '.join(unknown)}; the keys are {', '.join(known)}")
+        raise ConfigError(f"{flag} {path}: unknown key {', '.join(unknown)}; the valid keys are {', '.join(known)}")
     return {
         name: check(config_type, known[name], value, f"{flag} {path}: {name} = {value!r}")
         for name, value in table.items()

@@ -1,7 +1,7 @@
-"""Knobs ↔ flags of the command line.
+"""The settings of a config as flags of the command line.
 
-The flags are made from the config's settings with the standard library's argparse, whose errors can be one line;
-libraries that make flags from dataclasses print boxes of several.
+The flags are made with argparse of the standard library, because its errors can be printed on one line. Libraries
+that make flags from dataclasses print errors of several lines.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ _METAVARS = {int: "N", float: "X", str: "TEXT", dict: "KEY=VALUE"}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors that go through the error tree."""
+    """An ArgumentParser whose errors are raised as ConfigError with a message of one line."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
     def parse_strictly(self, words: Sequence[str]) -> argparse.Namespace:
-        """Parse; an unknown word is an error that names the closest flags."""
+        """Parse the words of a command line.
+
+        Raises:
+            ConfigError: a word is unknown; the message names the most similar flags.
+        """
         namespace, unknown = self.parse_known_args(words)
         if unknown:
             flags = [flag for action in namespace.parser._actions for flag in action.option_strings]
@@ -43,16 +47,16 @@ class Parser(argparse.ArgumentParser):
 def add_config(
     parser: argparse.ArgumentParser, config_type: type[TrainingConfig], *, without: Collection[str] = ()
 ) -> None:
-    """Add ``--config``, ``--preset`` and a flag for each setting that is not in ``without``."""
-    parser.add_argument("--config", metavar="FILE.toml", type=Path, help="read settings from here; flags win")
+    """Add ``--config``, ``--preset`` and one flag for each setting that is not in ``without``."""
+    parser.add_argument("--config", metavar="FILE.toml", type=Path, help="file with settings; flags override it")
     if config_type is RunConfig:
-        about = f"settings of a published experiment; flags and --config win [{', '.join(preset_names())}]"
+        about = f"settings of a published experiment; --config and flags override them [{', '.join(preset_names())}]"
         parser.add_argument("--preset", metavar="NAME", help=about)
     add_settings(parser, config_type, without=without)
 
 
 def add_settings(parser: argparse.ArgumentParser, config_type: type[Any], *, without: Collection[str] = ()) -> None:
-    """Add a flag for each setting, with its unit, valid values and default in the help."""
+    """Add one flag for each setting; the help of a flag gives the unit, the valid values and the default."""
     groups: dict[str, Any] = {}
     for config_field in (each for each in fields(config_type) if each.name not in without):
         rules, (kind, _) = rules_of(config_field), type_of(config_type, config_field.name)
@@ -74,29 +78,29 @@ def add_settings(parser: argparse.ArgumentParser, config_type: type[Any], *, wit
 
 
 def flags_given(config_type: type[Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that have a flag on the command line.
+    """Return the settings whose flags are on the command line.
 
     Raises:
-        ConfigError: a value is wrong.
+        ConfigError: a value is not valid.
     """
     given = vars(arguments)
     return {f.name: parse_flag(config_type, f, given[f.name]) for f in fields(config_type) if f.name in given}
 
 
 def settings_given(config_type: type[TrainingConfig], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that preset, file or flags name.
+    """Return the settings that the preset, the config file and the flags give.
 
     Raises:
-        ConfigError: see ``TrainingConfig.given``; or a flag's value is wrong.
+        ConfigError: see ``TrainingConfig.given``; or the value of a flag is not valid.
     """
     preset = getattr(arguments, "preset", None)
     return config_type.given(arguments.config, preset=preset, **flags_given(config_type, arguments))
 
 
 def config_from(config_type: type[C], arguments: argparse.Namespace) -> C:
-    """Make the config that the command line asks for.
+    """Make the config that the command line describes.
 
     Raises:
-        ConfigError: as ``settings_given``, or values are at odds.
+        ConfigError: see ``settings_given``; or two values contradict each other.
     """
     return config_type(**settings_given(config_type, arguments))

@@ -1,6 +1,7 @@
-"""The settings of published experiments, by name: TOML files in ``presets/``.
+"""Presets: the settings of published experiments, each in a TOML file in this folder.
 
-Their comments tell the source, what it differs in from this program, the published accuracy and the cost.
+The comments of a preset give its source, the differences from the published experiment, the published accuracy and
+the cost.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ def preset_names() -> list[str]:
 
 
 def preset_path(name: str) -> Path:
-    """Return the file of a preset.
+    """Return the path of the file of a preset.
 
     Raises:
-        ConfigError: there is none of that name; the message lists those that are.
+        ConfigError: no preset has this name; the message lists the valid names.
     """
     if name not in preset_names():
         raise ConfigError(f"--preset {name}: must be one of {', '.join(preset_names())}")

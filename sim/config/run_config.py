@@ -1,4 +1,4 @@
-"""The configurations: every setting of a run, what it may be, and how a configuration is read and written."""
+"""The configs: all settings of federated and centralized training, and how a config is read and written."""
 
 from __future__ import annotations
 
@@ -20,28 +20,34 @@ _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """The settings that federated and centralised training share."""
+    """The settings that federated and centralized training share.
+
+    Raises:
+        ConfigError: a value has the wrong type, is not valid, or contradicts another value.
+    """
 
     dataset: str = setting(
         "digits",
-        "the data set; imagefolder reads train/<class>/* and test/<class>/* in --data-dir",
+        "data set; imagefolder reads train/<class>/* and test/<class>/* in --data-dir",
         DATA,
         choices=("digits", "imagefolder", "synthetic", "cifar10", "cifar100", "mnist", "fashion-mnist"),
         importable=True,
     )
     data_dir: str | None = setting(
-        None, "folder of an imagefolder, or torchvision's root of cifar10, cifar100, mnist and fashion-mnist", DATA
+        None,
+        "folder of the imagefolder data set, or torchvision's root for cifar10, cifar100, mnist and fashion-mnist",
+        DATA,
     )
-    image_size: int = setting(32, "height and width that images are scaled to", DATA, unit="pixels", low=1, high=1024)
+    image_size: int = setting(32, "height and width to which images are scaled", DATA, unit="pixels", low=1, high=1024)
     num_examples: int | None = setting(
-        None, "training examples of the synthetic data set; 10000 unless given", DATA, low=1, high=1_000_000
+        None, "number of training examples of the synthetic data set; 10000 if not given", DATA, low=1, high=1_000_000
     )
     num_classes: int | None = setting(
-        None, "classes of the synthetic data set; 10 unless given", DATA, low=2, high=1000
+        None, "number of classes of the synthetic data set; 10 if not given", DATA, low=2, high=1000
     )
     model: str = setting(
         "Net",
-        "the model, or your own factory",
+        "model, or your own function that makes one",
         MODEL,
         choices=("Net", "SimpleCnn", "ResNet18", "Mlp"),
         importable=True,
@@ -55,38 +61,42 @@ class TrainingConfig:
     test: str | None = setting(
         None, "your own test(net, loader, device), as package.module:function", MODEL, importable=True
     )
-    batch_size: int = setting(8, "examples a training step", MODEL, unit="examples", low=1)
-    optimizer: str = setting("sgd", "how weights step", MODEL, choices=("sgd", "adam", "adamw"))
+    batch_size: int = setting(8, "examples per training step", MODEL, unit="examples", low=1)
+    optimizer: str = setting("sgd", "optimizer of the training", MODEL, choices=("sgd", "adam", "adamw"))
     lr: float = setting(0.1, "learning rate in the first round", MODEL, above=0)
-    lr_decay: float = setting(1.0, "factor on the learning rate after each round", MODEL, above=0, high=1)
+    lr_decay: float = setting(
+        1.0, "factor by which the learning rate is multiplied after each round", MODEL, above=0, high=1
+    )
     lr_schedule: str = setting(
         "constant",
-        "constant, or down to 0 at the last round along half a cosine",
+        "cosine lowers the learning rate along half a cosine wave, to almost 0 in the last round",
         MODEL,
         choices=("constant", "cosine"),
     )
     momentum: float = setting(0.0, "momentum of SGD", MODEL, low=0, below=1)
     weight_decay: float = setting(0.0, "weight decay", MODEL, low=0)
     precision: str = setting(
-        "fp32", "bf16 trains under autocast; weights stay float32", MODEL, choices=("fp32", "bf16")
+        "fp32", "bf16 trains with bfloat16 autocast; weights stay float32", MODEL, choices=("fp32", "bf16")
     )
     augment: str = setting(
         "none",
-        "crop-flip shifts training images by up to 4 pixels and mirrors every second",
+        "crop-flip shifts each training image by up to 4 pixels and mirrors it with probability 1/2",
         DATA,
         choices=("none", "crop-flip"),
     )
-    torch_threads: int = setting(1, "threads of one training; other counts give other last bits", MACHINE, low=1)
+    torch_threads: int = setting(
+        1, "CPU threads of PyTorch per process; the last bits of the results depend on this number", MACHINE, low=1
+    )
     device: str = setting(
         "auto",
-        "auto takes a GPU where there is one; for clients, where --num-gpus gives them a share of it",
+        "auto uses a GPU if there is one; clients use it only if --num-gpus gives them a share",
         MACHINE,
         choices=("auto", "cpu", "cuda"),
     )
-    seed: int = setting(0, "all randomness follows from it", RUN, low=0)
-    name: str | None = setting(None, "name of the run folder; a time stamp unless given", RUN)
-    results_dir: str = setting("results", "where run folders are", RUN)
-    verbose: bool = setting(False, "show the chatter of Flower and Ray, too", RUN)
+    seed: int = setting(0, "seed from which all random numbers are derived", RUN, low=0)
+    name: str | None = setting(None, "name of the run folder; a time stamp if not given", RUN)
+    results_dir: str = setting("results", "folder that contains the run folders", RUN)
+    verbose: bool = setting(False, "also show the log messages of Flower and Ray", RUN)
 
     def __post_init__(self) -> None:
         for config_field in fields(self):
@@ -98,7 +108,7 @@ class TrainingConfig:
                 "--dataset imagefolder needs --data-dir, a folder with train/<class>/* and test/<class>/*"
             )
         if self.dataset in ("digits", "synthetic") and self.data_dir is not None:
-            raise ConfigError(f"--data-dir {self.data_dir}: {self.dataset} is read from no folder")
+            raise ConfigError(f"--data-dir {self.data_dir}: --dataset {self.dataset} does not read a folder")
         if self.momentum and self.optimizer != "sgd":
             raise ConfigError(f"--momentum {self.momentum:g}: belongs to --optimizer sgd, not to {self.optimizer}")
         for name in ("num_examples", "num_classes"):
@@ -114,19 +124,19 @@ class TrainingConfig:
 
     @classmethod
     def load(cls, path: str | Path | None = None, *, preset: str | None = None, **values: Any) -> Self:
-        """Make a config from a preset, a TOML file that wins over it, and values that win over both.
+        """Make a config from a preset, a TOML file and ``values``; each overrides what comes before it.
 
         Raises:
-            ConfigError: see ``read_toml``; no such preset; or a value is wrong.
+            ConfigError: see ``read_toml``; the preset does not exist; or a value is not valid.
         """
         return cls(**cls.given(path, preset=preset, **values))
 
     @classmethod
     def given(cls, path: str | Path | None = None, *, preset: str | None = None, **values: Any) -> dict[str, Any]:
-        """Return the settings that ``load`` finds; those that nobody named are missing.
+        """Return the settings that the preset, the TOML file and ``values`` give, without the defaults.
 
         Raises:
-            ConfigError: see ``read_toml``; or no such preset.
+            ConfigError: see ``read_toml``; or the preset does not exist.
         """
         layers = [read_toml(cls, preset_path(preset), "--preset")] if preset is not None else []
         layers += [read_toml(cls, Path(path), "--config")] if path is not None else []
@@ -134,12 +144,12 @@ class TrainingConfig:
 
     @classmethod
     def layered(cls, layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return settings of which the later win over the earlier."""
+        """Merge settings; later layers override earlier ones."""
         merged: dict[str, Any] = {}
         for layer in layers:
             for config_field in fields(cls):
                 rules = rules_of(config_field)
-                # A value that is given anew takes along what belongs to the old one.
+                # A new value also removes its alternative, and the arguments that belonged to the old value.
                 for given, hidden in (
                     (config_field.name, rules.instead_of),
                     (rules.instead_of, config_field.name),
@@ -158,7 +168,7 @@ class TrainingConfig:
         return lr
 
     def to_toml(self) -> str:
-        """Return the resolved config as TOML; a setting without a value is left out."""
+        """Return the resolved config as TOML, without the settings that have no value."""
         import tomli_w
 
         return tomli_w.dumps({name: value for name, value in asdict(self).items() if value is not None})
@@ -193,33 +203,34 @@ _STRATEGIES = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(TrainingConfig):
-    """One federated run. Resolved at construction: exactly one of ``fraction_fit`` and
-    ``clients_per_round`` has a value afterwards.
+    """The settings of one federated run.
+
+    After construction, exactly one of ``fraction_fit`` and ``clients_per_round`` has a value.
 
     Raises:
-        ConfigError: a value of the wrong type, out of its range, or at odds with another.
+        ConfigError: a value has the wrong type, is not valid, or contradicts another value.
     """
 
-    num_clients: int = setting(100, "clients, each with a partition of its own", CLIENTS, low=1)
+    num_clients: int = setting(100, "number of clients; each has its own partition", CLIENTS, low=1)
     fraction_fit: float | None = setting(
         None,
-        "share of the clients that train in a round; 0.2 unless given",
+        "fraction of the clients that train in a round; 0.2 if not given",
         CLIENTS,
         above=0,
         high=1,
         instead_of="clients_per_round",
     )
     clients_per_round: int | None = setting(
-        None, "how many clients train in a round, instead of --fraction-fit", CLIENTS, low=1
+        None, "number of clients that train in a round, instead of --fraction-fit", CLIENTS, low=1
     )
     fraction_evaluate: float = setting(
-        0.0, "share of the clients that evaluate the new model in a round", CLIENTS, low=0, high=1
+        0.0, "fraction of the clients that evaluate the new model in a round", CLIENTS, low=0, high=1
     )
-    num_rounds: int = setting(30, "rounds of training", CLIENTS, low=1)
+    num_rounds: int = setting(30, "number of training rounds", CLIENTS, low=1)
     target_accuracy: float | None = setting(
-        None, "end when the test accuracy reaches this", CLIENTS, unit="fraction", above=0, high=1
+        None, "stop when the test accuracy, a fraction, reaches this value", CLIENTS, above=0, high=1
     )
-    partitioner: str = setting("dirichlet", "how examples are dealt to clients", CLIENTS, choices=_PARTITIONERS)
+    partitioner: str = setting("dirichlet", "how examples are assigned to clients", CLIENTS, choices=_PARTITIONERS)
     partitioner_args: dict[str, bool | int | float | str] = setting(
         {},
         "arguments of the partitioner in flwr-datasets, e.g. num_classes_per_partition=3 or self_balancing=true",
@@ -227,37 +238,50 @@ class RunConfig(TrainingConfig):
         argument_of="partitioner",
     )
     alpha: float = setting(
-        0.5, "concentration of the Dirichlet distribution; small: few classes a client", CLIENTS, above=0
+        0.5,
+        "concentration of the Dirichlet distribution; with a small value, each client has few classes",
+        CLIENTS,
+        above=0,
     )
-    min_partition_size: int = setting(1, "fewest examples a client may get", CLIENTS, unit="examples", low=1)
+    min_partition_size: int = setting(
+        1, "smallest number of examples that a client may have", CLIENTS, unit="examples", low=1
+    )
     eval_share: float = setting(
         0.2,
-        "share of a client's examples (rounded down) kept for its own evaluation; taken only when "
+        "fraction of a client's examples (rounded down) that it keeps for its own evaluation; used only if "
         "--fraction-evaluate is above 0",
         CLIENTS,
         low=0,
         below=1,
     )
-    local_epochs: int = setting(5, "passes over a client's examples in a round", MODEL, unit="epochs", low=1)
+    local_epochs: int = setting(5, "passes over a client's examples per round", MODEL, unit="epochs", low=1)
     max_local_steps: int | None = setting(
-        None, "most training steps of a client in a round", MODEL, unit="steps", low=1
+        None,
+        "largest number of training steps of a client per round; no limit if not given",
+        MODEL,
+        unit="steps",
+        low=1,
     )
     local_training: str = setting(
         "auto",
-        "vectorized trains many clients in one computation; auto does so on a GPU where model and program allow it",
+        "vectorized trains several clients in one computation; auto does so on a GPU if the model and the training "
+        "function allow it",
         MODEL,
         choices=("sequential", "vectorized", "auto"),
     )
     vectorized_clients: int | None = setting(
-        None, "how many at a time; as many as a GPU's memory holds unless given", MODEL, low=1
+        None,
+        "number of clients in one computation; if not given, as many as fit into the memory of the GPU",
+        MODEL,
+        low=1,
     )
     client: str | None = setting(
         None, "your own flwr NumPyClient or Client, as package.module:Class", MODEL, importable=True
     )
     strategy: str = setting(
         "fedavg",
-        "Flower's strategy, or your own class; qfedavg weighs all clients by one central loss, not by each "
-        "client's own as its paper does",
+        "strategy of Flower, or your own class; qfedavg weights all clients by one loss on the central test data, not "
+        "by each client's own loss as in its paper",
         STRATEGY,
         choices=_STRATEGIES,
         importable=True,
@@ -270,8 +294,8 @@ class RunConfig(TrainingConfig):
     )
     dp: str | None = setting(
         None,
-        "differential privacy around an averaging strategy: each client's update is clipped at the server, "
-        "the average gets noise",
+        "differential privacy for a strategy that averages: the server clips each client's update and adds noise to "
+        "the average",
         STRATEGY,
         choices=("fixed", "adaptive"),
     )
@@ -281,40 +305,47 @@ class RunConfig(TrainingConfig):
         STRATEGY,
         argument_of="dp",
     )
-    num_cpus: float = setting(1.0, "CPUs of one client, as in Flower's client_resources", MACHINE, low=0.01)
+    num_cpus: float = setting(1.0, "CPUs per client, as in Flower's client_resources", MACHINE, low=0.01)
     num_gpus: float | Literal["auto"] = setting(
         0.0,
-        "GPUs of one client; 0.1 lets ten share one where the CPUs allow; auto measures one client first",
+        "GPUs per client; with 0.1, ten clients share a GPU if there are enough CPUs; auto first measures one client",
         MACHINE,
         low=0,
         auto=True,
     )
     engine: str = setting(
         "ray",
-        "ray: a process for every num_cpus; inline: this process, with your own stack trace",
+        "ray runs clients in several processes, one per num_cpus CPUs; inline runs them in this process, so that an "
+        "error shows the stack trace of your own code",
         MACHINE,
         choices=("ray", "inline"),
     )
     ray_address: str | None = setting(
-        None, "join this Ray cluster (host:port, or auto for one on this machine) instead of starting one", MACHINE
+        None,
+        "running Ray cluster to use instead of starting one: host:port, or auto for one on this machine",
+        MACHINE,
     )
     on_client_error: str = setting(
-        "stop", "what a client that raises does: end the run, or be left out", RUN, choices=("stop", "drop")
+        "stop",
+        "what happens if a client raises: the run stops, or the client is dropped from the round",
+        RUN,
+        choices=("stop", "drop"),
     )
     checkpoint_every: int = setting(
         1,
-        "rounds between checkpoints that --resume goes on from; 0 for none (sim run only: what clients elsewhere "
-        "hold cannot be kept)",
+        "rounds between the checkpoints from which --resume continues; 0 for no checkpoints (sim run only: a server "
+        "cannot save the state of its clients)",
         RUN,
         unit="rounds",
         low=0,
     )
     max_retries: int = setting(
-        2, "how often a client whose process died is trained again before it counts as one that raised", RUN, low=0
+        2, "number of retries of a client whose process died, before it counts as a client that raised", RUN, low=0
     )
     client_timeout: float | None = setting(
         None,
-        "a client that takes longer counts as one that raised, and its process is replaced; no limit unless given",
+        "time limit of a client; a client that takes longer counts as a client that raised, and its process is "
+        "replaced; no limit if not given",
         RUN,
         unit="seconds",
         above=0,
@@ -353,36 +384,46 @@ class RunConfig(TrainingConfig):
             raise ConfigError(f"--dp-args {', '.join(self.dp_args)}: belong to --dp fixed or adaptive")
         if self.fraction_evaluate and not self.eval_share:
             raise ConfigError(
-                f"--eval-share 0: --fraction-evaluate {self.fraction_evaluate:g} needs examples to evaluate on; above 0"
+                f"--eval-share 0: must be above 0, because --fraction-evaluate {self.fraction_evaluate:g} "
+                "needs examples to evaluate on"
             )
 
     @property
     def gpus_of_a_client(self) -> float:
-        """``num_gpus`` as a number; 0 while ``auto`` is not resolved."""
+        """Return ``num_gpus`` as a number; it is 0 while ``auto`` is not resolved."""
         return 0.0 if self.num_gpus == "auto" else self.num_gpus
 
     @property
     def client_resources(self) -> dict[str, float]:
-        """What Ray reserves for one actor; as no share lies on two GPUs, as much as makes equal shares of one."""
+        """Return the CPUs and GPUs that Ray reserves for one actor.
+
+        A share of a GPU cannot be spread over two GPUs, so it is rounded up to 1/n of a GPU.
+        """
         share = self.gpus_of_a_client
         return {"num_cpus": self.num_cpus, "num_gpus": 1 / int(1 / share + 1e-9) if 0 < share < 1 else share}
 
     @property
     def num_fit_clients(self) -> int:
-        """How many clients train in a round."""
+        """Return the number of clients that train in a round."""
         if self.clients_per_round is not None:
             return self.clients_per_round
         return _share_of(self.num_clients, self.fraction_fit or 0.0)
 
     @property
     def num_evaluate_clients(self) -> int:
-        """How many clients evaluate in a round."""
+        """Return the number of clients that evaluate in a round."""
         return _share_of(self.num_clients, self.fraction_evaluate)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CentralizedConfig(TrainingConfig):
-    """Training of the same model on all the data in one place, with the tutorial's settings as defaults."""
+    """The settings of training the same model on all data in one place.
+
+    The defaults are those of Flower's tutorial "PyTorch: From Centralized To Federated".
+
+    Raises:
+        ConfigError: a value has the wrong type, is not valid, or contradicts another value.
+    """
 
     epochs: int = setting(2, "passes over the training data", MODEL, unit="epochs", low=1)
     batch_size: int = other_default(TrainingConfig, "batch_size", 32)
@@ -391,5 +432,5 @@ class CentralizedConfig(TrainingConfig):
 
 
 def _share_of(num_clients: int, fraction: float) -> int:
-    # 100 × 0.29 is 28.999999999999996: without the margin, 29 % of 100 clients were 28.
+    # 100 × 0.29 is 28.999999999999996: without the margin, 29 % of 100 clients would be 28.
     return math.floor(num_clients * fraction + 1e-9)

@@ -1,1 +1,1 @@
-"""Data sets, partitions and the loader that training iterates over."""
+"""Data sets, their partition into clients, and the loader that makes batches of examples."""

@@ -1,4 +1,7 @@
-"""What is computed once and mapped by every process after: ``$SIM_CACHE``, by default ``~/.cache/sim``."""
+"""The cache of decoded data sets and partitions: made once, then mapped by every process.
+
+Its folder is ``$SIM_CACHE``, by default ``~/.cache/sim``.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,18 @@ from typing import Any
 
 from sim.errors import DataError
 
-_FORMAT = 1  # part of every key: raise it when what is stored changes
+_FORMAT = 1  # part of every key; increase it when the format of the stored files changes
 
 
 def cache_folder() -> Path:
-    """Where decoded data sets and partitions are kept."""
+    """Return the folder of the cache."""
     return Path(os.environ.get("SIM_CACHE") or Path.home() / ".cache" / "sim")
 
 
 def cached(kind: str, key: dict[str, Any], make: Callable[[Path], None]) -> Path:
-    """Return the cache folder for ``key``, made by ``make(folder)`` if it is not there.
+    """Return the cache folder for ``key``; if it does not exist, ``make(folder)`` writes its files.
 
-    The folder appears whole, by a rename; of two processes that make it at once, one wins.
+    The folder appears by a rename when it is complete. If two processes make it at the same time, the first is kept.
 
     Raises:
         DataError: the cache cannot be written.
@@ -36,9 +39,11 @@ def cached(kind: str, key: dict[str, Any], make: Callable[[Path], None]) -> Path
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         target = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
-        target.chmod(0o755)  # others may share the cache
+        target.chmod(0o755)  # other users may share the cache
     except OSError as error:
-        raise DataError(f"the cache {cache_folder()} cannot be written: {error.strerror}; set SIM_CACHE") from error
+        raise DataError(
+            f"the cache {cache_folder()} cannot be written: {error.strerror}; set SIM_CACHE to a writable folder"
+        ) from error
     try:
         make(target)
         (target / "key.json").write_text(text, encoding="utf-8")

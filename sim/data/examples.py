@@ -1,8 +1,8 @@
-"""Data sets: a source → images uint8 [N, H, W, C] and labels int64 [N], decoded once, memory-mapped after.
+"""Data sets: images uint8 [N, H, W, C] and labels int64 [N], decoded once and memory-mapped afterwards.
 
-Each data set lives in the cache (``$SIM_CACHE``, by default ``~/.cache/sim``) as plain .npy files, which
-every process maps read-only: nothing is decoded, pickled or copied for a client. The images lie as NHWC,
-whose NCHW view is PyTorch's channels_last.
+Each data set is stored in the cache (``$SIM_CACHE``, by default ``~/.cache/sim``) as plain .npy files, which every
+process maps read-only, so that nothing is decoded, pickled or copied for a client. The images are stored as NHWC;
+their NCHW view has PyTorch's memory format channels_last.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set, its classes, and the cache folder it is mapped from."""
+    """A data set, the names of its classes, and the cache folder from which it is mapped."""
 
     folder: Path
     train: Examples
@@ -46,16 +46,17 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Shape of one image as models see it: (C, H, W)."""
+        """Return the shape of one image as models get it: (C, H, W)."""
         _, height, width, channels = self.train.images.shape
         return channels, height, width
 
 
 def load(config: TrainingConfig) -> Dataset:
-    """Return the configured data set, from the cache if it is there.
+    """Return the configured data set; it is loaded from its source only if it is not in the cache.
 
     Raises:
-        DataError: the source is missing, broken or inconsistent, or the cache cannot be written.
+        DataError: the source is missing, damaged or inconsistent, or the cache cannot be written.
+        PluginError: the user's own function cannot be imported.
     """
     key, make = by_name.find(config)
     folder = cached("data", {"dataset": config.dataset, **key}, lambda target: _store(target, make()))
@@ -63,7 +64,7 @@ def load(config: TrainingConfig) -> Dataset:
 
 
 def open_cached(folder: Path) -> Dataset:
-    """Map a data set of the cache read-only.
+    """Memory-map a data set in the cache read-only.
 
     Raises:
         DataError: its files are damaged.

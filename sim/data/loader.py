@@ -1,4 +1,4 @@
-"""Examples → batches of tensors: the loader that ``train`` and ``test`` iterate over."""
+"""The loader that ``train`` and ``test`` iterate over: it makes batches of tensors from examples."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from torch.utils.data import TensorDataset
 
 from sim.data.examples import Examples
 
-_PADDING = 4
-_BLOCK = 1024  # images whose pixels are read at once
+_PADDING_PIXELS = 4
+_BLOCK_EXAMPLES = 1024  # images that are read and scaled in one operation
 
 
 @dataclass(frozen=True)
 class Resident:
-    """All examples of a split on a device: images uint8 [N, C, H, W] that lie as NHWC, labels int64 [N]."""
+    """All examples of a split on one device: images uint8 [N, C, H, W], stored as NHWC, and labels int64 [N]."""
 
     images: Tensor
     labels: Tensor
 
     @classmethod
     def of(cls, examples: Examples, device: torch.device) -> Self:
-        """Bring examples to ``device``; on a CPU that copies nothing, mapped files stay mapped."""
+        """Move examples to ``device``; on a CPU, nothing is copied and memory-mapped files stay mapped."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # mapped read-only, and nobody writes
+            warnings.simplefilter("ignore")  # torch warns of read-only arrays, but nothing writes to them
             images = torch.from_numpy(examples.images).permute(0, 3, 1, 2)
             labels = torch.from_numpy(examples.labels)
         return cls(images.to(device), labels.to(device))
 
 
 class Batches:
-    """Iterates over (images float32 [B, C, H, W] in −1…1, labels int64 [B]), as a DataLoader would.
+    """Iterates over batches (images float32 [B, C, H, W] in −1…1, labels int64 [B]), as a DataLoader does.
 
-    A batch is an index operation and a scaling on the device where the examples are. With ``shuffle`` the order is
-    drawn anew for each pass from torch's global generator.
+    A batch is made by indexing and scaling on the device that holds the examples. With ``shuffle``, each pass draws a
+    new order from torch's global generator.
     """
 
     def __init__(
@@ -55,12 +55,13 @@ class Batches:
         channels_last: bool,
         augment: str = "none",
     ) -> None:
-        """Take the examples at ``indices``, all of them for None.
-
+        """
         Args:
-            augment: ``crop-flip`` shifts each image by up to 4 pixels, its edges mirrored, and mirrors every second
-                one; drawn anew for each batch from torch's global generator.
-            channels_last: the memory order of the images; faster, but ``x.view(-1, …)`` in a model fails on it.
+            indices: int64 [n], the examples to use; None for all.
+            augment: ``crop-flip`` shifts each image by up to 4 pixels, fills the border by mirroring, and flips the
+                image horizontally with probability 1/2. The random numbers come from torch's global generator.
+            channels_last: whether images are in PyTorch's memory format channels_last, which is faster, but
+                ``x.view(-1, …)`` in a model fails on it.
         """
         self._resident = examples if isinstance(examples, Resident) else Resident.of(examples, device)
         self._indices = None if indices is None else torch.from_numpy(np.array(indices)).to(device)
@@ -71,17 +72,17 @@ class Batches:
 
     @property
     def num_examples(self) -> int:
-        """Number of examples in one pass."""
+        """Return the number of examples in one pass."""
         return len(self._resident.labels if self._indices is None else self._indices)
 
     @property
     def dataset(self) -> TensorDataset:
-        """All images uint8 [N, C, H, W] and labels int64 [N], on the device."""
+        """Return all images uint8 [N, C, H, W] and labels int64 [N], on the device."""
         chosen = slice(None) if self._indices is None else self._indices
         return TensorDataset(self._resident.images[chosen], self._resident.labels[chosen])
 
     def __len__(self) -> int:
-        """Number of batches; the last one may be smaller."""
+        """Return the number of batches; the last batch may be smaller."""
         return math.ceil(self.num_examples / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -90,16 +91,16 @@ class Batches:
             for step in self.steps():
                 yield pixels(images[step.chosen], step, channels_last=self.channels_last), labels[step.chosen]
             return
-        # Pixels of many batches are read at once; each batch is a view of them.
-        for block in self._order().split(self.batch_size * max(1, _BLOCK // self.batch_size)):
+        # Many batches are read in one operation, which is faster; each batch is a view of the result.
+        for block in self._order().split(self.batch_size * max(1, _BLOCK_EXAMPLES // self.batch_size)):
             read = pixels(images[block], Step(block), channels_last=self.channels_last), labels[block]
             yield from zip(*(tensor.split(self.batch_size) for tensor in read), strict=True)
 
     def steps(self) -> Iterator[Step]:
-        """Draw one pass: which examples each batch takes, and how their images are changed."""
+        """Draw the batches of one pass: the examples of each batch and how their images are augmented."""
         for batch in self._order().split(self.batch_size):
             if self.augment == "crop-flip":
-                shifts = torch.randint(-_PADDING, _PADDING + 1, (len(batch), 2))
+                shifts = torch.randint(-_PADDING_PIXELS, _PADDING_PIXELS + 1, (len(batch), 2))
                 yield Step(batch, shifts, torch.randint(0, 2, (len(batch), 1), dtype=torch.bool))
             else:
                 yield Step(batch)
@@ -112,8 +113,13 @@ class Batches:
 
 @dataclass(frozen=True)
 class Step:
-    """One batch before its pixels are read: positions int64 [B] in the split, and for ``crop-flip``
-    shifts int64 [B, 2] in pixels and flips bool [B, 1]."""
+    """One batch before its images are read.
+
+    Attributes:
+        chosen: int64 [B], positions of its examples in the split.
+        shifts: int64 [B, 2] in pixels (down, right), for ``crop-flip``; otherwise None.
+        flips: bool [B, 1], for ``crop-flip``; otherwise None.
+    """
 
     chosen: Tensor
     shifts: Tensor | None = None
@@ -121,7 +127,7 @@ class Step:
 
 
 def pixels(images: Tensor, step: Step, *, channels_last: bool) -> Tensor:
-    """Return images uint8 [B, C, H, W] as the model sees them: changed as ``step`` says, float32 in −1…1."""
+    """Return images uint8 [B, C, H, W] as the model gets them: augmented as ``step`` says, float32 in −1…1."""
     if step.shifts is not None and step.flips is not None:
         images = _crop_flip(images, step.shifts.to(images.device), step.flips.to(images.device))
     if not channels_last:
@@ -130,15 +136,15 @@ def pixels(images: Tensor, step: Step, *, channels_last: bool) -> Tensor:
 
 
 def _crop_flip(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
-    """Pad by 4 mirrored pixels, crop to the old size and flip, each image of [B, C, H, W] on its own."""
+    """Pad each image of [B, C, H, W] with 4 mirrored pixels, crop it to its original size and flip it."""
     count, _, height, width = images.shape
     device = images.device
     rows = _mirrored(torch.arange(height, device=device) + shifts[:, :1], height)
     columns = torch.arange(width, device=device).expand(count, width)
     columns = _mirrored(torch.where(flips, columns.flip(1), columns) + shifts[:, 1:], width)
-    number = torch.arange(count, device=device)[:, None, None]
-    # NHWC is how the images lie, so that this reads whole pixels.
-    return images.permute(0, 2, 3, 1)[number, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    image = torch.arange(count, device=device)[:, None, None]
+    # The images are stored as NHWC, so in this order the indexing copies whole pixels.
+    return images.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _mirrored(index: Tensor, length: int) -> Tensor:

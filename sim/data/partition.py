@@ -1,7 +1,8 @@
-"""Labels → which examples each client holds.
+"""The partition: which examples each client holds.
 
-Stored in the cache as two arrays, so that a process with a thousand clients maps one file: ``indices``
-int64 [N], the examples of client 0, then those of client 1, …; ``offsets`` int64 [num_clients + 1].
+It is stored in the cache as two arrays, so that a process opens two files even for thousands of clients: ``indices``
+int64 [N] has the examples of client 0, then those of client 1, and so on; ``offsets`` int64 [num_clients + 1] has the
+place in ``indices`` where each client begins.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Partition:
-    """The examples of every client, mapped from the cache folder."""
+    """The examples of every client, memory-mapped from the cache folder."""
 
     folder: Path
     indices: Indices
@@ -32,43 +33,46 @@ class Partition:
 
     @property
     def num_clients(self) -> int:
-        """How many clients share the examples."""
+        """Return the number of clients."""
         return len(self.offsets) - 1
 
     @property
     def sizes(self) -> Indices:
-        """Examples of each client, int64 [num_clients]."""
+        """Return the number of examples of each client, int64 [num_clients]."""
         return np.diff(self.offsets)
 
     def of(self, client_id: int) -> Indices:
-        """Indices of one client's examples, in the client's own shuffled order."""
+        """Return the indices of one client's examples, int64 [num_examples], in a shuffled order."""
         return self.indices[self.offsets[client_id] : self.offsets[client_id + 1]]
 
     def split(self, client_id: int, eval_share: float) -> tuple[Indices, Indices]:
-        """Cut one client's examples into those for training and the last ⌊n · eval_share⌋ for evaluation."""
+        """Split the n examples of one client: the last ⌊n · eval_share⌋ are for evaluation, the others for training."""
         indices = self.of(client_id)
-        kept = int(len(indices) * eval_share + 1e-9)
-        return indices[: len(indices) - kept], indices[len(indices) - kept :]
+        num_eval = int(len(indices) * eval_share + 1e-9)
+        return indices[: len(indices) - num_eval], indices[len(indices) - num_eval :]
 
     def label_counts(self, labels: Labels, num_classes: int) -> NDArray[np.int64]:
-        """Examples of each class at each client, int64 [num_clients, num_classes]."""
+        """Return the number of examples of each class at each client, int64 [num_clients, num_classes]."""
         return np.stack([np.bincount(labels[self.of(c)], minlength=num_classes) for c in range(self.num_clients)])
 
 
 def assign(labels: Labels, config: RunConfig) -> Partition:
-    """Deal examples to ``config.num_clients`` clients; the same config and labels give the same partition.
+    """Assign examples to ``config.num_clients`` clients; the same config and labels give the same partition.
 
-    Some partitioners leave examples over; those belong to nobody.
+    Some partitioners do not use all examples; the remaining examples belong to no client.
+
+    Args:
+        labels: int64 [N], the class of each training example.
 
     Raises:
-        ConfigError: an argument that the partitioner does not take.
-        PartitionError: not every client can get ``min_partition_size`` examples.
+        ConfigError: ``--partitioner-args`` has an argument that the partitioner does not take.
+        PartitionError: a client would have fewer than ``min_partition_size`` examples.
     """
     needed = config.num_clients * config.min_partition_size
     if needed > len(labels):
         raise PartitionError(
-            f"--num-clients {config.num_clients}: {len(labels)} training examples cannot give each "
-            f"{config.min_partition_size}; at most {len(labels) // config.min_partition_size} clients"
+            f"--num-clients {config.num_clients}: {len(labels)} training examples are too few for "
+            f"{config.min_partition_size} per client; at most {len(labels) // config.min_partition_size} clients"
         )
     arguments = partitioners.arguments(config, len(labels))
     key = {
@@ -89,13 +93,13 @@ def assign(labels: Labels, config: RunConfig) -> Partition:
 
 
 def open_cached(folder: Path) -> Partition:
-    """Map a partition of the cache read-only.
+    """Memory-map a partition in the cache read-only.
 
     Raises:
         DataError: its files are damaged.
     """
     try:
-        # As plain arrays: numpy's memmap class makes each slice slow.
+        # A view as a plain array, because slices of numpy's memmap class are slow.
         indices, offsets = (
             np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in ("indices", "offsets")
         )

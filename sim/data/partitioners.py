@@ -1,4 +1,4 @@
-"""Name + arguments → what one of flwr-datasets' partitioners deals, over examples in a seeded order."""
+"""Partitioners by name: each runs a partitioner of flwr-datasets on the examples in a seeded random order."""
 
 from __future__ import annotations
 
@@ -26,24 +26,30 @@ Indices = NDArray[np.int64]
 def inner_dirichlet(
     labels: Indices, partition_sizes: list[int], alpha: float, seed: int, shuffle: bool = True
 ) -> list[Indices]:
-    """Return which examples each client gets.
+    """Assign examples to clients so that each client has class proportions of its own.
 
-    Each example in turn goes to a client drawn from those that are not full; its class is drawn from that client's
-    own Dirichlet distribution over the classes that are not used up (Acar et al. 2021, arXiv:2111.04263).
+    In each step, a client is drawn from those that are not full, and the class of its next example is drawn from that
+    client's Dirichlet distribution over the classes that still have examples (Acar et al. 2021, arXiv:2111.04263). The
+    result is the same as that of ``InnerDirichletPartitioner`` of flwr-datasets, which is slower.
 
     Args:
         labels: int64 [N], the class of each example, 0 … K−1.
-        partition_sizes: how many examples each client gets; their sum is at most N.
+        partition_sizes: number of examples of each client; their sum is at most N.
         alpha: concentration of the Dirichlet distribution.
+        seed: seed of all random numbers.
+        shuffle: whether the examples of each client are shuffled.
+
+    Returns:
+        The indices in ``labels`` of each client's examples, int64.
 
     Raises:
-        ValueError: a client wants classes of which none is left.
+        ValueError: no example is left of the classes in a client's distribution.
     """
     rng = np.random.default_rng(seed)
     num_classes = len(np.unique(labels))
     priors = rng.dirichlet(np.full(num_classes, float(alpha)), size=len(partition_sizes))
-    of_class = [np.flatnonzero(labels == label) for label in range(num_classes)]
-    left_of_class = [len(indices) for indices in of_class]
+    indices_of_class = [np.flatnonzero(labels == label) for label in range(num_classes)]
+    left_of_class = [len(indices) for indices in indices_of_class]
     left_at_client = list(partition_sizes)
     parts = [np.zeros(size, np.int64) for size in partition_sizes]
     not_full = list(range(len(partition_sizes)))
@@ -58,7 +64,7 @@ def inner_dirichlet(
         while True:
             cumulative = priors[client_id].cumsum()
             if not cumulative[-1] > 0:
-                raise ValueError(f"client {client_id} wants classes of which no example is left")
+                raise ValueError(f"no example is left of the classes that client {client_id} needs")
             cumulative /= cumulative[-1]
             label = int(cumulative.searchsorted(rng.random(), side="right"))
             if left_of_class[label]:
@@ -67,7 +73,7 @@ def inner_dirichlet(
             with np.errstate(invalid="ignore"):
                 priors /= priors.sum(axis=1, keepdims=True)
         left_of_class[label] -= 1
-        parts[client_id][left_at_client[client_id]] = of_class[label][left_of_class[label]]
+        parts[client_id][left_at_client[client_id]] = indices_of_class[label][left_of_class[label]]
         remaining -= 1
     if shuffle:
         for part in parts:
@@ -77,20 +83,22 @@ def inner_dirichlet(
 
 Parts = list[NDArray[np.int64]]
 
-_TRYING_SECONDS = 10.0
+_SEARCH_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A class of ``flwr_datasets.partitioner``, and what it is made with: ``arguments(config, num_examples)``.
+    """A partitioner.
 
     Attributes:
-        same: the same partition as the class deals, faster: (labels, **arguments) → indices of each client.
+        class_name: name of the class in ``flwr_datasets.partitioner``.
+        arguments: function (config, num_examples) → arguments of the constructor.
+        faster: function (labels, **arguments) → indices of each client; it gives the same partition in less time.
     """
 
     class_name: str
     arguments: Callable[[RunConfig, int], dict[str, Any]]
-    same: Callable[..., Parts] | None = None
+    faster: Callable[..., Parts] | None = None
 
 
 def _count(config: RunConfig, _: int) -> dict[str, Any]:
@@ -131,14 +139,14 @@ PARTITIONERS = {
 
 
 def arguments(config: RunConfig, num_examples: int) -> dict[str, Any]:
-    """Return what the configured partitioner is made with.
+    """Return the constructor arguments of the configured partitioner.
 
     Raises:
-        ConfigError: ``--partitioner-args`` has one that it does not take.
+        ConfigError: ``--partitioner-args`` has an argument that the partitioner does not take.
     """
     ours = PARTITIONERS[config.partitioner].arguments(config, num_examples)
     reserved = {"num_partitions", "partition_by", "seed", "alpha", "min_partition_size", "partition_sizes"}
-    if config.partitioner_args:  # otherwise the library need not be imported where the partition is in the cache
+    if config.partitioner_args:  # otherwise the library is not imported, which saves time if the partition is cached
         user_code.check_arguments(
             _class_of(config), config.partitioner_args, reserved, "--partitioner-args", config.partitioner
         )
@@ -146,14 +154,20 @@ def arguments(config: RunConfig, num_examples: int) -> dict[str, Any]:
 
 
 def assign(labels: NDArray[np.int64], config: RunConfig) -> Parts:
-    """Return the indices of each client's examples.
+    """Return the indices of each client's examples, int64.
+
+    Args:
+        labels: int64 [N], the class of each example.
 
     Raises:
-        PartitionError: the partitioner cannot give every client ``min_partition_size`` examples.
+        ConfigError: see ``arguments``.
+        PartitionError: the partitioner fails, or it gives a client fewer than ``min_partition_size`` examples.
     """
     parts = _attempt(labels, config)
     if isinstance(parts, str):
-        raise PartitionError(f"--partitioner {config.partitioner}: {parts}; {_what_works(labels, config)} works")
+        raise PartitionError(
+            f"--partitioner {config.partitioner}: {parts}; {_working_alternatives(labels, config)} works"
+        )
     return parts
 
 
@@ -164,51 +178,52 @@ def _class_of(config: RunConfig) -> Any:
 
 
 def _attempt(labels: NDArray[np.int64], config: RunConfig) -> Parts | str:
-    """Run the partitioner on a table of (label, index); return the parts, or why it cannot be.
+    """Run the partitioner; return the indices of each client's examples, or the reason why it failed.
 
-    flwr-datasets cuts contiguous ranges (of all examples or of a class), so the order of the table decides who
-    gets what; it is permuted by the seed first.
+    flwr-datasets cuts contiguous ranges (of all examples or of a class), so the order of the examples decides which
+    client gets which of them. Therefore the order is first permuted with the seed.
     """
     order = generator(config.seed, Purpose.PARTITION).permutation(len(labels))
-    given, same = arguments(config, len(labels)), PARTITIONERS[config.partitioner].same
+    given, faster = arguments(config, len(labels)), PARTITIONERS[config.partitioner].faster
     try:
-        if same is not None:
+        if faster is not None:
             del given["partition_by"]
-            parts = [order[part] for part in same(labels[order], **given)]
+            parts = [order[part] for part in faster(labels[order], **given)]
         else:
-            parts = _ask(_class_of(config)(**given), labels[order], order)
+            parts = _load_parts(_class_of(config)(**given), labels[order], order)
     except (ValueError, TypeError, AssertionError, IndexError, KeyError, ZeroDivisionError) as error:
         return str(error).rstrip(".") or type(error).__name__
     smallest = min(len(part) for part in parts)
     if smallest < config.min_partition_size:
         return (
-            f"leaves one of {config.num_clients} clients with {smallest} of {len(labels)} examples, fewer than "
+            f"one of {config.num_clients} clients has only {smallest} of {len(labels)} examples, fewer than "
             f"--min-partition-size {config.min_partition_size}"
         )
     return parts
 
 
-def _ask(partitioner: Partitioner, labels: NDArray[np.int64], order: NDArray[np.int64]) -> Parts:
+def _load_parts(partitioner: Partitioner, labels: NDArray[np.int64], order: NDArray[np.int64]) -> Parts:
     import datasets
 
-    # Arrow columns: reading 1,000 partitions takes 1 s, as numpy columns 7 s.
+    # Reading 1,000 partitions takes 1 s from Arrow columns, but 7 s from numpy columns.
     table = datasets.Dataset.from_dict({"label": labels, "index": order}).with_format("arrow")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # one for each attempt; the error says it once
+        warnings.simplefilter("ignore")  # every attempt would warn; the error message says it once
         partitioner.dataset = table
-        partitioner.load_partition(0)  # most deal when they are first asked
+        partitioner.load_partition(0)  # most classes compute the partition in the first call
         return [
             np.asarray(partitioner.load_partition(client_id)[:]["index"], np.int64)
             for client_id in range(partitioner.num_partitions)
         ]
 
 
-def _what_works(labels: NDArray[np.int64], config: RunConfig) -> str:
-    """Say which alpha, or which number of clients, the same partitioner meets: found by trying, for a while."""
-    deadline = time.monotonic() + _TRYING_SECONDS
-    everyone = replace(config, clients_per_round=None, fraction_fit=1.0, fraction_evaluate=0.0)
+def _working_alternatives(labels: NDArray[np.int64], config: RunConfig) -> str:
+    """Return flags with which a partition is possible; they are found by trials within a limited time."""
+    deadline = time.monotonic() + _SEARCH_SECONDS
+    all_clients = replace(config, clients_per_round=None, fraction_fit=1.0, fraction_evaluate=0.0)
     counts = [
-        replace(everyone, num_clients=config.num_clients >> step) for step in range(1, config.num_clients.bit_length())
+        replace(all_clients, num_clients=config.num_clients >> step)
+        for step in range(1, config.num_clients.bit_length())
     ]
     has_alpha = "alpha" in PARTITIONERS[config.partitioner].arguments(config, len(labels))
     alphas = [replace(config, alpha=config.alpha * 2**step) for step in range(1, 11 if has_alpha else 1)]

@@ -1,38 +1,41 @@
-"""The central test as strategies call it; the engine, once it is open, spreads its parts over its processes."""
+"""The central test as strategies call it: the engine's processes share its slices."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flwr.common import NDArrays, Scalar
 
-from sim.client.runtime import ClientSpec, workbench
 from sim.engine.contract import Dispatcher, TestSlice
-from sim.errors import RunError
 
 
 class CentralTest:
     """(round, weights, {}) → (loss, {"accuracy": …}), the ``evaluate_fn`` of Flower's strategies.
 
-    The split is cut into the same parts in every engine and they are added up in order, so that the number of
-    processes does not change a bit.
+    The split is cut into the same slices in every engine, and they are added up in order. The number of processes
+    therefore does not change a bit of the result.
     """
 
-    dispatcher: Dispatcher | None = None
-
-    def __init__(self, program: ClientSpec) -> None:
-        self.program = program
+    def __init__(self, dispatcher: Dispatcher, slices: Sequence[tuple[int, int]]) -> None:
+        """
+        Args:
+            slices: (first, last + 1) of each slice, see ``sim.client.runtime.test_slices``.
+        """
+        self._dispatcher = dispatcher
+        self._slices = slices
 
     def __call__(
         self, server_round: int, weights: NDArrays, config: dict[str, Scalar]
     ) -> tuple[float, dict[str, Scalar]]:
         """Test ``weights``.
 
+        Returns:
+            The mean loss in nats per example, and the accuracy as a fraction 0–1.
+
         Raises:
             RunError: the user's ``test`` raised or returned something else.
         """
-        if self.dispatcher is None:
-            raise RunError("the central test was called before the engine was open")
-        slices = [TestSlice(server_round, first, last) for first, last in workbench(self.program).test_slices()]
-        parts = self.dispatcher.test(weights, slices)
-        num_examples = sum(part.num_examples for part in parts)
-        loss = sum(part.loss for part in parts) / num_examples
-        return loss, {"accuracy": sum(part.num_correct for part in parts) / num_examples}
+        sums = self._dispatcher.test(weights, [TestSlice(server_round, first, last) for first, last in self._slices])
+        num_examples = sum(part.num_examples for part in sums)
+        loss = sum(part.loss for part in sums) / num_examples
+        return loss, {"accuracy": sum(part.num_correct for part in sums) / num_examples}

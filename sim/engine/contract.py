@@ -1,14 +1,12 @@
-"""All that the round loop knows of an engine: chunks go in, their results come out in the same order."""
+"""What the round loop knows of an engine: chunks go in, their results come out in the same order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from flwr.common import NDArrays, RecordDict, Scalar
-from flwr.server.client_manager import ClientManager
 
 from sim.engine.aggregation import WeightedSum
 from sim.run_folder.records import Phase
@@ -17,12 +15,16 @@ from sim.training.local import TestSums
 
 @dataclass(frozen=True)
 class Task:
-    """What one client is to do: the config of its FitIns or EvaluateIns, and the state it left last time."""
+    """What one client has to do: the config of its FitIns or EvaluateIns, and the state that it left last time.
+
+    Attributes:
+        num_examples: how much work it is, where that is known; otherwise 0.
+    """
 
     client_id: int
     config: dict[str, Scalar]
     state: RecordDict | None = None
-    num_examples: int = 0  # how much work it is, where that is known
+    num_examples: int = 0
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Chunk:
 
     Attributes:
         weights: the same list object in every chunk that shares them, so that an engine sends them once.
-        summed: return the clients' weighted sum instead of each client's weights.
+        summed: return the weighted sum of the clients instead of the weights of each.
     """
 
     phase: Phase
@@ -42,13 +44,23 @@ class Chunk:
 
     @property
     def num_examples(self) -> int:
-        """How much work it is."""
+        """How much work the chunk is."""
         return sum(task.num_examples for task in self.tasks)
 
 
 @dataclass
 class ClientResult:
-    """What came back from one client; ``error`` is None unless it raised."""
+    """What came back from one client.
+
+    Attributes:
+        seconds: time that the client took in its process.
+        loss: mean loss in nats per example, as the client measured it.
+        error: what it raised; None for a client that succeeded.
+        cause: the exception itself, only where client and round loop share a process.
+        vectorized_with: number of clients that one computation trained; None for one client after another.
+        actor: the process that executed it, where there are several.
+        lost: it did not raise, but its connection ended or it did not answer in time.
+    """
 
     client_id: int
     seconds: float = 0.0
@@ -59,27 +71,28 @@ class ClientResult:
     state: RecordDict | None = None
     error: str | None = None
     traceback: str | None = None
-    cause: BaseException | None = None  # only where client and round loop share a process
-    vectorized_with: int | None = None  # how many clients one computation trained; None for one after another
-    actor: int | None = None  # which process executed it, where there are several
-    lost: bool = False  # it did not raise: the connection to it ended, or it did not answer in time
+    cause: BaseException | None = None
+    vectorized_with: int | None = None
+    actor: int | None = None
+    lost: bool = False
 
     @property
     def accuracy(self) -> float | None:
-        """The client's own metric of that name, if it is a number."""
+        """The client's own metric ``accuracy``, if it is a number."""
         value = self.metrics.get("accuracy")
         return float(value) if isinstance(value, int | float) else None
 
 
 @dataclass
 class ChunkResult:
-    """The outcomes in the order of the chunk's tasks, and their weighted sum if that was asked for.
+    """The results of a chunk's clients in the order of its tasks, and their weighted sum if that was asked for.
 
     Attributes:
-        spans: (actor, began, ended) of its parts in ``time.perf_counter()``, which all processes of a machine share.
+        spans: (actor, start, end) of its parts in seconds of ``time.perf_counter()``, which all processes of a
+            machine share.
     """
 
-    outcomes: list[ClientResult]
+    results: list[ClientResult]
     total: WeightedSum
     spans: list[tuple[int, float, float]] = field(default_factory=list)
 
@@ -94,13 +107,13 @@ class TestSlice:
 
 
 class Dispatcher(Protocol):
-    """Executes chunks somewhere."""
+    """Executes chunks, in this process or elsewhere. It is all in which engines differ for the round loop."""
 
     def wait_until_ready(self) -> None:
-        """Return when there are enough clients to begin a round.
+        """Return when there are enough clients for a round to begin.
 
         Raises:
-            EngineError: they do not come.
+            EngineError: they do not come in time.
         """
 
     def test(self, weights: NDArrays, slices: Sequence[TestSlice]) -> list[TestSums]:
@@ -116,6 +129,3 @@ class Dispatcher(Protocol):
         Raises:
             EngineError: processes die again and again.
         """
-
-
-OpenDispatcher = Callable[[ClientManager], AbstractContextManager[Dispatcher]]

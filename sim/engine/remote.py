@@ -1,4 +1,4 @@
-"""The engine without processes of its own: the clients are elsewhere, behind Flower's client proxies."""
+"""The engine over a network: the clients are elsewhere, behind Flower's client proxies."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from sim.engine.contract import Chunk, ChunkResult, ClientResult, Task, TestSlic
 from sim.engine.worker import Worker, check_fit
 from sim.training.local import TestSums
 
-# Metrics that only the transport sees: how long the client took, and its loss, which EvaluateRes rounds to 32 bits.
+# Metrics of the transport alone: the client's seconds, and its loss, which EvaluateRes would round to 32 bits.
 SECONDS, LOSS = "sim_seconds", "sim_loss"
-# Parts of the program that the server decides, by the keys of FitIns.config under which they travel.
+# Fields of ClientSpec that the server decides → the keys of FitIns.config under which they travel.
 SHARED = {"seed": "sim_seed", "augment": "sim_augment", "eval_share": "sim_eval_share", "batch_size": "sim_batch_size"}
 
 
@@ -56,9 +56,9 @@ class RemoteDispatcher:
     ) -> None:
         """
         Args:
-            worker: does the central test, in this process.
-            shared: goes to each client with its instructions; what only a simulation knows without being told.
-            timeout_seconds: how long one client may take.
+            worker: executes the central test, in this process.
+            shared: settings that each client gets with its instructions; a simulation knows them without that.
+            timeout_seconds: how long the server waits for the answer of one client.
         """
         self.connections = connections
         self.worker = worker
@@ -66,7 +66,7 @@ class RemoteDispatcher:
         self.timeout_seconds = timeout_seconds
 
     def wait_until_ready(self) -> None:
-        """Return when there are enough clients to begin a round.
+        """Return when there are enough clients for a round to begin.
 
         Raises:
             EngineError: too few clients came in time.
@@ -82,7 +82,7 @@ class RemoteDispatcher:
         return [self.worker.test(weights, part) for part in slices]
 
     def execute(self, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
-        """Yield the result of each chunk, in order; a client that is lost is an outcome, too."""
+        """Yield the result of each chunk, in order; a lost client has a result, too."""
         packed: dict[int, Parameters] = {}
         asked = []
         for chunk in chunks:
@@ -91,14 +91,14 @@ class RemoteDispatcher:
                 packed[key] = ndarrays_to_parameters(chunk.weights)
             asked.append([_in_a_thread(self._call, chunk, task, packed[key]) for task in chunk.tasks])
         for chunk, futures in zip(chunks, asked, strict=True):
-            total, outcomes = WeightedSum(), []
+            total, results = WeightedSum(), []
             for future in futures:
-                outcome = future.result()
-                if outcome.weights is not None and chunk.summed:
-                    total.add(outcome.weights, outcome.num_examples)
-                    outcome.weights = None
-                outcomes.append(outcome)
-            yield ChunkResult(outcomes, total)
+                result = future.result()
+                if result.weights is not None and chunk.summed:
+                    total.add(result.weights, result.num_examples)
+                    result.weights = None
+                results.append(result)
+            yield ChunkResult(results, total)
 
     def _call(self, chunk: Chunk, task: Task, parameters: Parameters) -> ClientResult:
         start = time.perf_counter()
@@ -118,25 +118,24 @@ class RemoteDispatcher:
             detail = f": {error}" if str(error) else ""
             return ClientResult(task.client_id, waited, error=reason + detail, lost=True)
         try:
-            outcome = _read(chunk, task, answer)
+            result = _read(chunk, task, answer)
         except Exception as error:  # noqa: BLE001 - whatever came over the wire
-            outcome = ClientResult(task.client_id, error=f"{type(error).__name__}: {error}")
-        outcome.seconds = time.perf_counter() - start
-        match outcome.metrics.pop(SECONDS, None), outcome.metrics.pop(LOSS, None):
-            case float() as seconds, (float() | None) as loss:
-                outcome.seconds = seconds
-                outcome.loss = loss
-        return outcome
+            result = ClientResult(task.client_id, error=f"{type(error).__name__}: {error}")
+        result.seconds = time.perf_counter() - start
+        seconds, loss = result.metrics.pop(SECONDS, None), result.metrics.pop(LOSS, None)
+        if isinstance(seconds, float) and (loss is None or isinstance(loss, float)):
+            result.seconds, result.loss = seconds, loss
+        return result
 
 
 def _in_a_thread(function: Callable[..., ClientResult], *arguments: Any) -> Future[ClientResult]:
-    """Call in a daemon thread: a run that stops does not wait for its slowest client, as an executor would."""
+    """Call in a daemon thread: unlike with an executor, a run that stops does not wait for its slowest client."""
     future: Future[ClientResult] = Future()
 
     def call() -> None:
         try:
             future.set_result(function(*arguments))
-        except BaseException as error:  # noqa: BLE001 - for whoever asks for the result
+        except BaseException as error:  # noqa: BLE001 - raised where the result is read
             future.set_exception(error)
 
     threading.Thread(target=call, daemon=True).start()
@@ -146,10 +145,10 @@ def _in_a_thread(function: Callable[..., ClientResult], *arguments: Any) -> Futu
 def _read(chunk: Chunk, task: Task, answer: Any) -> ClientResult:
     if answer.status.code != Code.OK:
         return ClientResult(task.client_id, error=answer.status.message or answer.status.code.name)
-    outcome = ClientResult(task.client_id, num_examples=answer.num_examples, metrics=answer.metrics)
+    result = ClientResult(task.client_id, num_examples=answer.num_examples, metrics=answer.metrics)
     if chunk.phase == "evaluate":
-        outcome.loss = answer.loss
-        return outcome
-    outcome.weights = parameters_to_ndarrays(answer.parameters)
-    outcome.loss = check_fit(outcome, chunk.weights)
-    return outcome
+        result.loss = answer.loss
+        return result
+    result.weights = parameters_to_ndarrays(answer.parameters)
+    result.loss = check_fit(result, chunk.weights)
+    return result

@@ -1,4 +1,4 @@
-"""Executes the training of a chunk's clients in one computation, where the program says so."""
+"""Trains the clients of a chunk in one computation, where the spec says so."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from flwr.common import NDArrays
 from torch import Tensor
 
-from sim.client.runtime import TRAIN_SETTINGS, ClientRuntime
+from sim.client.runtime import ClientRuntime
+from sim.client.torch_client import TRAIN_SETTINGS
 from sim.engine.aggregation import NonFiniteError, WeightedSum
 from sim.engine.contract import Chunk, ClientResult, Task
 from sim.seeds import Purpose, seeded, sequence
@@ -19,31 +20,31 @@ from sim.training.vectorized import Member, Trainer, drawn
 
 
 def can_fit(chunk: Chunk) -> bool:
-    """Whether the clients of ``chunk`` can be trained together: the same settings for all of them."""
+    """Whether the clients of ``chunk`` can be trained in one computation: all have the same settings."""
     return all(task.config == chunk.tasks[0].config for task in chunk.tasks)
 
 
-def fit(bench: ClientRuntime, chunk: Chunk, seed: int) -> tuple[list[ClientResult], WeightedSum]:
-    """Train the clients of ``chunk``, up to ``program.vectorized_clients`` at a time.
+def fit(runtime: ClientRuntime, chunk: Chunk, seed: int) -> tuple[list[ClientResult], WeightedSum]:
+    """Train the clients of ``chunk``, up to ``vectorized_clients`` of the spec at a time.
 
     Returns:
-        Their outcomes in order, with weights unless the chunk is summed; and the sum.
+        Their results in order, with weights unless the chunk is summed; and the weighted sum.
     """
-    outcomes: list[ClientResult] = []
+    results: list[ClientResult] = []
     total = WeightedSum()
-    size = bench.program.vectorized_clients
+    size = runtime.spec.vectorized_clients
     for first in range(0, len(chunk.tasks), size):
         start = time.perf_counter()
         tasks = chunk.tasks[first : first + size]
         config = dict(tasks[0].config)
-        members = [_member(bench, chunk, task, config, seed) for task in tasks]
+        members = [_member(runtime, chunk, task, config, seed) for task in tasks]
         settings: dict[str, Any] = {k: config[k] for k in TRAIN_SETTINGS if k in config and k != "max_steps"}
-        trainer = bench.trainer(int(config["batch_size"]))
-        results = _train(trainer, chunk.weights, members, settings)
+        trainer = runtime.trainer(int(config["batch_size"]))
+        groups = _train(trainer, chunk.weights, members, settings)
         seconds = (time.perf_counter() - start) / len(tasks)
-        sizes = [len(bench.train_indices(task.client_id)) for task in tasks]
+        sizes = [len(runtime.train_indices(task.client_id)) for task in tasks]
         position = 0
-        for weights, losses in results:
+        for weights, losses in groups:
             count = len(losses)
             group = range(position, position + count)
             finite = torch.stack([torch.isfinite(w).flatten(1).all(1) for w in weights]).all(0).tolist()
@@ -52,25 +53,27 @@ def fit(bench: ClientRuntime, chunk: Chunk, seed: int) -> tuple[list[ClientResul
                 kept = weights if all(finite) else [w[torch.tensor(finite, device=w.device)] for w in weights]
                 total.fold(_sum(kept, [sizes[i] for k, i in enumerate(group) if finite[k]]))
             for k, i in enumerate(group):
-                loss = float(losses[k])
+                client_id, loss = tasks[i].client_id, float(losses[k])
                 if not finite[k]:
                     error = f"{NonFiniteError.__name__}: the model holds NaN or infinite weights"
-                    outcomes.append(ClientResult(tasks[i].client_id, seconds, error=error, vectorized_with=count))
+                    results.append(ClientResult(client_id, seconds, error=error, vectorized_with=count))
                     continue
                 arrays = None if chunk.summed else [w[k].cpu().numpy() for w in weights]
-                outcomes.append(
-                    ClientResult(tasks[i].client_id, seconds, sizes[i], loss, {"loss": loss}, arrays, vectorized_with=count)
+                results.append(
+                    ClientResult(
+                        client_id, seconds, sizes[i], loss, {"loss": loss}, weights=arrays, vectorized_with=count
+                    )
                 )
             position += count
-    return outcomes, total
+    return results, total
 
 
-def _member(bench: ClientRuntime, chunk: Chunk, task: Task, config: dict[str, Any], seed: int) -> Member:
+def _member(runtime: ClientRuntime, chunk: Chunk, task: Task, config: dict[str, Any], seed: int) -> Member:
     key = seed, Purpose.FIT, chunk.server_round, task.client_id
     dropout = int(sequence(seed, Purpose.DROPOUT, chunk.server_round, task.client_id).generate_state(1)[0])
     with seeded(*key):
-        loader = bench.training_batches(bench.train_indices(task.client_id), int(config["batch_size"]))
-        return drawn(loader, int(config["local_epochs"]), int(config.get("max_steps") or 0), dropout, bench.device)
+        loader = runtime.training_batches(runtime.train_indices(task.client_id), int(config["batch_size"]))
+        return drawn(loader, int(config["local_epochs"]), int(config.get("max_steps") or 0), dropout, runtime.device)
 
 
 def _train(
@@ -85,12 +88,14 @@ def _train(
             raise
     torch.cuda.empty_cache()
     half = len(members) // 2
-    logging.getLogger("sim").warning("out of GPU memory with %d clients together; going on with %d", len(members), half)
+    logging.getLogger("sim").warning(
+        "the GPU's memory does not suffice for %d vectorized clients; continuing with %d", len(members), half
+    )
     return [group for part in (members[:half], members[half:]) for group in _train(trainer, weights, part, settings)]
 
 
 def _sum(stacked: list[Tensor], sizes: list[int]) -> WeightedSum:
-    """Σ nᵢ·wᵢ of a group, on its device."""
+    """Σ nᵢ·wᵢ of a group, computed on its device."""
     if not sizes:
         return WeightedSum()
     counts = torch.tensor(sizes, dtype=torch.float32, device=stacked[0].device)

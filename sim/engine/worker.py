@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
-import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,15 @@ from flwr.common import (
     parameters_to_ndarrays,
 )
 
-from sim.client.runtime import CifarClient, ClientRuntime, ClientSpec, set_weights, view_weights, workbench
+from sim.client.runtime import ClientRuntime, ClientSpec
+from sim.client.torch_client import TorchClient
 from sim.engine import vectorized
 from sim.engine.aggregation import WeightedSum, check_finite
 from sim.engine.contract import Chunk, ChunkResult, ClientResult, Task, TestSlice
 from sim.engine.liveness import Liveness
 from sim.seeds import Purpose, reseed, restored, seeded
 from sim.training.local import TestSums
+from sim.training.weights import set_weights, view_weights
 
 
 class WrongReturnError(TypeError):
@@ -40,59 +43,67 @@ class WrongReturnError(TypeError):
 
 @dataclass
 class Worker:
-    """Makes the clients of a program and calls them; the same code in this process and in an actor.
+    """Makes the clients of a spec and calls them; the same code in the driver and in an actor.
 
     Attributes:
-        client_fn: makes them instead of the program's own.
-        board: where it notes which client it executes.
-        own_process: nobody else needs this process, so it ends when it can be of no use any more.
-        client_timeout: seconds after which the system ends this process, where nobody else would see that it hangs.
+        client_fn: makes the clients instead of the runtime.
+        liveness: where it records which client it executes.
+        own_process: this process serves nobody else, so it ends when it can be of no more use.
+        client_timeout: seconds after which this process ends itself, where no other process could see that it hangs.
     """
 
-    program: ClientSpec
+    spec: ClientSpec
     num_clients: int
     seed: int
     actor: int = 0
     client_fn: Callable[[Context], Client] | None = None
-    board: Liveness | None = None
+    liveness: Liveness | None = None
     own_process: bool = False
     client_timeout: float | None = None
-    _names: Sequence[str] = ()
+
+    @cached_property
+    def runtime(self) -> ClientRuntime:
+        """Model, data and functions, set up in this process at first use."""
+        return ClientRuntime(self.spec)
+
+    @cached_property
+    def _names(self) -> Sequence[str]:
+        return list(self.runtime.net.state_dict())
 
     def run(self, chunk: Chunk) -> ChunkResult:
-        """Execute every client of ``chunk``; what one raises becomes its outcome."""
-        began = time.perf_counter()
-        done = None
-        bench = workbench(self.program)  # before the first client begins: it may take its time
-        self._names = list(bench.net.state_dict()) if not self._names else self._names
-        if chunk.phase == "fit" and self.program.vectorized_clients > 1 and vectorized.can_fit(chunk):
-            done = self._together(bench, chunk)
-        outcomes, total = done or self._one_by_one(chunk)
-        if self.board is not None:
-            self.board.end(self.actor)
+        """Execute every client of ``chunk``; what a client raises becomes its result."""
+        start = time.perf_counter()
+        executed = None
+        runtime = self.runtime  # before the first client begins, because setting it up takes time
+        if chunk.phase == "fit" and self.spec.vectorized_clients > 1 and vectorized.can_fit(chunk):
+            executed = self._vectorized(runtime, chunk)
+        results, total = executed or self._one_by_one(chunk)
+        if self.liveness is not None:
+            self.liveness.end(self.actor)
         if self.client_timeout is not None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        for outcome in outcomes:
-            outcome.actor = self.actor
-        return ChunkResult(outcomes, total, [(self.actor, began, time.perf_counter())])
+            faulthandler.cancel_dump_traceback_later()
+        for result in results:
+            result.actor = self.actor
+        return ChunkResult(results, total, [(self.actor, start, time.perf_counter())])
 
-    def _begin(self, client_id: int, together: int = 1) -> None:
-        if self.board is not None:
-            self.board.begin(self.actor, client_id, together)
+    def _begin(self, client_id: int, num_clients: int = 1) -> None:
+        if self.liveness is not None:
+            self.liveness.begin(self.actor, client_id, num_clients)
         if self.client_timeout is not None:
-            signal.setitimer(signal.ITIMER_REAL, self.client_timeout * together)  # what hangs in C does not escape it
+            # A thread of C code ends the process, also one that hangs in C and never returns to Python.
+            faulthandler.dump_traceback_later(self.client_timeout * num_clients, exit=True, file=2)
 
-    def _together(self, bench: ClientRuntime, chunk: Chunk) -> tuple[list[ClientResult], WeightedSum] | None:
+    def _vectorized(self, runtime: ClientRuntime, chunk: Chunk) -> tuple[list[ClientResult], WeightedSum] | None:
         self._begin(chunk.tasks[0].client_id, len(chunk.tasks))
         try:
-            return vectorized.fit(bench, chunk, self.seed)
+            return vectorized.fit(runtime, chunk, self.seed)
         except Exception:
-            logging.getLogger("sim").exception("training together failed; trying one client after another")
+            logging.getLogger("sim").exception("vectorized training failed; training one client after another")
             return None
 
     def _one_by_one(self, chunk: Chunk) -> tuple[list[ClientResult], WeightedSum]:
         total = WeightedSum()
-        outcomes = []
+        results = []
         purpose = Purpose.FIT if chunk.phase == "fit" else Purpose.EVALUATE
         with restored():
             for task in chunk.tasks:
@@ -100,23 +111,23 @@ class Worker:
                 self._begin(task.client_id)
                 try:
                     reseed(self.seed, purpose, chunk.server_round, task.client_id)
-                    outcome = self._call(chunk, task)
-                    if outcome.weights is not None and chunk.summed:
-                        total.add(outcome.weights, outcome.num_examples)
-                        outcome.weights = None
+                    result = self._call(chunk, task)
+                    if result.weights is not None and chunk.summed:
+                        total.add(result.weights, result.num_examples)
+                        result.weights = None
                 except (Exception, SystemExit) as error:  # noqa: BLE001 - the round loop decides what it means
                     if self.own_process and _broke_the_device(error):
                         traceback.print_exc()
-                        os._exit(1)  # CUDA is of no use to this process any more; another one does its clients
-                    outcome = ClientResult(
+                        os._exit(1)  # CUDA no longer works in this process; another one executes its clients
+                    result = ClientResult(
                         task.client_id,
                         error=f"{type(error).__name__}: {error}",
                         traceback=traceback.format_exc(),
                         cause=error,
                     )
-                outcome.seconds = time.perf_counter() - start
-                outcomes.append(outcome)
-        return outcomes, total
+                result.seconds = time.perf_counter() - start
+                results.append(result)
+        return results, total
 
     def test(self, weights: NDArrays, part: TestSlice) -> TestSums:
         """Test ``weights`` on a part of the central test split.
@@ -124,10 +135,10 @@ class Worker:
         Raises:
             RunError: see ``ClientRuntime.central_test``.
         """
-        bench = workbench(self.program)
-        set_weights(bench.net, weights)
+        runtime = self.runtime
+        set_weights(runtime.net, weights)
         with seeded(self.seed, Purpose.TEST, part.server_round):
-            return bench.central_test(part.first, part.last)
+            return runtime.central_test(part.first, part.last)
 
     def _call(self, chunk: Chunk, task: Task) -> ClientResult:
         context = Context(
@@ -137,34 +148,34 @@ class Worker:
             state=RecordDict() if task.state is None else task.state,
             run_config={},
         )
-        client: Any = (self.client_fn or workbench(self.program).client)(context)
+        client: Any = (self.client_fn or self.runtime.client)(context)
         # Straight to the NumPyClient where there is one: Flower's wrapper would copy the weights to bytes and back.
         client = getattr(client, "numpy_client", client)
         weights = chunk.weights
-        ours = type(client) is CifarClient
-        if not ours:
-            # A user's client may write to what it gets; others still read these arrays.
+        built_in = type(client) is TorchClient
+        if not built_in:
+            # A user's client may write to the arrays that it gets; other clients still read them.
             weights = [array.copy() for array in weights]
-        outcome = ClientResult(task.client_id)
-        if chunk.phase == "fit" and ours and chunk.summed:
-            # Added to the sum before the net is used again, so that nobody needs a copy.
-            outcome.num_examples, outcome.metrics = client.train_from(weights, dict(task.config))
-            outcome.weights = view_weights(client.net)
-            outcome.loss = check_fit(outcome, chunk.weights, self._names)
+        result = ClientResult(task.client_id)
+        if chunk.phase == "fit" and built_in and chunk.summed:
+            # Added to the sum before the net is used again, so that no copy is needed.
+            result.num_examples, result.metrics = client.train_from(weights, dict(task.config))
+            result.weights = view_weights(client.net)
+            result.loss = check_fit(result, chunk.weights, self._names)
         elif chunk.phase == "fit":
-            outcome.weights, outcome.num_examples, outcome.metrics = _fit(client, weights, task)
-            outcome.loss = check_fit(outcome, chunk.weights, self._names)
+            result.weights, result.num_examples, result.metrics = _fit(client, weights, task)
+            result.loss = check_fit(result, chunk.weights, self._names)
         else:
-            outcome.loss, outcome.num_examples, outcome.metrics = _evaluate(client, weights, task)
-        outcome.state = context.state if any(context.state.values()) else None
-        return outcome
+            result.loss, result.num_examples, result.metrics = _evaluate(client, weights, task)
+        result.state = context.state if any(context.state.values()) else None
+        return result
 
 
 def _fit(client: Any, weights: NDArrays, task: Task) -> tuple[NDArrays, int, dict[str, Any]]:
     if not isinstance(client, NumPyClient):
-        result = client.fit(FitIns(ndarrays_to_parameters(weights), dict(task.config)))
-        _check_status(result.status)
-        return parameters_to_ndarrays(result.parameters), result.num_examples, result.metrics
+        answer = client.fit(FitIns(ndarrays_to_parameters(weights), dict(task.config)))
+        _check_status(answer.status)
+        return parameters_to_ndarrays(answer.parameters), answer.num_examples, answer.metrics
     returned = client.fit(weights, dict(task.config))
     match returned:
         case (list() as arrays, int() as num_examples, dict() as metrics):
@@ -174,9 +185,9 @@ def _fit(client: Any, weights: NDArrays, task: Task) -> tuple[NDArrays, int, dic
 
 def _evaluate(client: Any, weights: NDArrays, task: Task) -> tuple[float, int, dict[str, Any]]:
     if not isinstance(client, NumPyClient):
-        result = client.evaluate(EvaluateIns(ndarrays_to_parameters(weights), dict(task.config)))
-        _check_status(result.status)
-        return result.loss, result.num_examples, result.metrics
+        answer = client.evaluate(EvaluateIns(ndarrays_to_parameters(weights), dict(task.config)))
+        _check_status(answer.status)
+        return answer.loss, answer.num_examples, answer.metrics
     returned = client.evaluate(weights, dict(task.config))
     match returned:
         case (float() as loss, int() as num_examples, dict() as metrics):
@@ -200,25 +211,26 @@ def _shape_of(returned: Any) -> str:
     return type(returned).__name__
 
 
-def check_fit(outcome: ClientResult, sent: NDArrays, names: Sequence[str] = ()) -> float | None:
+def check_fit(result: ClientResult, sent: NDArrays, names: Sequence[str] = ()) -> float | None:
     """Check what a client's ``fit`` returned; return its loss, if it gave one.
 
     Args:
-        sent: the weights it started from.
+        sent: the weights from which the client started.
         names: of the arrays, for the message.
 
     Raises:
-        WrongReturnError: the arrays have other shapes, or there are no examples.
+        WrongReturnError: the arrays have other shapes or dtypes, or there are no examples.
         NonFiniteError: a weight is NaN or infinite.
     """
-    shapes, wanted = [np.shape(w) for w in outcome.weights or []], [w.shape for w in sent]
-    if shapes != wanted:
-        raise WrongReturnError(f"fit returned arrays of shapes {shapes}, the model has {wanted}")
-    dtypes = [(np.asarray(w).dtype, s.dtype) for w, s in zip(outcome.weights or [], sent, strict=True)]
-    if not all(np.can_cast(dtype, wanted_dtype, "same_kind") for dtype, wanted_dtype in dtypes):
+    weights = result.weights or []
+    shapes, expected_shapes = [np.shape(w) for w in weights], [w.shape for w in sent]
+    if shapes != expected_shapes:
+        raise WrongReturnError(f"fit returned arrays of shapes {shapes}, the model has {expected_shapes}")
+    dtypes = [(np.asarray(w).dtype, s.dtype) for w, s in zip(weights, sent, strict=True)]
+    if not all(np.can_cast(dtype, expected, "same_kind") for dtype, expected in dtypes):
         raise WrongReturnError(f"fit returned arrays of types {[d.name for d, _ in dtypes]}, the model has others")
-    if outcome.num_examples < 1:
-        raise WrongReturnError(f"fit returned num_examples {outcome.num_examples}; at least 1 is needed")
-    check_finite(outcome.weights or [], names)
-    loss = outcome.metrics.get("loss")
+    if result.num_examples < 1:
+        raise WrongReturnError(f"fit returned num_examples {result.num_examples}; at least 1 is needed")
+    check_finite(weights, names)
+    loss = result.metrics.get("loss")
     return float(loss) if isinstance(loss, int | float) else None

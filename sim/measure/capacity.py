@@ -11,9 +11,10 @@ import torch
 
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError
-from sim.measure.client import Measurement, Order, measure
+from sim.measure.client import Measurement, MeasurementTask, measure
 from sim.run_folder import environment
-from sim.setup.prepare import Prepared, prepare
+from sim.server.prepared import Prepared
+from sim.setup.prepare import prepare
 
 _PROCESS_BYTES = 450 * 2**20  # of one that has imported PyTorch and Flower, as seen on Linux with PyTorch 2.14
 _GIB = 2**30
@@ -92,18 +93,18 @@ def size(config: RunConfig) -> Sizing:
     prepared = prepare(replace(config, num_gpus=1.0 if gpus else 0.0, num_cpus=min(config.num_cpus, 1.0)))
     model_bytes = sum(array.nbytes for array in prepared.initial_weights)
     own = int(psutil.Process().memory_full_info().uss)
-    driver = own + driver_bytes(config, model_bytes, averages=prepared.chosen.averages)
+    driver = own + driver_bytes(config, model_bytes, averages=prepared.strategy.averages)
     machine = Machine(
         environment.available_cpus(),
         # What this process holds is counted as the driver's.
         None if (free := free_memory()) is None else free + own,
         tuple(torch.cuda.mem_get_info(number)[0] for number in range(gpus)),
     )
-    (alone,) = measure([Order.of(prepared, 0, _SECONDS)])
+    (alone,) = measure([MeasurementTask.of(prepared, 0, _SECONDS)])
     gpu_bytes = machine.gpus[0] - alone.free_gpu_bytes if gpus and alone.free_gpu_bytes is not None else 0
     need = Need(alone.busy_cpus, alone.own_bytes, driver, gpu_bytes)
     # One computation of many clients fills a GPU; a second process would only share it.
-    clients = gpus if gpus and prepared.program.vectorized_clients > 1 else config.num_fit_clients
+    clients = gpus if gpus and prepared.spec.vectorized_clients > 1 else config.num_fit_clients
     return Sizing(prepared, alone, need, machine, capacity(need, machine, clients, uses_gpu=gpus > 0))
 
 

@@ -1,4 +1,4 @@
-"""What one client of a run takes on this machine, measured in processes like those of a run."""
+"""Measures what one client of a run takes on this machine, in processes like those of a run."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from typing import NoReturn
 from flwr.common import NDArrays, Scalar
 
 from sim.client.runtime import ClientSpec
+from sim.client.torch_client import fit_settings
 from sim.errors import EngineError
 from sim.seeds import Purpose, generator
-from sim.setup.prepare import Prepared, fit_config
+from sim.server.prepared import Prepared
 
 _MOST_CLIENTS = 256
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a process is to measure: clients from the first on, until ``seconds`` have passed."""
+class MeasurementTask:
+    """What a process has to measure: clients from the first on, until ``seconds`` have passed."""
 
-    program: ClientSpec
+    spec: ClientSpec
     num_clients: int
     weights: NDArrays
     settings: dict[str, Scalar]
@@ -35,16 +36,16 @@ class Order:
     seconds: float
 
     @classmethod
-    def of(cls, prepared: Prepared, number: int, seconds: float) -> Order:
-        """Choose clients of a run at random; process ``number`` gets others than its neighbours."""
+    def of(cls, prepared: Prepared, number: int, seconds: float) -> MeasurementTask:
+        """Choose clients of a run at random; each process ``number`` gets others."""
         config = prepared.config
         order = generator(config.seed, Purpose.MEASURING, number).permutation(config.num_clients)
         return cls(
-            prepared.program,
+            prepared.spec,
             config.num_clients,
             prepared.initial_weights,
-            {"server_round": 1, **fit_config(config, 1)},
-            prepared.chosen.averages,
+            {"server_round": 1, **fit_settings(config, 1)},
+            prepared.strategy.averages,
             [int(client_id) for client_id in order[:_MOST_CLIENTS]],
             config.num_evaluate_clients > 0,
             seconds,
@@ -53,8 +54,16 @@ class Order:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one process measured: seconds of each client with its examples; of an evaluation; of a part of the central
-    test; how many CPUs it kept busy; memory of its own at its peak; GPU memory that was still free then."""
+    """What one process measured.
+
+    Attributes:
+        fits: (examples, seconds) of each client that was trained.
+        evaluate_seconds: of one client's evaluation.
+        test_seconds: of one slice of the central test.
+        busy_cpus: number of CPUs that the process kept busy.
+        own_bytes: memory of the process alone, at its peak.
+        free_gpu_bytes: GPU memory that was free at that moment; None without a GPU.
+    """
 
     fits: list[tuple[int, float]]
     evaluate_seconds: float
@@ -64,22 +73,22 @@ class Measurement:
     free_gpu_bytes: int | None
 
 
-def measure(orders: Sequence[Order]) -> list[Measurement]:
-    """Execute orders at the same time, one process each.
+def measure(tasks: Sequence[MeasurementTask]) -> list[Measurement]:
+    """Execute tasks at the same time, one process each.
 
     Raises:
         EngineError: a process failed; the message has its last line.
     """
     command = [sys.executable, "-m", "sim.measure.process"]
     with ExitStack() as stack:
-        # Not a pipe, which a client that prints much would fill, and wait.
+        # A client that prints much would fill a pipe and block.
         said = stack.enter_context(tempfile.TemporaryFile())
         processes = [
             stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said))
-            for _ in orders
+            for _ in tasks
         ]
         try:
-            for process, order in zip(processes, orders, strict=True):
+            for process, order in zip(processes, tasks, strict=True):
                 _tell(process, pickle.dumps(order))
             for process in processes:
                 _expect(process, b"ready\n")

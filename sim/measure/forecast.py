@@ -1,4 +1,4 @@
-"""What a run will take: clients measured at the same time, dealt to the actors as a round deals them."""
+"""Forecasts the duration of a run: clients are measured at the same time and assigned to actors as in a round."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ import numpy as np
 from flwr.server.client_proxy import ClientProxy
 from numpy.typing import NDArray
 
-from sim.client.runtime import workbench
+from sim.client.runtime import test_slices
 from sim.config.run_config import RunConfig
 from sim.engine.contract import ClientResult
-from sim.engine.inline import VirtualClientProxy
 from sim.errors import ConfigError, EngineError
 from sim.measure.capacity import Sizing
-from sim.measure.client import Order, measure
+from sim.measure.client import MeasurementTask, measure
 from sim.processes import Child, written
 from sim.seeds import Purpose, generator, seeded
-from sim.server.results import PhaseResults, aggregate
-from sim.setup.prepare import Prepared
+from sim.server.legacy import VirtualClientProxy, aggregate_fit
+from sim.server.prepared import Prepared
+from sim.server.results import PhaseResults
 
-_SECONDS = 6.0  # of measuring as many at once as will run
-_ROUNDS = 20  # drawn to see how unequal clients fill the actors
+_SECONDS = 6.0  # of measuring as many clients at once as the run will
+_ROUNDS = 20  # sampled to see how clients of unequal size occupy the actors
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of a round's parts, of starting and ending, and of the whole run."""
+    """Seconds of the parts of a round, of start and end, and of the whole run."""
 
     client_seconds: float
     fit_seconds: float
@@ -60,7 +60,7 @@ class Forecast:
 
     @property
     def updates_per_second(self) -> float:
-        """Clients trained a second while they are."""
+        """Clients per second of training and aggregation."""
         return self.num_fit_clients / (self.fit_seconds + self.aggregate_seconds)
 
     @property
@@ -70,10 +70,10 @@ class Forecast:
 
 
 def forecast(sized: Sizing, config: RunConfig) -> Forecast:
-    """Measure as many clients at once as will run, and start and end one short run.
+    """Measure as many clients at once as the run will execute, and start and end one short run.
 
     Args:
-        config: of the run that is foreseen, with ``num_cpus`` and ``num_gpus`` decided.
+        config: of the run to forecast, with ``num_cpus`` and ``num_gpus`` decided.
 
     Raises:
         EngineError: a client raised.
@@ -82,13 +82,15 @@ def forecast(sized: Sizing, config: RunConfig) -> Forecast:
     if config.engine == "inline":
         actors = 1
     prepared = replace(prepared, config=config)
-    measured = [sized.alone] if actors == 1 else measure([Order.of(prepared, n, _SECONDS) for n in range(actors)])
+    measured = (
+        [sized.alone] if actors == 1 else measure([MeasurementTask.of(prepared, n, _SECONDS) for n in range(actors)])
+    )
     sizes = _train_sizes(prepared)
     each = predicted([pair for one in measured for pair in one.fits], sizes)
     fit_seconds = mean_makespan(each, config.num_fit_clients, actors, config.seed)
     test_seconds = float(np.mean([one.test_seconds for one in measured]))
     evaluate_seconds = float(np.mean([one.evaluate_seconds for one in measured]))
-    num_slices = len(workbench(prepared.program).test_slices())
+    num_slices = len(test_slices(len(prepared.dataset.test), whole=config.test is not None))
     tests = test_seconds * math.ceil(num_slices / actors)
     return Forecast(
         client_seconds=float(each.mean()),
@@ -105,13 +107,13 @@ def forecast(sized: Sizing, config: RunConfig) -> Forecast:
 
 def _train_sizes(prepared: Prepared) -> NDArray[np.int64]:
     sizes = prepared.partition.sizes
-    share = prepared.program.eval_share
+    share = prepared.spec.eval_share
     kept: NDArray[np.int64] = (sizes * share + 1e-9).astype(np.int64)
     return sizes - kept
 
 
 def predicted(fits: Sequence[tuple[int, float]], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Seconds of each client from its number of examples: a line through what was measured, never falling.
+    """Return the seconds of each client from its number of examples: a line through the measurements, never falling.
 
     Args:
         fits: (examples, seconds) of measured clients.
@@ -127,7 +129,7 @@ def predicted(fits: Sequence[tuple[int, float]], sizes: NDArray[np.int64]) -> ND
 
 
 def mean_makespan(each: NDArray[np.float64], num_sampled: int, num_actors: int, seed: int) -> float:
-    """Mean seconds until the last of some sampled clients is done, the longest handed out first.
+    """Return the mean seconds until the last of some sampled clients is done, the longest assigned first.
 
     Args:
         each: seconds of each client.
@@ -144,20 +146,20 @@ def mean_makespan(each: NDArray[np.float64], num_sampled: int, num_actors: int, 
 
 def _aggregate_seconds(prepared: Prepared) -> float:
     """Time the strategy once on as many results as a round has."""
-    weights, chosen = prepared.initial_weights, prepared.chosen
-    answers = PhaseResults()
+    weights, built = prepared.initial_weights, prepared.strategy
+    results = PhaseResults()
     for client_id in range(prepared.config.num_fit_clients):
-        each = None if chosen.averages else weights
-        answers.outcomes.append(ClientResult(client_id, num_examples=1, loss=1.0, metrics={"loss": 1.0}, weights=each))
-    answers.total.add(weights, 1)
+        each = None if built.averages else weights
+        results.clients.append(ClientResult(client_id, num_examples=1, loss=1.0, metrics={"loss": 1.0}, weights=each))
+    results.total.add(weights, 1)
     proxies: dict[int, ClientProxy] = {
         client_id: VirtualClientProxy(client_id) for client_id in range(prepared.config.num_fit_clients)
     }
     with seeded(prepared.config.seed, Purpose.MEASURING):
         start = time.perf_counter()
         try:
-            aggregate(chosen.strategy, 1, answers, proxies, averages=chosen.averages)
-        except Exception as error:  # noqa: BLE001 - some want a whole run around them
+            aggregate_fit(built.strategy, 1, results, proxies, averages=built.averages)
+        except Exception as error:  # noqa: BLE001 - some strategies need a whole run around them
             logging.getLogger("sim").warning(
                 "note: %s cannot be timed outside of a run (%r), its time is missing below",
                 prepared.config.strategy,

@@ -16,31 +16,30 @@ import psutil
 import torch
 from flwr.common import Scalar
 
-from sim.client.runtime import workbench
 from sim.engine.contract import Chunk, ClientResult, Task, TestSlice
 from sim.engine.ray import actor  # noqa: F401 - what an actor imports is part of its memory
 from sim.engine.worker import Worker
 from sim.errors import EngineError
-from sim.measure.client import Measurement, Order
+from sim.measure.client import Measurement, MeasurementTask
 from sim.run_folder.records import Phase
 
 
-def _execute(order: Order) -> Iterator[Measurement | None]:
+def _execute(order: MeasurementTask) -> Iterator[Measurement | None]:
     """Set up, warm up, yield, measure: the body of a process."""
-    worker = Worker(order.program, order.num_clients, order.program.seed)
-    bench = workbench(order.program)
-    together = order.program.vectorized_clients
+    worker = Worker(order.spec, order.num_clients, order.spec.seed)
+    runtime = worker.runtime
+    size = order.spec.vectorized_clients
 
     def run(phase: Phase, number: int, settings: dict[str, Scalar]) -> list[ClientResult]:
-        ids = [order.clients[(number * together + i) % len(order.clients)] for i in range(together)]
+        ids = [order.clients[(number * size + i) % len(order.clients)] for i in range(size)]
         tasks = [Task(client_id, settings) for client_id in (ids if phase == "fit" else ids[:1])]
-        outcomes = worker.run(Chunk(phase, 1, tasks, order.weights, order.summed and phase == "fit")).outcomes
-        for outcome in outcomes:
-            if outcome.error is not None:
-                raise EngineError(f"client {outcome.client_id}: {outcome.error}")
-        return outcomes
+        results = worker.run(Chunk(phase, 1, tasks, order.weights, order.summed and phase == "fit")).results
+        for result in results:
+            if result.error is not None:
+                raise EngineError(f"client {result.client_id}: {result.error}")
+        return results
 
-    slices = bench.test_slices()
+    slices = runtime.test_slices()
     run("fit", 0, {**order.settings, "local_epochs": 1})
     worker.test(order.weights, TestSlice(0, *slices[0]))
     yield None
@@ -49,7 +48,7 @@ def _execute(order: Order) -> Iterator[Measurement | None]:
     number = 0
     while not fits or time.perf_counter() - began < order.seconds:
         number += 1
-        fits += [(outcome.num_examples, outcome.seconds) for outcome in run("fit", number, order.settings)]
+        fits += [(result.num_examples, result.seconds) for result in run("fit", number, order.settings)]
     busy = (time.process_time() - used) / (time.perf_counter() - began)
     evaluations = (
         [run("evaluate", i, {})[0].seconds for i in range(min(5, len(order.clients)))] if order.evaluates else []
@@ -58,7 +57,7 @@ def _execute(order: Order) -> Iterator[Measurement | None]:
     for first, last in slices[:4]:
         worker.test(order.weights, TestSlice(0, first, last))
     test_seconds = (time.perf_counter() - began) / len(slices[:4])
-    free = torch.cuda.mem_get_info()[0] if bench.device.type == "cuda" else None
+    free = torch.cuda.mem_get_info()[0] if runtime.device.type == "cuda" else None
     own = psutil.Process().memory_full_info().uss
     yield Measurement(fits, float(np.mean(evaluations or [0])), test_seconds, busy, int(own), free)
 

@@ -1,6 +1,6 @@
-"""``sim client``: Flower's ``start_client`` with one client of the run.
+"""``sim client``: one client of a server elsewhere, through Flower's ``start_client``.
 
-The only file that touches ``start_client`` (deprecated in Flower 1.13, working in 1.41 and 1.42).
+The only file that uses ``start_client`` (deprecated in Flower 1.13, present in 1.41 and 1.42).
 """
 
 from __future__ import annotations
@@ -30,112 +30,110 @@ from flwr.common import (
     parameters_to_ndarrays,
 )
 
-from sim.client.runtime import ClientSpec, get_weights, workbench
+from sim.client.runtime import ClientSpec
+from sim.client.torch_client import fit_settings
 from sim.config.run_config import RunConfig
 from sim.engine.contract import Chunk, ClientResult, Task
 from sim.engine.remote import LOSS, SECONDS, SHARED
 from sim.engine.worker import Worker
 from sim.errors import ConfigError, EngineError, RefusedError
-from sim.network.identity import REFUSED, STOPPED, Identity, introduce
+from sim.network.identity import REFUSED, STOPPED, Identity, prepare_client
 from sim.network.options import ClientOptions
 from sim.network.probe import wait_for_server
 from sim.run_folder.log import notes, quiet
 from sim.run_folder.records import Phase
 from sim.setup import dry_run
-from sim.setup.prepare import check_device, fit_config
+from sim.setup.prepare import check_device
 
 _OK = Status(Code.OK, "")
 
 log = logging.getLogger("sim")
 
 
-class RemoteClient(Client):
-    """Makes the client of its partition with ``client_fn`` for each call, as a simulation does.
+class LastWorker:
+    """Keeps the worker of the last call, so that the next call with the same spec finds its model and data ready."""
 
-    Seed, augmentation and share of examples for evaluation come from the server with each call, as all that it
-    trains with; the examples are its own.
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+
+    def get(self, spec: ClientSpec, num_clients: int) -> Worker:
+        """Return a worker for these clients."""
+        if self._worker is None or (self._worker.spec, self._worker.num_clients) != (spec, num_clients):
+            self._worker = Worker(spec, num_clients, spec.seed)
+        return self._worker
+
+
+class RemoteClient(Client):
+    """Executes the instructions of a server as the worker of a simulation does.
+
+    Seed, augmentation and share of examples for evaluation come from the server with each call, like all settings of
+    the training; the examples are the client's own.
     """
 
-    def __init__(self, program: ClientSpec, identity: Identity, own: Context) -> None:
+    def __init__(self, spec: ClientSpec, identity: Identity, context: Context, last_worker: LastWorker) -> None:
         """
         Args:
-            own: whose ``state`` is the client's, which lasts from call to call.
+            context: its ``state`` is the client's and lasts from call to call.
         """
-        self.program = program
+        self.spec = spec
         self.identity = identity
-        self.own = own
-        self.farewell: tuple[str, str] | None = None
+        self.context = context
+        self.closing_message: tuple[str, str] | None = None  # REFUSED or STOPPED, and the server's reason
         self.num_rounds = 0
-        self._told = False
+        self._last_worker = last_worker
+        self._was_called = False
 
     def get_properties(self, ins: GetPropertiesIns) -> GetPropertiesRes:
-        """Say who this is; note if the server says goodbye."""
+        """Return the identity of this client; keep the server's closing message, if it sends one."""
         for kind in (REFUSED, STOPPED):
             if kind in ins.config:
-                self.farewell = kind, str(ins.config[kind])
+                self.closing_message = kind, str(ins.config[kind])
         return GetPropertiesRes(_OK, self.identity.to_properties())
 
     def fit(self, ins: FitIns) -> FitRes:
-        """Train from the given weights; a failure is an answer, too."""
-        outcome = self._execute("fit", ins)
-        if outcome.error is not None:
+        """Train from the given weights; a failure is returned as a status."""
+        result = self._execute("fit", ins)
+        if result.error is not None:
             nothing = Parameters([], "numpy.ndarray")
-            return FitRes(Status(Code.FIT_NOT_IMPLEMENTED, outcome.error), nothing, 0, {})
+            return FitRes(Status(Code.FIT_NOT_IMPLEMENTED, result.error), nothing, 0, {})
         self.num_rounds += 1
-        parameters = ndarrays_to_parameters(outcome.weights or [])
-        return FitRes(_OK, parameters, outcome.num_examples, _timed(outcome))
+        parameters = ndarrays_to_parameters(result.weights or [])
+        return FitRes(_OK, parameters, result.num_examples, _with_transport_metrics(result))
 
     def evaluate(self, ins: EvaluateIns) -> EvaluateRes:
-        """Evaluate the given weights on the client's own examples."""
-        outcome = self._execute("evaluate", ins)
-        if outcome.error is not None:
-            return EvaluateRes(Status(Code.EVALUATE_NOT_IMPLEMENTED, outcome.error), 0.0, 0, {})
-        return EvaluateRes(_OK, outcome.loss or 0.0, outcome.num_examples, _timed(outcome))
+        """Evaluate the given weights on the client's own examples; a failure is returned as a status."""
+        result = self._execute("evaluate", ins)
+        if result.error is not None:
+            return EvaluateRes(Status(Code.EVALUATE_NOT_IMPLEMENTED, result.error), 0.0, 0, {})
+        return EvaluateRes(_OK, result.loss or 0.0, result.num_examples, _with_transport_metrics(result))
 
     def _execute(self, phase: Phase, ins: FitIns | EvaluateIns) -> ClientResult:
-        if not self._told:
+        if not self._was_called:
             log.info("client %d takes part with %d examples", self.identity.client_id, self.identity.num_examples)
-            self._told = True
+            self._was_called = True
         config: dict[str, Any] = dict(ins.config)
         shared = {name: config.pop(key) for name, key in SHARED.items()}
-        program, server_round = replace(self.program, **shared), int(config["server_round"])
-        task = Task(self.identity.client_id, config, self.own.state)
+        server_round = int(config["server_round"])
+        task = Task(self.identity.client_id, config, self.context.state)
         chunk = Chunk(phase, server_round, [task], parameters_to_ndarrays(ins.parameters), summed=False)
-        worker = Worker(program, self.identity.num_clients, program.seed)
-        (outcome,) = worker.run(chunk).outcomes
-        if outcome.state is not None:
-            self.own.state = outcome.state
-        _make_sendable(outcome)
-        if outcome.error is not None:
-            log.error("round %d: %s failed: %s\n%s", server_round, phase, outcome.error, outcome.traceback)
+        worker = self._last_worker.get(replace(self.spec, **shared), self.identity.num_clients)
+        (result,) = worker.run(chunk).results
+        if result.state is not None:
+            self.context.state = result.state
+        _make_sendable(result)
+        if result.error is not None:
+            log.error("round %d: %s failed: %s\n%s", server_round, phase, result.error, result.traceback)
         else:
-            loss = "" if outcome.loss is None else f" · loss {outcome.loss:.4f}"
-            log.info("round %d · %s%s · %.1f s", server_round, phase, loss, outcome.seconds)
-        return outcome
-
-
-def _make_sendable(outcome: ClientResult) -> None:
-    """Turn numpy's numbers among the metrics into Python's; what cannot travel is the client's failure."""
-    metrics = {k: v.item() if isinstance(v, np.generic) else v for k, v in outcome.metrics.items()}
-    unfit = [f"{k} is {type(v).__name__}" for k, v in metrics.items() if type(v) not in (bool, int, float, str, bytes)]
-    if unfit:
-        outcome.error = f"metrics must be bool, int, float, str or bytes to be sent: {', '.join(unfit)}"
-    outcome.metrics = metrics
-    loss = metrics.get("loss")
-    if outcome.loss is None and isinstance(loss, float):
-        outcome.loss = loss
-
-
-def _timed(outcome: ClientResult) -> dict[str, Scalar]:
-    exact: dict[str, Scalar] = {} if outcome.loss is None else {LOSS: outcome.loss}
-    return {**outcome.metrics, **exact, SECONDS: outcome.seconds}
+            loss = "" if result.loss is None else f" · loss {result.loss:.4f}"
+            log.info("round %d · %s%s · %.1f s", server_round, phase, loss, result.seconds)
+        return result
 
 
 def join(config: RunConfig, options: ClientOptions) -> int:
-    """Be client ``options.client_id`` of the server at ``options.address`` until it ends.
+    """Be client ``options.client_id`` of the server at ``options.address`` until the server ends.
 
     Returns:
-        The number of rounds in which it trained.
+        The number of rounds in which the client trained.
 
     Raises:
         UsageError: config, data, address or certificates do not work, or the server refuses this client.
@@ -149,21 +147,38 @@ def join(config: RunConfig, options: ClientOptions) -> int:
         )
     options.resolve()
     check_device(config)
-    member = introduce(config)
-    program = member.program
-    dry_run.check_user_code(workbench(program), get_weights(workbench(program).net), fit_config(config, 1))
+    program = prepare_client(config)
+    dry_run.check_user_code(program.spec, program.initial_weights, fit_settings(config, 1))
     authority = wait_for_server(options)
-    client = RemoteClient(program, member.identity(client_id), Context(0, client_id, {}, RecordDict(), {}))
-    # The probe was direct, and a server of this kind is behind no proxy.
-    os.environ["no_grpc_proxy"] = options.host  # noqa: SIM112 - so gRPC reads it
+    context = Context(0, client_id, {}, RecordDict(), {})
+    client = RemoteClient(program.spec, program.identity(client_id), context, LastWorker())
+    # The probe connected directly, so gRPC must not use a proxy either.
+    os.environ["no_grpc_proxy"] = options.host  # noqa: SIM112 - the spelling that gRPC reads
     with notes(), quiet("flwr", show=config.verbose):
         try:
             start_client(server_address=options.address, client=client, root_certificates=authority)
         except (grpc.RpcError, StopIteration) as error:
-            if client.farewell is None:
+            if client.closing_message is None:
                 detail = error.details() if isinstance(error, grpc.Call) else "the connection ended"
                 raise EngineError(f"--address {options.address}: the server is gone: {detail}") from None
-    if client.farewell is not None:
-        kind, reason = client.farewell
+    if client.closing_message is not None:
+        kind, reason = client.closing_message
         raise RefusedError(reason) if kind == REFUSED else EngineError(reason)
     return client.num_rounds
+
+
+def _make_sendable(result: ClientResult) -> None:
+    """Turn numpy's numbers among the metrics into Python's; a metric that cannot be sent is the client's failure."""
+    metrics = {k: v.item() if isinstance(v, np.generic) else v for k, v in result.metrics.items()}
+    wrong = [f"{k} is {type(v).__name__}" for k, v in metrics.items() if type(v) not in (bool, int, float, str, bytes)]
+    if wrong:
+        result.error = f"metrics must be bool, int, float, str or bytes to be sent: {', '.join(wrong)}"
+    result.metrics = metrics
+    loss = metrics.get("loss")
+    if result.loss is None and isinstance(loss, float):
+        result.loss = loss
+
+
+def _with_transport_metrics(result: ClientResult) -> dict[str, Scalar]:
+    exact: dict[str, Scalar] = {} if result.loss is None else {LOSS: result.loss}
+    return {**result.metrics, **exact, SECONDS: result.seconds}

@@ -1,36 +1,38 @@
-"""What a client says of itself when it joins, and whether the server takes it."""
+"""The identity that a client sends when it joins, and the check whether it matches the run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
-from typing import Self
+from dataclasses import asdict, dataclass
+from typing import Any, Self, get_type_hints
 
 import numpy as np
 from flwr.common import NDArrays, Scalar
 from numpy.typing import NDArray
 
-from sim.client.runtime import ClientSpec
+from sim.client.runtime import ClientSpec, build_net
 from sim.config.run_config import RunConfig
 from sim.data import examples, partition
 from sim.data.examples import Dataset
 from sim.data.partition import Partition
-from sim.setup.prepare import fresh_weights, make_program
+from sim.setup.prepare import client_spec
+from sim.training.weights import get_weights
 
 PROTOCOL_VERSION = 1
 
-# Keys of GetPropertiesIns.config: how the server says why a client is not wanted, or that the run ended early.
+# Keys of GetPropertiesIns.config. The value is the reason why the server refuses the client, or stopped the run early.
 REFUSED, STOPPED = "refused", "stopped"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the data and the model of all clients of a run have in common.
+    """The properties of data and model that all clients of a run must have in common.
 
     Attributes:
-        image_shape: of one image, as ``3×32×32`` (channels, height, width).
-        num_parameters: numbers in the model's state, of which ``arrays`` is a fingerprint of shapes and dtypes.
+        image_shape: shape of one image as text: channels, height and width, e.g. ``3×32×32``.
+        num_parameters: number of values in the model's state_dict.
+        arrays: sha256 of the shapes and dtypes of the arrays in the state_dict.
     """
 
     image_shape: str
@@ -40,7 +42,7 @@ class Shape:
 
     @classmethod
     def of(cls, dataset: Dataset, weights: NDArrays) -> Self:
-        """Return the shape of these data and this model."""
+        """Return the shape of a data set and the arrays of a model's state_dict."""
         arrays = json.dumps([[list(w.shape), w.dtype.str] for w in weights])
         return cls(
             image_shape="×".join(str(size) for size in dataset.image_shape),
@@ -52,10 +54,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Identity(Shape):
-    """A client as it introduces itself, in the properties that the server asks for.
+    """What a client reports about itself in the properties that the server asks for.
 
     Attributes:
-        examples: a fingerprint of their positions in the data set.
+        num_clients: number of clients in the config of this client.
+        num_examples: number of its training examples.
+        examples: sha256 of the positions of these examples in the data set.
     """
 
     client_id: int
@@ -65,32 +69,34 @@ class Identity(Shape):
     protocol_version: int = PROTOCOL_VERSION
 
     def to_properties(self) -> dict[str, Scalar]:
-        """Return it as ``GetPropertiesRes.properties``."""
+        """Return the identity as ``GetPropertiesRes.properties``."""
         return asdict(self)
 
     @classmethod
     def from_properties(cls, properties: dict[str, Scalar]) -> Self:
-        """Read ``GetPropertiesRes.properties``.
+        """Read an identity from ``GetPropertiesRes.properties``.
 
         Raises:
-            ValueError: something is missing or of another type: not a client of sim.
+            ValueError: a property is missing or has another type, so it was not sent by this version of sim.
         """
         if properties.get("protocol_version") != PROTOCOL_VERSION:
             raise ValueError(
-                f"it speaks version {str(properties.get('protocol_version'))[:20]} of the protocol, the server "
-                f"{PROTOCOL_VERSION}; both must run the same sim"
+                f"the client uses version {str(properties.get('protocol_version'))[:20]} of the protocol, the server "
+                f"version {PROTOCOL_VERSION}; both must run the same version of sim"
             )
-        values = {field.name: properties.get(field.name) for field in fields(cls)}
-        for field in fields(cls):
-            if type(values[field.name]).__name__ != field.type:
-                raise ValueError(f"its {field.name} is {str(values[field.name])[:80]!r}, not of type {field.type}")
-        return cls(**values)  # type: ignore[arg-type]
+        types: dict[str, type] = get_type_hints(cls)
+        values: dict[str, Any] = {name: properties.get(name) for name in types}
+        for name, expected in types.items():
+            if type(values[name]) is not expected:
+                shown = str(values[name])[:80]
+                raise ValueError(f"the client's {name} is {shown!r}, not of type {expected.__name__}")
+        return cls(**values)
 
     def mismatch(self, expected: Shape, num_clients: int | None) -> str | None:
-        """Say why this client cannot be part of a run; None if it can.
+        """Return the reason why this client cannot take part in a run; None if it can.
 
         Args:
-            num_clients: of the run; None as long as nobody said so.
+            num_clients: number of clients of the run; None while it is not known.
         """
         if num_clients is not None and self.num_clients != num_clients:
             return f"--num-clients {self.num_clients}: the run has {num_clients}"
@@ -100,27 +106,28 @@ class Identity(Shape):
             return f"it has {self.num_examples} training examples"
         if (self.image_shape, self.num_classes) != (expected.image_shape, expected.num_classes):
             return (
-                f"its images are {self.image_shape[:40]} in {self.num_classes} classes, those of the run "
-                f"{expected.image_shape} in {expected.num_classes}"
+                f"its images are {self.image_shape[:40]} in {self.num_classes} classes, but those of the run are "
+                f"{expected.image_shape} in {expected.num_classes} classes"
             )
         if self.arrays != expected.arrays:
             return (
-                f"its model has {self.num_parameters} parameters, that of the run {expected.num_parameters}, or they "
-                "are arranged otherwise"
+                f"its model has {self.num_parameters} parameters, that of the run has {expected.num_parameters}, or "
+                "their shapes or dtypes differ"
             )
         return None
 
 
 @dataclass(frozen=True)
-class Member:
-    """What one config makes of any of its clients."""
+class ClientProgram:
+    """What all clients with the same config have in common."""
 
-    program: ClientSpec
+    spec: ClientSpec
+    initial_weights: NDArrays
     shape: Shape
     partition: Partition
 
     def identity(self, client_id: int) -> Identity:
-        """Return how a client presents itself."""
+        """Return the identity of one client."""
         return Identity(
             **vars(self.shape),
             client_id=client_id,
@@ -131,17 +138,18 @@ class Member:
 
 
 def fingerprint(indices: NDArray[np.int64]) -> str:
-    """Return a hash of positions in a data set."""
+    """Return the sha256 of positions int64 [N] in a data set."""
     return hashlib.sha256(np.ascontiguousarray(indices).tobytes()).hexdigest()
 
 
-def introduce(config: RunConfig) -> Member:
-    """Load the data, deal them and build the model.
+def prepare_client(config: RunConfig) -> ClientProgram:
+    """Load the data, assign them to clients and build the model.
 
     Raises:
-        UsageError: something does not work.
+        UsageError: the data, the partition or the model does not work.
     """
     dataset = examples.load(config)
-    dealt = partition.assign(dataset.train.labels, config)
-    program = make_program(config, dataset, dealt, alone=True)
-    return Member(program, Shape.of(dataset, fresh_weights(program)), dealt)
+    assigned = partition.assign(dataset.train.labels, config)
+    spec = client_spec(config, dataset, assigned, alone=True)
+    weights = get_weights(build_net(spec, dataset))
+    return ClientProgram(spec, weights, Shape.of(dataset, weights), assigned)

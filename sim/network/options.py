@@ -1,7 +1,7 @@
-"""Where the server is and how it is reached: settings of ``sim server`` and ``sim client`` beside the run's own.
+"""The settings of ``sim server`` and ``sim client`` for the network: where the server is and how it is reached.
 
-They are not part of the run's config, so that one config file serves ``sim run``, ``sim server`` and
-``sim client``.
+They are not part of the run's config, so that ``sim run``, ``sim server`` and ``sim client`` can use the same config
+file.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ NETWORK = "network"
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     address: str = setting("127.0.0.1:8080", "host:port of the server", NETWORK)
-    ca: str | None = setting(None, "PEM file of the authority that signed the server's certificate", NETWORK)
+    ca: str | None = setting(
+        None, "PEM file of the certificate authority (CA) that signed the server's certificate", NETWORK
+    )
     insecure: bool = setting(
-        False, "without TLS beyond this machine: whoever is on the way reads and changes everything", NETWORK
+        False, "allow other machines without TLS; then others on the network can read and change all data", NETWORK
     )
 
     def __post_init__(self) -> None:
@@ -37,31 +39,29 @@ class _Options:
 
     @property
     def host(self) -> str:
-        """The host of ``address``."""
+        """Return the host of ``address``, without the brackets of an IPv6 address."""
         return self._parsed[0]
 
     @property
     def port(self) -> int:
-        """The port of ``address``."""
+        """Return the port of ``address``."""
         return self._parsed[1]
 
     @property
     def _parsed(self) -> tuple[str, int]:
-        from flwr.supercore.address import parse_address  # flwr is heavy, and flags are made from this file
-
-        parsed = parse_address(self.address)
-        if parsed is None or not parsed[0] or parsed[1] == 0:
+        parsed = _parse_address(self.address)
+        if parsed is None:
             raise ConfigError(
                 f"--address {self.address}: must be host:port with a port from 1 to 65535, e.g. 127.0.0.1:8080 or "
                 "[::1]:8080"
             )
-        return parsed[0], parsed[1]
+        return parsed
 
     def resolve(self) -> list[tuple[Any, ...]]:
-        """Return the socket addresses behind ``address``.
+        """Return the socket addresses of ``address``, as ``socket.getaddrinfo`` gives them.
 
         Raises:
-            ConfigError: the address does not resolve, or leads off this machine without TLS or ``--insecure``.
+            ConfigError: the host does not resolve, or it is another machine without TLS or ``--insecure``.
         """
         try:
             found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
@@ -70,26 +70,29 @@ class _Options:
             raise ConfigError(f"--address {self.address}: the host does not resolve: {reason}") from None
         local = all(ip_address(entry[4][0].split("%")[0]).is_loopback for entry in found)  # type: ignore[union-attr]
         if not local and not self.insecure and self.ca is None:
-            raise ConfigError(f"--address {self.address}: is not only this machine, so it needs {self._tls_flags}")
+            raise ConfigError(
+                f"--address {self.address}: is not limited to this machine, so it needs {self._tls_flags}"
+            )
         return found
 
-    _tls_flags = "TLS (--ca) or a spelled-out --insecure"
+    _tls_flags = "TLS (--ca) or --insecure"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions(_Options):
-    """Knobs of ``sim server``."""
+    """The settings of ``sim server`` for the network."""
 
     min_clients: int | None = setting(
         None,
-        "clients that must be there for a round to begin; all of --num-clients, or 2 where that is not given, unless "
-        "given",
+        "number of clients that must be connected before a round begins; if not given, all of --num-clients, or 2 if "
+        "that is not given either",
         NETWORK,
         low=1,
     )
     round_timeout: float = setting(
         3600.0,
-        "how long to wait for the answer of one client, and in the midst of a run for --min-clients, before giving up",
+        "longest time to wait for the result of a client and, after the first round has begun, for --min-clients to be "
+        "connected",
         NETWORK,
         unit="seconds",
         above=0,
@@ -98,13 +101,13 @@ class ServerOptions(_Options):
     certificate: str | None = setting(None, "PEM file of the server's certificate, for TLS", NETWORK)
     private_key: str | None = setting(None, "PEM file of the certificate's private key, for TLS", NETWORK)
 
-    _tls_flags = "TLS (--certificate, --private-key and --ca) or a spelled-out --insecure"
+    _tls_flags = "TLS (--certificate, --private-key and --ca) or --insecure"
 
     def certificates(self) -> tuple[bytes, bytes, bytes] | None:
-        """Return (authority, certificate, private key) as Flower takes them; None without TLS.
+        """Return the content of the PEM files (authority, certificate, private key) for Flower; None without TLS.
 
         Raises:
-            ConfigError: one is missing or unreadable, or the key is not that of the certificate.
+            ConfigError: a file is missing or cannot be read, or the key does not belong to the certificate.
         """
         if self.ca is None and self.certificate is None and self.private_key is None:
             return None
@@ -115,7 +118,7 @@ class ServerOptions(_Options):
         private_key = _read("--private-key", self.private_key)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            # With a password of its own, so that a locked key is an error, not a question on the terminal.
+            # With a password, an encrypted key is an error; without one, OpenSSL would ask for it on the terminal.
             context.load_cert_chain(self.certificate, self.private_key, password="")
         except (ssl.SSLError, ValueError) as error:
             reason = getattr(error, "reason", None) or str(error)
@@ -128,21 +131,45 @@ class ServerOptions(_Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ClientOptions(_Options):
-    """Knobs of ``sim client``."""
+    """The settings of ``sim client`` for the network."""
 
-    client_id: int | None = setting(None, "which partition is this client's, from 0 to num_clients - 1", NETWORK, low=0)
+    client_id: int | None = setting(
+        None, "number of this client, from 0 to num_clients - 1; it determines the partition", NETWORK, low=0
+    )
     max_wait: float = setting(
-        60.0, "how long to wait for a server that is not there yet", NETWORK, unit="seconds", low=0, high=10_000_000
+        60.0,
+        "longest time to wait for a server that cannot be reached yet",
+        NETWORK,
+        unit="seconds",
+        low=0,
+        high=10_000_000,
     )
 
 
 def networked(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run over a network: clients that are connected all train, unless told otherwise."""
+    """Return the settings of a run over a network: all connected clients train, unless ``given`` says otherwise."""
     return given if {"fraction_fit", "clients_per_round"} & set(given) else {"fraction_fit": 1.0, **given}
 
 
+def _parse_address(address: str) -> tuple[str, int] | None:
+    """Split ``host:port`` or ``[IPv6]:port``; return None if there is no host or the port is not from 1 to 65535."""
+    host, _, port_text = address.rpartition(":")
+    try:
+        port = int(port_text)
+    except ValueError:
+        return None
+    if not host or "://" in address or not 1 <= port <= 65535:
+        return None
+    bare = host.replace("[", "").replace("]", "")
+    try:
+        ip_address(bare)
+    except ValueError:
+        return host, port
+    return bare, port
+
+
 def read_authority(path: str) -> bytes:
-    """Read the certificates of an authority.
+    """Return the content of a PEM file with the certificates of an authority.
 
     Raises:
         ConfigError: the file is missing or holds no certificate.

@@ -1,4 +1,7 @@
-"""Is there a server, and does it speak as we do? Asked before Flower's client is started, which cannot tell."""
+"""Checks that a server answers, and that it uses TLS if and only if the client does.
+
+This is done before Flower's client is started, because that client cannot report these errors.
+"""
 
 from __future__ import annotations
 
@@ -9,38 +12,41 @@ import time
 from sim.errors import ConfigError, EngineError
 from sim.network.options import ClientOptions, read_authority
 
-_SECONDS = 5.0  # for one try
+_TRY_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 2.0
-# What an HTTP/2 client says first: the preface and an empty SETTINGS frame (RFC 9113, section 3.4).
-_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
+# The first bytes that an HTTP/2 client sends: the preface and an empty SETTINGS frame (RFC 9113, section 3.4).
+_CONNECTION_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 _SETTINGS, _TLS_ALERT = 4, 0x15
 
 
 def wait_for_server(options: ClientOptions) -> bytes | None:
-    """Return when a gRPC server answers at the address; with ``--ca``, return that file's content.
+    """Wait until a gRPC server answers at the address.
+
+    Returns:
+        The content of the ``--ca`` file; None without ``--ca``.
 
     Raises:
-        ConfigError: the address does not resolve; there is a server, but it speaks TLS and we do not, or the other
-            way round, or its certificate is not good.
-        EngineError: there is none within ``--max-wait``.
+        ConfigError: the address does not resolve; only one of server and client uses TLS; the certificate of the server
+            is not trusted; or the program that answers is not a gRPC server.
+        EngineError: no server answers within ``--max-wait`` seconds.
     """
     places = options.resolve()
     authority = read_authority(options.ca) if options.ca is not None else None
     deadline = time.monotonic() + options.max_wait
     pause = 0.1
     while True:
-        reason = "nobody listens there"
+        reason = "no program listens there"
         for family, kind, protocol, _, place in places:
             with socket.socket(family, kind, protocol) as connection:
-                connection.settimeout(max(0.1, min(_SECONDS, deadline - time.monotonic())))
+                connection.settimeout(max(0.1, min(_TRY_SECONDS, deadline - time.monotonic())))
                 try:
                     connection.connect(place)
                 except OSError as error:
                     reason = error.strerror or str(error) or reason
                     continue
-                if _speaks_as_we_do(connection, options, authority):
+                if _answers_as_expected(connection, options, authority):
                     return authority
-                reason = "it accepts connections, but says nothing"
+                reason = "it accepts connections, but sends nothing"
         if time.monotonic() + pause > deadline:
             raise EngineError(
                 f"--address {options.address}: no server within --max-wait {options.max_wait:g} s: {reason}"
@@ -49,11 +55,11 @@ def wait_for_server(options: ClientOptions) -> bytes | None:
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
-def _speaks_as_we_do(connection: socket.socket, options: ClientOptions, authority: bytes | None) -> bool:
-    """Whether the server answers rightly; False if it breaks off, as one does that is about to end.
+def _answers_as_expected(connection: socket.socket, options: ClientOptions, authority: bytes | None) -> bool:
+    """Return whether the server answers as expected; False if it closes the connection, as a server does at its end.
 
     Raises:
-        ConfigError: it answers otherwise.
+        ConfigError: the server answers in another way.
     """
     try:
         if authority is None:
@@ -61,13 +67,13 @@ def _speaks_as_we_do(connection: socket.socket, options: ClientOptions, authorit
         return _is_trusted(connection, options, authority)
     except ssl.SSLCertVerificationError as error:
         raise ConfigError(
-            f"--ca {options.ca}: the server at {options.address} is not to be trusted: {error.verify_message}"
+            f"--ca {options.ca}: the server at {options.address} is not trusted: {error.verify_message}"
         ) from None
     except ssl.SSLError as error:
         if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"):
             raise ConfigError(
-                f"--ca {options.ca}: the server at {options.address} does not speak TLS; start it with --certificate, "
-                "--private-key and --ca, or leave --ca away"
+                f"--ca {options.ca}: the server at {options.address} does not use TLS; start it with --certificate, "
+                "--private-key and --ca, or run this client without --ca"
             ) from None
         return False
     except OSError:
@@ -81,28 +87,28 @@ def _is_trusted(connection: socket.socket, options: ClientOptions, authority: by
         return secured.version() is not None
 
 
-def _shakes_hands(connection: socket.socket) -> bool:
-    """Whether who hung up on a plain connection would have spoken TLS."""
+def _accepts_tls(connection: socket.socket) -> bool:
+    """Return whether the server that closed this plain connection accepts a TLS connection."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     try:
-        with socket.create_connection(connection.getpeername()[:2], timeout=_SECONDS) as again:
-            context.wrap_socket(again).close()
+        with socket.create_connection(connection.getpeername()[:2], timeout=_TRY_SECONDS) as second:
+            context.wrap_socket(second).close()
     except OSError:
         return False
     return True
 
 
 def _is_plain_grpc(connection: socket.socket, options: ClientOptions) -> bool:
-    connection.sendall(_HELLO)
+    connection.sendall(_CONNECTION_PREFACE)
     head = connection.recv(9)
     if len(head) >= 4 and head[3] == _SETTINGS:
         return True
     if not head:
-        if not _shakes_hands(connection):
+        if not _accepts_tls(connection):
             return False
         head = bytes([_TLS_ALERT])
     if head[0] == _TLS_ALERT:
-        raise ConfigError(f"--address {options.address}: the server speaks TLS; give --ca with its authority")
-    raise ConfigError(f"--address {options.address}: something answers there, but it is no server of sim")
+        raise ConfigError(f"--address {options.address}: the server uses TLS; give its certificate authority with --ca")
+    raise ConfigError(f"--address {options.address}: a program answers there, but it is not a server of sim")

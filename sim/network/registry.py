@@ -1,4 +1,4 @@
-"""Who is there: a client manager for which a connection counts when it has said who it is."""
+"""The connected clients: a client manager that counts a connection only after its client has identified itself."""
 
 from __future__ import annotations
 
@@ -8,25 +8,66 @@ import threading
 import time
 from collections.abc import Callable
 
-from flwr.common import GetPropertiesIns, ReconnectIns, Scalar
-from flwr.server import SimpleClientManager
+from flwr.common import (
+    DisconnectRes,
+    EvaluateIns,
+    EvaluateRes,
+    FitIns,
+    FitRes,
+    GetParametersIns,
+    GetParametersRes,
+    GetPropertiesIns,
+    GetPropertiesRes,
+    ReconnectIns,
+    Scalar,
+)
+from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.criterion import Criterion
-from flwr.server.superlink.fleet.grpc_bidi.grpc_bridge import GrpcBridgeClosed
 
+from sim import private
 from sim.errors import EngineError
 from sim.network.identity import REFUSED, STOPPED, Identity, Shape
 
-FAREWELL_SECONDS = 5.0  # for a client to take note that it is not wanted
+_DISCONNECT_SECONDS = 5.0  # for a client to receive the reason and to close the connection
 
 log = logging.getLogger("sim")
 
 
-class Registry(SimpleClientManager):
-    """Flower's client manager, of identified clients only, in the order of their client_ids.
+class IdentifiedClient(ClientProxy):
+    """A connection whose client has identified itself; its ``cid`` is the client id, as in every engine."""
 
-    Flower registers a connection the moment it is made. Each is asked who it is in a thread of its own, so that
-    one that never speaks holds up nobody.
+    def __init__(self, identity: Identity, connection: ClientProxy) -> None:
+        super().__init__(cid=str(identity.client_id))
+        self.identity = identity
+        self.connection = connection
+
+    def get_properties(self, ins: GetPropertiesIns, timeout: float | None, group_id: int | None) -> GetPropertiesRes:
+        """Ask the client for its properties."""
+        return self.connection.get_properties(ins, timeout, group_id)
+
+    def get_parameters(self, ins: GetParametersIns, timeout: float | None, group_id: int | None) -> GetParametersRes:
+        """Ask the client for its weights."""
+        return self.connection.get_parameters(ins, timeout, group_id)
+
+    def fit(self, ins: FitIns, timeout: float | None, group_id: int | None) -> FitRes:
+        """Let the client train."""
+        return self.connection.fit(ins, timeout, group_id)
+
+    def evaluate(self, ins: EvaluateIns, timeout: float | None, group_id: int | None) -> EvaluateRes:
+        """Let the client evaluate."""
+        return self.connection.evaluate(ins, timeout, group_id)
+
+    def reconnect(self, ins: ReconnectIns, timeout: float | None, group_id: int | None) -> DisconnectRes:
+        """Make the client close the connection."""
+        return self.connection.reconnect(ins, timeout, group_id)
+
+
+class Registry(ClientManager):
+    """A client manager of Flower with identified clients only, ordered by client_id.
+
+    Flower registers a connection as soon as it is made. Each connection is asked for its identity in a thread of its
+    own, so that one that never answers does not delay the others.
     """
 
     def __init__(
@@ -40,19 +81,19 @@ class Registry(SimpleClientManager):
     ) -> None:
         """
         Args:
-            expected: what data and model of every client must be like.
-            num_clients: of the run; None to take that of the first client.
-            min_clients: how many must be there for a round to begin; None for all.
-            timeout_seconds: how long to wait for them.
-            introduction_seconds: how long a new connection has to say who it is.
+            expected: the properties of data and model that every client must have.
+            num_clients: number of clients of the run; None to take it from the first client.
+            min_clients: number of clients that must be connected before a round begins; None for all.
+            timeout_seconds: longest time to wait for these clients.
+            introduction_seconds: time limit for a new connection to identify itself.
         """
-        super().__init__()
         self.expected = expected
         self.num_clients = num_clients
         self.min_clients = min_clients
         self.timeout_seconds = timeout_seconds
         self.introduction_seconds = introduction_seconds
-        self._identities: dict[int, Identity] = {}
+        self.clients: dict[int, IdentifiedClient] = {}  # by client_id, in this order
+        self._changed = threading.Condition()
         self._connections: dict[str, ClientProxy] = {}
         self._closed = False
         self._num_clients_chosen = num_clients
@@ -60,8 +101,8 @@ class Registry(SimpleClientManager):
         self._on_join: Callable[[Identity], None] | None = None
 
     def register(self, client: ClientProxy) -> bool:
-        """Take note of a new connection and ask it who it is."""
-        with self._cv:
+        """Add a new connection, and ask it for its identity."""
+        with self._changed:
             if self._closed or client.cid in self._connections:
                 return False
             self._connections[client.cid] = client
@@ -69,47 +110,45 @@ class Registry(SimpleClientManager):
         return True
 
     def unregister(self, client: ClientProxy) -> None:
-        """End and forget a connection; its client may come again."""
-        bridge = getattr(client, "bridge", None)
-        if bridge is not None:
-            bridge.close()  # a stream that stayed open would take one of the server's thousand threads
-        with self._cv:
-            self._connections.pop(client.cid, None)
-            if client.cid not in self.clients:
+        """Close and remove a connection; its client may connect again."""
+        connection = client.connection if isinstance(client, IdentifiedClient) else client
+        private.close_connection(connection)
+        with self._changed:
+            self._connections.pop(connection.cid, None)
+            left = [known for known in self.clients.values() if known.connection is connection]
+            if not left:
                 return
-            self.clients = {cid: proxy for cid, proxy in self.clients.items() if cid != client.cid}
+            self.clients = {number: known for number, known in self.clients.items() if known is not left[0]}
             if not self.clients and not self._begun:
                 self.num_clients = self._num_clients_chosen
-            self._cv.notify_all()
+            self._changed.notify_all()
             closed = self._closed
         if not closed:
-            log.warning("client %d is gone", client.partition_id)  # type: ignore[attr-defined]
+            log.warning("client %d disconnected", left[0].identity.client_id)
 
     def _introduce(self, client: ClientProxy) -> None:
         try:
-            answer = client.get_properties(GetPropertiesIns({}), self.introduction_seconds, None)
-        except Exception as error:  # noqa: BLE001 - it left, never spoke, or sent something else
-            # Strangers come and go by the hundred, and leave when they are asked; what a client raised matters.
-            stranger = isinstance(error, GrpcBridgeClosed)
-            logger, level = (logging.getLogger("flwr"), logging.INFO) if stranger else (log, logging.WARNING)
-            logger.log(level, "a connection did not say who it is: %s", error or type(error).__name__)
+            result = client.get_properties(GetPropertiesIns({}), self.introduction_seconds, None)
+        except Exception as error:  # noqa: BLE001 - it left, did not answer, or sent something else
+            # Programs other than sim often connect, and leave when they are asked; an error of a client matters.
+            foreign = private.is_closed_connection(error)
+            logger, level = (logging.getLogger("flwr"), logging.INFO) if foreign else (log, logging.WARNING)
+            logger.log(level, "a connection did not identify itself: %s", error or type(error).__name__)
             self.unregister(client)
             return
         try:
-            identity = Identity.from_properties(answer.properties)
+            identity = Identity.from_properties(result.properties)
         except ValueError as error:
             self._refuse(client, str(error))
             return
-        with self._cv:
+        with self._changed:
             reason = self._reason_against(identity)
             if reason is None:
                 self.num_clients = identity.num_clients
-                self._identities[identity.client_id] = identity
-                client.partition_id = identity.client_id  # type: ignore[attr-defined]
-                known = {**self.clients, client.cid: client}
-                # In the order of client_ids, as the clients of a simulation are: the same draw picks the same ones.
-                self.clients = dict(sorted(known.items(), key=lambda item: item[1].partition_id))  # type: ignore[attr-defined]
-                self._cv.notify_all()
+                known = {**self.clients, identity.client_id: IdentifiedClient(identity, client)}
+                # Ordered by client_id as in a simulation, so that the same random numbers select the same clients.
+                self.clients = dict(sorted(known.items()))
+                self._changed.notify_all()
         if reason is not None:
             self._refuse(client, f"client {identity.client_id} was refused: {reason}")
             return
@@ -118,84 +157,100 @@ class Registry(SimpleClientManager):
             self._on_join(identity)
 
     def begin(self, on_join: Callable[[Identity], None]) -> None:
-        """Hold on to the number of clients, and tell of each client that is there and of those that come."""
-        with self._cv:
+        """Fix the number of clients, and call ``on_join`` for each client that is connected or joins later."""
+        with self._changed:
             self._begun, self._on_join = True, on_join
-            there = [self._identities[p.partition_id] for p in self.clients.values()]  # type: ignore[attr-defined]
-        for identity in there:
-            on_join(identity)
+            connected = list(self.clients.values())
+        for client in connected:
+            on_join(client.identity)
 
     def _reason_against(self, identity: Identity) -> str | None:
         if identity.num_clients < (self.min_clients or 1):
             return f"--num-clients {identity.num_clients}: the server waits for --min-clients {self.min_clients}"
         reason = identity.mismatch(self.expected, self.num_clients)
         if reason is None and self.proxy_of(identity.client_id) is not None:
-            reason = f"--client-id {identity.client_id}: another client has it"
+            reason = f"--client-id {identity.client_id}: another client has this number"
         return reason
 
     def _refuse(self, client: ClientProxy, reason: str) -> None:
         log.warning("%s", reason)
-        _take_leave(client, {REFUSED: reason})
+        _disconnect(client, {REFUSED: reason})
         self.unregister(client)
 
     def proxy_of(self, client_id: int) -> ClientProxy | None:
-        """The connection to a client; None if it is gone."""
-        found = (proxy for proxy in self.clients.values() if proxy.partition_id == client_id)  # type: ignore[attr-defined]
-        return next(found, None)
+        """Return the connection to a client; None if it is not connected."""
+        return self.clients.get(client_id)
+
+    def num_available(self) -> int:
+        """Return the number of connected clients."""
+        return len(self.clients)
+
+    def all(self) -> dict[str, ClientProxy]:
+        """Return the connected clients by their ``cid``, in the order of client_ids."""
+        return {client.cid: client for client in self.clients.values()}
+
+    def wait_for(self, num_clients: int, timeout: int = 86_400) -> bool:
+        """Wait until so many clients are connected; return whether they are."""
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self.clients) >= num_clients, timeout)
 
     def sample(
         self, num_clients: int, min_num_clients: int | None = None, criterion: Criterion | None = None
     ) -> list[ClientProxy]:
-        """Draw clients as Flower does, but no more than there are: some may have left."""
-        there = [p for p in self.clients.values() if criterion is None or criterion.select(p)]
-        return random.sample(there, min(num_clients, len(there)))
+        """Draw clients as Flower does, but at most as many as are connected, because some may have left."""
+        connected: list[ClientProxy] = [c for c in self.clients.values() if criterion is None or criterion.select(c)]
+        return random.sample(connected, min(num_clients, len(connected)))
 
     def wait_for_enough(self, timeout_seconds: float | None = None) -> None:
-        """Return when ``min_clients`` are there; say how many are missing whenever that changes.
+        """Wait until ``min_clients`` are connected; log the number of missing clients whenever it changes.
 
         Args:
-            timeout_seconds: instead of the usual; infinity is fine.
+            timeout_seconds: used instead of that of the registry; it may be infinite.
 
         Raises:
-            EngineError: they did not come in time.
+            EngineError: too few clients connected in time.
         """
         limit = self.timeout_seconds if timeout_seconds is None else timeout_seconds
         deadline = time.monotonic() + limit
-        said = -1
-        with self._cv:
-            while (there := len(self.clients)) < (needed := self.min_clients or self.num_clients or 1):
-                if there != said:
-                    noun = "client" if needed - there == 1 else "clients"
-                    log.warning("waiting for %d more %s, %d of %d are there", needed - there, noun, there, needed)
-                    said = there
-                rest = deadline - time.monotonic()
-                if rest <= 0:
-                    raise EngineError(f"--min-clients {needed}: only {there} came within --round-timeout {limit:g} s")
-                self._cv.wait(min(rest, threading.TIMEOUT_MAX))
+        logged = -1
+        with self._changed:
+            while (connected := len(self.clients)) < (needed := self.min_clients or self.num_clients or 1):
+                if connected != logged:
+                    noun = "client" if needed - connected == 1 else "clients"
+                    message = "waiting for %d more %s, %d of %d are connected"
+                    log.warning(message, needed - connected, noun, connected, needed)
+                    logged = connected
+                seconds_left = deadline - time.monotonic()
+                if seconds_left <= 0:
+                    raise EngineError(
+                        f"--min-clients {needed}: only {connected} connected within --round-timeout {limit:g} s"
+                    )
+                self._changed.wait(min(seconds_left, threading.TIMEOUT_MAX))
 
     def close(self, reason: str | None) -> None:
-        """Take no more connections, and tell those that are there why the run ends early, if it does."""
-        with self._cv:
+        """Accept no more connections; if the run ends early, send ``reason`` to the connected clients."""
+        with self._changed:
             self._closed = True
             proxies = list(self.clients.values())
         if reason is not None:
-            threads = [threading.Thread(target=_take_leave, args=(p, {STOPPED: reason}), daemon=True) for p in proxies]
+            threads = [threading.Thread(target=_disconnect, args=(p, {STOPPED: reason}), daemon=True) for p in proxies]
             for thread in threads:
                 thread.start()
             for thread in threads:
-                thread.join(2 * FAREWELL_SECONDS)
+                thread.join(2 * _DISCONNECT_SECONDS)
 
 
-def _take_leave(client: ClientProxy, words: dict[str, Scalar]) -> None:
-    deadline = time.monotonic() + FAREWELL_SECONDS
+def _disconnect(client: ClientProxy, reason: dict[str, Scalar]) -> None:
+    """Send a client the reason, and make it close the connection."""
+    deadline = time.monotonic() + _DISCONNECT_SECONDS
     while True:
         try:
-            client.get_properties(GetPropertiesIns(words), FAREWELL_SECONDS, None)
-            client.reconnect(ReconnectIns(seconds=None), FAREWELL_SECONDS, None)
-        except ValueError:  # Flower's bridge: it has not answered the last request yet
+            client.get_properties(GetPropertiesIns(reason), _DISCONNECT_SECONDS, None)
+            client.reconnect(ReconnectIns(seconds=None), _DISCONNECT_SECONDS, None)
+        except ValueError:  # from Flower's bridge: the client has not answered the previous request yet
             if time.monotonic() < deadline:
                 time.sleep(0.1)
                 continue
-        except Exception as error:  # noqa: BLE001 - it is to go anyway
-            logging.getLogger("flwr").info("a connection ended before it was told: %r", error)
+        except Exception as error:  # noqa: BLE001 - the connection is closed anyway
+            logging.getLogger("flwr").info("a connection ended before it received the reason: %r", error)
         return

@@ -1,6 +1,6 @@
 """``sim server``: Flower's ``start_server`` around the round loop.
 
-The only file that touches ``start_server`` (deprecated in Flower 1.13, working in 1.41 and 1.42).
+The only file that uses ``start_server`` (deprecated in Flower 1.13, present in 1.41 and 1.42).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import math
 import resource
 import signal
 import socket
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from types import FrameType
@@ -27,16 +26,18 @@ from sim.errors import ConfigError, EngineError, UsageError
 from sim.network.identity import Identity, Shape, fingerprint
 from sim.network.options import ServerOptions
 from sim.network.registry import Registry
-from sim.run_folder import log
+from sim.run_folder import log as run_log
 from sim.run_folder.folder import Run
-from sim.setup.prepare import Prepared, check_device, prepare
-from sim.setup.session import OnRecord, Session, recorded
+from sim.server.prepared import Prepared
+from sim.server.rounds import RoundServer
+from sim.setup.prepare import check_device, prepare
+from sim.setup.session import OnRecord, Session, open_session
 
 
 class NetworkServer(Server):
-    """Conducts one run over clients that are elsewhere.
+    """Runs the rounds of one run over clients that are elsewhere.
 
-    A runtime of Flower's registers connections with ``client_manager()`` and calls ``fit`` once.
+    A runtime of Flower registers connections with ``client_manager()`` and calls ``fit`` once.
     """
 
     run: Run | None = None
@@ -55,12 +56,12 @@ class NetworkServer(Server):
     ) -> None:
         """
         Args:
-            counted: the config's ``num_clients`` was chosen; otherwise the first client's is taken.
-            min_clients: how many must be there for a round to begin; None for all.
+            counted: the ``num_clients`` of the config was chosen; otherwise that of the first client is used.
+            min_clients: number of clients that must be connected before a round begins; None for all.
             first_wait: seconds to wait for them before the first round.
-            round_timeout: seconds to wait for them later, and for the answer of one.
-            introduction_seconds: for a new connection to say who it is.
-            on_record, surroundings: see ``recorded``.
+            round_timeout: seconds to wait for them later, and for the answer of one client.
+            introduction_seconds: time limit for a new connection to identify itself.
+            on_record, surroundings: see ``open_session``.
         """
         self.registry = Registry(
             Shape.of(prepared.dataset, prepared.initial_weights),
@@ -83,42 +84,41 @@ class NetworkServer(Server):
             RunFolderError: the folder exists or cannot be written.
             RunError: too few clients came, or the round loop stopped.
         """
-        with recorded(self._prepared, self._on_record, **self._surroundings) as session:
+        with open_session(self._prepared, self._on_record, **self._surroundings) as session:
             self.run = session.run
             reason: str | None = "the server was interrupted"
             try:
-                history = self._conduct(session, num_rounds, timeout)
+                self._run_rounds(session)
                 reason = None
             except Exception as error:
                 reason = f"the server stopped: {error}"
                 raise
             finally:
                 self.registry.close(reason)
-        return history
+        return History(), 0.0
 
-    def _conduct(self, session: Session, num_rounds: int, timeout: float | None) -> tuple[History, float]:
+    def _run_rounds(self, session: Session) -> None:
         self.registry.wait_for_enough(self._first_wait)
-        num_clients = self.registry.num_clients
-        if num_clients is not None and num_clients != session.config.num_clients:
+        num_clients, config = self.registry.num_clients, session.prepared.config
+        if num_clients is not None and num_clients != config.num_clients:
             try:
-                config = replace(session.config, num_clients=num_clients)
-                session.adopt(prepare(config, alone=True))
+                session.adopt(prepare(replace(config, num_clients=num_clients), alone=True))
             except UsageError as error:
                 raise EngineError(f"the clients have --num-clients {num_clients}: {error}") from error
-        self.registry.begin(partial(_compare_with_partition, session.prepared))
-        program = session.prepared.program
-        shared: dict[str, Scalar] = {SHARED[name]: getattr(program, name) for name in SHARED}
-        worker = Worker(program, session.config.num_clients, program.seed)
+        prepared, spec = session.prepared, session.prepared.spec
+        self.registry.begin(partial(_compare_with_partition, prepared))
+        shared: dict[str, Scalar] = {SHARED[name]: getattr(spec, name) for name in SHARED}
+        worker = Worker(spec, prepared.config.num_clients, spec.seed)
         dispatcher = RemoteDispatcher(self.registry, worker, shared, self._round_timeout)
-        return session.server(lambda _: nullcontext(dispatcher), self.registry).fit(num_rounds, timeout)
+        RoundServer(prepared, dispatcher, session.on_round, self.registry).run()
 
 
 def _compare_with_partition(prepared: Prepared, identity: Identity) -> None:
-    """Say when a client holds something else than the run's config would deal."""
+    """Log a note if a client holds other examples than the run's config would assign to it."""
     indices = prepared.partition.of(identity.client_id)
     if identity.examples != fingerprint(indices):
         logging.getLogger("sim").warning(
-            "note: client %d has %d examples of its own; the server's config deals it %d others",
+            "note: client %d has %d examples of its own; the server's config assigns %d others to it",
             identity.client_id,
             identity.num_examples,
             len(indices),
@@ -134,7 +134,7 @@ def serve(config: RunConfig, options: ServerOptions, *, counted: bool = True, on
     """Wait for clients at ``options.address``, train with them and return the run folder.
 
     Args:
-        counted: ``config.num_clients`` was chosen; otherwise that of the first client is taken.
+        counted: ``config.num_clients`` was chosen; otherwise that of the first client is used.
         on_record: called with the record of each round after it is on disk.
 
     Raises:
@@ -152,13 +152,13 @@ def serve(config: RunConfig, options: ServerOptions, *, counted: bool = True, on
         prepared,
         counted=counted,
         min_clients=options.min_clients,
-        first_wait=math.inf,  # a server without clients has nothing to lose
+        first_wait=math.inf,  # a server without clients loses nothing by waiting
         round_timeout=options.round_timeout,
         introduction_seconds=_INTRODUCTION_SECONDS,
         on_record=on_record,
         server=server,
     )
-    with log.notes(), log.quiet("flwr", show=config.verbose):
+    with run_log.notes(), run_log.quiet("flwr", show=config.verbose):
         try:
             start_server(
                 server_address=options.address,
@@ -166,7 +166,7 @@ def serve(config: RunConfig, options: ServerOptions, *, counted: bool = True, on
                 config=ServerConfig(config.num_rounds, round_timeout=options.round_timeout),
                 certificates=certificates,
             )
-        except SystemExit as error:  # the port was taken since we looked
+        except SystemExit as error:  # another program took the port since it was checked
             raise EngineError(f"--address {options.address}: {error}") from None
     if host.error is not None:
         raise host.error
@@ -175,7 +175,7 @@ def serve(config: RunConfig, options: ServerOptions, *, counted: bool = True, on
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """End the run; what follows, such as a script that ends all its processes, does not interrupt its writing."""
+    """End the run; further signals, as of a script that ends all its processes, do not interrupt its writing."""
     for other in _SIGNALS:
         signal.signal(other, signal.SIG_IGN)
     raise KeyboardInterrupt
@@ -224,7 +224,7 @@ def _check_free(options: ServerOptions) -> None:
 
 
 def _allow_many_sockets() -> None:
-    """Raise the soft limit on open files, so that strangers' connections leave room for clients."""
+    """Raise the soft limit on open files, so that foreign connections leave room for clients."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _NUM_SOCKETS if hard == resource.RLIM_INFINITY else min(hard, _NUM_SOCKETS)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,1 +1,1 @@
-"""Runs → one HTML page that stands alone: read, compared, drawn, laid out."""
+"""The report on one or many runs: one HTML page in a single file (``sim report``)."""

@@ -1,4 +1,4 @@
-"""Configs and environments → what all runs have in common, and what differs."""
+"""Compare the configs and the environments of runs: what is the same in all runs, and what differs."""
 
 from __future__ import annotations
 
@@ -12,27 +12,32 @@ _NOT_COMPARED = {"name", "results_dir", "verbose"}
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting or one fact: its value in each run, as text; None in a run that has no such thing."""
+    """One setting of the config or one fact about the environment.
+
+    Attributes:
+        name: its name; nested names are joined by dots, e.g. ``strategy_args.eta``.
+        values: its value in each run, as text; None for a run to which it does not apply.
+    """
 
     name: str
     values: list[str | None]
 
     @property
     def differs(self) -> bool:
-        """Whether runs that have it have different values."""
+        """Whether two runs to which it applies have different values."""
         return len({value for value in self.values if value is not None}) > 1
 
     @property
     def common(self) -> str:
-        """The value of those that have it."""
+        """The value in the first run to which it applies."""
         return next((value for value in self.values if value is not None), ABSENT)
 
 
 def compare_configs(configs: Sequence[Mapping[str, Any]]) -> list[Setting]:
-    """Return every setting in the order of the configs, except where runs are written and what they are called.
+    """Return every setting in the order of the configs, without the name and the folder of the runs.
 
-    A setting of ``sim run`` that ``sim centralized`` does not know is no difference between the two; one that was left
-    open in some runs of a kind and given in others is.
+    A setting that only federated or only centralised runs have does not apply to the other kind, so it is no difference
+    between the two kinds. If some runs of a kind give a setting and others of this kind do not, it differs.
     """
     kinds = ["epochs" in config for config in configs]
     flat = [
@@ -52,13 +57,16 @@ def compare_configs(configs: Sequence[Mapping[str, Any]]) -> list[Setting]:
 
 
 def compare_environments(environments: Sequence[Mapping[str, Any]]) -> list[Setting]:
-    """Return every fact; one that a run did not write down is a difference, unless that run wrote nothing at all."""
+    """Return every fact about the environments.
+
+    A fact that a run did not record counts as a difference. Facts do not apply to a run that recorded none at all.
+    """
     flat = [{name: _text(value) for name, value in _flat(environment)} for environment in environments]
     return [Setting(name, [values.get(name, ABSENT) if values else None for values in flat]) for name in _union(flat)]
 
 
 def _union(mappings: Sequence[Mapping[str, str]]) -> list[str]:
-    """Keys of all, those of a later one behind the neighbour that they follow there."""
+    """Return the keys of all mappings; a key that only a later mapping has follows the key before it there."""
     names: list[str] = []
     for mapping in mappings:
         place = 0

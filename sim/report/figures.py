@@ -1,6 +1,6 @@
-"""A report's pictures: those of ``plots`` made fit for a page, and where the time went.
+"""The pictures of a report: the figures of ``plots``, adapted to the page, and the time per round.
 
-Names of curves stand in the page beside the picture, not in it: there they stay legible on a phone.
+The legends are part of the page, not of the pictures, so that they can be read on a phone.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from sim.report.numbers import PARTS, Group, SeedStatistics, last, measured
 from sim.run_folder import plots
 
-# 10.5 points in a picture of 5.4 inches are 10 px on a phone of 390 px, and 17 px at the page's 640 px.
+# 10.5 points in a picture of 5.4 inches are 10 px on a phone 390 px wide, and 17 px at the page's 640 px.
 _WIDTH = 5.4
 _STYLE: dict[Any, Any] = {"font.size": 10.5, "svg.hashsalt": "sim"}
-_LINES: Final = ("-", "--", ":")  # one after the other, when the ten colours are used up
+_LINES: Final = ("-", "--", ":")  # the next style is used when the ten colours are used up
 _BORDERS = ("solid", "dashed", "dotted")
 _PART_COLORS = ("C9", "C0", "C7", "C4", "C1", "C2", "C8", "C3")
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -30,7 +30,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class Picture:
-    """What an <img> needs."""
+    """The attributes of an <img>: a data URI and the alternative text."""
 
     source: str
     alt: str
@@ -38,7 +38,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Mark:
-    """How something looks in a picture, for a legend in the page."""
+    """One entry of a legend in the page: a label, and the colour and border style of its line."""
 
     label: str
     color: str
@@ -46,54 +46,60 @@ class Mark:
 
 
 def curve_marks(groups: Sequence[Group]) -> list[Mark]:
-    """Return the look of each curve."""
+    """Return the legend of the curves."""
     return [
         Mark(group.curve.label, to_hex(f"C{group.number % 10}"), _BORDERS[_cycle(group.number)]) for group in groups
     ]
 
 
 def part_marks() -> list[Mark]:
-    """Return the look of each part of a round's time."""
+    """Return the legend of the parts of a round."""
     return [Mark(part, to_hex(color)) for part, color in zip(PARTS, _PART_COLORS, strict=True)]
 
 
 def curves_picture(groups: Sequence[Group], quantity: str) -> Picture | None:
-    """Draw ``accuracy`` or ``loss`` against rounds; None if no test was made yet."""
-    curves = [_begun(group) for group in groups]
-    said = {
-        group.name: _words(spread)
+    """Draw a test result against rounds; None if no test was made yet.
+
+    Args:
+        groups: the curves.
+        quantity: ``accuracy`` or ``loss``.
+    """
+    curves = [_with_rounds(group) for group in groups]
+    final = {
+        group.name: _text(statistics)
         for group in groups
-        if (spread := measured(group.curve.frames, f"test_{quantity}", last)) is not None
+        if (statistics := measured(group.curve.frames, f"test_{quantity}", last)) is not None
     }
-    if not said:
+    if not final:
         return None
-    with matplotlib.rc_context(_STYLE), np.errstate(invalid="ignore"):  # an infinite loss is left out
+    with matplotlib.rc_context(_STYLE), np.errstate(invalid="ignore"):  # an infinite loss is not drawn
         figure = plots.curves_figure(curves, [quantity])
         axes = figure.axes[0]
         axes.set_title("")
         figure.set_size_inches(_WIDTH, 3.7)
-        axes.set_ylim(top=axes.get_ylim()[1] * 1.03)  # a marker at the top is whole
+        axes.set_ylim(top=axes.get_ylim()[1] * 1.03)  # so that a marker at the top is not cut off
         if len(curves) > 1:
             _remove_legend(axes)
             numbers = {group.curve.label: group.number for group in groups}
             for line in axes.lines:
                 line.set_linestyle(_LINES[_cycle(numbers[str(line.get_label())])])
-        return _svg(figure, f"Test {quantity} against rounds. At the end: {_listed(said)}.")
+        return _svg(figure, f"Test {quantity} against rounds. At the end: {_listed(final)}.")
 
 
 def fairness_picture(group: Group, last_round: int) -> Picture | None:
-    """Draw how accuracy differs among the clients of one curve; None where it was not measured.
+    """Draw the distribution of accuracy over the clients of one curve; None if it was not measured.
 
     Args:
-        last_round: where the horizontal axis ends, so that the curves' pictures can be compared.
+        group: the curve.
+        last_round: the end of the horizontal axis, which should be the same in all pictures of a report.
     """
-    curve = _begun(group)
+    curve = _with_rounds(group)
     if not plots.measures_clients([curve]):
         return None
-    said = {
-        words: f"{spread.mean:.3f}"
-        for name, words in (("p10", "10 % of clients below"), ("p50", "median client"), ("p90", "90 % below"))
-        if (spread := measured(curve.frames, f"eval_accuracy_{name}", last)) is not None
+    final = {
+        label: f"{statistics.mean:.3f}"
+        for name, label in (("p10", "10th percentile"), ("p50", "median client"), ("p90", "90th percentile"))
+        if (statistics := measured(curve.frames, f"eval_accuracy_{name}", last)) is not None
     }
     with matplotlib.rc_context(_STYLE):
         figure = plots.fairness_figure([curve])
@@ -102,24 +108,24 @@ def fairness_picture(group: Group, last_round: int) -> Picture | None:
         axes.set_title("")
         _remove_legend(axes)
         axes.set_xlim(0, max(last_round, 1))
-        return _svg(figure, f"Clients' accuracy against rounds, {group.name}. At the end: {_listed(said)}.")
+        return _svg(figure, f"Clients' accuracy against rounds, {group.name}. At the end: {_listed(final)}.")
 
 
 def fairness_marks() -> list[Mark]:
-    """Return the look of what ``fairness_picture`` draws."""
+    """Return the legend of the pictures that ``fairness_picture`` draws."""
     return [
         Mark("median client", to_hex("C0")),
-        Mark("25–75 % of clients", "#96bbd8"),
-        Mark("10–90 %", "#dde9f3"),
+        Mark("25th to 75th percentile", "#96bbd8"),
+        Mark("10th to 90th percentile", "#dde9f3"),
         Mark("mean of the worst 10 %", to_hex("C3"), "dashed"),
     ]
 
 
 def time_picture(seconds: Mapping[str, Mapping[str, float | None]]) -> Picture:
-    """Draw stacked bars of mean seconds a round.
+    """Draw the mean seconds per round as one bar for each curve, divided into the parts of a round.
 
     Args:
-        seconds: name of a curve → seconds of each part, and ``whole``.
+        seconds: name of a curve → seconds of each part, and of the ``whole`` round.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 0.75 + 0.62 * len(seconds)), layout="constrained")
@@ -130,7 +136,7 @@ def time_picture(seconds: Mapping[str, Mapping[str, float | None]]) -> Picture:
                 width = parts[part] or 0.0
                 axes.barh(row, width, left=left, height=0.42, color=color)
                 left += width
-            # Above its bar, since a long name beside it would leave no room for the bar.
+            # The name is above its bar, because a long name beside it would leave no space for the bar.
             short = name if len(name) <= 60 else f"{name[:59]}…"
             axes.annotate(
                 short, (0, row - 0.28), xytext=(4, 0), textcoords="offset points", va="bottom", parse_math=False
@@ -138,21 +144,24 @@ def time_picture(seconds: Mapping[str, Mapping[str, float | None]]) -> Picture:
         axes.set_ylim(len(seconds) - 0.6, -0.85)
         axes.set_xlim(left=0)
         axes.set_yticks([])
-        axes.set_xlabel("mean time a round (seconds)")
+        axes.set_xlabel("mean time per round (seconds)")
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        said = {name: f"{parts['whole'] or 0:.3g} s" for name, parts in seconds.items()}
-        return _svg(figure, f"Bars of the mean time a round by its parts. Whole rounds: {_listed(said)}.")
+        whole = {name: f"{parts['whole'] or 0:.3g} s" for name, parts in seconds.items()}
+        return _svg(figure, f"Bars of the mean time per round, divided into its parts. Whole rounds: {_listed(whole)}.")
 
 
 def png_picture(content: bytes, alt: str) -> Picture | None:
-    """Return a picture from a run folder; None if it is no PNG."""
+    """Return the picture of a PNG file; None if the content is not a PNG."""
     return Picture(_data_uri(content, "image/png"), alt) if content.startswith(_PNG) else None
 
 
-def _begun(group: Group) -> plots.Curve:
-    """Return its curve without the seeds that have no round yet: a curve is drawn as far as all its seeds are."""
+def _with_rounds(group: Group) -> plots.Curve:
+    """Return the curve without the seeds that have no round yet.
+
+    A curve ends at the last round that all its seeds have, so with these seeds it would be empty.
+    """
     frames = [frame for frame in group.curve.frames if len(frame)]
     return replace(group.curve, frames=frames or group.curve.frames)
 
@@ -167,12 +176,12 @@ def _cycle(number: int) -> int:
     return number // 10 % len(_LINES)
 
 
-def _words(spread: SeedStatistics) -> str:
-    return f"{spread.mean:.3f}" if spread.sd is None else f"{spread.mean:.3f} ± {spread.sd:.3f}"
+def _text(statistics: SeedStatistics) -> str:
+    return f"{statistics.mean:.3f}" if statistics.sd is None else f"{statistics.mean:.3f} ± {statistics.sd:.3f}"
 
 
-def _listed(said: Mapping[str, str]) -> str:
-    return "; ".join(f"{label} {words}" for label, words in said.items())
+def _listed(texts: Mapping[str, str]) -> str:
+    return "; ".join(f"{label} {text}" for label, text in texts.items())
 
 
 def _svg(figure: Figure, alt: str) -> Picture:

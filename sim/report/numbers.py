@@ -1,4 +1,7 @@
-"""Runs → the numbers of a report. Accuracies are fractions 0–1, losses nats an example, times as the names say."""
+"""The numbers of a report, computed from the tables of runs.
+
+Accuracies are fractions 0–1, losses are nats per example, and the units of times are part of their names.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 QUANTILES = ("p10", "p50", "p90", "worst10")
-PARTS = ("broadcast", "train", "wait", "return", "aggregate", "test", "eval", "checkpoint")  # of a round's time
-_DECIDES_PARTITION = (
+PARTS = ("broadcast", "train", "wait", "return", "aggregate", "test", "eval", "checkpoint")  # of the time of a round
+_PARTITION_SETTINGS = (
     "dataset",
     "data_dir",
     "num_examples",
@@ -32,37 +35,37 @@ _DECIDES_PARTITION = (
 
 @dataclass(frozen=True)
 class Group:
-    """One curve of the report, and the runs that are its seeds."""
+    """One curve of the report, and its runs, which differ only in their seed."""
 
     number: int
-    name: str  # of the curve; no other has it
-    curve: Curve  # whose label says how many seeds it has
+    name: str  # unique in the report
+    curve: Curve  # its label is the name and, for several seeds, their number
     runs: list[ReadRun]
 
 
 @dataclass(frozen=True)
 class SeedStatistics:
-    """One value of each seed."""
+    """One value for each seed, with mean and standard deviation."""
 
     values: list[float]
 
     @property
     def mean(self) -> float:
-        """Their mean."""
+        """The mean over the seeds."""
         return float(np.mean(self.values))
 
     @property
     def sd(self) -> float | None:
-        """Their sample standard deviation (n − 1); None for one value, of which nothing is known about others."""
-        with np.errstate(invalid="ignore"):  # of a loss that is infinite, the deviation is no number
+        """The sample standard deviation (n − 1) over the seeds; None for one seed."""
+        with np.errstate(invalid="ignore"):  # the deviation of infinite losses is NaN
             return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What came out of one curve; None is what was not measured."""
+    """The results of one curve; None for what was not measured."""
 
-    rounds: tuple[int, int]  # the fewest and the most that a seed has done
+    rounds: tuple[int, int]  # the smallest and the largest number of finished rounds of a seed
     final_accuracy: SeedStatistics | None
     best_accuracy: SeedStatistics | None
     final_loss: SeedStatistics | None
@@ -73,7 +76,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class FailureKind:
-    """Failed clients of one run with the same error."""
+    """The failed clients of one run that have the same error."""
 
     run: str
     error: str
@@ -85,14 +88,14 @@ class FailureKind:
 
 @dataclass(frozen=True)
 class PartitionGroup:
-    """Runs whose clients hold the same, but for the seed."""
+    """Runs with the same partition, except for the seed."""
 
-    shown: ReadRun  # the first in the order of the report
+    shown: ReadRun  # the first with a picture of its partition, or else the first
     runs: list[ReadRun]
 
 
 def groups_of(runs: Sequence[ReadRun]) -> list[Group]:
-    """Group runs into curves that have different names.
+    """Group runs into curves and give each curve a unique name.
 
     Raises:
         RunFolderError: a run's config or rounds cannot be read.
@@ -111,20 +114,29 @@ def groups_of(runs: Sequence[ReadRun]) -> list[Group]:
 
 
 def measured(frames: Sequence[pd.DataFrame], column: str, pick: Callable[[pd.Series], float]) -> SeedStatistics | None:
-    """Return what ``pick`` takes from a column's measured values in each frame; None if nothing was measured."""
+    """Return one value of a column for each seed; None if nothing was measured.
+
+    Args:
+        frames: the ``rounds.csv`` of each seed; a seed without a measured value is left out.
+        column: a column of these tables.
+        pick: chooses one number from the measured values of a seed.
+    """
     series = [frame[column].dropna() for frame in frames]
     values = [float(pick(values)) for values in series if len(values)]
     return SeedStatistics(values) if values else None
 
 
 def last(values: pd.Series) -> float:
-    """The last value of a column."""
+    """Return the last value of a column."""
     return float(values.iloc[-1])
 
 
 def summary_of(group: Group) -> Summary:
-    """Sum up one curve. Minutes are a seed's mean; client updates a second are those in training time, as on the
-    screen of ``sim run``."""
+    """Summarise one curve.
+
+    ``minutes`` is the time of all rounds and checkpoints, mean over seeds. ``updates_per_second`` is the number of
+    client updates divided by the seconds of training, as ``sim run`` shows it.
+    """
     frames = group.curve.frames
     reached = [max(run.last_round, 0) for run in group.runs]
     seconds = [frame.round_seconds.sum() + frame.checkpoint_seconds.sum() for frame in frames]
@@ -143,16 +155,22 @@ def summary_of(group: Group) -> Summary:
 
 
 def quantiles_of(group: Group) -> dict[str, SeedStatistics] | None:
-    """Return the last measured ``eval_accuracy_…`` of each seed; None if clients were not asked."""
+    """Return the quantiles of accuracy over the clients in the last measured round; None if no client evaluated.
+
+    Returns:
+        A name of ``QUANTILES`` → the values of ``eval_accuracy_<name>`` (fractions 0–1).
+    """
     found = {name: measured(group.curve.frames, f"eval_accuracy_{name}", last) for name in QUANTILES}
-    return {name: spread for name, spread in found.items() if spread is not None} or None
+    return {name: statistics for name, statistics in found.items() if statistics is not None} or None
 
 
 def seconds_of(group: Group) -> dict[str, float | None]:
-    """Return the mean seconds of each part of a round, over all rounds after round 0 of all seeds, and ``whole``.
+    """Return the mean seconds of each part of a round, over all rounds after round 0 of all seeds.
 
-    A part that only some rounds have (a checkpoint every tenth) counts 0 in the others; one that none has is None.
-    ``whole`` is the mean of round_seconds + checkpoint_seconds.
+    Returns:
+        A name of ``PARTS`` → seconds, and ``whole`` → seconds of a round with its checkpoint. A part that only some
+        rounds have (such as a checkpoint every tenth round) counts as 0 in the others. A part that no round has is
+        None.
     """
     frames = [frame[frame["round"] > 0] for frame in group.curve.frames]
     num_rounds = sum(len(frame) for frame in frames)
@@ -162,14 +180,14 @@ def seconds_of(group: Group) -> dict[str, float | None]:
         return float(values.sum()) / num_rounds if len(values) else None
 
     seconds = {part: mean(f"{part}_seconds") for part in PARTS}
-    if seconds["train"] is None:  # sim centralized knows no clients' parts of it
+    if seconds["train"] is None:  # sim centralized does not measure the parts of fit_seconds
         seconds["train"] = mean("fit_seconds")
     rounds = mean("round_seconds")
     return {**seconds, "whole": None if rounds is None else rounds + (seconds["checkpoint"] or 0)}
 
 
 def failures_of(runs: Sequence[ReadRun]) -> list[FailureKind]:
-    """Return the failed clients by run and error text, in the order in which they came.
+    """Return the failed clients, grouped by run and error text, in the order of their first failure.
 
     Raises:
         RunFolderError: clients.csv cannot be read.
@@ -196,19 +214,19 @@ def failures_of(runs: Sequence[ReadRun]) -> list[FailureKind]:
 
 
 def partitions_of(runs: Sequence[ReadRun]) -> list[PartitionGroup]:
-    """Return the runs with clients by what decides who holds what, seeds together."""
+    """Group the federated runs by the settings that determine their partition, except for the seed."""
     groups: dict[str, list[ReadRun]] = {}
     for run in runs:
         if not run.is_central:
             config = run.config()
-            groups.setdefault(repr([config.get(name) for name in _DECIDES_PARTITION]), []).append(run)
+            groups.setdefault(repr([config.get(name) for name in _PARTITION_SETTINGS]), []).append(run)
     return [
         PartitionGroup(next((run for run in of if run.partition_path.is_file()), of[0]), of) for of in groups.values()
     ]
 
 
 def unfinished(runs: Sequence[ReadRun]) -> list[ReadRun]:
-    """Return the runs that are under way or were stopped before their last round."""
+    """Return the runs that are still running or were stopped before their last round."""
     return [
         run
         for run in runs

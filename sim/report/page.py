@@ -1,4 +1,4 @@
-"""The numbers and pictures of a report → one HTML page that needs nothing else."""
+"""Write a report as one HTML page that needs no other file and no network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sim.report import comparison, figures, numbers
 from sim.report.numbers import Group
 from sim.report.runs import ReadRun
 
-_MOST_FAILURES = 50  # an error text that names its client is a kind of its own each time
+_MAX_FAILURE_KINDS = 50  # there may be many, e.g. if each error text contains the client's number
 
 _FACTS = {
     "cpu": "processor",
@@ -26,13 +26,17 @@ _FACTS = {
 
 
 def page_of(runs: Sequence[ReadRun], title: str) -> str:
-    """Return the page.
+    """Return the page as HTML.
+
+    Args:
+        runs: the runs to show; runs that differ only in their seed share a curve.
+        title: the title of the page.
 
     Raises:
         RunFolderError: a file of a run cannot be read.
     """
     groups = numbers.groups_of(runs)
-    # What a run is called may be anything that a folder is called.
+    # The name of a run is the name of a folder and may contain HTML, so everything is escaped.
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -42,7 +46,7 @@ def page_of(runs: Sequence[ReadRun], title: str) -> str:
     )
     seconds = {group.name: numbers.seconds_of(group) for group in groups}
     timed = {name: parts for name, parts in seconds.items() if parts["whole"] is not None}
-    unasked = [
+    not_evaluated = [
         (group.name, bool(group.runs[0].config().get("fraction_evaluate")))
         for group in groups
         if not group.runs[0].is_central and numbers.quantiles_of(group) is None
@@ -61,8 +65,8 @@ def page_of(runs: Sequence[ReadRun], title: str) -> str:
         summaries=[(group, numbers.summary_of(group)) for group in groups],
         partitions=[_partition(group) for group in numbers.partitions_of(runs)],
         fairness=_fairness(groups),
-        never_asked=[name for name, asks in unasked if not asks],
-        not_asked_yet=[name for name, asks in unasked if asks],
+        never_evaluated=[name for name, will_evaluate in not_evaluated if not will_evaluate],
+        not_evaluated_yet=[name for name, will_evaluate in not_evaluated if will_evaluate],
         fairness_marks=figures.fairness_marks(),
         quantiles=[(group, found) for group in groups if (found := numbers.quantiles_of(group)) is not None],
         time=figures.time_picture(timed) if timed else None,
@@ -70,7 +74,7 @@ def page_of(runs: Sequence[ReadRun], title: str) -> str:
         parts=numbers.PARTS,
         part_marks=figures.part_marks(),
         failures=failures,
-        most_failures=_MOST_FAILURES,
+        max_failure_kinds=_MAX_FAILURE_KINDS,
         any_clients=any(not run.is_central for run in runs),
         environment=[
             (
@@ -85,7 +89,10 @@ def page_of(runs: Sequence[ReadRun], title: str) -> str:
 
 
 def _configs(runs: Sequence[ReadRun], groups: Sequence[Group]) -> dict[str, Any]:
-    """What differs as rows of curves, whose seeds share a cell; and what does not, by the kind of run that has it."""
+    """Return the settings that differ, one row per curve, and the settings that are the same in all runs.
+
+    In a row the seeds of a curve share a cell. The common settings are grouped by the kind of run that has them.
+    """
     settings = comparison.compare_configs([run.config() for run in runs])
     place = {id(run): number for number, run in enumerate(runs)}
     kinds = {run.is_central for run in runs}
@@ -116,13 +123,13 @@ def _configs(runs: Sequence[ReadRun], groups: Sequence[Group]) -> dict[str, Any]
 
 def _partition(group: numbers.PartitionGroup) -> dict[str, Any]:
     run, config = group.shown, group.shown.config()
-    words = [f"{config.get('num_clients', '?')} clients", str(config.get("partitioner", "partitioner not known"))]
+    parts = [f"{config.get('num_clients', '?')} clients", str(config.get("partitioner", "unknown partitioner"))]
     if config.get("partitioner") in ("dirichlet", "inner-dirichlet") and "alpha" in config:
-        words.append(f"alpha {config['alpha']}")
-    words += [f"{name} {value}" for name, value in config.get("partitioner_args", {}).items()]
+        parts.append(f"alpha {config['alpha']}")
+    parts += [f"{name} {value}" for name, value in config.get("partitioner_args", {}).items()]
     if config.get("min_partition_size", 1) != 1:
-        words.append(f"at least {config['min_partition_size']} examples each")
-    described = f"{config.get('dataset', '?')}, {', '.join(words)}"
+        parts.append(f"at least {config['min_partition_size']} examples each")
+    described = f"{config.get('dataset', '?')}, {', '.join(parts)}"
     seeds = list(dict.fromkeys(other.config().get("seed") for other in group.runs))
     try:
         content = run.partition_path.read_bytes()
@@ -133,7 +140,7 @@ def _partition(group: numbers.PartitionGroup) -> dict[str, Any]:
         "run": run.name,
         "seed": config.get("seed"),
         "other_seeds": [seed for seed in seeds if seed != config.get("seed")],
-        "picture": figures.png_picture(content, f"Examples of each class at each client: {described}"),
+        "picture": figures.png_picture(content, f"Number of examples of each class for each client: {described}"),
     }
 
 
@@ -144,7 +151,7 @@ def _fairness(groups: Sequence[Group]) -> list[tuple[Group, figures.Picture]]:
 
 
 def _by_value(setting: comparison.Setting, runs: Sequence[ReadRun]) -> list[tuple[str, list[str]]]:
-    """Its different values and the runs that have them."""
+    """Return each different value of a setting with the names of the runs that have it."""
     found: dict[str, list[str]] = {}
     for run, value in zip(runs, setting.values, strict=True):
         if value is not None:

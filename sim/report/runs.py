@@ -1,4 +1,4 @@
-"""RUN words of the command line → the runs that a report shows, each read once."""
+"""Find the runs that a report shows, and read each of their files once."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 class ReadRun(Run):
-    """A run that reads each of its files once, so that a page about a run under way has one state throughout."""
+    """A run that reads each of its files once, so that a page is consistent even while the run continues."""
 
     def config(self) -> dict[str, Any]:
-        """As ``Run.config``."""
+        """Return the same as ``Run.config``, read once."""
         return self._config
 
     def rounds(self) -> pd.DataFrame:
-        """As ``Run.rounds``; always the same frame, by which a curve's runs are known."""
+        """Return the same as ``Run.rounds``, always as the same object, which identifies the run of a curve."""
         return self._rounds
 
     def clients(self) -> pd.DataFrame:
-        """As ``Run.clients``, without the rows of a round that ``rounds`` does not have yet."""
+        """Return the same as ``Run.clients``, without rows of a round that ``rounds`` does not have yet."""
         return self._clients
 
     @cached_property
@@ -46,10 +46,10 @@ class ReadRun(Run):
 
     @cached_property
     def environment(self) -> dict[str, Any]:
-        """``environment.json``; empty where there is none.
+        """The content of ``environment.json``; empty if there is no such file.
 
         Raises:
-            RunFolderError: it is there and no JSON object.
+            RunFolderError: the file cannot be read or is not a JSON object.
         """
         try:
             content = json.loads(self.environment_path.read_text(encoding="utf-8"))
@@ -63,29 +63,32 @@ class ReadRun(Run):
 
     @property
     def is_central(self) -> bool:
-        """Whether it trained in one place, without clients."""
+        """Whether this is a centralised run, without clients."""
         return "epochs" in self.config()
 
     @property
     def num_rounds(self) -> int | None:
-        """How many rounds (or epochs) it was to have; None if its config does not say."""
+        """The number of rounds (or epochs) in the config; None if the config has none."""
         number = self.config().get("epochs", self.config().get("num_rounds"))
         return number if isinstance(number, int) else None
 
     @property
     def last_round(self) -> int:
-        """The last round in its table, 0 before training; -1 if there is none yet."""
+        """The last recorded round (0 is before training); -1 if there is none yet."""
         rounds = self.rounds()
         return int(rounds["round"].max()) if len(rounds) else -1
 
 
 def chosen_runs(words: Sequence[str], results_dir: str) -> list[ReadRun]:
-    """Return the runs that are named: by name in the results folder, by path, or by a folder that holds runs.
+    """Return the runs that the arguments of the command line name.
 
-    Those of a folder come in natural order (run2 before run10); a run that is named twice comes once.
+    Args:
+        words: each is the name of a run in ``results_dir``, the path of a run, or a folder of runs. The runs of a
+            folder come in natural order (run2 before run10). A run that is named twice comes once.
+        results_dir: the folder of the runs.
 
     Raises:
-        RunFolderError: a word names neither; the message lists the runs that are there.
+        RunFolderError: there is no such run or folder of runs. The message lists the runs in ``results_dir``.
     """
     paths = dict.fromkeys(run.path for word in words for run in _runs_of(word, results_dir))
     return [ReadRun(path) for path in paths]
@@ -101,15 +104,15 @@ def _runs_of(word: str, results_dir: str) -> Iterator[Run]:
         if runs:
             yield from (Run(run.path.resolve()) for run in sorted(runs, key=lambda run: natural(run.name)))
             return
-    there = list_runs(results_dir) if Path(results_dir).is_dir() else []
-    names = ", ".join(run.name for run in there) or "none yet"
+    existing = list_runs(results_dir) if Path(results_dir).is_dir() else []
+    names = ", ".join(run.name for run in existing) or "none yet"
     raise RunFolderError(
-        f"run {word}: {folders[0]} is no run and holds none (a run has a config.toml); "
-        f"there are in {results_dir}: {names}"
+        f"run {word}: {folders[0]} is neither a run (it has no config.toml) nor a folder of runs; "
+        f"the runs in {results_dir} are: {names}"
     )
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """Return what names are sorted by, so that numbers in them count as numbers."""
+    """Return a key for sorting names so that the numbers in them are compared as numbers."""
     parts = re.split(r"([0-9]+)", name)
     return [(int(part), "") if number % 2 else (-1, part) for number, part in enumerate(parts)]

@@ -1,7 +1,8 @@
-"""``checkpoints/<round>/``: all that a run needs to go on after that round, whole or not there at all.
+"""Checkpoints: ``checkpoints/<round>/`` holds everything that a run needs to continue after that round.
 
-``arrays.safetensors`` holds the weights and every array of strategy and clients, ``state.json`` the rest. A folder is
-written under a temporary name, synced and renamed; the last two are kept.
+``arrays.safetensors`` holds the weights and all arrays of the strategy and the clients, ``state.json`` the rest. A
+checkpoint is written under a temporary name, synced and renamed, so it is either complete or absent. The last two are
+kept.
 """
 
 from __future__ import annotations
@@ -30,11 +31,15 @@ _KEPT = 2
 
 @dataclass
 class Checkpoint:
-    """A run after a whole round.
+    """The state of a run after a complete round.
 
     Attributes:
-        fits: what must be the same for the run to go on: config, data, partition, columns.
-        tables: name of a table → its bytes up to this round and their sha256.
+        weights: the arrays of the model's state_dict, in its order.
+        strategy: the state of the strategy without its arrays, see ``encode``.
+        arrays: the arrays of the strategy and the clients, by name.
+        clients: the client_ids of the clients that have a state.
+        fits: what must be unchanged when the run continues: config, data, partition and columns.
+        tables: name of each table → its length in bytes up to this round, and the sha256 of these bytes.
     """
 
     round: int
@@ -54,27 +59,30 @@ class Checkpoint:
         states: dict[int, RecordDict],
         fits: dict[str, Any],
     ) -> Checkpoint:
-        """Copy what is there after a round.
+        """Copy the state of a run after a round.
+
+        Args:
+            states: client_id → ``Context.state`` of the client.
 
         Raises:
-            StateError: the strategy holds what cannot be kept.
+            StateError: the strategy holds a value that cannot be stored.
         """
         arrays: Arrays = {f"client.{client_id}": pack_record(state) for client_id, state in states.items()}
         tree = encode(strategy, "strategy", arrays)
         return cls(server_round, [array.copy() for array in weights], tree, arrays, sorted(states), fits)
 
     def restore(self, strategy: Strategy) -> dict[int, RecordDict]:
-        """Put ``strategy`` into its state of that round; return those of the clients.
+        """Set ``strategy`` to its state after that round, and return the states of the clients by client_id.
 
         Raises:
-            StateError: it is another strategy.
+            StateError: the state belongs to another strategy.
         """
         restore(strategy, self.strategy["strategy"], self.strategy["state"], "strategy", self.arrays)
         return {client_id: unpack_record(self.arrays[f"client.{client_id}"]) for client_id in self.clients}
 
 
 class CheckpointWriter:
-    """Writes checkpoints into a run's folder, in two steps: what takes time, then what makes it valid."""
+    """Writes checkpoints in two steps: ``begin`` writes the arrays, which takes time; ``commit`` makes them valid."""
 
     def __init__(self, run: Run) -> None:
         self._run, self._folder = run, run.checkpoints_path
@@ -82,10 +90,10 @@ class CheckpointWriter:
         self._sha256 = ""
 
     def begin(self, checkpoint: Checkpoint) -> None:
-        """Write and sync the arrays.
+        """Write and sync the arrays of a checkpoint.
 
         Raises:
-            OSError: the disk is full, or the folder is gone.
+            OSError: the disk is full, or the folder was removed.
         """
         self._folder.mkdir(exist_ok=True)
         self._begun = self._folder / f".{checkpoint.round}"
@@ -97,10 +105,10 @@ class CheckpointWriter:
         _write_synced(self._begun / "arrays.safetensors", content)
 
     def commit(self, checkpoint: Checkpoint) -> None:
-        """Make the checkpoint that was begun the last one, and remove those before the one before it.
+        """Complete the checkpoint that ``begin`` started, and remove all but the last two checkpoints.
 
         Raises:
-            OSError: the disk is full, or the folder is gone.
+            OSError: the disk is full, or the folder was removed.
         """
         assert self._begun is not None
         about = {
@@ -124,10 +132,10 @@ class CheckpointWriter:
 
 
 def read_last(run: Run) -> Checkpoint:
-    """Read the last checkpoint of a run that is whole; a damaged one gives way to the one before.
+    """Read the last checkpoint of a run; if it is damaged, read the one before it.
 
     Raises:
-        RunFolderError: there is none.
+        RunFolderError: there is no checkpoint, or all are damaged.
     """
     problems = []
     for number in reversed(run.checkpoints()):
@@ -135,7 +143,7 @@ def read_last(run: Run) -> Checkpoint:
             return _read(run.checkpoints_path / str(number))
         except RunFolderError as error:
             problems.append(str(error))
-    raise RunFolderError("; ".join(problems) or f"{run.path} has no checkpoint to go on from")
+    raise RunFolderError("; ".join(problems) or f"{run.path} has no checkpoint to continue from")
 
 
 def _read(folder: Path) -> Checkpoint:
@@ -145,7 +153,9 @@ def _read(folder: Path) -> Checkpoint:
         if file["sha256"] != _sum_of(about):
             raise RunFolderError(f"{folder}: state.json is damaged")
         if about["format"] != FORMAT:
-            raise RunFolderError(f"{folder}: of format {about['format']}, this version reads {FORMAT}")
+            raise RunFolderError(
+                f"{folder}: has the format {about['format']}, but this version of sim reads format {FORMAT}"
+            )
         content = (folder / "arrays.safetensors").read_bytes()
         if hashlib.sha256(content).hexdigest() != about["arrays_sha256"]:
             raise RunFolderError(f"{folder}: arrays.safetensors is damaged or belongs to another checkpoint")
@@ -160,15 +170,18 @@ def _read(folder: Path) -> Checkpoint:
 
 
 def restored(checkpoint: Checkpoint, strategy: Strategy, place: Path) -> dict[int, RecordDict]:
-    """``Checkpoint.restore`` for a file that may be anything.
+    """Call ``Checkpoint.restore`` for a checkpoint that was read from disk, whose content may be wrong.
+
+    Args:
+        place: the folder of the checkpoint, for the error message.
 
     Raises:
-        RunFolderError: it does not belong to this strategy.
+        RunFolderError: the checkpoint does not belong to this strategy, or it is damaged.
     """
     try:
         return checkpoint.restore(strategy)
     except StateError as error:
-        raise RunFolderError(f"{place}: holds no state of this strategy: {error}") from error
+        raise RunFolderError(f"{place}: does not belong to this strategy: {error}") from error
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise RunFolderError(f"{place}: damaged: {type(error).__name__}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, processor, GPUs, and the commit of this code."""
+"""The environment of a run: versions of packages, processor, GPUs, and the git commit of this code."""
 
 from __future__ import annotations
 
@@ -23,9 +23,24 @@ _PACKAGES = (
     "safetensors",
 )
 
+# The newest minor versions with which this one was tested; a newer one may work as well.
+_TESTED = {"flwr": (1, 42), "ray": (2, 55), "torch": (2, 14)}
+
+
+def untested() -> list[str]:
+    """Return one line for each library that is newer than the versions that were tested."""
+    lines = []
+    for name, tested in _TESTED.items():
+        found = _version(name) or ""
+        numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
+        if numbers > tested:
+            newest = ".".join(str(number) for number in tested)
+            lines.append(f"{name} {found} is newer than {newest}, the newest version that was tested with this one")
+    return lines
+
 
 def describe() -> dict[str, Any]:
-    """Return what ``environment.json`` holds; values that cannot be found are None."""
+    """Return the content of ``environment.json``; values that cannot be determined are None."""
     import torch
 
     changes = _git("status", "--porcelain", "--untracked-files=no")
@@ -44,10 +59,10 @@ def describe() -> dict[str, Any]:
 
 
 def available_cpus() -> int:
-    """How many CPUs this process may use."""
+    """Return the number of CPUs that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
+    except AttributeError:  # macOS and Windows do not have it
         return os.cpu_count() or 1
 
 
@@ -67,10 +82,10 @@ def _cpu_name() -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """Ask git about the checkout that this code lies in; None if it is an installed copy."""
+    """Return the output of a git command in the checkout of this code; None if the code is an installed copy."""
     folder = Path(__file__).resolve().parent
     try:
-        answer = subprocess.run(
+        result = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False, timeout=10
         )
         inside = subprocess.run(
@@ -81,4 +96,4 @@ def _git(*arguments: str) -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip() if answer.returncode == inside.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == inside.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""The run folder: every path in ``results/<run>/``, and how it is read."""
+"""The run folder: the paths of its files, and how they are read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A run on disk, done or under way."""
+    """A run on disk, finished or in progress."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,10 +32,10 @@ class Run:
         self.checkpoints_path = path / "checkpoints"
 
     def config(self) -> dict[str, Any]:
-        """The resolved config, as it was written.
+        """Return the resolved config as it was written.
 
         Raises:
-            RunFolderError: it is missing or no TOML.
+            RunFolderError: the file is missing or is not valid TOML.
         """
         try:
             return tomllib.loads(self.config_path.read_text(encoding="utf-8"))
@@ -43,7 +43,7 @@ class Run:
             raise RunFolderError(f"{self.path} is not a run: config.toml: {error}") from error
 
     def checkpoints(self) -> list[int]:
-        """The rounds after which the run can go on, in order."""
+        """Return the rounds that have a checkpoint, in ascending order."""
         try:
             names = [path.name for path in self.checkpoints_path.iterdir()]
         except OSError:
@@ -51,14 +51,17 @@ class Run:
         return sorted(int(name) for name in names if name.isdigit())
 
     def last_checkpoint(self) -> int | None:
-        """The last round after which the run can go on; None if there is none."""
+        """Return the last round that has a checkpoint; None if there is none."""
         return max(self.checkpoints(), default=None)
 
     def reached(self, target_accuracy: float | None) -> bool:
-        """Whether its last round has at least this test accuracy.
+        """Return whether the test accuracy of the last round is at least ``target_accuracy``.
+
+        Args:
+            target_accuracy: a fraction; None if the run has no target.
 
         Raises:
-            RunFolderError: as ``rounds``.
+            RunFolderError: see ``rounds``.
         """
         rounds = self.rounds()
         return (
@@ -66,10 +69,10 @@ class Run:
         )
 
     def is_done(self) -> bool:
-        """Whether there is nothing to go on with: all rounds done or the target reached, and its last files written.
+        """Return whether the run is complete: all rounds are done or the target is reached, and the model is written.
 
         Raises:
-            RunFolderError: config or rounds cannot be read.
+            RunFolderError: the config or the rounds cannot be read.
         """
         config, rounds = self.config(), self.rounds()
         last = int(rounds["round"].max()) if len(rounds) else -1
@@ -79,18 +82,18 @@ class Run:
         return enough and self.model_path.exists()
 
     def rounds(self) -> pd.DataFrame:
-        """``rounds.csv``, one row a round; the columns of ``RoundRecord``.
+        """Return ``rounds.csv`` with one row per round and the columns of ``RoundRecord``.
 
         Raises:
-            RunFolderError: it is missing or has other columns.
+            RunFolderError: the file is missing or has other columns.
         """
         return self._frame(self.rounds_path, RoundRecord)
 
     def clients(self) -> pd.DataFrame:
-        """``clients.csv``, one row a client and phase; the columns of ``ClientRecord``.
+        """Return ``clients.csv`` with one row per round, phase and client, and the columns of ``ClientRecord``.
 
         Raises:
-            RunFolderError: it is missing or has other columns.
+            RunFolderError: the file is missing or has other columns.
         """
         return self._frame(self.clients_path, ClientRecord)
 
@@ -104,24 +107,24 @@ class Run:
 
 
 def open_run(run: str, results_dir: str) -> Run:
-    """Return a run by its name in the results folder, or by its path.
+    """Return the run with this name in the results folder, or with this path.
 
     Raises:
-        RunFolderError: there is none; the message lists those that are there.
+        RunFolderError: there is no such run; the message lists the runs in the results folder.
     """
     for path in (Path(results_dir) / run, Path(run)):
         if (path / "config.toml").is_file():
             return Run(path.resolve())
     found = list_runs(results_dir) if Path(results_dir).is_dir() else []
     names = ", ".join(known.name for known in found) or "none yet"
-    raise RunFolderError(f"run {run}: neither a run in {results_dir} nor a path to one; there are: {names}")
+    raise RunFolderError(f"run {run}: neither a run in {results_dir} nor a path to one; existing runs: {names}")
 
 
 def list_runs(results_dir: str) -> list[Run]:
-    """Return the runs in the results folder, in the order of their names.
+    """Return the runs in the results folder, ordered by name.
 
     Raises:
-        RunFolderError: there is no such folder.
+        RunFolderError: the results folder does not exist or cannot be read.
     """
     root = Path(results_dir)
     try:

@@ -1,4 +1,4 @@
-"""``run.log``: where the chatter of Flower, Ray and warnings goes while a run goes on."""
+"""``run.log``: it receives the log messages of Flower, Ray and sim, and warnings, during a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOGGERS = ("flwr", "ray", "py.warnings", "sim")
 
 @contextmanager
 def notes() -> Iterator[None]:
-    """Show what sim itself says as lines on stderr."""
+    """Print the log messages of sim as lines on stderr."""
     logger = logging.getLogger("sim")
     before = logger.handlers[:], logger.level, logger.propagate
     logger.handlers, logger.propagate = [_note_handler()], False
@@ -29,7 +29,7 @@ def notes() -> Iterator[None]:
 
 @contextmanager
 def quiet(name: str, *, show: bool) -> Iterator[None]:
-    """Keep a library's chatter off the screen, unless ``show``."""
+    """Keep the log messages of a library off the screen, unless ``show``."""
     logger = logging.getLogger(name)
     before = logger.handlers, logger.propagate
     if not show:
@@ -42,9 +42,10 @@ def quiet(name: str, *, show: bool) -> Iterator[None]:
 
 @contextmanager
 def captured(path: Path, *, show: bool) -> Iterator[None]:
-    """Send those loggers to ``path`` and nowhere else; with ``show``, copy what arrives there to stderr.
+    """Write the log messages of Flower, Ray and sim, and warnings, to ``path`` only; with ``show``, also to stderr.
 
-    Actors write to the same file, so showing it shows them, too.
+    With ``show``, the file is copied to stderr, because actors write to the same file. Without it, only the messages
+    of sim are printed on stderr.
     """
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
@@ -54,9 +55,9 @@ def captured(path: Path, *, show: bool) -> Iterator[None]:
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
     if not show:
-        logging.getLogger("sim").addHandler(_note_handler())  # what sim itself says is for the user, too
+        logging.getLogger("sim").addHandler(_note_handler())  # the messages of sim are for the user
     logging.captureWarnings(True)
-    raises, logging.raiseExceptions = logging.raiseExceptions, False  # a full disk is told by the tables, once
+    raises, logging.raiseExceptions = logging.raiseExceptions, False  # a full disk is reported once, by the tables
     ended = threading.Event()
     follower = threading.Thread(target=_follow, args=(path, ended), daemon=True)
     if show:

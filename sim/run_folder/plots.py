@@ -1,4 +1,4 @@
-"""Runs and partitions → matplotlib figures. Nothing here shows a window or names a file."""
+"""Draws runs and partitions as matplotlib figures; it opens no window and writes no file."""
 
 from __future__ import annotations
 
@@ -21,28 +21,39 @@ if TYPE_CHECKING:
     from sim.run_folder.folder import Run
 
 FORMATS = ("png", "svg", "pdf")
-_MOST_COLUMNS = 2000  # of clients in a picture that is about 1000 pixels wide
-Y_LABELS = {"accuracy": "accuracy (fraction)", "loss": "loss (nats an example)"}
+_MAX_COLUMNS = 2000  # of clients; the picture is only about 1000 pixels wide
+Y_LABELS = {"accuracy": "accuracy (fraction)", "loss": "loss (nats per example)"}
 
 _NOT_A_SETTING = {"seed", "name", "results_dir", "verbose"}
 _SERIES = {
     "accuracy": {"test_accuracy": "test examples", "eval_accuracy": "clients' own examples"},
     "loss": {"test_loss": "test examples", "train_loss": "training", "eval_loss": "clients' own examples"},
 }
-_MOST_IN_LEGEND = 5
+_MAX_LEGEND_LINES = 5
 _LINE_STYLES = ("-", "--", ":")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Runs that share a line: one, or several that differ in nothing but their seed."""
+    """Runs that are drawn as one line: a single run, or several runs that differ only in their seed.
+
+    Attributes:
+        frames: ``rounds.csv`` of each run.
+        row_word: what a row of them is, ``round`` or ``epoch``.
+    """
 
     label: str
     frames: list[pd.DataFrame]
     row_word: str = "round"
 
     def series(self, column: str, x: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Return x, mean and standard deviation of ``column``, over the rounds that every run has."""
+        """Return x, mean and standard deviation of ``column`` over the runs, each float64 [num_rounds].
+
+        Only the rounds that all runs have are used.
+
+        Args:
+            x: ``round``, or ``seconds`` for the mean of the time since the start of each run.
+        """
         length = min(len(frame) for frame in self.frames)
         if x == "round":
             xs = self.frames[0]["round"].to_numpy(float)[:length]
@@ -54,7 +65,7 @@ class Curve:
 
 
 def curves_of(runs: Sequence[Run]) -> list[Curve]:
-    """Group runs into curves, in the order given; runs that differ only in their seed become one.
+    """Group runs into curves, in the given order; runs that differ only in their seed form one curve.
 
     Raises:
         RunFolderError: a run's config or rounds cannot be read.
@@ -66,7 +77,7 @@ def curves_of(runs: Sequence[Run]) -> list[Curve]:
         settings = repr(sorted((key, value) for key, value in config.items() if key not in _NOT_A_SETTING))
         with_seed = f"{settings} {config.get('seed')}"
         groups.setdefault((settings, repeats[with_seed]), []).append(run)
-        repeats[with_seed] += 1  # a repeated run is no further seed
+        repeats[with_seed] += 1  # a second run with the same seed belongs to another curve
     return [
         Curve(
             _label([run.name for run in group]),
@@ -92,11 +103,11 @@ def _common_start(names: list[str]) -> Iterator[str]:
 
 
 def curves_figure(curves: Sequence[Curve], quantities: Sequence[str], x: str = "round") -> Figure:
-    """Draw ``accuracy``, ``loss`` or both against ``round`` or ``seconds``.
+    """Draw ``accuracy``, ``loss`` or both over ``round`` or ``seconds``.
 
-    A single curve shows every series that was measured; several show the test examples only.
+    For a single curve, every measured series is drawn; for several curves, only the results on the test examples.
     """
-    below = 0.2 * len(curves) if len(curves) > _MOST_IN_LEGEND else 0.0
+    below = 0.2 * len(curves) if len(curves) > _MAX_LEGEND_LINES else 0.0
     figure = Figure(figsize=(6.4 * len(quantities), 4.2 + below), layout="constrained")
     for axes, quantity in zip(np.atleast_1d(figure.subplots(1, len(quantities))), quantities, strict=True):
         _draw_curves(axes, curves, quantity, x)
@@ -137,19 +148,19 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str) -> 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(axes.lines) > _MOST_IN_LEGEND:  # it would hide the curves
+    if len(axes.lines) > _MAX_LEGEND_LINES:  # inside the axes, the legend would hide the curves
         axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.14))
     elif axes.lines:
         axes.legend(frameon=False)
 
 
 def measures_clients(curves: Sequence[Curve]) -> bool:
-    """Whether some round has accuracies of clients."""
+    """Return whether any round has accuracies of clients."""
     return any(frame.eval_accuracy_p50.notna().any() for curve in curves for frame in curve.frames)
 
 
 def fairness_figure(curves: Sequence[Curve]) -> Figure:
-    """Draw how accuracy differs among the clients: a panel a curve, its seeds' mean."""
+    """Draw how accuracy differs between clients, in one panel per curve; values are means over its seeds."""
     measured = [curve for curve in curves if measures_clients([curve])]
     columns = min(3, len(measured))
     rows = -(-len(measured) // columns)
@@ -185,14 +196,17 @@ def _draw_fairness(axes: Axes, curve: Curve) -> None:
 
 
 def partition_figure(label_counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
-    """Draw how many examples of each class each client holds.
+    """Draw the number of examples of each class at each client.
+
+    If there are more clients than columns, neighbouring clients share a column, which shows their mean.
 
     Args:
-        label_counts: int64 [num_clients, num_classes]; neighbours share a column where there are too many of them.
+        label_counts: int64 [num_clients, num_classes].
+        classes: the names of the classes.
     """
     num_clients, num_classes = label_counts.shape
-    # More columns than pixels would only be averaged there, and slowly.
-    step = -(-num_clients // _MOST_COLUMNS)
+    # More columns than pixels cannot be seen and take long to draw.
+    step = -(-num_clients // _MAX_COLUMNS)
     starts = np.arange(0, num_clients, step)
     widths = np.diff(np.append(starts, num_clients))
     heights = np.add.reduceat(label_counts, starts) / widths[:, None]
@@ -202,7 +216,7 @@ def partition_figure(label_counts: NDArray[np.int64], classes: Sequence[str]) ->
     tops = np.cumsum(heights, axis=1)
     palette = colormaps["tab10" if num_classes <= 10 else "tab20" if num_classes <= 20 else "turbo"]
     for number in range(num_classes):
-        # Not stairs(), which takes a second a class for 10,000 clients.
+        # fill_between, because stairs takes a second per class for 10,000 clients.
         axes.fill_between(
             edges,
             np.append(tops[:, number] - heights[:, number], 0),
@@ -212,7 +226,7 @@ def partition_figure(label_counts: NDArray[np.int64], classes: Sequence[str]) ->
             linewidth=0,
             label=classes[number],
         )
-    axes.set_xlabel("client" if step == 1 else f"client (each column is the mean of {step})")
+    axes.set_xlabel("client" if step == 1 else f"client (each column is the mean of {step} clients)")
     axes.set_ylabel("examples")
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(bottom=0)

@@ -1,4 +1,4 @@
-"""The screen during a run: one live line on a terminal, a plain line a round elsewhere."""
+"""The progress of a run on stderr: one live line on a terminal, otherwise one plain line per round."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from sim.run_folder.records import RoundRecord
 
 
 class Console(RichConsole):
-    """A console that a closed pipe does not end: the run is worth more than its progress."""
+    """A console that ignores a closed pipe, because a run must not end when nobody reads its progress."""
 
     def on_broken_pipe(self) -> None:
-        """Go on."""
+        """Ignore the closed pipe."""
 
 
 class RoundProgress:
-    """Shows round, accuracy, loss, clients a second and time left, on stderr."""
+    """Shows the round, accuracy, loss, clients per second and remaining time on stderr."""
 
     def __init__(self, num_rounds: int, word: str = "round") -> None:
         """
         Args:
-            word: what a row is called: ``round`` or ``epoch``.
+            num_rounds: number of the last round.
+            word: what a row is called, ``round`` or ``epoch``.
         """
         self._num_rounds = num_rounds
         self._word = word
         self._console = Console(stderr=True)
         self._start = time.perf_counter()
-        self._begun, self._first = False, 0
+        self._started, self._first_round = False, 0
         self._live = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -51,10 +52,10 @@ class RoundProgress:
         self._live.stop()
 
     def update(self, record: RoundRecord) -> None:
-        """Show one more round."""
-        if not self._begun:  # before that, an error may still be the only line
-            self._begun = True
-            self._first = record.round
+        """Show the record of a round that has ended."""
+        if not self._started:  # not earlier, so that an error before the first round is the only line
+            self._started = True
+            self._first_round = record.round
             self._start = time.perf_counter()
             self._live.start()
         parts = [f"{self._word} {record.round}/{self._num_rounds}"]
@@ -70,8 +71,8 @@ class RoundProgress:
         if self._console.is_terminal:
             self._live.update(self._task, completed=record.round, description=line)
             return
-        done = record.round - self._first
+        done = record.round - self._first_round
         if done > 0:
-            rest = (time.perf_counter() - self._start) / done * (self._num_rounds - record.round)
-            line += f" · {rest:.0f} s left"
+            seconds_left = (time.perf_counter() - self._start) / done * (self._num_rounds - record.round)
+            line += f" · {seconds_left:.0f} s left"
         self._console.print(line, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What a run measures: one RoundRecord a round, one ClientRecord a client and phase.
+"""What a run measures: one RoundRecord per round, one ClientRecord per client and phase.
 
 The fields are the columns of ``rounds.csv`` and ``clients.csv``, in order. A value that was not
 measured is None and an empty cell, never 0.
@@ -19,11 +19,13 @@ Phase = Literal["fit", "evaluate"]
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One round; ``round`` 0 is the state before training. Losses are mean nats an example, accuracies
-    fractions 0–1, both weighted by examples; seconds are wall clock. ``fit_seconds`` is the sum of the four behind it:
-    until the first client begins, the mean actor's time in clients, that actor idle, and after the last client.
-    ``eval_accuracy_p10`` is the quantile that 10 % of the clients stay below, ``…worst10`` the mean of the worst 10 %.
-    ``checkpoint_seconds`` come after the round."""
+    """One round; round 0 is the state before training.
+
+    Losses are mean nats per example, accuracies fractions 0–1, both weighted by examples; seconds are wall clock.
+    ``fit_seconds`` is the sum of the four columns behind it: until the first client begins, in clients and idle (means
+    over the actors), and after the last client. ``eval_accuracy_p10`` is the quantile below which 10 % of the clients
+    are, ``eval_accuracy_worst10`` the mean of the worst 10 %. ``checkpoint_seconds`` are spent after the round.
+    """
 
     round: int
     num_clients: int | None = None
@@ -53,8 +55,13 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class ClientRecord:
-    """One client in one phase of one round; ``seconds`` is the time in its process, ``actor`` which one, and
-    ``vectorized_with`` with how many it was trained in one computation, in whose time it has an equal share."""
+    """One client in one phase of one round.
+
+    Attributes:
+        seconds: the time of the client in its process; an equal share of it for clients of one computation.
+        actor: the process.
+        vectorized_with: number of clients that one computation trained; None for one client after another.
+    """
 
     round: int
     phase: Phase
@@ -74,6 +81,7 @@ def columns(record_type: type[RoundRecord] | type[ClientRecord]) -> list[str]:
     return [field.name for field in fields(record_type)]
 
 
+RENAMED_COLUMNS = {"together": "vectorized_with"}  # names in files of earlier versions → today's
 _INTEGERS = {"round", "num_clients", "num_failures", "client_id", "num_examples", "actor", "vectorized_with"}
 _TEXTS = {"phase", "status", "error"}
 
@@ -88,7 +96,8 @@ def read_frame(path: Path, record_type: type[RoundRecord] | type[ClientRecord]) 
 
     names = columns(record_type)
     types = {name: "Int64" if name in _INTEGERS else "string" if name in _TEXTS else "float64" for name in names}
-    frame = pd.read_csv(path, dtype=types)
+    types |= {old: types[new] for old, new in RENAMED_COLUMNS.items() if new in types}
+    frame = pd.read_csv(path, dtype=types).rename(columns=RENAMED_COLUMNS)
     if list(frame.columns) != names:
         raise ValueError(f"has the columns {', '.join(frame.columns)}, not {', '.join(names)}")
     return frame

@@ -1,33 +1,34 @@
-"""What a strategy and its clients keep from round to round ↔ JSON and arrays; nothing is ever unpickled."""
+"""Converts the state of a strategy and its clients to JSON and arrays, and back; nothing is ever unpickled."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
-from flwr.common import NDArray, Parameters, RecordDict
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from flwr.proto.recorddict_pb2 import RecordDict as RecordDictMessage
+from flwr.common import Array, ArrayRecord, ConfigRecord, MetricRecord, NDArray, Parameters, RecordDict
 from flwr.server.strategy import Strategy
-from google.protobuf.message import DecodeError
 
+from sim import private
 from sim.errors import StateError
 
 Arrays = dict[str, NDArray]
-Tree = dict[str, Any]  # what JSON can hold; one key says what kind of value it is
+Tree = dict[str, Any]  # a JSON object; one of its keys names the kind of the value
 
-_KINDS = "bifu"  # of the numbers that safetensors holds
-_SIZES = (1, 2, 4, 8)
+# The dtypes of numbers that safetensors can store.
+_DTYPE_KINDS = "bifu"
+_DTYPE_BYTES = (1, 2, 4, 8)
+_RECORD_MAGIC = b"sim record 1\n"  # protobuf messages of earlier versions begin with another byte
 
 
-def encode(value: Any, name: str, arrays: Arrays) -> Tree:  # noqa: PLR0911 - a return a kind
-    """Return ``value`` for JSON; its arrays go to ``arrays``, copied, under names that begin with ``name``.
+def encode(value: Any, name: str, arrays: Arrays) -> Tree:  # noqa: PLR0911 - one return per kind
+    """Convert ``value`` to a JSON object; copies of its arrays are added to ``arrays``, named after ``name``.
 
-    Numbers, texts, arrays, lists, tuples, dicts, Parameters and strategies are kept. A function is not: the config
-    that made the strategy makes it again.
+    Numbers, texts, arrays, lists, tuples, dicts, Parameters and strategies are stored. Of a function, only the name is
+    stored, because the config that made the strategy makes the function again.
 
     Raises:
-        StateError: something else; the message names it.
+        StateError: the value has another type; the message names it.
     """
     match value:
         case None | bool() | str():
@@ -35,10 +36,14 @@ def encode(value: Any, name: str, arrays: Arrays) -> Tree:  # noqa: PLR0911 - a 
         case int() if type(value) is int:
             return {"value": value}
         case float() if type(value) is float:
-            return {"float": value.hex()}  # to the bit
+            return {"float": value.hex()}  # exact to the last bit
         case np.ndarray() | np.generic():
             array = np.array(value, order="C")
-            if array.dtype.kind not in _KINDS or array.dtype.itemsize not in _SIZES or not array.dtype.isnative:
+            if (
+                array.dtype.kind not in _DTYPE_KINDS
+                or array.dtype.itemsize not in _DTYPE_BYTES
+                or not array.dtype.isnative
+            ):
                 raise StateError(f"{name} ({array.dtype.name} array)")
             arrays[name] = array
             return {"array" if isinstance(value, np.ndarray) else "number": name}
@@ -60,14 +65,15 @@ def encode(value: Any, name: str, arrays: Arrays) -> Tree:  # noqa: PLR0911 - a 
     raise StateError(f"{name} ({type(value).__name__})")
 
 
-def decode(tree: Tree, name: str, arrays: Arrays, old: Any = None) -> Any:  # noqa: PLR0911 - a return a kind
-    """Return what ``encode`` was given.
+def decode(tree: Tree, name: str, arrays: Arrays, old: Any = None) -> Any:  # noqa: PLR0911 - one return per kind
+    """Return the value that ``encode`` converted to ``tree``.
 
     Args:
-        old: the value in the strategy as the config has made it; what was not kept stays as it is there.
+        old: the same value in the strategy that was newly made from the config; strategies in it are
+            updated in place, and functions are taken from it.
 
     Raises:
-        StateError: the tree is none of ``encode``'s, or does not belong to ``old``.
+        StateError: ``tree`` was not made by ``encode``, or it does not belong to ``old``.
     """
     match tree:
         case {"value": (None | bool() | str() | int()) as value}:
@@ -95,29 +101,73 @@ def decode(tree: Tree, name: str, arrays: Arrays, old: Any = None) -> Any:  # no
 
 
 def restore(strategy: Strategy, kind: str, state: dict[str, Tree], name: str, arrays: Arrays) -> None:
-    """Put a strategy into the state that ``encode`` kept.
+    """Set a strategy to the state that ``encode`` converted.
+
+    Args:
+        kind: name of the class of the strategy whose state it is.
 
     Raises:
-        StateError: it is of another class, or its state cannot be read.
+        StateError: the strategy has another class, or the state cannot be read.
     """
     if type(strategy).__qualname__ != kind:
-        raise StateError(f"{name}: of a {kind}, not of a {type(strategy).__qualname__}")
+        raise StateError(f"{name}: the state is of the class {kind}, not {type(strategy).__qualname__}")
     values = {key: decode(tree, f"{name}.{key}", arrays, getattr(strategy, key, None)) for key, tree in state.items()}
     vars(strategy).update(values)
 
 
 def pack_record(state: RecordDict) -> NDArray:
-    """A client's ``Context.state`` as Flower sends it, uint8 [bytes]."""
-    return np.frombuffer(recorddict_to_proto(state).SerializeToString(), np.uint8)
+    """Return a client's ``Context.state`` as bytes, uint8 [N]: a line of JSON, then the content of its arrays."""
+    records: list[list[Any]] = []
+    contents: list[bytes] = []
+    for name, record in state.items():
+        if isinstance(record, ArrayRecord):
+            arrays = [
+                [key, array.dtype, list(array.shape), array.stype, len(array.data)] for key, array in record.items()
+            ]
+            contents += [array.data for array in record.values()]
+            records.append([name, "arrays", arrays])
+        else:
+            kind = "metrics" if isinstance(record, MetricRecord) else "config"
+            records.append([name, kind, [[key, _without_bytes(value)] for key, value in record.items()]])
+    header = json.dumps(records).encode()
+    return np.frombuffer(b"".join([_RECORD_MAGIC, header, b"\n", *contents]), np.uint8)
 
 
 def unpack_record(content: NDArray) -> RecordDict:
-    """Return what ``pack_record`` was given.
+    """Return the record that ``pack_record`` converted to ``content``.
 
     Raises:
-        StateError: it is none.
+        StateError: ``content`` is not such a record.
     """
+    data = content.tobytes()
     try:
-        return recorddict_from_proto(RecordDictMessage.FromString(content.tobytes()))
-    except (DecodeError, ValueError, KeyError, TypeError) as error:
+        if not data.startswith(_RECORD_MAGIC):
+            found: RecordDict = private.record_from_protobuf(data)
+            return found
+        header, _, rest = data.removeprefix(_RECORD_MAGIC).partition(b"\n")
+        state = RecordDict()
+        for name, kind, entries in json.loads(header):
+            if kind == "arrays":
+                record = ArrayRecord()
+                for key, dtype, shape, stype, size in entries:
+                    record[key] = Array(dtype=dtype, shape=tuple(shape), stype=stype, data=rest[:size])
+                    rest = rest[size:]
+                state[name] = record
+            else:
+                values = {key: _with_bytes(value) for key, value in entries}
+                state[name] = MetricRecord(values) if kind == "metrics" else ConfigRecord(values)
+    except (ValueError, KeyError, TypeError) as error:
         raise StateError(f"a client's state: {error}") from error
+    return state
+
+
+def _without_bytes(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"bytes": value.hex()}
+    return [_without_bytes(item) for item in value] if isinstance(value, list) else value
+
+
+def _with_bytes(value: Any) -> Any:
+    if isinstance(value, dict):
+        return bytes.fromhex(value["bytes"])
+    return [_with_bytes(item) for item in value] if isinstance(value, list) else value

@@ -1,6 +1,6 @@
-"""Writes a run folder: tables grow by whole rounds, flushed and synced; everything else appears by a rename.
+"""Writes a run folder. Its tables grow by complete rounds, synced to disk; every other file appears by a rename.
 
-What exists is never overwritten.
+A run folder that exists is never overwritten.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RecordType = type[RoundRecord] | type[ClientRecord]
 
 
 class RunWriter:
-    """Writes what belongs into a run's folder, which is this process's alone until ``close``."""
+    """Writes the files of a run folder, which is locked for this process until ``release``."""
 
     def __init__(self, run: Run, tables: dict[Path, _Table], lock: int) -> None:
         self.run = run
@@ -36,13 +36,13 @@ class RunWriter:
 
     @classmethod
     def create(cls, results_dir: str, name: str | None, config_toml: str, *, clients: bool) -> Self:
-        """Claim ``results_dir/name`` (a time stamp for None) and start its tables.
+        """Create the folder ``results_dir/name`` (a time stamp if ``name`` is None) with the config and empty tables.
 
         Args:
-            clients: there will be client records.
+            clients: whether the run has client records, which need ``clients.csv``.
 
         Raises:
-            RunFolderError: it exists, or cannot be written.
+            RunFolderError: the folder exists already or cannot be written.
         """
         root = Path(results_dir)
         stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
@@ -77,18 +77,21 @@ class RunWriter:
 
     @classmethod
     def reopen(cls, run: Run, tables: dict[str, tuple[int, str]]) -> Self:
-        """Open a run's folder again and cut its tables back.
+        """Open the folder of an existing run and cut its tables back to a checkpoint.
 
         Args:
-            tables: name of a table → its bytes and their sha256, as ``marks`` gave them.
+            tables: name of each table → its length in bytes and the sha256 of these bytes, as ``marks`` returned them.
 
         Raises:
-            RunFolderError: another process writes to it, or a table is not the one that was marked.
+            RunFolderError: another process is writing to the folder, or a table has changed since ``marks``.
         """
         lock = _locked(run.path)
         paths = {run.rounds_path, run.clients_path}
-        if {path.name for path in paths} != set(tables):
-            raise RunFolderError(f"{run.path}: its checkpoint tells of the tables {', '.join(sorted(tables))}")
+        names = sorted(path.name for path in paths)
+        if names != sorted(tables):
+            raise RunFolderError(
+                f"{run.path}: its checkpoint is for the tables {', '.join(sorted(tables))}, not for {', '.join(names)}"
+            )
         for path in paths:
             size, digest = tables[path.name]
             try:
@@ -101,7 +104,7 @@ class RunWriter:
         try:
             for path in paths:
                 os.truncate(path, tables[path.name][0])
-            run.model_path.unlink(missing_ok=True)  # of an earlier round; the checkpoint has those weights
+            run.model_path.unlink(missing_ok=True)  # outdated when the run continues; the checkpoint has the weights
             return cls(run, {path: _Table(path) for path in paths}, lock)
         except OSError as error:
             raise RunFolderError(f"{run.path}: cannot be written: {error.strerror}") from None
@@ -110,7 +113,7 @@ class RunWriter:
         """Add one round to the tables and sync them to disk.
 
         Raises:
-            WriteError: the disk is full or the folder is gone; the tables end with the round before.
+            WriteError: the disk is full or the folder was removed; the tables end with the previous round.
         """
         clients_table, rounds_table = self._tables.get(self.run.clients_path), self._tables[self.run.rounds_path]
         before = None if clients_table is None else clients_table.size
@@ -124,14 +127,14 @@ class RunWriter:
             raise
 
     def marks(self) -> dict[str, tuple[int, str]]:
-        """How far each table reaches now: name → (bytes, their sha256)."""
+        """Return the present state of each table: name → (length in bytes, sha256 of these bytes)."""
         return {path.name: (table.size, table.sha256.hexdigest()) for path, table in self._tables.items()}
 
     def write(self, path: Path, content: bytes) -> None:
-        """Write a file whole: under a temporary name, synced, then renamed.
+        """Write a complete file: first under a temporary name, then synced and renamed.
 
         Raises:
-            WriteError: it cannot be written; what was there before still is.
+            WriteError: the file cannot be written; an existing file is unchanged.
         """
         try:
             write_whole(path, content)
@@ -144,12 +147,22 @@ class RunWriter:
             table.close()
 
     def release(self) -> None:
-        """Let another process resume the run."""
+        """Unlock the folder, so that another process can resume the run."""
         os.close(self._lock)
 
 
+def check_name(results_dir: str, name: str | None) -> None:
+    """Check that a run of this name can be made; ``RunWriter.create`` checks it again.
+
+    Raises:
+        RunFolderError: it exists already.
+    """
+    if name is not None and (Path(results_dir) / name).exists():
+        raise RunFolderError(f"--name {name}: {Path(results_dir) / name} exists; choose another name")
+
+
 class _Table:
-    """A CSV that grows by whole rounds: written, synced, or as it was."""
+    """A CSV file that grows by complete rounds: if rows cannot be written and synced, it is left as it was."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -159,13 +172,17 @@ class _Table:
         self._file = path.open("ab", buffering=0)
 
     def append(self, records: Sequence[RoundRecord | ClientRecord]) -> None:
-        """Add rows."""
+        """Add rows.
+
+        Raises:
+            WriteError: the rows cannot be written.
+        """
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(vars(record).values() for record in records)
         content = text.getvalue().encode()
         try:
             if not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
-                raise FileNotFoundError(errno.ENOENT, "another file is in its place")
+                raise FileNotFoundError(errno.ENOENT, "the file was removed or replaced")
             rest = memoryview(content)
             while rest:
                 rest = rest[self._file.write(rest) :]
@@ -177,7 +194,7 @@ class _Table:
         self.sha256.update(content)
 
     def cut(self, size: int) -> None:
-        """Take back what was added after ``size`` bytes."""
+        """Remove everything after the first ``size`` bytes."""
         with suppress(OSError):
             os.ftruncate(self._file.fileno(), size)
             self.size, self.sha256 = size, hashlib.sha256(self._path.read_bytes())
@@ -188,7 +205,7 @@ class _Table:
 
 
 def _locked(folder: Path) -> int:
-    """Lock a folder; the system ends that with this process, however it ends."""
+    """Lock a folder and return its file descriptor; the system releases the lock when this process ends."""
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -200,10 +217,10 @@ def _locked(folder: Path) -> int:
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Keep a folder, though not the runs in it, for this process.
+    """Lock a folder, but not the runs in it, for this process.
 
     Raises:
-        RunFolderError: another process has it.
+        RunFolderError: another process has locked it.
     """
     lock = _locked(folder)
     try:
@@ -213,10 +230,10 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, sync it, rename it.
+    """Write a complete file: first under a temporary name, then synced and renamed.
 
     Raises:
-        OSError: it cannot be written; what was there before still is.
+        OSError: the file cannot be written; an existing file is unchanged.
     """
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:

@@ -1,1 +1,1 @@
-"""Throughput, scaling and memory over numbers of clients and actors (``sim scale``)."""
+"""Scale studies: throughput, scaling and memory for different numbers of clients and actors (``sim scale``)."""

@@ -1,4 +1,4 @@
-"""The grid of ``sim scale``: engine × clients × actors, and the config of each cell."""
+"""The grid of ``sim scale``: engine × number of clients × number of actors, and the config of each cell."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError
 
-# Clients of the same size, so that more of them are more work; whoever wants something else says so.
+# All clients have the same number of examples, so that the work grows with the number of clients. Flags override this.
 BASE: dict[str, Any] = {
     "dataset": "synthetic",
     "partitioner": "iid",
@@ -22,7 +22,7 @@ SET_BY_THE_GRID = ("num_clients", "engine", "num_cpus", "num_gpus", "name", "che
 
 @dataclass(frozen=True)
 class Cell:
-    """So many clients on so many processes of an engine."""
+    """One point of the grid: a number of clients on a number of actors of an engine."""
 
     engine: str
     num_clients: int
@@ -30,7 +30,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For folders: ``ray-500-clients-2-actors``."""
+        """The name for run folders, e.g. ``ray-500-clients-2-actors``."""
         return f"{self.engine}-{self.num_clients}-clients-{self.num_actors}-actors"
 
 
@@ -38,8 +38,11 @@ def cells(engines: Sequence[str], num_clients: Sequence[int], num_actors: Sequen
     """Return the cells of a grid, the smallest first.
 
     Args:
-        scaling: ``strong`` (each number of clients on each number of actors), ``weak`` (as many clients an actor,
-            so that twice the actors have twice the clients) or ``both``. The engine inline is one process, always.
+        engines: ``ray``, ``inline`` or both. The engine ``inline`` always has one actor.
+        num_clients: numbers of clients.
+        num_actors: numbers of actors.
+        scaling: ``strong`` (each number of clients on each number of actors), ``weak`` (each number of clients per
+            actor on each number of actors, so that twice the actors have twice the clients) or ``both``.
     """
     found = set()
     for engine in engines:
@@ -53,17 +56,28 @@ def cells(engines: Sequence[str], num_clients: Sequence[int], num_actors: Sequen
 
 
 def config_of(
-    cell: Cell, base: dict[str, Any], examples_a_client: int, num_cpus: int, num_gpus: int, results_dir: str, name: str
+    cell: Cell,
+    base: dict[str, Any],
+    examples_per_client: int,
+    num_cpus: int,
+    num_gpus: int,
+    results_dir: str,
+    name: str,
 ) -> RunConfig:
-    """Return the config of a cell: one more round than asked for, the first of which only warms up.
+    """Return the config of a cell. It has one round more than ``base`` asks for, because the first round warms up.
 
     Args:
-        base: the settings of every cell.
-        examples_a_client: of the synthetic data set, unless ``base`` says how large it is.
-        num_cpus: of this machine, shared by the actors; so are its ``num_gpus``.
+        cell: the point of the grid.
+        base: the settings that all cells share.
+        examples_per_client: how many examples of the synthetic data set each client gets; ignored if ``base`` names
+            another data set or sets ``num_examples``.
+        num_cpus: the CPUs of this machine, which the actors share equally.
+        num_gpus: the GPUs of this machine, which the actors share equally.
+        results_dir: the folder for the run.
+        name: the name of the run.
 
     Raises:
-        ConfigError: it cannot work.
+        ConfigError: the settings are not a valid config.
     """
     grid: dict[str, Any] = {
         "num_clients": cell.num_clients,
@@ -76,7 +90,7 @@ def config_of(
         "num_rounds": base["num_rounds"] + 1,
     }
     if base["dataset"] == "synthetic" and "num_examples" not in base:
-        grid["num_examples"] = cell.num_clients * examples_a_client
+        grid["num_examples"] = cell.num_clients * examples_per_client
     try:
         return RunConfig(**{**base, **grid})
     except ConfigError as error:

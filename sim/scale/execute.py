@@ -1,4 +1,4 @@
-"""How many clients a machine carries: a grid of short runs, each in processes of its own, and ``scale.csv``."""
+"""Execute a scale study: one short run for each cell of the grid and each repeat, recorded in ``scale.csv``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sim.processes import Child, Children, written
 from sim.run_folder.folder import Run
 from sim.run_folder.writer import locked_folder, write_whole
 from sim.scale.cells import Cell
-from sim.scale.usage import Watch
+from sim.scale.usage import UsageSampler
 
 _POLL_SECONDS = 0.1
 _NO_MEMORY = re.compile(r"out of memory|MemoryError|can.t allocate memory|OutOfMemory|Cannot allocate", re.IGNORECASE)
@@ -32,11 +32,12 @@ Status = Literal["ok", "timeout", "out of memory", "failed"]
 
 @dataclass(frozen=True)
 class CellRecord:
-    """One repeat of a cell; the columns of ``scale.csv``.
+    """One repeat of a cell; the fields are the columns of ``scale.csv``.
 
-    ``round_seconds`` is the median of the rounds after the first, without the central test; ``updates_per_second`` the
-    clients of a round divided by that; ``train_share`` the part 0–1 of it that a mean actor spends in clients;
-    ``start_seconds`` are those until round 0 is recorded. Memory as in ``usage.Peak``.
+    ``start_seconds`` is the time from the start of the command until round 0 is recorded. ``round_seconds`` is the
+    median over the rounds after the first, without the central test. ``updates_per_second`` is the number of clients
+    per round divided by ``round_seconds``. ``train_share`` is the fraction 0–1 of a round that actors spend in
+    clients, mean over actors. The other columns are those of ``usage.Peak``.
     """
 
     engine: str
@@ -69,17 +70,23 @@ def scale(
     timeout_seconds: float,
     on_cell: OnCell | None = None,
 ) -> pd.DataFrame:
-    """Execute the cells that ``scale.csv`` does not have yet and return all rows.
+    """Execute the cells that ``scale.csv`` does not have yet, and return all rows.
 
     Args:
-        configs: (cell, repeat) → its run, in the order of execution.
-        base: what the cells share; a folder belongs to one.
-        timeout_seconds: a cell that takes longer is ended and recorded as such.
-        on_cell: called with each new row, its number and how many there will be.
+        configs: (cell, repeat) → the config of its run, in the order of execution.
+        base: the settings that all cells share. A folder cannot hold cells with different shared settings.
+        results_dir: the folder for the table and the run folders; it is created if it does not exist.
+        timeout_seconds: a cell that takes longer is stopped and recorded with the status ``timeout``.
+        on_cell: called with each new row, its number (from 1) and the number of all rows.
+
+    Returns:
+        A table with the columns ``COLUMNS``, one row for each cell and repeat.
 
     Raises:
-        RunFolderError: the folder has cells of another base, or another process writes there.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the cell under way is measured anew the next time.
+        RunFolderError: the folder cannot be written, it holds cells with other shared settings, or another process
+            executes a scale study in it.
+        WriteError: the table cannot be written.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the cell that was running is measured again the next time.
     """
     folder = Path(results_dir)
     try:
@@ -104,10 +111,10 @@ def scale(
 
 
 def read_scale(path: Path) -> pd.DataFrame:
-    """Read a ``scale.csv``.
+    """Read a ``scale.csv`` into a table with the columns ``COLUMNS``.
 
     Raises:
-        RunFolderError: it is none.
+        RunFolderError: the file cannot be read or has other columns.
     """
     try:
         frame = pd.read_csv(path)
@@ -125,12 +132,14 @@ def _claim(path: Path, base: dict[str, Any]) -> None:
         return
     was, now = (dict(line.split(" = ", 1) for line in t.splitlines() if " = " in t) for t in (path.read_text(), text))
     found = [
-        f"{flag_of(key)} {was.get(key, 'not given')}, not {now.get(key, 'not given')}"
+        f"{flag_of(key)} {was.get(key, 'not given')}, now {now.get(key, 'not given')}"
         for key in sorted({*was, *now})
         if was.get(key) != now.get(key)
     ]
     if found:
-        raise RunFolderError(f"{path.parent}: has cells with {'; '.join(found)}; choose another --results-dir")
+        raise RunFolderError(
+            f"{path.parent}: holds cells with other settings ({'; '.join(found)}); choose another --results-dir"
+        )
 
 
 def _write(path: Path, text: str) -> None:
@@ -144,13 +153,13 @@ def _measure(
     children: Children, cell: Cell, repeat: int, config: RunConfig, files: Path, timeout_seconds: float
 ) -> CellRecord:
     run = Run(Path(config.results_dir) / str(config.name))
-    shutil.rmtree(run.path, ignore_errors=True)  # of a cell that was interrupted
+    shutil.rmtree(run.path, ignore_errors=True)  # left by a cell that was interrupted
     child = children.start(["run", "--config", str(written(files, str(config.name), config.to_toml()))])
-    watch = Watch(child.process.pid)
+    sampler = UsageSampler(child.process.pid)
     start_seconds = None
     timed_out = False
     while child.poll() is None:
-        watch.look()
+        sampler.sample()
         if start_seconds is None and run.rounds_path.exists() and run.rounds_path.read_bytes().count(b"\n") > 1:
             start_seconds = child.seconds
         if child.seconds > timeout_seconds:
@@ -158,13 +167,13 @@ def _measure(
             timed_out = True
         time.sleep(_POLL_SECONDS)
     keys = (cell.engine, cell.num_clients, cell.num_actors, repeat)
-    memory = vars(watch.peak)
+    memory = vars(sampler.peak)
     if timed_out:
         return CellRecord(*keys, "timeout", f"took longer than {timeout_seconds:g} s", start_seconds, **memory)
     if child.poll() != 0:
-        status, error = _why(child, run)
+        status, error = _failure(child, run)
         return CellRecord(*keys, status, error, start_seconds, **memory)
-    rounds = run.rounds().iloc[2:]  # 0 is before training, 1 warms up
+    rounds = run.rounds().iloc[2:]  # round 0 is before training, and round 1 warms up
     seconds = float((rounds.round_seconds - rounds.test_seconds).median())
     return CellRecord(
         *keys,
@@ -181,23 +190,29 @@ def _train_share(rounds: pd.DataFrame) -> float:
     return float((rounds.train_seconds / (rounds.round_seconds - rounds.test_seconds)).median())
 
 
-def _why(child: Child, run: Run) -> tuple[Status, str]:
+def _failure(child: Child, run: Run) -> tuple[Status, str]:
     error = child.error()
     try:
         log = run.log_path.read_text(encoding="utf-8", errors="replace")[-100_000:]
     except OSError:
         log = ""
-    # The system ends a process that takes the last memory with SIGKILL, and nobody else kills a driver.
+    # Linux ends a process with SIGKILL when the memory is used up. Nothing else sends SIGKILL to a driver.
     without_memory = child.poll() == -9 or _NO_MEMORY.search(error) or _NO_MEMORY.search(log)
     return ("out of memory" if without_memory else "failed"), error
 
 
 def efficiency_frame(frame: pd.DataFrame, scaling: Sequence[str] = ("strong", "weak")) -> pd.DataFrame:
-    """Compare each cell with the one that has the fewest actors: ``scaling.csv``.
+    """Compare each cell with the cell that has the fewest actors; the result is the table ``scaling.csv``.
 
-    Strong: the same clients; the speed-up is the ratio of the round's seconds, the efficiency that divided by the ratio
-    of the actors. Weak: as many clients an actor; the efficiency is the ratio of the round's seconds. Medians over
-    repeats; a cell without a good repeat is left out.
+    Strong scaling compares cells with the same number of clients. The speed-up is the round time with the fewest
+    actors divided by the round time of the cell; the efficiency is the speed-up divided by the ratio of the numbers of
+    actors. Weak scaling compares cells with the same number of clients per actor. There the efficiency is the ratio of
+    the round times, and the speed-up is the efficiency times the ratio of the numbers of actors.
+
+    Args:
+        frame: the rows of ``scale.csv``. The round time of a cell is the median over its repeats with the status
+            ``ok``; a cell without such a repeat is left out.
+        scaling: which of the two comparisons to make.
     """
     good = frame[frame.status == "ok"]
     medians = good.groupby(["engine", "num_clients", "num_actors"]).round_seconds.median().reset_index()
@@ -208,11 +223,11 @@ def efficiency_frame(frame: pd.DataFrame, scaling: Sequence[str] = ("strong", "w
             cells_of = part.sort_values("num_actors")
             first = cells_of.iloc[0]
             for _, cell in cells_of.iterrows() if len(cells_of) > 1 else ():
-                more = cell.num_actors / first.num_actors
+                actor_ratio = cell.num_actors / first.num_actors
                 ratio = first.round_seconds / cell.round_seconds
                 row = {"engine": cell.engine, "scaling": kind, "num_clients": int(cell.num_clients)}
                 row |= {"num_actors": int(cell.num_actors), "round_seconds": cell.round_seconds}
-                row |= {"speedup": ratio if kind == "strong" else ratio * more}
-                rows.append({**row, "efficiency": row["speedup"] / more})
+                row |= {"speedup": ratio if kind == "strong" else ratio * actor_ratio}
+                rows.append({**row, "efficiency": row["speedup"] / actor_ratio})
     names = ["engine", "scaling", "num_clients", "num_actors", "round_seconds", "speedup", "efficiency"]
     return pd.DataFrame(rows, columns=names)

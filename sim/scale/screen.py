@@ -1,4 +1,4 @@
-"""A scale study on the screen: a line a cell as it ends, then the table and what it says."""
+"""The output of a scale study: one line per finished cell, the table of medians, ``scaling.csv`` and the pictures."""
 
 from __future__ import annotations
 
@@ -16,8 +16,14 @@ from sim.scale.execute import CellRecord, efficiency_frame
 from sim.scale.figures import figures
 
 
-def tell(record: CellRecord, number: int, count: int) -> None:
-    """Say how a cell ended, on stderr."""
+def print_record(record: CellRecord, number: int, count: int) -> None:
+    """Print on stderr how one repeat of a cell ended.
+
+    Args:
+        record: the row of ``scale.csv``.
+        number: the number of the row, from 1.
+        count: the number of all rows.
+    """
     line = f"{number}/{count} {record.engine} · {record.num_clients} clients · {record.num_actors} actors · "
     if record.status == "ok":
         line += f"{record.updates_per_second:.1f} updates/s · round {record.round_seconds:.2f} s"
@@ -27,7 +33,7 @@ def tell(record: CellRecord, number: int, count: int) -> None:
 
 
 def table_of(frame: pd.DataFrame) -> Table:
-    """One row a cell, medians over its repeats."""
+    """Return a table with one row per cell: medians over its repeats with the status ``ok``, or its last status."""
     names = ["engine", "clients", "actors", "repeats", "updates/s", "round s", "training", "driver MiB", "actors MiB"]
     table = Table(*names, box=None)
     for column in table.columns[1:]:
@@ -46,10 +52,12 @@ def table_of(frame: pd.DataFrame) -> Table:
 
 
 def write_results(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write ``scaling.csv`` and the pictures, each whole, and return their paths.
+    """Write ``scaling.csv`` and the pictures, and return their paths.
+
+    A file that cannot be written leaves its old version unchanged.
 
     Raises:
-        WriteError: they cannot be written.
+        WriteError: a file cannot be written.
     """
     files = {"scaling.csv": efficiency_frame(frame).to_csv(index=False).encode()}
     files |= {f"{name}.png": render(figure, "png") for name, figure in figures(frame).items()}

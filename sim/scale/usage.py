@@ -1,4 +1,4 @@
-"""What a child and its processes take of the machine: memory, and a GPU's memory and time."""
+"""Measure the resources that a run uses: the memory of its processes, GPU memory and GPU utilization."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ from dataclasses import dataclass
 import psutil
 
 MIB = 2**20
-_ACTOR = "ChunkActor"  # in the title that Ray gives to a process of ours
+_ACTOR = "ChunkActor"  # Ray puts the class name of an actor into the title of its process
 
 
 @dataclass
 class Peak:
-    """The most that was seen, in MiB of memory that belongs to a process alone (USS); None for what is not there.
+    """The highest values that were measured; None for what does not exist.
 
-    ``actors_mib`` is the sum over processes that train, ``actor_mib`` the largest of them, ``gpu_mib`` what is taken of
-    all GPUs by whomever, ``gpu_utilization`` the mean share 0–1 of the time that they were busy.
+    Memory is in MiB, for processes the memory that belongs to one process alone (unique set size, USS).
+
+    Attributes:
+        driver_mib: memory of the driver.
+        actors_mib: memory of all actors at one time.
+        actor_mib: memory of the largest actor.
+        gpu_mib: used memory of all GPUs, including that of other programs.
+        gpu_utilization: fraction 0–1 of the time that the GPUs were busy; a mean, not a peak.
     """
 
     driver_mib: float | None = None
@@ -29,48 +35,56 @@ class Peak:
     gpu_utilization: float | None = None
 
 
-class Watch:
-    """Looks at a process and those that it started, at most every ``period_seconds``; a peak between is not seen."""
+class UsageSampler:
+    """Measures a process and its child processes at most once per ``period_seconds``.
+
+    A peak between two measurements is missed.
+    """
 
     def __init__(self, pid: int, period_seconds: float = 0.5) -> None:
         self.peak = Peak()
         self._pid = pid
-        self._period = period_seconds
+        self._period_seconds = period_seconds
         self._next = 0.0
         self._busy: list[float] = []
         self._nvidia_smi = shutil.which("nvidia-smi")
 
-    def look(self) -> None:
-        """Look, if it is time to."""
+    def sample(self) -> None:
+        """Measure and update ``peak``, if ``period_seconds`` have passed since the last measurement."""
         if time.perf_counter() < self._next:
             return
-        self._next = time.perf_counter() + self._period
+        self._next = time.perf_counter() + self._period_seconds
         with suppress(psutil.Error):
             driver = psutil.Process(self._pid)
-            self._see(driver_mib=_own_mib(driver))
+            self._update_peak(driver_mib=_own_mib(driver))
             actors = [_own_mib(p) for p in driver.children(recursive=True) if _ACTOR in _title(p)]
             if actors:
-                self._see(actors_mib=sum(actors), actor_mib=max(actors))
+                self._update_peak(actors_mib=sum(actors), actor_mib=max(actors))
         if self._nvidia_smi is not None:
-            self._look_at_gpus(self._nvidia_smi)
+            self._sample_gpus(self._nvidia_smi)
 
-    def _see(self, **values: float) -> None:
+    def _update_peak(self, **values: float) -> None:
         for name, value in values.items():
             setattr(self.peak, name, max(value, getattr(self.peak, name) or 0.0))
 
-    def _look_at_gpus(self, program: str) -> None:
+    def _sample_gpus(self, program: str) -> None:
         query = [program, "--query-gpu=memory.used,utilization.gpu", "--format=csv,noheader,nounits"]
-        answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=10)
-        used, busy = parse_gpus(answer.stdout)
+        process = subprocess.run(query, capture_output=True, text=True, check=False, timeout=10)
+        used, busy = parse_gpus(process.stdout)
         if used:
-            self._see(gpu_mib=sum(used))
+            self._update_peak(gpu_mib=sum(used))
         if busy:
             self._busy.append(sum(busy) / len(busy))
             self.peak.gpu_utilization = sum(self._busy) / len(self._busy)
 
 
 def parse_gpus(text: str) -> tuple[list[float], list[float]]:
-    """Read nvidia-smi's lines ``MiB, percent``, one a GPU; what it does not know ("[N/A]") is left out."""
+    """Parse the output of nvidia-smi, one line ``MiB, percent`` per GPU.
+
+    Returns:
+        The used memory of each GPU in MiB, and the utilization of each GPU as a fraction 0–1. A value that nvidia-smi
+        does not know ("[N/A]") is left out.
+    """
     used, busy = [], []
     for line in text.splitlines():
         memory, _, percent = line.partition(",")

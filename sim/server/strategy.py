@@ -1,4 +1,4 @@
-"""Name + arguments → a strategy of ``flwr.server.strategy``, unmodified, or the user's own class."""
+"""Builds strategies by name and arguments: those of ``flwr.server.strategy``, unmodified, or the user's own class."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ EvaluateFn = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str,
 
 @dataclass(frozen=True)
 class Entry:
-    """A strategy of Flower's.
+    """A strategy of Flower.
 
     Attributes:
-        averages: it uses the weighted mean of the clients only, so one mean can stand for all of them.
-        adaptive: it steps from the old weights instead of taking the mean, which running statistics must not.
-        defaults: arguments that Flower asks for, or whose default does not train a small CNN.
+        averages: it uses only the weighted mean of the clients, so that one mean can stand for all of them.
+        adaptive: it steps from the old weights instead of taking the mean; running statistics must not be stepped.
+        defaults: arguments that Flower requires, or whose default does not train a small CNN.
     """
 
     class_name: str
@@ -37,17 +37,17 @@ STRATEGIES = {
     "fedavg": Entry("FedAvg", averages=True),
     "fedprox": Entry("FedProx", averages=True, defaults={"proximal_mu": 0.1}),
     "fedavgm": Entry("FedAvgM", averages=True, adaptive=True, defaults={"server_momentum": 0.5}),
-    # Flower's τ = 1e-9 lets single weights take steps that end in a constant model; these were seen to learn.
+    # With Flower's τ = 1e-9 single weights take steps that end in a constant model; these values were seen to learn.
     "fedadam": Entry("FedAdam", averages=True, adaptive=True, defaults={"eta": 0.03, "tau": 0.01}),
     "fedadagrad": Entry("FedAdagrad", averages=True, adaptive=True, defaults={"eta": 0.05, "tau": 0.01}),
     "fedyogi": Entry("FedYogi", averages=True, adaptive=True, defaults={"eta": 0.01}),
     "fedmedian": Entry("FedMedian", averages=False),
     "fedtrimmedavg": Entry("FedTrimmedAvg", averages=False),
-    # One client of a few classes alone learns little: average the ten closest (multi-Krum, Blanchard et al. 2017).
+    # A client with few classes learns little: average the ten closest clients (multi-Krum, Blanchard et al. 2017).
     "krum": Entry("Krum", averages=False, defaults={"num_clients_to_keep": 10}),
     "bulyan": Entry("Bulyan", averages=False, defaults={"to_keep": 0}),
-    # It weighs all clients by one central test loss, where the paper takes each client's own (Li et al. 2020,
-    # algorithm 2), so it is no fairer than fedavg.
+    # Flower weighs all clients by one central test loss instead of each client's own loss (Li et al. 2020,
+    # algorithm 2), so that it is no fairer than fedavg.
     "qfedavg": Entry("QFedAvg", averages=False, adaptive=True),
 }
 
@@ -79,15 +79,15 @@ class BuiltStrategy:
 def build(config: RunConfig, initial_weights: NDArrays, evaluate_fn: EvaluateFn) -> BuiltStrategy:
     """Make the configured strategy.
 
-    The user's own class is called with those of Flower's usual arguments that it takes. It gets every
-    client's weights unless it has an attribute ``averages_clients = True``.
+    The user's own class is called with those of Flower's usual arguments that it accepts. It gets the weights of every
+    client unless it has an attribute ``averages_clients = True``.
 
     Raises:
-        ConfigError: an unknown or unfit ``strategy_args``.
-        PluginError: the user's class is missing, cannot be made or is no Strategy.
+        ConfigError: ``strategy_args`` has an unknown argument or a wrong value.
+        PluginError: the user's class is missing, cannot be made or is not a Strategy.
     """
     num_fit, num_evaluate = config.num_fit_clients, config.num_evaluate_clients
-    # FedAvg takes max(⌊N · fraction⌋, min_clients): the exact number goes in as the minimum.
+    # FedAvg samples max(⌊N · fraction⌋, min_clients) clients: the exact number is passed as the minimum.
     offered: dict[str, Any] = {
         "fraction_fit": num_fit / config.num_clients,
         "min_fit_clients": num_fit,
@@ -123,25 +123,25 @@ def build(config: RunConfig, initial_weights: NDArrays, evaluate_fn: EvaluateFn)
         )
     if isinstance(strategy, _CLIENT_SIDE):
         raise PluginError(
-            f"--strategy {config.strategy}: adds noise for updates that clients clip, but no client here has "
-            "Flower's clipping mod, so nobody would; use --dp fixed or adaptive, which clip at the server"
+            f"--strategy {config.strategy}: adds noise for updates that clients clip, but no client here uses "
+            "Flower's clipping mod; use --dp fixed or adaptive, which clip at the server"
         )
     return _private(config, BuiltStrategy(strategy, bool(getattr(strategy, "averages_clients", False))))
 
 
-def _private(config: RunConfig, chosen: BuiltStrategy) -> BuiltStrategy:
+def _private(config: RunConfig, built: BuiltStrategy) -> BuiltStrategy:
     """Put differential privacy around an averaging strategy, if it is configured.
 
     Raises:
-        ConfigError: unfit ``dp_args``, or a strategy that does not average.
+        ConfigError: ``dp_args`` has a wrong value, or the strategy does not average.
     """
     if config.dp is None:
-        return chosen
-    if not chosen.averages:
+        return built
+    if not built.averages:
         averaging = ", ".join(name for name, entry in STRATEGIES.items() if entry.averages)
         raise ConfigError(
-            f"--dp {config.dp}: its noise is measured for an average of clients; {config.strategy} is none "
-            f"({averaging} are)"
+            f"--dp {config.dp}: its noise is calibrated for an average of clients, which {config.strategy} does not "
+            f"compute; use one of {averaging}"
         )
     entry = PRIVACY[config.dp]
     wrapper = getattr(flwr.server.strategy, entry.class_name)
@@ -150,7 +150,7 @@ def _private(config: RunConfig, chosen: BuiltStrategy) -> BuiltStrategy:
     )
     arguments = {**entry.defaults, "num_sampled_clients": config.num_fit_clients, **config.dp_args}
     try:
-        private = wrapper(chosen.strategy, **arguments)
+        private = wrapper(built.strategy, **arguments)
     except ValueError as error:
         raise ConfigError(f"--dp-args of --dp {config.dp}: {error}") from error
-    return BuiltStrategy(private, averages=False, adaptive=chosen.adaptive)
+    return BuiltStrategy(private, averages=False, adaptive=built.adaptive)

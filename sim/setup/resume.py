@@ -1,24 +1,22 @@
-"""A run folder → the run as it was after its last checkpoint; or one line that says what does not fit."""
+"""A run folder → the run after its last checkpoint, or one line that says what does not fit."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-from flwr.common import RecordDict
 
-from sim.client.runtime import workbench
 from sim.config.fields import flag_of, read_toml
 from sim.config.run_config import RunConfig
 from sim.data.examples import Examples
 from sim.errors import ConfigError, RunFolderError
 from sim.run_folder import checkpoint as checkpoints
-from sim.run_folder.checkpoint import Checkpoint
 from sim.run_folder.folder import Run
-from sim.run_folder.records import ClientRecord, RoundRecord, columns
-from sim.setup.prepare import Prepared
+from sim.run_folder.records import RENAMED_COLUMNS, ClientRecord, RoundRecord, columns
+from sim.server.prepared import Prepared, ResumePoint
+from sim.training.local import pick_device
 
 # What does not change a bit, or only how long a run is.
 CHANGEABLE = (
@@ -36,15 +34,6 @@ CHANGEABLE = (
 )
 _ELSEWHERE = ("name", "results_dir", "data_dir")  # a folder that was moved is the same
 _SAMPLE_BYTES = 2**26  # of the images; labels are compared whole
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """A run that goes on."""
-
-    run: Run
-    checkpoint: Checkpoint
-    states: dict[int, RecordDict]
 
 
 def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
@@ -78,21 +67,28 @@ def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
     return config
 
 
-def resumed(run: Run, prepared: Prepared) -> Resumed:
-    """Read a run's last checkpoint, check that it fits, and put the strategy into its state.
+def resumed(run: Run, prepared: Prepared) -> Prepared:
+    """Read a run's last checkpoint and check that it fits; return what then begins after it.
 
     Raises:
         RunFolderError: it is damaged, or something differs.
     """
     checkpoint = checkpoints.read_last(run)
     place = run.checkpoints_path / str(checkpoint.round)
-    differences = _differences(checkpoint.fits, what_must_fit(prepared))
+    differences = _differences(_in_todays_words(checkpoint.fits), what_must_fit(prepared))
     if differences:
         raise RunFolderError(f"{place}: does not fit: {'; '.join(differences)}")
     shapes = [array.shape for array in prepared.initial_weights]
     if [array.shape for array in checkpoint.weights] != shapes:
         raise RunFolderError(f"{place}: does not fit: its weights are of another model")
-    return Resumed(run, checkpoint, checkpoints.restored(checkpoint, prepared.chosen.strategy, place))
+    checkpoints.restored(checkpoint, prepared.strategy.strategy, place)
+    return replace(prepared, resume_point=ResumePoint(run, checkpoint))
+
+
+def _in_todays_words(fits: dict[str, Any]) -> dict[str, Any]:
+    """Return what an earlier version wrote under today's names of columns."""
+    name = "columns of clients.csv"
+    return {**fits, name: [RENAMED_COLUMNS.get(column, column) for column in fits.get(name, [])]}
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -109,13 +105,13 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def what_must_fit(prepared: Prepared) -> dict[str, Any]:
     """What must be the same for a run to go on to the bit."""
     skipped = {*CHANGEABLE, *_ELSEWHERE}
-    dataset, dealt = prepared.dataset, prepared.partition
+    dataset, assigned = prepared.dataset, prepared.partition
     return {
         "config": {name: value for name, value in asdict(prepared.config).items() if name not in skipped},
         "training images": _fingerprint(dataset.train),
         "test images": _fingerprint(dataset.test),
-        "partition": hashlib.sha256(dealt.indices.tobytes() + dealt.offsets.tobytes()).hexdigest()[:16],
-        "device": workbench(prepared.program).device.type,
+        "partition": hashlib.sha256(assigned.indices.tobytes() + assigned.offsets.tobytes()).hexdigest()[:16],
+        "device": pick_device(prepared.spec.device).type,
         "columns of rounds.csv": columns(RoundRecord),
         "columns of clients.csv": columns(ClientRecord),
     }

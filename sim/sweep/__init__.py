@@ -1,1 +1,1 @@
-"""Many runs: every combination of some values over several seeds (``sim sweep``)."""
+"""Parameter sweeps: one run for each combination of values and each seed (``sim sweep``)."""

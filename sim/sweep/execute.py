@@ -1,4 +1,4 @@
-"""Every combination of some values over several seeds: one run each, in processes of their own, until all are done."""
+"""Execute a sweep: one run for each combination of values and each seed, each run in a process of its own."""
 
 from __future__ import annotations
 
@@ -26,18 +26,26 @@ OnChange = Callable[[Sequence[Planned], Planned | None], None]
 def sweep(
     variants: Sequence[Variant], results_dir: str, *, jobs: int, on_change: OnChange | None = None
 ) -> list[Planned]:
-    """Execute what is not done yet, ``jobs`` runs at a time, and write ``runs.csv``, ``sweep.csv`` and ``sweep.png``.
+    """Execute the runs that are not finished and write ``runs.csv``, ``sweep.csv`` and ``sweep.png``.
 
-    Runs that are done are left alone, others go on after their last checkpoint; one that fails is told and does not
-    end the others.
+    Finished runs are not executed again. Interrupted runs continue from their last checkpoint. A run that fails is
+    reported and does not stop the other runs.
 
     Args:
-        results_dir: the run folders are in it, and the tables.
-        on_change: called with all runs, and with the one that has just ended, about five times a second.
+        variants: the variants to execute; each of their configs is one run.
+        results_dir: the folder for the run folders and the tables; it is created if it does not exist.
+        jobs: how many runs are executed at the same time.
+        on_change: called with all runs and the run that has just ended. It is also called about five times per second
+            with all runs and None.
+
+    Returns:
+        All runs, in the order of the variants and their seeds.
 
     Raises:
-        RunFolderError: the folder has a run of one of the names with another config, or another process sweeps there.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the runs under way have written a checkpoint.
+        RunFolderError: the folder cannot be written, it holds a run of the same name with another config, or another
+            process executes a sweep in it.
+        WriteError: a table or the picture cannot be written.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the running runs have written a checkpoint.
     """
     folder = Path(results_dir)
     try:
@@ -51,7 +59,7 @@ def sweep(
     ]
     with locked_folder(folder):
         for each in planned:
-            each.look()
+            each.inspect()
         with interruptible(), tempfile.TemporaryDirectory() as configs, Children() as children:
             _execute(planned, children, Path(configs), jobs, folder, on_change or (lambda *_: None))
         write_tables(folder, planned)
@@ -68,11 +76,11 @@ def _execute(
         while waiting and len(running) < jobs:
             each = waiting.pop(0)
             _wait_for_writer(each.run)
-            if each.is_done():  # by a run that outlived a sweep
+            if each.is_done():  # a process of an earlier sweep that was killed has finished it
                 each.status = "done"
                 on_change(planned, each)
                 continue
-            running[id(each)] = (each, children.start(_words(each, configs)))
+            running[id(each)] = (each, children.start(_arguments(each, configs)))
             each.status = "running"
         for key, (each, child) in list(running.items()):
             code = child.poll()
@@ -88,24 +96,24 @@ def _execute(
         time.sleep(_POLL_SECONDS)
 
 
-def _words(planned: Planned, configs: Path) -> list[str]:
-    """``sim run``, or ``sim run --resume`` where there is something to go on from."""
+def _arguments(planned: Planned, configs: Path) -> list[str]:
+    """Return the command line of ``sim run``, or of ``sim run --resume`` if the run has a checkpoint."""
     run, config = planned.run, planned.config
     if run.path.exists() and run.last_checkpoint() is None:
-        shutil.rmtree(run.path)  # it did not get as far as a checkpoint
+        shutil.rmtree(run.path)  # the run ended before its first checkpoint
     if not run.path.exists():
         path = written(configs, str(config.name), config.to_toml())
         return ["run", "--config", str(path)]
-    words = ["run", "--resume", str(run.path)]
+    arguments = ["run", "--resume", str(run.path)]
     for name in CHANGEABLE:
         value = getattr(config, name)
         if value is not None and value != "auto" and not isinstance(value, bool):
-            words += [flag_of(name), str(value)]
-    return words
+            arguments += [flag_of(name), str(value)]
+    return arguments
 
 
 def _wait_for_writer(run: Run) -> None:
-    """Let a run of a sweep that was killed write its checkpoint."""
+    """Wait up to one minute while a process of an earlier sweep that was killed still writes to the run folder."""
     if not run.path.exists():
         return
     for _ in range(300):

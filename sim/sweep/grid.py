@@ -1,4 +1,4 @@
-"""``--vary alpha=0.1,0.5`` → variants of a config, and a run's name for each of their seeds."""
+"""Turn ``--vary alpha=0.1,0.5`` into variants of a config, with one named run for each seed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from sim.config.fields import Scalar, flag_of, parse_flag, parse_scalar, type_of
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError
 
-_FIXED = {"seed": "--seeds", "name": "the values", "results_dir": "--results-dir", "verbose": "--verbose"}
-_LONGEST_NAME = 100
+_FIXED = {"seed": "--seeds", "name": "the varied values", "results_dir": "--results-dir", "verbose": "--verbose"}
+_MAX_NAME_LENGTH = 100
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A setting and the values that it takes; ``argument`` is one of a setting that holds arguments."""
+    """A setting and the values to try.
+
+    ``argument`` is the name of one argument if the setting holds several arguments, and empty otherwise.
+    """
 
     setting: str
     argument: str
@@ -27,28 +30,29 @@ class Axis:
 
     @property
     def key(self) -> str:
-        """As the user wrote it: ``alpha``, or ``strategy_args.eta``."""
+        """The name in tables and messages: ``alpha``, or ``strategy_args.eta``."""
         return f"{self.setting}.{self.argument}" if self.argument else self.setting
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One value for each axis, and a config for each seed."""
+    """One value for each axis, and one config for each seed."""
 
     values: dict[str, Scalar]
     configs: tuple[RunConfig, ...]
 
     @property
     def label(self) -> str:
-        """For people: ``alpha 0.1, strategy fedavg``."""
+        """The text for tables and messages, e.g. ``alpha 0.1, strategy fedavg``; ``base`` if nothing varies."""
         return ", ".join(f"{key} {value}" for key, value in self.values.items()) or "base"
 
 
 def parse_axis(text: str) -> Axis:
-    """Read ``setting=value,value`` or ``setting.argument=value,value``.
+    """Parse ``setting=value,value`` or ``setting.argument=value,value``.
 
     Raises:
-        ConfigError: no such setting, no values, one of them twice, or one that the setting does not take.
+        ConfigError: the setting does not exist or cannot be varied, there are no values, a value is given twice, or
+            the setting does not accept a value.
     """
     place = f"--vary {text}"
     key, equals, right = text.partition("=")
@@ -58,28 +62,28 @@ def parse_axis(text: str) -> Axis:
     if not equals or not right:
         raise ConfigError(f"{place}: must be setting=value,value, e.g. alpha=0.1,1.0")
     if setting in _FIXED:
-        raise ConfigError(f"{place}: {setting} follows from {_FIXED[setting]}")
+        raise ConfigError(f"{place}: {setting} cannot be varied; it is set by {_FIXED[setting]}")
     if setting not in known:
-        keys = ", ".join(name for name in known if name not in _FIXED)
-        raise ConfigError(f"{place}: unknown key {setting}; the keys are {keys}")
+        names = ", ".join(name for name in known if name not in _FIXED)
+        raise ConfigError(f"{place}: unknown setting {setting}; the settings are {names}")
     kind, _ = type_of(RunConfig, setting)
     if (kind is dict) != bool(argument):
-        wanted = (
-            f"one of its arguments, e.g. {setting}.name=1,2"
+        hint = (
+            f"name one argument of {setting}, e.g. {setting}.name=1,2"
             if kind is dict
-            else f"{setting} alone, without .{argument}"
+            else f"{setting} has no arguments; leave out .{argument}"
         )
-        raise ConfigError(f"{place}: must vary {wanted}")
+        raise ConfigError(f"{place}: {hint}")
     words = right.split(",")
     values = tuple(_value(setting, kind, word, place) for word in words)
     if len(set(map(repr, values))) < len(values):
-        raise ConfigError(f"{place}: has a value twice")
+        raise ConfigError(f"{place}: contains the same value twice")
     return Axis(setting, argument, values)
 
 
 def _value(setting: str, kind: type, word: str, place: str) -> Scalar:
     if not word:
-        raise ConfigError(f"{place}: has an empty value")
+        raise ConfigError(f"{place}: contains an empty value")
     if kind is dict:
         return parse_scalar(word)
     (config_field,) = (f for f in fields(RunConfig) if f.name == setting)
@@ -88,18 +92,21 @@ def _value(setting: str, kind: type, word: str, place: str) -> Scalar:
 
 
 def variants(given: dict[str, Any], axes: Sequence[Axis], num_seeds: int, results_dir: str) -> list[Variant]:
-    """Return the product of the axes' values, each with ``num_seeds`` seeds from the base's own on.
+    """Return one variant for each combination of the axes' values.
 
     Args:
-        given: the settings of the base config that somebody named; an axis wins over them, and takes along what belongs
-            to the value that it replaces, as flags do.
+        given: the settings of the base config that the user gave. An axis overrides them, as a flag does: if it
+            replaces a strategy, for example, the arguments of the replaced strategy are dropped.
+        axes: the settings to vary.
+        num_seeds: how many configs each variant gets. Their seeds count up from the seed of the base config.
+        results_dir: the folder for the runs.
 
     Raises:
-        ConfigError: an axis is there twice, or a combination of values cannot work.
+        ConfigError: two axes vary the same setting, or a combination of values is not a valid config.
     """
     keys = [axis.key for axis in axes]
     if len(set(keys)) < len(keys):
-        raise ConfigError(f"--vary {' '.join(keys)}: a key is there twice")
+        raise ConfigError(f"--vary {' '.join(keys)}: the same setting is given twice")
     first = given.get("seed", RunConfig.seed)
     found, names = [], set()
     for values in itertools.product(*(axis.values for axis in axes)):
@@ -114,7 +121,7 @@ def variants(given: dict[str, Any], axes: Sequence[Axis], num_seeds: int, result
         configs = []
         for seed in range(first, first + num_seeds):
             name = _name(labelled, seed)
-            if name in names:  # two values that differ only in what a file's name cannot hold
+            if name in names:  # the values differ only in characters that are not allowed in a file name
                 name = _shortened(name, f"{labelled} {seed}")
             names.add(name)
             try:
@@ -130,25 +137,31 @@ def _name(values: dict[str, Scalar], seed: int) -> str:
     parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in values.items()]
     text = "_".join([*parts, f"seed-{seed}"])
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip("._-")
-    return name if len(name) <= _LONGEST_NAME else _shortened(name, text)
+    return name if len(name) <= _MAX_NAME_LENGTH else _shortened(name, text)
 
 
 def _shortened(name: str, text: str) -> str:
-    return f"{name[: _LONGEST_NAME - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{name[: _MAX_NAME_LENGTH - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def differences(config: dict[str, Any], wanted: RunConfig, skipped: Sequence[str]) -> list[str]:
-    """Say in which settings a run's config is not the wanted one; what ``auto`` was resolved to fits.
+    """Return one text for each setting in which a run's config differs from the wanted config.
+
+    A setting whose wanted value is ``auto`` does not count, because the run's config holds the value that was chosen.
 
     Args:
-        config: as ``Run.config`` returns it.
-        skipped: settings that may differ.
+        config: the run's config, as ``Run.config`` returns it.
+        wanted: the config that the run should have.
+        skipped: names of settings that may differ.
+
+    Returns:
+        Texts such as ``--lr 0.1, not 0.05``.
     """
     found = []
     for config_field in fields(RunConfig):
         name = config_field.name
-        value, is_there = getattr(wanted, name), config.get(name)
+        value, actual = getattr(wanted, name), config.get(name)
         resolved = value == "auto" or (name == "vectorized_clients" and wanted.local_training == "auto")
-        if name not in skipped and not resolved and (value or None) != (is_there or None):
-            found.append(f"{flag_of(name)} {is_there}, not {value}")
+        if name not in skipped and not resolved and (value or None) != (actual or None):
+            found.append(f"{flag_of(name)} {actual}, not {value}")
     return found

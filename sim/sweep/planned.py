@@ -1,4 +1,4 @@
-"""One run of a sweep: what it is to be, and what is on disk of it."""
+"""One run of a sweep: its config, its folder and its status."""
 
 from __future__ import annotations
 
@@ -18,35 +18,41 @@ Status = Literal["waiting", "running", "done", "failed"]
 
 @dataclass
 class Planned:
-    """One run of a sweep."""
+    """One run of a sweep: the config that it should have, its folder, and how far it is."""
 
     variant: Variant
     config: RunConfig
     run: Run
     status: Status = "waiting"
     error: str = ""
-    num_rounds: int = 0  # done so far
-    measures: dict[str, Any] = field(default_factory=dict)  # of a run that is done, once they were asked for
+    num_rounds: int = 0  # finished so far
+    measures: dict[str, Any] = field(default_factory=dict)  # the cached measures of a finished run
 
-    def look(self) -> None:
-        """Find out whether it is done already.
+    def inspect(self) -> None:
+        """Read from the run folder whether the run is already finished, and set ``status``.
 
         Raises:
-            RunFolderError: another run, or something else, has its place.
+            RunFolderError: the folder holds a run with another config, or it is not a run folder.
         """
         if not self.run.path.exists():
             return
         if not self.run.config_path.exists():
-            raise RunFolderError(f"{self.run.path} is in the way: it is no run")
+            raise RunFolderError(
+                f"{self.run.path}: exists, but is not a run folder; choose another --results-dir or remove it"
+            )
         found = differences(self.run.config(), self.config, _MAY_DIFFER)
         if found:
             raise RunFolderError(
-                f"{self.run.path}: is a run with {'; '.join(found)}; choose another --results-dir or remove it"
+                f"{self.run.path}: holds a run with {'; '.join(found)}; "
+                "choose another --results-dir or remove the folder"
             )
         self.status = "done" if self.is_done() else "waiting"
 
     def is_done(self) -> bool:
-        """Whether the run has all rounds that this sweep wants of it; also counts them."""
+        """Return whether the run has all its rounds or reached the target accuracy, and its model was written.
+
+        Also updates ``num_rounds``.
+        """
         try:
             rounds = self.run.rounds()
             self.num_rounds = int(rounds["round"].max()) if len(rounds) else 0

@@ -1,4 +1,4 @@
-"""A sweep on the screen: one live table on a terminal, a line a run elsewhere."""
+"""The progress of a sweep on the screen: a live table on a terminal, otherwise one line per finished run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sim.sweep.table import sweep_frame
 
 
 class SweepScreen:
-    """Shows how far the runs are, on stderr."""
+    """Shows the progress of the runs on stderr."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -34,23 +34,28 @@ class SweepScreen:
         self._live.stop()
 
     def update(self, planned: Sequence[Planned], ended: Planned | None) -> None:
-        """Show the state of all runs."""
+        """Show the progress.
+
+        Args:
+            planned: all runs of the sweep.
+            ended: the run that has just ended, or None.
+        """
         if self._console.is_terminal:
             self._live.update(table_of(planned), refresh=True)
         elif ended is not None:
             done = sum(each.status in ("done", "failed") for each in planned)
-            told = f"failed: {ended.error}" if ended.status == "failed" else f"round {ended.num_rounds}"
+            text = f"failed: {ended.error}" if ended.status == "failed" else f"round {ended.num_rounds}"
             if ended.status == "done":
-                told += f" · accuracy {ended.run.rounds().test_accuracy.iloc[-1]:.4f}"
-            line = f"{done}/{len(planned)} {ended.run.name} · {told}"
+                text += f" · accuracy {ended.run.rounds().test_accuracy.iloc[-1]:.4f}"
+            line = f"{done}/{len(planned)} {ended.run.name} · {text}"
             self._console.print(line, highlight=False, soft_wrap=True)
 
 
 def table_of(planned: Sequence[Planned]) -> Table:
-    """One row a variant: runs done, what is under way, accuracy with its 95 % interval, rounds to the target."""
+    """Return a table with one row per variant: finished runs, running runs, and the measures with 95 % intervals."""
     frame = sweep_frame(planned)
     target = planned[0].config.target_accuracy
-    table = Table("variant", "done", "under way", "final accuracy", "best accuracy", box=None)
+    table = Table("variant", "done", "running", "final accuracy", "best accuracy", box=None)
     if target is not None:
         table.add_column(f"rounds to {target:g}")
     table.add_column("failed")

@@ -1,4 +1,4 @@
-"""The runs of a sweep → ``runs.csv``, ``sweep.csv`` and ``sweep.png``."""
+"""Write the results of a sweep: ``runs.csv``, ``sweep.csv`` and ``sweep.png``."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """Mean, sample standard deviation, and the 95 % interval of the mean by Student's t with n − 1 degrees of freedom.
+    """Mean, sample standard deviation, and the 95 % confidence interval of the mean.
 
-    With one measurement all but the mean are NaN, with none the mean, too.
+    The interval is that of Student's t distribution with n − 1 degrees of freedom. With one measurement everything
+    but the mean is NaN; without measurements the mean is NaN, too.
     """
 
     mean: float
@@ -33,7 +34,7 @@ class Interval:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Interval:
-        """Summarise measurements, which are taken as independent and normal."""
+        """Summarise measurements, assuming that they are independent and normally distributed."""
         found = np.array(list(values), float)
         if len(found) < 2:
             return cls(float(found[0]) if len(found) else math.nan, math.nan, math.nan, math.nan)
@@ -44,7 +45,7 @@ class Interval:
         return cls(mean, sd, mean - half, mean + half)
 
     def named(self, name: str) -> dict[str, float]:
-        """The four as columns of a table: ``name_mean`` …"""
+        """Return the four values as columns of a table: ``name_mean``, ``name_sd``, ``name_low``, ``name_high``."""
         return {f"{name}_{part}": value for part, value in vars(self).items()}
 
 
@@ -53,10 +54,11 @@ _KEYS = ["variant", "seed", "run", "status", "error", "num_rounds"]
 
 
 def runs_frame(planned: Sequence[Planned]) -> pd.DataFrame:
-    """One row a run: what varies, seed, name, status, error, rounds done, and the four measures.
+    """Return one row per run: the varied values, seed, name, status, error, finished rounds, and the four measures.
 
-    Accuracies are fractions 0–1 of the central test examples; rounds and seconds (rounds and checkpoints, without
-    starting) are those until the target was reached, and missing where it was not or where there is none.
+    Accuracies are fractions 0–1 of the central test examples. ``rounds_to_target`` and ``seconds_to_target`` count
+    until the target accuracy was reached, and are missing if there is no target or it was not reached. The seconds
+    are those of rounds and checkpoints, without the start of the run.
     """
     rows = []
     for each in planned:
@@ -67,7 +69,7 @@ def runs_frame(planned: Sequence[Planned]) -> pd.DataFrame:
 
 
 def _measured(each: Planned) -> dict[str, Any]:
-    if each.measures:  # the screen asks five times a second
+    if each.measures:  # cached, because the screen is updated five times per second
         return each.measures
     rounds = each.run.rounds()
     accuracy = rounds.test_accuracy
@@ -84,9 +86,10 @@ def _measured(each: Planned) -> dict[str, Any]:
 
 
 def sweep_frame(planned: Sequence[Planned]) -> pd.DataFrame:
-    """One row a variant: what varies, runs done, failed and at the target, and ``Interval`` of each measure.
+    """Return one row per variant: the varied values, numbers of runs, and the ``Interval`` of each measure over seeds.
 
-    Rounds and seconds are over the runs that reached the target.
+    ``num_done``, ``num_failed`` and ``num_reached`` count the runs that finished, failed and reached the target. The
+    intervals of ``rounds_to_target`` and ``seconds_to_target`` cover the runs that reached it.
     """
     runs = runs_frame(planned)
     rows = []
@@ -103,20 +106,20 @@ def sweep_frame(planned: Sequence[Planned]) -> pd.DataFrame:
 
 
 def write_tables(folder: Path, planned: Sequence[Planned]) -> None:
-    """Write the two tables, each whole.
+    """Write ``runs.csv`` and ``sweep.csv``. A table that cannot be written leaves its old version unchanged.
 
     Raises:
-        WriteError: the disk is full or the folder is gone.
+        WriteError: a table cannot be written, e.g. because the disk is full.
     """
     _write(folder / "runs.csv", runs_frame(planned).to_csv(index=False).encode())
     _write(folder / "sweep.csv", sweep_frame(planned).to_csv(index=False).encode())
 
 
 def write_picture(folder: Path, planned: Sequence[Planned]) -> None:
-    """Write the curves of the runs that are done.
+    """Write ``sweep.png``, the accuracy curves of the finished runs.
 
     Raises:
-        WriteError: the disk is full or the folder is gone.
+        WriteError: the picture cannot be written, e.g. because the disk is full.
     """
     runs = [each.run for each in planned if each.status == "done"]
     if runs:

@@ -1,4 +1,4 @@
-"""Plain PyTorch: ``train`` and ``test``. Nothing here knows of clients, rounds or Flower."""
+"""``train`` and ``test`` in plain PyTorch, independent of clients, rounds and Flower."""
 
 from __future__ import annotations
 
@@ -29,21 +29,25 @@ def train(
     max_steps: int = 0,
     precision: str = "fp32",
 ) -> float:
-    """Train ``net`` in place on cross-entropy.
+    """Train ``net`` in place with the cross-entropy loss.
 
     Args:
-        momentum: of SGD; Adam and AdamW have their own.
-        optimizer: ``sgd``, ``adam`` or ``adamw``, as torch.optim has them.
-        max_steps: end after so many steps; 0 for no limit.
-        precision: ``bf16`` computes under autocast; weights and optimizer stay float32.
-        loader: gives (images float32 [B, C, H, W], labels int64 [B]).
-        proximal_mu: μ of the proximal term μ/2 ‖w − w₀‖², w₀ the weights at the call; 0 leaves it out
+        loader: gives batches (images float32 [B, C, H, W], labels int64 [B]).
+        epochs: number of passes over ``loader``.
+        lr: learning rate.
+        momentum: momentum of SGD; the other optimizers do not use it.
+        weight_decay: weight decay of the optimizer, as defined in torch.optim.
+        proximal_mu: μ of the proximal term μ/2 ‖w − w₀‖², where w₀ are the weights before training; 0 for no such term
             (Li et al. 2020, "Federated Optimization in Heterogeneous Networks", equation 2).
+        optimizer: ``sgd``, ``adam`` or ``adamw``, which are SGD, Adam and AdamW of torch.optim.
+        max_steps: training stops after this number of steps; 0 for no limit.
+        precision: ``fp32``, or ``bf16`` for bfloat16 autocast; weights and optimizer state are always float32.
 
     Returns:
-        Mean cross-entropy in nats an example over all steps, before each step, without the proximal term.
+        The mean cross-entropy in nats per example over all steps, each computed before its step and without the
+        proximal term.
     """
-    _bring(net, device).train()
+    _moved(net, device).train()
     weights: list[Tensor] = [p for p in net.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in weights] if proximal_mu else []
     stepper = OPTIMIZERS[optimizer](weights, lr, momentum, weight_decay)
@@ -54,7 +58,7 @@ def train(
     for batch_images, batch_labels in islice(batches, max_steps or None):
         images, labels = batch_images.to(device), batch_labels.to(device)
         for weight in weights:
-            weight.grad = None  # as stepper.zero_grad() does, without its hooks for the profiler
+            weight.grad = None  # as stepper.zero_grad() does, but without the time for its profiler hooks
         with autocast() if precision == "bf16" else nullcontext():
             loss = F.cross_entropy(net(images), labels)
         objective = loss
@@ -77,7 +81,7 @@ OPTIMIZERS: dict[str, Callable[[list[Tensor], float, float, float], torch.optim.
 
 @dataclass(frozen=True)
 class TestSums:
-    """What a test adds up: cross-entropy in nats, correct answers, examples."""
+    """The sums of a test: cross-entropy in nats, number of correct predictions, number of examples."""
 
     loss: float
     num_correct: float
@@ -85,15 +89,15 @@ class TestSums:
 
 
 def test(net: nn.Module, loader: Loader, device: torch.device) -> tuple[float, float]:
-    """Return (mean cross-entropy in nats an example, accuracy 0–1) of ``net`` over ``loader``."""
+    """Return (mean cross-entropy in nats per example, accuracy as a fraction 0–1) of ``net`` over ``loader``."""
     sums = test_sums(net, loader, device)
     return sums.loss / sums.num_examples, sums.num_correct / sums.num_examples
 
 
 @torch.no_grad()
 def test_sums(net: nn.Module, loader: Loader, device: torch.device) -> TestSums:
-    """Return what ``test`` divides by the number of examples."""
-    _bring(net, device).eval()
+    """Return the sums from which ``test`` computes its means."""
+    _moved(net, device).eval()
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     num_correct = torch.zeros((), dtype=torch.int64, device=device)
     num_examples = 0
@@ -106,14 +110,14 @@ def test_sums(net: nn.Module, loader: Loader, device: torch.device) -> TestSums:
     return TestSums(float(loss_sum), int(num_correct), num_examples)
 
 
-def _bring(net: nn.Module, device: torch.device) -> nn.Module:
-    """``net.to(device)``, which takes its time even where there is nothing to do."""
+def _moved(net: nn.Module, device: torch.device) -> nn.Module:
+    """Return ``net`` on ``device``; ``net.to`` is called only if it is needed, because it is slow."""
     first = next(net.parameters(), None)
     return net if first is not None and first.device == device else net.to(device)
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device for ``auto`` (a GPU where this process sees one), ``cpu`` or ``cuda``."""
+    """Return the device for ``auto`` (a GPU if this process sees one, otherwise the CPU), ``cpu`` or ``cuda``."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)

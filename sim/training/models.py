@@ -1,4 +1,4 @@
-"""The models. Each takes the image shape (C, H, W) and the number of classes, and returns logits [B, classes]."""
+"""The models: each is made for an image shape (C, H, W) and a number of classes, and returns logits [B, classes]."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ ImageShape = tuple[int, int, int]
 
 
 class Net(nn.Module):
-    """The CNN of PyTorch's CIFAR-10 tutorial: 62,006 parameters on 3×32×32 and 10 classes.
+    """The CNN of PyTorch's CIFAR-10 tutorial: 62,006 parameters for 3×32×32 images and 10 classes.
 
-    Source: PyTorch tutorials, "Training a Classifier". Other shapes change the first convolution and the
-    first linear layer only.
+    Another image shape changes only the first convolution and the first linear layer. Source: PyTorch tutorials,
+    "Training a Classifier".
     """
 
     def __init__(self, image_shape: ImageShape = (3, 32, 32), num_classes: int = 10) -> None:
@@ -35,7 +35,7 @@ class Net(nn.Module):
         self.fc3 = nn.Linear(84, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images float32 [B, C, H, W] → logits float32 [B, classes]."""
+        """Return the logits float32 [B, classes] of images float32 [B, C, H, W]."""
         x = self.pool(F.relu(self.conv1(x)))
         x = self.pool(F.relu(self.conv2(x)))
         x = torch.flatten(x, 1)
@@ -50,10 +50,11 @@ def _after_net(side: int) -> int:
 
 
 class SimpleCnn(nn.Module):
-    """A wider CNN with dropout: 1,626,442 parameters on 3×32×32 and 10 classes.
+    """A wider CNN with dropout: 1,626,442 parameters for 3×32×32 images and 10 classes.
 
-    Two 3×3 convolutions (32, 64), max-pooling, dropout .25, a layer of 128, dropout .5; weights by Glorot
-    and Bengio (2010), biases zero. The model of pfl-research's CIFAR-10 benchmark (Granqvist et al., 2024).
+    It has two 3×3 convolutions with 32 and 64 channels, max-pooling, dropout 0.25, a linear layer of 128 units and
+    dropout 0.5. Weights are initialized as in Glorot and Bengio (2010), biases with zero. Source: pfl-research's
+    CIFAR-10 benchmark (Granqvist et al., 2024).
     """
 
     def __init__(self, image_shape: ImageShape = (3, 32, 32), num_classes: int = 10) -> None:
@@ -71,7 +72,7 @@ class SimpleCnn(nn.Module):
             nn.init.zeros_(cast(Tensor, layer.bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images float32 [B, C, H, W] → logits float32 [B, classes]."""
+        """Return the logits float32 [B, classes] of images float32 [B, C, H, W]."""
         x = F.relu(self.conv1(x))
         x = F.relu(self.conv2(x))
         x = self.dropout1(self.pool(x))
@@ -82,7 +83,10 @@ class SimpleCnn(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two hidden layers of 200: the 2NN of McMahan et al. (2017); 199,210 parameters on 1×28×28 and 10 classes."""
+    """The 2NN of McMahan et al. (2017): 199,210 parameters for 1×28×28 images and 10 classes.
+
+    It is a multilayer perceptron with two hidden layers of 200 units.
+    """
 
     def __init__(self, image_shape: ImageShape = (3, 32, 32), num_classes: int = 10) -> None:
         super().__init__()
@@ -92,22 +96,22 @@ class Mlp(nn.Module):
         self.fc3 = nn.Linear(200, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images float32 [B, C, H, W] → logits float32 [B, classes]."""
+        """Return the logits float32 [B, classes] of images float32 [B, C, H, W]."""
         x = F.relu(self.fc1(torch.flatten(x, 1)))
         logits: Tensor = self.fc3(F.relu(self.fc2(x)))
         return logits
 
 
 def resnet18(image_shape: ImageShape = (3, 32, 32), num_classes: int = 10) -> nn.Module:
-    """torchvision's ResNet-18 with GroupNorm of two groups, for small images: 11,173,962 parameters on 3×32×32.
+    """Make torchvision's ResNet-18 for small images: 11,173,962 parameters for 3×32×32 images and 10 classes.
 
-    The first convolution is 3×3 without stride and there is no max-pooling, as He et al. (2016) do for CIFAR;
-    GroupNorm instead of BatchNorm as Reddi et al. (2021) do, since averages of running statistics of clients
-    with few classes fit none of them (Hsieh et al. 2020).
+    The first convolution is 3×3 without stride and there is no max-pooling, as in He et al. (2016) for CIFAR-10.
+    GroupNorm with two groups replaces BatchNorm, as in Reddi et al. (2021): if clients have few classes each, the
+    average of their running statistics suits none of them (Hsieh et al. 2020).
     """
-    from torchvision.models import resnet18 as of_torchvision
+    from torchvision.models import resnet18 as torchvision_resnet18
 
-    net: nn.Module = of_torchvision(num_classes=num_classes, norm_layer=partial(nn.GroupNorm, 2))
+    net: nn.Module = torchvision_resnet18(num_classes=num_classes, norm_layer=partial(nn.GroupNorm, 2))
     conv1 = nn.Conv2d(image_shape[0], 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(conv1.weight, mode="fan_out", nonlinearity="relu")
     net.conv1, net.maxpool = conv1, nn.Identity()
@@ -115,7 +119,7 @@ def resnet18(image_shape: ImageShape = (3, 32, 32), num_classes: int = 10) -> nn
 
 
 def buffer_indices(net: nn.Module) -> frozenset[int]:
-    """Return which arrays of the state_dict are buffers, such as BatchNorm's running statistics."""
+    """Return the positions in the state_dict of the buffers, such as BatchNorm's running statistics."""
     parameters = {name for name, _ in net.named_parameters()}
     return frozenset(i for i, name in enumerate(net.state_dict()) if name not in parameters)
 
@@ -129,13 +133,14 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
-    """Make a model by name, or by ``package.module:factory``.
+    """Make a model by its name, or with the user's own function ``package.module:name``.
 
-    The user's factory is called with those of ``image_shape=(C, H, W)`` and ``num_classes`` that it takes.
+    The user's function is called with ``image_shape=(C, H, W)`` and ``num_classes``, if it has parameters with these
+    names.
 
     Raises:
-        PluginError: it cannot be imported or built, is no ``torch.nn.Module``, or does not turn these images
-            into logits [B, num_classes].
+        PluginError: the model cannot be imported or built, it is not a ``torch.nn.Module``, or it does not turn images
+            of this shape into logits [B, num_classes].
     """
     factory = MODELS.get(name) or user_code.load(name, "--model")
     place = f"--model {name}"
@@ -157,5 +162,5 @@ def build(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
         net.train(training)
     shape = tuple(getattr(logits, "shape", ()))
     if shape != (2, num_classes):
-        raise PluginError(f"{place}: gives {shape} for two images, not (2, {num_classes})")
+        raise PluginError(f"{place}: the output for two images has the shape {shape}, not (2, {num_classes})")
     return net

@@ -1,7 +1,7 @@
-"""Many clients in one computation: their weights stacked, their batches side by side (torch.func.vmap).
+"""Trains many clients in one computation: their weights stacked, their batches side by side (torch.func.vmap).
 
-A small model leaves a GPU idle: a kernel takes as long for one client's ten images as for fifty clients' five
-hundred. The arithmetic is that of ``training.train`` for each client, up to the order of float sums.
+A small model does not use all of a GPU: a kernel takes as long for ten images of one client as for five hundred of
+fifty clients. The arithmetic is that of ``local.train`` for each client, up to the order of float sums.
 """
 
 from __future__ import annotations
@@ -14,25 +14,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.common import NDArrays
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from sim.data.loader import Batches, Resident, Step, pixels
 from sim.training.local import OPTIMIZERS
+from sim.training.weights import Weights
+
+_OTHER_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 @dataclass(frozen=True)
 class Member:
-    """One client of a group: the batches it draws, and a generator for its dropout."""
+    """One client of a group: the batches that it draws, and a generator for its dropout."""
 
     steps: Sequence[Step]
     generator: torch.Generator
 
 
 def drawn(loader: Batches, epochs: int, max_steps: int, seed: int, device: torch.device) -> Member:
-    """Draw all batches of a client from torch's global generator, in the order in which ``train`` would."""
+    """Draw all batches of a client from torch's global generator, in the order in which ``train`` would draw them."""
     steps = chain.from_iterable(loader.steps() for _ in range(epochs))
     return Member(list(islice(steps, max_steps or None)), torch.Generator(device).manual_seed(seed))
 
@@ -47,7 +49,7 @@ class Trainer:
             split: the training examples, on the device.
 
         Raises:
-            ValueError: this model cannot be trained so; the message says why.
+            ValueError: this model cannot be vectorized; the message says why.
         """
         self.device = next(net.parameters()).device
         self.split = split
@@ -63,7 +65,7 @@ class Trainer:
 
     def train(
         self,
-        weights: NDArrays,
+        weights: Weights,
         members: Sequence[Member],
         *,
         lr: float,
@@ -77,7 +79,7 @@ class Trainer:
 
         Returns:
             The new weights, each [K, …] in the order of the state_dict, and each member's mean cross-entropy
-            float64 [K], as ``training.train`` gives it.
+            float64 [K], as ``local.train`` returns it.
         """
         count = len(members)
         start = [torch.tensor(array, device=self.device) for array in weights]
@@ -103,7 +105,7 @@ class Trainer:
             done = None if schedule.all_active[number] else sizes == 0
             before = [p.detach().clone() for p in stacked] if done is not None else []
             stepper.step()
-            if done is not None:  # momentum and weight decay would move those that have ended
+            if done is not None:  # momentum and weight decay would move the weights of clients that have ended
                 for p, old in zip(stacked, before, strict=True):
                     p.data = torch.where(done.view(-1, *[1] * (p.ndim - 1)), old, p.data)
             loss_sums += losses.detach() * sizes
@@ -207,7 +209,7 @@ def _mask_dropout(net: nn.Module, images: Tensor) -> dict[str, tuple[torch.Size,
     shapes: dict[str, torch.Size] = {}
     hooks = []
     for name, module in net.named_modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd) and type(module) is not nn.Dropout:
+        if isinstance(module, _OTHER_DROPOUTS):
             raise ValueError(f"{name} is a {type(module).__name__}; only Dropout can be drawn for each client")
         if type(module) is nn.Dropout:
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from sim.client.runtime import CifarClient
+from sim.client.torch_client import CifarClient
 
 not_callable = 3
 

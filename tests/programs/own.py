@@ -11,7 +11,7 @@ from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters
 from flwr.server.strategy import DifferentialPrivacyClientSideFixedClipping, FedAvg
 from torch import nn
 
-from sim.client.runtime import CifarClient
+from sim.client.torch_client import CifarClient
 
 
 class EachClientFedAvg(FedAvg):

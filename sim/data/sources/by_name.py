@@ -1,7 +1,7 @@
-"""Names of data sets → their images and labels, from whoever keeps them.
+"""The sources of data sets by name.
 
-A source is a function from the config to (what its content depends on, a function that loads it): the first
-is the key in the cache, the second is called where that is not there.
+A source is a function that takes the config and returns two things: what the content of the data set depends on, which
+is its key in the cache, and a function that loads the data set, which is called if the cache does not have that key.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Loaded = tuple[Split, Split, tuple[str, ...]]
 
 
 def _digits(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
-    """1,797 handwritten digits, 8×8 in 17 greys, from scikit-learn, scaled to one channel of image_size².
+    """Handwritten digits from scikit-learn: 1,797 images of 8×8 pixels in 17 grey levels, scaled to image_size².
 
-    The test split is fixed and stratified: 360 examples, whatever the run's seed. Source: E. Alpaydin and
-    C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
+    The test split is fixed and stratified: 360 examples, which do not depend on the run's seed. Source: E. Alpaydin
+    and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
     """
 
     def make() -> Loaded:
@@ -56,9 +56,10 @@ def _scaled(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def _synthetic(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
-    """Class-conditional RGB images: a smooth pattern a class, shifted by up to a quarter, under noise.
+    """Synthetic RGB images: each class has a smooth pattern, which is shifted by up to a quarter and has noise added.
 
-    The same for every seed of a run, as any data set is. The test split has a fifth as many examples.
+    The images do not depend on the run's seed, like those of any other data set. The number of test examples is a
+    fifth of the number of training examples.
     """
     num_examples, num_classes = config.num_examples or 10_000, config.num_classes or 10
     size = config.image_size
@@ -85,7 +86,7 @@ def _synthetic(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loa
 
 
 def _imagefolder(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
-    """The user's own images under train/<class>/* and test/<class>/*, as RGB, scaled to image_size²."""
+    """The user's own images in train/<class>/* and test/<class>/*, converted to RGB and scaled to image_size²."""
     from sim.data.sources.image_folder import decode, list_images
 
     root = Path(config.data_dir or "")
@@ -95,7 +96,7 @@ def _imagefolder(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], L
         try:
             stat = path.stat()
         except OSError as error:
-            raise DataError(f"--data-dir: {path}: {error.strerror}; mend or remove that file") from error
+            raise DataError(f"--data-dir: {path}: {error.strerror}; repair or remove that file") from error
         stats.update(os.fsencode(path.resolve()) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
 
     def make() -> Loaded:
@@ -112,7 +113,7 @@ def _imagefolder(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], L
 
 
 def _torchvision(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
-    """CIFAR-10 and -100 (Krizhevsky 2009), MNIST (LeCun et al. 1998), Fashion-MNIST (Xiao et al. 2017)."""
+    """CIFAR-10 and CIFAR-100 (Krizhevsky 2009), MNIST (LeCun et al. 1998), Fashion-MNIST (Xiao et al. 2017)."""
     from sim.data.sources import torchvision
 
     root = Path(config.data_dir) if config.data_dir else cache_folder() / "torchvision"
@@ -121,7 +122,7 @@ def _torchvision(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], L
 
 
 def _own(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
-    """The user's own function; its arrays are what tells one version from another, so it is called each time."""
+    """The user's own function. It is called in every run, because only its arrays show whether the data changed."""
     from sim.data.sources import user_function
 
     loaded = user_function.read(config.dataset, config.data_dir)
@@ -157,9 +158,10 @@ SOURCES: dict[str, Callable[[TrainingConfig], tuple[dict[str, Any], Callable[[],
 
 
 def find(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
-    """Return what the configured data set depends on, and a function that loads it.
+    """Return what the content of the configured data set depends on, and a function that loads it.
 
     Raises:
-        UsageError: its files or the user's function are missing or broken.
+        DataError: its files are missing or damaged, or the user's function raised.
+        PluginError: the user's function cannot be imported.
     """
     return SOURCES.get(config.dataset, _own)(config)

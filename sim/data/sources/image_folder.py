@@ -1,4 +1,4 @@
-"""A folder of images, train/<class>/* and test/<class>/*: what is in it, and its pixels."""
+"""A folder of images in train/<class>/* and test/<class>/*: lists and decodes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHAPE = "a folder with train/<class>/* and test/<class>/* is needed"
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of each split as (path, label), in the order of class and file name."""
+    """The images of each split as (path, label), ordered by class and file name, and the names of the classes."""
 
     samples: dict[str, list[tuple[Path, int]]]
     classes: tuple[str, ...]
@@ -83,13 +83,13 @@ def decode(paths: list[Path], size: int) -> NDArray[np.uint8]:
             with Image.open(path) as opened:
                 image = opened.convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = getattr(error, "strerror", None) or "not a whole image in a known format"
-            raise DataError(f"--data-dir: {path}: {reason}; mend or remove that file") from error
+            reason = getattr(error, "strerror", None) or "not a complete image in a known format"
+            raise DataError(f"--data-dir: {path}: {reason}; repair or remove that file") from error
         if image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.BILINEAR)
         images[index] = np.asarray(image)
 
-    # Pillow releases the interpreter lock while it decodes.
+    # Threads work in parallel here, because Pillow releases the interpreter lock while it decodes.
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
         for _ in pool.map(decode_one, range(len(paths))):

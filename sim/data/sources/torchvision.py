@@ -1,4 +1,4 @@
-"""Data sets that torchvision keeps: downloaded where missing, read through its own classes."""
+"""Data sets of torchvision: they are downloaded if they are missing, and read with torchvision's own classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sim.errors import DataError
 
 @dataclass(frozen=True)
 class Entry:
-    """A class of ``torchvision.datasets`` and the folder below its root that its files are in."""
+    """The name of a class in ``torchvision.datasets``, and the folder of its files below the root."""
 
     class_name: str
     folder: str
@@ -32,10 +32,10 @@ Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 def fingerprint(name: str, root: Path) -> str:
-    """Return what the files of a data set are told apart by; downloads them if there are none.
+    """Return a hash of the names, sizes and modification times of a data set's files; download missing files.
 
     Raises:
-        DataError: they cannot be downloaded.
+        DataError: a file cannot be read, or the files cannot be downloaded.
     """
     folder = root / DATASETS[name].folder
     if not folder.is_dir():
@@ -45,13 +45,13 @@ def fingerprint(name: str, root: Path) -> str:
         try:
             stat = path.stat()
         except OSError as error:
-            raise DataError(f"--dataset {name}: {path}: {error.strerror}; mend or remove that file") from error
+            raise DataError(f"--dataset {name}: {path}: {error.strerror}; repair or remove that file") from error
         digest.update(f"{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
     return digest.hexdigest()
 
 
 def read(name: str, root: Path) -> tuple[Split, Split, tuple[str, ...]]:
-    """Return (images uint8 [N, H, W, C], labels int64 [N]) to train and to test, and the classes.
+    """Return (images uint8 [N, H, W, C], labels int64 [N]) for training and for testing, and the class names.
 
     Raises:
         DataError: files are missing and cannot be downloaded, or are damaged.
@@ -66,16 +66,16 @@ def _open(name: str, root: Path, *, train: bool) -> Any:
     made = getattr(torchvision.datasets, DATASETS[name].class_name)
     try:
         return made(str(root), train=train, download=False)
-    except Exception as missing:  # noqa: BLE001 - each format has errors of its own
+    except Exception as missing:  # noqa: BLE001 - each format raises errors of its own
         try:
-            # torchvision shows its own progress bar, and fetches what fails its checksum again.
+            # torchvision shows a progress bar, and downloads a file again if its checksum is wrong.
             return made(str(root), train=train, download=True)
         except Exception as error:
             reason = missing if (root / DATASETS[name].folder).is_dir() else error
             raise DataError(
-                f"--dataset {name}: {root / DATASETS[name].folder}: {type(reason).__name__}: {reason}; it could "
-                f"not be downloaded either ({error}); offline, put torchvision's files there (--data-dir "
-                "is its root), or use --dataset digits, synthetic or imagefolder"
+                f"--dataset {name}: {root / DATASETS[name].folder}: {type(reason).__name__}: {reason}; the "
+                f"download failed, too ({error}); without a network, put torchvision's files there (--data-dir is its "
+                "root folder), or use --dataset digits, synthetic or imagefolder"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""The user's own ``load_data``: whatever a PyTorch program loads → arrays."""
+"""The user's own ``load_data`` function: calls it and converts the data that it returns to arrays."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 def read(spec: str, data_dir: str | None) -> tuple[Split, Split, tuple[str, ...]]:
-    """Call ``package.module:function`` and return its splits as arrays, and the classes.
+    """Call ``package.module:function`` and return its splits as arrays.
 
-    The function is called with ``data_dir`` if it takes that, and returns (train, test, …). A split is a pair
-    (images, labels) of arrays, images uint8 [N, H, W] or [N, H, W, C]; or a torch ``Dataset`` or ``DataLoader``
-    of (image, label) with images float [C, H, W] in −1…1 or 0…1, which become bytes again.
+    The function is called with ``data_dir`` if it has such a parameter, and it must return (train, test, …). A split is
+    a pair (images, labels) of arrays, with images uint8 [N, H, W] or [N, H, W, C] and labels of any integer type [N].
+    Or it is a torch ``Dataset`` or ``DataLoader`` of pairs (image, label) with images float [C, H, W] in −1…1 or 0…1,
+    which are converted back to uint8.
+
+    Returns:
+        (images uint8 [N, H, W, C], labels int64 [N]) for training and for testing, and the class names.
 
     Raises:
         PluginError: there is no such function.
-        DataError: it raised, or returned something else.
+        DataError: the function raised, or it returned something else.
     """
     function = user_code.load(spec, "--dataset")
     try:
@@ -51,7 +55,7 @@ def _split(spec: str, name: str, given: Any) -> Split:
         raise DataError(f"{place}: images are {images.dtype} {images.shape}; uint8 [N, H, W, C] is expected")
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0:
         raise DataError(
-            f"{place}: labels are {labels.dtype} {labels.shape}; {len(images)} integers from 0 are expected"
+            f"{place}: labels are {labels.dtype} {labels.shape}; {len(images)} integers of at least 0 are expected"
         )
     return images, labels.astype(np.int64)
 

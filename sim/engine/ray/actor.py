@@ -1,10 +1,10 @@
-"""The process that executes chunks, as Ray starts it. It imports no more than that takes, and only in that process."""
+"""The process that executes chunks, as Ray starts it. It imports only what that takes, and only in that process."""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -18,8 +18,27 @@ if TYPE_CHECKING:
 
     from sim.client.runtime import ClientSpec
     from sim.engine.contract import Chunk, ChunkResult, TestSlice
-    from sim.engine.ray.shipping import Parcel
+    from sim.engine.ray.shipping import CachedFiles
+    from sim.engine.worker import Worker
     from sim.training.local import TestSums
+
+
+@dataclass(frozen=True)
+class ActorAssignment:
+    """The run whose clients an actor executes.
+
+    Attributes:
+        log_path: where the output of the process goes.
+        liveness_path: see ``sim.engine.liveness``; on another machine there is no such file.
+        from_node: the node of a cluster where the driver is, which has the data.
+    """
+
+    spec: ClientSpec
+    num_clients: int
+    log_path: Path
+    liveness_path: Path
+    client_timeout: float | None
+    from_node: str
 
 
 @ray.remote
@@ -29,43 +48,42 @@ class ChunkActor:
     It can start before anybody knows what it will execute: ``begin`` says that.
     """
 
+    worker: Worker
+
     def __init__(self) -> None:
         with uncollected():
-            import sim.engine.worker  # noqa: F401 - takes its time, in which the driver prepares the run
+            import sim.engine.worker  # noqa: F401 - takes seconds, during which the driver prepares the run
         self.weights: NDArrays = []
 
-    def begin(
-        self, program: ClientSpec, num_clients: int, seed: int, log: Path, board: Path, client_timeout: float | None
-    ) -> None:
-        """Take the clients of a run."""
+    def begin(self, assignment: ActorAssignment, cached_files: CachedFiles | None) -> None:
+        """Take the clients of a run.
+
+        Args:
+            cached_files: data set and partition, for the nodes of a cluster where the driver is not.
+        """
         from sim.engine.liveness import Liveness
+        from sim.engine.ray.shipping import unpack
         from sim.engine.worker import Worker
 
-        # Whatever a client prints belongs to the run, not to Ray's session folder.
+        # What a client prints belongs to the run, not to Ray's session folder.
         with suppress(OSError):  # on another machine, the run's folder is not there
-            descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            descriptor = os.open(assignment.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             os.close(descriptor)
-        self.worker = Worker(program, num_clients, seed, own_process=True)
-        if board.is_file():
-            self.worker.board = Liveness(board)
-        else:  # on another machine, where the driver cannot see what goes on
-            self.worker.client_timeout = client_timeout
+        spec = assignment.spec
+        if cached_files is not None and ray.get_runtime_context().get_node_id() != assignment.from_node:
+            spec = unpack(spec, cached_files)
+        self.worker = Worker(spec, assignment.num_clients, spec.seed, own_process=True)
+        if assignment.liveness_path.is_file():
+            self.worker.liveness = Liveness(assignment.liveness_path)
+        else:  # on another machine, where the driver cannot see what this process executes
+            self.worker.client_timeout = assignment.client_timeout
 
     def set_up(self) -> None:
-        """Load model and data: that is no client's time."""
-        from sim.client.runtime import workbench
-
-        with suppress(Exception):  # raised again, and told, by the first client
-            workbench(self.worker.program)
-
-    def receive(self, parcel: Parcel, from_node: str) -> None:
-        """Take the data of the run, if this is another node than the one that sends them."""
-        from sim.engine.ray.shipping import unpack
-
-        if ray.get_runtime_context().get_node_id() != from_node:
-            self.worker.program = unpack(self.worker.program, parcel)
+        """Load model and data, which is not part of any client's time."""
+        with suppress(Exception):  # the first client raises it again, and it is reported there
+            _ = self.worker.runtime
 
     def run_chunks(self, chunks: list[Chunk], weights: NDArrays | None, actor: int) -> list[ChunkResult]:
         """Execute chunks that travelled without their weights.
@@ -76,14 +94,14 @@ class ChunkActor:
         self.worker.actor = actor
         if weights is not None:
             self.weights = weights
-        results = [self.worker.run(replace(chunk, weights=self.weights)) for chunk in chunks]
-        for result in results:
-            for outcome in result.outcomes:
-                outcome.cause = None  # an exception object of the user's may not travel
-        return results
+        chunk_results = [self.worker.run(replace(chunk, weights=self.weights)) for chunk in chunks]
+        for chunk_result in chunk_results:
+            for result in chunk_result.results:
+                result.cause = None  # an exception object of the user's code may not be serializable
+        return chunk_results
 
     def run_tests(self, parts: list[TestSlice], weights: NDArrays) -> list[TestSums] | str:
-        """Execute parts of the central test; return what is wrong with the user's ``test``, if it is."""
+        """Execute parts of the central test; return what is wrong with the user's ``test``, if something is."""
         from sim.errors import RunError
 
         try:
@@ -92,7 +110,7 @@ class ChunkActor:
             return str(error)
 
 
-def start_actor(**options: Any) -> Any:
-    """Start an actor; the options are Ray's, e.g. ``num_cpus``."""
+def start_actor(**resources: float) -> Any:
+    """Start an actor; the resources are Ray's, ``num_cpus`` and ``num_gpus``."""
     actor_class: Any = ChunkActor
-    return actor_class.options(**options).remote()
+    return actor_class.options(**resources).remote()

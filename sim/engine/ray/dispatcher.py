@@ -1,4 +1,4 @@
-"""Who gets what when: chunks → Ray actors, and what is done when one of them dies or hangs."""
+"""Assigns chunks to Ray actors, and recovers when an actor dies or hangs."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ray.exceptions import RayActorError, RayError
 from sim.engine.aggregation import WeightedSum
 from sim.engine.contract import Chunk, ChunkResult, ClientResult, Task, TestSlice
 from sim.engine.liveness import Liveness
-from sim.engine.ray.scheduling import WorkItem, by_work, in_pieces, joined, least_clients, next_message
-from sim.engine.ray.session import INLINE_BYTES
+from sim.engine.ray.scheduling import WorkItem, by_work, in_items, joined, least_clients, next_message
 from sim.errors import EngineError, RunError
 from sim.run_folder.records import Phase
 from sim.training.local import TestSums
 
-_SPARE_DEATHS = 3  # more than one of each actor, outside of clients or unseen, before the run gives up
+INLINE_BYTES = 4 * 2**20  # the most that travels in a message itself; more goes through Ray's shared memory
+_SPARE_DEATHS = 3  # beyond one per actor: deaths without a known client after which the run gives up
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often a client is tried again when its process dies, and how long it may take."""
+    """How often a client is tried again when its process dies, and how many seconds it may take (None: any number)."""
 
     max_retries: int
     client_timeout: float | None
@@ -37,48 +37,48 @@ class RetryPolicy:
 
 @dataclass
 class _Message:
-    """Pieces that an actor executes; ``handle`` tells the actor from the one that may replace it."""
+    """Work items that an actor executes; ``handle`` distinguishes the actor from one that replaces it."""
 
-    pieces: list[WorkItem]
+    items: list[WorkItem]
     actor: int
     handle: Any
 
     @property
     def clients(self) -> list[int]:
-        """Whom the actor executes."""
-        return [task.client_id for piece in self.pieces for task in piece.chunk.tasks]
+        """Ids of the clients in the message."""
+        return [task.client_id for item in self.items for task in item.chunk.tasks]
 
 
 class RayDispatcher:
-    """Hands pieces to actors that are free, each actor one at a time, and replaces actors that die."""
+    """Sends work items to free actors, and replaces actors that die."""
 
     def __init__(
         self,
         actors: Sequence[Any],
         start_actor: Callable[[], Any],
-        board: Liveness,
+        liveness: Liveness,
         retry_policy: RetryPolicy,
         spills: Callable[[], bool],
         *,
-        together: bool,
+        vectorized: bool,
     ) -> None:
         """
         Args:
-            spills: whether Ray has put objects on the disk.
-            start_actor: makes an actor in the place of one that died.
-            together: clients of a chunk are trained in one computation, so chunks are not cut.
+            start_actor: starts an actor in the place of one that died.
+            spills: returns whether Ray has written objects to the disk.
+            vectorized: the clients of a chunk are trained in one computation, so that chunks are not cut.
         """
         self.actors = list(actors)
         self.start_actor = start_actor
-        self.board = board
+        self.liveness = liveness
         self.retry_policy = retry_policy
         self.spills = spills
-        self.together = together
+        self.vectorized = vectorized
         self._spilled = False
         self._held: list[NDArrays | None] = [None] * len(self.actors)  # the weights that each actor was sent last
         self._stored: list[tuple[NDArrays, Any]] = []  # weights and where they are in Ray's shared memory
         self._seconds: dict[Phase, float] = {}
-        self._deaths: Counter[int] = Counter()  # by the client that an actor died with
+        self._deaths: Counter[int] = Counter()  # client_id → deaths of actors that executed it
         self._spare_deaths = _SPARE_DEATHS + len(self.actors)
 
     def wait_until_ready(self) -> None:
@@ -87,61 +87,61 @@ class RayDispatcher:
     def execute(self, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
         """Yield results in the order of ``chunks``.
 
-        A message carries several pieces, fewer as the round goes on, so that few messages are sent and nobody is
-        left with much work at the end. What travels together changes no sum.
+        A message carries several work items, fewer towards the end of the round: few messages are sent, and no actor
+        has much work left when the others are done. Which items share a message changes no sum.
 
         Raises:
-            EngineError: actors die one after another without having begun a client.
+            EngineError: actors die one after another before they begin a client.
         """
         phase = chunks[0].phase
-        divisible = phase == "evaluate" or not self.together
+        divisible = phase == "evaluate" or not self.vectorized
         seconds = self._seconds.get(phase)
-        pieces = in_pieces(chunks, len(self.actors), divisible=divisible, seconds_a_client=seconds)
-        waiting = by_work(pieces)
+        items = in_items(chunks, len(self.actors), divisible=divisible, seconds_per_client=seconds)
+        waiting = by_work(items)
         least = least_clients(sum(len(chunk.tasks) for chunk in chunks), len(self.actors), seconds)
         running: dict[Any, _Message] = {}
         self._stored = [pair for pair in self._stored if any(pair[0] is chunk.weights for chunk in chunks)]
         self._deaths.clear()
         took: list[float] = []
-        for own in pieces:
+        for chunk_items in items:
             while True:
-                self._hand_out(waiting, running, least)
-                done = all(piece.result for piece in own)
-                # Even with a result at hand: whoever has finished meanwhile gets work before that is folded.
-                if not self._collect(running, pieces, waiting, wait=not done) and done:
+                self._send(waiting, running, least)
+                done = all(item.result for item in chunk_items)
+                # Also with a result available: an actor that has finished gets work before that result is folded.
+                if not self._collect(running, items, waiting, wait=not done) and done:
                     break
-            result = joined(own)
-            for piece in own:
-                piece.result = None
-            took += [outcome.seconds for outcome in result.outcomes]
-            yield result
+            chunk_result = joined(chunk_items)
+            for item in chunk_items:
+                item.result = None
+            took += [result.seconds for result in chunk_result.results]
+            yield chunk_result
         self._seconds[phase] = sum(took) / len(took)
         if not self._spilled and self.spills():
             self._spilled = True
             logging.getLogger("sim").warning(
-                "Ray's shared memory is full and spills to the disk, which is slow; fewer clients a round, or "
-                "more memory, would avoid it"
+                "Ray's shared memory is full and spills to the disk, which is slow; fewer clients per round or "
+                "more memory would avoid it"
             )
 
-    def _hand_out(self, waiting: deque[WorkItem], running: dict[Any, _Message], least: int) -> None:
+    def _send(self, waiting: deque[WorkItem], running: dict[Any, _Message], least: int) -> None:
         load = dict.fromkeys(range(len(self.actors)), 0)
         for message in running.values():
             load[message.actor] += 1
-        # One message waits at each actor, so that it does not idle until we answer; not at the end, where the
-        # other actors could have it.
+        # A second message waits at each actor, so that it does not idle between two; not at the end of the round,
+        # where another actor could execute it.
         while waiting and min(load.values()) < (2 if len(waiting) > len(load) else 1):
-            pieces = next_message(waiting, len(load), least)
+            items = next_message(waiting, len(load), least)
             actor = min(load, key=load.__getitem__)
             load[actor] += 1
-            weights = pieces[0].chunk.weights
+            weights = items[0].chunk.weights
             sent = None if self._held[actor] is weights else self._packed(weights)
             self._held[actor] = weights
-            bare = [replace(piece.chunk, weights=[]) for piece in pieces]
+            bare = [replace(item.chunk, weights=[]) for item in items]
             handle = self.actors[actor]
-            running[handle.run_chunks.remote(bare, sent, actor)] = _Message(pieces, actor, handle)
+            running[handle.run_chunks.remote(bare, sent, actor)] = _Message(items, actor, handle)
 
     def _packed(self, weights: NDArrays) -> Any:
-        """Weights as an argument: in the message if they are few, otherwise once in Ray's shared memory."""
+        """Return weights as an argument: in the message if they are small, otherwise once in Ray's shared memory."""
         if sum(array.nbytes for array in weights) < INLINE_BYTES // 4:
             return weights
         for held, reference in self._stored:
@@ -151,9 +151,9 @@ class RayDispatcher:
         return self._stored[-1][1]
 
     def _collect(
-        self, running: dict[Any, _Message], pieces: list[list[WorkItem]], waiting: deque[WorkItem], *, wait: bool
+        self, running: dict[Any, _Message], items: list[list[WorkItem]], waiting: deque[WorkItem], *, wait: bool
     ) -> bool:
-        """Take one answer, if there is one or ``wait``; return whether there was."""
+        """Receive the results of one message, if they are there or with ``wait``; return whether there were any."""
         if not running:
             return False
         timeout = None if wait else 0.0
@@ -165,37 +165,35 @@ class RayDispatcher:
             try:
                 results = ray.get(reference)
             except RayActorError as error:
-                self._recover(message, running, pieces, waiting, last_line(error))
+                self._recover(message, running, items, waiting, last_line(error))
             except RayError as error:
-                raise EngineError(f"round {message.pieces[0].chunk.server_round}: {last_line(error)}") from error
+                raise EngineError(f"round {message.items[0].chunk.server_round}: {last_line(error)}") from error
             else:
                 self._spare_deaths = _SPARE_DEATHS + len(self.actors)
-                for piece, result in zip(message.pieces, results, strict=True):
-                    piece.result = result
-        if wait:  # also while the others go on
-            self._end_hanging(running, pieces, waiting)
+                for item, result in zip(message.items, results, strict=True):
+                    item.result = result
+        if wait:  # also while other actors work
+            self._end_hanging(running, items, waiting)
         return bool(ready)
 
-    def _end_hanging(
-        self, running: dict[Any, _Message], pieces: list[list[WorkItem]], waiting: deque[WorkItem]
-    ) -> None:
+    def _end_hanging(self, running: dict[Any, _Message], items: list[list[WorkItem]], waiting: deque[WorkItem]) -> None:
         limit = self.retry_policy.client_timeout
         if limit is None:
             return
         for actor in {message.actor for message in running.values()}:
-            doing = self.board.doing(actor)
-            if doing is None or doing.seconds <= limit * doing.together:
+            current = self.liveness.current(actor)
+            if current is None or current.seconds <= limit * current.num_clients:
                 continue
-            # Not simply its first message: that may be done, and its answer on the way.
+            # Not simply its first message, whose results may be on their way.
             for reference, message in list(running.items()):
-                if message.handle is not self.actors[actor] or doing.client_id not in message.clients:
+                if message.handle is not self.actors[actor] or current.client_id not in message.clients:
                     continue
-                self._kill(actor, doing.pid)
+                self._kill(actor, current.pid)
                 del running[reference]
-                self._recover(message, running, pieces, waiting, f"Timeout: no end after {limit:g} s", hung=True)
+                self._recover(message, running, items, waiting, f"Timeout: no end after {limit:g} s", hung=True)
 
     def _kill(self, actor: int, pid: int) -> None:
-        """End an actor, whatever it is in the middle of."""
+        """End an actor, whatever it is executing."""
         ray.kill(self.actors[actor])
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
@@ -204,18 +202,18 @@ class RayDispatcher:
         self,
         message: _Message,
         running: dict[Any, _Message],
-        pieces: list[list[WorkItem]],
+        items: list[list[WorkItem]],
         waiting: deque[WorkItem],
         reason: str,
         *,
         hung: bool = False,
     ) -> None:
-        """Replace the actor that had ``message``, and have what it did not finish done again."""
+        """Replace the actor that had ``message``, and queue again what it did not finish."""
         actor = message.actor
         if self.actors[actor] is not message.handle:  # the second message of an actor that is replaced already
-            waiting.extendleft(reversed(message.pieces))
+            waiting.extendleft(reversed(message.items))
             return
-        server_round = message.pieces[0].chunk.server_round
+        server_round = message.items[0].chunk.server_round
         culprit = self._culprit(message)
         if culprit is None:
             self._spare_deaths -= 1
@@ -225,7 +223,7 @@ class RayDispatcher:
             self._deaths[culprit] += 1
         given_up = culprit is not None and (hung or self._deaths[culprit] > self.retry_policy.max_retries)
         logging.getLogger("sim").warning(
-            "round %d: process %d %s%s; another one does its clients again",
+            "round %d: process %d %s%s; another one executes its clients again",
             server_round,
             actor,
             "hangs" if hung else "died",
@@ -234,11 +232,11 @@ class RayDispatcher:
         logging.getLogger("ray").warning("%s", reason)
         self.replace(actor)
         again: list[WorkItem] = []
-        for piece in message.pieces:
-            whole = self.together and piece.chunk.phase == "fit"
-            parts = [WorkItem(piece.index, piece.chunk, alone=True)] if whole else piece.singles(alone=True)
-            own = pieces[piece.index]
-            place = own.index(piece)
+        for item in message.items:
+            whole = self.vectorized and item.chunk.phase == "fit"
+            parts = [WorkItem(item.index, item.chunk, alone=True)] if whole else item.singles(alone=True)
+            own = items[item.index]
+            place = own.index(item)
             own[place : place + 1] = parts
             for part in parts:
                 if given_up and any(task.client_id == culprit for task in part.chunk.tasks):
@@ -250,16 +248,16 @@ class RayDispatcher:
         waiting.extendleft(reversed(again))
 
     def _culprit(self, message: _Message) -> int | None:
-        """The client that an actor died with, as far as that is known."""
+        """Return the client that an actor executed when it died, as far as that is known."""
         clients = message.clients
-        doing = self.board.doing(message.actor)
-        if doing is not None and doing.client_id in clients:
-            return doing.client_id
-        return clients[0] if len(message.pieces) == 1 and message.pieces[0].alone else None
+        current = self.liveness.current(message.actor)
+        if current is not None and current.client_id in clients:
+            return current.client_id
+        return clients[0] if len(message.items) == 1 and message.items[0].alone else None
 
     def replace(self, actor: int) -> None:
         """Put a new actor in the place of one that died."""
-        self.board.end(actor)
+        self.liveness.end(actor)
         self.actors[actor] = self.start_actor()
         self._held[actor] = None
 
@@ -284,7 +282,9 @@ class RayDispatcher:
                 try:
                     answer = ray.get(reference)
                 except RayActorError:
-                    logging.getLogger("sim").warning("the central test: process %d died; another one does it", actor)
+                    logging.getLogger("sim").warning(
+                        "the central test: process %d died; another one executes it", actor
+                    )
                     self.replace(actor)
                     continue
                 except RayError as error:
@@ -302,5 +302,6 @@ def _failed(tasks: Sequence[Task], error: str, actor: int) -> ChunkResult:
 
 
 def last_line(error: Exception) -> str:
+    """Return the last line of an error's text, which names the reason in Ray's errors."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

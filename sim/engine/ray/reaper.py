@@ -1,7 +1,8 @@
-"""Ends what a run's Ray leaves: started beside it, waits for its driver to end, however that ends.
+"""Ends what a run's Ray leaves behind. It is started beside Ray and waits until the driver has ended, however it ends.
 
-A program of its own that imports nothing of sim: ``python reaper.py FOLDER DRIVER``. When its stdin closes, it kills
-every process that has a file of the session's folder open (Ray's logs are there), and removes that folder.
+A program of its own that imports nothing of sim: ``python reaper.py SESSION_FOLDER DRIVER_PID RAY_FOLDER``. When its
+stdin closes, it kills the processes of this user that run Ray's code and have a file of the session's folder open
+(Ray's logs are there), and removes that folder. A process of somebody else that reads such a file is left alone.
 """
 
 from __future__ import annotations
@@ -15,34 +16,44 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def processes_of(folder: str, driver: int) -> list[int]:
-    """Ids of the processes that belong to a session, its driver aside; none where there is no /proc."""
+def processes_of(session_folder: str, driver: int, ray_folder: str) -> list[int]:
+    """Return the ids of the processes that belong to a session, except its driver; none where there is no /proc."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            # Not by name or environment: Ray's processes write a title over both.
-            if int(path.name) != driver and any(
-                str(file.readlink()).startswith(f"{folder}/") for file in (path / "fd").iterdir()
+            # Not by name or environment, because Ray's processes overwrite both with a title.
+            if (
+                int(path.name) != driver
+                and path.stat().st_uid == os.getuid()
+                and any(str(file.readlink()).startswith(f"{session_folder}/") for file in (path / "fd").iterdir())
+                and _runs_code_of(ray_folder, path)
             ):
                 found.append(int(path.name))
     return found
 
 
+def _runs_code_of(ray_folder: str, process: Path) -> bool:
+    """Whether a process is one of Ray's executables, or a Python that has loaded Ray's library."""
+    if str((process / "exe").readlink()).startswith(f"{ray_folder}/"):
+        return True
+    return f" {ray_folder}/" in (process / "maps").read_text(encoding="utf-8", errors="replace")
+
+
 def main() -> None:
     """Wait, kill, remove."""
-    folder, driver = sys.argv[1], int(sys.argv[2])
+    session_folder, driver, ray_folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # meant for the driver, after which there is work to do
+        signal.signal(number, signal.SIG_IGN)  # meant for the driver, after whose end there is work to do here
     sys.stdin.read()
     for _ in range(20):
-        left = processes_of(folder, driver)
+        left = processes_of(session_folder, driver, ray_folder)
         for pid in left:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         if not left:
             break
         time.sleep(0.05)
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(session_folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A run's own Ray: starts while the driver still loads PyTorch and data, and ends with the run."""
+"""Ray for one run: started in the background, opened for the round loop, ended with the run."""
 
 from __future__ import annotations
 
@@ -11,146 +11,234 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
-import ray
-from ray._private import parameter, services
-from ray._private import worker as ray_worker
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
+from sim import private
 from sim.engine.ray import reaper
-from sim.engine.ray.actor import start_actor
+from sim.errors import EngineError
 from sim.run_folder.log import LOG_FORMAT
 
-logging.getLogger("ray").handlers = [logging.NullHandler()]  # until the run's own log is open
-# What Ray will do with GPUs one day is not for this run's screen; set here, since filters belong to all threads.
-warnings.filterwarnings("ignore", message="Tip: In future versions of Ray", category=FutureWarning)
+if TYPE_CHECKING:  # at run time Ray is imported by the thread that starts it
+    from sim.client.runtime import ClientSpec
+    from sim.engine.ray.dispatcher import RayDispatcher, RetryPolicy
 
-# Ray's logger keeps the handlers that it has; with configure_logging=False it would lose them, and print.
-QUIET: dict[str, Any] = {"log_to_driver": False, "configure_logging": True, "logging_format": LOG_FORMAT}
 _PREFIX = "sim-ray-"
-_LONGEST_ROOT = 30
-INLINE_BYTES = 4 * 2**20  # what travels in a message itself; more goes through Ray's shared memory
+_LONGEST_ROOT = 30  # letters of the folder for temporary files, because the path of a socket must be short
+_TOKEN = secrets.token_hex(32)
+# Ray's logger keeps the handlers that it has; with configure_logging=False it would lose them, and print.
+_QUIET: dict[str, Any] = {"log_to_driver": False, "configure_logging": True, "logging_format": LOG_FORMAT}
 
 
-class OwnRay:
-    """Ray for this run alone; its sockets, which listen on all interfaces, ask for a token that only it knows."""
+class RaySession:
+    """Ray and its actors for one run: a Ray of its own, or the cluster at ``address`` in ``init_args``.
 
-    def __init__(self, ray_init_args: dict[str, Any], num_actors: int, client_resources: dict[str, float]) -> None:
-        """
+    The sockets of a Ray of its own listen on all interfaces, and ask for a token that only this process knows.
+    """
+
+    def __init__(self, init_args: dict[str, Any], num_actors: int, client_resources: dict[str, float]) -> None:
+        """Start nothing yet.
+
         Args:
-            ray_init_args: for ``ray.init``; they win over ours.
-            num_actors: how many start with it, since they import PyTorch as long as the driver does.
+            init_args: for ``ray.init``; they win over those of this class.
+            num_actors: as many as fit on this machine; on a cluster they are counted when it is joined.
             client_resources: ``num_cpus`` and ``num_gpus`` of one actor.
         """
-        # "local": Ray would otherwise join whatever cluster runs on this machine.
-        self.folder = _session_folder()
-        self.init_args = {
-            "address": "local",
-            "_temp_dir": str(self.folder),
-            "include_dashboard": False,
-            **QUIET,
-            "_system_config": {"max_direct_call_object_size": INLINE_BYTES},
-            **ray_init_args,
-        }
-        self.actors: list[Any] = []  # that have not begun anything
+        self._init_args = init_args
+        self._is_own = "address" not in init_args
         self._num_actors = num_actors
         self._client_resources = client_resources
-        self._before: dict[str, str | None] = {}
+        self._actors: list[Any] = []
+        self._folder: Path | None = None
         self._started: Future[None] = Future()
+        self._thread: Thread | None = None
         self._ended = Event()
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self._reaper = subprocess.Popen(
-            [sys.executable, "-S", str(Path(reaper.__file__)), str(self.folder), str(os.getpid())],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
-        lock = _locked(self.folder)
-        assert lock is not None, "a folder that was just made is nobody else's"
-        self._lock = lock
-        _sweep(self.folder.parent)
-        names: dict[str, str | None] = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        self._before = {name: os.environ.get(name) for name in names}
-        _set_environment(names)
-        Thread(target=self._start, daemon=True).start()
+        logger = logging.getLogger("ray")
+        self._stack.callback(setattr, logger, "handlers", logger.handlers)
+        logger.handlers = [logging.NullHandler()]  # until the run's own log is open
+        self._stack.enter_context(warnings.catch_warnings())
+        # A change that Ray announces for the future does not concern the user of a run.
+        warnings.filterwarnings("ignore", message="Tip: In future versions of Ray", category=FutureWarning)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.end()
-        _set_environment(self._before)
-        self._lock.close()
-        self._reaper.communicate()
+        self._stack.close()
 
-    def _start(self) -> None:
-        try:
-            with _only_what_runs_clients(self.init_args):
-                ray.init(**self.init_args)
-            self.actors = [start_actor(**self._client_resources) for _ in range(self._num_actors)]
-            node: Any = ray_worker.global_worker.node
-            self._session = Path(node.get_session_dir_path())
-            self._made_at_start = self._session.stat().st_mtime_ns
-        except BaseException as error:  # noqa: BLE001 - for whoever waits
-            self._started.set_exception(error)
-        else:
-            self._started.set_result(None)
-            self._ended.wait()  # Linux ends Ray's processes with the thread that started them, so that none is left
+    def start(self, **more_init_args: Any) -> None:
+        """Start Ray and its actors in the background, unless that was done."""
+        if self._thread is not None:
+            return
+        arguments = {**_QUIET, **more_init_args, **self._init_args}
+        if self._is_own:
+            self._folder = self._stack.enter_context(_session_folder())
+            # "local", because Ray would otherwise join a cluster that runs on this machine.
+            arguments = {
+                "address": "local",
+                "_temp_dir": str(self._folder),
+                "include_dashboard": False,
+                **arguments,
+            }
+        self._thread = Thread(target=self._keep_ray, args=(arguments,), daemon=True)
+        self._thread.start()
 
-    def wait(self) -> None:
-        """Return when Ray is there; raise what kept it from starting."""
-        self._started.result()
+    def _keep_ray(self, arguments: dict[str, Any]) -> None:
+        """Start Ray, and end it when it is time to. Linux ends Ray's processes with the thread that started them."""
+        with _token_required() if self._is_own else nullcontext(), private.ray_errors_in_the_log():
+            try:
+                import ray
 
-    def spills(self) -> bool:
-        """Whether Ray has put on the disk what its shared memory had no room for.
+                from sim.engine.ray.actor import start_actor
+                from sim.engine.ray.dispatcher import INLINE_BYTES
+
+                if self._is_own:
+                    arguments = {"_system_config": {"max_direct_call_object_size": INLINE_BYTES}, **arguments}
+                    with private.fewer_ray_processes(dashboard=arguments["include_dashboard"]):
+                        ray.init(**arguments)
+                    self._modified_at_start = self._session_modified()
+                else:
+                    ray.init(**arguments)
+                    self._num_actors = _actors_that_fit(ray.nodes(), self._client_resources)
+                self._actors = [start_actor(**self._client_resources) for _ in range(self._num_actors)]
+            except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+                self._started.set_exception(error)
+            else:
+                self._started.set_result(None)
+                self._ended.wait()
+            if "ray" in sys.modules:
+                sys.modules["ray"].shutdown()
+
+    def end(self) -> None:
+        """End Ray and its processes; nothing if they have ended or were never started."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    @contextmanager
+    def open(
+        self, spec: ClientSpec, num_clients: int, retry_policy: RetryPolicy, log_path: Path
+    ) -> Iterator[RayDispatcher]:
+        """Assign the clients of a run to the actors; Ray ends with it.
+
+        Args:
+            log_path: where the output of the actors goes.
+
+        Raises:
+            EngineError: Ray could not start, or the data did not reach every node.
+        """
+        # Only now, because these imports take seconds, during which Ray starts.
+        import ray
+
+        from sim.client.runtime import ClientFn
+        from sim.engine.liveness import Liveness, liveness_file
+        from sim.engine.ray.actor import ActorAssignment, start_actor
+        from sim.engine.ray.dispatcher import RayDispatcher, last_line
+        from sim.engine.ray.shipping import pack, runtime_env
+        from sim.engine.ray.start_simulation import flower_simulation
+
+        self.start(**({} if self._is_own else {"runtime_env": runtime_env(spec)}))
+        with liveness_file(self._folder) as liveness_path:
+            try:
+                self._started.result()
+            except Exception as error:
+                raise EngineError(f"Ray could not start: {last_line(error)}") from error
+            files = None if self._is_own else ray.put(pack(spec))
+            node = ray.get_runtime_context().get_node_id()
+            assignment = ActorAssignment(
+                spec, num_clients, log_path, liveness_path, retry_policy.client_timeout, from_node=node
+            )
+
+            def start_another() -> Any:
+                actor = start_actor(**self._client_resources)
+                actor.begin.remote(assignment, files)  # before all that it is asked later
+                return actor
+
+            begun = [actor.begin.remote(assignment, files) for actor in self._actors]
+            try:
+                if not self._is_own:
+                    ray.get(begun)
+            except ray.exceptions.RayError as error:
+                raise EngineError(f"the data did not reach every node: {last_line(error)}") from error
+            for actor in self._actors:
+                actor.set_up.remote()  # all at the same time; nobody waits for the result
+            try:
+                with flower_simulation(self._actors, ClientFn(spec), num_clients, self._client_resources):
+                    yield RayDispatcher(
+                        self._actors,
+                        start_another,
+                        Liveness(liveness_path),
+                        retry_policy,
+                        self._spills,
+                        vectorized=spec.vectorized_clients > 1,
+                    )
+            finally:
+                self.end()
+
+    def _spills(self) -> bool:
+        """Whether Ray has written to the disk what its shared memory had no room for.
 
         It makes a folder for that in its session's, or a file that it removes at once while it uses it; nothing else
         is made there after the start.
         """
         with suppress(OSError):
-            return self._session.stat().st_mtime_ns != self._made_at_start
+            return self._is_own and self._session_modified() != self._modified_at_start
         return False
 
-    def end(self) -> None:
-        """End Ray and its processes; nothing if they have ended."""
-        self._started.exception()  # it must have started to end
-        ray.shutdown()
-        self._ended.set()
+    def _session_modified(self) -> int:
+        assert self._folder is not None
+        return (self._folder / "session_latest").stat().st_mtime_ns
+
+
+def _actors_that_fit(nodes: Sequence[dict[str, Any]], client_resources: dict[str, float]) -> int:
+    """Return how many actors fit on the nodes of a cluster.
+
+    Raises:
+        EngineError: not even one.
+    """
+    kinds = {"CPU": client_resources["num_cpus"], "GPU": client_resources.get("num_gpus", 0.0)}
+    count = sum(
+        min(int(node["Resources"].get(kind, 0) / share) for kind, share in kinds.items() if share)
+        for node in nodes
+        if node["Alive"]
+    )
+    if not count:
+        shares = " and ".join(f"--num-{kind.lower()}s {share:g}" for kind, share in kinds.items() if share)
+        raise EngineError(f"no node of the cluster has room for one client with {shares}")
+    return count
 
 
 @contextmanager
-def _only_what_runs_clients(init_args: dict[str, Any]) -> Iterator[None]:
-    """Start Ray without the processes that scale clusters, forward logs and count usage: 1.6 CPU seconds (Ray 2.55).
-
-    The first two are parameters that ``ray.init`` does not pass on; the third is all that is left of the dashboard's
-    server when there is no dashboard.
-    """
-    lean: Any = partial(parameter.RayParams, no_monitor=True, include_log_monitor=False)  # type: ignore[arg-type]
-    made = {(parameter, "RayParams"): lean}
-    if not init_args["include_dashboard"]:
-        made[services, "start_api_server"] = lambda *_, **__: (None, None)
-    before = {place: getattr(*place) for place in made}
-    for place, value in made.items():
-        setattr(*place, value)
-    try:
-        yield
-    finally:
-        for place, value in before.items():
-            setattr(*place, value)
-
-
-def _session_folder() -> Path:
-    """Make a folder for Ray's sockets, logs and spilled objects; its path must be short for a socket's name."""
+def _session_folder() -> Iterator[Path]:
+    """Make a folder for Ray's sockets, logs and spilled objects; a process beside this one removes it at the end."""
     root = Path(tempfile.gettempdir())
-    return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root if len(str(root)) <= _LONGEST_ROOT else "/tmp"))
+    root = root if len(str(root)) <= _LONGEST_ROOT else Path("/tmp")
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+    spec = find_spec("ray")
+    ray_folder = Path(str(spec.origin)).parent if spec is not None else folder
+    cleaner = subprocess.Popen(
+        [sys.executable, "-S", str(Path(reaper.__file__)), str(folder), str(os.getpid()), str(ray_folder)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    lock = _locked(folder)
+    assert lock is not None, "a folder that was just made belongs to no other run"
+    _remove_left_folders(root)
+    try:
+        yield folder
+    finally:
+        lock.close()
+        cleaner.communicate()
 
 
 def _locked(folder: Path) -> IO[bytes] | None:
@@ -167,30 +255,45 @@ def _locked(folder: Path) -> IO[bytes] | None:
     return lock
 
 
-def _sweep(root: Path) -> None:
+def _remove_left_folders(root: Path) -> None:
     """Remove the session folders of runs that were killed."""
     for folder in root.glob(f"{_PREFIX}*"):
-        # One that was made in this moment has no lock yet.
+        # A folder that was made in this moment has no lock yet.
         if (folder / "lock").exists() and (lock := _locked(folder)) is not None:
             lock.close()
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _to_the_log(data: dict[str, Any], ignore_prefix: bool) -> None:
-    """In the place of Ray's function that prints the errors of its processes on the screen."""
-    for line in data.get("lines", []):
-        logging.getLogger("ray").warning("%s: %s", data.get("pid"), line)
+@contextmanager
+def _token_required() -> Iterator[None]:
+    """Let Ray ask for a token, by two variables of the environment that it reads when it is imported.
+
+    One token serves all runs of a process. Where Ray was imported before, and cannot read them again, what it read
+    then stays, because a driver without the token could not speak to a Ray that asks for it.
+    """
+    names = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
+    before = {name: os.environ.get(name) for name in names}
+    imported = "ray" in sys.modules
+    os.environ.update(names)
+    if imported and not private.reread_ray_authentication() and not _imported_with_token:
+        logging.getLogger("sim").warning("note: Ray was imported before; other users of this machine can reach it")
+        _restore(before)
+        yield
+        return
+    _imported_with_token.append(True)
+    try:
+        yield
+    finally:
+        _restore(before)
+        private.reread_ray_authentication()
 
 
-def _set_environment(values: dict[str, str | None]) -> None:
-    for name, value in values.items():
+_imported_with_token: list[bool] = []  # not empty once a run of this process has made Ray read the token
+
+
+def _restore(environment: dict[str, str | None]) -> None:
+    for name, value in environment.items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    # Ray's core read both when it was imported; these make it read them again.
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
-
-
-ray_worker.print_to_stdstream = _to_the_log

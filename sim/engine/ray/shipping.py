@@ -1,7 +1,9 @@
-"""What a run maps from the cache folder → to the nodes of a Ray cluster that have another one."""
+"""Sends the cached data set and partition of a run to the nodes of a Ray cluster that do not have them."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,38 +11,48 @@ from typing import Any
 from sim.client.runtime import ClientSpec
 from sim.data.cache import cache_folder
 
-Parcel = dict[str, dict[str, bytes]]  # kind/key of a folder in the cache → its files
+CachedFiles = dict[str, dict[str, bytes]]  # kind/key of a folder in the cache → its files
 
 
-def pack(program: ClientSpec) -> Parcel:
-    """Read the data set and the partition of a program."""
-    folders = [program.data_folder, *([program.partition_folder] if program.partition_folder else [])]
+def pack(spec: ClientSpec) -> CachedFiles:
+    """Read the data set and the partition of a spec."""
+    folders = [spec.data_folder, *([spec.partition_folder] if spec.partition_folder else [])]
     return {
         f"{folder.parent.name}/{folder.name}": {path.name: path.read_bytes() for path in folder.iterdir()}
         for folder in folders
     }
 
 
-def unpack(program: ClientSpec, parcel: Parcel) -> ClientSpec:
-    """Put a parcel into this node's cache, unless it is there; return the program with this node's folders."""
+def unpack(spec: ClientSpec, cached_files: CachedFiles) -> ClientSpec:
+    """Put the files into this node's cache, unless they are there; return the spec with this node's folders.
+
+    Several processes of a node may do this at once: each writes a folder of its own, and one of them is renamed.
+    """
     places: dict[str, Path] = {}
-    for name, files in parcel.items():
+    for name, files in cached_files.items():
         folder = cache_folder() / name
         places[name.split("/")[0]] = folder
         if folder.is_dir():
             continue
-        arriving = folder.with_name(f".arriving-{folder.name}")
-        arriving.mkdir(parents=True, exist_ok=True)
-        for file_name, content in files.items():
-            (arriving / file_name).write_bytes(content)
-        arriving.rename(folder)
-    return replace(program, data_folder=places["data"], partition_folder=places.get("partition"))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        arriving = Path(tempfile.mkdtemp(prefix=".arriving-", dir=folder.parent))
+        try:
+            for file_name, content in files.items():
+                (arriving / file_name).write_bytes(content)
+            arriving.chmod(0o755)
+            arriving.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+        finally:
+            shutil.rmtree(arriving, ignore_errors=True)
+    return replace(spec, data_folder=places["data"], partition_folder=places.get("partition"))
 
 
-def runtime_env(program: ClientSpec) -> dict[str, Any]:
-    """What Ray sends to every node: this package, and the current folder where the user's own modules are in it."""
-    environment: dict[str, Any] = {"py_modules": [str(Path(__file__).resolve().parent.parent.parent)]}
-    if any(spec and ":" in spec for spec in (program.model, program.train, program.test, program.client)):
-        environment["working_dir"] = str(program.import_folder)
+def runtime_env(spec: ClientSpec) -> dict[str, Any]:
+    """Return what Ray sends to every node: this package, and the current folder if the user's own modules are used."""
+    environment: dict[str, Any] = {"py_modules": [str(Path(__file__).resolve().parents[2])]}
+    if any(name and ":" in name for name in (spec.model, spec.train, spec.test, spec.client)):
+        environment["working_dir"] = str(spec.import_folder)
         environment["excludes"] = ["results", ".git", ".venv"]
     return environment

@@ -1,154 +1,87 @@
-"""The engine on Ray: Flower's ``start_simulation`` around our round loop, with actors that take chunks.
+"""The way in through Flower: its ``start_simulation`` around the actors of a run; no other file knows that function.
 
-The only file that touches ``start_simulation`` (deprecated in Flower 1.13, working in 1.41 and 1.42).
+Where Flower no longer has it (deprecated since 1.13, present in 1.42), the same actors give the same result without it.
 """
 
 from __future__ import annotations
 
-import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import cycle
 from typing import Any, Self
 
-import ray
-from flwr.server import Server, ServerConfig
-from flwr.server.client_manager import ClientManager
-from flwr.simulation import start_simulation
-from ray.exceptions import RayError
+import flwr.simulation
+from flwr.server import History, Server, ServerConfig, SimpleClientManager
 
-from sim.client.runtime import ClientFn, ClientSpec
-from sim.engine.contract import OpenDispatcher
-from sim.engine.liveness import Liveness, liveness_file
-from sim.engine.ray.actor import start_actor
-from sim.engine.ray.dispatcher import RayDispatcher, RetryPolicy, last_line
-from sim.engine.ray.session import QUIET, OwnRay
-from sim.engine.ray.shipping import Parcel, pack, runtime_env
-from sim.errors import EngineError
+from sim.client.runtime import ClientFn
+from sim.run_folder.log import LOG_FORMAT
 
 
-@dataclass(frozen=True)
-class _Opening:
-    """What the dispatcher is made of once Ray runs and Flower has made its pool of actors."""
+class _WaitingServer(Server):
+    """Its ``fit`` lasts as long as the simulation; the rounds run in the thread that opened it."""
 
-    board: Path
-    retry_policy: RetryPolicy
-    together: bool
-    parcel: Parcel | None
-    spills: Callable[[], bool]
-    on_sigterm: Any  # the handler before ray.init put its own there; None if it is not Python's
+    def __init__(self, opened: Future[None], closed: threading.Event) -> None:
+        super().__init__(client_manager=SimpleClientManager())
+        self._opened, self._closed = opened, closed
 
-    @contextmanager
-    def __call__(self, client_manager: ClientManager) -> Iterator[RayDispatcher]:
-        """Take the actors out of Flower's pool, and send them the data."""
-        if self.on_sigterm is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self.on_sigterm)
-        proxy: Any = next(iter(client_manager.all().values()))
-        pool = proxy.actor_pool
-        actors = [pool.pop_idle() for _ in range(pool.num_actors)]
-        start_actor = pool.create_actor_fn
-        if self.parcel is not None:
-            sent, node = ray.put(self.parcel), ray.get_runtime_context().get_node_id()
-            try:
-                ray.get([actor.receive.remote(sent, node) for actor in actors])
-            except RayError as error:
-                raise EngineError(f"the data did not reach every node: {last_line(error)}") from error
+    def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
+        self._opened.set_result(None)
+        self._closed.wait()
+        return History(), 0.0
 
-            def start_actor() -> Any:
-                actor = pool.create_actor_fn()
-                actor.receive.remote(sent, node)  # before all that it is asked later
-                return actor
-
-        for actor in actors:
-            actor.set_up.remote()  # all at the same time; nobody waits for it
-        yield RayDispatcher(
-            actors, start_actor, Liveness(self.board), self.retry_policy, self.spills, together=self.together
-        )
+    def disconnect_all_clients(self, timeout: float | None) -> None:
+        pass  # virtual clients have no connection; Flower would start a thread for each of them
 
 
-@dataclass
-class _Crew:
-    """What Flower takes for the class of our actors: gives it those that wait first, then new ones."""
+class _StartedActors:
+    """The ``actor_type``: Flower calls ``options(…).remote(…)`` and gets the actors that started before its import."""
 
-    waiting: list[Any]
-    _options: dict[str, Any] = field(default_factory=dict)
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self._actors = cycle(actors)
 
     def options(self, **options: Any) -> Self:
-        self._options = options
         return self
 
-    def remote(self, **what: Any) -> Any:
-        actor = self.waiting.pop(0) if self.waiting else start_actor(**self._options)
-        actor.begin.remote(**what)  # before all that it is asked later
-        return actor
+    def remote(self, **arguments: Any) -> Any:
+        return next(self._actors)
 
 
-def run(
-    make_server: Callable[[OpenDispatcher], Server],
-    program: ClientSpec,
-    num_clients: int,
-    num_rounds: int,
-    seed: int,
-    *,
-    own_ray: OwnRay | None,
-    client_resources: dict[str, float],
-    ray_init_args: dict[str, Any],
-    retry_policy: RetryPolicy,
-    log: Path,
-) -> None:
-    """Run the server's round loop inside Flower's ``start_simulation``, on as many actors as fit.
+@contextmanager
+def flower_simulation(
+    actors: Sequence[Any], client_fn: ClientFn, num_clients: int, client_resources: dict[str, float]
+) -> Iterator[None]:
+    """Keep ``start_simulation`` open around what is inside; do nothing where Flower has no such function."""
+    start_simulation: Any = getattr(flwr.simulation, "start_simulation", None)
+    if start_simulation is None:
+        yield
+        return
+    opened: Future[None] = Future()
+    closed = threading.Event()
 
-    Args:
-        own_ray: started for this run; None to join the cluster at ``address`` in ``ray_init_args``, to whose nodes
-            code and data are sent.
-        client_resources: ``num_cpus`` and ``num_gpus`` of one actor.
-        retry_policy: with clients whose process dies or hangs.
-        log: where the actors' output goes.
-
-    Raises:
-        EngineError: Ray could not start, or processes die again and again.
-    """
-    arguments = {**QUIET, "ignore_reinit_error": True, **ray_init_args}
-    if own_ray is None:
-        arguments["runtime_env"] = runtime_env(program)
-    with liveness_file(None if own_ray is None else own_ray.folder) as board:
-        parcel, spills = (pack(program), lambda: False) if own_ray is None else (None, own_ray.spills)
-        opening = _Opening(board, retry_policy, program.together > 1, parcel, spills, signal.getsignal(signal.SIGTERM))
+    def simulate() -> None:
         try:
-            if own_ray is not None:
-                own_ray.wait()
             start_simulation(
-                client_fn=ClientFn(program),
+                client_fn=client_fn,
                 num_clients=num_clients,
-                client_resources=client_resources,
-                server=make_server(opening),
-                config=ServerConfig(num_rounds=num_rounds),
-                ray_init_args=arguments,
-                keep_initialised=own_ray is not None,
-                actor_type=_Crew(own_ray.actors if own_ray is not None else []),
-                actor_kwargs={
-                    "program": program,
-                    "num_clients": num_clients,
-                    "seed": seed,
-                    "log": log,
-                    "board": board,
-                    "client_timeout": retry_policy.client_timeout,
-                },
+                client_resources=dict(client_resources),
+                server=_WaitingServer(opened, closed),
+                config=ServerConfig(),
+                ray_init_args={"ignore_reinit_error": True, "log_to_driver": False, "logging_format": LOG_FORMAT},
+                keep_initialised=True,
+                actor_type=_StartedActors(actors),
             )
-        except Exception as error:
-            # start_simulation wraps what the round loop raises; anything else comes from Ray's start.
-            if str(error) == "Simulation crashed." and error.__cause__ is not None:
-                raise error.__cause__  # noqa: B904 - it has a cause of its own
-            raise EngineError(f"Ray could not start: {last_line(error)}") from error
-        finally:
-            _end_timers()
-            ray.shutdown()
+        except Exception as error:  # noqa: BLE001 - raised in the thread that waits
+            if not opened.done():
+                opened.set_exception(error)
 
-
-def _end_timers() -> None:
-    """End start_simulation's 10 s timer, which would keep the program from ending."""
-    for thread in threading.enumerate():
-        if isinstance(thread, threading.Timer) and thread.function.__name__ == "update_resources":
-            thread.cancel()
+    # A daemon thread, and so are the timers that Flower starts in it: none of them delays the end of the program.
+    thread = threading.Thread(target=simulate, daemon=True)
+    thread.start()
+    try:
+        opened.result()
+        yield
+    finally:
+        closed.set()
+        thread.join()

@@ -8,7 +8,7 @@ from flwr.common import NDArrays
 
 from sim.engine.aggregation import WeightedSum, cut
 from sim.engine.contract import Chunk, ChunkResult, ClientResult, Task
-from sim.engine.ray.scheduling import WorkItem, by_work, in_pieces, joined, least_clients, next_message
+from sim.engine.ray.scheduling import WorkItem, by_work, in_items, joined, least_clients, next_message
 
 
 def _chunks(num_clients: int, weights: NDArrays | None = None) -> list[Chunk]:
@@ -17,11 +17,11 @@ def _chunks(num_clients: int, weights: NDArrays | None = None) -> list[Chunk]:
     return [Chunk("fit", 1, part, shared, summed=True) for part in cut(tasks)]
 
 
-def _executed(piece: WorkItem, each: list[NDArrays]) -> ChunkResult:
+def _executed(item: WorkItem, each: list[NDArrays]) -> ChunkResult:
     total = WeightedSum()
-    for task in piece.chunk.tasks:
+    for task in item.chunk.tasks:
         total.add(each[task.client_id], task.num_examples + task.client_id)
-    outcomes = [ClientResult(task.client_id) for task in piece.chunk.tasks]
+    outcomes = [ClientResult(task.client_id) for task in item.chunk.tasks]
     return ChunkResult(outcomes, total, [(0, 0.0, 1.0)])
 
 
@@ -33,10 +33,10 @@ def test_a_chunk_in_clients_is_the_chunk_to_the_bit() -> None:
         whole.result = _executed(whole, each)
         clients = whole.singles(alone=False)
         assert len(clients) == 3
-        for piece in clients:
-            piece.result = _executed(piece, each)
+        for item in clients:
+            item.result = _executed(item, each)
         one, other = whole.result, joined(clients)
-        assert [o.client_id for o in one.outcomes] == [o.client_id for o in other.outcomes]
+        assert [o.client_id for o in one.results] == [o.client_id for o in other.results]
         assert one.total.num_examples == other.total.num_examples
         assert all(a.tobytes() == b.tobytes() for a, b in zip(one.total.sums, other.total.sums, strict=True))
         assert len(other.spans) == 3
@@ -44,9 +44,9 @@ def test_a_chunk_in_clients_is_the_chunk_to_the_bit() -> None:
 
 def test_only_the_tail_is_cut_and_only_where_it_pays() -> None:
     def counts(chunks: list[Chunk], num_actors: int, *, divisible: bool, seconds: float | None = None) -> list[int]:
-        pieces = in_pieces(chunks, num_actors, divisible=divisible, seconds_a_client=seconds)
-        assert [task.client_id for own in pieces for piece in own for task in piece.chunk.tasks] == list(range(50))
-        return [len(own) for own in pieces]
+        items = in_items(chunks, num_actors, divisible=divisible, seconds_per_client=seconds)
+        assert [task.client_id for own in items for item in own for task in item.chunk.tasks] == list(range(50))
+        return [len(own) for own in items]
 
     chunks = _chunks(50)  # 16 of three and one of two
     assert counts(chunks, 2, divisible=True) == [1] * 13 + [3, 3, 3, 2]
@@ -60,12 +60,12 @@ def test_only_the_tail_is_cut_and_only_where_it_pays() -> None:
 
 
 def test_messages_get_smaller_and_keep_weights_apart() -> None:
-    waiting = by_work(in_pieces(_chunks(50), 2, divisible=False, seconds_a_client=None))
+    waiting = by_work(in_items(_chunks(50), 2, divisible=False, seconds_per_client=None))
     sizes = []
     while waiting:
-        sizes.append(sum(len(piece.chunk.tasks) for piece in next_message(waiting, 2, 1)))
+        sizes.append(sum(len(item.chunk.tasks) for item in next_message(waiting, 2, 1)))
     assert sizes == [15, 9, 9, 6, 3, 3, 3, 2]
-    waiting = by_work(in_pieces(_chunks(50), 2, divisible=False, seconds_a_client=0.0001))
+    waiting = by_work(in_items(_chunks(50), 2, divisible=False, seconds_per_client=0.0001))
     assert len(next_message(waiting, 2, least_clients(50, 2, 0.0001))) == 9  # 27 clients, then 23
     assert len(next_message(waiting, 2, least_clients(50, 2, 0.0001))) == 8
     assert not waiting
@@ -73,7 +73,7 @@ def test_messages_get_smaller_and_keep_weights_apart() -> None:
     assert [len(next_message(mixed, 1, 50)) for _ in range(2)] == [1, 1]  # other weights
 
 
-def test_a_piece_that_an_actor_died_with_travels_alone() -> None:
+def test_a_item_that_an_actor_died_with_travels_alone() -> None:
     waiting = by_work([WorkItem(0, _chunks(50)[0]).singles(alone=True), [WorkItem(1, _chunks(50)[1])]])
     assert [len(next_message(waiting, 1, 50)) for _ in range(4)] == [1, 1, 1, 1]
 

@@ -48,7 +48,7 @@ def test_rounds_are_on_disk_before_the_next_one_and_read_back_exactly(tmp_path: 
     writer.close()
 
 
-def test_an_existing_name_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_an_existing_name_is_refused_and_its_folder_is_unchanged(tmp_path: Path) -> None:
     _writer(tmp_path).close()
     before = sorted(path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir())
     with pytest.raises(RunFolderError, match=r"--name one: .*/one exists; choose another name"):
@@ -56,12 +56,12 @@ def test_an_existing_name_is_refused_and_left_alone(tmp_path: Path) -> None:
     assert sorted(path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir()) == before
 
 
-def test_runs_without_a_name_never_collide(tmp_path: Path) -> None:
+def test_runs_without_a_name_get_different_folders(tmp_path: Path) -> None:
     names = {_writer(tmp_path, None).run.name for _ in range(3)}
     assert len(names) == 3
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_written_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = _writer(tmp_path)
     writer.write(writer.run.model_path, b"old")
     monkeypatch.setattr(os, "fsync", _fail)
@@ -81,11 +81,11 @@ def test_a_run_is_found_by_name_and_by_path(tmp_path: Path) -> None:
     assert open_run(str(run.path), "nowhere").path == run.path
     assert [found.name for found in list_runs(str(tmp_path))] == ["one"]
     assert run.config() == {"seed": 3}
-    with pytest.raises(RunFolderError, match=r"run two: neither a run in .* there are: one"):
+    with pytest.raises(RunFolderError, match=r"run two: neither a run in .* existing runs: one"):
         open_run("two", str(tmp_path))
 
 
-def test_a_foreign_or_damaged_folder_is_named(tmp_path: Path) -> None:
+def test_a_damaged_folder_is_an_error(tmp_path: Path) -> None:
     run = _writer(tmp_path).run
     run.rounds_path.write_text("a,b\n1,2\n")
     with pytest.raises(RunFolderError, match=r"rounds.csv: has the columns a, b, not round, num_clients"):

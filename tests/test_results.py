@@ -9,11 +9,11 @@ import pytest
 
 from sim import Run, resume
 from sim.errors import RunFolderError
-from sim.server.results import spread
+from sim.server.results import client_quantiles
 
 
 def test_quantiles_and_the_worst_tenth_of_clients() -> None:
-    assert spread([0.0, 1.0]) == {
+    assert client_quantiles([0.0, 1.0]) == {
         "eval_accuracy_p10": 0.1,
         "eval_accuracy_p25": 0.25,
         "eval_accuracy_p50": 0.5,
@@ -22,8 +22,8 @@ def test_quantiles_and_the_worst_tenth_of_clients() -> None:
         "eval_accuracy_worst10": 0.0,
     }
     eleven = [number / 10 for number in (10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 3)]  # the worst 10 % are two clients
-    assert spread(eleven)["eval_accuracy_worst10"] == pytest.approx(0.15)
-    assert spread([]) == {}
+    assert client_quantiles(eleven)["eval_accuracy_worst10"] == pytest.approx(0.15)
+    assert client_quantiles([]) == {}
 
 
 def test_rounds_tell_how_accuracy_differs_among_the_clients(small: Callable[..., Run]) -> None:

@@ -1,0 +1,111 @@
+"""A Flower client around a plain PyTorch program: one model, one partition, ``train`` and ``test``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from flwr.client import NumPyClient
+from flwr.common import NDArrays, Scalar
+from torch import nn
+
+from sim import user_code
+from sim.config.run_config import RunConfig, TrainingConfig
+from sim.data.loader import Batches
+from sim.training import local
+from sim.training.weights import get_weights, set_weights
+
+Train = Callable[..., float | None]
+Test = Callable[..., tuple[float, float]]
+
+# The settings of a call of ``train`` that travel in ``FitIns.config``.
+TRAIN_SETTINGS = ("lr", "momentum", "weight_decay", "proximal_mu", "optimizer", "max_steps", "precision")
+
+
+def train_settings(config: TrainingConfig, number: int, count: int) -> dict[str, Scalar]:
+    """Return the keyword arguments of ``train`` in round (or epoch) ``number`` of 1 … ``count``."""
+    return {
+        "lr": config.lr_in(number, count),
+        "momentum": config.momentum,
+        "weight_decay": config.weight_decay,
+        "optimizer": config.optimizer,
+        "precision": config.precision,
+    }
+
+
+def fit_settings(config: RunConfig, server_round: int) -> dict[str, Scalar]:
+    """Return what ``FitIns.config`` carries to each client in a round."""
+    return {
+        "local_epochs": config.local_epochs,
+        "batch_size": config.batch_size,
+        "max_steps": config.max_local_steps or 0,
+        **train_settings(config, server_round, config.num_rounds),
+    }
+
+
+class TorchClient(NumPyClient):
+    """Trains and evaluates ``net`` on the examples of one partition.
+
+    The settings of the training (``local_epochs``, ``batch_size``, ``lr``, …) come from the server with each call,
+    in ``FitIns.config``.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        train_loader: Batches,
+        test_loader: Batches,
+        device: torch.device,
+        train: Train = local.train,
+        test: Test = local.test,
+    ) -> None:
+        self.net = net
+        self.train_loader = train_loader
+        self.test_loader = test_loader
+        self.device = device
+        self.train = train
+        self.test = test
+
+    def get_parameters(self, config: dict[str, Scalar]) -> NDArrays:
+        """Return a copy of the model's state, in the order of its ``state_dict``."""
+        return get_weights(self.net)
+
+    def set_parameters(self, parameters: NDArrays) -> None:
+        """Load the model's state, in the order of its ``state_dict``."""
+        set_weights(self.net, parameters)
+
+    def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """Train from ``parameters``; return the new ones, the number of examples and the mean loss."""
+        num_examples, metrics = self.train_from(parameters, config)
+        return self.get_parameters({}), num_examples, metrics
+
+    def train_from(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[int, dict[str, Scalar]]:
+        """Train from ``parameters`` and leave the new ones in ``net``.
+
+        Returns:
+            The number of examples and the metrics, as ``fit`` returns them.
+
+        Raises:
+            TypeError: the strategy sends ``proximal_mu``, which this ``train`` does not accept.
+        """
+        self.set_parameters(parameters)
+        self.train_loader.batch_size = int(config["batch_size"])
+        settings: dict[str, Any] = {key: config[key] for key in TRAIN_SETTINGS if key in config}
+        accepted = user_code.accepted(self.train, settings)
+        if config.get("proximal_mu") and "proximal_mu" not in accepted:
+            raise TypeError("the strategy sends proximal_mu, which this train() does not take")
+        loss = self.train(self.net, self.train_loader, int(config["local_epochs"]), self.device, **accepted)
+        return self.train_loader.num_examples, {} if loss is None else {"loss": float(loss)}
+
+    def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
+        """Evaluate ``parameters`` on the client's own examples; a client that kept none returns 0 examples."""
+        num_examples = self.test_loader.num_examples
+        if num_examples == 0:
+            return 0.0, 0, {}
+        self.set_parameters(parameters)
+        loss, accuracy = self.test(self.net, self.test_loader, self.device)
+        return float(loss), num_examples, {"accuracy": float(accuracy)}
+
+
+CifarClient = TorchClient  # the name that Flower's CIFAR-10 tutorial gives it

@@ -1,0 +1,183 @@
+"""Strategies of ``flwr.server.strategy``: their instructions (FitIns, EvaluateIns) → chunks, results → FitRes.
+
+A strategy samples client proxies. Here they are numbers only: the work goes through the engine's dispatcher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import flwr.server.strategy
+import numpy as np
+from flwr.common import (
+    Code,
+    DisconnectRes,
+    EvaluateIns,
+    EvaluateRes,
+    FitIns,
+    FitRes,
+    GetParametersIns,
+    GetParametersRes,
+    GetPropertiesIns,
+    GetPropertiesRes,
+    NDArrays,
+    Parameters,
+    ReconnectIns,
+    RecordDict,
+    Status,
+    ndarrays_to_parameters,
+    parameters_to_ndarrays,
+)
+from flwr.server import SimpleClientManager
+from flwr.server.client_manager import ClientManager
+from flwr.server.client_proxy import ClientProxy
+from numpy.typing import NDArray
+
+from sim.engine.aggregation import cut, fitted
+from sim.engine.contract import Chunk, ClientResult, Task
+from sim.run_folder.records import Phase
+from sim.server.results import PhaseResults
+
+Instructions = Sequence[tuple[ClientProxy, FitIns] | tuple[ClientProxy, EvaluateIns]]
+
+_OK = Status(Code.OK, "")
+# Flower's wrappers for privacy, which give up on a round with failures.
+_PRIVATE = (
+    flwr.server.strategy.DifferentialPrivacyServerSideFixedClipping,
+    flwr.server.strategy.DifferentialPrivacyServerSideAdaptiveClipping,
+)
+_NO_CALL = "a strategy returns instructions, the round loop calls the clients"
+
+
+class VirtualClientProxy(ClientProxy):
+    """A virtual client as strategies see it; its ``cid`` is the client id in every engine."""
+
+    def __init__(self, client_id: int) -> None:
+        super().__init__(cid=str(client_id))
+
+    def get_properties(self, ins: GetPropertiesIns, timeout: float | None, group_id: int | None) -> GetPropertiesRes:
+        """Not for strategies to call."""
+        raise RuntimeError(_NO_CALL)
+
+    def get_parameters(self, ins: GetParametersIns, timeout: float | None, group_id: int | None) -> GetParametersRes:
+        """Not for strategies to call."""
+        raise RuntimeError(_NO_CALL)
+
+    def fit(self, ins: FitIns, timeout: float | None, group_id: int | None) -> FitRes:
+        """Not for strategies to call."""
+        raise RuntimeError(_NO_CALL)
+
+    def evaluate(self, ins: EvaluateIns, timeout: float | None, group_id: int | None) -> EvaluateRes:
+        """Not for strategies to call."""
+        raise RuntimeError(_NO_CALL)
+
+    def reconnect(self, ins: ReconnectIns, timeout: float | None, group_id: int | None) -> DisconnectRes:
+        """There is no connection."""
+        return DisconnectRes(reason="")
+
+
+def virtual_clients(num_clients: int) -> ClientManager:
+    """Return a client manager with clients 0 … ``num_clients`` − 1."""
+    manager = SimpleClientManager()
+    for client_id in range(num_clients):
+        manager.register(VirtualClientProxy(client_id))
+    return manager
+
+
+def chunks_of(
+    phase: Phase,
+    server_round: int,
+    instructions: Instructions,
+    *,
+    parameters: Parameters,
+    weights: NDArrays,
+    states: dict[int, RecordDict],
+    sizes: Sequence[int] | NDArray[np.int64],
+    chunk_size: int | None,
+    summed: bool,
+) -> list[Chunk]:
+    """Cut a strategy's instructions into chunks, in client order.
+
+    Args:
+        parameters: the global ones, which are ``weights`` as arrays; instructions may carry others.
+        states: what each client left last time.
+        sizes: examples of each client; empty where nobody knows.
+        chunk_size: clients per chunk; see ``aggregation.cut`` for None.
+        summed: the strategy needs only the weighted sum of the clients.
+
+    Raises:
+        RunError: instructions carry weights of another model.
+    """
+    ordered = sorted(instructions, key=lambda pair: int(pair[0].cid))
+    known: dict[int, NDArrays] = {id(parameters): weights}
+    chunks = []
+    for part in cut(ordered, chunk_size):
+        groups: list[tuple[Parameters, list[Task]]] = []
+        for proxy, ins in part:
+            if not groups or groups[-1][0] is not ins.parameters:
+                groups.append((ins.parameters, []))
+            client_id = int(proxy.cid)
+            size = int(sizes[client_id]) if len(sizes) else 0
+            groups[-1][1].append(Task(client_id, ins.config, states.get(client_id), size))
+        for own_parameters, tasks in groups:
+            key = id(own_parameters)
+            if key not in known:
+                known[key] = fitted(parameters_to_ndarrays(own_parameters), weights, server_round)
+            chunks.append(Chunk(phase, server_round, tasks, known[key], summed))
+    return chunks
+
+
+def aggregate_fit(
+    strategy: Any, server_round: int, results: PhaseResults, proxies: dict[int, ClientProxy], *, averages: bool
+) -> Parameters | None:
+    """Call the strategy's ``aggregate_fit``: with every client's weights, or with their mean as the only one.
+
+    Args:
+        averages: the mean is all that the strategy uses; its metrics function gets every client nevertheless.
+    """
+    if not averages:
+        each = [(proxies[r.client_id], _fit_res(r.weights or [], r)) for r in results.succeeded]
+        failures = results.failures
+        if failures and isinstance(strategy, _PRIVATE):
+            # Noise that is calibrated for the clients that are left protects them as well.
+            planned, failures = strategy.num_sampled_clients, []
+            strategy.num_sampled_clients = len(each)
+            try:
+                return strategy.aggregate_fit(server_round, each, failures)[0]
+            finally:
+                strategy.num_sampled_clients = planned
+        return strategy.aggregate_fit(server_round, each, failures)[0]  # type: ignore[no-any-return]
+    mean = ClientResult(results.succeeded[0].client_id, num_examples=results.total.num_examples)
+    one = [(proxies[mean.client_id], _fit_res(results.total.mean(), mean))]
+    with _metrics_of_every_client(strategy, results.succeeded):
+        return strategy.aggregate_fit(server_round, one, results.failures)[0]  # type: ignore[no-any-return]
+
+
+def aggregate_evaluate(
+    strategy: Any, server_round: int, results: PhaseResults, proxies: dict[int, ClientProxy]
+) -> list[ClientResult]:
+    """Call the strategy's ``aggregate_evaluate``; return the results of the clients that kept examples."""
+    measured = [r for r in results.succeeded if r.num_examples > 0]
+    each = [(proxies[r.client_id], EvaluateRes(_OK, r.loss or 0.0, r.num_examples, r.metrics)) for r in measured]
+    strategy.aggregate_evaluate(server_round, each, results.failures)
+    return measured
+
+
+def _fit_res(weights: NDArrays, result: ClientResult) -> FitRes:
+    return FitRes(_OK, ndarrays_to_parameters(weights), result.num_examples, result.metrics)
+
+
+@contextmanager
+def _metrics_of_every_client(strategy: Any, results: list[ClientResult]) -> Iterator[None]:
+    function = getattr(strategy, "fit_metrics_aggregation_fn", None)
+    if function is None:
+        yield
+        return
+    every = [(r.num_examples, r.metrics) for r in results]
+    strategy.fit_metrics_aggregation_fn = lambda _: function(every)
+    try:
+        yield
+    finally:
+        strategy.fit_metrics_aggregation_fn = function

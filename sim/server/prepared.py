@@ -1,0 +1,44 @@
+"""All that a run needs, found and checked before anything is started or written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flwr.common import NDArrays
+
+from sim.client.runtime import ClientSpec
+from sim.config.run_config import RunConfig
+from sim.data.examples import Dataset
+from sim.data.partition import Partition
+from sim.run_folder.checkpoint import Checkpoint
+from sim.run_folder.folder import Run
+from sim.server.strategy import BuiltStrategy
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A run that continues after its last checkpoint."""
+
+    run: Run
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run needs. What ``config`` left open is decided.
+
+    Attributes:
+        weight_names: names of the arrays of ``initial_weights``, in the order of the model's ``state_dict``.
+        buffers: which of them are running statistics, such as those of BatchNorm.
+        strategy: built once to see that it can be; the round loop builds its own with the central test.
+    """
+
+    config: RunConfig
+    dataset: Dataset
+    partition: Partition
+    spec: ClientSpec
+    initial_weights: NDArrays
+    weight_names: list[str]
+    buffers: frozenset[int]
+    strategy: BuiltStrategy
+    resume_point: ResumePoint | None = None
