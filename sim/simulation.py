@@ -51,7 +51,7 @@ def resume(
 
     Args:
         ray_init_args, on_record: as for ``simulate``.
-        changes: settings that may change, see ``sim.setup.resume.CHANGEABLE``; ``num_rounds`` may be raised.
+        changes: settings that may change, see ``sim.config.run_config.CHANGEABLE``; ``num_rounds`` may be raised.
 
     Raises:
         UsageError: config, data set, partition or files do not fit; nothing was changed.

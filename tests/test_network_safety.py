@@ -16,7 +16,7 @@ import grpc
 import pytest
 from flwr.proto.transport_pb2_grpc import FlowerServiceStub
 
-from conftest import README, sha256
+from conftest import ROOT, sha256
 from federation import Federation, free_port
 from sim import Run
 
@@ -35,9 +35,10 @@ def federation(tmp_path: Path) -> Iterator[Federation]:
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that the README's openssl commands make, and those of another authority in ``other``."""
+    """A folder with the files that the openssl commands of docs/deploy.md make, and in ``other`` another authority's."""
     folder = tmp_path_factory.mktemp("certificates")
-    lines = re.search(r"```sh\n(openssl.*?)```", README, re.DOTALL)[1]  # type: ignore[index]
+    guide = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    lines = re.search(r"```sh\n(openssl.*?)```", guide, re.DOTALL)[1]  # type: ignore[index]
     for place in (folder, folder / "other"):
         place.mkdir(exist_ok=True)
         subprocess.run(["bash", "-ec", lines], cwd=place, check=True, capture_output=True)

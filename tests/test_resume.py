@@ -81,7 +81,7 @@ def test_what_clients_and_models_keep_goes_on(
 
 def test_a_finished_run_goes_on_to_more_rounds(small: Callable[..., Run]) -> None:
     short, whole = small(name="short", num_rounds=2), small(name="whole", num_rounds=4)
-    with pytest.raises(RunFolderError, match="all 2 rounds are done; --num-rounds above that goes on"):
+    with pytest.raises(RunFolderError, match="all 2 rounds are done; a larger --num-rounds continues"):
         resume(short)
     assert_same(resume(short, num_rounds=4), whole)
     assert short.config()["num_rounds"] == 4
@@ -201,7 +201,7 @@ def _edit(run: Run, change: Callable[[dict[str, Any]], Any]) -> None:
         (_seed, r"does not fit: seed was 0, is 1; partition was \w+, is \w+"),
         (_table, "rounds.csv: was changed after its checkpoint was written"),
         (_short_table, "clients.csv: was changed after its checkpoint was written"),
-        (_no_checkpoint, "has no checkpoint to go on from"),
+        (_no_checkpoint, "has no checkpoint to resume from"),
         (_damaged, "2: arrays.safetensors is damaged or belongs to another checkpoint; .*1: arrays.safetensors"),
         (_no_json, "2: damaged: TypeError"),
         (_digit, "2: state.json is damaged; "),
@@ -240,8 +240,8 @@ def test_flags_that_a_run_keeps_are_refused(
     ]
     assert [answer.returncode for answer in answers] == [2, 2, 2]
     lines = [answer.stderr for answer in answers]
-    assert lines[0].startswith("sim: --lr: a run that goes on keeps its config; what may change is --num-rounds, ")
-    assert lines[1] == "sim: --preset blazefl: a run that goes on has its own config\n"
+    assert lines[0].startswith("sim: --lr: a resumed run keeps its config; it may change --num-rounds, ")
+    assert lines[1] == "sim: --preset blazefl: a resumed run uses its own config\n"
     assert "all 2 rounds are done" in lines[2]
     missing = sim("run", "--resume", "nobody")
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)

@@ -201,6 +201,22 @@ _STRATEGIES = (
 )
 
 
+# Settings that a resumed run may change: they change no bit of a round, or only the number of rounds.
+CHANGEABLE = (
+    "num_rounds",
+    "target_accuracy",
+    "num_cpus",
+    "num_gpus",
+    "engine",
+    "ray_address",
+    "checkpoint_every",
+    "on_client_error",
+    "max_retries",
+    "client_timeout",
+    "verbose",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(TrainingConfig):
     """The settings of one federated run.

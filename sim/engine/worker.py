@@ -202,7 +202,8 @@ def _check_status(status: Any) -> None:
 
 def _broke_the_device(error: BaseException) -> bool:
     """Whether a process cannot use its GPU after this error; out of memory is not of that kind."""
-    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+    accelerator_error: type[BaseException] | tuple[()] = getattr(torch, "AcceleratorError", ())  # since PyTorch 2.8
+    return isinstance(error, accelerator_error) or "CUDA error" in str(error)
 
 
 def _shape_of(returned: Any) -> str:

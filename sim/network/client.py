@@ -10,9 +10,10 @@ import os
 from dataclasses import replace
 from typing import Any
 
+import flwr.client
 import grpc
 import numpy as np
-from flwr.client import Client, start_client
+from flwr.client import Client
 from flwr.common import (
     Code,
     Context,
@@ -139,6 +140,9 @@ def join(config: RunConfig, options: ClientOptions) -> int:
         UsageError: config, data, address or certificates do not work, or the server refuses this client.
         EngineError: there is no server, it died, or it stopped early.
     """
+    start_client = getattr(flwr.client, "start_client", None)
+    if start_client is None:
+        raise ConfigError("sim client: this version of Flower no longer has start_client; install flwr 1.42")
     client_id = options.client_id
     if client_id is None or client_id >= config.num_clients:
         raise ConfigError(

@@ -16,8 +16,9 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
+import flwr.server
 from flwr.common import Scalar
-from flwr.server import History, Server, ServerConfig, start_server
+from flwr.server import History, Server, ServerConfig
 
 from sim.config.run_config import RunConfig
 from sim.engine.remote import SHARED, RemoteDispatcher
@@ -141,6 +142,9 @@ def serve(config: RunConfig, options: ServerOptions, *, counted: bool = True, on
         UsageError: config, data, address or certificates do not work; nothing was written.
         RunError: the run stopped, or too few clients came; the rounds that were done are on disk.
     """
+    start_server = getattr(flwr.server, "start_server", None)
+    if start_server is None:
+        raise ConfigError("sim server: this version of Flower no longer has start_server; install flwr 1.42")
     certificates = options.certificates()
     _check_free(options)
     check_device(config)

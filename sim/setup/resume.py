@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sim.config.fields import flag_of, read_toml
-from sim.config.run_config import RunConfig
+from sim.config.run_config import CHANGEABLE, RunConfig
 from sim.data.examples import Examples
 from sim.errors import ConfigError, RunFolderError
 from sim.run_folder import checkpoint as checkpoints
@@ -18,47 +18,33 @@ from sim.run_folder.records import RENAMED_COLUMNS, ClientRecord, RoundRecord, c
 from sim.server.prepared import Prepared, ResumePoint
 from sim.training.local import pick_device
 
-# What does not change a bit, or only how long a run is.
-CHANGEABLE = (
-    "num_rounds",
-    "target_accuracy",
-    "num_cpus",
-    "num_gpus",
-    "engine",
-    "ray_address",
-    "checkpoint_every",
-    "on_client_error",
-    "max_retries",
-    "client_timeout",
-    "verbose",
-)
-_ELSEWHERE = ("name", "results_dir", "data_dir")  # a folder that was moved is the same
+_PLACES = ("name", "results_dir", "data_dir")  # a folder that was moved is the same run
 _SAMPLE_BYTES = 2**26  # of the images; labels are compared whole
 
 
 def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
-    """Return a run's own config with what may be changed.
+    """Return a run's own config with the changes.
 
     Raises:
-        ConfigError: its file is broken, or ``changes`` name something else.
-        RunFolderError: there is nothing to go on from, or nothing left to do.
+        ConfigError: its file is broken, or ``changes`` has a setting that may not change.
+        RunFolderError: there is no checkpoint, or nothing is left to do.
     """
     values = read_toml(RunConfig, run.config_path, "--resume")
     for name, value in changes.items():
         if name not in CHANGEABLE and values.get(name) != value:
             allowed = ", ".join(flag_of(setting) for setting in CHANGEABLE)
-            raise ConfigError(f"{flag_of(name)}: a run that goes on keeps its config; what may change is {allowed}")
+            raise ConfigError(f"{flag_of(name)}: a resumed run keeps its config; it may change {allowed}")
     config = RunConfig(**{**values, **changes})
     last = run.last_checkpoint()
     if last is None:
-        raise RunFolderError(f"{run.path} has no checkpoint to go on from")
-    # A full disk can keep the last files of a run from being written; they are, when it goes on.
+        raise RunFolderError(f"{run.path} has no checkpoint to resume from")
+    # A full disk can keep the last files of a run from being written; resuming it writes them.
     done = run.model_path.exists()
     if done and last >= config.num_rounds:
-        raise RunFolderError(f"{run.path}: all {last} rounds are done; --num-rounds above that goes on")
+        raise RunFolderError(f"{run.path}: all {last} rounds are done; a larger --num-rounds continues")
     if done and run.reached(config.target_accuracy):
         raise RunFolderError(
-            f"{run.path}: reached --target-accuracy {config.target_accuracy:g} in round {last}; a higher one goes on"
+            f"{run.path}: reached --target-accuracy {config.target_accuracy:g} in round {last}; a higher one continues"
         )
     if config.num_rounds != values.get("num_rounds") and config.lr_schedule == "cosine":
         raise ConfigError(
@@ -68,7 +54,7 @@ def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
 
 
 def resumed(run: Run, prepared: Prepared) -> Prepared:
-    """Read a run's last checkpoint and check that it fits; return what then begins after it.
+    """Read a run's last checkpoint and check that it fits; return what is prepared with that checkpoint to begin from.
 
     Raises:
         RunFolderError: it is damaged, or something differs.
@@ -103,8 +89,8 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def what_must_fit(prepared: Prepared) -> dict[str, Any]:
-    """What must be the same for a run to go on to the bit."""
-    skipped = {*CHANGEABLE, *_ELSEWHERE}
+    """Return what must be the same for a run to continue to the bit."""
+    skipped = {*CHANGEABLE, *_PLACES}
     dataset, assigned = prepared.dataset, prepared.partition
     return {
         "config": {name: value for name, value in asdict(prepared.config).items() if name not in skipped},

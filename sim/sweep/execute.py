@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sim.config.fields import flag_of
+from sim.config.run_config import CHANGEABLE
 from sim.errors import RunFolderError, SimError
 from sim.interrupts import interruptible
 from sim.processes import Child, Children, written
 from sim.run_folder.folder import Run
 from sim.run_folder.writer import locked_folder
-from sim.setup.resume import CHANGEABLE
 from sim.sweep.grid import Variant
 from sim.sweep.planned import Planned
 from sim.sweep.table import write_picture, write_tables

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sim.config.run_config import RunConfig
+from sim.config.run_config import CHANGEABLE, RunConfig
 from sim.errors import RunFolderError
 from sim.run_folder.folder import Run
-from sim.setup.resume import CHANGEABLE
 from sim.sweep.grid import Variant, differences
 
 _MAY_DIFFER = (*CHANGEABLE, "name", "results_dir", "data_dir")
