@@ -1,10 +1,21 @@
 #!/usr/bin/env bash
-# Check code style and types, and run the tests. Arguments are passed to pytest, e.g. scripts/test.sh -k partition
+# Check code style and types, and run the tests; with --fast only those that need no Ray, no sockets, no browser and no
+# other process. Other arguments are passed to pytest, e.g. scripts/test.sh --fast -k partition
 set -euo pipefail
 EXTRAS="[dev]"
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
+arguments=()
+for word in "$@"; do
+    if [ "$word" = --fast ]; then
+        arguments+=(-m "not ray and not network and not browser and not slow")
+    else
+        arguments+=("$word")
+    fi
+done
+
+unset PYTHONDONTWRITEBYTECODE # where it is set, each of the tests' many processes would compile sim anew
 "$VENV"/bin/ruff check .
 "$VENV"/bin/ruff format --check .
 "$VENV"/bin/mypy
-"$VENV"/bin/python -m pytest --numprocesses 2 --dist worksteal "$@"
+"$VENV"/bin/python -m pytest --numprocesses 2 --dist worksteal ${arguments[@]+"${arguments[@]}"}

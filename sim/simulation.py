@@ -121,7 +121,7 @@ def _open_engine(
 
         yield InlineDispatcher(Worker(spec, config.num_clients, config.seed))
         return
-    from sim.engine.ray.dispatcher import RetryPolicy
+    from sim.engine.contract import RetryPolicy
 
     if config.ray_address is None:
         _warn_of_memory(prepared, num_actors)

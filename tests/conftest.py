@@ -1,26 +1,79 @@
-"""What the tests share: a cache of their own, the command line as a user starts it, small runs."""
+"""What the tests share: a cache of their own, the command line, small runs, and which tests are fast."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from selenium import webdriver
 
-from sim import Run, RunConfig, simulate
+from federation import Federation
+from sim import Run, RunConfig, cli, simulate
+from sim.run_folder import plots
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROGRAMS = ROOT / "tests" / "programs"
 CIFAR_ARCHIVE = ROOT.parent / "shared" / "data" / "cifar10-images.tar.gz"
+
+Sim = Callable[..., "subprocess.CompletedProcess[str]"]
+Small = Callable[..., Run]
+
+# A test that uses one of these fixtures has the marker without saying so.
+MARKERS = {
+    "browser": "browser",
+    "certificates": "network",
+    "cluster": "ray",
+    "federation": "network",
+    "sim": "slow",
+    "swept": "slow",
+}
+NOT_FAST = {"ray", "network", "browser", "slow"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their fixtures, before pytest selects by markers."""
+    for item in items:
+        for fixture in getattr(item, "fixturenames", ()):
+            if fixture in MARKERS:
+                item.add_marker(MARKERS[fixture])
+
+
+_NOT_FAST_EVENTS: list[str] = []
+_IPV6_PROBE = ("::1", 0)  # urllib3 binds it when it is imported
+
+
+def _listen(event: str, arguments: tuple[Any, ...]) -> None:
+    if threading.current_thread() is not threading.main_thread():  # of another test, perhaps
+        return
+    if (event == "subprocess.Popen" and arguments[0] != "git") or (event == "time.sleep" and arguments[0] > 0.1):
+        _NOT_FAST_EVENTS.append(f"{event} {arguments[0]}")
+    elif event in ("socket.connect", "socket.bind") and arguments[1] != _IPV6_PROBE:
+        _NOT_FAST_EVENTS.append(f"{event} {arguments[1]}")
+
+
+sys.addaudithook(_listen)
+
+
+@pytest.fixture(autouse=True)
+def _fast_unless_marked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that starts a process, uses a socket or sleeps, and has no marker that says so."""
+    _NOT_FAST_EVENTS.clear()
+    yield
+    if not NOT_FAST & {marker.name for marker in request.node.iter_markers()}:
+        assert not _NOT_FAST_EVENTS, f"needs one of the markers {', '.join(sorted(NOT_FAST))}"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,8 +82,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture
-def sim(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Start ``sim`` with these words in an empty folder and wait for its end."""
+def sim(tmp_path: Path) -> Sim:
+    """Start ``sim`` with these words in a process of its own, in an empty folder, and wait for its end."""
 
     def start(*words: str, cwd: Path = tmp_path, prefix: tuple[str, ...] = (), **kwargs: Any) -> Any:
         command = [*prefix, sys.executable, "-m", "sim", *words]
@@ -40,21 +93,73 @@ def sim(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Callable[..., Run]:
-    """Run 10 clients for 2 rounds inline; keywords go to RunConfig."""
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sim:
+    """Execute ``sim`` with these words in this process, which saves the seconds of its imports."""
+
+    def execute(*words: str, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        with monkeypatch.context() as patch:
+            patch.chdir(cwd)
+            patch.setattr(sys, "path", [*sys.path])
+            capsys.readouterr()
+            code = cli.main(words)
+            return subprocess.CompletedProcess(words, code, *capsys.readouterr())
+
+    return execute
+
+
+SMALL: dict[str, Any] = {
+    "num_clients": 10,
+    "clients_per_round": 4,
+    "num_rounds": 2,
+    "local_epochs": 1,
+    "engine": "inline",
+}
+
+
+@pytest.fixture
+def small(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Small:
+    """Run 10 clients for 2 rounds inline; keywords go to RunConfig.
+
+    Pictures take half of the time of such a run, so their files are empty unless the test uses ``pictures``.
+    """
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(plots, "render", lambda figure, image_format: b"")
 
     def run(ray_init_args: dict[str, Any] | None = None, on_record: Any = None, **settings: Any) -> Run:
-        defaults = {
-            "num_clients": 10,
-            "clients_per_round": 4,
-            "num_rounds": 2,
-            "local_epochs": 1,
-            "engine": "inline",
-            "results_dir": str(tmp_path / "results"),
-        }
-        return simulate(RunConfig(**{**defaults, **settings}), ray_init_args=ray_init_args, on_record=on_record)
+        return simulate(
+            RunConfig(**{**SMALL, "results_dir": str(tmp_path / "results"), **settings}),
+            ray_init_args=ray_init_args,
+            on_record=on_record,
+        )
 
     return run
+
+
+@pytest.fixture
+def pictures() -> None:
+    """Let ``small`` draw its pictures."""
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that ``make`` fills once for all workers of pytest-xdist; the others wait for it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # each worker has a folder of its own in it
+    folder, done = root / name, root / f"{name}.done"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that evaluated clients, for tests that only read it; it is made once."""
+    return simulate(RunConfig(**SMALL, fraction_evaluate=1.0, results_dir=str(tmp_path_factory.mktemp("finished"))))
 
 
 @pytest.fixture
@@ -84,20 +189,20 @@ def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def browser() -> Iterator[webdriver.Chrome]:
+def federation(tmp_path: Path) -> Iterator[Federation]:
+    """A federation without any process yet; its processes are killed after the test."""
+    made = Federation(tmp_path)
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def browser() -> Iterator[Chrome]:
     """A real browser without a window, which logs what it asks of a network."""
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.fail("needs chromium and chromedriver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield chrome
-    chrome.quit()
+    from browser import opened
+
+    with opened() as chrome:
+        yield chrome
 
 
 def sha256(path: Path) -> str:

@@ -23,7 +23,7 @@ def free_port() -> int:
     return port
 
 
-class ClientSpec:
+class Program:
     """One ``sim`` command under way; what it prints is read from its file."""
 
     def __init__(self, folder: Path, name: str, words: list[str]) -> None:
@@ -58,13 +58,13 @@ class Federation:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.address = f"127.0.0.1:{free_port()}"
-        self.programs: list[ClientSpec] = []
+        self.programs: list[Program] = []
 
-    def server(self, *words: str) -> ClientSpec:
+    def server(self, *words: str) -> Program:
         """Start the server; its run is called ``served``."""
         return self._start("server", ["server", "--address", self.address, "--name", "served", *words])
 
-    def client(self, client_id: int, *words: str, name: str = "") -> ClientSpec:
+    def client(self, client_id: int, *words: str, name: str = "") -> Program:
         """Start a client."""
         place = ["--address", self.address, "--client-id", str(client_id)]
         return self._start(name or f"client{client_id}", ["client", *place, *words])
@@ -74,8 +74,8 @@ class Federation:
         """The server's run folder."""
         return Run(self.folder / "results" / "served")
 
-    def _start(self, name: str, words: list[str]) -> ClientSpec:
-        program = ClientSpec(self.folder, name, words)
+    def _start(self, name: str, words: list[str]) -> Program:
+        program = Program(self.folder, name, words)
         self.programs.append(program)
         return program
 
@@ -86,9 +86,9 @@ class Federation:
             program.process.wait()
 
 
-def wait_until(true: Callable[[], bool]) -> None:
-    """Return when ``true()``; fail when that takes too long."""
+def wait_until(is_true: Callable[[], bool]) -> None:
+    """Return when ``is_true()``; fail when that takes too long."""
     deadline = time.monotonic() + DEADLINE_SECONDS
-    while not true():
+    while not is_true():
         assert time.monotonic() < deadline, "took too long"
         time.sleep(0.05)

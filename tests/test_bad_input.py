@@ -8,11 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from conftest import PROGRAMS
-
-Sim = Callable[..., "subprocess.CompletedProcess[str]"]
+from conftest import PROGRAMS, Sim
 
 # root may read and write everything; without these capabilities it is an owner like any other
 WITHOUT = "-dac_override,-dac_read_search"
@@ -52,10 +51,6 @@ def _empty(root: Path) -> None:
     (root / "train").mkdir(parents=True)
 
 
-def _unreadable(root: Path) -> None:
-    (_images(root) / "train" / "cat").chmod(0)
-
-
 def _broken_link(root: Path) -> None:
     (_images(root) / "train" / "cat" / "lost.png").symlink_to("nowhere.png")
 
@@ -75,7 +70,6 @@ FOLDERS: dict[str, tuple[Callable[[Path], object] | None, str]] = {
     "a file": (_a_file, "photos/train: Not a directory"),
     "empty": (_empty, "train/ has no class folders"),
     "without test": (_without_test, "photos/test: No such file or directory"),
-    "unreadable": (_unreadable, "photos/train/cat: Permission denied"),
     "broken link": (_broken_link, "train/cat/lost.png: No such file or directory; repair or remove that file"),
     "broken image": (_broken_image, "train/dog/3.png: not a complete image in a known format; repair or remove"),
     "class in one split": (_class_in_one_split, "class emu is in test/ only; both splits need every class"),
@@ -87,27 +81,32 @@ FOLDERS: dict[str, tuple[Callable[[Path], object] | None, str]] = {
 INLINE = ["--engine", "inline"]  # what is checked is the same, without the seconds that Ray takes to start
 
 
-def _check(answer: subprocess.CompletedProcess[str], message: str, folder: Path) -> None:
-    assert answer.returncode == 2, answer.stderr
-    assert answer.stdout == ""
-    (line,) = answer.stderr.splitlines()
+def _check(result: subprocess.CompletedProcess[str], message: str, folder: Path) -> None:
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
     assert line.startswith("sim: ")
     assert message in line
     assert not (folder / "results").exists()
 
 
+IN_PHOTOS = ["run", *INLINE, "--dataset", "imagefolder", "--data-dir", "photos", "--num-clients", "5"]
+
+
 @pytest.mark.parametrize("kind", FOLDERS)
-def test_data_folders(sim: Sim, tmp_path: Path, kind: str) -> None:
+def test_data_folders(command: Sim, tmp_path: Path, kind: str) -> None:
     make, message = FOLDERS[kind]
-    photos = tmp_path / "photos"
     if make is not None:
-        make(photos)
-    answer = sim(
-        "run", *INLINE, "--dataset", "imagefolder", "--data-dir", "photos", "--num-clients", "5", prefix=PREFIX
-    )
-    if kind == "unreadable":
-        (photos / "train" / "cat").chmod(0o755)
-    _check(answer, message, tmp_path)
+        make(tmp_path / "photos")
+    _check(command(*IN_PHOTOS), message, tmp_path)
+
+
+def test_a_data_folder_that_cannot_be_read(sim: Sim, tmp_path: Path) -> None:
+    locked = _images(tmp_path / "photos") / "train" / "cat"
+    locked.chmod(0)
+    result = sim(*IN_PHOTOS, prefix=PREFIX)
+    locked.chmod(0o755)
+    _check(result, "photos/train/cat: Permission denied", tmp_path)
 
 
 FLAGS = {
@@ -169,12 +168,23 @@ FLAGS = {
 }
 
 
-@pytest.mark.parametrize("words", FLAGS)
-def test_flags_and_values(sim: Sim, tmp_path: Path, words: str) -> None:
-    # without a GPU, wherever the tests run
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+def _run(words: str) -> list[str]:
     engine = [] if words.startswith(("--engine", "--num-cpus", "--num-gpus", "--device")) else INLINE
-    _check(sim("run", *engine, *words.split(), env=environment), FLAGS[words], tmp_path)
+    return ["run", *engine, *words.split()]
+
+
+@pytest.mark.parametrize("words", FLAGS)
+def test_flags_and_values(command: Sim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    # without a GPU, wherever the tests run
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    _check(command(*_run(words)), FLAGS[words], tmp_path)
+
+
+@pytest.mark.parametrize("words", ["--lr fast", "--device cuda", "--image-size 8", "--num-clients 10 --alpha 0.0001"])
+def test_flags_and_values_in_a_process_of_its_own(sim: Sim, tmp_path: Path, words: str) -> None:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    _check(sim(*_run(words), env=environment), FLAGS[words], tmp_path)
 
 
 CONFIGS = {
@@ -190,9 +200,9 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("text", CONFIGS)
-def test_config_files(sim: Sim, tmp_path: Path, text: str) -> None:
+def test_config_files(command: Sim, tmp_path: Path, text: str) -> None:
     (tmp_path / "config.toml").write_text(text)
-    _check(sim("run", "--config", "config.toml"), CONFIGS[text], tmp_path)
+    _check(command("run", "--config", "config.toml"), CONFIGS[text], tmp_path)
 
 
 PLUGINS = {
@@ -222,25 +232,31 @@ PLUGINS = {
 
 
 @pytest.mark.parametrize("words", PLUGINS)
-def test_modules_of_the_users_own(sim: Sim, tmp_path: Path, words: str) -> None:
-    answer = sim("run", *INLINE, *words.split(), "--results-dir", str(tmp_path / "results"), cwd=PROGRAMS)
-    _check(answer, PLUGINS[words], tmp_path)
+def test_modules_of_the_users_own(command: Sim, tmp_path: Path, words: str) -> None:
+    result = command("run", *INLINE, *words.split(), "--results-dir", str(tmp_path / "results"), cwd=PROGRAMS)
+    _check(result, PLUGINS[words], tmp_path)
 
 
-def test_an_existing_run_is_refused(sim: Sim, tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", ["--model cifar:Net", "--client faulty:WrongAnswer"])
+def test_modules_of_the_users_own_in_a_process_of_its_own(sim: Sim, tmp_path: Path, words: str) -> None:
+    result = sim("run", *INLINE, *words.split(), "--results-dir", str(tmp_path / "results"), cwd=PROGRAMS)
+    _check(result, PLUGINS[words], tmp_path)
+
+
+def test_an_existing_run_is_refused(command: Sim, tmp_path: Path) -> None:
     (tmp_path / "results" / "mine").mkdir(parents=True)
-    answer = sim("run", "--name", "mine")
-    assert answer.returncode == 2
-    assert answer.stderr == "sim: --name mine: results/mine exists; choose another name\n"
+    result = command("run", "--name", "mine")
+    assert result.returncode == 2
+    assert result.stderr == "sim: --name mine: results/mine exists; choose another name\n"
     assert list((tmp_path / "results").rglob("*")) == [tmp_path / "results" / "mine"]
 
 
 def test_a_results_folder_that_cannot_be_written_is_refused(sim: Sim, tmp_path: Path) -> None:
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o555)
-    answer = sim("run", "--results-dir", "locked/results", prefix=PREFIX)
+    result = sim("run", "--results-dir", "locked/results", prefix=PREFIX)
     locked.chmod(0o755)
-    _check(answer, "--results-dir locked/results: cannot be written: Permission denied", locked)
+    _check(result, "--results-dir locked/results: cannot be written: Permission denied", locked)
     (tmp_path / "file").write_text("")
     _check(sim("run", "--results-dir", "file"), "--results-dir file: cannot be written", tmp_path)
 
@@ -264,10 +280,9 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("words", OTHERS)
-def test_the_other_commands(sim: Sim, tmp_path: Path, words: str) -> None:
+def test_the_other_commands(command: Sim, tmp_path: Path, words: str) -> None:
     (tmp_path / "foreign").mkdir()
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "config.toml").write_text("seed = 1\n")
-    answer = sim(*words.split())
-    _check(answer, OTHERS[words], tmp_path)
+    _check(command(*words.split()), OTHERS[words], tmp_path)
     assert not list(tmp_path.glob("*.png"))

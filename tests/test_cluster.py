@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from ray.cluster_utils import Cluster
 
-from conftest import PROGRAMS, sha256
+from conftest import PROGRAMS, Sim, Small, sha256
 from sim import Run
 
-Sim = Callable[..., "subprocess.CompletedProcess[str]"]
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """One CPU on each node."""
+    from ray.cluster_utils import Cluster
+
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     made.add_node(num_cpus=1, env_vars={"SIM_CACHE": str(tmp_path / "elsewhere")})
     yield made
@@ -25,22 +27,23 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 def test_a_run_on_two_nodes_is_that_of_one(
-    cluster: Cluster, sim: Sim, small: Callable[..., Run], tmp_path: Path, in_programs: None
+    cluster: Cluster, sim: Sim, small: Small, tmp_path: Path, in_programs: None
 ) -> None:
     words = ["--num-clients", "10", "--clients-per-round", "4", "--num-rounds", "2", "--local-epochs", "1"]
     own = ["--test", "cifar:test", "--results-dir", str(tmp_path), "--name", "two"]
-    answer = sim("run", *words, *own, "--ray-address", cluster.address, cwd=PROGRAMS)
-    assert answer.returncode == 0, answer.stderr
+    result = sim("run", *words, *own, "--ray-address", cluster.address, cwd=PROGRAMS)
+    assert result.returncode == 0, result.stderr
     two = Run(tmp_path / "two")
     assert set(two.clients().actor) == {0, 1}
     assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {"data", "partition"}
     assert sha256(two.model_path) == sha256(small(test="cifar:test").model_path)
 
 
-def test_no_cluster_there(sim: Sim) -> None:
+@pytest.mark.network
+def test_no_cluster_there(command: Sim) -> None:
     for address, line in (
         ("127.0.0.1:1", "--ray-address 127.0.0.1:1: no Ray cluster there: Connection refused"),
         ("nowhere", "--ray-address nowhere: must be host:port, or auto"),
     ):
-        answer = sim("run", "--num-rounds", "1", "--ray-address", address)
-        assert (answer.returncode, answer.stderr) == (2, f"sim: {line}\n")
+        result = command("run", "--num-rounds", "1", "--ray-address", address)
+        assert (result.returncode, result.stderr) == (2, f"sim: {line}\n")

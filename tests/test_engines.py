@@ -6,32 +6,33 @@ import json
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from conftest import PROGRAMS, sha256
-from sim import Run
+from conftest import PROGRAMS, Sim, Small, sha256
 from sim.errors import ClientError
 
 
 @pytest.fixture
-def _no_process_left() -> Any:
+def _no_process_left() -> Iterator[None]:
     before = set(psutil.Process().children(recursive=True))
     yield
-    _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=3)
+    _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=30)
     assert not alive
 
 
+@pytest.mark.ray
 @pytest.mark.usefixtures("_no_process_left")
-@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "krum"])
-def test_the_engine_and_the_number_of_actors_do_not_change_a_bit(small: Callable[..., Run], strategy: str) -> None:
+@pytest.mark.parametrize(("strategy", "counts"), [("fedavg", (1, 2, 3)), ("fedadam", (2,)), ("krum", (3,))])
+def test_the_engine_and_the_number_of_actors_do_not_change_a_bit(
+    small: Small, strategy: str, counts: tuple[int, ...]
+) -> None:
     config = {"num_clients": 40, "clients_per_round": 33, "fraction_evaluate": 0.5, "strategy": strategy}
     runs = {"inline": small(**config, name="inline")}
-    for count in (1, 2, 3):
+    for count in counts:
         runs[str(count)] = small({"num_cpus": count}, **config, engine="ray", num_cpus=1, name=str(count))
         assert runs[str(count)].clients().actor.nunique() == count
     assert len({sha256(run.model_path) for run in runs.values()}) == 1
@@ -40,15 +41,17 @@ def test_the_engine_and_the_number_of_actors_do_not_change_a_bit(small: Callable
     assert all(frame.equals(frames[0]) for frame in frames)
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_others(small: Callable[..., Run]) -> None:
+def test_the_same_seed_gives_the_same_bits_and_another_others(small: Small) -> None:
     first, again, other = (
-        sha256(small(seed=seed, name=name).model_path) for seed, name in ((0, "a"), (0, "b"), (1, "c"))
+        sha256(small(seed=seed, name=name, max_local_steps=3).model_path)
+        for seed, name in ((0, "a"), (0, "b"), (1, "c"))
     )
     assert first == again != other
 
 
+@pytest.mark.ray
 @pytest.mark.usefixtures("_no_process_left", "in_programs")
-def test_a_strategy_that_needs_each_client_and_client_state_on_ray(small: Callable[..., Run]) -> None:
+def test_a_strategy_that_needs_each_client_and_client_state_on_ray(small: Small) -> None:
     config = {"strategy": "own:EachClientFedAvg", "client": "own:Counting", "num_rounds": 3}
     on_ray, inline = small(**config, engine="ray", name="a"), small(**config, name="b")
     assert sha256(on_ray.model_path) == sha256(inline.model_path)
@@ -56,36 +59,38 @@ def test_a_strategy_that_needs_each_client_and_client_state_on_ray(small: Callab
     assert inline.clients().loss.max() > 1
 
 
+@pytest.mark.ray
 @pytest.mark.usefixtures("_no_process_left", "in_programs")
-def test_a_fraction_of_a_gpu_gives_as_many_actors_as_share_it(small: Callable[..., Run]) -> None:
-    """Scheduling only, so it needs no GPU: Ray is told of one."""
+def test_a_fraction_of_a_gpu_gives_as_many_actors_as_share_it(small: Small) -> None:
+    """Scheduling only, so it needs no GPU: Ray is given one by its arguments."""
     run = small(
         {"num_cpus": 4, "num_gpus": 1},
         engine="ray",
         num_gpus=0.25,
         device="cpu",
         client="own:Where",
-        num_clients=64,
-        clients_per_round=64,
-        num_rounds=3,
+        num_clients=16,
+        clients_per_round=16,
+        num_rounds=1,
     )
     clients = run.clients()
     assert sorted(clients.actor.unique()) == [0, 1, 2, 3]
     assert set(clients.loss) == {0.0}  # CUDA_VISIBLE_DEVICES
 
 
+@pytest.mark.ray
 @pytest.mark.usefixtures("_no_process_left", "in_programs")
-def test_what_a_client_prints_and_raises_in_an_actor_is_in_the_log(small: Callable[..., Run], tmp_path: Path) -> None:
-    run = small(engine="ray", client="own:Tutorial")
-    assert "own client trained with batch size 8" in run.log_path.read_text()
+def test_what_a_client_prints_and_raises_in_an_actor_is_in_the_log(small: Small, tmp_path: Path) -> None:
     with pytest.raises(ClientError, match=r"raised in round 2 \(fit\): ValueError: client \d+ has a bad day"):
-        small(engine="ray", client="own:Failing", num_rounds=3, name="stopped")
+        small(engine="ray", client="own:Printing", num_rounds=3, name="stopped")
     log = (tmp_path / "results" / "stopped" / "run.log").read_text()
+    assert "own client trains with batch size 8" in log
     assert 'raise ValueError(f"client {self.client_id} has\\na bad day")' in log
 
 
+@pytest.mark.ray
 @pytest.mark.usefixtures("_no_process_left", "in_programs")
-def test_a_client_whose_process_dies_again_and_again_counts_as_one_that_raised(small: Callable[..., Run]) -> None:
+def test_a_client_whose_process_dies_again_and_again_counts_as_one_that_raised(small: Small) -> None:
     run = small(engine="ray", client="own:Exiting", on_client_error="drop", max_retries=1, clients_per_round=10)
     clients = run.clients()
     failed = clients[clients.status == "failed"]
@@ -94,9 +99,10 @@ def test_a_client_whose_process_dies_again_and_again_counts_as_one_that_raised(s
     assert run.rounds().num_failures.tolist()[1:] == [2, 0]
     assert "CUDA error: an illegal memory access" in run.log_path.read_text()
     with pytest.raises(ClientError, match=r"client 3 raised in round 1 \(fit\): ProcessDied: .*, 1 time$"):
-        small(engine="ray", client="own:Exiting", max_retries=0, name="stopped")
+        small(engine="ray", client="own:Exiting", max_retries=0, num_rounds=1, clients_per_round=10, name="stopped")
 
 
+@pytest.mark.ray
 @pytest.mark.usefixtures("_no_process_left")
 def test_rays_processes_refuse_whoever_has_no_token(tmp_path: Path) -> None:
     """A second program that knows the address but not the token cannot join."""
@@ -112,18 +118,19 @@ def test_rays_processes_refuse_whoever_has_no_token(tmp_path: Path) -> None:
                 own = {k: os.environ[k] for k in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
                 env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
                 for extra in (own, {}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
-                    answer = subprocess.run([sys.executable, "-c", code], env={**env, **extra},
+                    result = subprocess.run([sys.executable, "-c", code], env={**env, **extra},
                         capture_output=True, text=True, timeout=100)
-                    print(answer.returncode, "joined" in answer.stdout, "AuthenticationError" in answer.stderr)
+                    print(result.returncode, "joined" in result.stdout, "AuthenticationError" in result.stderr)
 
         simulate(RunConfig(num_clients=4, fraction_fit=1.0, num_rounds=1, local_epochs=1), on_record=intrude)
     """
-    answer = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert answer.stdout.splitlines() == ["0 True False", "1 False True", "1 False True"]
+    assert result.stdout.splitlines() == ["0 True False", "1 False True", "1 False True"]
 
 
+@pytest.mark.ray
 def test_the_drivers_memory_does_not_grow_with_rounds(tmp_path: Path) -> None:
     """500 clients, all of them in each of 3 rounds."""
     program = """
@@ -134,33 +141,33 @@ def test_the_drivers_memory_does_not_grow_with_rounds(tmp_path: Path) -> None:
         def measure(record):
             used.append(psutil.Process().memory_info().rss)
         run = simulate(RunConfig(dataset="synthetic", num_clients=500, fraction_fit=1.0, num_rounds=3,
-            local_epochs=1, partitioner="iid"), on_record=measure)
+            local_epochs=1, max_local_steps=1, partitioner="iid"), on_record=measure)
         print(json.dumps([used, run.rounds().num_clients.tolist()[1:]]))
     """
-    answer = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    used, clients = json.loads(answer.stdout)
+    used, clients = json.loads(result.stdout)
     assert clients == [500, 500, 500]
     assert used[3] < 1.1 * used[1]
 
 
-def test_inline_needs_no_ray(sim: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_inline_needs_no_ray(tmp_path: Path) -> None:
     program = (
         "import sys; from sim import RunConfig, simulate;"
-        "simulate(RunConfig(num_clients=5, num_rounds=1, local_epochs=1, engine='inline'));"
+        "simulate(RunConfig(num_clients=5, num_rounds=1, max_local_steps=1, engine='inline'));"
         "print('ray' in sys.modules)"
     )
-    answer = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert answer.stdout == "False\n"
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"
 
 
-def test_inline_shows_the_users_own_stack_trace(
-    sim: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_inline_shows_the_users_own_stack_trace(command: Sim, tmp_path: Path) -> None:
     words = ("run", "--num-clients", "4", "--clients-per-round", "4", "--num-rounds", "3", "--local-epochs", "1")
-    answer = sim(*words, "--engine", "inline", "--client", "own:Failing", "--results-dir", str(tmp_path), cwd=PROGRAMS)
-    assert answer.returncode == 1
-    assert 'own.py", line' in answer.stderr
-    last = answer.stderr.splitlines()[-1]
+    own = ("--client", "own:Failing", "--results-dir", str(tmp_path))
+    result = command(*words, "--engine", "inline", *own, cwd=PROGRAMS)
+    assert result.returncode == 1
+    assert 'own.py", line' in result.stderr
+    last = result.stderr.splitlines()[-1]
     assert last == "sim: client 1 raised in round 2 (fit): ValueError: client 1 has a bad day"

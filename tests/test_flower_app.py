@@ -7,13 +7,12 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, sha256
+from conftest import ROOT, Small, sha256
 from sim import Run, RunConfig
 from sim.config import presets
 from sim.flower_app import _given
@@ -33,6 +32,7 @@ def test_arguments_are_read_as_on_the_command_line() -> None:
     assert given == {"strategy": "fedprox", "strategy_args": {"proximal_mu": 0.5}, "lr": 1.0}
 
 
+@pytest.mark.slow
 def test_the_bundle_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     flwr = Path(sys.executable).parent / "flwr"
     environment = {**os.environ, "FLWR_HOME": str(tmp_path / "home"), "FLWR_DISABLE_UPDATE_CHECK": "1"}
@@ -41,17 +41,16 @@ def test_the_bundle_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     with zipfile.ZipFile(bundle) as archive:
         names = {name for name in archive.namelist() if not name.startswith(".info/")}
     assert "sim/flower_app.py" in names
-    assert {f"sim/presets/{name}.toml" for name in presets.preset_names()} <= names
+    assert {f"sim/config/{name}.toml" for name in presets.preset_names()} <= names
     assert {name.split("/")[0] for name in names} == {"sim", "README.md", "pyproject.toml"}
     assert bundle.stat().st_size < 2**20
 
 
-@pytest.mark.parametrize(("mode", "num_rounds"), [("simulate", 3), ("deploy", 1)])
-def test_flower_runs_the_app_to_the_same_weights(
-    tmp_path: Path, small: Callable[..., Run], mode: str, num_rounds: int
-) -> None:
+@pytest.mark.network
+@pytest.mark.parametrize(("mode", "num_rounds"), [pytest.param("simulate", 2, marks=pytest.mark.ray), ("deploy", 1)])
+def test_flower_runs_the_app_to_the_same_weights(tmp_path: Path, small: Small, mode: str, num_rounds: int) -> None:
     run_config = f"num_rounds={num_rounds} local_epochs=1 name='app' results_dir='{tmp_path}'"
-    answer = subprocess.run(
+    result = subprocess.run(
         [ROOT / "scripts" / "flower_app.sh", mode, "2", run_config],
         env={**os.environ, "VENV": sys.prefix},
         capture_output=True,
@@ -59,7 +58,7 @@ def test_flower_runs_the_app_to_the_same_weights(
         timeout=300,
         check=False,
     )
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
     simulated = small(num_clients=2, fraction_fit=1.0, clients_per_round=None, num_rounds=num_rounds)
     assert sha256(Run(tmp_path / "app").model_path) == sha256(simulated.model_path)
     assert Run(tmp_path / "app").rounds().test_accuracy.equals(simulated.rounds().test_accuracy)

@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from conftest import PROGRAMS, sha256
+from conftest import PROGRAMS, Small, sha256
 from federation import Federation
-from sim import Run
+from sim import RunConfig
+from sim.data import examples, partition
 
 
-@pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Federation]:
-    """A federation without any process yet; its processes are killed after the test."""
-    made = Federation(tmp_path)
-    yield made
-    made.kill()
-
-
-def test_five_clients_give_the_numbers_of_their_simulation(federation: Federation, small: Callable[..., Run]) -> None:
+def test_clients_give_the_numbers_of_their_simulation(federation: Federation, small: Small) -> None:
     """The same config, simulated and over a network, gives exactly the same weights."""
-    shared = ["--num-clients", "5", "--local-epochs", "1", "--fraction-evaluate", "0.4", "--augment", "crop-flip"]
+    shared = ["--num-clients", "3", "--local-epochs", "1", "--fraction-evaluate", "0.7", "--augment", "crop-flip"]
     training = ["--lr", "0.05", "--batch-size", "16", "--num-rounds", "3", "--strategy", "fedprox"]
-    server = federation.server(*shared, *training, "--min-clients", "5")
+    server = federation.server(*shared, *training, "--min-clients", "3")
     # Training settings come from the server; a client's own flags for them are ignored.
-    clients = [federation.client(i, "--num-clients", "5", "--lr", "9", "--augment", "none") for i in range(5)]
-    assert [program.end() for program in (server, *clients)] == [0] * 6, server.lines
+    clients = [federation.client(i, "--num-clients", "3", "--lr", "9", "--augment", "none") for i in range(3)]
+    assert [program.end() for program in (server, *clients)] == [0] * 4, server.lines
     served = federation.run
-    settings = {"local_epochs": 1, "fraction_evaluate": 0.4, "augment": "crop-flip", "lr": 0.05, "batch_size": 16}
+    settings = {"local_epochs": 1, "fraction_evaluate": 0.7, "augment": "crop-flip", "lr": 0.05, "batch_size": 16}
     simulated = small(
-        num_clients=5, clients_per_round=None, fraction_fit=1.0, num_rounds=3, strategy="fedprox", **settings
+        num_clients=3, clients_per_round=None, fraction_fit=1.0, num_rounds=3, strategy="fedprox", **settings
     )
     assert sha256(served.model_path) == sha256(simulated.model_path)
     columns = [name for name in served.rounds().columns if not name.endswith("_seconds")]
@@ -43,14 +34,16 @@ def test_five_clients_give_the_numbers_of_their_simulation(federation: Federatio
     assert served.clients().actor.isna().all()
     files = {path.name for path in simulated.path.iterdir()} - {"checkpoints"}  # only a simulation can be resumed
     assert {path.name for path in served.path.iterdir()} == files
-    assert clients[3].lines[-1] == "client 3        trained in 3 rounds"
-    assert "sim: waiting for 5 more clients, 0 of 5 are connected" in server.lines
+    assert clients[2].lines[-1] == "client 2        trained in 3 rounds"
+    assert "sim: waiting for 3 more clients, 0 of 3 are connected" in server.lines
     assert "note:" not in "\n".join(server.lines)
-    assert clients[3].lines[0] == "sim: client 3 takes part with 229 examples"
+    config = RunConfig(num_clients=3, fraction_fit=1.0)
+    size = partition.assign(examples.load(config).train.labels, config).sizes[2]
+    assert clients[2].lines[0] == f"sim: client 2 takes part with {size} examples"
 
 
 def test_clients_of_the_users_own_give_the_results_of_their_simulation(
-    federation: Federation, small: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, in_programs: None
+    federation: Federation, small: Small, monkeypatch: pytest.MonkeyPatch, in_programs: None
 ) -> None:
     """Checks the state of clients, the server's batch size, numpy numbers in metrics, and a dropped client."""
     monkeypatch.setenv("PYTHONPATH", str(PROGRAMS))

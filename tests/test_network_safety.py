@@ -9,33 +9,22 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 from flwr.proto.transport_pb2_grpc import FlowerServiceStub
 
-from conftest import ROOT, sha256
+from conftest import ROOT, Sim, Small, sha256
 from federation import Federation, free_port
-from sim import Run
-
-Sim = Callable[..., "subprocess.CompletedProcess[str]"]
 
 FEW = ["--num-clients", "2", "--partitioner", "iid", "--local-epochs", "1"]
 
 
-@pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Federation]:
-    """A federation without any process yet; its processes are killed after the test."""
-    made = Federation(tmp_path)
-    yield made
-    made.kill()
-
-
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that the openssl commands of docs/deploy.md make, and in ``other`` another authority's."""
+    """A folder with the files that the openssl commands of docs/deploy.md make; ``other`` has another authority."""
     folder = tmp_path_factory.mktemp("certificates")
     guide = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
     lines = re.search(r"```sh\n(openssl.*?)```", guide, re.DOTALL)[1]  # type: ignore[index]
@@ -66,7 +55,7 @@ def test_tls_accepts_the_right_authority_only(federation: Federation, certificat
 
 @pytest.mark.parametrize("secured", [False, True], ids=["plain", "tls"])
 def test_connections_of_other_programs_change_nothing(
-    federation: Federation, small: Callable[..., Run], certificates: Path, secured: bool
+    federation: Federation, small: Small, certificates: Path, secured: bool
 ) -> None:
     """Random bytes, 1000 connections without a handshake, and 50 gRPC streams without a message."""
     authority = certificates / "ca.pem"
@@ -161,10 +150,8 @@ def test_an_interrupted_server_leaves_a_complete_folder_and_waits_for_no_client(
     server.wait_for("round 1/")
     clients[1].process.send_signal(signal.SIGSTOP)  # a client that never answers
     server.wait_for("round 1/")
-    start = time.monotonic()
     server.process.send_signal(number)
     assert server.end() == 130
-    assert time.monotonic() - start < 30
     assert server.lines[-1] == "sim: interrupted; what was done is on disk"
     for path in (federation.run.model_path, federation.run.accuracy_path):
         assert path.stat().st_size > 1000
@@ -182,16 +169,18 @@ def test_a_server_that_dies_is_one_line(federation: Federation) -> None:
         assert not any("Traceback" in line for line in client.lines)
 
 
-def test_no_server_in_time(sim: Sim) -> None:
+@pytest.mark.network
+def test_no_server_in_time(command: Sim) -> None:
     address = f"127.0.0.1:{free_port()}"
     start = time.monotonic()
-    result = sim("client", "--address", address, "--client-id", "0", *FEW, "--max-wait", "1")
+    result = command("client", "--address", address, "--client-id", "0", *FEW, "--max-wait", "1")
     assert result.returncode == 1
     assert result.stderr == f"sim: --address {address}: no server within --max-wait 1 s: Connection refused\n"
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 60  # which is the default of --max-wait
 
 
-def test_something_else_at_the_address(sim: Sim) -> None:
+@pytest.mark.network
+def test_something_else_at_the_address(command: Sim) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
 
@@ -201,7 +190,7 @@ def test_something_else_at_the_address(sim: Sim) -> None:
             connection.close()
 
         threading.Thread(target=answer_as_http, daemon=True).start()
-        result = sim("client", "--address", address, "--client-id", "0", *FEW, "--max-wait", "1")
+        result = command("client", "--address", address, "--client-id", "0", *FEW, "--max-wait", "1")
     assert result.returncode == 2
     assert result.stderr == f"sim: --address {address}: a program answers there, but it is not a server of sim\n"
 
@@ -215,10 +204,11 @@ def test_a_client_with_an_authority_at_a_plain_server(federation: Federation, ce
     server.process.terminate()
 
 
-def test_a_port_in_use(sim: Sim, tmp_path: Path) -> None:
+@pytest.mark.network
+def test_a_port_in_use(command: Sim, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-        result = sim("server", "--address", address)
+        result = command("server", "--address", address)
     assert (result.returncode, result.stderr) == (
         2,
         f"sim: --address {address}: the port is in use; choose another\n",
@@ -253,15 +243,15 @@ def test_a_port_in_use(sim: Sim, tmp_path: Path) -> None:
         (["client", "--client-id", "0", "--ca", "none.pem", "--insecure"], "--insecure and --ca none.pem: give one"),
     ],
 )
-def test_bad_options_are_one_line(sim: Sim, tmp_path: Path, words: list[str], line: str) -> None:
-    result = sim(*words)
+def test_bad_options_are_one_line(command: Sim, tmp_path: Path, words: list[str], line: str) -> None:
+    result = command(*words)
     assert result.returncode == 2
     assert result.stderr.startswith(f"sim: {line}"), result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_certificates_that_do_not_fit(sim: Sim, certificates: Path, tmp_path: Path) -> None:
+def test_certificates_that_do_not_fit(command: Sim, certificates: Path, tmp_path: Path) -> None:
     own, other = certificates, certificates / "other"
     (tmp_path / "empty.pem").write_text("nothing\n")
     for certificate, key, authority, line in (
@@ -269,7 +259,7 @@ def test_certificates_that_do_not_fit(sim: Sim, certificates: Path, tmp_path: Pa
         (own / "server.pem", own / "server.key", tmp_path / "empty.pem", "holds no certificate in PEM form"),
     ):
         words = [f"--certificate={certificate}", f"--private-key={key}", f"--ca={authority}"]
-        result = sim("server", "--address", f"127.0.0.1:{free_port()}", *words)
+        result = command("server", "--address", f"127.0.0.1:{free_port()}", *words)
         assert result.returncode == 2
         assert line in result.stderr
         assert len(result.stderr.splitlines()) == 1

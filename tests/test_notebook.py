@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,13 @@ import pandas as pd
 import pytest
 from nbclient import NotebookClient
 
-from conftest import ROOT
-from sim import Run
-from sim.scale.execute import efficiency_frame, read_scale
+from conftest import ROOT, SMALL, Small
+from sim.scale.execute import COLUMNS, CellRecord, efficiency_frame, read_scale
+from sim.sweep.grid import parse_axis, variants
+from sim.sweep.planned import Planned
+from sim.sweep.table import write_tables
 
-Sim = Callable[..., "subprocess.CompletedProcess[str]"]
+pytestmark = pytest.mark.slow  # Jupyter's kernel is a process of its own
 
 
 def _execute(name: str) -> tuple[str, int]:
@@ -31,9 +31,7 @@ def _execute(name: str) -> tuple[str, int]:
     return "\n".join(texts), pictures
 
 
-def test_the_quickstart_notebook_runs(
-    small: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_quickstart_notebook_runs(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small(name="even", partitioner="iid")
     last = small(name="skewed").rounds().test_accuracy.iloc[-1]
     monkeypatch.setenv("SIM_RESULTS", str(tmp_path / "results"))
@@ -43,12 +41,14 @@ def test_the_quickstart_notebook_runs(
 
 
 def test_the_noniid_notebook_shows_the_numbers_of_a_sweep(
-    sim: Sim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grid = ["--vary", "alpha=0.5,10", "--vary", "strategy=fedavg,fedprox,fedadam", "--seeds", "1"]
-    few = ["--num-clients", "5", "--fraction-fit", "1", "--num-rounds", "1", "--local-epochs", "1"]
-    result = sim("sweep", *grid, *few, "--engine", "inline", "--results-dir", "noniid")
-    assert result.returncode == 0, result.stderr
+    axes = [parse_axis("alpha=0.5,10"), parse_axis("strategy=fedavg,fedprox,fedadam")]
+    found = variants({**SMALL, "num_rounds": 1}, axes, 1, str(tmp_path / "noniid"))
+    planned = [Planned(each, config, small(**vars(config))) for each in found for config in each.configs]
+    for each in planned:
+        each.inspect()
+    write_tables(tmp_path / "noniid", planned)
     monkeypatch.setenv("SIM_SWEEP", str(tmp_path / "noniid"))
     text, pictures = _execute("noniid.ipynb")
     assert pictures == 1
@@ -88,16 +88,21 @@ def test_the_noniid_notebook_draws_rounds_to_a_target(tmp_path: Path, monkeypatc
 
 
 def test_the_scalability_notebook_shows_the_numbers_of_a_scale_study(
-    sim: Sim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grid = ["--engine", "inline,ray", "--num-clients", "4", "--num-actors", "1,2", "--scaling", "strong"]
-    few = ["--repeats", "1", "--num-rounds", "1", "--examples-per-client", "10"]
-    result = sim("scale", *grid, *few, "--results-dir", "scale")
-    assert result.returncode == 0, result.stderr
-    monkeypatch.setenv("SIM_SCALE", str(tmp_path / "scale"))
+    records = [
+        CellRecord(engine, 4, num_actors, 0, "ok", None, 2.5, seconds, 4 / seconds, 0.75, 600.0, memory)
+        for engine, num_actors, seconds, memory in (
+            ("inline", 1, 0.1234, None),
+            ("ray", 1, 0.2345, 400.0),
+            ("ray", 2, 0.1456, 800.0),
+        )
+    ]
+    pd.DataFrame([vars(record) for record in records], columns=COLUMNS).to_csv(tmp_path / "scale.csv", index=False)
+    monkeypatch.setenv("SIM_SCALE", str(tmp_path))
     text, pictures = _execute("scalability.ipynb")
     assert pictures == 3
-    frame = read_scale(tmp_path / "scale" / "scale.csv")
+    frame = read_scale(tmp_path / "scale.csv")
     assert "3 of 3 measurements are good" in text
     best = frame.loc[frame.updates_per_second.idxmax()]
     words = f"{best.updates_per_second:.1f} clients a second, {best.num_clients} clients on {best.num_actors} actor"

@@ -86,6 +86,7 @@ def test_bars_of_a_client_add_up_to_its_examples(num_classes: int) -> None:
             assert inside == [False, top > bottom, top > bottom, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["plot", "one"], ["list"], ["report", "one"]])
 def test_these_commands_do_not_import_torch_flwr_or_ray(tmp_path: Path, words: list[str]) -> None:
     _run(tmp_path / "results", "one", [0.1, 0.2], CentralizedConfig())

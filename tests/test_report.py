@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import pytest
-from selenium import webdriver
 
-from browser import assert_shown
+from conftest import SMALL, Sim, Small, made_once
+from sim import simulate
 from sim.centralized import train_centralized
 from sim.config.run_config import CentralizedConfig, RunConfig
 from sim.errors import RunFolderError
@@ -22,7 +23,9 @@ from sim.run_folder.folder import Run
 from sim.run_folder.records import RoundRecord
 from sim.run_folder.writer import RunWriter
 
-Sim = Callable[..., "subprocess.CompletedProcess[str]"]
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
 Cell = tuple[str, dict[str, str | None]]
 HOSTILE = "<img src=x onerror=alert(1)> & $x$"
 SCRIPT = "ValueError: <script>document.title = 'broken'</script>, \"quoted\""
@@ -74,18 +77,23 @@ class Page(HTMLParser):
         return {row[0][0].strip(): [number(cell) for _, cell in row[1:]] for row in self.tables[table][1:]}
 
 
-@pytest.fixture
-def sweep(small: Callable[..., Run], tmp_path: Path) -> Path:
-    """Return a folder of federated runs with two alphas and two seeds, and a centralised run."""
+def _sweep(folder: Path) -> None:
     for alpha in (0.1, 10.0):
         for seed in (0, 1):
-            small(alpha=alpha, seed=seed, name=f"alpha{alpha:g}-seed{seed}", fraction_evaluate=0.5)
-    train_centralized(CentralizedConfig(epochs=1, name="central", results_dir=str(tmp_path / "results")))
-    return tmp_path / "results"
+            settings = {"alpha": alpha, "seed": seed, "fraction_evaluate": 0.5, "name": f"alpha{alpha:g}-seed{seed}"}
+            simulate(RunConfig(**SMALL, **settings, results_dir=str(folder)))
+    train_centralized(CentralizedConfig(epochs=1, name="central", results_dir=str(folder)))
 
 
-def _written(sim: Sim, tmp_path: Path, *words: str) -> Page:
-    result = sim("report", *words, "-o", "page.html")
+@pytest.fixture
+def sweep(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of federated runs with two alphas and two seeds, and a centralised run."""
+    made = made_once(tmp_path_factory, "report", _sweep)
+    return Path(shutil.copytree(made, tmp_path / "results"))
+
+
+def _written(command: Sim, tmp_path: Path, *words: str) -> Page:
+    result = command("report", *words, "-o", "page.html")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == "report          page.html\n"
     return Page(tmp_path / "page.html")
@@ -103,8 +111,8 @@ def _fake(root: Path, name: str, config: RunConfig | CentralizedConfig, accuraci
     return writer.run
 
 
-def test_the_numbers_are_those_of_the_tables(sim: Sim, sweep: Path, tmp_path: Path) -> None:
-    page = _written(sim, tmp_path, "results")
+def test_the_numbers_are_those_of_the_tables(command: Sim, sweep: Path, tmp_path: Path) -> None:
+    page = _written(command, tmp_path, "results")
     summary, quantiles, seconds = page.numbers("summary-table"), page.numbers("quantiles"), page.numbers("seconds")
     assert list(summary) == ["alpha0.1", "alpha10", "central"]
     assert list(quantiles) == ["alpha0.1", "alpha10"]
@@ -139,10 +147,10 @@ def test_the_numbers_are_those_of_the_tables(sim: Sim, sweep: Path, tmp_path: Pa
     assert shown["rounds"] == "1 of 1 epochs"
 
 
-def test_the_page_begins_with_the_differences_and_has_all_sections(sim: Sim, sweep: Path, tmp_path: Path) -> None:
+def test_the_page_begins_with_the_differences_and_has_all_sections(command: Sim, sweep: Path, tmp_path: Path) -> None:
     environment = sweep / "alpha10-seed0" / "environment.json"
     environment.write_text(json.dumps({**json.loads(environment.read_text()), "cpu": "another"}))
-    page = _written(sim, tmp_path, *(f"alpha{alpha}-seed{seed}" for alpha in ("0.1", "10") for seed in (0, 1)))
+    page = _written(command, tmp_path, *(f"alpha{alpha}-seed{seed}" for alpha in ("0.1", "10") for seed in (0, 1)))
     assert page.texts("differences") == [
         ["curve", "seed", "alpha", "runs"],
         ["alpha0.1", "0, 1", "0.1", "alpha0.1-seed0, alpha0.1-seed1"],
@@ -168,7 +176,7 @@ def test_the_page_begins_with_the_differences_and_has_all_sections(sim: Sim, swe
 
 
 def test_failures_are_counted_and_nothing_in_a_name_or_an_error_is_markup(
-    sim: Sim, small: Callable[..., Run], in_programs: None, tmp_path: Path
+    command: Sim, small: Small, pictures: None, in_programs: None, tmp_path: Path
 ) -> None:
     run = small(client="own:Failing", on_client_error="drop", clients_per_round=10, name="failing")
     clients = pd.read_csv(run.clients_path)
@@ -177,7 +185,7 @@ def test_failures_are_counted_and_nothing_in_a_name_or_an_error_is_markup(
     clients.loc[failed, "error"] = [SCRIPT] * 4 + ["another"]
     clients.to_csv(run.clients_path, index=False)
     run.path.rename(run.path.parent / HOSTILE)
-    page = _written(sim, tmp_path, HOSTILE)
+    page = _written(command, tmp_path, HOSTILE)
     first = clients[failed].client_id.tolist()
     assert page.texts("failure-table")[1:] == [
         [HOSTILE, SCRIPT, "4", f"round 2 (fit), client {first[0]}"],
@@ -189,9 +197,9 @@ def test_failures_are_counted_and_nothing_in_a_name_or_an_error_is_markup(
     assert "Set --fraction-evaluate above 0 to measure" in page.text
 
 
-def test_runs_that_are_not_finished_are_shown(sim: Sim, tmp_path: Path) -> None:
+def test_runs_that_are_not_finished_are_shown(command: Sim, tmp_path: Path) -> None:
     _fake(tmp_path / "results", "begun", RunConfig(num_rounds=9), [])
-    only = _written(sim, tmp_path, "begun")
+    only = _written(command, tmp_path, "begun")
     assert "begun (no round of 9 yet)" in " ".join(only.text.split())
     assert "No round was measured yet." in only.text
     assert "has no readable partition.png." in " ".join(only.text.split())
@@ -201,7 +209,7 @@ def test_runs_that_are_not_finished_are_shown(sim: Sim, tmp_path: Path) -> None:
     _fake(tmp_path / "results", "stopped", RunConfig(num_rounds=9, lr=0.5), [0.1, 0.2, 0.3])
     _fake(tmp_path / "results", "reached", RunConfig(num_rounds=9, lr=0.6, target_accuracy=0.2), [0.1, 0.2])
     _fake(tmp_path / "results", "epochs", CentralizedConfig(epochs=3), [0.1])
-    page = _written(sim, tmp_path, "results")
+    page = _written(command, tmp_path, "results")
     text = " ".join(page.text.split())
     assert "stopped: begun (no round of 9 yet); epochs (after epoch 0 of 3); stopped (after round 2 of 9)." in text
     assert page.numbers("summary-table")["stopped"][1:3] == [(2, None), (0.3, None)]
@@ -269,11 +277,11 @@ def _page_is_a_folder(root: Path) -> None:
     ],
 )
 def test_mistakes_are_one_line(
-    sim: Sim, tmp_path: Path, prepare: Callable[[Path], None], words: list[str], says: str
+    command: Sim, tmp_path: Path, prepare: Callable[[Path], None], words: list[str], says: str
 ) -> None:
     prepare(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    result = sim("report", *words)
+    result = command("report", *words)
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert says in result.stderr
     assert sorted(tmp_path.rglob("*")) == before
@@ -288,13 +296,15 @@ def test_a_page_that_does_not_fit_on_the_disk_leaves_the_old_page(sim: Sim, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "results"]
 
 
-@pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_shows_the_page_without_network_at_the_width_of_a_desktop_and_a_phone(
-    sim: Sim, sweep: Path, tmp_path: Path, browser: webdriver.Chrome, width: int
+    command: Sim, sweep: Path, tmp_path: Path, browser: Chrome
 ) -> None:
+    from browser import assert_shown
+
     (sweep / "alpha0.1-seed0").rename(sweep / HOSTILE)
-    page = _written(sim, tmp_path, "results")
+    page = _written(command, tmp_path, "results")
     for tag, attributes in page.tags:
         target = attributes.get("src") or attributes.get("href") or "#"
         assert target.startswith(("data:", "#")), tag
-    assert_shown(browser, tmp_path / "page.html", width, num_images=2 + 2 + 2 + 1)
+    for width in (1280, 390):
+        assert_shown(browser, tmp_path / "page.html", width, num_images=2 + 2 + 2 + 1)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
+from conftest import Small
 from sim import Run, resume
 from sim.errors import RunFolderError
 from sim.server.results import client_quantiles
@@ -26,28 +25,27 @@ def test_quantiles_and_the_worst_tenth_of_clients() -> None:
     assert client_quantiles([]) == {}
 
 
-def test_rounds_tell_how_accuracy_differs_among_the_clients(small: Callable[..., Run]) -> None:
-    run = small(fraction_evaluate=1.0, num_rounds=2)
-    rounds, clients = run.rounds(), run.clients()
+def test_the_rounds_show_how_accuracy_differs_among_the_clients(finished: Run, small: Small) -> None:
+    rounds, clients = finished.rounds(), finished.clients()
     own = clients[(clients["round"] == 2) & (clients.phase == "evaluate")].accuracy.dropna()
     assert rounds.eval_accuracy_p25[2] == pytest.approx(np.percentile(own, 25))
     assert rounds.eval_accuracy_worst10[2] == own.min()  # one of at most ten clients
     assert rounds.eval_accuracy_p50[1:].notna().all()
     assert np.isnan(rounds.eval_accuracy_p50[0])
-    assert run.fairness_path.read_bytes().startswith(b"\x89PNG")
+    assert finished.fairness_path.read_bytes().startswith(b"\x89PNG")
     without = small()
     assert without.rounds().eval_accuracy_p50.isna().all()
     assert not without.fairness_path.exists()
 
 
-def test_a_run_ends_when_the_target_is_reached_and_goes_on_with_a_higher_one(small: Callable[..., Run]) -> None:
-    settings = {"num_rounds": 12, "num_clients": 5, "clients_per_round": 5, "local_epochs": 1, "partitioner": "iid"}
+def test_a_run_ends_when_the_target_is_reached_and_continues_with_a_higher_one(small: Small) -> None:
+    settings = {"num_rounds": 6, "num_clients": 5, "clients_per_round": 5, "local_epochs": 1, "partitioner": "iid"}
     whole = small(**settings, name="whole")
     accuracy = whole.rounds().test_accuracy
     target = float(accuracy[3])
     reached = small(**settings, name="reached", target_accuracy=target)
     last = int((accuracy >= target).idxmax())
-    assert 0 < last < 12
+    assert 0 < last < 6
     assert reached.rounds()["round"].tolist() == list(range(last + 1))
     assert reached.checkpoints()[-1] == last
     assert reached.is_done()

@@ -1,4 +1,4 @@
-"""Runs that end early and go on: to the bit as if they had not, or one line that says why not."""
+"""Runs that end early and are resumed: to the bit as if they had not ended, or one line that says why not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from conftest import PROGRAMS, sha256
-from sim import Run, resume
+from conftest import ROOT, SMALL, Sim, Small, made_once, sha256
+from federation import DEADLINE_SECONDS, wait_until
+from sim import Run, RunConfig, resume, simulate
 from sim.errors import ConfigError, RunError, RunFolderError, SimError, StateError
 from sim.server.strategy import PRIVACY, STRATEGIES
 
@@ -42,15 +42,15 @@ def _stop_after(number: int) -> Callable[[Any], None]:
     return on_record
 
 
-def _interrupted(small: Callable[..., Run], tmp_path: Path, number: int, **settings: Any) -> Run:
+def _interrupted(small: Small, tmp_path: Path, number: int, **settings: Any) -> Run:
     with pytest.raises(KeyboardInterrupt):
         small(name="cut", on_record=_stop_after(number), **settings)
     return Run(tmp_path / "results" / "cut")
 
 
 @pytest.mark.parametrize("strategy", [*STRATEGIES, *(f"dp-{kind}" for kind in PRIVACY)])
-def test_every_strategy_goes_on_to_the_bit(small: Callable[..., Run], tmp_path: Path, strategy: str) -> None:
-    settings: dict[str, Any] = {"num_rounds": 4, "clients_per_round": 8, "fraction_evaluate": 0.3}
+def test_every_strategy_resumes_to_the_bit(small: Small, tmp_path: Path, strategy: str) -> None:
+    settings: dict[str, Any] = {"num_rounds": 4, "clients_per_round": 8, "fraction_evaluate": 0.3, "max_local_steps": 3}
     settings |= {"dp": strategy[3:]} if strategy.startswith("dp-") else {"strategy": strategy}
     whole = small(name="whole", **settings)
     cut = _interrupted(small, tmp_path, 2, **settings)
@@ -71,15 +71,13 @@ def test_every_strategy_goes_on_to_the_bit(small: Callable[..., Run], tmp_path: 
     ],
     ids=lambda settings: next(iter(settings)),
 )
-def test_what_clients_and_models_keep_goes_on(
-    small: Callable[..., Run], tmp_path: Path, settings: dict[str, Any]
-) -> None:
-    settings = {"num_rounds": 5, **settings}
+def test_what_clients_and_models_keep_is_resumed(small: Small, tmp_path: Path, settings: dict[str, Any]) -> None:
+    settings = {"num_rounds": 5, "max_local_steps": 3, **settings}
     whole = small(name="whole", **settings)
     assert_same(resume(_interrupted(small, tmp_path, 2, **settings)), whole)
 
 
-def test_a_finished_run_goes_on_to_more_rounds(small: Callable[..., Run]) -> None:
+def test_a_finished_run_continues_to_more_rounds(small: Small) -> None:
     short, whole = small(name="short", num_rounds=2), small(name="whole", num_rounds=4)
     with pytest.raises(RunFolderError, match="all 2 rounds are done; a larger --num-rounds continues"):
         resume(short)
@@ -87,13 +85,13 @@ def test_a_finished_run_goes_on_to_more_rounds(small: Callable[..., Run]) -> Non
     assert short.config()["num_rounds"] == 4
 
 
-def test_a_run_whose_last_files_could_not_be_written_is_finished(small: Callable[..., Run]) -> None:
+def test_a_run_whose_last_files_could_not_be_written_is_finished(small: Small) -> None:
     run, whole = small(name="one"), small(name="whole")
     run.model_path.unlink()
     assert_same(resume(run), whole)
 
 
-def test_rows_after_the_last_checkpoint_are_cut(small: Callable[..., Run], tmp_path: Path) -> None:
+def test_rows_after_the_last_checkpoint_are_cut(small: Small, tmp_path: Path) -> None:
     """As after a crash between the tables and the checkpoint."""
     whole = small(name="whole", num_rounds=4)
     cut = _interrupted(small, tmp_path, 3, num_rounds=4)
@@ -103,37 +101,36 @@ def test_rows_after_the_last_checkpoint_are_cut(small: Callable[..., Run], tmp_p
     assert_same(resume(cut), whole)
 
 
-def test_sigterm_ends_with_a_checkpoint_and_another_number_of_processes_goes_on(
-    sim: Callable[..., subprocess.CompletedProcess[str]], small: Callable[..., Run], tmp_path: Path
+@pytest.mark.ray
+def test_sigterm_ends_with_a_checkpoint_and_another_number_of_processes_resumes(
+    sim: Sim, command: Sim, small: Small, tmp_path: Path
 ) -> None:
     flags = "--num-clients 10 --clients-per-round 8 --num-rounds 200 --local-epochs 1 --strategy fedadam --name cut"
-    command = [sys.executable, "-m", "sim", "run", *flags.split()]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    started = [sys.executable, "-m", "sim", "run", *flags.split()]
+    process = subprocess.Popen(started, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     cut = Run(tmp_path / "results" / "cut")
-    deadline = time.monotonic() + 120
-    while process.poll() is None and len(cut.checkpoints()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: process.poll() is not None or len(cut.checkpoints()) >= 2)
     process.send_signal(signal.SIGSTOP)  # so that it does not get far meanwhile
-    again = sim("run", "--resume", "cut", "--engine", "inline")
+    again = command("run", "--resume", "cut", "--engine", "inline")
     assert (again.returncode, again.stderr) == (2, f"sim: {cut.path}: another process is writing to it\n")
     process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=DEADLINE_SECONDS)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "sim: interrupted; what was done is on disk"
     last = cut.rounds()["round"].max()
     assert cut.last_checkpoint() == last
-    assert f"round {last}" in sim("list").stdout
+    assert f"round {last}" in command("list").stdout
     whole = small(
         name="whole", clients_per_round=8, num_rounds=int(last) + 3, strategy="fedadam", results_dir=str(tmp_path)
     )
     # The config said 200 rounds; a run is ended where one wants by its config file.
     text = cut.config_path.read_text().replace("num_rounds = 200", f"num_rounds = {last + 3}")
     cut.config_path.write_text(text)
-    answer = sim("run", "--resume", "cut", "--num-cpus", "2")
-    assert answer.returncode == 0, answer.stderr
+    resumed = sim("run", "--resume", "cut", "--num-cpus", "2")
+    assert resumed.returncode == 0, resumed.stderr
     assert_same(cut, whole)
-    assert "round" not in sim("list").stdout.splitlines()[1]
+    assert "round" not in command("list").stdout.splitlines()[1]
 
 
 def _config(run: Run) -> None:
@@ -194,6 +191,12 @@ def _edit(run: Run, change: Callable[[dict[str, Any]], Any]) -> None:
         path.write_text(json.dumps({"sha256": digest, "state": about}))
 
 
+def _cut_after_two_rounds(folder: Path) -> None:
+    config = RunConfig(**{**SMALL, "num_rounds": 4}, name="cut", results_dir=str(folder))
+    with pytest.raises(KeyboardInterrupt):
+        simulate(config, on_record=_stop_after(2))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -212,9 +215,10 @@ def _edit(run: Run, change: Callable[[dict[str, Any]], Any]) -> None:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_what_does_not_fit_is_refused_and_nothing_changed(
-    small: Callable[..., Run], tmp_path: Path, damage: Callable[[Run], None], message: str
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, damage: Callable[[Run], None], message: str
 ) -> None:
-    cut = _interrupted(small, tmp_path, 2, num_rounds=4)
+    made = made_once(tmp_path_factory, "resume", _cut_after_two_rounds)
+    cut = Run(Path(shutil.copytree(made / "cut", tmp_path / "cut")))
     damage(cut)
     before = {path: sha256(path) for path in cut.path.rglob("*") if path.is_file()}
     with pytest.raises(SimError, match=message) as caught:
@@ -223,38 +227,36 @@ def test_what_does_not_fit_is_refused_and_nothing_changed(
     assert {path: sha256(path) for path in cut.path.rglob("*") if path.is_file()} == before
 
 
-def test_one_damaged_checkpoint_gives_way_to_the_one_before(small: Callable[..., Run], tmp_path: Path) -> None:
+def test_one_damaged_checkpoint_is_replaced_by_the_one_before_it(small: Small, tmp_path: Path) -> None:
     whole = small(name="whole", num_rounds=4)
     cut = _interrupted(small, tmp_path, 3, num_rounds=4)
     (cut.checkpoints_path / "3" / "arrays.safetensors").write_bytes(b"half")
     assert_same(resume(cut), whole)
 
 
-def test_flags_that_a_run_keeps_are_refused(
-    sim: Callable[..., subprocess.CompletedProcess[str]], small: Callable[..., Run], tmp_path: Path
-) -> None:
-    small(name="done")
-    answers = [
-        sim("run", "--resume", "done", *words)
+def test_flags_that_a_run_keeps_are_refused(command: Sim, finished: Run) -> None:
+    run = str(finished.path)
+    results = [
+        command("run", "--resume", run, *words)
         for words in (("--lr", "0.5"), ("--preset", "blazefl"), ("--num-rounds", "1"))
     ]
-    assert [answer.returncode for answer in answers] == [2, 2, 2]
-    lines = [answer.stderr for answer in answers]
+    assert [result.returncode for result in results] == [2, 2, 2]
+    lines = [result.stderr for result in results]
     assert lines[0].startswith("sim: --lr: a resumed run keeps its config; it may change --num-rounds, ")
     assert lines[1] == "sim: --preset blazefl: a resumed run uses its own config\n"
     assert "all 2 rounds are done" in lines[2]
-    missing = sim("run", "--resume", "nobody")
+    missing = command("run", "--resume", "nobody")
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
 
 
-def test_a_cosine_ends_where_it_ends(small: Callable[..., Run]) -> None:
+def test_a_cosine_cannot_be_made_longer(small: Small) -> None:
     run = small(lr_schedule="cosine")
     with pytest.raises(ConfigError, match="--num-rounds 9: the cosine of --lr-schedule ends at round 2"):
         resume(run, num_rounds=9)
 
 
 @pytest.mark.usefixtures("in_programs")
-def test_a_strategy_with_a_secret_is_refused_by_name(small: Callable[..., Run], tmp_path: Path) -> None:
+def test_a_strategy_that_no_checkpoint_can_keep_is_refused(small: Small, tmp_path: Path) -> None:
     with pytest.raises(StateError, match=r"own:Random: holds rng \(Generator\), which a checkpoint cannot keep"):
         small(strategy="own:Random")
     assert not (tmp_path / "results").exists()
@@ -264,13 +266,14 @@ def test_a_strategy_with_a_secret_is_refused_by_name(small: Callable[..., Run], 
     assert Run(tmp_path / "results" / "later").rounds()["round"].tolist() == [0]
 
 
+@pytest.mark.ray
 def test_the_fault_campaign_passes(tmp_path: Path) -> None:
     """Five trials, each of another kind, with real processes; a full disk needs the right to mount."""
     if os.geteuid() != 0:
         pytest.skip("a small tmpfs can be mounted by root only")
-    script = Path(PROGRAMS).parent.parent / "scripts" / "faults" / "campaign.py"
+    script = ROOT / "scripts" / "faults" / "campaign.py"
     command = [sys.executable, str(script), "--trials", "5", "--seed", "1", "--strategies", "fedadam"]
     command += ["-o", str(tmp_path / "faults.csv")]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+    result = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
     assert pd.read_csv(tmp_path / "faults.csv").outcome.tolist() == ["ok"] * 5

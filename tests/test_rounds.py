@@ -9,6 +9,7 @@ import pytest
 from flwr.common import Context, RecordDict
 from safetensors.numpy import load_file
 
+from conftest import Small
 from sim import Run, RunConfig
 from sim.client.runtime import ClientRuntime
 from sim.data import examples, partition
@@ -23,7 +24,7 @@ def _weights(run: Run) -> dict[str, np.ndarray]:
     return load_file(run.model_path)
 
 
-def test_one_round_is_federated_averaging_as_the_paper_writes_it(small: Callable[..., Run]) -> None:
+def test_one_round_is_federated_averaging_as_the_paper_writes_it(small: Small) -> None:
     """A bare loop over the sampled clients (McMahan et al. 2017, algorithm 1) gives the same weights."""
     run = small(num_rounds=1, local_epochs=2)
     clients = run.clients()
@@ -47,14 +48,15 @@ def test_one_round_is_federated_averaging_as_the_paper_writes_it(small: Callable
         assert not np.array_equal(found[name], start[list(runtime.net.state_dict()).index(name)])
 
 
-def test_records_add_up(small: Callable[..., Run]) -> None:
+def test_records_add_up(small: Small) -> None:
     run = small(fraction_evaluate=0.5, num_rounds=3, local_epochs=5)
     rounds, clients = run.rounds(), run.clients()
     assert rounds["round"].tolist() == [0, 1, 2, 3]
     assert rounds.loc[0, ["num_clients", "train_loss", "eval_loss", "fit_seconds"]].isna().all()
     parts = rounds[["fit_seconds", "aggregate_seconds", "test_seconds", "eval_seconds"]].sum(axis=1)
     assert (parts <= rounds.round_seconds).all()
-    assert (parts >= 0.98 * rounds.round_seconds).all()
+    # Other programs may interrupt a round between its parts, but not every round.
+    assert (parts / rounds.round_seconds)[1:].max() >= 0.98
     for number, row in rounds[1:].iterrows():
         fit = clients[(clients["round"] == number) & (clients.phase == "fit")]
         own = clients[(clients["round"] == number) & (clients.phase == "evaluate")]
@@ -71,16 +73,16 @@ def test_records_add_up(small: Callable[..., Run]) -> None:
 
 def _sizes(client_ids: pd.Series) -> list[int]:
     config = RunConfig(num_clients=10)
-    dealt = partition.assign(examples.load(config).train.labels, config)
-    return [int(dealt.sizes[client_id]) for client_id in client_ids]
+    assigned = partition.assign(examples.load(config).train.labels, config)
+    return [int(assigned.sizes[client_id]) for client_id in client_ids]
 
 
-def test_without_evaluation_every_example_trains(small: Callable[..., Run]) -> None:
+def test_without_evaluation_every_example_trains(small: Small) -> None:
     clients = small().clients()
     assert clients.num_examples.tolist() == _sizes(clients.client_id)
 
 
-def test_clients_too_small_to_evaluate_say_nothing_and_are_not_averaged(small: Callable[..., Run]) -> None:
+def test_clients_too_small_to_evaluate_have_no_loss_and_are_not_averaged(small: Small) -> None:
     run = small(num_clients=480, partitioner="iid", fraction_evaluate=1.0, eval_share=0.2)
     own = run.clients().query("phase == 'evaluate'")
     assert set(own.num_examples) == {0}
@@ -89,7 +91,7 @@ def test_clients_too_small_to_evaluate_say_nothing_and_are_not_averaged(small: C
 
 
 def test_a_client_that_raises_stops_the_run_and_keeps_what_was_done(
-    small: Callable[..., Run], in_programs: None, tmp_path: Path
+    small: Small, in_programs: None, tmp_path: Path
 ) -> None:
     seen = []
     with pytest.raises(
@@ -105,9 +107,7 @@ def test_a_client_that_raises_stops_the_run_and_keeps_what_was_done(
     assert all(np.array_equal(array, _weights(one)[name]) for name, array in _weights(run).items())
 
 
-def test_with_drop_the_others_are_averaged_and_the_failures_counted(
-    small: Callable[..., Run], in_programs: None
-) -> None:
+def test_with_drop_the_others_are_averaged_and_the_failures_counted(small: Small, in_programs: None) -> None:
     run = small(client="own:Failing", num_rounds=3, on_client_error="drop")
     rounds, second = run.rounds(), run.clients().query("round == 2")
     odd = second.client_id % 2 == 1
@@ -119,7 +119,7 @@ def test_with_drop_the_others_are_averaged_and_the_failures_counted(
     assert rounds.train_loss[2] == pytest.approx(np.average(second[~odd].loss, weights=second[~odd].num_examples))
 
 
-def test_when_nobody_is_left_the_run_stops_even_with_drop(small: Callable[..., Run], in_programs: None) -> None:
+def test_when_every_client_failed_the_run_stops_even_with_drop(small: Small, in_programs: None) -> None:
     with pytest.raises(ClientError, match="MemoryError: all of them; so did all 4 clients of the round"):
         small(client="own:Lost", on_client_error="drop")
 
@@ -131,43 +131,41 @@ def test_when_nobody_is_left_the_run_stops_even_with_drop(small: Callable[..., R
         ("own:Refusing", "RuntimeError: the client answered FIT_NOT_IMPLEMENTED: not today"),
     ],
 )
-def test_what_a_client_must_not_do(small: Callable[..., Run], in_programs: None, client: str, message: str) -> None:
+def test_what_a_client_must_not_do(small: Small, in_programs: None, client: str, message: str) -> None:
     with pytest.raises(ClientError, match=message):
         small(client=client)
 
 
-def test_a_strategy_that_raises_is_named_with_its_round(small: Callable[..., Run], in_programs: None) -> None:
+def test_a_strategy_that_raises_is_named_with_its_round(small: Small, in_programs: None) -> None:
     with pytest.raises(RunError, match="round 1: aggregate_fit raised ArithmeticError: no average today"):
         small(strategy="own:RaisingFedAvg")
 
 
-def test_a_strategy_that_returns_other_arrays_is_named(small: Callable[..., Run], in_programs: None) -> None:
+def test_a_strategy_that_returns_other_arrays_is_named(small: Small, in_programs: None) -> None:
     with pytest.raises(RunError, match=r"round 1: the strategy returned arrays of shapes \[\(3,\)\], "):
         small(strategy="own:BadArrays")
 
 
-def test_evaluation_that_fails_costs_its_figures_only(small: Callable[..., Run], in_programs: None) -> None:
+def test_evaluation_that_fails_loses_its_own_numbers_only(small: Small, in_programs: None) -> None:
     run = small(client="own:EvaluationFails", fraction_evaluate=0.5, on_client_error="drop")
     assert run.rounds().num_failures.tolist()[1:] == [5, 5]
     assert run.rounds().eval_loss.isna().all()
     assert run.rounds().num_clients.tolist()[1:] == [4, 4]
 
 
+@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.ray)])
 def test_no_client_sees_the_mode_or_the_gradients_that_another_left(
-    small: Callable[..., Run], in_programs: None
+    small: Small, in_programs: None, engine: str
 ) -> None:
     """The train function here relies on a net that is as new; evaluation leaves it in another mode."""
     own = {"model": "own:WithDropout", "train": "own:train_without_setting_the_mode", "num_rounds": 3}
     plain = small(**own, fraction_evaluate=0.1, name="plain")
-    evaluated = small(**own, fraction_evaluate=1.0, name="evaluated")
-    ray = small({"num_cpus": 2}, **own, fraction_evaluate=1.0, engine="ray", name="ray")
-    for run in (evaluated, ray):
-        assert all(np.array_equal(array, _weights(run)[name]) for name, array in _weights(plain).items())
+    arguments = {"num_cpus": 2} if engine == "ray" else None
+    evaluated = small(arguments, **own, fraction_evaluate=1.0, engine=engine, name="evaluated")
+    assert all(np.array_equal(array, _weights(evaluated)[name]) for name, array in _weights(plain).items())
 
 
-def test_a_strategy_that_needs_each_client_gets_each_and_agrees_with_the_mean(
-    small: Callable[..., Run], in_programs: None
-) -> None:
+def test_a_strategy_that_needs_each_client_gets_each_and_agrees_with_the_mean(small: Small, in_programs: None) -> None:
     summed, each = (
         _weights(small(num_rounds=1, name=name, strategy=name_of))
         for name, name_of in (("a", "fedavg"), ("b", "own:EachClientFedAvg"))
@@ -177,7 +175,7 @@ def test_a_strategy_that_needs_each_client_gets_each_and_agrees_with_the_mean(
 
 
 def test_the_metrics_function_sees_every_client(
-    small: Callable[..., Run], in_programs: None, monkeypatch: pytest.MonkeyPatch
+    small: Small, in_programs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import own
 
@@ -197,7 +195,7 @@ def _remember(init: Callable[..., None], made: list[object]) -> Callable[..., No
     return wrapped
 
 
-def test_fedadam_keeps_float32_and_batchnorm_keeps_its_integers(small: Callable[..., Run], in_programs: None) -> None:
+def test_fedadam_keeps_float32_and_batchnorm_keeps_its_integers(small: Small, in_programs: None) -> None:
     adam = _weights(small(strategy="fedadam", name="adam"))
     assert {array.dtype for array in adam.values()} == {np.dtype(np.float32)}
     norm = _weights(small(model="own:WithBatchNorm", name="norm"))
@@ -205,7 +203,7 @@ def test_fedadam_keeps_float32_and_batchnorm_keeps_its_integers(small: Callable[
     assert int(norm["norm.num_batches_tracked"]) > 0
 
 
-def test_the_proximal_term_reaches_the_clients(small: Callable[..., Run]) -> None:
+def test_the_proximal_term_reaches_the_clients(small: Small) -> None:
     config = {"num_rounds": 1, "local_epochs": 5}
     free, held = (
         _weights(small(**config, strategy="fedprox", strategy_args={"proximal_mu": mu}, name=f"mu{number}"))

@@ -21,8 +21,8 @@ def _executed(item: WorkItem, each: list[NDArrays]) -> ChunkResult:
     total = WeightedSum()
     for task in item.chunk.tasks:
         total.add(each[task.client_id], task.num_examples + task.client_id)
-    outcomes = [ClientResult(task.client_id) for task in item.chunk.tasks]
-    return ChunkResult(outcomes, total, [(0, 0.0, 1.0)])
+    results = [ClientResult(task.client_id) for task in item.chunk.tasks]
+    return ChunkResult(results, total, [(0, 0.0, 1.0)])
 
 
 def test_a_chunk_in_clients_is_the_chunk_to_the_bit() -> None:
@@ -73,7 +73,7 @@ def test_messages_get_smaller_and_keep_weights_apart() -> None:
     assert [len(next_message(mixed, 1, 50)) for _ in range(2)] == [1, 1]  # other weights
 
 
-def test_a_item_that_an_actor_died_with_travels_alone() -> None:
+def test_an_item_that_an_actor_died_with_travels_alone() -> None:
     waiting = by_work([WorkItem(0, _chunks(50)[0]).singles(alone=True), [WorkItem(1, _chunks(50)[1])]])
     assert [len(next_message(waiting, 1, 50)) for _ in range(4)] == [1, 1, 1, 1]
 

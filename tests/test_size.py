@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import re
-import subprocess
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from conftest import PROGRAMS
-from sim import Run, RunConfig
+from conftest import PROGRAMS, Sim, Small
+from sim import RunConfig
 from sim.errors import ConfigError
 from sim.measure.capacity import Capacity, Machine, Need, capacity, gpus_for
 from sim.measure.forecast import mean_makespan, predicted
 
-Sim = Callable[..., "subprocess.CompletedProcess[str]"]
 GIB = 2**30
 
 
@@ -26,7 +23,7 @@ def test_the_scarcest_resource_decides() -> None:
     assert capacity(need, Machine(2, 20 * GIB), 100, uses_gpu=False).limits == {
         "CPUs": 2,
         "memory": 16,  # 0.9 × 20 − 2
-        "clients a round": 100,
+        "clients per round": 100,
     }
     found = capacity(need, Machine(64, 20 * GIB), 100, uses_gpu=False)
     assert (found.num_actors, found.limit) == (16, "memory")
@@ -41,19 +38,19 @@ def test_a_gpu_is_shared_by_what_its_memory_holds() -> None:
     need = Need(busy_cpus=0.5, actor_bytes=GIB, driver_bytes=GIB, gpu_bytes=9 * GIB)
     found = capacity(need, Machine(16, 100 * GIB, (80 * GIB,)), 50, uses_gpu=True)
     assert found.limits["GPU memory"] == 8  # 0.9 × 80 ÷ 9
-    assert (found.num_actors, found.gpus_of_an_actor, found.cpus_of_an_actor) == (8, 0.125, 2.0)
+    assert (found.num_actors, found.gpus_per_actor, found.cpus_per_actor) == (8, 0.125, 2.0)
     two = capacity(need, Machine(16, 100 * GIB, (80 * GIB, 80 * GIB)), 50, uses_gpu=True)
-    assert (two.num_actors, two.gpus_of_an_actor) == (16, 0.125)
-    assert Capacity({"CPUs": 3}, 16, 1).gpus_of_an_actor == 0.3333
-    assert Capacity({"CPUs": 3}, 16, 0).gpus_of_an_actor == 0.0
+    assert (two.num_actors, two.gpus_per_actor) == (16, 0.125)
+    assert Capacity({"CPUs": 3}, 16, 1).gpus_per_actor == 0.3333
+    assert Capacity({"CPUs": 3}, 16, 0).gpus_per_actor == 0.0
 
 
 @pytest.mark.parametrize("num_actors", range(1, 40))
 @pytest.mark.parametrize("num_cpus", [2, 7, 16, 64])
 def test_the_flags_start_as_many_actors_as_fit(num_actors: int, num_cpus: int) -> None:
     found = Capacity({"CPUs": min(num_actors, num_cpus)}, num_cpus, 1)
-    assert int(num_cpus / found.cpus_of_an_actor) >= found.num_actors
-    assert int(1 / found.gpus_of_an_actor) == found.num_actors
+    assert int(num_cpus / found.cpus_per_actor) >= found.num_actors
+    assert int(1 / found.gpus_per_actor) == found.num_actors
 
 
 def test_seconds_follow_from_examples() -> None:
@@ -70,9 +67,13 @@ def test_a_round_ends_with_its_last_actor() -> None:
     assert mean_makespan(np.array([4.0, 1.0, 1.0, 1.0, 1.0]), 5, 2, 0) == 4.0
 
 
-def test_size_measures_a_client_and_forecasts_the_run(sim: Sim, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_size_measures_a_client_and_forecasts_the_run(
+    command: Sim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sim.measure.capacity._MEASURE_SECONDS", 1.0)
     flags = ("--num-clients", "20", "--num-rounds", "3", "--fraction-evaluate", "0.1", "--engine", "inline")
-    result = sim("size", *flags)
+    result = command("size", *flags)
     assert result.returncode == 0, result.stderr
     words = {line[:16].strip(): line[16:] for line in result.stdout.splitlines()}
     assert list(words) == [
@@ -87,23 +88,24 @@ def test_size_measures_a_client_and_forecasts_the_run(sim: Sim, tmp_path: Path) 
     ]
     assert re.match(r"0\.\d+ s for \d+ examples \(mean of \d+ measurements\)", words["one client"])
     busy = float(words["CPUs"].split()[0])
-    assert 0.3 < busy < 1.2
+    assert 0.01 < busy < 1.5  # less than 1 where other programs use the CPUs
     assert 100 < int(words["memory"].split()[0]) < 4000
-    assert float(words["throughput"].split()[0]) > 1
+    assert float(words["throughput"].split()[0]) > 0.1
     assert words["the whole run"].endswith("for 3 rounds of 4 clients")
     assert list(tmp_path.iterdir()) == []
     assert result.stderr == ""
 
 
-def test_a_client_that_raises_is_one_line(sim: Sim, tmp_path: Path) -> None:
-    result = sim("size", "--client", "hungry:Hungry", "--results-dir", str(tmp_path), cwd=PROGRAMS)
+@pytest.mark.slow
+def test_a_client_that_raises_is_one_line(command: Sim, tmp_path: Path) -> None:
+    result = command("size", "--client", "hungry:Hungry", "--results-dir", str(tmp_path), cwd=PROGRAMS)
     assert result.returncode == 1
     assert result.stderr.startswith("sim: a client could not be measured: client ")
     assert "allocate memory" in result.stderr
     assert result.stderr.count("\n") == 1
 
 
-def test_auto_means_no_gpu_if_there_is_none(small: Callable[..., Run]) -> None:
+def test_auto_means_no_gpu_if_there_is_none(small: Small) -> None:
     assert gpus_for(RunConfig(device="cpu"), 2) == 0.0
     run = small(num_gpus="auto", device="cpu")
     assert run.config()["num_gpus"] == 0.0

@@ -13,7 +13,7 @@ from sim.config.fields import rules_of
 from sim.config.run_config import RunConfig
 from sim.data.partitioners import PARTITIONERS
 from sim.data.sources.by_name import SOURCES
-from sim.engine.inline import VirtualClientProxy
+from sim.server.legacy import VirtualClientProxy
 from sim.errors import ConfigError, PluginError
 from sim.server import strategy
 from sim.training.models import MODELS

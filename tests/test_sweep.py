@@ -6,34 +6,31 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from selenium import webdriver
 
-from browser import assert_shown
-from conftest import PROGRAMS
+from conftest import PROGRAMS, Sim, made_once
+from federation import DEADLINE_SECONDS, wait_until
 from sim import Run
 from sim.errors import ConfigError
 from sim.run_folder.folder import list_runs
 from sim.sweep.grid import parse_axis, variants
 from sim.sweep.table import Interval
 
-Sim = Callable[..., "subprocess.CompletedProcess[str]"]
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
 WORDS = ["sweep", "--vary", "alpha=0.3,10", "--vary", "strategy=fedavg,fedprox", "--seeds", "2", "--results-dir", "s"]
-FEW = ["--num-clients", "20", "--num-rounds", "4", "--local-epochs", "2", "--engine", "inline"]
+FEW = ["--num-clients", "20", "--num-rounds", "3", "--local-epochs", "2", "--engine", "inline"]
 TARGET = 0.4
 
 
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a sweep of 8 runs that was killed after two runs and started again."""
-    folder = tmp_path_factory.mktemp("sweep")
+def _sweep_twice(folder: Path) -> None:
     command = [sys.executable, "-m", "sim", *WORDS, *FEW, "--target-accuracy", str(TARGET)]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -48,7 +45,12 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert result.stdout.splitlines()[-2:] == ["tables          s/sweep.csv, s/runs.csv", "picture         s/sweep.png"]
     for name, changed in before.items():  # no finished run was executed again
         assert (folder / "s" / name / "rounds.csv").stat().st_mtime_ns == changed
-    return folder / "s"
+
+
+@pytest.fixture
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a sweep of 8 runs that was killed after two runs and started again."""
+    return made_once(tmp_path_factory, "sweep", _sweep_twice) / "s"
 
 
 def test_a_killed_sweep_continues_and_has_each_run_once(swept: Path) -> None:
@@ -63,7 +65,7 @@ def test_a_killed_sweep_continues_and_has_each_run_once(swept: Path) -> None:
         rounds = Run(swept / name).rounds()
         assert rounds["round"].tolist() == list(range(len(rounds)))
         reached = rounds.test_accuracy >= TARGET
-        assert len(rounds) == 5 or reached.iloc[-1]
+        assert len(rounds) == 4 or reached.iloc[-1]
         assert not reached.iloc[:-1].any()
     assert (swept / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in swept.iterdir()} - set(names) == {"sweep.csv", "runs.csv", "sweep.png"}
@@ -99,11 +101,13 @@ def test_intervals_follow_from_the_tables_of_the_runs(swept: Path) -> None:
     assert table.num_reached.sum() > 0
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_its_report_in_a_browser(sim: Sim, swept: Path, tmp_path: Path, browser: webdriver.Chrome, width: int) -> None:
-    assert sim("report", str(swept), "-o", "sweep.html").returncode == 0
-    # The images are accuracy, loss, one partition for each alpha, and the time.
-    assert_shown(browser, tmp_path / "sweep.html", width, num_images=5)
+def test_its_report_in_a_browser(command: Sim, swept: Path, tmp_path: Path, browser: Chrome) -> None:
+    from browser import assert_shown
+
+    assert command("report", str(swept), "-o", "sweep.html").returncode == 0
+    for width in (1280, 390):
+        # The images are accuracy, loss, one partition for each alpha, and the time.
+        assert_shown(browser, tmp_path / "sweep.html", width, num_images=5)
     means = pd.read_csv(swept / "sweep.csv").final_accuracy_mean
     page = (tmp_path / "sweep.html").read_text()
     for mean in means:
@@ -119,16 +123,17 @@ def test_an_interval_of_exact_numbers() -> None:
     assert np.isnan([Interval.of([0.5]).low, Interval.of([]).mean]).all()
 
 
-def test_the_same_folder_with_other_settings_is_refused(sim: Sim, swept: Path) -> None:
-    result = sim(*WORDS[:-1], str(swept), *FEW, "--lr", "0.05")
+def test_the_same_folder_with_other_settings_is_refused(command: Sim, swept: Path) -> None:
+    result = command(*WORDS[:-1], str(swept), *FEW, "--lr", "0.05")
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert "holds a run with --lr 0.1, not 0.05; choose another --results-dir or remove the folder" in result.stderr
 
 
-def test_a_failed_run_is_shown_and_does_not_end_the_sweep(sim: Sim, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_failed_run_is_shown_and_does_not_end_the_sweep(command: Sim, tmp_path: Path) -> None:
     words = ["sweep", "--vary", "on_client_error=stop,drop", "--seeds", "1", "--results-dir", str(tmp_path / "s")]
-    result = sim(*words, *FEW, "--client", "own:Failing", "--num-rounds", "3", cwd=PROGRAMS)
+    result = command(*words, *FEW, "--client", "own:Failing", "--num-rounds", "3", cwd=PROGRAMS)
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
     assert last.startswith("sim: 1 of 2 runs failed, first on_client_error-stop_seed-0: client ")
@@ -139,15 +144,14 @@ def test_a_failed_run_is_shown_and_does_not_end_the_sweep(sim: Sim, tmp_path: Pa
     assert pd.read_csv(tmp_path / "s" / "sweep.csv").num_failed.tolist() == [1, 0]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_sweep_with_checkpoints_and_no_process(tmp_path: Path) -> None:
     words = ["sweep", "--seeds", "1", "--num-rounds", "500", "--engine", "inline", "--results-dir", "s"]
     process = subprocess.Popen([sys.executable, "-m", "sim", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     run = Run(tmp_path / "s" / "seed-0")
-    deadline = time.time() + 90
-    while run.last_checkpoint() is None and time.time() < deadline:
-        time.sleep(0.1)
+    wait_until(lambda: run.last_checkpoint() is not None)
     os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=DEADLINE_SECONDS)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "sim: interrupted; what was done is on disk"
     assert run.last_checkpoint() == run.rounds()["round"].max()
@@ -177,9 +181,9 @@ def test_a_wrong_axis_is_one_line(text: str, message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
-def test_wrong_flags_of_a_sweep_are_one_line(sim: Sim, tmp_path: Path) -> None:
+def test_wrong_flags_of_a_sweep_are_one_line(command: Sim, tmp_path: Path) -> None:
     for words in (["--vary", "alhpa=1"], ["--seeds", "0"], ["--name", "x"], ["--jobs", "x"], ["--vary", "alpha=-1"]):
-        result = sim("sweep", *words)
+        result = command("sweep", *words)
         assert (result.returncode, result.stderr.count("\n"), result.stdout) == (2, 1, ""), result.stderr
     assert list(tmp_path.iterdir()) == []
 

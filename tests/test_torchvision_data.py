@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import gzip
-import os
 import struct
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from conftest import PROGRAMS
+from conftest import PROGRAMS, Sim
 from sim.config.run_config import RunConfig
 from sim.data import examples
 from sim.errors import DataError
 from sim.run_folder.folder import Run
 
-Sim = Callable[..., "subprocess.CompletedProcess[str]"]
 SPLITS = (("train", 60), ("t10k", 20))
 
 
@@ -67,10 +64,10 @@ def _check(result: subprocess.CompletedProcess[str], name: str, place: str) -> N
     assert "Traceback" not in result.stderr
 
 
-def test_a_damaged_file_is_one_line(sim: Sim, tmp_path: Path) -> None:
+def test_a_damaged_file_is_one_line(command: Sim, tmp_path: Path) -> None:
     path = _mnist(tmp_path) / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:1000])
-    _check(sim("run", "--engine", "inline", "--dataset", "mnist", "--data-dir", "."), "mnist", "MNIST/raw")
+    _check(command("run", "--engine", "inline", "--dataset", "mnist", "--data-dir", "."), "mnist", "MNIST/raw")
 
 
 def test_a_broken_link_is_one_line(tmp_path: Path) -> None:
@@ -79,31 +76,33 @@ def test_a_broken_link_is_one_line(tmp_path: Path) -> None:
         examples.load(RunConfig(dataset="mnist", data_dir=str(tmp_path)))
 
 
-def test_an_incomplete_download_is_one_line(sim: Sim, tmp_path: Path) -> None:
+def test_an_incomplete_download_is_one_line(command: Sim, tmp_path: Path) -> None:
     raw = _mnist(tmp_path)
     whole = (raw / "train-images-idx3-ubyte").read_bytes()
     (raw / "train-images-idx3-ubyte").unlink()
     (raw / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(whole)[:500])
-    result = sim("run", "--engine", "inline", "--dataset", "mnist", "--data-dir", ".")
+    result = command("run", "--engine", "inline", "--dataset", "mnist", "--data-dir", ".")
     _check(result, "mnist", "MNIST/raw: RuntimeError: Dataset not found")
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_missing_files_without_a_network_are_one_line(sim: Sim, tmp_path: Path, name: str) -> None:
+def test_missing_files_without_a_network_are_one_line(
+    command: Sim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     # a proxy address at which no program listens stands for a missing network
-    unreachable = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
-    result = sim(
-        "run", "--engine", "inline", "--dataset", name, "--data-dir", "nowhere", env={**os.environ, **unreachable}
-    )
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    result = command("run", "--engine", "inline", "--dataset", name, "--data-dir", "nowhere")
     _check(result, name, f"nowhere/cifar-{name.removeprefix('cifar')}")
     assert not (tmp_path / "results").exists()
 
 
-def test_a_loader_of_the_users_own(sim: Sim, tmp_path: Path) -> None:
+def test_a_loader_of_the_users_own(command: Sim, tmp_path: Path) -> None:
     few = ("--num-clients", "4", "--fraction-fit", "1", "--num-rounds", "1", "--engine", "inline")
     for name in ("arrays", "loaders"):
         words = ("run", *few, "--dataset", f"loaders:{name}", "--results-dir", str(tmp_path), "--name", name)
-        result = sim(*words, cwd=PROGRAMS)
+        result = command(*words, cwd=PROGRAMS)
         assert result.returncode == 0, result.stderr
     # the same images, once as bytes and once as a DataLoader of normalised tensors
     arrays, loaders = (Run(tmp_path / name).rounds().test_loss[0] for name in ("arrays", "loaders"))

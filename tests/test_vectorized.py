@@ -54,7 +54,8 @@ def test_three_rounds_end_within_1e_4_of_one_after_another(
     assert one.clients().num_examples.nunique() > 1
 
 
-def test_inline_and_ray_train_together_to_the_same_bits(small: Callable[..., Run]) -> None:
+@pytest.mark.ray
+def test_vectorized_training_gives_the_same_bits_inline_and_on_ray(small: Callable[..., Run]) -> None:
     settings = {"local_training": "vectorized", "vectorized_clients": 3, "num_rounds": 1}
     inline, ray = (small(name=engine, engine=engine, **settings) for engine in ("inline", "ray"))
     assert inline.model_path.read_bytes() == ray.model_path.read_bytes()
@@ -119,8 +120,8 @@ def test_a_gpu_out_of_memory_halves_the_group(monkeypatch: pytest.MonkeyPatch) -
     halved, total = vectorized.fit(runtime, chunk, 0)
     assert refused == [5, 3]
     assert [result.vectorized_with for result in halved] == [2, 2, 1, 2, 2]
-    assert [outcome.client_id for outcome in halved] == [0, 1, 2, 3, 4]
-    assert [o.num_examples for o in halved] == [o.num_examples for o in whole]
+    assert [result.client_id for result in halved] == [0, 1, 2, 3, 4]
+    assert [result.num_examples for result in halved] == [result.num_examples for result in whole]
     assert total.num_examples == expected.num_examples
     for mean, other in zip(total.mean(), expected.mean(), strict=True):
         assert np.abs(mean - other).max() < 1e-5

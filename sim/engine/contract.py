@@ -106,6 +106,14 @@ class TestSlice:
     last: int
 
 
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often a client is tried again when its process dies, and how many seconds it may take (None: any number)."""
+
+    max_retries: int
+    client_timeout: float | None
+
+
 class Dispatcher(Protocol):
     """Executes chunks, in this process or elsewhere. It is all in which engines differ for the round loop."""
 

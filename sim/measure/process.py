@@ -1,6 +1,6 @@
-"""One of the processes that ``measuring`` starts.
+"""One of the processes that ``sim.measure.client`` starts.
 
-It reads an ``Order``, says when it is ready, and answers with a ``Measurement`` once all others are ready, too.
+It reads a ``MeasurementTask``, reports when it is ready, and writes a ``Measurement`` once all processes are ready.
 """
 
 from __future__ import annotations
@@ -24,55 +24,55 @@ from sim.measure.client import Measurement, MeasurementTask
 from sim.run_folder.records import Phase
 
 
-def _execute(order: MeasurementTask) -> Iterator[Measurement | None]:
+def _execute(task: MeasurementTask) -> Iterator[Measurement | None]:
     """Set up, warm up, yield, measure: the body of a process."""
-    worker = Worker(order.spec, order.num_clients, order.spec.seed)
+    worker = Worker(task.spec, task.num_clients, task.spec.seed)
     runtime = worker.runtime
-    size = order.spec.vectorized_clients
+    size = task.spec.vectorized_clients
 
     def run(phase: Phase, number: int, settings: dict[str, Scalar]) -> list[ClientResult]:
-        ids = [order.clients[(number * size + i) % len(order.clients)] for i in range(size)]
+        ids = [task.clients[(number * size + i) % len(task.clients)] for i in range(size)]
         tasks = [Task(client_id, settings) for client_id in (ids if phase == "fit" else ids[:1])]
-        results = worker.run(Chunk(phase, 1, tasks, order.weights, order.summed and phase == "fit")).results
+        results = worker.run(Chunk(phase, 1, tasks, task.weights, task.summed and phase == "fit")).results
         for result in results:
             if result.error is not None:
                 raise EngineError(f"client {result.client_id}: {result.error}")
         return results
 
     slices = runtime.test_slices()
-    run("fit", 0, {**order.settings, "local_epochs": 1})
-    worker.test(order.weights, TestSlice(0, *slices[0]))
+    run("fit", 0, {**task.settings, "local_epochs": 1})
+    worker.test(task.weights, TestSlice(0, *slices[0]))
     yield None
     fits: list[tuple[int, float]] = []
-    began, used = time.perf_counter(), time.process_time()
+    start, used = time.perf_counter(), time.process_time()
     number = 0
-    while not fits or time.perf_counter() - began < order.seconds:
+    while not fits or time.perf_counter() - start < task.seconds:
         number += 1
-        fits += [(result.num_examples, result.seconds) for result in run("fit", number, order.settings)]
-    busy = (time.process_time() - used) / (time.perf_counter() - began)
+        fits += [(result.num_examples, result.seconds) for result in run("fit", number, task.settings)]
+    busy = (time.process_time() - used) / (time.perf_counter() - start)
     evaluations = (
-        [run("evaluate", i, {})[0].seconds for i in range(min(5, len(order.clients)))] if order.evaluates else []
+        [run("evaluate", i, {})[0].seconds for i in range(min(5, len(task.clients)))] if task.evaluates else []
     )
-    began = time.perf_counter()
+    start = time.perf_counter()
     for first, last in slices[:4]:
-        worker.test(order.weights, TestSlice(0, first, last))
-    test_seconds = (time.perf_counter() - began) / len(slices[:4])
+        worker.test(task.weights, TestSlice(0, first, last))
+    test_seconds = (time.perf_counter() - start) / len(slices[:4])
     free = torch.cuda.mem_get_info()[0] if runtime.device.type == "cuda" else None
     own = psutil.Process().memory_full_info().uss
     yield Measurement(fits, float(np.mean(evaluations or [0])), test_seconds, busy, int(own), free)
 
 
 def _main() -> None:
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a client prints is not the answer
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a client prints must not mix with the output
     steps = _execute(pickle.load(sys.stdin.buffer))
     try:
         next(steps)
-        answers.write(b"ready\n")
-        answers.flush()
+        output.write(b"ready\n")
+        output.flush()
         sys.stdin.buffer.readline()
-        answers.write(pickle.dumps(next(steps)))
-        answers.flush()
+        output.write(pickle.dumps(next(steps)))
+        output.flush()
     except EngineError as error:
         sys.exit(str(error))
 

@@ -35,7 +35,7 @@ def capacity_lines(sized: Sizing) -> Iterator[str]:
 def with_capacity(config: RunConfig, sized: Sizing) -> RunConfig:
     """Return the config with ``num_cpus`` and ``num_gpus`` set so that the number of actors that fit is started."""
     found = sized.capacity
-    return replace(config, num_cpus=found.cpus_of_an_actor, num_gpus=found.gpus_of_an_actor)
+    return replace(config, num_cpus=found.cpus_per_actor, num_gpus=found.gpus_per_actor)
 
 
 def forecast_lines(forecast: Forecast, config: RunConfig) -> Iterator[str]:

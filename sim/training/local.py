@@ -7,10 +7,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, repeat
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.sgd import sgd
 
 Loader = Iterable[tuple[Tensor, Tensor]]
 
@@ -72,8 +74,54 @@ def train(
     return float(loss_sum) / num_examples
 
 
-OPTIMIZERS: dict[str, Callable[[list[Tensor], float, float, float], torch.optim.Optimizer]] = {
-    "sgd": lambda weights, lr, momentum, decay: torch.optim.SGD(weights, lr=lr, momentum=momentum, weight_decay=decay),
+class Stepper(Protocol):
+    """What training needs of an optimizer."""
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+
+    def step(self) -> Any:
+        """Take one step."""
+
+
+class Sgd:
+    """``torch.optim.SGD`` through its functional form ``torch.optim.sgd.sgd``: the same steps, to the bit.
+
+    At its first step the class imports PyTorch's compiler, which takes a second in each process.
+    """
+
+    def __init__(self, weights: list[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
+        self._weights = weights
+        self._settings: dict[str, Any] = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        self._buffers: list[Tensor | None] = [None] * len(weights)
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for weight in self._weights:
+            weight.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Step the weights that have a gradient."""
+        used = [index for index, weight in enumerate(self._weights) if weight.grad is not None]
+        grads = [grad for weight in self._weights if (grad := weight.grad) is not None]
+        buffers = [self._buffers[index] for index in used]
+        sgd(
+            [self._weights[index] for index in used],
+            grads,
+            buffers,
+            has_sparse_grad=any(grad.is_sparse for grad in grads),
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            **self._settings,
+        )
+        for index, buffer in zip(used, buffers, strict=True):
+            self._buffers[index] = buffer
+
+
+OPTIMIZERS: dict[str, Callable[[list[Tensor], float, float, float], Stepper]] = {
+    "sgd": Sgd,
     "adam": lambda weights, lr, _, decay: torch.optim.Adam(weights, lr=lr, weight_decay=decay),
     "adamw": lambda weights, lr, _, decay: torch.optim.AdamW(weights, lr=lr, weight_decay=decay),
 }

@@ -87,6 +87,14 @@ class Failing(CifarClient):
         return super().fit(parameters, config)
 
 
+class Printing(Failing):
+    """As Failing, and prints before it trains or raises."""
+
+    def fit(self, parameters, config):
+        print(f"own client trains with batch size {self.train_loader.batch_size}")
+        return super().fit(parameters, config)
+
+
 class Lost(CifarClient):
     def fit(self, parameters, config):
         raise MemoryError("all of them")

@@ -16,7 +16,7 @@ from flwr.common import NDArrays
 from ray.exceptions import RayActorError, RayError
 
 from sim.engine.aggregation import WeightedSum
-from sim.engine.contract import Chunk, ChunkResult, ClientResult, Task, TestSlice
+from sim.engine.contract import Chunk, ChunkResult, ClientResult, RetryPolicy, Task, TestSlice
 from sim.engine.liveness import Liveness
 from sim.engine.ray.scheduling import WorkItem, by_work, in_items, joined, least_clients, next_message
 from sim.errors import EngineError, RunError
@@ -25,14 +25,6 @@ from sim.training.local import TestSums
 
 INLINE_BYTES = 4 * 2**20  # the most that travels in a message itself; more goes through Ray's shared memory
 _SPARE_DEATHS = 3  # beyond one per actor: deaths without a known client after which the run gives up
-
-
-@dataclass(frozen=True)
-class RetryPolicy:
-    """How often a client is tried again when its process dies, and how many seconds it may take (None: any number)."""
-
-    max_retries: int
-    client_timeout: float | None
 
 
 @dataclass

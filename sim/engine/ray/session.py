@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Thread
@@ -27,7 +27,8 @@ from sim.run_folder.log import LOG_FORMAT
 
 if TYPE_CHECKING:  # at run time Ray is imported by the thread that starts it
     from sim.client.runtime import ClientSpec
-    from sim.engine.ray.dispatcher import RayDispatcher, RetryPolicy
+    from sim.engine.contract import RetryPolicy
+    from sim.engine.ray.dispatcher import RayDispatcher
 
 _PREFIX = "sim-ray-"
 _LONGEST_ROOT = 30  # letters of the folder for temporary files, because the path of a socket must be short
@@ -90,18 +91,22 @@ class RaySession:
                 "include_dashboard": False,
                 **arguments,
             }
+            self._stack.enter_context(_token_required())
         self._thread = Thread(target=self._keep_ray, args=(arguments,), daemon=True)
         self._thread.start()
 
     def _keep_ray(self, arguments: dict[str, Any]) -> None:
         """Start Ray, and end it when it is time to. Linux ends Ray's processes with the thread that started them."""
-        with _token_required() if self._is_own else nullcontext(), private.ray_errors_in_the_log():
-            try:
-                import ray
+        try:
+            logger = logging.getLogger("ray")
+            handlers = logger.handlers[:]
+            import ray
 
-                from sim.engine.ray.actor import start_actor
-                from sim.engine.ray.dispatcher import INLINE_BYTES
+            logger.handlers = handlers  # without the one that Ray's import adds, which prints
+            from sim.engine.ray.actor import start_actor
+            from sim.engine.ray.dispatcher import INLINE_BYTES
 
+            with private.ray_errors_in_the_log():
                 if self._is_own:
                     arguments = {"_system_config": {"max_direct_call_object_size": INLINE_BYTES}, **arguments}
                     with private.fewer_ray_processes(dashboard=arguments["include_dashboard"]):
@@ -111,11 +116,11 @@ class RaySession:
                     ray.init(**arguments)
                     self._num_actors = _actors_that_fit(ray.nodes(), self._client_resources)
                 self._actors = [start_actor(**self._client_resources) for _ in range(self._num_actors)]
-            except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-                self._started.set_exception(error)
-            else:
                 self._started.set_result(None)
                 self._ended.wait()
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+            self._started.set_exception(error)
+        finally:
             if "ray" in sys.modules:
                 sys.modules["ray"].shutdown()
 
@@ -137,6 +142,9 @@ class RaySession:
         Raises:
             EngineError: Ray could not start, or the data did not reach every node.
         """
+        from sim.engine.ray.shipping import pack, runtime_env
+
+        self.start(**({} if self._is_own else {"runtime_env": runtime_env(spec)}))
         # Only now, because these imports take seconds, during which Ray starts.
         import ray
 
@@ -144,10 +152,8 @@ class RaySession:
         from sim.engine.liveness import Liveness, liveness_file
         from sim.engine.ray.actor import ActorAssignment, start_actor
         from sim.engine.ray.dispatcher import RayDispatcher, last_line
-        from sim.engine.ray.shipping import pack, runtime_env
         from sim.engine.ray.start_simulation import flower_simulation
 
-        self.start(**({} if self._is_own else {"runtime_env": runtime_env(spec)}))
         with liveness_file(self._folder) as liveness_path:
             try:
                 self._started.result()
@@ -172,18 +178,22 @@ class RaySession:
                 raise EngineError(f"the data did not reach every node: {last_line(error)}") from error
             for actor in self._actors:
                 actor.set_up.remote()  # all at the same time; nobody waits for the result
-            try:
-                with flower_simulation(self._actors, ClientFn(spec), num_clients, self._client_resources):
-                    yield RayDispatcher(
-                        self._actors,
-                        start_another,
-                        Liveness(liveness_path),
-                        retry_policy,
-                        self._spills,
-                        vectorized=spec.vectorized_clients > 1,
-                    )
-            finally:
-                self.end()
+            dispatcher = RayDispatcher(
+                self._actors,
+                start_another,
+                Liveness(liveness_path),
+                retry_policy,
+                self._spills,
+                vectorized=spec.vectorized_clients > 1,
+            )
+            with ExitStack() as stack:
+                stack.callback(self.end)
+                simulation = flower_simulation(self._actors, ClientFn(spec), num_clients, self._client_resources)
+                try:
+                    stack.enter_context(simulation)
+                except Exception as error:
+                    raise EngineError(f"Flower's start_simulation failed: {last_line(error)}") from error
+                yield dispatcher
 
     def _spills(self) -> bool:
         """Whether Ray has written to the disk what its shared memory had no room for.

@@ -1,0 +1,77 @@
+"""A run without the names that the libraries do not promise, and without ``start_simulation``: the same bits."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.common import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from conftest import Small, sha256
+from sim import private
+from sim.errors import StateError
+from sim.run_folder.state import pack_record, unpack_record
+
+# The program as the console script starts it, in a Flower that no longer has the function.
+WITHOUT_START_SIMULATION = """
+import flwr.simulation
+del flwr.simulation.start_simulation
+from sim.cli import entry
+entry()
+"""
+FEW = ["run", "--num-clients", "10", "--clients-per-round", "4", "--num-rounds", "2", "--local-epochs", "1"]
+
+
+@pytest.mark.ray
+def test_hidden_names_and_no_start_simulation_change_no_bit(tmp_path: Path, small: Small) -> None:
+    ways: dict[str, tuple[list[str], dict[str, str]]] = {
+        "hidden": (["-m", "sim"], {private.HIDDEN: "1"}),
+        "no-start-simulation": (["-c", WITHOUT_START_SIMULATION], {}),
+    }
+    sums = {sha256(small().model_path)}  # the inline engine uses neither
+    for name, (start, environment) in ways.items():
+        command = [sys.executable, *start, *FEW, "--name", name]
+        found = subprocess.run(
+            command, cwd=tmp_path, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        )
+        assert found.returncode == 0, found.stderr
+        assert "Traceback" not in found.stderr
+        sums.add(sha256(tmp_path / "results" / name / "model.safetensors"))
+    assert len(sums) == 1
+
+
+def test_no_name_is_found_while_all_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert private._find("ray._raylet", "Config") is not None
+    assert private._find("ray._raylet", "NoSuchName") is None
+    monkeypatch.setenv(private.HIDDEN, "1")
+    assert private._find("ray._raylet", "Config") is None
+    assert private.reread_ray_authentication() is False
+    with pytest.raises(ValueError, match="cannot read the state of a client"):
+        private.record_from_protobuf(b"")
+
+
+def _state() -> RecordDict:
+    return RecordDict(
+        {
+            "config": ConfigRecord({"text": "é\n", "bytes": b"\x00\xff", "yes": True, "list": [b"a", b""]}),
+            "metrics": MetricRecord({"float": 0.1, "integers": [1, 2]}),
+            "arrays": ArrayRecord([np.arange(6, dtype=np.float32).reshape(2, 3), np.array(7)]),
+        }
+    )
+
+
+def test_the_state_of_a_client_survives_to_the_bit() -> None:
+    assert unpack_record(pack_record(_state())) == _state()
+    with pytest.raises(StateError, match="a client's state"):
+        unpack_record(pack_record(_state())[:40])
+
+
+def test_the_state_that_version_0_1_0_wrote_can_be_read() -> None:
+    from flwr.common.serde import recorddict_to_proto
+
+    content = np.frombuffer(recorddict_to_proto(_state()).SerializeToString(), np.uint8)
+    assert unpack_record(content) == _state()

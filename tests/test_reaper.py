@@ -1,0 +1,41 @@
+"""The process that removes what Ray leaves: it ends Ray's processes, and nobody else's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from sim.engine.ray.reaper import processes_of
+
+RAY_FOLDER = str(Path(str(find_spec("ray").origin)).parent)  # type: ignore[union-attr]
+# Holds a file open after it has loaded Ray's library, as an actor does, or without it.
+HOLDER = "import sys\n{first}\nfile = open(sys.argv[1])\nprint('ready', flush=True)\nsys.stdin.read()"
+
+
+@pytest.mark.slow
+def test_a_bystander_who_reads_a_log_of_ray_is_left_alone(tmp_path: Path) -> None:
+    log = tmp_path / "raylet.out"
+    log.write_text("line\n")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    commands = {
+        "tail": ["tail", "-f", str(log)],
+        "python": [sys.executable, "-c", HOLDER.format(first=""), str(log)],
+        "actor": [sys.executable, "-c", HOLDER.format(first="import ray._raylet"), str(log)],
+    }
+    started = {name: subprocess.Popen(command, **pipes) for name, command in commands.items()}  # type: ignore[call-overload]
+    try:
+        for process in started.values():
+            assert process.stdout is not None
+            assert process.stdout.readline()
+        found = processes_of(str(tmp_path), driver=0, ray_folder=RAY_FOLDER)
+        assert found == [started["actor"].pid]
+        assert processes_of(str(tmp_path), driver=started["actor"].pid, ray_folder=RAY_FOLDER) == []
+        assert processes_of(str(tmp_path / "other"), driver=0, ray_folder=RAY_FOLDER) == []
+    finally:
+        for process in started.values():
+            process.kill()
+            process.communicate()
