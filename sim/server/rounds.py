@@ -19,7 +19,7 @@ from flwr.server.strategy import Strategy
 from sim.client.runtime import test_slices
 from sim.client.torch_client import fit_settings
 from sim.engine.aggregation import fitted
-from sim.engine.central_test import CentralTest
+from sim.engine.central_evaluation import CentralTest
 from sim.engine.contract import ClientResult, Dispatcher
 from sim.errors import ClientError, RunError
 from sim.run_folder.records import ClientRecord, Phase, RoundRecord
