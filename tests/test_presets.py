@@ -66,7 +66,7 @@ def test_an_unknown_preset_is_an_error() -> None:
 
 
 def test_two_runs_of_a_preset_are_the_same_to_the_bit(tmp_path: Path) -> None:
-    few = {"dataset": "digits", "num_rounds": 2, "local_epochs": 1, "engine": "inline"}
+    few = {"dataset": "digits", "num_rounds": 2, "max_local_steps": 4, "engine": "inline"}
     runs = [
         simulate(RunConfig.load(preset="niid-bench", **few, name=name, results_dir=str(tmp_path)))
         for name in ("one", "two")

@@ -39,7 +39,7 @@ def test_the_rounds_show_how_accuracy_differs_among_the_clients(finished: Run, s
 
 
 def test_a_run_ends_when_the_target_is_reached_and_continues_with_a_higher_one(small: Small) -> None:
-    settings = {"num_rounds": 6, "num_clients": 5, "clients_per_round": 5, "local_epochs": 1, "partitioner": "iid"}
+    settings = {"num_rounds": 6, "num_clients": 5, "clients_per_round": 5, "max_local_steps": 8, "partitioner": "iid"}
     whole = small(**settings, name="whole")
     accuracy = whole.rounds().test_accuracy
     target = float(accuracy[3])

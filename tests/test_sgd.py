@@ -29,6 +29,7 @@ def test_steps_are_those_of_torch_to_the_bit(momentum: float, weight_decay: floa
         assert all(torch.equal(mine, its) for mine, its in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.slow
 def test_a_step_imports_no_compiler() -> None:
     program = (
         "import sys, torch\nfrom sim.training.local import Sgd\nweight = torch.ones(2)\nweight.grad = torch.ones(2)\n"

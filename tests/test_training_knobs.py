@@ -70,7 +70,7 @@ def test_learning_rates_of_a_run() -> None:
 
 
 def test_the_knobs_reach_the_clients(small: Callable[..., Run]) -> None:
-    plain = small(name="plain").rounds().train_loss
+    plain = small(name="plain", max_local_steps=4).rounds().train_loss
     for number, settings in enumerate(
         (
             {"optimizer": "adam", "lr": 0.001},
@@ -81,7 +81,7 @@ def test_the_knobs_reach_the_clients(small: Callable[..., Run]) -> None:
             {"augment": "crop-flip"},
         )
     ):
-        changed = small(name=f"r{number}", **settings).rounds().train_loss
+        changed = small(name=f"r{number}", **{"max_local_steps": 4, **settings}).rounds().train_loss
         # a schedule begins with the second round
         assert changed[2] != plain[2], settings
         assert (changed[1] == plain[1]) == ("lr_decay" in settings or "lr_schedule" in settings), settings
@@ -125,7 +125,7 @@ def test_augmentation_is_for_training_only_and_follows_the_seed(small: Callable[
     assert np.array_equal(_augmented(images, 1), _augmented(images, 1))
     assert not np.array_equal(_augmented(images, 1), _augmented(images, 2))
     plain, augmented = (
-        small(name=name, augment=name, fraction_evaluate=1.0, lr=1e-30, num_rounds=1).rounds()
+        small(name=name, augment=name, fraction_evaluate=1.0, lr=1e-30, num_rounds=1, max_local_steps=4).rounds()
         for name in ("none", "crop-flip")
     )
     assert plain.eval_loss[1] == augmented.eval_loss[1]

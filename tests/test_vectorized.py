@@ -41,7 +41,8 @@ def test_three_rounds_end_within_1e_4_of_one_after_another(
     small: Callable[..., Run], settings: dict[str, object]
 ) -> None:
     """Small learning rates: with large ones, training doubles any rounding error every few steps."""
-    shared = {"num_rounds": 3, "clients_per_round": 6, "local_epochs": 2, **settings}
+    # The smallest clients begin a second epoch, and the largest end in their first.
+    shared = {"num_rounds": 3, "clients_per_round": 6, "local_epochs": 2, "max_local_steps": 12, **settings}
     one, many = (
         small(name=name, local_training=name, **shared, **({"vectorized_clients": 4} if name == "vectorized" else {}))
         for name in ("sequential", "vectorized")
@@ -63,7 +64,7 @@ def test_vectorized_training_gives_the_same_bits_inline_and_on_ray(small: Callab
 
 def test_dropout_belongs_to_the_client_not_to_its_group(small: Callable[..., Run]) -> None:
     """Each client's masks come from a generator of its own, whoever is trained beside it."""
-    settings = {"model": "SimpleCnn", "local_training": "vectorized", "num_rounds": 1, "clients_per_round": 4}
+    settings = {"model": "SimpleCnn", "local_training": "vectorized", "num_rounds": 1, "max_local_steps": 4}
     pairs, fours = (small(name=f"by{count}", vectorized_clients=count, **settings) for count in (2, 4))
     assert _distance(pairs, fours) < 1e-5
     other = small(name="seed", vectorized_clients=4, seed=1, **settings)
@@ -100,7 +101,9 @@ def _loader(split: Resident) -> object:
 
 
 def test_a_gpu_out_of_memory_halves_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = RunConfig(num_clients=6, local_training="vectorized", vectorized_clients=6, fraction_fit=1.0)
+    config = RunConfig(
+        num_clients=6, local_training="vectorized", vectorized_clients=6, fraction_fit=1.0, max_local_steps=6
+    )
     prepared = prepare.prepare(config)
     runtime = ClientRuntime(prepared.spec)
     settings = fit_settings(config, 1)
@@ -127,7 +130,7 @@ def test_a_gpu_out_of_memory_halves_the_group(monkeypatch: pytest.MonkeyPatch) -
         assert np.abs(mean - other).max() < 1e-5
 
 
-def test_what_cannot_be_stacked_is_said(in_programs: None) -> None:
+def test_what_cannot_be_stacked_is_refused(in_programs: None) -> None:
     for settings, reason in (
         ({"model": "own:WithBatchNorm"}, "keeps buffers, such as BatchNorm's running statistics"),
         ({"train": "cifar:train"}, "--train cifar:train trains one client at a time"),

@@ -1,7 +1,4 @@
-"""The way in through Flower: its ``start_simulation`` around the actors of a run; no other file knows that function.
-
-Where Flower no longer has it (deprecated since 1.13, present in 1.42), the same actors give the same result without it.
-"""
+"""The way in through Flower: its ``start_simulation`` (deprecated, present in 1.42) around the actors of a run."""
 
 from __future__ import annotations
 
@@ -17,6 +14,8 @@ from flwr.server import History, Server, ServerConfig, SimpleClientManager
 
 from sim.client.runtime import ClientFn
 from sim.run_folder.log import LOG_FORMAT
+
+_INIT_ARGS = {"ignore_reinit_error": True, "log_to_driver": False, "logging_format": LOG_FORMAT}
 
 
 class _WaitingServer(Server):
@@ -53,26 +52,19 @@ def flower_simulation(
     actors: Sequence[Any], client_fn: ClientFn, num_clients: int, client_resources: dict[str, float]
 ) -> Iterator[None]:
     """Keep ``start_simulation`` open around what is inside; do nothing where Flower has no such function."""
-    start_simulation: Any = getattr(flwr.simulation, "start_simulation", None)
-    if start_simulation is None:
+    if not hasattr(flwr.simulation, "start_simulation"):
         yield
         return
     opened: Future[None] = Future()
     closed = threading.Event()
+    server, actor_type = _WaitingServer(opened, closed), _StartedActors(actors)
+    flower = {"server": server, "config": ServerConfig(), "ray_init_args": _INIT_ARGS, "keep_initialised": True}
+    clients = {"client_fn": client_fn, "num_clients": num_clients, "client_resources": dict(client_resources)}
 
     def simulate() -> None:
         try:
-            start_simulation(
-                client_fn=client_fn,
-                num_clients=num_clients,
-                client_resources=dict(client_resources),
-                server=_WaitingServer(opened, closed),
-                config=ServerConfig(),
-                ray_init_args={"ignore_reinit_error": True, "log_to_driver": False, "logging_format": LOG_FORMAT},
-                keep_initialised=True,
-                actor_type=_StartedActors(actors),
-            )
-        except Exception as error:  # noqa: BLE001 - raised in the thread that waits
+            flwr.simulation.start_simulation(**flower, **clients, actor_type=actor_type)
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
             if not opened.done():
                 opened.set_exception(error)
 
