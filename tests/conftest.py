@@ -34,9 +34,11 @@ Small = Callable[..., Run]
 MARKERS = {
     "browser": "browser",
     "certificates": "network",
+    "cifar": "slow",
     "cluster": "ray",
     "federation": "network",
     "sim": "slow",
+    "sweep": "slow",
     "swept": "slow",
 }
 NOT_FAST = {"ray", "network", "browser", "slow"}
@@ -58,8 +60,10 @@ _IPV6_PROBE = ("::1", 0)  # urllib3 binds it when it is imported
 def _listen(event: str, arguments: tuple[Any, ...]) -> None:
     if threading.current_thread() is not threading.main_thread():  # of another test, perhaps
         return
-    if (event == "subprocess.Popen" and arguments[0] != "git") or (event == "time.sleep" and arguments[0] > 0.1):
-        _NOT_FAST_EVENTS.append(f"{event} {arguments[0]}")
+    if event == "subprocess.Popen" and sys.executable in arguments[1]:
+        _NOT_FAST_EVENTS.append(f"starts {arguments[1]}")
+    elif event == "time.sleep" and arguments[0] > 0.1:
+        _NOT_FAST_EVENTS.append(f"sleeps {arguments[0]} s")
     elif event in ("socket.connect", "socket.bind") and arguments[1] != _IPV6_PROBE:
         _NOT_FAST_EVENTS.append(f"{event} {arguments[1]}")
 
@@ -69,7 +73,7 @@ sys.addaudithook(_listen)
 
 @pytest.fixture(autouse=True)
 def _fast_unless_marked(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test that starts a process, uses a socket or sleeps, and has no marker that says so."""
+    """Fail a test that starts Python again, uses a socket or sleeps, and has no marker that says so."""
     _NOT_FAST_EVENTS.clear()
     yield
     if not NOT_FAST & {marker.name for marker in request.node.iter_markers()}:
@@ -123,6 +127,8 @@ def small(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     Pictures take half of the time of such a run, so their files are empty unless the test uses ``pictures``.
     """
     if "pictures" not in request.fixturenames:
+        for name in ("partition_figure", "curves_figure", "fairness_figure"):
+            monkeypatch.setattr(plots, name, lambda *_: None)
         monkeypatch.setattr(plots, "render", lambda figure, image_format: b"")
 
     def run(ray_init_args: dict[str, Any] | None = None, on_record: Any = None, **settings: Any) -> Run:

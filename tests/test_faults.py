@@ -141,9 +141,9 @@ def test_a_run_whose_folder_becomes_read_only_can_be_resumed(tmp_path: Path, sma
                 for folder in ("results/cut/checkpoints", "results/cut"):
                     Path(folder).chmod(0o555)
 
-        config = RunConfig(num_clients=10, clients_per_round=4, local_epochs=1, num_rounds=4, engine="inline", name="cut")
+        few = dict(num_clients=10, clients_per_round=4, local_epochs=1, num_rounds=4)
         try:
-            simulate(config, on_record=lock)
+            simulate(RunConfig(**few, engine="inline", name="cut"), on_record=lock)
         except SimError as error:
             print(error)
             sys.exit(error.exit_code)

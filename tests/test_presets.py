@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import sha256
-from sim import simulate
+from conftest import Small, sha256
 from sim.config.presets import preset_names, preset_path
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError
@@ -65,11 +64,8 @@ def test_an_unknown_preset_is_an_error() -> None:
         RunConfig.load(preset="mcmahan")
 
 
-def test_two_runs_of_a_preset_are_the_same_to_the_bit(tmp_path: Path) -> None:
-    few = {"dataset": "digits", "num_rounds": 2, "max_local_steps": 4, "engine": "inline"}
-    runs = [
-        simulate(RunConfig.load(preset="niid-bench", **few, name=name, results_dir=str(tmp_path)))
-        for name in ("one", "two")
-    ]
+def test_two_runs_of_a_preset_are_the_same_to_the_bit(small: Small, tmp_path: Path) -> None:
+    few = {"results_dir": str(tmp_path), "dataset": "digits", "num_rounds": 2, "max_local_steps": 4, "engine": "inline"}
+    runs = [small(**vars(RunConfig.load(preset="niid-bench", **few, name=name))) for name in ("one", "two")]
     assert sha256(runs[0].model_path) == sha256(runs[1].model_path)
     assert runs[0].rounds().num_clients[1] == 10

@@ -48,7 +48,13 @@ def _interrupted(small: Small, tmp_path: Path, number: int, **settings: Any) -> 
     return Run(tmp_path / "results" / "cut")
 
 
-@pytest.mark.parametrize("strategy", [*STRATEGIES, *(f"dp-{kind}" for kind in PRIVACY)])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        name if name in ("fedavg", "fedadam", "krum") else pytest.param(name, marks=pytest.mark.slow)
+        for name in (*STRATEGIES, *(f"dp-{kind}" for kind in PRIVACY))
+    ],
+)
 def test_every_strategy_resumes_to_the_bit(small: Small, tmp_path: Path, strategy: str) -> None:
     settings: dict[str, Any] = {"num_rounds": 4, "clients_per_round": 8, "fraction_evaluate": 0.3, "max_local_steps": 3}
     settings |= {"dp": strategy[3:]} if strategy.startswith("dp-") else {"strategy": strategy}

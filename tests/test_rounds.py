@@ -204,7 +204,7 @@ def test_fedadam_keeps_float32_and_batchnorm_keeps_its_integers(small: Small, in
 
 
 def test_the_proximal_term_reaches_the_clients(small: Small) -> None:
-    config = {"num_rounds": 1, "local_epochs": 5, "clients_per_round": 2}
+    config = {"num_rounds": 1, "local_epochs": 3, "clients_per_round": 2}
     free, held = (
         _weights(small(**config, strategy="fedprox", strategy_args={"proximal_mu": mu}, name=f"mu{number}"))
         for number, mu in enumerate((0.0, 5.0))

@@ -113,7 +113,7 @@ def test_privacy_clips_each_client_and_adds_the_noise_that_it_says(small: Small)
     [
         (
             {"strategy": "krum"},
-            "--dp fixed: its noise is calibrated for an average of clients, which krum does not compute; use one of fedavg,",
+            "--dp fixed: its noise is calibrated for an average of clients, which krum does not compute; use one of",
         ),
         ({"dp_args": {"noise": 1}}, "--dp-args noise=1: --dp fixed takes these arguments: noise_multiplier, clip"),
         (

@@ -27,22 +27,25 @@ def _distance(run: Run, other: Run) -> float:
     return max(float(np.abs(weights[name] - others[name]).max()) for name in weights)
 
 
+DECAYED = {"momentum": 0.9, "weight_decay": 0.1, "lr": 0.003}
+
+
 @pytest.mark.parametrize(
     "settings",
     [
-        {"partitioner": "iid", "momentum": 0.9, "weight_decay": 0.1, "lr": 0.003},
-        {"partitioner": "linear", "momentum": 0.9, "weight_decay": 0.1, "lr": 0.003},
-        {"partitioner": "linear", "strategy": "fedprox", "augment": "crop-flip", "max_local_steps": 5},
-        {"partitioner": "linear", "optimizer": "adam", "lr": 0.001, "strategy": "fedmedian"},
+        pytest.param({"partitioner": "iid", **DECAYED}, id="equal", marks=pytest.mark.slow),
+        pytest.param({"partitioner": "linear", **DECAYED}, id="unequal"),
+        pytest.param({"strategy": "fedprox", "augment": "crop-flip", "max_local_steps": 5}, id="proximal"),
+        pytest.param({"optimizer": "adam", "lr": 0.001, "strategy": "fedmedian"}, id="adam", marks=pytest.mark.slow),
     ],
-    ids=["equal", "unequal", "proximal", "adam"],
 )
 def test_three_rounds_end_within_1e_4_of_one_after_another(
     small: Callable[..., Run], settings: dict[str, object]
 ) -> None:
     """Small learning rates: with large ones, training doubles any rounding error every few steps."""
     # The smallest clients begin a second epoch, and the largest end in their first.
-    shared = {"num_rounds": 3, "clients_per_round": 6, "local_epochs": 2, "max_local_steps": 12, **settings}
+    shared = {"num_rounds": 3, "clients_per_round": 6, "local_epochs": 2, "max_local_steps": 12}
+    shared |= {"partitioner": "linear", **settings}
     one, many = (
         small(name=name, local_training=name, **shared, **({"vectorized_clients": 4} if name == "vectorized" else {}))
         for name in ("sequential", "vectorized")
@@ -62,6 +65,7 @@ def test_vectorized_training_gives_the_same_bits_inline_and_on_ray(small: Callab
     assert inline.model_path.read_bytes() == ray.model_path.read_bytes()
 
 
+@pytest.mark.slow
 def test_dropout_belongs_to_the_client_not_to_its_group(small: Callable[..., Run]) -> None:
     """Each client's masks come from a generator of its own, whoever is trained beside it."""
     settings = {"model": "SimpleCnn", "local_training": "vectorized", "num_rounds": 1, "max_local_steps": 4}

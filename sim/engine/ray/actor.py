@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from sim.training.local import TestSums
 
 
+INLINE_BYTES = 4 * 2**20  # the most that travels in a message itself; more goes through Ray's shared memory
+
+
 @dataclass(frozen=True)
 class ActorAssignment:
     """The run whose clients an actor executes.

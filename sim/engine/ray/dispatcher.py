@@ -18,12 +18,12 @@ from ray.exceptions import RayActorError, RayError
 from sim.engine.aggregation import WeightedSum
 from sim.engine.contract import Chunk, ChunkResult, ClientResult, RetryPolicy, Task, TestSlice
 from sim.engine.liveness import Liveness
+from sim.engine.ray.actor import INLINE_BYTES
 from sim.engine.ray.scheduling import WorkItem, by_work, in_items, joined, least_clients, next_message
 from sim.errors import EngineError, RunError
 from sim.run_folder.records import Phase
 from sim.training.local import TestSums
 
-INLINE_BYTES = 4 * 2**20  # the most that travels in a message itself; more goes through Ray's shared memory
 _SPARE_DEATHS = 3  # beyond one per actor: deaths without a known client after which the run gives up
 
 

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Thread
@@ -25,13 +26,14 @@ from sim.engine.ray import reaper
 from sim.errors import EngineError
 from sim.run_folder.log import LOG_FORMAT
 
-if TYPE_CHECKING:  # at run time Ray is imported by the thread that starts it
+if TYPE_CHECKING:  # at run time Ray is imported when it is started
     from sim.client.runtime import ClientSpec
     from sim.engine.contract import RetryPolicy
     from sim.engine.ray.dispatcher import RayDispatcher
 
 _PREFIX = "sim-ray-"
 _LONGEST_ROOT = 30  # letters of the folder for temporary files, because the path of a socket must be short
+_SWITCH_SECONDS = 0.0002
 _TOKEN = secrets.token_hex(32)
 # Ray's logger keeps the handlers that it has; with configure_logging=False it would lose them, and print.
 _QUIET: dict[str, Any] = {"log_to_driver": False, "configure_logging": True, "logging_format": LOG_FORMAT}
@@ -92,19 +94,20 @@ class RaySession:
                 **arguments,
             }
             self._stack.enter_context(_token_required())
+        _import_ray()  # before the driver is busy with other imports
+        # Ray's start waits often and briefly; with Python's 5 ms each wait would last until imports let it continue.
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_SECONDS)
+        self._started.add_done_callback(lambda _: sys.setswitchinterval(interval))
         self._thread = Thread(target=self._keep_ray, args=(arguments,), daemon=True)
         self._thread.start()
 
     def _keep_ray(self, arguments: dict[str, Any]) -> None:
         """Start Ray, and end it when it is time to. Linux ends Ray's processes with the thread that started them."""
         try:
-            logger = logging.getLogger("ray")
-            handlers = logger.handlers[:]
             import ray
 
-            logger.handlers = handlers  # without the one that Ray's import adds, which prints
-            from sim.engine.ray.actor import start_actor
-            from sim.engine.ray.dispatcher import INLINE_BYTES
+            from sim.engine.ray.actor import INLINE_BYTES, start_actor
 
             with private.ray_errors_in_the_log():
                 if self._is_own:
@@ -119,10 +122,10 @@ class RaySession:
                 self._started.set_result(None)
                 self._ended.wait()
         except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-            self._started.set_exception(error)
+            if not self._started.done():
+                self._started.set_exception(error)
         finally:
-            if "ray" in sys.modules:
-                sys.modules["ray"].shutdown()
+            ray.shutdown()
 
     def end(self) -> None:
         """End Ray and its processes; nothing if they have ended or were never started."""
@@ -208,6 +211,13 @@ class RaySession:
     def _session_modified(self) -> int:
         assert self._folder is not None
         return (self._folder / "session_latest").stat().st_mtime_ns
+
+
+def _import_ray() -> None:
+    logger = logging.getLogger("ray")
+    handlers = logger.handlers[:]
+    import_module("ray")
+    logger.handlers = handlers  # without the one that Ray's import adds, which prints
 
 
 def _actors_that_fit(nodes: Sequence[dict[str, Any]], client_resources: dict[str, float]) -> int:
