@@ -9,7 +9,7 @@ from sim import user_code
 from sim.client.runtime import ClientRuntime, ClientSpec
 from sim.client.torch_client import train_settings
 from sim.config.run_config import CentralizedConfig
-from sim.data import examples
+from sim.data.dataset import load_dataset
 from sim.errors import RunError
 from sim.run_folder import log as run_log
 from sim.run_folder.folder import Run
@@ -35,7 +35,7 @@ def train_centralized(config: CentralizedConfig, *, on_record: Callable[[RoundRe
         RunError: ``train`` or ``test`` raised; the epochs that were done are on disk.
     """
     check_device(config)
-    dataset = examples.load(config)
+    dataset = load_dataset(config)
     spec = ClientSpec(**spec_parts(config, dataset))
     runtime = ClientRuntime(spec)
     weights = get_weights(runtime.net)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.config.run_config import RunConfig
-from sim.data import examples, partition
+from sim.data import partition
+from sim.data.dataset import load_dataset
 from sim.errors import ConfigError
 from sim.interrupts import interruptible
 from sim.processes import uncollected
@@ -151,7 +152,7 @@ def _check_data_and_name(config: RunConfig) -> None:
         UsageError: the data set, the partition or the name of the run does not work.
     """
     check_name(config.results_dir, config.name)
-    partition.assign(examples.load(config).train.labels, config)
+    partition.assign(load_dataset(config).train.labels, config)
 
 
 def _with_gpus(config: RunConfig, ray_init_args: dict[str, Any]) -> RunConfig:

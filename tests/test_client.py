@@ -12,8 +12,8 @@ from flwr.common import Context, FitIns, RecordDict, ndarrays_to_parameters, par
 from sim import Run, RunConfig
 from sim.client.runtime import ClientFn
 from sim.client.torch_client import CifarClient
-from sim.data.examples import Examples
-from sim.data.loader import Batches
+from sim.data.batches import Batches
+from sim.data.dataset import Examples
 from sim.setup import prepare
 from sim.training import models
 from sim.training.weights import get_weights, set_weights

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sim.config.run_config import RunConfig
-from sim.data import examples
+from sim.data.dataset import Dataset, load_dataset
 from sim.errors import DataError
 
 
@@ -22,24 +22,24 @@ def _folder(root: Path, colour: int = 200) -> Path:
     return root
 
 
-def _load(root: Path, **settings: object) -> examples.Dataset:
-    return examples.load(RunConfig(dataset="imagefolder", data_dir=str(root), **settings))  # type: ignore[arg-type]
+def _load(root: Path, **settings: object) -> Dataset:
+    return load_dataset(RunConfig(dataset="imagefolder", data_dir=str(root), **settings))  # type: ignore[arg-type]
 
 
 def test_digits_are_complete_with_a_fixed_stratified_split() -> None:
-    digits = examples.load(RunConfig())
+    digits = load_dataset(RunConfig())
     assert digits.train.images.shape == (1437, 32, 32, 1)
     assert digits.test.images.shape == (360, 32, 32, 1)
     assert digits.train.images.dtype == np.uint8
     assert digits.train.labels.dtype == np.int64
     assert int(digits.train.images.max()) == 255
     assert sorted(np.bincount(digits.test.labels)) == [35, 35, 36, 36, 36, 36, 36, 36, 37, 37]
-    assert examples.load(RunConfig(seed=5)).folder == digits.folder
+    assert load_dataset(RunConfig(seed=5)).folder == digits.folder
     assert digits.image_shape == (1, 32, 32)
 
 
 def test_the_class_of_a_synthetic_image_can_be_recognized() -> None:
-    made = examples.load(RunConfig(dataset="synthetic", num_examples=300, num_classes=3, image_size=16))
+    made = load_dataset(RunConfig(dataset="synthetic", num_examples=300, num_classes=3, image_size=16))
     assert made.train.images.shape == (300, 16, 16, 3)
     assert made.test.images.shape == (60, 16, 16, 3)
     assert list(np.bincount(made.train.labels)) == [100, 100, 100]

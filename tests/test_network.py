@@ -9,7 +9,8 @@ import pytest
 from conftest import PROGRAMS, Small, sha256
 from federation import Federation
 from sim import RunConfig
-from sim.data import examples, partition
+from sim.data import partition
+from sim.data.dataset import load_dataset
 
 
 def test_clients_give_the_numbers_of_their_simulation(federation: Federation, small: Small) -> None:
@@ -38,7 +39,7 @@ def test_clients_give_the_numbers_of_their_simulation(federation: Federation, sm
     assert "sim: waiting for 3 more clients, 0 of 3 are connected" in server.lines
     assert "note:" not in "\n".join(server.lines)
     config = RunConfig(num_clients=3, fraction_fit=1.0)
-    size = partition.assign(examples.load(config).train.labels, config).sizes[2]
+    size = partition.assign(load_dataset(config).train.labels, config).sizes[2]
     assert clients[2].lines[0] == f"sim: client 2 takes part with {size} examples"
 
 

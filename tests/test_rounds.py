@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 from conftest import Small
 from sim import Run, RunConfig
 from sim.client.runtime import ClientRuntime
-from sim.data import examples, partition
+from sim.data import partition
+from sim.data.dataset import load_dataset
 from sim.errors import ClientError, RunError
 from sim.run_folder.folder import open_run
 from sim.seeds import Purpose, seeded
@@ -73,7 +74,7 @@ def test_records_add_up(small: Small) -> None:
 
 def _sizes(client_ids: pd.Series) -> list[int]:
     config = RunConfig(num_clients=10)
-    assigned = partition.assign(examples.load(config).train.labels, config)
+    assigned = partition.assign(load_dataset(config).train.labels, config)
     return [int(assigned.sizes[client_id]) for client_id in client_ids]
 
 

@@ -26,7 +26,7 @@ ALLOWED = {
     "ray": "engine.ray",
     "flwr.simulation": "engine.ray.start_simulation",
     "flwr": "client engine server setup measure network flower_app run_folder.state run_folder.checkpoint",
-    "torch": "data.loader training client engine setup measure seeds run_folder.environment simulation commands.study",
+    "torch": "data.batches training client engine setup measure seeds run_folder.environment simulation commands.study",
 }
 # What Ray, Flower and PyTorch do not document, besides names that begin with an underscore.
 PRIVATE = ("flwr.proto", "flwr.supercore", "flwr.superlink", "flwr.server.superlink")
@@ -98,8 +98,8 @@ def test_data_goes_one_way_and_libraries_stay_in_their_rooms(module: str) -> Non
 
 
 def test_the_rules_see_what_breaks_them() -> None:
-    assert downward("sim.data.loader", "from sim.server import rounds") == {"sim.server.rounds"}
-    assert downward("sim.data.loader", "def f():\n    from sim.cli import main") == {"sim.cli"}
+    assert downward("sim.data.batches", "from sim.server import rounds") == {"sim.server.rounds"}
+    assert downward("sim.data.batches", "def f():\n    from sim.cli import main") == {"sim.cli"}
     assert downward("sim.cli", "from sim.errors import SimError") == set()
     assert foreign("sim.server.rounds", "import ray.exceptions") == {"ray.exceptions"}
     assert foreign("sim.training.local", "def f():\n    from flwr.common import log") == {"flwr.common.log"}

@@ -12,7 +12,7 @@ import pytest
 
 from conftest import PROGRAMS, Sim
 from sim.config.run_config import RunConfig
-from sim.data import examples
+from sim.data.dataset import load_dataset
 from sim.errors import DataError
 from sim.run_folder.folder import Run
 
@@ -37,22 +37,22 @@ def _mnist(root: Path, folder: str = "MNIST") -> Path:
 @pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
 def test_files_in_the_mnist_format_are_read_exactly(tmp_path: Path, name: str, folder: str) -> None:
     _mnist(tmp_path, folder)
-    found = examples.load(RunConfig(dataset=name, data_dir=str(tmp_path), image_size=28))
+    found = load_dataset(RunConfig(dataset=name, data_dir=str(tmp_path), image_size=28))
     assert found.train.images.shape == (60, 28, 28, 1)
     assert found.test.images.shape == (20, 28, 28, 1)
     assert found.train.images[7].flatten().tolist() == [(7 * 784 + i) % 251 for i in range(784)]
     assert found.train.labels.tolist() == [i % 10 for i in range(60)]
     assert len(found.classes) == 10
-    assert examples.load(RunConfig(dataset=name, data_dir=str(tmp_path))).train.images.shape == (60, 32, 32, 1)
+    assert load_dataset(RunConfig(dataset=name, data_dir=str(tmp_path))).train.images.shape == (60, 32, 32, 1)
 
 
 def test_changed_files_are_read_again(tmp_path: Path) -> None:
     raw = _mnist(tmp_path)
     config = RunConfig(dataset="mnist", data_dir=str(tmp_path))
-    first = examples.load(config).folder
-    assert examples.load(config).folder == first
+    first = load_dataset(config).folder
+    assert load_dataset(config).folder == first
     (raw / "train-labels-idx1-ubyte").write_bytes(_idx(np.arange(60) % 5))
-    assert examples.load(config).train.labels.tolist() == [i % 5 for i in range(60)]
+    assert load_dataset(config).train.labels.tolist() == [i % 5 for i in range(60)]
 
 
 def _check(result: subprocess.CompletedProcess[str], name: str, place: str) -> None:
@@ -73,7 +73,7 @@ def test_a_damaged_file_is_one_line(command: Sim, tmp_path: Path) -> None:
 def test_a_broken_link_is_one_line(tmp_path: Path) -> None:
     (_mnist(tmp_path) / "lost").symlink_to("nowhere")
     with pytest.raises(DataError, match="MNIST/raw/lost: No such file or directory; repair or remove that file"):
-        examples.load(RunConfig(dataset="mnist", data_dir=str(tmp_path)))
+        load_dataset(RunConfig(dataset="mnist", data_dir=str(tmp_path)))
 
 
 def test_an_incomplete_download_is_one_line(command: Sim, tmp_path: Path) -> None:
@@ -121,4 +121,4 @@ def test_a_loader_of_the_users_own(command: Sim, tmp_path: Path) -> None:
 )
 def test_a_loader_that_does_not_fit(in_programs: None, name: str, message: str) -> None:
     with pytest.raises(DataError, match=f"--dataset loaders:{name}: .*{message}"):
-        examples.load(RunConfig(dataset=f"loaders:{name}"))
+        load_dataset(RunConfig(dataset=f"loaders:{name}"))

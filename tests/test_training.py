@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from sim.data.examples import Examples
-from sim.data.loader import Batches
+from sim.data.batches import Batches
+from sim.data.dataset import Examples
 from sim.training import local
 
 CPU = torch.device("cpu")

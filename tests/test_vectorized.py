@@ -13,8 +13,8 @@ from torch import nn
 from sim import Run, RunConfig
 from sim.client.runtime import ClientRuntime
 from sim.client.torch_client import fit_settings
-from sim.data.examples import Examples
-from sim.data.loader import Resident
+from sim.data.batches import Resident
+from sim.data.dataset import Examples
 from sim.engine import vectorized
 from sim.engine.contract import Chunk, Task
 from sim.errors import ConfigError
@@ -99,7 +99,7 @@ def test_dropout_keeps_the_right_share() -> None:
 
 
 def _loader(split: Resident) -> object:
-    from sim.data.loader import Batches
+    from sim.data.batches import Batches
 
     return Batches(split, None, 2, torch.device("cpu"), shuffle=True, channels_last=False)
 

@@ -26,7 +26,8 @@ from torch.nn import functional as F
 from workloads import WORKLOADS, Workload
 
 from sim.config.run_config import RunConfig
-from sim.data import examples, partition
+from sim.data import partition
+from sim.data.dataset import load_dataset
 from sim.training import models
 from sim.training.weights import get_weights, set_weights
 
@@ -57,7 +58,7 @@ class Plain:
         torch.set_num_threads(1)
         self.device = torch.device(device)
         self.config = RunConfig(**WORKLOADS[name].settings)
-        dataset = examples.load(self.config)
+        dataset = load_dataset(self.config)
         self.dealt = partition.assign(dataset.train.labels, self.config)
         self.net: nn.Module = models.build(self.config.model, dataset.image_shape, len(dataset.classes))
         self.net.to(self.device)
@@ -163,7 +164,7 @@ def flower(name: str, num_rounds: int, num_processes: int, device: str) -> None:
     from flwr.simulation import start_simulation
 
     config = RunConfig(**WORKLOADS[name].settings)
-    dataset = examples.load(config)
+    dataset = load_dataset(config)
     net = models.build(config.model, dataset.image_shape, len(dataset.classes))
     from flwr.common import ndarrays_to_parameters
 

@@ -22,9 +22,9 @@ from torch import nn
 
 from sim import user_code
 from sim.client.torch_client import Test, TorchClient, Train
-from sim.data import examples, partition
-from sim.data.examples import Dataset, Examples
-from sim.data.loader import Batches, Resident
+from sim.data import partition
+from sim.data.batches import Batches, Resident
+from sim.data.dataset import Dataset, Examples, open_dataset
 from sim.data.partition import Partition
 from sim.errors import RunError
 from sim.seeds import Purpose, seeded
@@ -101,7 +101,7 @@ class ClientRuntime:
             sys.path.insert(0, str(spec.import_folder))
         torch.set_num_threads(spec.torch_threads)
         self.spec = spec
-        self.dataset: Dataset = examples.open_cached(spec.data_folder)
+        self.dataset: Dataset = open_dataset(spec.data_folder)
         self.partition: Partition | None = (
             partition.open_cached(spec.partition_folder) if spec.partition_folder else None
         )

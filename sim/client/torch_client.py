@@ -12,7 +12,7 @@ from torch import nn
 
 from sim import user_code
 from sim.config.run_config import RunConfig, TrainingConfig
-from sim.data.loader import Batches
+from sim.data.batches import Batches
 from sim.training import local
 from sim.training.weights import get_weights, set_weights
 

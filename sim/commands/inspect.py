@@ -20,10 +20,11 @@ def partition(arguments: argparse.Namespace) -> None:
     picture = _picture_path(arguments.output)
     from rich.table import Table
 
-    from sim.data import examples, partition
+    from sim.data import partition
+    from sim.data.dataset import load_dataset
     from sim.run_folder import plots
 
-    dataset = examples.load(config)
+    dataset = load_dataset(config)
     assigned = partition.assign(dataset.train.labels, config)
     counts = assigned.label_counts(dataset.train.labels, len(dataset.classes))
     table = Table("client", "examples", *dataset.classes, title="examples of each class", box=None)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sim.config.run_config import RunConfig
 from sim.data import partitioners
 from sim.data.cache import cached
-from sim.data.examples import Labels
+from sim.data.dataset import Labels
 from sim.errors import DataError, PartitionError
 
 Indices = NDArray[np.int64]

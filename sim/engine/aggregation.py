@@ -1,4 +1,4 @@
-"""The one place where clients' weights are summed.
+"""Sums of clients' weights, in the one grouping that every engine uses.
 
 A float sum depends on its grouping, so there is one grouping for all engines: the round's clients in client
 order are cut into chunks by their number alone; each chunk is summed in order in the process that trained it;

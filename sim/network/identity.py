@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from sim.client.runtime import ClientSpec, build_net
 from sim.config.run_config import RunConfig
-from sim.data import examples, partition
-from sim.data.examples import Dataset
+from sim.data import partition
+from sim.data.dataset import Dataset, load_dataset
 from sim.data.partition import Partition
 from sim.setup.prepare import client_spec
 from sim.training.weights import get_weights
@@ -148,7 +148,7 @@ def prepare_client(config: RunConfig) -> ClientProgram:
     Raises:
         UsageError: the data, the partition or the model does not work.
     """
-    dataset = examples.load(config)
+    dataset = load_dataset(config)
     assigned = partition.assign(dataset.train.labels, config)
     spec = client_spec(config, dataset, assigned, alone=True)
     weights = get_weights(build_net(spec, dataset))

@@ -8,7 +8,7 @@ from flwr.common import NDArrays
 
 from sim.client.runtime import ClientSpec
 from sim.config.run_config import RunConfig
-from sim.data.examples import Dataset
+from sim.data.dataset import Dataset
 from sim.data.partition import Partition
 from sim.run_folder.checkpoint import Checkpoint
 from sim.run_folder.folder import Run

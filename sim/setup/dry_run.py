@@ -13,7 +13,7 @@ from flwr.server.strategy import Strategy
 from sim import user_code
 from sim.client.runtime import ClientRuntime, ClientSpec
 from sim.client.torch_client import TRAIN_SETTINGS
-from sim.data.examples import Examples
+from sim.data.dataset import Examples
 from sim.engine.contract import Chunk, ClientResult, Task
 from sim.engine.worker import Worker, WrongReturnError
 from sim.errors import PluginError

@@ -19,9 +19,9 @@ from torch import nn
 from sim.client.runtime import ClientSpec, build_net
 from sim.client.torch_client import fit_settings
 from sim.config.run_config import RunConfig, TrainingConfig
-from sim.data import examples, partition
-from sim.data.examples import Dataset, Examples
-from sim.data.loader import Batches, Resident
+from sim.data import partition
+from sim.data.batches import Batches, Resident
+from sim.data.dataset import Dataset, Examples, load_dataset
 from sim.data.partition import Partition
 from sim.errors import ConfigError, RunError
 from sim.server import strategy
@@ -44,7 +44,7 @@ def prepare(config: RunConfig, *, alone: bool = False) -> Prepared:
     Raises:
         UsageError: something does not work.
     """
-    dataset = examples.load(config)
+    dataset = load_dataset(config)
     assigned = partition.assign(dataset.train.labels, config)
     spec = client_spec(config, dataset, assigned, alone=alone)
     torch.set_num_threads(config.torch_threads)

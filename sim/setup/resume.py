@@ -10,7 +10,7 @@ import numpy as np
 
 from sim.config.fields import flag_of, read_toml
 from sim.config.run_config import CHANGEABLE, RunConfig
-from sim.data.examples import Examples
+from sim.data.dataset import Examples
 from sim.errors import ConfigError, RunFolderError
 from sim.run_folder import checkpoint as checkpoints
 from sim.run_folder.folder import Run

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from sim.data.loader import Batches, Resident, Step, pixels
+from sim.data.batches import Batches, Resident, Step, pixels
 from sim.training.local import OPTIMIZERS
 from sim.training.weights import Weights
 

@@ -1,4 +1,4 @@
-"""The state of a model as numpy arrays, in the order of its ``state_dict``: how weights travel and are averaged."""
+"""The state of a model as numpy arrays, in the order of its ``state_dict``: the form in which weights travel."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Dataset:
         return channels, height, width
 
 
-def load(config: TrainingConfig) -> Dataset:
+def load_dataset(config: TrainingConfig) -> Dataset:
     """Return the configured data set; it is loaded from its source only if it is not in the cache.
 
     Raises:
@@ -60,10 +60,10 @@ def load(config: TrainingConfig) -> Dataset:
     """
     key, make = by_name.find(config)
     folder = cached("data", {"dataset": config.dataset, **key}, lambda target: _store(target, make()))
-    return open_cached(folder)
+    return open_dataset(folder)
 
 
-def open_cached(folder: Path) -> Dataset:
+def open_dataset(folder: Path) -> Dataset:
     """Memory-map a data set in the cache read-only.
 
     Raises:

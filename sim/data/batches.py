@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from sim.data.examples import Examples
+from sim.data.dataset import Examples
 
 _PADDING_PIXELS = 4
 _BLOCK_EXAMPLES = 1024  # images that are read and scaled in one operation
