@@ -54,7 +54,7 @@ class RaySession:
             client_resources: ``num_cpus`` and ``num_gpus`` of one actor.
         """
         self._init_args = init_args
-        self._is_own = "address" not in init_args
+        self._is_own = init_args.get("address", "local") == "local"
         self._num_actors = num_actors
         self._client_resources = client_resources
         self._actors: list[Any] = []
@@ -114,6 +114,8 @@ class RaySession:
                     arguments = {"_system_config": {"max_direct_call_object_size": INLINE_BYTES}, **arguments}
                     with private.fewer_ray_processes(dashboard=arguments["include_dashboard"]):
                         ray.init(**arguments)
+                    assert self._folder is not None
+                    self._folder.chmod(0o700)  # Ray opens it for all users
                     self._modified_at_start = self._session_modified()
                 else:
                     ray.init(**arguments)
