@@ -18,7 +18,7 @@ from sim.interrupts import interruptible
 from sim.processes import uncollected
 from sim.run_folder.environment import available_cpus
 from sim.run_folder.folder import Run
-from sim.run_folder.writer import check_name
+from sim.run_folder.writer import check_folder
 
 if TYPE_CHECKING:
     from sim.engine.contract import Dispatcher
@@ -73,7 +73,7 @@ def _simulate(
     with _ray_session(config, arguments, num_actors, ray_init_args) as ray_session:
         if ray_session is not None and old is None and _only_built_in_parts(config):
             # Nothing is left that could be wrong, so that Ray can start while PyTorch and Flower are imported.
-            _check_data_and_name(config)
+            _check_data_and_folder(config)
             ray_session.start()
         with uncollected():
             from sim.server.rounds import RoundServer
@@ -145,13 +145,13 @@ def _only_built_in_parts(config: RunConfig) -> bool:
     )
 
 
-def _check_data_and_name(config: RunConfig) -> None:
+def _check_data_and_folder(config: RunConfig) -> None:
     """Check what ``prepare`` and the session check without PyTorch; its results are in the cache afterwards.
 
     Raises:
-        UsageError: the data set, the partition or the name of the run does not work.
+        UsageError: the data set, the partition or the run folder does not work.
     """
-    check_name(config.results_dir, config.name)
+    check_folder(config.results_dir, config.name)
     partition.assign(load_dataset(config).train.labels, config)
 
 

@@ -151,14 +151,19 @@ class RunWriter:
         os.close(self._lock)
 
 
-def check_name(results_dir: str, name: str | None) -> None:
-    """Check that a run of this name can be made; ``RunWriter.create`` checks it again.
+def check_folder(results_dir: str, name: str | None) -> None:
+    """Check, without writing, that ``RunWriter.create`` can make a run folder; it checks everything again.
 
     Raises:
-        RunFolderError: it exists already.
+        RunFolderError: the folder exists already or cannot be written.
     """
-    if name is not None and (Path(results_dir) / name).exists():
-        raise RunFolderError(f"--name {name}: {Path(results_dir) / name} exists; choose another name")
+    root = Path(results_dir)
+    if name is not None and (root / name).exists():
+        raise RunFolderError(f"--name {name}: {root / name} exists; choose another name")
+    existing = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
+    code = errno.ENOTDIR if not existing.is_dir() else errno.EACCES
+    if code == errno.ENOTDIR or not os.access(existing, os.W_OK | os.X_OK):
+        raise RunFolderError(f"--results-dir {root}: cannot be written: {os.strerror(code)}")
 
 
 class _Table:
