@@ -17,5 +17,14 @@ done
 unset PYTHONDONTWRITEBYTECODE # where it is set, each of the tests' many processes would compile sim anew
 "$VENV"/bin/ruff check .
 "$VENV"/bin/ruff format --check .
-"$VENV"/bin/mypy
-"$VENV"/bin/python -m pytest --numprocesses 2 --dist worksteal ${arguments[@]+"${arguments[@]}"}
+
+# The types are checked beside the tests, which leave CPUs idle while they wait; what mypy finds is printed at the end.
+types="$(mktemp)"
+trap 'rm -f "$types"' EXIT
+"$VENV"/bin/mypy > "$types" 2>&1 &
+mypy=$!
+failed=0
+"$VENV"/bin/python -m pytest --numprocesses 2 --dist worksteal ${arguments[@]+"${arguments[@]}"} || failed=$?
+wait "$mypy" || failed=1
+cat "$types"
+exit "$failed"

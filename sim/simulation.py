@@ -116,6 +116,8 @@ def _open_engine(
 ) -> Iterator[Dispatcher]:
     """Open what executes the clients of a run."""
     config, spec = prepared.config, prepared.spec
+    if config.ray_address is None:
+        _warn_of_memory(prepared, num_actors)
     if ray_session is None:
         from sim.engine.inline import InlineDispatcher
         from sim.engine.worker import Worker
@@ -124,10 +126,8 @@ def _open_engine(
         return
     from sim.engine.contract import RetryPolicy
 
-    if config.ray_address is None:
-        _warn_of_memory(prepared, num_actors)
     retry_policy = RetryPolicy(config.max_retries, config.client_timeout)
-    with ray_session.open(spec, config.num_clients, retry_policy, log_path) as dispatcher:
+    with ray_session.open(spec, config.num_clients, config.num_rounds, retry_policy, log_path) as dispatcher:
         yield dispatcher
 
 

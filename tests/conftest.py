@@ -91,7 +91,7 @@ def sim(tmp_path: Path) -> Sim:
 
     def start(*words: str, cwd: Path = tmp_path, prefix: tuple[str, ...] = (), **kwargs: Any) -> Any:
         command = [*prefix, sys.executable, "-m", "sim", *words]
-        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=180, check=False, **kwargs)
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False, **kwargs)
 
     return start
 

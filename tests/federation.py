@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sim.run_folder.folder import Run
 
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 300  # only for what would never end
 
 
 def free_port() -> int:

@@ -222,7 +222,7 @@ PLUGINS = {
     "--test faulty:test_accuracy_only": "returned 0.5; (loss, accuracy) as two numbers is expected",
     "--test faulty:test_percent": "returned accuracy 100.0; a fraction 0–1 is expected",
     "--client faulty:NotAClient": "--client faulty:NotAClient: cannot be made",
-    "--client faulty:WrongAnswer": "fit must return (list of arrays, int, dict), not (list, str, dict)",
+    "--client faulty:WrongReturn": "fit must return (list of arrays, int, dict), not (list, str, dict)",
     "--train builtins:max": "cannot be called with (net, loader, epochs, device)",
     "--strategy builtins:dict": "made a dict, not a flwr.server.strategy.Strategy",
     "--client faulty:Greedy": "missing 1 required positional argument: 'passport'",
@@ -237,7 +237,7 @@ def test_modules_of_the_users_own(command: Sim, tmp_path: Path, words: str) -> N
     _check(result, PLUGINS[words], tmp_path)
 
 
-@pytest.mark.parametrize("words", ["--model cifar:Net", "--client faulty:WrongAnswer"])
+@pytest.mark.parametrize("words", ["--model cifar:Net", "--client faulty:WrongReturn"])
 def test_modules_of_the_users_own_in_a_process_of_its_own(sim: Sim, tmp_path: Path, words: str) -> None:
     result = sim("run", *INLINE, *words.split(), "--results-dir", str(tmp_path / "results"), cwd=PROGRAMS)
     _check(result, PLUGINS[words], tmp_path)

@@ -143,7 +143,7 @@ def test_a_failing_client_on_the_command_line(sim: Sim, command: Sim, tmp_path: 
 @pytest.mark.slow
 def test_a_closed_pipe_does_not_end_the_run(tmp_path: Path) -> None:
     program = f"{sys.executable} -m sim run {' '.join(FEW)} --engine inline --name piped 2>&1 | head -1"
-    subprocess.run(program, shell=True, cwd=tmp_path, capture_output=True, timeout=120, check=True)
+    subprocess.run(program, shell=True, cwd=tmp_path, capture_output=True, timeout=DEADLINE_SECONDS, check=True)
     wait_until((tmp_path / "results" / "piped" / "model.safetensors").is_file)
     assert Run(tmp_path / "results" / "piped").rounds()["round"].tolist() == [0, 1, 2]
 

@@ -119,7 +119,7 @@ def test_rays_processes_refuse_whoever_has_no_token(tmp_path: Path) -> None:
                 env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
                 for extra in (own, {}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
                     result = subprocess.run([sys.executable, "-c", code], env={**env, **extra},
-                        capture_output=True, text=True, timeout=100)
+                        capture_output=True, text=True, timeout=300)
                     print(result.returncode, "joined" in result.stdout, "AuthenticationError" in result.stderr)
 
         simulate(RunConfig(num_clients=4, fraction_fit=1.0, num_rounds=1, local_epochs=1), on_record=intrude)

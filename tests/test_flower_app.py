@@ -56,7 +56,7 @@ def test_flower_runs_the_app_to_the_same_weights(tmp_path: Path, small: Small, m
         env={**os.environ, "VENV": sys.prefix},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr

@@ -67,11 +67,11 @@ def test_connections_of_other_programs_change_nothing(
     place = host, int(port)
     noise = []
     for _ in range(20):
-        noise.append(socket.create_connection(place, timeout=10))
+        noise.append(socket.create_connection(place, timeout=60))
         noise[-1].sendall(os.urandom(4096))
     silent = []
     for _ in range(1000):
-        silent.append(socket.create_connection(place, timeout=10))
+        silent.append(socket.create_connection(place, timeout=60))
     over = threading.Event()
 
     def send_nothing() -> Iterator[object]:
@@ -148,7 +148,7 @@ def test_an_interrupted_server_leaves_a_complete_folder_and_waits_for_no_client(
     server = federation.server(*FEW, "--num-rounds", "50")
     clients = [federation.client(i, *FEW) for i in range(2)]
     server.wait_for("round 1/")
-    clients[1].process.send_signal(signal.SIGSTOP)  # a client that never answers
+    clients[1].process.send_signal(signal.SIGSTOP)  # a client that never returns
     server.wait_for("round 1/")
     server.process.send_signal(number)
     assert server.end() == 130

@@ -24,7 +24,7 @@ def _execute(name: str) -> tuple[str, int]:
     """Execute a notebook and return its text output and the number of its pictures."""
     notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells)  # notebooks are stored without outputs
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
     outputs: list[Any] = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     pictures = sum("image/png" in output.get("data", {}) for output in outputs)
     texts = [output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs]

@@ -280,6 +280,6 @@ def test_the_fault_campaign_passes(tmp_path: Path) -> None:
     script = ROOT / "scripts" / "faults" / "campaign.py"
     command = [sys.executable, str(script), "--trials", "5", "--seed", "1", "--strategies", "fedadam"]
     command += ["-o", str(tmp_path / "faults.csv")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert pd.read_csv(tmp_path / "faults.csv").outcome.tolist() == ["ok"] * 5

@@ -40,7 +40,7 @@ def _sweep_twice(folder: Path) -> None:
     process.wait()
     before = {run.name: run.rounds_path.stat().st_mtime_ns for run in list_runs(str(folder / "s")) if run.is_done()}
     assert 2 <= len(before) < 8
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-2:] == ["tables          s/sweep.csv, s/runs.csv", "picture         s/sweep.png"]
     for name, changed in before.items():  # no finished run was executed again

@@ -166,8 +166,9 @@ def shortage(
     driver = _PROCESS_BYTES + driver_bytes(config, model_bytes, averages=averages)
     if processes + driver <= free:
         return None
+    actors = f"{num_processes} process{'es' * (num_processes > 1)} and the driver need"
     return (
-        f"{num_processes} process{'es' * (num_processes > 1)} and the driver need about "
+        f"{actors if num_processes else 'this process needs'} about "
         f"{(processes + driver) / _GIB:.1f} GiB, {free / _GIB:.1f} are free; a larger --num-cpus starts fewer, and "
         "strategies that average need no memory per client"
     )

@@ -11,6 +11,7 @@ import math
 import resource
 import signal
 import socket
+import time
 from dataclasses import replace
 from functools import partial
 from types import FrameType
@@ -85,6 +86,7 @@ class NetworkServer(Server):
             RunFolderError: the folder exists or cannot be written.
             RunError: too few clients came, or the round loop stopped.
         """
+        start = time.perf_counter()
         with open_session(self._prepared, self._on_record, **self._surroundings) as session:
             self.run = session.run
             reason: str | None = "the server was interrupted"
@@ -96,7 +98,7 @@ class NetworkServer(Server):
                 raise
             finally:
                 self.registry.close(reason)
-        return History(), 0.0
+        return History(), time.perf_counter() - start
 
     def _run_rounds(self, session: Session) -> None:
         self.registry.wait_for_enough(self._first_wait)

@@ -21,7 +21,7 @@ from sim.client.torch_client import fit_settings
 from sim.engine.aggregation import fitted
 from sim.engine.central_evaluation import CentralTest
 from sim.engine.contract import ClientResult, Dispatcher
-from sim.errors import ClientError, RunError
+from sim.errors import ClientError, RunError, UsageError
 from sim.run_folder.records import ClientRecord, Phase, RoundRecord
 from sim.seeds import Purpose, seeded
 from sim.server import strategy
@@ -80,7 +80,10 @@ class RoundServer:
         self._on_round = on_round
         slices = test_slices(len(prepared.dataset.test), whole=config.test is not None)
         self._central_test = CentralTest(dispatcher, slices)
-        built = strategy.build(config, prepared.initial_weights, self._central_test)
+        try:
+            built = strategy.build(config, prepared.initial_weights, self._central_test)
+        except UsageError as error:  # it was built before, by prepare
+            raise RunError(f"the strategy cannot be built a second time: {error}") from error
         self._strategy = built.strategy
         self._averages = built.averages
         # Running statistics must not be stepped by an adaptive strategy; the clients' mean replaces them.

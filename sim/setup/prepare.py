@@ -139,6 +139,7 @@ class _Sample:
         self._device = device
         self._net = net.to(device)
         self._channels_last = config.model in models.MODELS
+        self._splits = (dataset.train, dataset.test)
         self._split = Resident.of(Examples(dataset.train.images[:1], dataset.train.labels[:1]), device)
 
     def reason_against(self, weights: NDArrays) -> str | None:
@@ -168,7 +169,8 @@ class _Sample:
         each = max(1.0, (peaks[1] - peaks[0]) / 2)
         free, _ = torch.cuda.mem_get_info()
         share = self._config.gpus_of_a_client
-        available = _MEMORY_SHARE * free * min(1.0, share or 1.0)
+        data_bytes = sum(split.images.nbytes + split.labels.nbytes for split in self._splits)
+        available = _MEMORY_SHARE * free * min(1.0, share or 1.0) - data_bytes  # each process holds all examples
         processes = max(1, int(1 / share)) if share else 1
         return int(max(1, min((available - peaks[0]) / each + 2, -(-clients // processes))))
 

@@ -47,7 +47,7 @@ def test_percent(net, loader, device):
     return 1.0, 100 * correct / total
 
 
-class WrongAnswer(CifarClient):
+class WrongReturn(CifarClient):
     def fit(self, parameters, config):
         return parameters, "many", {}
 

@@ -111,11 +111,6 @@ class Exiting(Failing):
         return CifarClient.fit(self, parameters, config)
 
 
-class WrongAnswer(CifarClient):
-    def fit(self, parameters, config):
-        return parameters, "many", {}
-
-
 class Counting(Client):
     """Counts its own calls in Context.state and reports the count as its loss."""
 

@@ -7,9 +7,11 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -76,14 +78,18 @@ class RaySession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.end()
-        self._stack.close()
+        try:
+            self.end()
+        finally:
+            self._stack.close()
 
     def start(self, **more_init_args: Any) -> None:
         """Start Ray and its actors in the background, unless that was done."""
         if self._thread is not None:
             return
         arguments = {**_QUIET, **more_init_args, **self._init_args}
+        if "runtime_env" in more_init_args:
+            arguments["runtime_env"] = more_init_args["runtime_env"] | self._init_args.get("runtime_env", {})
         if self._is_own:
             self._folder = self._stack.enter_context(_session_folder())
             # "local", because Ray would otherwise join a cluster that runs on this machine.
@@ -116,8 +122,11 @@ class RaySession:
                         ray.init(**arguments)
                     assert self._folder is not None
                     self._folder.chmod(0o700)  # Ray opens it for all users
+                    self._session_link = Path(arguments["_temp_dir"]) / "session_latest"
                     self._modified_at_start = self._session_modified()
                 else:
+                    if ray.is_initialized():
+                        ray.shutdown()
                     ray.init(**arguments)
                     self._num_actors = _actors_that_fit(ray.nodes(), self._client_resources)
                 self._actors = [start_actor(**self._client_resources) for _ in range(self._num_actors)]
@@ -137,7 +146,7 @@ class RaySession:
 
     @contextmanager
     def open(
-        self, spec: ClientSpec, num_clients: int, retry_policy: RetryPolicy, log_path: Path
+        self, spec: ClientSpec, num_clients: int, num_rounds: int, retry_policy: RetryPolicy, log_path: Path
     ) -> Iterator[RayDispatcher]:
         """Assign the clients of a run to the actors; Ray ends with it.
 
@@ -164,6 +173,7 @@ class RaySession:
                 self._started.result()
             except Exception as error:
                 raise EngineError(f"Ray could not start: {last_line(error)}") from error
+            _handle_sigterm_again()
             files = None if self._is_own else ray.put(pack(spec))
             node = ray.get_runtime_context().get_node_id()
             assignment = ActorAssignment(
@@ -193,7 +203,9 @@ class RaySession:
             )
             with ExitStack() as stack:
                 stack.callback(self.end)
-                simulation = flower_simulation(self._actors, ClientFn(spec), num_clients, self._client_resources)
+                simulation = flower_simulation(
+                    self._actors, ClientFn(spec), num_clients, self._client_resources, num_rounds
+                )
                 try:
                     stack.enter_context(simulation)
                 except Exception as error:
@@ -211,8 +223,14 @@ class RaySession:
         return False
 
     def _session_modified(self) -> int:
-        assert self._folder is not None
-        return (self._folder / "session_latest").stat().st_mtime_ns
+        return self._session_link.stat().st_mtime_ns
+
+
+def _handle_sigterm_again() -> None:
+    """Put Python's handler back into the place where Ray's core has put its own, which prints a stack trace."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _import_ray() -> None:
@@ -247,9 +265,9 @@ def _session_folder() -> Iterator[Path]:
     root = root if len(str(root)) <= _LONGEST_ROOT else Path("/tmp")
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
     spec = find_spec("ray")
-    ray_folder = Path(str(spec.origin)).parent if spec is not None else folder
+    ray_folder = Path(str(spec.origin)).resolve().parent if spec is not None else folder
     cleaner = subprocess.Popen(
-        [sys.executable, "-S", str(Path(reaper.__file__)), str(folder), str(os.getpid()), str(ray_folder)],
+        [sys.executable, "-S", str(Path(reaper.__file__)), str(folder.resolve()), str(os.getpid()), str(ray_folder)],
         stdin=subprocess.PIPE,
         start_new_session=True,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -26,9 +27,10 @@ class _WaitingServer(Server):
         self._opened, self._closed = opened, closed
 
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
+        start = time.perf_counter()
         self._opened.set_result(None)
         self._closed.wait()
-        return History(), 0.0
+        return History(), time.perf_counter() - start
 
     def disconnect_all_clients(self, timeout: float | None) -> None:
         pass  # virtual clients have no connection; Flower would start a thread for each of them
@@ -49,21 +51,20 @@ class _StartedActors:
 
 @contextmanager
 def flower_simulation(
-    actors: Sequence[Any], client_fn: ClientFn, num_clients: int, client_resources: dict[str, float]
+    actors: Sequence[Any], client_fn: ClientFn, num_clients: int, client_resources: dict[str, float], num_rounds: int
 ) -> Iterator[None]:
     """Keep ``start_simulation`` open around what is inside; do nothing where Flower has no such function."""
     if not hasattr(flwr.simulation, "start_simulation"):
         yield
         return
-    opened: Future[None] = Future()
-    closed = threading.Event()
-    server, actor_type = _WaitingServer(opened, closed), _StartedActors(actors)
-    flower = {"server": server, "config": ServerConfig(), "ray_init_args": _INIT_ARGS, "keep_initialised": True}
+    opened, closed, actor_type = Future[None](), threading.Event(), _StartedActors(actors)
+    server = _WaitingServer(opened, closed)
+    flower = {"server": server, "config": ServerConfig(num_rounds), "ray_init_args": _INIT_ARGS}
     clients = {"client_fn": client_fn, "num_clients": num_clients, "client_resources": dict(client_resources)}
 
     def simulate() -> None:
         try:
-            flwr.simulation.start_simulation(**flower, **clients, actor_type=actor_type)
+            flwr.simulation.start_simulation(**flower, **clients, actor_type=actor_type, keep_initialised=True)
         except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
             if not opened.done():
                 opened.set_exception(error)
