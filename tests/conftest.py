@@ -19,6 +19,7 @@ import pytest
 from federation import Federation
 from sim import Run, RunConfig, cli, simulate
 from sim.run_folder import plots
+from sim.run_folder.environment import available_cpus
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "tests" / "programs"
 CIFAR_ARCHIVE = ROOT.parent / "shared" / "data" / "cifar10-images.tar.gz"
+
+# Flags with which one actor has all CPUs, where two would check no more.
+ONE_ACTOR = ("--num-cpus", str(available_cpus()))
 
 Sim = Callable[..., "subprocess.CompletedProcess[str]"]
 Small = Callable[..., Run]
@@ -38,6 +42,7 @@ MARKERS = {
     "cluster": "ray",
     "federation": "network",
     "sim": "slow",
+    "small": "slow",
     "sweep": "slow",
     "swept": "slow",
 }

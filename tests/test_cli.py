@@ -14,7 +14,7 @@ import psutil
 import pytest
 from safetensors import safe_open
 
-from conftest import PROGRAMS, Sim, sha256
+from conftest import ONE_ACTOR, PROGRAMS, Sim, sha256
 from federation import DEADLINE_SECONDS, wait_until
 from sim.run_folder.folder import Run
 
@@ -117,7 +117,7 @@ def test_an_untouched_tutorial_program_is_federated(sim: Sim, tmp_path: Path) ->
     words = ("--model", "cifar:Net", "--train", "cifar:train", "--test", "cifar:test")
     few = ("--num-clients", "5", "--fraction-fit", "1", "--num-rounds", "3", "--local-epochs", "5")
     data = ("--dataset", "synthetic", "--num-examples", "1000", "--results-dir", str(tmp_path))
-    result = sim("run", *words, *few, *data, "--batch-size", "16", "--name", "own", cwd=PROGRAMS)
+    result = sim("run", *words, *few, *data, *ONE_ACTOR, "--batch-size", "16", "--name", "own", cwd=PROGRAMS)
     assert result.returncode == 0, result.stderr
     rounds = Run(tmp_path / "own").rounds()
     assert rounds.test_accuracy.iloc[-1] > 0.5 > rounds.test_accuracy.iloc[0]
@@ -127,7 +127,7 @@ def test_an_untouched_tutorial_program_is_federated(sim: Sim, tmp_path: Path) ->
 @pytest.mark.ray
 def test_a_failing_client_on_the_command_line(sim: Sim, command: Sim, tmp_path: Path) -> None:
     words = ("run", *FEW, "--num-rounds", "3", "--client", "own:Failing", "--results-dir", str(tmp_path))
-    stopped = sim(*words, "--name", "stopped", cwd=PROGRAMS)
+    stopped = sim(*words, *ONE_ACTOR, "--name", "stopped", cwd=PROGRAMS)
     assert stopped.returncode == 1
     assert "raised in round 2 (fit): ValueError: client" in stopped.stderr.splitlines()[-1]
     assert "Traceback" not in stopped.stderr

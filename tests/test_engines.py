@@ -82,7 +82,7 @@ def test_a_fraction_of_a_gpu_gives_as_many_actors_as_share_it(small: Small) -> N
 @pytest.mark.usefixtures("_no_process_left", "in_programs")
 def test_what_a_client_prints_and_raises_in_an_actor_is_in_the_log(small: Small, tmp_path: Path) -> None:
     with pytest.raises(ClientError, match=r"raised in round 2 \(fit\): ValueError: client \d+ has a bad day"):
-        small(engine="ray", client="own:Printing", num_rounds=3, name="stopped")
+        small({"num_cpus": 1}, engine="ray", client="own:Printing", num_rounds=3, name="stopped")
     log = (tmp_path / "results" / "stopped" / "run.log").read_text()
     assert "own client trains with batch size 8" in log
     assert 'raise ValueError(f"client {self.client_id} has\\na bad day")' in log
@@ -91,7 +91,8 @@ def test_what_a_client_prints_and_raises_in_an_actor_is_in_the_log(small: Small,
 @pytest.mark.ray
 @pytest.mark.usefixtures("_no_process_left", "in_programs")
 def test_a_client_whose_process_dies_again_and_again_counts_as_one_that_raised(small: Small) -> None:
-    run = small(engine="ray", client="own:Exiting", on_client_error="drop", max_retries=1, clients_per_round=10)
+    settings = {"engine": "ray", "client": "own:Exiting", "clients_per_round": 10, "max_local_steps": 2}
+    run = small({"num_cpus": 1}, **settings, on_client_error="drop", max_retries=1)
     clients = run.clients()
     failed = clients[clients.status == "failed"]
     assert failed[["round", "client_id"]].values.tolist() == [[1, 3], [1, 5]]
@@ -99,7 +100,7 @@ def test_a_client_whose_process_dies_again_and_again_counts_as_one_that_raised(s
     assert run.rounds().num_failures.tolist()[1:] == [2, 0]
     assert "CUDA error: an illegal memory access" in run.log_path.read_text()
     with pytest.raises(ClientError, match=r"client 3 raised in round 1 \(fit\): ProcessDied: .*, 1 time$"):
-        small(engine="ray", client="own:Exiting", max_retries=0, num_rounds=1, clients_per_round=10, name="stopped")
+        small({"num_cpus": 1}, **settings, max_retries=0, num_rounds=1, name="stopped")
 
 
 @pytest.mark.ray
@@ -122,7 +123,8 @@ def test_rays_processes_refuse_whoever_has_no_token(tmp_path: Path) -> None:
                         capture_output=True, text=True, timeout=300)
                     print(result.returncode, "joined" in result.stdout, "AuthenticationError" in result.stderr)
 
-        simulate(RunConfig(num_clients=4, fraction_fit=1.0, num_rounds=1, local_epochs=1), on_record=intrude)
+        config = RunConfig(num_clients=4, fraction_fit=1.0, num_rounds=1, local_epochs=1)
+        simulate(config, ray_init_args={"num_cpus": 1}, on_record=intrude)
     """
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, capture_output=True, text=True, check=True
@@ -141,7 +143,7 @@ def test_the_drivers_memory_does_not_grow_with_rounds(tmp_path: Path) -> None:
         def measure(record):
             used.append(psutil.Process().memory_info().rss)
         run = simulate(RunConfig(dataset="synthetic", num_clients=500, fraction_fit=1.0, num_rounds=3,
-            local_epochs=1, max_local_steps=1, partitioner="iid"), on_record=measure)
+            local_epochs=1, max_local_steps=1, partitioner="iid"), ray_init_args={"num_cpus": 1}, on_record=measure)
         print(json.dumps([used, run.rounds().num_clients.tolist()[1:]]))
     """
     result = subprocess.run(

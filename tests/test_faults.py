@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
-from conftest import Small, sha256
+from conftest import ONE_ACTOR, Small, sha256
 from federation import DEADLINE_SECONDS, wait_until
 from sim import Run, RunConfig, resume
 from sim.engine.aggregation import NonFiniteError, check_finite
@@ -167,7 +167,7 @@ def test_a_run_whose_folder_becomes_read_only_can_be_resumed(tmp_path: Path, sma
 @pytest.mark.ray
 def test_two_runs_at_once_and_one_that_was_killed(tmp_path: Path, small: Small) -> None:
     """Each has its own Ray; the session folder of a killed one goes at the next start, its processes at once."""
-    flags = ["run", "--num-clients", "10", "--clients-per-round", "4", "--local-epochs", "1", "--num-cpus", "1"]
+    flags = ["run", "--num-clients", "10", "--clients-per-round", "4", "--local-epochs", "1", *ONE_ACTOR]
 
     def start(*words: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-m", "sim", *flags, *words], cwd=tmp_path, stderr=subprocess.DEVNULL)

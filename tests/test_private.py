@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flwr.common import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from conftest import Small, sha256
+from conftest import ONE_ACTOR, Small, sha256
 from sim import private
 from sim.errors import StateError
 from sim.run_folder.state import pack_record, unpack_record
@@ -34,7 +34,7 @@ def test_hidden_names_and_no_start_simulation_change_no_bit(tmp_path: Path, smal
     }
     sums = {sha256(small().model_path)}  # the inline engine uses neither
     for name, (start, environment) in ways.items():
-        command = [sys.executable, *start, *FEW, "--name", name]
+        command = [sys.executable, *start, *FEW, *ONE_ACTOR, "--name", name]
         found = subprocess.run(
             command, cwd=tmp_path, env={**os.environ, **environment}, capture_output=True, text=True, check=False
         )

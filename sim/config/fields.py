@@ -10,6 +10,7 @@ import math
 import re
 import tomllib
 from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -97,9 +98,14 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+@cache
+def _hints(config_type: type) -> dict[str, Any]:
+    return get_type_hints(config_type)  # which takes milliseconds, and is asked for each setting
+
+
 def type_of(config_type: type, name: str) -> tuple[type, bool]:
     """Return the type of a setting, and whether it may be None."""
-    hint = get_type_hints(config_type)[name]
+    hint = _hints(config_type)[name]
     options = [option for option in get_args(hint) if option is not type(None)] if get_args(hint) else [hint]
     if getattr(hint, "__origin__", None) is dict:
         return dict, False
