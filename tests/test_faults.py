@@ -39,8 +39,7 @@ def test_a_weight_that_is_no_number_is_named() -> None:
 @pytest.mark.usefixtures("in_programs")
 def test_a_client_that_returns_nan_is_left_out_as_one_that_raises(small: Small) -> None:
     nan, raising = (
-        small(client=f"own:{name}", on_client_error="drop", max_local_steps=3, name=name.lower())
-        for name in ("NotANumber", "Failing")
+        small(client=f"own:{name}", on_client_error="drop", name=name.lower()) for name in ("NotANumber", "Failing")
     )
     assert sha256(nan.model_path) == sha256(raising.model_path)
     failed = nan.clients()[nan.clients().status == "failed"]
@@ -57,7 +56,7 @@ def test_training_that_diverges_ends_the_run(small: Small, local_training: str) 
 
 @pytest.mark.usefixtures("in_programs")
 def test_failures_are_counted_by_kind_and_shown_once(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
-    run = small(client="own:Failing", on_client_error="drop", clients_per_round=10, num_rounds=3, max_local_steps=3)
+    run = small(client="own:Failing", on_client_error="drop", clients_per_round=10, num_rounds=3)
     assert run.rounds().num_failures.tolist()[1:] == [0, 5, 0]
     summary = "5 failures in 1 round, the first of client 1, round 2 (fit): ValueError: client 1 has a bad day"
     assert summary in capsys.readouterr().err
@@ -126,10 +125,11 @@ def test_a_run_whose_folder_is_gone_ends_with_one_line(small: Small, tmp_path: P
             shutil.rmtree(folder)
 
     with pytest.raises(WriteError, match=r"gone/.*: cannot be written") as caught:
-        small(name="gone", on_record=remove, num_rounds=5, max_local_steps=3)
+        small(name="gone", on_record=remove, num_rounds=5)
     assert caught.value.exit_code == 1
 
 
+@pytest.mark.slow
 def test_a_run_whose_folder_becomes_read_only_can_be_resumed(tmp_path: Path, small: Small) -> None:
     program = """
         import sys

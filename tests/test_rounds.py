@@ -84,7 +84,7 @@ def test_without_evaluation_every_example_trains(small: Small) -> None:
 
 
 def test_clients_too_small_to_evaluate_have_no_loss_and_are_not_averaged(small: Small) -> None:
-    run = small(num_clients=480, partitioner="iid", fraction_evaluate=1.0, eval_share=0.2, num_rounds=1)
+    run = small(num_clients=480, partitioner="iid", fraction_evaluate=1.0, eval_share=0.2)
     own = run.clients().query("phase == 'evaluate'")
     assert set(own.num_examples) == {0}
     assert own.loss.isna().all()
@@ -98,18 +98,18 @@ def test_a_client_that_raises_stops_the_run_and_keeps_what_was_done(
     with pytest.raises(
         ClientError, match=r"client \d*[13579] raised in round 2 \(fit\): ValueError: .* bad day"
     ) as raised:
-        small(client="own:Failing", num_rounds=3, max_local_steps=3, name="stopped", on_record=seen.append)
+        small(client="own:Failing", num_rounds=3, name="stopped", on_record=seen.append)
     assert isinstance(raised.value.__cause__, ValueError)
     assert [record.round for record in seen] == [0, 1]
     run = open_run("stopped", str(tmp_path / "results"))
     assert run.rounds()["round"].tolist() == [0, 1]
     assert set(run.clients()["round"]) == {1}
-    one = small(client="own:Failing", num_rounds=1, max_local_steps=3, name="one")
+    one = small(client="own:Failing", num_rounds=1, name="one")
     assert all(np.array_equal(array, _weights(one)[name]) for name, array in _weights(run).items())
 
 
 def test_with_drop_the_others_are_averaged_and_the_failures_counted(small: Small, in_programs: None) -> None:
-    run = small(client="own:Failing", num_rounds=3, on_client_error="drop", max_local_steps=3)
+    run = small(client="own:Failing", num_rounds=3, on_client_error="drop")
     rounds, second = run.rounds(), run.clients().query("round == 2")
     odd = second.client_id % 2 == 1
     assert 0 < odd.sum() < 4
@@ -148,7 +148,7 @@ def test_a_strategy_that_returns_other_arrays_is_named(small: Small, in_programs
 
 
 def test_evaluation_that_fails_loses_its_own_numbers_only(small: Small, in_programs: None) -> None:
-    run = small(client="own:EvaluationFails", fraction_evaluate=0.5, on_client_error="drop", max_local_steps=3)
+    run = small(client="own:EvaluationFails", fraction_evaluate=0.5, on_client_error="drop")
     assert run.rounds().num_failures.tolist()[1:] == [5, 5]
     assert run.rounds().eval_loss.isna().all()
     assert run.rounds().num_clients.tolist()[1:] == [4, 4]

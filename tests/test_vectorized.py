@@ -33,10 +33,10 @@ DECAYED = {"momentum": 0.9, "weight_decay": 0.1, "lr": 0.003}
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param({"partitioner": "iid", **DECAYED}, id="equal"),
+        pytest.param({"partitioner": "iid", **DECAYED}, id="equal", marks=pytest.mark.slow),
         pytest.param({"partitioner": "linear", **DECAYED}, id="unequal"),
         pytest.param({"strategy": "fedprox", "augment": "crop-flip", "max_local_steps": 5}, id="proximal"),
-        pytest.param({"optimizer": "adam", "lr": 0.001, "strategy": "fedmedian"}, id="adam"),
+        pytest.param({"optimizer": "adam", "lr": 0.001, "strategy": "fedmedian"}, id="adam", marks=pytest.mark.slow),
     ],
 )
 def test_three_rounds_end_within_1e_4_of_one_after_another(
@@ -65,6 +65,7 @@ def test_vectorized_training_gives_the_same_bits_inline_and_on_ray(small: Callab
     assert inline.model_path.read_bytes() == ray.model_path.read_bytes()
 
 
+@pytest.mark.slow
 def test_dropout_belongs_to_the_client_not_to_its_group(small: Callable[..., Run]) -> None:
     """Each client's masks come from a generator of its own, whoever is trained beside it."""
     settings = {"model": "SimpleCnn", "local_training": "vectorized", "num_rounds": 1, "max_local_steps": 4}
