@@ -1,1 +1,5 @@
-"""The configuration: its settings, how they are checked, and how they are read from Python, TOML files and flags."""
+"""The settings of a run: how they are declared, checked, read and written."""
+
+from sim.config.run_config import CentralizedConfig, RunConfig
+
+__all__ = ["CentralizedConfig", "RunConfig"]

@@ -1,1 +1,5 @@
-"""Plain PyTorch: models, training and testing. Nothing here imports Flower."""
+"""Training and testing in plain PyTorch. Nothing in this folder knows Flower."""
+
+from sim.training.local import test, train
+
+__all__ = ["test", "train"]
