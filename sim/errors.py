@@ -17,6 +17,33 @@ SimError                 base class; the message is one line for the user
 
 from __future__ import annotations
 
+_MOST_CHARACTERS = 2000  # of one line; a path or a list of choices is far shorter
+
+
+def one_line(text: str, most: int = _MOST_CHARACTERS) -> str:
+    """Return text that others wrote as one line that is safe on a terminal and in a CSV file.
+
+    White space becomes single spaces, what cannot be printed (control characters, escape sequences, bytes that are not
+    valid UTF-8) is shown as an escape, and what exceeds ``most`` characters is cut out of the middle, which is said.
+    """
+    head = text
+    left_out = len(text) - most
+    if left_out > 0:
+        head = f"{text[: most // 2]} … ({left_out} characters left out) … {text[-most // 2 :]}"
+    words = " ".join(head.split())
+    if words.isprintable():
+        return words
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+
+
+def described(error: BaseException) -> str:
+    """Return ``Type: text`` of an error that user code raised, in one line, also if it cannot be shown."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - its own __str__ raises
+        text = "(its text cannot be shown)"
+    return one_line(f"{type(error).__name__}: {text}")
+
 
 class SimError(Exception):
     """The base class of all errors with a message for the user; ``exit_code`` is the exit code of the command."""
@@ -24,7 +51,7 @@ class SimError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        return " ".join(super().__str__().split())
+        return one_line(super().__str__())
 
 
 class UsageError(SimError):
