@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+SETTING_UP, TESTING = -2, -3  # in the place of a client_id
+
 _IDLE = -1.0
 _MOST_ACTORS = 4096
 _COLUMNS = 4  # client_id, time.monotonic() of its start, clients in this computation, process id
@@ -20,9 +22,10 @@ _COLUMNS = 4  # client_id, time.monotonic() of its start, clients in this comput
 
 @dataclass(frozen=True)
 class CurrentClient:
-    """A client that a process is executing.
+    """A client that a process is executing, or its set-up or test.
 
     Attributes:
+        client_id: or ``SETTING_UP``, or ``TESTING``.
         seconds: how long ago it was started.
         num_clients: it and those that follow it in the same computation.
         pid: of the process.
