@@ -154,5 +154,5 @@ def test_batchnorm_under_averaging_and_adaptive_strategies(
 
 
 def test_privacy_and_batchnorm_do_not_go_together(small: Small, in_programs: None) -> None:
-    with pytest.raises(ConfigError, match="own:WithBatchNorm keeps running statistics of the clients. data"):
+    with pytest.raises(ConfigError, match="own:WithBatchNorm keeps running statistics of the clients"):
         small(model="own:WithBatchNorm", dp="fixed")

@@ -68,11 +68,16 @@ class WeightedSum:
 
     Floating-point arrays are summed in their own precision, integer and boolean buffers (BatchNorm's counters) in
     float64; ``mean`` gives every array back in the dtype that the clients sent.
+
+    Attributes:
+        exact: positions of arrays that are summed in float64. The mean of equal float32 numbers is then that number,
+            so that what no client changes stays as it is.
     """
 
     num_examples: int = 0
     sums: NDArrays = field(default_factory=list)
     dtypes: list[np.dtype[np.generic]] = field(default_factory=list)
+    exact: frozenset[int] = frozenset()
 
     def add(self, weights: NDArrays, num_examples: int) -> None:
         """Add one client's weights; the arrays are not kept."""
@@ -81,8 +86,10 @@ class WeightedSum:
                 _add_scaled(total, array, num_examples)
         else:
             self.dtypes = [w.dtype for w in weights]
+            sum_dtypes = [_sum_dtype(w, exact=position in self.exact) for position, w in enumerate(weights)]
             self.sums = [
-                np.multiply(w, num_examples, out=np.empty(w.shape, _sum_dtype(w)), dtype=_sum_dtype(w)) for w in weights
+                np.multiply(w, num_examples, out=np.empty(w.shape, dtype), dtype=dtype)
+                for w, dtype in zip(weights, sum_dtypes, strict=True)
             ]
         self.num_examples += num_examples
 
@@ -123,8 +130,8 @@ def fitted(weights: NDArrays, like: NDArrays, server_round: int) -> NDArrays:
     return [cast(array, kept.dtype) for array, kept in zip(weights, like, strict=True)]
 
 
-def _sum_dtype(weights: NDArray) -> np.dtype[np.generic]:
-    return np.promote_types(weights.dtype, np.float32 if weights.dtype.kind == "f" else np.float64)
+def _sum_dtype(weights: NDArray, *, exact: bool) -> np.dtype[np.generic]:
+    return np.promote_types(weights.dtype, np.float32 if weights.dtype.kind == "f" and not exact else np.float64)
 
 
 def _add_scaled(total: NDArray, array: NDArray, factor: int) -> None:

@@ -34,6 +34,7 @@ class Chunk:
     Attributes:
         weights: the same list object in every chunk that shares them, so that an engine sends them once.
         summed: return the weighted sum of the clients instead of the weights of each.
+        untrained: positions of the weights that are not trained, see ``WeightedSum.exact``.
     """
 
     phase: Phase
@@ -41,6 +42,7 @@ class Chunk:
     tasks: Sequence[Task]
     weights: NDArrays
     summed: bool
+    untrained: frozenset[int] = frozenset()
 
     @property
     def num_examples(self) -> int:

@@ -91,7 +91,7 @@ class RemoteDispatcher:
                 packed[key] = ndarrays_to_parameters(chunk.weights)
             asked.append([_in_a_thread(self._call, chunk, task, packed[key]) for task in chunk.tasks])
         for chunk, futures in zip(chunks, asked, strict=True):
-            total, results = WeightedSum(), []
+            total, results = WeightedSum(exact=chunk.untrained), []
             for future in futures:
                 result = future.result()
                 if result.weights is not None and chunk.summed:

@@ -134,7 +134,7 @@ class Worker:
             return None
 
     def _one_by_one(self, runtime: ClientRuntime, chunk: Chunk) -> tuple[list[ClientResult], WeightedSum]:
-        total = WeightedSum()
+        total = WeightedSum(exact=chunk.untrained)
         results = []
         purpose = Purpose.FIT if chunk.phase == "fit" else Purpose.EVALUATE
         with restored():

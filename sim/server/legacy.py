@@ -35,7 +35,7 @@ from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from numpy.typing import NDArray
 
-from sim.engine.aggregation import cut, fitted
+from sim.engine.aggregation import cut
 from sim.engine.contract import Chunk, ClientResult, Task
 from sim.run_folder.records import Phase
 from sim.server.results import PhaseResults
@@ -128,9 +128,8 @@ def chunks_of(
         for own_parameters, tasks in groups:
             key = _key(own_parameters.tensors)
             if key not in known:
-                sent = fitted(parameters_to_ndarrays(own_parameters), view.of(weights), server_round)
-                known[key] = view.whole(sent, weights)
-            chunks.append(Chunk(phase, server_round, tasks, known[key], summed))
+                known[key] = view.whole(parameters_to_ndarrays(own_parameters), weights, server_round)
+            chunks.append(Chunk(phase, server_round, tasks, known[key], summed, view.untrained))
     return chunks
 
 

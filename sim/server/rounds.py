@@ -28,7 +28,7 @@ from flwr.server.strategy import Strategy
 
 from sim.client.runtime import test_slices
 from sim.client.torch_client import fit_settings
-from sim.engine.aggregation import NonFiniteError, check_finite, fitted
+from sim.engine.aggregation import NonFiniteError, check_finite
 from sim.engine.central_evaluation import CentralTest
 from sim.engine.contract import ClientResult, Dispatcher
 from sim.engine.worker import MOST_ACCURACY
@@ -272,10 +272,9 @@ class RoundServer:
         """
         if parameters is None:
             raise RunError(f"round {server_round}: the strategy returned no weights")
-        visible = fitted(parameters_to_ndarrays(parameters), self._view.of(self._weights), server_round)
-        weights = self._view.whole(visible, self._weights)
+        weights = self._view.whole(parameters_to_ndarrays(parameters), self._weights, server_round)
         if results is not None:
-            weights = self._view.with_mean(weights, results.succeeded, results.total)
+            weights = self._view.with_untrained(weights, self._weights, results.succeeded, results.total)
         try:
             check_finite(weights, self._weights, self._names)
         except NonFiniteError as error:
@@ -293,8 +292,7 @@ class RoundServer:
         self, server_round: int, visible: NDArrays, config: dict[str, Scalar]
     ) -> tuple[float, dict[str, Scalar]]:
         """The central test as strategies call it, with the arrays that they see."""
-        whole = self._view.whole(fitted(visible, self._view.of(self._weights), server_round), self._weights)
-        return self._central_test(server_round, whole, config)
+        return self._central_test(server_round, self._view.whole(visible, self._weights, server_round), config)
 
     @contextmanager
     def _calling(self, server_round: int, call: str) -> Iterator[None]:

@@ -98,7 +98,9 @@ def build(config: RunConfig, initial_weights: NDArrays, layout: WeightLayout, ev
     elif config.dp:  # what has no noise must not come from the clients
         view = VisibleWeights.some_of(layout, layout.trained, averages_others=False)
     else:
-        view = VisibleWeights.some_of(layout, layout.trained if entry.adaptive else layout.averageable)
+        view = VisibleWeights.some_of(
+            layout, layout.trained if entry.adaptive or entry.averages else layout.averageable
+        )
     num_fit, num_evaluate = config.num_fit_clients, config.num_evaluate_clients
     # FedAvg samples max(⌊N · fraction⌋, min_clients) clients: the exact number is passed as the minimum.
     offered: dict[str, Any] = {

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from flwr.common import NDArrays
 
-from sim.engine.aggregation import WeightedSum
+from sim.engine.aggregation import WeightedSum, fitted
 from sim.engine.contract import ClientResult
 from sim.training.weights import WeightLayout
 
@@ -23,11 +24,13 @@ class VisibleWeights:
     Attributes:
         visible: positions in the ``state_dict`` of the arrays that the strategy gets and returns.
         averaged: positions of arrays that are the clients' mean instead of what the strategy returned.
+        untrained: positions of all arrays that are not trained.
         tied: position of an array → position of the array of which it is another name.
     """
 
     visible: Sequence[int]
     averaged: Sequence[int]
+    untrained: frozenset[int]
     tied: dict[int, int]
 
     @classmethod
@@ -37,47 +40,61 @@ class VisibleWeights:
         Args:
             own_buffers: what the strategy makes of arrays that are not trained counts.
         """
-        positions = range(len(layout.names))
-        averaged = [] if own_buffers else [i for i in positions if i not in layout.trained and i not in layout.tied]
-        return cls(positions, averaged, layout.tied)
+        averaged = () if own_buffers else sorted(layout.untrained)
+        return cls(range(len(layout.names)), averaged, layout.untrained, layout.tied)
 
     @classmethod
     def some_of(cls, layout: WeightLayout, visible: Sequence[int], *, averages_others: bool = True) -> VisibleWeights:
         """Show the arrays at ``visible``; the others are averaged, or stay as they are."""
-        others = [i for i in range(len(layout.names)) if i not in visible and i not in layout.tied]
-        return cls(visible, others if averages_others else [], layout.tied)
+        others = sorted(layout.untrained.difference(visible)) if averages_others else ()
+        return cls(visible, others, layout.untrained, layout.tied)
 
     def of(self, weights: NDArrays) -> NDArrays:
-        """Return the arrays that the strategy sees."""
-        return [weights[position] for position in self.visible]
+        """Return the arrays that the strategy sees; booleans as integers, because numpy subtracts no booleans."""
+        chosen = [weights[position] for position in self.visible]
+        return [array.astype(np.int64) if array.dtype == np.bool_ else array for array in chosen]
 
-    def whole(self, visible: NDArrays, others: NDArrays) -> NDArrays:
-        """Return all arrays of the model: ``visible`` from the strategy, the rest of ``others``."""
+    def whole(self, visible: NDArrays, others: NDArrays, server_round: int) -> NDArrays:
+        """Return all arrays of the model, in its dtypes: ``visible`` from the strategy, the rest of ``others``.
+
+        Raises:
+            RunError: ``visible`` has other shapes.
+        """
+        like = [others[position] for position in self.visible]
         weights = list(others)
-        for position, array in zip(self.visible, visible, strict=True):
+        for position, array in zip(self.visible, fitted(visible, like, server_round), strict=True):
             weights[position] = array
         return self._with_tied(weights)
 
-    def with_mean(self, weights: NDArrays, clients: Sequence[ClientResult], total: WeightedSum) -> NDArrays:
-        """Return ``weights`` with the clients' mean of each array that is not the strategy's.
+    def with_untrained(
+        self, weights: NDArrays, before: NDArrays, clients: Sequence[ClientResult], total: WeightedSum
+    ) -> NDArrays:
+        """Return ``weights`` with the arrays that are not trained: the clients' mean, or as they were.
 
         Args:
+            before: the weights of the round before.
             total: the weighted sum of the clients; where it is empty, each of them has its weights.
         """
-        if not self.averaged:
-            return weights
-        if total.num_examples:
-            all_means = total.mean()
-            means = [all_means[position] for position in self.averaged]
-        else:
-            part = WeightedSum()
-            for client in clients:
-                part.add([(client.weights or [])[position] for position in self.averaged], client.num_examples)
-            means = part.mean()
         weights = list(weights)
-        for position, mean in zip(self.averaged, means, strict=True):
-            weights[position] = mean.astype(weights[position].dtype, copy=False)
+        if total.num_examples:
+            means = total.mean() if self.averaged else []
+            for position in self.averaged:
+                weights[position] = means[position]
+        elif self.untrained:
+            means = self._means_of(clients)
+            for position, mean in zip(self.averaged, means, strict=True):
+                weights[position] = mean
+            for position in self.untrained:
+                # A mean of equal numbers that the strategy computes may differ from them in its last bit.
+                if all(np.array_equal((c.weights or [])[position], before[position], equal_nan=True) for c in clients):
+                    weights[position] = before[position]
         return self._with_tied(weights)
+
+    def _means_of(self, clients: Sequence[ClientResult]) -> NDArrays:
+        part = WeightedSum(exact=frozenset(range(len(self.averaged))))
+        for client in clients:
+            part.add([(client.weights or [])[position] for position in self.averaged], client.num_examples)
+        return part.mean()
 
     def _with_tied(self, weights: NDArrays) -> NDArrays:
         for position, first in self.tied.items():

@@ -16,7 +16,8 @@ from sim.client.torch_client import TRAIN_SETTINGS
 from sim.data.dataset import Examples
 from sim.engine.contract import Chunk, ClientResult, Task
 from sim.engine.worker import Worker, WrongReturnError
-from sim.errors import PluginError
+from sim.errors import PluginError, described
+from sim.process_settings import restored_settings
 from sim.seeds import Purpose, seeded
 from sim.training.local import evaluating
 from sim.training.weights import set_weights
@@ -43,11 +44,11 @@ def check_user_code(
         try:
             made.append(worker.runtime.client_over(loader, loader, context))
         except (Exception, SystemExit) as error:
-            raise PluginError(f"--client {spec.client}: cannot be made: {type(error).__name__}: {error}") from error
+            raise PluginError(f"--client {spec.client}: cannot be made: {described(error)}") from error
         return made[0]  # type: ignore[no-any-return]
 
     worker = Worker(spec, 1, 0, client_fn=client_fn)
-    with seeded(0, Purpose.TEST):
+    with restored_settings(), seeded(0, Purpose.TEST):
         runtime = worker.runtime
         if spec.train is not None:
             _check_train(runtime, spec.train, fit_settings, getattr(strategy, "proximal_mu", 0.0))
@@ -83,8 +84,8 @@ def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scal
     user_code.require_call(runtime.train, name, "--train", "net", "loader", "epochs", "device", **accepted)
     try:
         loss = runtime.train(runtime.net, _two_examples(runtime), 1, runtime.device, **accepted)
-    except Exception as error:
-        raise PluginError(f"--train {name}: raised {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"--train {name}: raised {described(error)}") from error
     if loss is not None and not _is_number(loss):
         raise PluginError(f"--train {name}: returned {type(loss).__name__}; the mean loss or None is expected")
 
@@ -93,8 +94,8 @@ def _check_test(runtime: ClientRuntime, name: str) -> None:
     user_code.require_call(runtime.test, name, "--test", "net", "loader", "device")
     try:
         returned: Any = runtime.test(runtime.net, _as_predicted(runtime), runtime.device)
-    except Exception as error:
-        raise PluginError(f"--test {name}: raised {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"--test {name}: raised {described(error)}") from error
     if not (isinstance(returned, tuple) and len(returned) == 2 and all(_is_number(item) for item in returned)):
         raise PluginError(f"--test {name}: returned {returned!r}; (loss, accuracy) as two numbers is expected")
     if not 0 <= returned[1] <= 1:

@@ -49,6 +49,11 @@ class WeightLayout:
         )
 
     @property
+    def untrained(self) -> frozenset[int]:
+        """Positions of the arrays that are not trained: buffers and frozen parameters."""
+        return frozenset(range(len(self.names))).difference(self.trained, self.tied)
+
+    @property
     def has_running_statistics(self) -> bool:
         """Whether a layer such as BatchNorm keeps statistics of its inputs."""
         return any(name.rpartition(".")[2] == "running_var" for name in self.names)

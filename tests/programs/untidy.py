@@ -1,0 +1,229 @@
+"""Clients that leave things behind; ``config["habit"]`` says which one does what."""
+
+import os
+import random
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.common import MetricRecord, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.server.strategy import FedAdam, FedAvg
+from torch import nn
+
+from sim.client import TorchClient
+
+
+class Gained(nn.Module):
+    """Its output depends on a buffer that is in no state_dict, and on an attribute."""
+
+    def __init__(self, image_shape, num_classes):
+        super().__init__()
+        self.hidden = nn.Linear(int(np.prod(image_shape)), 8)
+        self.out = nn.Linear(8, num_classes)
+        self.register_buffer("gain", torch.ones(()), persistent=False)
+        self.shift = 0.0
+
+    def forward(self, x):
+        return self.out(self.hidden(x.flatten(1)).tanh() * self.gain + self.shift)
+
+
+def _double(module, inputs, output):
+    return output * 2
+
+
+class _Twice(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def _replace(net):
+    net.out = _Twice(8, net.out.out_features)
+
+
+HABITS = {
+    "freezes": lambda net: net.hidden.requires_grad_(False),
+    "hooks": lambda net: net.hidden.register_forward_hook(_double),
+    "hooks all modules": lambda net: nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: output * 2 if isinstance(module, nn.Linear) else None
+    ),
+    "replaces a module": _replace,
+    "changes an attribute": lambda net: setattr(net, "shift", 3.0),
+    "changes a buffer": lambda net: net.gain.fill_(5),
+    "evaluates": lambda net: net.eval(),
+    "default dtype": lambda net: torch.set_default_dtype(torch.float64),
+    "threads": lambda net: torch.set_num_threads(3),
+    "no gradients": lambda net: torch.set_grad_enabled(False),
+    "no denormal numbers": lambda net: torch.set_flush_denormal(True),
+    "folder": lambda net: os.chdir(tempfile.gettempdir()),
+    "environment": lambda net: os.environ.update(UNTIDY="1"),
+    "seeds": lambda net: (torch.manual_seed(1), random.seed(1), np.random.seed(1)),  # noqa: NPY002
+    "numpy's errors": lambda net: np.seterr(all="raise"),
+    "warnings": lambda net: warnings.simplefilter("error"),
+}
+
+
+def settings():
+    """Everything that a client could find changed."""
+    return {
+        "dtype": str(torch.get_default_dtype()),
+        "threads": torch.get_num_threads(),
+        "gradients": torch.is_grad_enabled(),
+        "denormal": float(torch.tensor([1e-310], dtype=torch.float64).mul(1)) > 0,
+        "folder": str(Path.cwd()),
+        "environment": "UNTIDY" in os.environ,
+        "errors": str(np.geterr()),
+        "warnings": str(warnings.filters[:1]),
+    }
+
+
+class Untidy(TorchClient):
+    """Does what the config says after its training, or before it in round 1; returns what it found."""
+
+    def __init__(self, net, train_loader, test_loader, device, train, test, client_id, context):
+        super().__init__(net, train_loader, test_loader, device, train, test)
+        self.client_id, self.state = client_id, context.state
+
+    def fit(self, parameters, config):
+        found = settings()
+        weights, count, metrics = super().fit(parameters, config)
+        if config.get("habit"):
+            HABITS[config["habit"]](self.net)
+        return weights, count, {**metrics, **found, "draw": random.random()}
+
+
+class Everything(Untidy):
+    """Each client has another habit, keeps state, and some raise."""
+
+    def fit(self, parameters, config):
+        server_round = int(config["server_round"])
+        calls = int(self.state["calls"]["count"]) if "calls" in self.state else 0
+        self.state["calls"] = MetricRecord({"count": calls + 1})
+        if server_round % 2 == 0 and self.client_id % 4 == 1:
+            raise ValueError("the state was changed before")
+        if calls == 2:
+            del self.state["calls"]
+        names = list(HABITS)
+        HABITS[names[(self.client_id + server_round) % 6]](self.net)  # before the training, of this client alone
+        habit = names[(self.client_id * 3 + server_round) % len(names)]
+        weights, count, metrics = super().fit(parameters, {**config, "habit": habit})
+        return [array * (1 + calls / 1000) for array in weights], count, {"loss": metrics["loss"]}
+
+
+def _kept(arrays, kept=[]):  # noqa: B006 - shared by all clients of a process on purpose
+    kept.append(arrays)
+    for older in kept[:-1]:
+        for array in older:
+            array[...] = 0
+    return arrays
+
+
+class ChangesLater(Untidy):
+    """Sets what it returned to zero when the next client of its process trains."""
+
+    def fit(self, parameters, config):
+        weights, count, metrics = super().fit(parameters, config)
+        return _kept(weights), count, {"loss": metrics["loss"]}
+
+
+class Masked(nn.Module):
+    """Two names of one weight, BatchNorm, a mask of −∞, a boolean buffer and a frozen layer."""
+
+    def __init__(self, image_shape, num_classes):
+        super().__init__()
+        self.stem = nn.Linear(int(np.prod(image_shape)), 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.block = nn.Linear(8, 8, bias=False)
+        self.again = nn.Linear(8, 8, bias=False)
+        self.again.weight = self.block.weight
+        self.frozen = nn.Linear(8, 8).requires_grad_(False)
+        self.out = nn.Linear(8, num_classes)
+        self.register_buffer("mask", torch.full((num_classes,), -torch.inf).where(torch.arange(num_classes) > 99, 0))
+        self.register_buffer("never", torch.full((2, 2), -torch.inf).triu(1))
+        self.register_buffer("used", torch.tensor([True, False]))
+
+    def forward(self, x):
+        hidden = self.again(self.block(self.norm(self.stem(x.flatten(1))))).relu()
+        return self.out(self.frozen(hidden) * self.used[0]) + self.mask
+
+
+class OwnAdam(FedAdam):
+    """An adaptive strategy of the user's own, with the arguments that train here."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments, eta=0.03, tau=0.01)
+
+
+class InPlace(FedAvg):
+    """Writes zeros into the parameters that it was given and sends the same object."""
+
+    averages_clients = True
+
+    def configure_fit(self, server_round, parameters, client_manager):
+        zeros = [array * 0 for array in parameters_to_ndarrays(parameters)]
+        parameters.tensors = ndarrays_to_parameters(zeros).tensors
+        return super().configure_fit(server_round, parameters, client_manager)
+
+
+class Exits(FedAvg):
+    def aggregate_fit(self, server_round, results, failures):
+        raise SystemExit
+
+
+class MakesNan(FedAvg):
+    def aggregate_fit(self, server_round, results, failures):
+        parameters, metrics = super().aggregate_fit(server_round, results, failures)
+        arrays = parameters_to_ndarrays(parameters)
+        arrays[0][0] = np.nan
+        return ndarrays_to_parameters(arrays), metrics
+
+
+class Sent(TorchClient):
+    """Returns the largest weight that it was sent as its loss."""
+
+    def fit(self, parameters, config):
+        weights, count, _ = super().fit(parameters, config)
+        return weights, count, {"loss": max(float(abs(array).max()) for array in parameters)}
+
+
+class Measures(TorchClient):
+    """Measures with single numbers of numpy and PyTorch."""
+
+    def fit(self, parameters, config):
+        weights, count, metrics = super().fit(parameters, config)
+        return weights, np.int64(count), {"loss": np.float32(metrics["loss"]), "accuracy": torch.tensor(0.5)}
+
+    def evaluate(self, parameters, config):
+        return np.float32(0.25), np.int32(4), {"accuracy": np.float32(0.75)}
+
+
+class Percent(TorchClient):
+    def evaluate(self, parameters, config):
+        return 0.5, 4, {"accuracy": 75.0}
+
+
+class Odd(TorchClient):
+    """Its error cannot be shown."""
+
+    def fit(self, parameters, config):
+        class OddError(Exception):
+            def __str__(self):
+                raise TypeError
+
+        raise OddError
+
+
+class Loud(TorchClient):
+    def fit(self, parameters, config):
+        raise ValueError("\x1b[31m" + "x" * 1_000_000 + os.fsdecode(b"\xff"))
+
+
+def exits(net, loader, epochs, device):
+    raise SystemExit
+
+
+def exits_in_test(net, loader, device):
+    if len(loader.dataset) > 2:  # not in the dry run
+        raise SystemExit
+    return 0.0, 0.5
