@@ -46,16 +46,19 @@ def test_json_that_is_nested_deep_is_damage(tmp_path: Path) -> None:
 
 def test_a_process_that_a_client_forked_does_not_keep_the_folder_locked(tmp_path: Path) -> None:
     read, write = os.pipe()
+    ready, say_ready = os.pipe()
     with locked_folder(tmp_path):
         child = os.fork()
         if child == 0:
+            os.write(say_ready, b"x")
             os.read(read, 1)  # until the test has locked the folder again
             os._exit(0)
+        os.read(ready, 1)
     try:
         with locked_folder(tmp_path):
             pass
     finally:
         os.write(write, b"x")
         os.waitpid(child, 0)
-        os.close(read)
-        os.close(write)
+        for descriptor in (read, write, ready, say_ready):
+            os.close(descriptor)
