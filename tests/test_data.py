@@ -9,7 +9,6 @@ from PIL import Image
 
 from sim.config.run_config import RunConfig
 from sim.data.dataset import Dataset, load_dataset
-from sim.errors import DataError
 
 
 def _folder(root: Path, colour: int = 200) -> Path:
@@ -85,13 +84,6 @@ def test_two_folders_of_the_same_names_sizes_and_times_are_two_data_sets(tmp_pat
             os.utime(path.with_suffix(".bmp"), ns=(1, 1))
         loaded.append(int(_load(root).train.images[0, 0, 0, 0]))
     assert loaded == [50, 51]
-
-
-def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
-    found = _load(_folder(tmp_path))
-    (found.folder / "train_images.npy").write_bytes(b"short")
-    with pytest.raises(DataError, match=f"{found.folder} is damaged.*delete that folder"):
-        _load(tmp_path)
 
 
 def test_real_cifar_images(cifar: Path) -> None:

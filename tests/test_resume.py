@@ -211,7 +211,7 @@ def _cut_after_two_rounds(folder: Path) -> None:
         (_seed, r"does not fit: seed was 0, is 1; partition was \w+, is \w+"),
         (_table, "rounds.csv: was changed after its checkpoint was written"),
         (_short_table, "clients.csv: was changed after its checkpoint was written"),
-        (_no_checkpoint, "has no checkpoint to resume from"),
+        (_no_checkpoint, "has no checkpoint to resume from; .*remove the folder"),
         (_damaged, "2: arrays.safetensors is damaged or belongs to another checkpoint; .*1: arrays.safetensors"),
         (_no_json, "2: damaged: TypeError"),
         (_digit, "2: state.json is damaged; "),

@@ -17,7 +17,8 @@ from torch.utils.data import TensorDataset
 from sim.data.dataset import Examples
 
 _PADDING_PIXELS = 4
-_BLOCK_EXAMPLES = 1024  # images that are read and scaled in one operation
+# What is read and scaled in one operation: 1,024 images, or fewer if they are large.
+_BLOCK_EXAMPLES, _BLOCK_BYTES = 1024, 2**24
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ class Batches:
                 yield pixels(images[step.chosen], step, channels_last=self.channels_last), labels[step.chosen]
             return
         # Many batches are read in one operation, which is faster; each batch is a view of the result.
-        for block in self._order().split(self.batch_size * max(1, _BLOCK_EXAMPLES // self.batch_size)):
+        image_bytes = 4 * math.prod(images.shape[1:])  # as float32
+        most = min(_BLOCK_EXAMPLES, _BLOCK_BYTES // image_bytes)
+        for block in self._order().split(self.batch_size * max(1, most // self.batch_size)):
             read = pixels(images[block], Step(block), channels_last=self.channels_last), labels[block]
             yield from zip(*(tensor.split(self.batch_size) for tensor in read), strict=True)
 

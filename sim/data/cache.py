@@ -1,56 +1,185 @@
-"""The cache of decoded data sets and partitions: made once, then mapped by every process.
+"""The cache of decoded data sets and partitions: made once, checked at each start, then mapped by every process.
 
-Its folder is ``$SIM_CACHE``, by default ``~/.cache/sim``.
+Its folder is ``$SIM_CACHE``, by default ``~/.cache/sim``. Beside the files of an entry, ``files.json`` has their sizes
+and checksums. ``cached`` reads an entry whole once in a process, so that a single changed byte is found; processes
+that map the entry afterwards do not read it again.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
+import stat
 import tempfile
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sim.errors import DataError
 
-_FORMAT = 1  # part of every key; increase it when the format of the stored files changes
+_FORMAT = 2  # part of every key; increase it when the format of the stored files changes
+_MAKING = ".making-"
+_CHECKED: dict[Path, tuple[Any, str]] = {}  # entries that this process has read whole → (times and sizes, checksum)
 
 
 def cache_folder() -> Path:
-    """Return the folder of the cache."""
-    return Path(os.environ.get("SIM_CACHE") or Path.home() / ".cache" / "sim")
+    """Return the folder of the cache.
+
+    Raises:
+        DataError: there is no home folder.
+    """
+    try:
+        return Path(os.environ.get("SIM_CACHE") or "~/.cache/sim").expanduser().absolute()
+    except RuntimeError as error:
+        raise DataError(f"the cache has no folder: {error}; set SIM_CACHE to a writable folder") from None
 
 
 def cached(kind: str, key: dict[str, Any], make: Callable[[Path], None]) -> Path:
-    """Return the cache folder for ``key``; if it does not exist, ``make(folder)`` writes its files.
+    """Return the cache folder for ``key``; if it does not exist or is damaged, ``make(folder)`` writes its files.
 
     The folder appears by a rename when it is complete. If two processes make it at the same time, the first is kept.
 
     Raises:
-        DataError: the cache cannot be written.
+        DataError: the cache cannot be read or written.
     """
     text = json.dumps({"format": _FORMAT, **key}, sort_keys=True)
     folder = cache_folder() / kind / hashlib.sha256(text.encode()).hexdigest()[:20]
-    if folder.is_dir():
-        return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        target = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
-        target.chmod(0o755)  # other users may share the cache
+        if folder in _CHECKED and folder.is_dir() and _CHECKED[folder][0] == _times(folder):
+            return folder
+        problem = _damage(folder) if folder.is_dir() else None
+        if folder.is_dir() and problem is None:
+            return folder
+        if problem is not None:
+            logging.getLogger("sim").warning(
+                "note: the cached %s %s is damaged (%s) and is made again", kind, folder, problem
+            )
+        _make(folder, text, make)
     except OSError as error:
         raise DataError(
-            f"the cache {cache_folder()} cannot be written: {error.strerror}; set SIM_CACHE to a writable folder"
+            f"the cache {folder.parent} cannot be used: {_reason(error)}; set SIM_CACHE to a folder that you can write"
         ) from error
+    return folder
+
+
+def checksum(folder: Path) -> str:
+    """Return the checksum of the content of an entry that ``cached`` has returned in this process."""
+    return _CHECKED[folder][1]
+
+
+def _make(folder: Path, key: str, make: Callable[[Path], None]) -> None:
+    cache, parent = folder.parent.parent, folder.parent
+    cache.mkdir(parents=True, exist_ok=True)
+    # Users who share a cache give its folder the permissions for that; what is made in it gets the same ones.
+    mode = stat.S_IMODE(cache.stat().st_mode)
+    if not parent.is_dir():
+        parent.mkdir(exist_ok=True)
+        _set_mode(parent, mode)
+    _remove_abandoned(parent)
+    target = Path(tempfile.mkdtemp(prefix=_MAKING, dir=parent))
+    lock = _lock(target)  # so that no other process takes it for abandoned
     try:
         make(target)
-        (target / "key.json").write_text(text, encoding="utf-8")
-        target.rename(folder)
-    except OSError as error:
-        if not folder.is_dir():
-            raise DataError(f"the cache {folder.parent} cannot be written: {error.strerror}") from error
+        (target / "key.json").write_text(key, encoding="utf-8")
+        files = {p.name: [p.stat().st_size, _crc32(p), _sha256(p)] for p in sorted(target.iterdir())}
+        (target / "files.json").write_text(json.dumps(files), encoding="utf-8")
+        for path in target.iterdir():
+            _set_mode(path, mode & 0o644)
+        _set_mode(target, mode & 0o755)
+        if folder.is_dir() and _damage(folder) is not None:
+            folder.rename(Path(tempfile.mkdtemp(prefix=_MAKING, dir=parent)))  # removed as an abandoned one
+            _remove_abandoned(parent)
+        try:
+            target.rename(folder)
+        except OSError:
+            if not folder.is_dir() or _damage(folder) is not None:
+                raise
+        _CHECKED[folder] = _times(folder), _content(files)
     finally:
         shutil.rmtree(target, ignore_errors=True)
-    return folder
+        if lock is not None:
+            os.close(lock)
+
+
+def _damage(folder: Path) -> str | None:
+    """Read an entry whole; return what is wrong with it, or None.
+
+    Raises:
+        OSError: it cannot be read, for example because it belongs to another user.
+    """
+    try:
+        times = _times(folder)
+        files = json.loads((folder / "files.json").read_text(encoding="utf-8"))
+        for name, (size, crc32, _) in files.items():
+            path = folder / name
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes, not {size}"
+            if _crc32(path) != crc32:
+                return f"{name} has another checksum"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return "files.json cannot be read"
+    _CHECKED[folder] = times, _content(files)
+    return None
+
+
+def _times(folder: Path) -> list[tuple[str, int, int]]:
+    return sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir())
+
+
+def _content(files: dict[str, Any]) -> str:
+    """Return one checksum of the data; ``key.json`` has places and times of the source, which may change."""
+    sums = {name: sha256 for name, (_, _, sha256) in files.items() if name != "key.json"}
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+
+
+def _crc32(path: Path) -> int:
+    """Return the CRC-32 of a file, which every start computes, in a third of the time of SHA-256."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove what processes that were killed had half made; a living process has locked its folder."""
+    for path in parent.glob(f"{_MAKING}*"):
+        with suppress(OSError):
+            lock = _lock(path)
+            if lock is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder for this process; return the file descriptor, or None if another process has locked it."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    with suppress(OSError):  # some file systems have no permissions
+        path.chmod(mode)
+
+
+def _reason(error: OSError) -> str:
+    # numpy says only how many bytes it could write, without an error number.
+    return error.strerror or f"a file could not be written whole ({error}); is the disk full?"

@@ -77,6 +77,12 @@ def open_dataset(folder: Path) -> Dataset:
         classes = tuple(json.loads((folder / "classes.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"the cached data set {folder} is damaged ({error}); delete that folder") from error
+    sound = all(
+        images.dtype == np.uint8 and images.ndim == 4 and labels.dtype == np.int64 and labels.shape == images.shape[:1]
+        for images, labels in ((arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test"))
+    )
+    if not sound:
+        raise DataError(f"the cached data set {folder} is damaged (other shapes or dtypes); delete that folder")
     return Dataset(
         folder=folder,
         train=Examples(arrays["train_images"], arrays["train_labels"]),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,8 @@ class Partition:
     def split(self, client_id: int, eval_share: float) -> tuple[Indices, Indices]:
         """Split the n examples of one client: the last ⌊n · eval_share⌋ are for evaluation, the others for training."""
         indices = self.of(client_id)
-        num_eval = int(len(indices) * eval_share + 1e-9)
+        # 1e-9, because 0.29 · 100 is 28.999…; a share below 1 leaves an example for training all the same.
+        num_eval = min(int(len(indices) * eval_share + 1e-9), max(0, len(indices) - 1))
         return indices[: len(indices) - num_eval], indices[len(indices) - num_eval :]
 
     def label_counts(self, labels: Labels, num_classes: int) -> NDArray[np.int64]:
@@ -82,6 +84,7 @@ def assign(labels: Labels, config: RunConfig) -> Partition:
         "min_partition_size": config.min_partition_size,
         "seed": config.seed,
         "arguments": arguments,
+        "flwr-datasets": version("flwr-datasets"),
     }
 
     def make(folder: Path) -> None:

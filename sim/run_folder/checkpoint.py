@@ -27,6 +27,17 @@ from sim.run_folder.state import Arrays, Tree, encode, pack_record, restore, unp
 
 FORMAT = 1
 _KEPT = 2
+# What reading a damaged file can raise: RecursionError for one that is nested deep, OverflowError for infinite numbers.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    SafetensorError,
+)
 
 
 @dataclass
@@ -124,6 +135,8 @@ class CheckpointWriter:
         content = json.dumps({"sha256": _sum_of(about), "state": about})
         _write_synced(self._begun / "state.json", content.encode())
         target = self._folder / str(checkpoint.round)
+        if target.is_symlink() or target.is_file():
+            target.unlink()
         shutil.rmtree(target, ignore_errors=True)
         self._begun.rename(target)
         _sync_folder(self._folder)
@@ -131,16 +144,19 @@ class CheckpointWriter:
             shutil.rmtree(self._folder / str(old), ignore_errors=True)
 
 
-def read_last(run: Run) -> Checkpoint:
+def read_last(run: Run) -> tuple[Checkpoint, list[str]]:
     """Read the last checkpoint of a run; if it is damaged, read the one before it.
+
+    Returns:
+        The checkpoint, and what is wrong with each newer one.
 
     Raises:
         RunFolderError: there is no checkpoint, or all are damaged.
     """
-    problems = []
+    problems: list[str] = []
     for number in reversed(run.checkpoints()):
         try:
-            return _read(run.checkpoints_path / str(number))
+            return _read(run.checkpoints_path / str(number)), problems
         except RunFolderError as error:
             problems.append(str(error))
     raise RunFolderError("; ".join(problems) or f"{run.path} has no checkpoint to continue from")
@@ -148,6 +164,9 @@ def read_last(run: Run) -> Checkpoint:
 
 def _read(folder: Path) -> Checkpoint:
     try:
+        for name in ("state.json", "arrays.safetensors"):
+            if not (folder / name).is_file():  # a named pipe would be read for ever
+                raise RunFolderError(f"{folder}: {name} is damaged: there is no such file")
         file = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         about = file["state"]
         if file["sha256"] != _sum_of(about):
@@ -160,12 +179,14 @@ def _read(folder: Path) -> Checkpoint:
         if hashlib.sha256(content).hexdigest() != about["arrays_sha256"]:
             raise RunFolderError(f"{folder}: arrays.safetensors is damaged or belongs to another checkpoint")
         arrays = load(content)
-        weights = [arrays.pop(f"weights.{number}") for number in range(about["num_weights"])]
-        tables = {str(name): (int(size), str(digest)) for name, (size, digest) in about["tables"].items()}
-        clients: Sequence[int] = [int(client_id) for client_id in about["clients"]]
+        weights = [arrays.pop(f"weights.{number}") for number in range(_count(about["num_weights"]))]
+        tables = {str(name): (_count(size), str(digest)) for name, (size, digest) in about["tables"].items()}
+        clients: Sequence[int] = [_count(client_id) for client_id in about["clients"]]
         strategy, fits = dict(about["strategy"]), dict(about["fits"])
-        return Checkpoint(int(about["round"]), weights, strategy, arrays, list(clients), fits, tables)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        if str(_count(about["round"])) != folder.name:
+            raise RunFolderError(f"{folder}: is the checkpoint of round {about['round']}")
+        return Checkpoint(about["round"], weights, strategy, arrays, list(clients), fits, tables)
+    except _DAMAGE as error:
         raise RunFolderError(f"{folder}: damaged: {type(error).__name__}: {error}") from error
 
 
@@ -182,8 +203,14 @@ def restored(checkpoint: Checkpoint, strategy: Strategy, place: Path) -> dict[in
         return checkpoint.restore(strategy)
     except StateError as error:
         raise RunFolderError(f"{place}: does not belong to this strategy: {error}") from error
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except _DAMAGE as error:
         raise RunFolderError(f"{place}: damaged: {type(error).__name__}: {error}") from error
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a count")
+    return value
 
 
 def _sum_of(about: dict[str, Any]) -> str:

@@ -48,7 +48,7 @@ class Run:
             names = [path.name for path in self.checkpoints_path.iterdir()]
         except OSError:
             return []
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
     def last_checkpoint(self) -> int | None:
         """Return the last round that has a checkpoint; None if there is none."""

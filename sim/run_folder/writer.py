@@ -25,6 +25,20 @@ from sim.run_folder.records import ClientRecord, RoundRecord, columns
 
 RecordType = type[RoundRecord] | type[ClientRecord]
 
+# Descriptors of locked folders. A process that a client's code forks inherits them; it must not keep a folder locked
+# after this process has ended.
+_LOCKS: set[int] = set()
+
+
+def _unlock_in_child() -> None:
+    for lock in _LOCKS:
+        with suppress(OSError):
+            os.close(lock)
+    _LOCKS.clear()
+
+
+os.register_at_fork(after_in_child=_unlock_in_child)
+
 
 class RunWriter:
     """Writes the files of a run folder, which is locked for this process until ``release``."""
@@ -148,7 +162,7 @@ class RunWriter:
 
     def release(self) -> None:
         """Unlock the folder, so that another process can resume the run."""
-        os.close(self._lock)
+        _unlock(self._lock)
 
 
 def check_folder(results_dir: str, name: str | None) -> None:
@@ -217,7 +231,14 @@ def _locked(folder: Path) -> int:
     except OSError:
         os.close(lock)
         raise RunFolderError(f"{folder}: another process is writing to it") from None
+    _LOCKS.add(lock)
     return lock
+
+
+def _unlock(lock: int) -> None:
+    if lock in _LOCKS:  # not in a process that was forked from the one that locked it
+        _LOCKS.discard(lock)
+        os.close(lock)
 
 
 @contextmanager
@@ -231,7 +252,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(lock)
+        _unlock(lock)
 
 
 def write_whole(path: Path, content: bytes) -> None:

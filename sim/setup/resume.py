@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from sim.config.fields import flag_of, read_toml
 from sim.config.run_config import CHANGEABLE, RunConfig
 from sim.data.dataset import Examples
-from sim.errors import ConfigError, RunFolderError
+from sim.errors import ConfigError, RunFolderError, one_line
 from sim.run_folder import checkpoint as checkpoints
 from sim.run_folder.folder import Run
 from sim.run_folder.records import RENAMED_COLUMNS, ClientRecord, RoundRecord, columns
@@ -37,7 +38,10 @@ def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
     config = RunConfig(**{**values, **changes})
     last = run.last_checkpoint()
     if last is None:
-        raise RunFolderError(f"{run.path} has no checkpoint to resume from")
+        raise RunFolderError(
+            f"{run.path} has no checkpoint to resume from; if it ended before its first one, remove the folder to use "
+            "the name again"
+        )
     # A full disk can keep the last files of a run from being written; resuming it writes them.
     done = run.model_path.exists()
     if done and last >= config.num_rounds:
@@ -59,7 +63,7 @@ def resumed(run: Run, prepared: Prepared) -> Prepared:
     Raises:
         RunFolderError: it is damaged, or something differs.
     """
-    checkpoint = checkpoints.read_last(run)
+    checkpoint, problems = checkpoints.read_last(run)
     place = run.checkpoints_path / str(checkpoint.round)
     differences = _differences(_in_todays_words(checkpoint.fits), what_must_fit(prepared))
     if differences:
@@ -67,7 +71,15 @@ def resumed(run: Run, prepared: Prepared) -> Prepared:
     shapes = [array.shape for array in prepared.initial_weights]
     if [array.shape for array in checkpoint.weights] != shapes:
         raise RunFolderError(f"{place}: does not fit: its weights are of another model")
+    if [array.dtype for array in checkpoint.weights] != [array.dtype for array in prepared.initial_weights]:
+        raise RunFolderError(f"{place}: does not fit: its weights have other dtypes")
     checkpoints.restored(checkpoint, prepared.strategy.strategy, place)
+    if problems:
+        logging.getLogger("sim").warning(
+            "note: the run continues after round %s, because a newer checkpoint is damaged: %s",
+            checkpoint.round,
+            one_line("; ".join(problems)),
+        )
     return replace(prepared, resume_point=ResumePoint(run, checkpoint))
 
 

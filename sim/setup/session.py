@@ -120,7 +120,14 @@ class Session:
     def open(self, surroundings: dict[str, Any]) -> None:
         """Write what is known before the first round."""
         if self.prepared.resume_point is not None:
-            surroundings = {**surroundings, "resumed_after_round": self.prepared.resume_point.checkpoint.round}
+            # What the earlier rounds were made with is kept.
+            try:
+                before = json.loads(self.run.environment_path.read_text(encoding="utf-8"))
+                earlier = [*before.pop("earlier", []), before]
+            except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+                earlier = []
+            point = self.prepared.resume_point.checkpoint.round
+            surroundings = {**surroundings, "resumed_after_round": point, "earlier": earlier}
         write_environment(self._writer, surroundings)
         self._draw_partition()
 

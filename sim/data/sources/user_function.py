@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim import user_code
-from sim.errors import DataError
+from sim.errors import DataError, described
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
@@ -33,7 +33,7 @@ def read(spec: str, data_dir: str | None) -> tuple[Split, Split, tuple[str, ...]
     try:
         returned = function(**user_code.accepted(function, {"data_dir": data_dir}))
     except (Exception, SystemExit) as error:
-        raise DataError(f"--dataset {spec}: raised {type(error).__name__}: {error}") from error
+        raise DataError(f"--dataset {spec}: raised {described(error)}") from error
     if not isinstance(returned, tuple | list) or len(returned) < 2:
         raise DataError(f"--dataset {spec}: returned {type(returned).__name__}; (train, test) is expected")
     train, test = (_split(spec, name, returned[i]) for i, name in enumerate(("train", "test")))
