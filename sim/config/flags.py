@@ -73,7 +73,7 @@ def add_settings(parser: argparse.ArgumentParser, config_type: type[Any], *, wit
         else:
             options["metavar"] = _METAVARS[kind]
             if kind is dict:
-                options["nargs"] = "+"
+                options |= {"nargs": "+", "action": "extend"}  # a flag that is given twice adds to the first
         groups[rules.group].add_argument(flag_of(config_field.name), help=text.replace("%", "%%"), **options)
 
 
