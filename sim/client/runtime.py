@@ -7,7 +7,6 @@ that executes clients owns the runtime: there is no runtime that belongs to a wh
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -97,8 +96,6 @@ class ClientRuntime:
             self._set_up(spec)
 
     def _set_up(self, spec: ClientSpec) -> None:
-        if str(spec.import_folder) not in sys.path:
-            sys.path.insert(0, str(spec.import_folder))
         torch.set_num_threads(spec.torch_threads)
         self.spec = spec
         self.dataset: Dataset = open_dataset(spec.data_folder)
