@@ -52,7 +52,7 @@ class Child:
                     os.kill(os.getpid(), signal.SIGTERM)
 
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sim", *words],
+            [sys.executable, "-P", "-m", "sim", *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._output,
