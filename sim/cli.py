@@ -11,12 +11,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from sim.commands import inspect, study
 from sim.commands import run as training
 from sim.config.flags import Parser, add_config, add_settings
 from sim.config.run_config import CentralizedConfig, RunConfig
-from sim.errors import ClientError, SimError
+from sim.errors import ClientError, ConfigError, SimError
 from sim.network.options import ClientOptions, ServerOptions
 from sim.scale.cells import SET_BY_THE_GRID
 
@@ -113,10 +114,23 @@ def _add_scale(scale: argparse.ArgumentParser) -> None:
     add_config(scale, RunConfig, without=SET_BY_THE_GRID)
 
 
+def _check_current_folder() -> None:
+    """Check that the current folder has not been removed, without which neither Python nor PyTorch's libraries load.
+
+    Raises:
+        ConfigError: it has been.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the current folder was removed; change to another one") from None
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 (success), 1 (the run stopped), 2 (bad input) or 130 (Ctrl-C)."""
     words_of = list(sys.argv[1:] if words is None else words)
     try:
+        _check_current_folder()
         arguments = _parser().parse_strictly(words_of)
         arguments.act(arguments)
     except SimError as error:

@@ -153,7 +153,7 @@ def check(config_type: type, config_field: Field[Any], value: Any, place: str) -
         for key, entry in value.items():
             _check_entry(key, entry, place)
         return dict(value)
-    if kind is str and not (_is_utf8(value) and "\0" not in value):
+    if isinstance(value, str) and not (_is_utf8(value) and "\0" not in value):
         raise ConfigError(f"{place}: must be text in UTF-8 without NUL, because config.toml holds it")
     if not rules.admits(value):
         raise ConfigError(f"{place}: must be {_valid_prefix(rules)}{rules.valid}")
@@ -185,7 +185,7 @@ def _check_entry(key: object, entry: Any, place: str) -> None:
         raise ConfigError(f"{place}: the value of {key} must be one line of text")
 
 
-def _is_utf8(text: str) -> bool:
+def _is_utf8(text: Any) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:
