@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import io
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from rich.table import Table
 
+from sim import cli
+from sim.commands.inspect import print_table
 from sim.config.fields import parse_scalar
 from sim.config.run_config import CentralizedConfig, RunConfig
-from sim.errors import ConfigError, SimError
+from sim.errors import ConfigError, SimError, many_lines
+from sim.run_folder import plots
+from sim.run_folder.folder import Run
+from sim.run_folder.records import RoundRecord, columns
+from sim.run_folder.writer import RunWriter
 
 HUGE = "1" + "0" * 30
 RUN = ("run", "--engine", "inline")
@@ -146,3 +159,125 @@ def test_texts_of_arguments() -> None:
     texts = {"1": 1, "1.5": 1.5, "true": True, '"1"': "1", "'a_b'": "a_b", "a_b": "a_b", "1_0": "1_0", "": ""}
     assert {text: parse_scalar(text) for text in texts} == texts
     assert parse_scalar("1\nb = 2") == "1\nb = 2"
+
+
+def _record(root: Path, name: str = "good") -> Run:
+    writer = RunWriter.create(str(root), name, RunConfig(num_rounds=1).to_toml(), clients=True)
+    for number in range(2):
+        writer.append(RoundRecord(number, test_accuracy=0.25 * number, test_loss=1.0, round_seconds=1.0))
+    writer.close()
+    writer.release()
+    return writer.run
+
+
+COMMAS = "," * (len(columns(RoundRecord)) - 1)
+DAMAGE: dict[str, Callable[[Run], object]] = {
+    "num_rounds is a text": lambda run: run.config_path.write_text('num_rounds = "x"\n'),
+    "target_accuracy is a text": lambda run: run.config_path.write_text('num_rounds = 1\ntarget_accuracy = "x"\n'),
+    "arguments are no table": lambda run: run.config_path.write_text("num_rounds = 1\npartitioner_args = 3\n"),
+    "nested TOML": lambda run: run.config_path.write_text("x = " + "[" * 5000),
+    "bytes": lambda run: run.rounds_path.write_bytes(bytes(range(128, 256))),
+    "empty": lambda run: run.rounds_path.write_bytes(b""),
+    "a row of commas": lambda run: run.rounds_path.open("a").write(COMMAS + "\n"),
+    "round 1.5": lambda run: run.rounds_path.write_text(run.rounds_path.read_text().replace("\n1,", "\n1.5,")),
+    "round 1e22": lambda run: run.rounds_path.write_text(run.rounds_path.read_text().replace("\n1,", "\n1" + "0" * 22)),
+    "a folder": lambda run: (run.rounds_path.unlink(), run.rounds_path.mkdir()),
+    "no table": lambda run: run.rounds_path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_does_not_hide_the_others(command: Any, folder: Path, damage: str) -> None:
+    _record(folder / "results")
+    DAMAGE[damage](_record(folder / "results", "bad"))
+    listed = command("list")
+    assert (listed.returncode, listed.stderr.count("\n")) == (0, 1), listed.stderr
+    assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [["good", "1/1"]]
+    reported = command("report", "results")
+    assert (reported.returncode, reported.stderr.count("\n")) == (0, 1), reported.stderr
+    assert "results/bad" in reported.stderr
+    for words in (("report", "bad"), ("plot", "bad")):
+        result = command(*words)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert command("plot", "good").returncode == 0
+
+
+def test_only_damaged_runs_are_an_error(command: Any, folder: Path) -> None:
+    for name in ("a", "b"):
+        DAMAGE["bytes"](_record(folder / "results", name))
+    result = command("report", "results")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 2)
+
+
+def test_odd_names_beside_a_run(command: Any, folder: Path) -> None:
+    """A checkpoint called ², a link to itself, and a name with an escape sequence, which must not reach the screen."""
+    run = _record(folder / "results")
+    (run.checkpoints_path / "²").mkdir(parents=True)
+    (folder / "results" / "loop").symlink_to("loop")
+    run.path.rename(folder / "results" / "go\x1b[31mod\udcff")
+    result = command("list")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "go\\x1b[31mod\\udcff" in result.stdout
+    for words in (("plot", "a" * 300), ("report", "a" * 300), ("run", "--resume", "a" * 300), ("plot", "loop")):
+        result = command(*words)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+
+
+def test_a_run_of_another_version_can_be_read(command: Any, folder: Path) -> None:
+    """Columns that it does not have are missing values, and columns that only it has are kept."""
+    run = _record(folder / "results")
+    run.rounds_path.write_text("round,test_accuracy,test_loss,new_column\n0,0.5,1.0,a\n1,0.75,0.5,b\n")
+    run.clients_path.write_text("round,client_id,together\n1,3,2\n")
+    rounds, clients = run.rounds(), run.clients()
+    assert list(rounds.columns) == [*columns(RoundRecord), "new_column"]
+    assert rounds.new_column.tolist() == ["a", "b"]
+    assert rounds.checkpoint_seconds.isna().all()
+    assert rounds.checkpoint_seconds.dtype == "float64"
+    assert (clients.vectorized_with.tolist(), clients.status.isna().tolist()) == ([2], [True])
+    for words in (("list",), ("plot", "good"), ("plot", "good", "--x", "seconds"), ("report", "good")):
+        result = command(*words)
+        assert (result.returncode, result.stderr) == (0, ""), result.stderr
+
+
+def test_names_are_no_formula_no_markup_and_none_is_left_out() -> None:
+    names = ["$5 to $10", "$\\frac$", "_noise", "[red]", "a\nb\x1b[31m", "\udcff", "图"]
+    figure = plots.partition_figure(np.ones((3, len(names)), np.int64), names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert plots.render(figure, "svg").startswith(b"<?xml")
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    shown = ["$5 to $10", "$\\frac$", "_noise", "[red]", "a b\\x1b[31m", "\\udcff", "图"]
+    assert [text.get_text() for text in legend.get_texts()] == shown
+
+
+def test_a_table_shows_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(Table("[red]", "[/x]", ":smile:", box=None))
+    assert capsys.readouterr().out.split() == ["[red]", "[/x]", ":smile:"]
+
+
+def test_an_ascii_terminal_gets_characters_that_it_has(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    _record(folder / "results", "one")
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))
+    assert cli.main(["list"]) == 0
+    print("accuracy 0.5 · 0.1 ± 0.2 – ü…")
+    sys.stdout.flush()
+    assert raw.getvalue().endswith(b"accuracy 0.5 - 0.1 +- 0.2 - \\xfc...\n")
+
+
+def test_a_traceback_is_bounded_and_reaches_no_terminal_unescaped() -> None:
+    text = "Traceback:\n    raise\x1b[31m\nError: " + "x" * 50_000_000 + "\n" * 500
+    shown = many_lines(text)
+    assert shown.startswith("Traceback:\n    raise\\x1b[31m\nError: xxx")
+    assert len(shown) < 5000
+    assert "lines left out" in shown
+
+
+@pytest.mark.slow
+def test_streams_that_cannot_be_written(folder: Path) -> None:
+    _record(folder / "results")
+    python = f"{sys.executable} -m sim list"
+    for shell, code in ((">&- 2>&- <&-", 0), ("> /dev/full", 1), ("| true", 0)):
+        result = subprocess.run(f"{python} {shell}", shell=True, capture_output=True, text=True, check=False)
+        assert (result.returncode, "Traceback" in result.stderr) == (code, False), result.stderr

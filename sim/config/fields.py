@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import re
 import tomllib
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from sim.errors import ConfigError, one_line
+from sim.errors import ConfigError, RunFolderError, one_line
 
 Scalar = bool | int | float | str
 IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -158,6 +159,21 @@ def check(config_type: type, config_field: Field[Any], value: Any, place: str) -
     if not rules.admits(value):
         raise ConfigError(f"{place}: must be {_valid_prefix(rules)}{rules.valid}")
     return value
+
+
+def check_type(config_types: Sequence[type], name: str, value: Any, place: str) -> None:
+    """Check that a value that was written to a config has the type of the setting; what it may be is not checked.
+
+    Raises:
+        RunFolderError: it has another type.
+    """
+    for config_type in config_types:
+        if name in _hints(config_type):
+            kind, _ = type_of(config_type, name)
+            is_auto = value == "auto" and any(f.name == name and rules_of(f).auto for f in fields(config_type))
+            if not (type(value) is kind or is_auto or (kind is float and type(value) is int)):
+                raise RunFolderError(f"{place}: {name} = {shown(value)} is not {_TYPE_WORDS[kind]}")
+            return
 
 
 def shown(value: object) -> str:
