@@ -106,7 +106,11 @@ def _contains(folders: Sequence[str], path: str) -> bool:
 def _full_name(name: str) -> str:
     """Return the name under which a module is imported: its own, unless a library has it and the user has the file."""
     path = Path(*_OWN.__path__, *name.split("."))
-    if not _OWN.__path__ or not (path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()):
+    try:
+        is_file = path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+    except OSError:  # a name of 300 letters
+        is_file = False
+    if not (_OWN.__path__ and is_file):
         return name
     top = name.partition(".")[0]
     known = sys.modules.get(top)

@@ -78,6 +78,9 @@ FLAGS = {
     "--partitioner iid --alpha 0.01": "--alpha 0.01: belongs to --partitioner dirichlet or inner-dirichlet, not to iid",
     "--partitioner shard --alpha 0.5": "--alpha 0.5: belongs to --partitioner dirichlet or inner-dirichlet",
     "--local-training sequential --vectorized-clients 3": "belongs to --local-training vectorized or auto",
+    "--lr 1e308": "--lr 1e308: must be above 0 and at most 1e+38",
+    "--model " + "a" * 300 + ":Net": "aaa:Net: no module named aaa",
+    "--model " + "a." * 3000 + "a:Net": "--model a.a.a",
     "--ray-address auto": "--ray-address auto: belongs to --engine ray, not to inline",
 }
 
@@ -109,6 +112,7 @@ OTHERS = {
     f"sweep --jobs {HUGE}": "--jobs 1000",
     f"scale --num-clients {HUGE}": "--num-clients 1000",
     f"scale --cell-timeout {HUGE}": "--cell-timeout 1000",
+    f"plot x -o {'b/' * 3000}x.png": "-o b/b/",
     f"centralized --epochs {HUGE}": "--epochs 1000",
 }
 

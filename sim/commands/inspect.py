@@ -85,7 +85,11 @@ def _output_path(text: str, endings: Sequence[str]) -> Path:
     if path.suffix.lstrip(".") not in endings:
         known = ", ".join("." + name for name in endings)
         raise ConfigError(f"-o {text}: the ending must be {'one of ' if len(endings) > 1 else ''}{known}")
-    if not path.parent.is_dir():
+    try:
+        is_folder = path.parent.is_dir()
+    except OSError as error:  # a path of 6,000 letters
+        raise ConfigError(f"-o {text}: cannot be written: {error.strerror}") from None
+    if not is_folder:
         raise ConfigError(f"-o {text}: there is no folder {path.parent}")
     return path
 

@@ -74,7 +74,7 @@ class TrainingConfig:
     # More than a million examples at once fit into no memory.
     batch_size: int = setting(8, "examples per training step", MODEL, unit="examples", low=1, high=1_000_000)
     optimizer: str = setting("sgd", "optimizer of the training", MODEL, choices=("sgd", "adam", "adamw"))
-    lr: float = setting(0.1, "learning rate in the first round", MODEL, above=0)
+    lr: float = setting(0.1, "learning rate in the first round", MODEL, above=0, high=1e38)  # PyTorch's is float32
     lr_decay: float = setting(
         1.0, "factor by which the learning rate is multiplied after each round", MODEL, above=0, high=1
     )
@@ -85,7 +85,7 @@ class TrainingConfig:
         choices=("constant", "cosine"),
     )
     momentum: float = setting(0.0, "momentum of SGD", MODEL, low=0, below=1, belongs_to=("optimizer", ("sgd",)))
-    weight_decay: float = setting(0.0, "weight decay", MODEL, low=0)
+    weight_decay: float = setting(0.0, "weight decay", MODEL, low=0, high=1e38)
     precision: str = setting(
         "fp32", "bf16 trains with bfloat16 autocast; weights stay float32", MODEL, choices=("fp32", "bf16")
     )
