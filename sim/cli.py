@@ -6,21 +6,26 @@ The functions behind the commands are in ``sim.commands``. They import heavy pac
 from __future__ import annotations
 
 import argparse
+import codecs
+import errno
 import gc
+import io
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from sim.commands import inspect, study
 from sim.commands import run as training
 from sim.config.flags import Parser, add_config, add_settings
 from sim.config.run_config import CentralizedConfig, RunConfig
-from sim.errors import ClientError, SimError
+from sim.errors import ClientError, ConfigError, SimError, many_lines
 from sim.network.options import ClientOptions, ServerOptions
 from sim.scale.cells import SET_BY_THE_GRID
 
 _EXIT_INTERRUPTED = 130
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def _parser() -> Parser:
@@ -113,15 +118,55 @@ def _add_scale(scale: argparse.ArgumentParser) -> None:
     add_config(scale, RunConfig, without=SET_BY_THE_GRID)
 
 
+def _check_current_folder() -> None:
+    """Check that the current folder has not been removed, without which neither Python nor PyTorch's libraries load.
+
+    Raises:
+        ConfigError: it has been.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the current folder was removed; change to another one") from None
+
+
+_PLAIN = {"·": "-", "–": "-", "—": "-", "±": "+-", "…": "...", "→": "->", "÷": "/", "×": "x", "²": "2"}
+
+
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    """The error handler of the output streams: what an encoding does not have is written in its other characters."""
+    assert isinstance(error, UnicodeEncodeError)
+    wanted = error.object[error.start : error.end]
+    text = "".join(_PLAIN.get(c, c.encode("ascii", "backslashreplace").decode()) for c in wanted)
+    return text, error.end
+
+
+def _print_what_the_terminal_has() -> None:
+    codecs.register_error("sim.plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="sim.plain")
+
+
+def _discard_output() -> None:
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 (success), 1 (the run stopped), 2 (bad input) or 130 (Ctrl-C)."""
     words_of = list(sys.argv[1:] if words is None else words)
+    _print_what_the_terminal_has()
     try:
+        _check_current_folder()
         arguments = _parser().parse_strictly(words_of)
         arguments.act(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # so that a failure is seen here, and not by Python at its end
     except SimError as error:
         if isinstance(error, ClientError) and error.__cause__ is not None:
-            traceback.print_exception(error.__cause__)  # with the engine inline: shows where the user's code raised
+            # With the engine inline: shows where the user's code raised.
+            print(many_lines("".join(traceback.format_exception(error.__cause__))), end="", file=sys.stderr)
         print(f"sim: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
@@ -129,13 +174,29 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"sim: interrupted{written}", file=sys.stderr)
         return _EXIT_INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS or error.filename is not None:
+            raise
+        _discard_output()
+        print(f"sim: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _open_closed_streams() -> None:
+    """Open what the shell has closed (``>&-``), lest another file gets its number, and with it what is printed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)  # noqa: SIM115, PTH123 - it takes the lowest number that is free
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def entry() -> None:
     """The console script ``sim``."""
+    _open_closed_streams()
     code = main()
     # Without this, Python's last garbage collection takes 1.3 s for the objects of torch and flwr.
     gc.freeze()

@@ -36,15 +36,16 @@ def one_line(text: str, most: int = _MOST_CHARACTERS) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
 
 
-def many_lines(text: str, most: int = 10 * _MOST_CHARACTERS) -> str:
-    """Return a text of several lines, such as a traceback, with each line as ``one_line`` makes it safe."""
-    if len(text) > most:
-        left_out = len(text) - most
-        text = f"{text[: most // 2]}\n… ({left_out} characters left out) …\n{text[-most // 2 :]}"
-    return "\n".join(
-        "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-        for line in text.splitlines()
-    )
+def many_lines(text: str, most: int = 200) -> str:
+    """Return text that others wrote, such as a traceback, with its lines; each is safe and bounded as by ``one_line``.
+
+    Indentation stays, and what exceeds ``most`` lines is left out of the middle, which is said.
+    """
+    lines = text.split("\n")
+    if len(lines) > most:
+        left_out = f"… ({len(lines) - most} lines left out) …"
+        lines = [*lines[: most // 2], left_out, *lines[-(most - most // 2) :]]
+    return "\n".join(line[: len(line) - len(line.lstrip(" "))][:80] + one_line(line) for line in lines)
 
 
 def described(error: BaseException) -> str:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 HIDDEN = "SIM_HIDE_PRIVATE_NAMES"
@@ -61,6 +62,19 @@ def fewer_ray_processes(*, dashboard: bool) -> Iterator[None]:
             nothing = lambda *_, **__: (None, None)  # noqa: E731 - in the place of a function
             stack.enter_context(_replaced("ray._private.services", "start_api_server", nothing))
         yield
+
+
+def ray_job_config() -> dict[str, Any]:
+    """Return an argument of ``ray.init`` with which the current folder is not the first on its processes' ``sys.path``.
+
+    Gain: a file ``random.py`` or ``torch.py`` of the user's is not taken for the library. Seen in Ray 2.55 to 2.60: Ray
+    asks whether the folder was uploaded, and adds it if not. Without the name it adds it.
+    """
+    found = _find("ray.job_config", "JobConfig")
+    if found is None or Path(__file__).resolve().parents[1] == Path.cwd():  # not installed: sim itself is found there
+        return {}
+    without_folder = type("JobConfig", (found[0],), {"_runtime_env_has_working_dir": lambda _: True})
+    return {"job_config": without_folder()}
 
 
 @contextmanager

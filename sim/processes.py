@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from sim.errors import one_line
+
 
 @contextmanager
 def uncollected() -> Iterator[None]:
@@ -52,7 +54,7 @@ class Child:
                     os.kill(os.getpid(), signal.SIGTERM)
 
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sim", *words],
+            [sys.executable, "-P", "-m", "sim", *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._output,
@@ -71,10 +73,11 @@ class Child:
 
     def error(self) -> str:
         """Return the last line of the output, without the name of the command, or the signal that killed it."""
-        self._output.seek(0)
+        size = self._output.seek(0, os.SEEK_END)
+        self._output.seek(max(0, size - 100_000))  # a client may print gigabytes
         lines = self._output.read().decode(errors="replace").splitlines()
         code = self.process.poll()
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        last = one_line(next((line.strip() for line in reversed(lines) if line.strip()), ""))
         if code is not None and code < 0:
             with suppress(ValueError):
                 return f"killed by {signal.Signals(-code).name}" + (f" after: {last}" if last else "")

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from importlib.machinery import (
+    BYTECODE_SUFFIXES,
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    SourceFileLoader,
+    SourcelessFileLoader,
+)
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, get_args, get_origin
 
-from sim.errors import ConfigError, PluginError
+from sim.errors import ConfigError, PluginError, described
+
+# A file of this name beside the user's own is more often a leftover or an experiment than what an import of the name
+# in them means; for all other names the user's file is meant, as in a script in that folder.
+_LIBRARIES = sys.stdlib_module_names | {"flwr", "matplotlib", "numpy", "pandas", "ray", "sim", "torch", "torchvision"}
+
+# The package of the user's modules whose names a library has: datasets.py is sim.user_code.own.datasets.
+_OWN = ModuleType(f"{__name__}.own")
+_OWN.__path__ = []
+sys.modules[_OWN.__name__] = _OWN
 
 
 def load(spec: str, setting: str) -> Any:
     """Import the object ``package.module:name``; modules in the current folder are found, too.
+
+    A file in the current folder is taken although a library has its name. Nobody but the user's own files gets it
+    then: the folder is the last on ``sys.path``.
 
     Args:
         setting: the flag that named the object, for the error message.
@@ -23,19 +47,17 @@ def load(spec: str, setting: str) -> Any:
         PluginError: the module or the name does not exist, the import raised, or the object cannot be called.
     """
     module_name, _, name = spec.partition(":")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    folder = _use_current_folder()
+    full_name = _full_name(module_name)
     try:
-        module = importlib.import_module(module_name)
+        module = importlib.import_module(full_name)
     except ModuleNotFoundError as error:
         place = f"in {folder} or the installed packages"
-        reason = (
-            f"no module named {module_name} {place}" if error.name == module_name else f"its import failed: {error}"
-        )
+        is_missing = error.name is not None and f"{full_name}.".startswith(f"{error.name}.")
+        reason = f"no module named {module_name} {place}" if is_missing else f"its import failed: {error}"
         raise PluginError(f"{setting} {spec}: {reason}") from error
     except (Exception, SystemExit) as error:
-        raise PluginError(f"{setting} {spec}: its import failed: {type(error).__name__}: {error}") from error
+        raise PluginError(f"{setting} {spec}: its import failed: {described(error)}") from error
     try:
         found = module
         for part in name.split("."):
@@ -46,6 +68,106 @@ def load(spec: str, setting: str) -> Any:
     if not callable(found):
         raise PluginError(f"{setting} {spec}: is of type {type(found).__name__}, which cannot be called")
     return found
+
+
+def _use_current_folder() -> str | None:
+    """Put the current folder last on ``sys.path``, if it is not there, and return it; None if it was removed."""
+    try:
+        folder = str(Path.cwd())
+    except FileNotFoundError:
+        return None
+    if folder not in sys.path:
+        sys.path.append(folder)
+    if _OWN.__path__ != [folder]:
+        for name in [name for name in sys.modules if name.startswith(f"{_OWN.__name__}.")]:
+            del sys.modules[name]  # of the folder before
+        _OWN.__path__[:] = [folder]
+        # The modules of the folder are loaded by _OwnLoader, also where Python has looked into it before.
+        for path in [path for path in sys.path_importer_cache if _is_own(path)]:
+            del sys.path_importer_cache[path]
+        if _finder not in sys.path_hooks:
+            sys.path_hooks.insert(0, _finder)
+    return folder
+
+
+def _is_own(path: str | None) -> bool:
+    """Return whether a file or folder belongs to the user's folder, and to no library or environment inside it."""
+    inside = [other for other in sys.path if other and other not in _OWN.__path__ and _contains(_OWN.__path__, other)]
+    return path is not None and _contains(_OWN.__path__, path) and not _contains([*inside, _HERE], path)
+
+
+_HERE = str(Path(__file__).parent)
+
+
+def _contains(folders: Sequence[str], path: str) -> bool:
+    return any(path == folder or path.startswith(folder.rstrip("/") + "/") for folder in folders)
+
+
+def _full_name(name: str) -> str:
+    """Return the name under which a module is imported: its own, unless a library has it and the user has the file."""
+    path = Path(*_OWN.__path__, *name.split("."))
+    try:
+        is_file = path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+    except OSError:  # a name of 300 letters
+        is_file = False
+    if not (_OWN.__path__ and is_file):
+        return name
+    top = name.partition(".")[0]
+    known = sys.modules.get(top)
+    if known is not None:
+        places = [getattr(known, "__file__", None), *getattr(known, "__path__", [])]
+    else:
+        spec = find_spec(top)
+        places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or [])]
+    return name if any(_is_own(place) for place in places) else f"{_OWN.__name__}.{name}"
+
+
+def _import(
+    name: str,
+    globals: Mapping[str, Any] | None = None,
+    locals: Mapping[str, Any] | None = None,
+    fromlist: Sequence[str] | None = (),
+    level: int = 0,
+) -> Any:
+    """``__import__`` of the user's own files: ``import utils`` finds the file beside them before a library.
+
+    The standard library and the libraries of every program are found first, if they have what is imported.
+    """
+    names = fromlist or ()
+    full_name = name if level else _full_name(name)
+    if full_name == name or full_name == (globals or {}).get("__name__"):  # datasets.py itself means the library
+        return builtins.__import__(name, globals, locals, names, level)
+    if name.partition(".")[0] in _LIBRARIES:
+        library = builtins.__import__(name, globals, locals, names)
+        if all(each == "*" or hasattr(library, each) for each in names):
+            return library
+    module = builtins.__import__(full_name, globals, locals, names or ("__name__",))
+    return module if names else sys.modules[f"{_OWN.__name__}.{name.partition('.')[0]}"]
+
+
+class _OwnLoader(SourceFileLoader):
+    """Loads a file of the user's, whose imports then find the files beside it."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Execute the file."""
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": _import}
+        super().exec_module(module)
+
+
+def _finder(path: str) -> FileFinder:
+    """The entry of ``sys.path_hooks`` for the user's folder.
+
+    Raises:
+        ImportError: another folder.
+    """
+    if not (_is_own(path) and Path(path).is_dir()):
+        raise ImportError(path)
+    return FileFinder(
+        path,
+        (ExtensionFileLoader, EXTENSION_SUFFIXES),
+        (_OwnLoader, SOURCE_SUFFIXES),
+        (SourcelessFileLoader, BYTECODE_SUFFIXES),
+    )
 
 
 def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -62,7 +62,7 @@ def test_a_run_writes_its_folder_and_its_config_repeats_it(sim: Sim, command: Si
     (tmp_path / "results" / "again" / "rounds.csv").write_text("nothing\n")
     damaged = command("list")
     assert [line.split()[0] for line in damaged.stdout.splitlines()[1:]] == ["first"]
-    assert "again/rounds.csv: has the columns nothing" in damaged.stderr
+    assert "again/rounds.csv: has no column round" in damaged.stderr
 
 
 def test_the_model_is_stored_with_the_order_of_its_state_dict(finished: Run) -> None:

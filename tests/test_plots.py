@@ -33,11 +33,11 @@ def test_runs_that_differ_only_in_their_seed_are_one_curve(tmp_path: Path) -> No
     ]
     curves = plots.curves_of(runs)
     assert [curve.label for curve in plots.curves_of([runs[0], runs[0]])] == ["iid-seed0", "iid-seed0"]
-    assert [curve.label for curve in curves] == ["iid (mean ± sd of 2 seeds)", "skewed", "central"]
+    assert [curve.label for curve in curves] == ["iid (mean ± sample sd of 2 seeds)", "skewed", "central"]
     xs, mean, deviation = curves[0].series("test_accuracy", "round")
     assert xs.tolist() == [0, 1]
     assert mean.tolist() == pytest.approx([0.2, 0.5])
-    assert deviation.tolist() == pytest.approx([0.1, 0.1])
+    assert deviation.tolist() == pytest.approx([0.2 / 2**0.5, 0.2 / 2**0.5])  # n − 1, as in every table
     assert curves[1].series("test_accuracy", "seconds")[0].tolist() == [0.5, 1.5]
 
 
@@ -57,7 +57,7 @@ def test_the_figure_has_a_line_per_curve_a_band_per_mean_and_units(tmp_path: Pat
     )
     assert loss.get_ylabel() == "loss (nats per example)"
     assert [text.get_text() for text in accuracy.get_legend().get_texts()] == [
-        "s (mean ± sd of 2 seeds)",
+        "s (mean ± sample sd of 2 seeds)",
         "central",
     ]
 

@@ -138,7 +138,8 @@ def test_a_partition_uses_each_example_at_most_once_and_no_client_is_empty(
     num_examples: int, num_clients: int, partitioner: str, alpha: float, seed: int
 ) -> None:
     labels = np.arange(num_examples) % 5
-    config = RunConfig(num_clients=num_clients, partitioner=partitioner, alpha=alpha, seed=seed, fraction_fit=1.0)
+    settings = {"alpha": alpha} if partitioner in ("dirichlet", "inner-dirichlet") else {}
+    config = RunConfig(num_clients=num_clients, partitioner=partitioner, seed=seed, fraction_fit=1.0, **settings)
     assigned = None
     with suppress(UsageError):
         assigned = partition.assign(labels, config)

@@ -1,176 +1,128 @@
-"""What one client leaves behind reaches no other, and what user code returns is read as it was meant or refused."""
+"""The user's own modules: found by their file, behind every library on sys.path, and able to import each other."""
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
-from dataclasses import replace
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from conftest import PROGRAMS, Small, sha256
-from sim import resume
-from sim.client.torch_client import fit_settings
-from sim.config.run_config import RunConfig
-from sim.engine.contract import Chunk, ClientResult, Task
-from sim.engine.worker import Worker
-from sim.errors import ClientError, PluginError, RunError
-from sim.server.prepared import Prepared
-from sim.setup.prepare import prepare
+from sim import user_code
+from sim.errors import PluginError
 
-_SOURCE = ast.parse((PROGRAMS / "untidy.py").read_text(encoding="utf-8"))
-# The keys of its table, without importing it before the test changes the folder.
-HABITS = next(
-    [ast.literal_eval(key) for key in node.value.keys if key is not None]
-    for node in _SOURCE.body
-    if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
-)
+Write = Callable[..., None]
 
 
-@pytest.fixture(scope="module")
-def untidy() -> Iterator[Prepared]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(PROGRAMS)
-        patch.syspath_prepend(PROGRAMS)
-        yield prepare(
-            RunConfig(model="untidy:Gained", client="untidy:Untidy", num_clients=10, local_epochs=1, engine="inline")
-        )
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+    """Write files into the current folder, which no test shares."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def write(**files: str) -> None:
+        for name, text in files.items():
+            path = tmp_path / f"{name.replace('_of_', '/')}.py"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+
+    yield write
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
-def _results(prepared: Prepared, *habits: str, client: str = "untidy:Untidy") -> list[ClientResult]:
-    """Execute one client for each habit in one process; the ids end with 9, so that the last is always the same."""
-    worker = Worker(replace(prepared.spec, client=client), 10, 0)
-    settings = fit_settings(prepared.config, 1)
-    ids = range(10 - len(habits), 10)
-    tasks = [Task(i, {**settings, "server_round": 1, "habit": h}) for i, h in zip(ids, habits, strict=True)]
-    return worker.run(Chunk("fit", 1, tasks, prepared.initial_weights, summed=False)).results
+WHERE = "def where():\n    return __file__\n"
 
 
-@pytest.mark.parametrize("habit", HABITS)
-def test_a_client_finds_everything_as_if_it_were_the_first(untidy: Prepared, habit: str) -> None:
-    (alone,) = _results(untidy, "")
-    _, after = _results(untidy, habit, "")
-    assert alone.error is None
-    assert after.error is None
-    assert after.metrics == alone.metrics
-    assert after.weights is not None
-    assert alone.weights is not None
-    for array, expected in zip(after.weights, alone.weights, strict=True):
-        assert np.array_equal(array, expected)
+@pytest.mark.parametrize("name", ["random", "torch", "sim", "datasets", "test", "statistics", "mine_alone"])
+def test_a_file_of_the_users_wins_over_a_library_of_its_name(write: Write, tmp_path: Path, name: str) -> None:
+    write(**{name: WHERE})
+    found = user_code.load(f"{name}:where", "--train")
+    assert Path(found()) == tmp_path / f"{name}.py"
+    assert pickle.loads(pickle.dumps(found)) is found
 
 
-def test_what_a_client_returned_is_its_own(untidy: Prepared) -> None:
-    first, second = _results(untidy, "", "", client="untidy:ChangesLater")
-    for result in (first, second):
-        assert result.weights is not None
-        assert all(array.any() for array in result.weights)
+def test_the_folder_is_last_and_no_library_imports_a_file_of_the_users(write: Write, tmp_path: Path) -> None:
+    write(mine_last=WHERE, colorsys="raise SystemExit('the user file was imported')")
+    sys.modules.pop("colorsys", None)
+    user_code.load("mine_last:where", "--train")
+    assert sys.path[-1] == str(tmp_path)
+    import colorsys
+
+    assert not Path(str(colorsys.__file__)).is_relative_to(tmp_path)
+
+
+def test_files_of_the_users_import_each_other_as_in_a_script(write: Write) -> None:
+    """By the names of libraries too, also in a function, and from packages; what a library alone has comes from it."""
+    write(
+        mine_all="import tomli_w, test, random, utils_mine\n"
+        "from statistics import median, mine\nfrom experiments.models import shape\nfrom experiments import models\n"
+        "def all():\n    from torch import nn\n    import tomli_w as later\n"
+        "    return [tomli_w.name, test.name, random.Random.__name__, utils_mine.name, mine, shape, models.shape,\n"
+        "            nn.Linear.__name__, later.name]\n",
+        tomli_w="import tomli_w as library\nname = 'my writer', hasattr(library, 'dumps')\n",
+        test="name = 'my test'\n",
+        utils_mine="name = 'my utils'\n",
+        statistics="def median(): ...\nmine = 'my statistics'\n",
+        torch="raise SystemExit('a leftover')\n",
+        random="raise SystemExit('a leftover')\n",
+        experiments_of___init__="",
+        experiments_of_models="from . import sizes\nshape = sizes.shape\n",
+        experiments_of_sizes="shape = (3, 4)\n",
+    )
+    mine = "my writer", True
+    expected = [mine, "my test", "Random", "my utils", "my statistics", (3, 4), (3, 4), "Linear", mine]
+    assert user_code.load("mine_all:all", "--train")() == expected
+
+
+def test_the_same_name_in_another_folder_is_another_module(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for number in range(2):
+        write(**{f"folder{number}_of_mine_moved": f"import test\ndef number():\n    return {number}, test.number\n"})
+        write(**{f"folder{number}_of_test": f"number = {number}\n"})
+        monkeypatch.chdir(tmp_path / f"folder{number}")
+        found.append(user_code.load("mine_moved:number", "--train")())
+    assert found == [(0, 0), (1, 1)]
+
+
+def test_an_environment_in_the_folder_is_no_code_of_the_users(write: Write, tmp_path: Path) -> None:
+    write(mine_env=WHERE, venv_of_a_library="import tomli_w\nname = hasattr(tomli_w, 'dumps')\n", tomli_w="")
+    sys.path.insert(0, str(tmp_path / "venv"))
+    user_code.load("mine_env:where", "--train")
+    import a_library  # type: ignore[import-not-found]
+
+    assert a_library.name is True
+
+
+@pytest.mark.parametrize("text", ["import nowhere_at_all", "1/0", "raise SystemExit(3)", "x ="])
+def test_an_import_that_fails_is_one_line(write: Write, text: str) -> None:
+    write(mine_fails=text)
+    with pytest.raises(PluginError, match=r"^--model mine_fails:Net: its import failed: ") as raised:
+        user_code.load("mine_fails:Net", "--model")
+    assert str(raised.value).isprintable()
+
+
+FEW = ("--num-clients", "5", "--clients-per-round", "2", "--num-rounds", "1", "--local-epochs", "1")
+TRAP = "raise SystemExit('the user file was imported')\n"
+
+
+def test_files_of_usual_names_break_no_sweep(sim: Any, tmp_path: Path) -> None:
+    for name in ("random", "torch", "datasets", "types", "numpy", "queue"):
+        (tmp_path / f"{name}.py").write_text(TRAP)
+    result = sim("sweep", *FEW, "--engine", "inline", "--vary", "lr=0.1", "--seeds", "1")
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("in_programs")
-def test_untidy_clients_give_the_same_bits_on_any_number_of_processes_and_resumed(small: Small) -> None:
-    config: dict[str, Any] = {
-        "model": "untidy:Gained",
-        "client": "untidy:Everything",
-        "num_clients": 40,
-        "clients_per_round": 33,
-        "num_rounds": 4,
-        "max_local_steps": 2,
-        "on_client_error": "drop",
-    }
-    runs = [small(**config, name="inline")]
-    for count in (1, 2, 3):
-        runs.append(small({"num_cpus": count}, **config, engine="ray", num_cpus=1, name=str(count)))
-    first = small(**{**config, "num_rounds": 2}, name="resumed")
-    runs.append(resume(first, num_rounds=4))
-    assert len({sha256(run.model_path) for run in runs}) == 1
-    tables = [run.clients()[["round", "client_id", "loss", "status", "error"]] for run in runs]
-    assert all(table.equals(tables[0]) for table in tables)
-    assert (tables[0].status == "failed").sum() > 10
-
-
-def _arrays(small: Small, **settings: Any) -> dict[str, Any]:
-    run = small(
-        model="untidy:Masked",
-        num_clients=20,
-        clients_per_round=14,
-        max_local_steps=4,
-        name=settings["name"],
-        **{k: v for k, v in settings.items() if k != "name"},
-    )
-    return load_file(run.model_path)
-
-
-@pytest.mark.usefixtures("in_programs")
-@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "krum", "fedmedian", "qfedavg", "fedavgm", "untidy:OwnAdam"])
-def test_only_trained_weights_are_stepped_and_two_names_are_one_weight(small: Small, strategy: str) -> None:
-    initial = _arrays(small, strategy="fedavg", lr=1e-30, num_rounds=1, name="initial")
-    found = _arrays(small, strategy=strategy, name="run")
-    averaged = _arrays(small, strategy="fedavg", num_rounds=1, name="averaged")
-    one = _arrays(small, strategy=strategy, num_rounds=1, name="one")
-    assert np.array_equal(found["block.weight"], found["again.weight"])
-    assert not np.array_equal(found["block.weight"], initial["block.weight"])
-    for name in ("never", "mask", "used", "frozen.weight", "frozen.bias"):
-        assert np.array_equal(found[name], initial[name]), name
-        assert found[name].dtype == initial[name].dtype
-    assert (found["norm.running_var"] > 0).all()
-    if strategy not in ("krum", "fedmedian"):  # which choose among the clients
-        assert np.array_equal(one["norm.running_var"], averaged["norm.running_var"])
-
-
-@pytest.mark.usefixtures("in_programs")
-def test_what_a_strategy_writes_into_its_parameters_is_sent(small: Small) -> None:
-    run = small(strategy="untidy:InPlace", client="untidy:Sent", max_local_steps=1)
-    assert run.clients().loss.tolist() == [0.0] * 8
-
-
-@pytest.mark.usefixtures("in_programs")
-@pytest.mark.parametrize(
-    ("settings", "error", "message"),
-    [
-        (
-            {"strategy": "untidy:MakesNan"},
-            RunError,
-            "round 1: --strategy untidy:MakesNan made weights .*conv1.weight holds NaN",
-        ),
-        ({"strategy": "untidy:Exits"}, RunError, "round 1: aggregate_fit raised SystemExit"),
-        ({"train": "untidy:exits"}, PluginError, "--train untidy:exits: raised SystemExit"),
-        ({"test": "untidy:exits_in_test"}, RunError, "the central test raised SystemExit"),
-        ({"model": "untidy:exits"}, PluginError, "--model untidy:exits: "),
-        (
-            {"client": "untidy:Odd"},
-            ClientError,
-            r"client \d in|client \d+ raised in round 1 \(fit\): OddError: \(its text cannot be shown\)",
-        ),
-        (
-            {"client": "untidy:Percent", "fraction_evaluate": 0.5},
-            ClientError,
-            r"client \d raised in round 1 \(evaluate\): WrongReturnError: evaluate returned accuracy 75.0; a fraction",
-        ),
-    ],
-)
-def test_user_code_that_goes_wrong_ends_in_one_line(
-    small: Small, settings: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        small(**settings, max_local_steps=1)
-
-
-@pytest.mark.usefixtures("in_programs")
-def test_single_numbers_of_numpy_and_pytorch_are_measured(small: Small) -> None:
-    run = small(client="untidy:Measures", fraction_evaluate=0.5, num_rounds=1, max_local_steps=1)
-    last = run.rounds().iloc[-1]
-    assert last.train_loss > 1
-    assert (last.eval_loss, last.eval_accuracy) == (0.25, 0.75)
-    assert set(run.clients().accuracy) == {0.5, 0.75}
-
-
-@pytest.mark.usefixtures("in_programs")
-def test_a_huge_error_is_whole_nowhere(small: Small, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ClientError, match=r"ValueError: \\x1b\[31mxxx.*characters left out.*\\udcff$") as caught:
-        small(client="untidy:Loud", name="loud", num_rounds=1)
-    assert len(str(caught.value)) < 5000
-    assert len(capfd.readouterr().err) < 50_000
+def test_files_of_usual_names_break_no_actor(sim: Any, tmp_path: Path) -> None:
+    for name in ("random", "torch", "types", "numpy"):
+        (tmp_path / f"{name}.py").write_text(TRAP)
+    model = "import torch\ndef Net():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 10))\n"
+    (tmp_path / "datasets.py").write_text(model)
+    result = sim("run", *FEW, "--engine", "ray", "--model", "datasets:Net")
+    assert result.returncode == 0, result.stderr

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -105,8 +104,6 @@ class ClientRuntime:
             self._set_up(spec)
 
     def _set_up(self, spec: ClientSpec) -> None:
-        if str(spec.import_folder) not in sys.path:
-            sys.path.insert(0, str(spec.import_folder))
         torch.set_num_threads(spec.torch_threads)
         self.spec = spec
         self.vectorized_clients = spec.vectorized_clients  # fewer once the GPU's memory did not suffice

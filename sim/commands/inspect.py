@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from sim.config.flags import config_from
 from sim.config.run_config import RunConfig
-from sim.errors import ConfigError, RunFolderError
+from sim.errors import ConfigError, RunFolderError, one_line
 from sim.run_folder.folder import list_runs, open_run
 
 
@@ -27,7 +28,7 @@ def partition(arguments: argparse.Namespace) -> None:
     dataset = load_dataset(config)
     assigned = partition.assign(dataset.train.labels, config)
     counts = assigned.label_counts(dataset.train.labels, len(dataset.classes))
-    table = Table("client", "examples", *dataset.classes, title="examples of each class", box=None)
+    table = Table("client", "examples", *map(one_line, dataset.classes), title="examples of each class", box=None)
     for column in table.columns:
         column.justify, column.no_wrap = "right", True
     for client_id, row in enumerate(counts):
@@ -57,7 +58,8 @@ def report(arguments: argparse.Namespace) -> None:
     from sim.report.runs import chosen_runs
     from sim.run_folder.writer import write_whole
 
-    runs = chosen_runs(arguments.runs, arguments.results_dir)
+    # One run that cannot be read does not hide the others of its folder.
+    runs = chosen_runs(arguments.runs, arguments.results_dir, lambda error: print(f"sim: {error}", file=sys.stderr))
     # The name of a folder may contain bytes that are not valid UTF-8.
     content = page_of(runs, _title(arguments.runs)).encode("utf-8", "backslashreplace")
     try:
@@ -83,7 +85,11 @@ def _output_path(text: str, endings: Sequence[str]) -> Path:
     if path.suffix.lstrip(".") not in endings:
         known = ", ".join("." + name for name in endings)
         raise ConfigError(f"-o {text}: the ending must be {'one of ' if len(endings) > 1 else ''}{known}")
-    if not path.parent.is_dir():
+    try:
+        is_folder = path.parent.is_dir()
+    except OSError as error:  # a path of 6,000 letters
+        raise ConfigError(f"-o {text}: cannot be written: {error.strerror}") from None
+    if not is_folder:
         raise ConfigError(f"-o {text}: there is no folder {path.parent}")
     return path
 
@@ -107,17 +113,22 @@ def show_list(arguments: argparse.Namespace) -> None:
         column.justify = "right"
     for run in list_runs(arguments.results_dir):
         try:
-            config, rounds = run.config(), run.rounds()
+            wanted, rounds, is_done = run.num_rounds, run.rounds(), run.is_done()
         except RunFolderError as error:
             print(f"sim: {error}", file=sys.stderr)  # the other runs are still shown
             continue
-        wanted = config.get("num_rounds", config.get("epochs", "?"))
         done = int(rounds["round"].max()) if len(rounds) else "–"
         measured = rounds["test_accuracy"].dropna()
         final, best = (f"{v:.4f}" for v in (measured.iloc[-1], measured.max())) if len(measured) else ("", "")
         last = run.last_checkpoint()
-        waiting = last is not None and not run.is_done()
-        table.add_row(run.name, f"{done}/{wanted}", final, best, f"round {last}" if waiting else "")
+        waiting = last is not None and not is_done
+        table.add_row(
+            one_line(run.name),
+            f"{done}/{'?' if wanted is None else wanted}",
+            final,
+            best,
+            f"round {last}" if waiting else "",
+        )
     print_table(table)
 
 
@@ -125,7 +136,6 @@ def print_table(table: Any) -> None:
     """Print a table at its full width, because rich would cut off numbers to fit a narrow terminal."""
     from rich.console import Console
 
-    console = Console(width=10_000)
-    with console.capture() as captured:
-        console.print(table)
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    text = io.StringIO()
+    Console(file=text, width=10_000, markup=False, emoji=False).print(table)  # the name of a class may be [red]
+    print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sim.config.fields import MOST, parse_number
 from sim.config.flags import config_from, settings_given
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, RunError
@@ -15,11 +16,11 @@ from sim.run_folder.environment import available_cpus
 
 def sweep(arguments: argparse.Namespace) -> None:
     """``sim sweep``: execute a run for each combination of values and each seed."""
-    from sim.sweep.grid import parse_axis, variants
+    from sim.sweep.grid import MOST_RUNS, parse_axis, variants
 
     given = _base(arguments)
     results_dir = given.pop("results_dir", RunConfig.results_dir)
-    num_seeds = whole_number("--seeds", arguments.seeds)
+    num_seeds = whole_number("--seeds", arguments.seeds, MOST_RUNS)
     axes = [parse_axis(text) for text in arguments.vary]
     chosen = variants(given, axes, num_seeds, results_dir)
     engines = {config.engine for variant in chosen for config in variant.configs}
@@ -78,9 +79,9 @@ def scale(arguments: argparse.Namespace) -> None:
         [whole_number(flag, word) for word in _values(flag, text)]
         for flag, text in (("--num-clients", arguments.clients), ("--num-actors", arguments.actors or actors))
     )
-    repeats = whole_number("--repeats", arguments.repeats)
+    repeats = whole_number("--repeats", arguments.repeats, 10_000)
     examples = whole_number("--examples-per-client", arguments.examples_per_client)
-    timeout = whole_number("--cell-timeout", arguments.cell_timeout)
+    timeout = whole_number("--cell-timeout", arguments.cell_timeout, 10_000_000)
     grid = cells(engines, num_clients, num_actors, arguments.scaling)
     num_gpus = _num_gpus(base.get("device", "auto"))
     configs = {
@@ -149,12 +150,13 @@ def _base(arguments: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def whole_number(flag: str, text: str) -> int:
-    """Parse a whole number that is at least 1.
+def whole_number(flag: str, text: str, most: int = MOST) -> int:
+    """Parse a whole number from 1 to ``most``.
 
     Raises:
         ConfigError: the text is not such a number.
     """
-    if not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise ConfigError(f"{flag} {text}: must be a whole number, at least 1")
-    return int(text)
+    number = parse_number(int, text)
+    if number is None or not 1 <= number <= most:
+        raise ConfigError(f"{flag} {text}: must be a whole number, at least 1 and at most {most}")
+    return int(number)

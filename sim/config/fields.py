@@ -9,15 +9,26 @@ from __future__ import annotations
 import math
 import re
 import tomllib
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from sim.errors import ConfigError
+from sim.errors import ConfigError, RunFolderError, one_line
 
 Scalar = bool | int | float | str
 IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+# Counts fit into the 32-bit integers of the libraries below, and other whole numbers into the 64 bits of TOML and CSV.
+MOST = 10**9
+MOST_BITS = 64
+
+# What int and float of Python also take, such as 1_0 and digits of other scripts, is more often a slip than meant.
+_NUMBERS = {
+    int: re.compile(r"[+-]?[0-9]+"),
+    float: re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"),
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class Setting:
     auto: bool = False  # "auto" is also valid; the program then chooses the value
     instead_of: str = ""  # the other setting, if only one of two settings may be given
     argument_of: str = ""  # the setting whose value takes these arguments
+    belongs_to: tuple[str, tuple[str, ...]] | None = None  # the other setting, and the values of it that use this one
 
     @property
     def valid(self) -> str:
@@ -43,7 +55,7 @@ class Setting:
         if self.choices or self.importable:
             return ", ".join([*self.choices, *(["package.module:name"] if self.importable else [])])
         parts = [
-            f"{word} {bound:g}"
+            f"{word} {bound if isinstance(bound, int) else format(bound, 'g')}"
             for word, bound in (
                 ("at least", self.low),
                 ("above", self.above),
@@ -131,22 +143,70 @@ def check(config_type: type, config_field: Field[Any], value: Any, place: str) -
         ConfigError: the value has the wrong type or is not valid.
     """
     kind, optional = type_of(config_type, config_field.name)
-    rules = rules_of(config_field)
+    rules, place = rules_of(config_field), one_line(place)
     if (value is None and optional) or (rules.auto and value == "auto"):
         return value
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and value.bit_length() <= MOST_BITS:
         value = float(value)
     if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
         raise ConfigError(f"{place}: must be {_TYPE_WORDS[kind]}{_valid_suffix(rules)}")
     if isinstance(value, dict):
         for key, entry in value.items():
-            finite = not isinstance(entry, float) or math.isfinite(entry)
-            if type(entry) not in (bool, int, float, str) or not finite:
-                raise ConfigError(f"{place}: the value of {key} must be a number, text, true or false")
+            _check_entry(key, entry, place)
         return dict(value)
+    if isinstance(value, str) and not (_is_utf8(value) and "\0" not in value):
+        raise ConfigError(f"{place}: must be text in UTF-8 without NUL, because config.toml holds it")
     if not rules.admits(value):
         raise ConfigError(f"{place}: must be {_valid_prefix(rules)}{rules.valid}")
     return value
+
+
+def check_type(config_types: Sequence[type], name: str, value: Any, place: str) -> None:
+    """Check that a value that was written to a config has the type of the setting; what it may be is not checked.
+
+    Raises:
+        RunFolderError: it has another type.
+    """
+    for config_type in config_types:
+        if name in _hints(config_type):
+            kind, _ = type_of(config_type, name)
+            is_auto = value == "auto" and any(f.name == name and rules_of(f).auto for f in fields(config_type))
+            if not (type(value) is kind or is_auto or (kind is float and type(value) is int)):
+                raise RunFolderError(f"{place}: {name} = {shown(value)} is not {_TYPE_WORDS[kind]}")
+            return
+
+
+def shown(value: object) -> str:
+    """Return ``repr(value)`` for an error message, also of what has none, such as a number of 5,000 digits."""
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001 - whatever a value of the user's raises
+        return f"({type(value).__name__})"
+
+
+def _check_entry(key: object, entry: Any, place: str) -> None:
+    """Check one argument of a table of key = value.
+
+    Raises:
+        ConfigError: the key or the value cannot be passed on.
+    """
+    if not (isinstance(key, str) and key.isprintable()):
+        raise ConfigError(f"{place}: the key {shown(key)} must be one line of text")
+    finite = not isinstance(entry, float) or math.isfinite(entry)
+    if type(entry) not in (bool, int, float, str) or not finite:
+        raise ConfigError(f"{place}: the value of {key} must be a number, text, true or false")
+    if type(entry) is int and entry.bit_length() > MOST_BITS:
+        raise ConfigError(f"{place}: the value of {key} must be a number of at most {MOST_BITS} bits")
+    if isinstance(entry, str) and not entry.isprintable():
+        raise ConfigError(f"{place}: the value of {key} must be one line of text")
+
+
+def _is_utf8(text: Any) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _valid_prefix(rules: Setting) -> str:
@@ -157,11 +217,25 @@ def _valid_suffix(rules: Setting) -> str:
     return f", {_valid_prefix(rules)}{rules.valid}" if rules.valid else ""
 
 
+def parse_number(kind: type, text: str) -> Any:
+    """Return the ``int`` or ``float`` that ``text`` is in ASCII digits; None if it is none.
+
+    ``text`` of more than 4,300 digits is none, because Python does not convert it.
+    """
+    if _NUMBERS[kind].fullmatch(text):
+        with suppress(ValueError):
+            return kind(text)
+    return None
+
+
 def parse_scalar(text: str) -> Scalar:
     """Return the number, text or boolean that ``text`` is in TOML; if it is none of these, return ``text`` itself."""
+    is_quoted = text[:1] in ("'", '"')
+    if len(text.splitlines()) != 1 or ("_" in text and not is_quoted):  # another key of TOML, or the number 1_0
+        return text
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, a number of 5,000 digits, or brackets in brackets in …
         return text
     return value if type(value) in (bool, int, float, str) else text
 
@@ -184,12 +258,13 @@ def parse_flag(config_type: type, config_field: Field[Any], text: Any) -> Any:
             key, equals, right = word.partition("=")
             if not (key and equals):
                 raise ConfigError(f"{flag} {word}: must be key=value")
+            if key in value:
+                raise ConfigError(f"{flag} {' '.join(text)}: gives {key} twice")
             value[key] = parse_scalar(right)
     elif kind in (int, float) and not (rules.auto and text == "auto"):
-        try:
-            value = kind(text)
-        except ValueError:
-            raise ConfigError(f"{flag} {text}: must be {_TYPE_WORDS[kind]}{_valid_suffix(rules)}") from None
+        value = parse_number(kind, text)
+        if value is None:
+            raise ConfigError(f"{flag} {text}: must be {_TYPE_WORDS[kind]}{_valid_suffix(rules)}")
     shown = " ".join(text) if isinstance(text, list) else text
     return check(config_type, config_field, value, f"{flag} {shown}".rstrip())
 
@@ -205,16 +280,16 @@ def read_toml(config_type: type, path: Path, flag: str) -> dict[str, Any]:
             not valid.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors begin a file with a mark
     except OSError as error:
         raise ConfigError(f"{flag} {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML or no UTF-8, a number of 5,000 digits, nested too deeply
         raise ConfigError(f"{flag} {path}: not valid TOML: {error}") from None
     known = {f.name: f for f in fields(config_type)}
     unknown = sorted(set(table) - set(known))
     if unknown:
         raise ConfigError(f"{flag} {path}: unknown key {', '.join(unknown)}; the valid keys are {', '.join(known)}")
     return {
-        name: check(config_type, known[name], value, f"{flag} {path}: {name} = {value!r}")
+        name: check(config_type, known[name], value, f"{flag} {path}: {name} = {shown(value)}")
         for name, value in table.items()
     }

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 from sim.config.fields import default_of, flag_of, parse_flag, rules_of, type_of
 from sim.config.presets import preset_names
 from sim.config.run_config import RunConfig, TrainingConfig
-from sim.errors import ConfigError
+from sim.errors import ConfigError, one_line
 
 C = TypeVar("C", bound=TrainingConfig)
 
@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
             flags = [flag for action in namespace.parser._actions for flag in action.option_strings]
             close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=3)
             hint = f"did you mean {' or '.join(close)}?" if close else "no such flag"
-            raise ConfigError(f"{unknown[0]}: {hint} ({namespace.parser.prog} --help lists all)")
+            raise ConfigError(f"{one_line(unknown[0], 200)}: {hint} ({namespace.parser.prog} --help lists all)")
         return namespace
 
 
@@ -73,7 +73,7 @@ def add_settings(parser: argparse.ArgumentParser, config_type: type[Any], *, wit
         else:
             options["metavar"] = _METAVARS[kind]
             if kind is dict:
-                options["nargs"] = "+"
+                options |= {"nargs": "+", "action": "extend"}  # a flag that is given twice adds to the first
         groups[rules.group].add_argument(flag_of(config_field.name), help=text.replace("%", "%%"), **options)
 
 

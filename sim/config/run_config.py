@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from sim.config.fields import check, flag_of, other_default, read_toml, rules_of, setting
+from sim.config.fields import MOST, check, default_of, flag_of, other_default, read_toml, rules_of, setting, shown
 from sim.config.presets import preset_path
 from sim.errors import ConfigError
 
@@ -40,10 +40,20 @@ class TrainingConfig:
     )
     image_size: int = setting(32, "height and width to which images are scaled", DATA, unit="pixels", low=1, high=1024)
     num_examples: int | None = setting(
-        None, "number of training examples of the synthetic data set; 10000 if not given", DATA, low=1, high=1_000_000
+        None,
+        "number of training examples of the synthetic data set; 10000 if not given",
+        DATA,
+        low=1,
+        high=1_000_000,
+        belongs_to=("dataset", ("synthetic",)),
     )
     num_classes: int | None = setting(
-        None, "number of classes of the synthetic data set; 10 if not given", DATA, low=2, high=1000
+        None,
+        "number of classes of the synthetic data set; 10 if not given",
+        DATA,
+        low=2,
+        high=1000,
+        belongs_to=("dataset", ("synthetic",)),
     )
     model: str = setting(
         "Net",
@@ -61,9 +71,10 @@ class TrainingConfig:
     test: str | None = setting(
         None, "your own test(net, loader, device), as package.module:function", MODEL, importable=True
     )
-    batch_size: int = setting(8, "examples per training step", MODEL, unit="examples", low=1)
+    # More than a million examples at once fit into no memory.
+    batch_size: int = setting(8, "examples per training step", MODEL, unit="examples", low=1, high=1_000_000)
     optimizer: str = setting("sgd", "optimizer of the training", MODEL, choices=("sgd", "adam", "adamw"))
-    lr: float = setting(0.1, "learning rate in the first round", MODEL, above=0)
+    lr: float = setting(0.1, "learning rate in the first round", MODEL, above=0, high=1e38)  # PyTorch's is float32
     lr_decay: float = setting(
         1.0, "factor by which the learning rate is multiplied after each round", MODEL, above=0, high=1
     )
@@ -73,8 +84,8 @@ class TrainingConfig:
         MODEL,
         choices=("constant", "cosine"),
     )
-    momentum: float = setting(0.0, "momentum of SGD", MODEL, low=0, below=1)
-    weight_decay: float = setting(0.0, "weight decay", MODEL, low=0)
+    momentum: float = setting(0.0, "momentum of SGD", MODEL, low=0, below=1, belongs_to=("optimizer", ("sgd",)))
+    weight_decay: float = setting(0.0, "weight decay", MODEL, low=0, high=1e38)
     precision: str = setting(
         "fp32", "bf16 trains with bfloat16 autocast; weights stay float32", MODEL, choices=("fp32", "bf16")
     )
@@ -84,8 +95,12 @@ class TrainingConfig:
         DATA,
         choices=("none", "crop-flip"),
     )
-    torch_threads: int = setting(
-        1, "CPU threads of PyTorch per process; the last bits of the results depend on this number", MACHINE, low=1
+    torch_threads: int = setting(  # OpenMP ends the process if it cannot start them all; no machine has more CPUs
+        1,
+        "CPU threads of PyTorch per process; the last bits of the results depend on this number",
+        MACHINE,
+        low=1,
+        high=1024,
     )
     device: str = setting(
         "auto",
@@ -93,7 +108,8 @@ class TrainingConfig:
         MACHINE,
         choices=("auto", "cpu", "cuda"),
     )
-    seed: int = setting(0, "seed from which all random numbers are derived", RUN, low=0)
+    # TOML and the messages to clients of a network hold signed numbers of 64 bits.
+    seed: int = setting(0, "seed from which all random numbers are derived", RUN, low=0, high=2**63 - 1)
     name: str | None = setting(None, "name of the run folder; a time stamp if not given", RUN)
     results_dir: str = setting("results", "folder that contains the run folders", RUN)
     verbose: bool = setting(False, "also show the log messages of Flower and Ray", RUN)
@@ -101,7 +117,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for config_field in fields(self):
             value = getattr(self, config_field.name)
-            checked = check(type(self), config_field, value, f"{config_field.name} = {value!r}")
+            checked = check(type(self), config_field, value, f"{config_field.name} = {shown(value)}")
             object.__setattr__(self, config_field.name, checked)
         if self.dataset == "imagefolder" and self.data_dir is None:
             raise ConfigError(
@@ -109,13 +125,7 @@ class TrainingConfig:
             )
         if self.dataset in ("digits", "synthetic") and self.data_dir is not None:
             raise ConfigError(f"--data-dir {self.data_dir}: --dataset {self.dataset} does not read a folder")
-        if self.momentum and self.optimizer != "sgd":
-            raise ConfigError(f"--momentum {self.momentum:g}: belongs to --optimizer sgd, not to {self.optimizer}")
-        for name in ("num_examples", "num_classes"):
-            if getattr(self, name) is not None and self.dataset != "synthetic":
-                raise ConfigError(
-                    f"{flag_of(name)} {getattr(self, name)}: belongs to --dataset synthetic, not to {self.dataset}"
-                )
+        self._check_places({f.name: getattr(self, f.name) for f in fields(self)}, but_defaults=True)
         if self.name is not None and not _RUN_NAME.fullmatch(self.name):
             raise ConfigError(
                 f"--name {self.name}: must be at most 100 letters, digits, '.', '_' and '-', and begin with "
@@ -140,7 +150,37 @@ class TrainingConfig:
         """
         layers = [read_toml(cls, preset_path(preset), "--preset")] if preset is not None else []
         layers += [read_toml(cls, Path(path), "--config")] if path is not None else []
-        return cls.layered([*layers, values])
+        merged = cls.layered([*layers, values])
+        cls._check_places(merged)
+        return merged
+
+    @classmethod
+    def _check_places(cls, values: dict[str, Any], *, but_defaults: bool = False) -> None:
+        """Check that no value would be without effect, because it belongs to another choice.
+
+        Args:
+            but_defaults: let those pass that are the default, because nobody may have given them.
+
+        Raises:
+            ConfigError: a value would be without effect.
+        """
+        for config_field in fields(cls):
+            name, belongs_to = config_field.name, rules_of(config_field).belongs_to
+            value = values.get(name)
+            if not value or belongs_to is None or (but_defaults and value == default_of(config_field)):
+                continue
+            other, choices = belongs_to
+            chosen = values.get(other, getattr(cls, other))
+            if chosen not in choices:
+                given = format(value, "g") if isinstance(value, float) else value
+                raise ConfigError(
+                    f"{flag_of(name)} {given}: belongs to {flag_of(other)} {' or '.join(choices)}, not to {chosen}"
+                )
+
+    def is_used(self, name: str) -> bool:
+        """Return whether a setting has an effect, beside the other settings."""
+        belongs_to = rules_of(next(f for f in fields(self) if f.name == name)).belongs_to
+        return belongs_to is None or getattr(self, belongs_to[0]) in belongs_to[1]
 
     @classmethod
     def layered(cls, layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -157,6 +197,10 @@ class TrainingConfig:
                 ):
                     if given in layer and hidden not in layer:
                         merged.pop(hidden, None)
+                if rules.belongs_to is not None:
+                    other, choices = rules.belongs_to
+                    if layer.get(other, choices[0]) not in choices and config_field.name not in layer:
+                        merged.pop(config_field.name, None)
             merged.update(layer)
         return merged
 
@@ -168,10 +212,12 @@ class TrainingConfig:
         return lr
 
     def to_toml(self) -> str:
-        """Return the resolved config as TOML, without the settings that have no value."""
+        """Return the resolved config as TOML, without the settings that have no value or no effect."""
         import tomli_w
 
-        return tomli_w.dumps({name: value for name, value in asdict(self).items() if value is not None})
+        return tomli_w.dumps(
+            {name: value for name, value in asdict(self).items() if value is not None and self.is_used(name)}
+        )
 
 
 CLIENTS, STRATEGY = "clients", "strategy"
@@ -227,22 +273,22 @@ class RunConfig(TrainingConfig):
         ConfigError: a value has the wrong type, is not valid, or contradicts another value.
     """
 
-    num_clients: int = setting(100, "number of clients; each has its own partition", CLIENTS, low=1)
+    num_clients: int = setting(100, "number of clients; each has its own partition", CLIENTS, low=1, high=MOST)
     fraction_fit: float | None = setting(
         None,
-        "fraction of the clients that train in a round; 0.2 if not given",
+        "fraction of the clients that train in a round; 0.2, but at least one client, if not given",
         CLIENTS,
         above=0,
         high=1,
         instead_of="clients_per_round",
     )
     clients_per_round: int | None = setting(
-        None, "number of clients that train in a round, instead of --fraction-fit", CLIENTS, low=1
+        None, "number of clients that train in a round, instead of --fraction-fit", CLIENTS, low=1, high=MOST
     )
     fraction_evaluate: float = setting(
         0.0, "fraction of the clients that evaluate the new model in a round", CLIENTS, low=0, high=1
     )
-    num_rounds: int = setting(30, "number of training rounds", CLIENTS, low=1)
+    num_rounds: int = setting(30, "number of training rounds", CLIENTS, low=1, high=MOST)
     target_accuracy: float | None = setting(
         None, "stop when the test accuracy, a fraction, reaches this value", CLIENTS, above=0, high=1
     )
@@ -258,9 +304,10 @@ class RunConfig(TrainingConfig):
         "concentration of the Dirichlet distribution; with a small value, each client has few classes",
         CLIENTS,
         above=0,
+        belongs_to=("partitioner", ("dirichlet", "inner-dirichlet")),
     )
     min_partition_size: int = setting(
-        1, "smallest number of examples that a client may have", CLIENTS, unit="examples", low=1
+        1, "smallest number of examples that a client may have", CLIENTS, unit="examples", low=1, high=MOST
     )
     eval_share: float = setting(
         0.2,
@@ -270,13 +317,14 @@ class RunConfig(TrainingConfig):
         low=0,
         below=1,
     )
-    local_epochs: int = setting(5, "passes over a client's examples per round", MODEL, unit="epochs", low=1)
+    local_epochs: int = setting(5, "passes over a client's examples per round", MODEL, unit="epochs", low=1, high=MOST)
     max_local_steps: int | None = setting(
         None,
         "largest number of training steps of a client per round; no limit if not given",
         MODEL,
         unit="steps",
         low=1,
+        high=MOST,
     )
     local_training: str = setting(
         "auto",
@@ -290,6 +338,8 @@ class RunConfig(TrainingConfig):
         "number of clients in one computation; if not given, as many as fit into the memory of the GPU",
         MODEL,
         low=1,
+        high=1_000_000,  # as many batches stand in one array
+        belongs_to=("local_training", ("vectorized", "auto")),
     )
     client: str | None = setting(
         None, "your own flwr NumPyClient or Client, as package.module:Class", MODEL, importable=True
@@ -340,6 +390,7 @@ class RunConfig(TrainingConfig):
         None,
         "running Ray cluster to use instead of starting one: host:port, or auto for one on this machine",
         MACHINE,
+        belongs_to=("engine", ("ray",)),
     )
     on_client_error: str = setting(
         "stop",
@@ -354,9 +405,14 @@ class RunConfig(TrainingConfig):
         RUN,
         unit="rounds",
         low=0,
+        high=MOST,
     )
     max_retries: int = setting(
-        2, "number of retries of a client whose process died, before it counts as a client that raised", RUN, low=0
+        2,
+        "number of retries of a client whose process died, before it counts as a client that raised",
+        RUN,
+        low=0,
+        high=MOST,
     )
     client_timeout: float | None = setting(
         None,
@@ -365,12 +421,16 @@ class RunConfig(TrainingConfig):
         RUN,
         unit="seconds",
         above=0,
+        high=10_000_000,  # four months; the clocks of the operating system and of Ray end far above
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.fraction_fit is None and self.clients_per_round is None:
-            object.__setattr__(self, "fraction_fit", 0.2)
+            if _share_of(self.num_clients, 0.2):
+                object.__setattr__(self, "fraction_fit", 0.2)
+            else:
+                object.__setattr__(self, "clients_per_round", 1)
         if self.fraction_fit is not None and self.clients_per_round is not None:
             raise ConfigError(
                 f"--fraction-fit {self.fraction_fit:g} and --clients-per-round {self.clients_per_round}: "
@@ -390,12 +450,6 @@ class RunConfig(TrainingConfig):
                     f"{flag_of(name)} {fraction:g}: picks none of {self.num_clients} clients; "
                     f"at least {1 / self.num_clients:g} picks one"
                 )
-        if self.vectorized_clients is not None and self.local_training == "sequential":
-            raise ConfigError(
-                f"--vectorized-clients {self.vectorized_clients}: belongs to --local-training vectorized or auto"
-            )
-        if self.ray_address is not None and self.engine != "ray":
-            raise ConfigError(f"--ray-address {self.ray_address}: belongs to --engine ray, not to {self.engine}")
         if self.dp_args and self.dp is None:
             raise ConfigError(f"--dp-args {', '.join(self.dp_args)}: belong to --dp fixed or adaptive")
         if self.fraction_evaluate and not self.eval_share:
@@ -441,7 +495,7 @@ class CentralizedConfig(TrainingConfig):
         ConfigError: a value has the wrong type, is not valid, or contradicts another value.
     """
 
-    epochs: int = setting(2, "passes over the training data", MODEL, unit="epochs", low=1)
+    epochs: int = setting(2, "passes over the training data", MODEL, unit="epochs", low=1, high=MOST)
     batch_size: int = other_default(TrainingConfig, "batch_size", 32)
     lr: float = other_default(TrainingConfig, "lr", 0.001)
     momentum: float = other_default(TrainingConfig, "momentum", 0.9)

@@ -79,7 +79,7 @@ def measure(tasks: Sequence[MeasurementTask]) -> list[Measurement]:
     Raises:
         EngineError: a process failed; the message has its last line.
     """
-    command = [sys.executable, "-m", "sim.measure.process"]
+    command = [sys.executable, "-P", "-m", "sim.measure.process"]
     with ExitStack() as stack:
         # A client that prints much would fill a pipe and block.
         said = stack.enter_context(tempfile.TemporaryFile())

@@ -33,24 +33,29 @@ class Setting:
         return next((value for value in self.values if value is not None), ABSENT)
 
 
-def compare_configs(configs: Sequence[Mapping[str, Any]]) -> list[Setting]:
+def compare_configs(configs: Sequence[Mapping[str, Any]], are_central: Sequence[bool]) -> list[Setting]:
     """Return every setting in the order of the configs, without the name and the folder of the runs.
 
     A setting that only federated or only centralised runs have does not apply to the other kind, so it is no difference
     between the two kinds. If some runs of a kind give a setting and others of this kind do not, it differs.
+
+    Args:
+        are_central: for each config, whether it is that of a centralised run.
     """
-    kinds = ["epochs" in config for config in configs]
     flat = [
         {name: _text(value) for name, value in _flat(config) if name.partition(".")[0] not in _NOT_COMPARED}
         for config in configs
     ]
     settings = []
     for name in _union(flat):
-        known = {kind for kind, values in zip(kinds, flat, strict=True) if name in values}
+        known = {kind for kind, values in zip(are_central, flat, strict=True) if name in values}
         settings.append(
             Setting(
                 name,
-                [values.get(name, ABSENT if kind in known else None) for kind, values in zip(kinds, flat, strict=True)],
+                [
+                    values.get(name, ABSENT if kind in known else None)
+                    for kind, values in zip(are_central, flat, strict=True)
+                ],
             )
         )
     return settings

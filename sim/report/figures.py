@@ -80,7 +80,7 @@ def curves_picture(groups: Sequence[Group], quantity: str) -> Picture | None:
         axes.set_ylim(top=axes.get_ylim()[1] * 1.03)  # so that a marker at the top is not cut off
         if len(curves) > 1:
             _remove_legend(axes)
-            numbers = {group.curve.label: group.number for group in groups}
+            numbers = {curve.label: group.number for curve, group in zip(curves, groups, strict=True)}
             for line in axes.lines:
                 line.set_linestyle(_LINES[_cycle(numbers[str(line.get_label())])])
         return _svg(figure, f"Test {quantity} against rounds. At the end: {_listed(final)}.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim.report.runs import ReadRun
-from sim.run_folder.plots import Curve, curves_of
+from sim.run_folder.plots import Curve, curves_of, sample_sd
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,8 +57,7 @@ class SeedStatistics:
     @property
     def sd(self) -> float | None:
         """The sample standard deviation (n − 1) over the seeds; None for one seed."""
-        with np.errstate(invalid="ignore"):  # the deviation of infinite losses is NaN
-            return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+        return float(sample_sd(np.array(self.values))) if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -104,12 +103,9 @@ def groups_of(runs: Sequence[ReadRun]) -> list[Group]:
     seen: Counter[str] = Counter()
     groups = []
     for number, curve in enumerate(curves_of(runs)):
-        name, *seeds = curve.label.rsplit(" (mean ± sd of ", 1)
-        seen[name] += 1
-        if seen[name] > 1:
-            name = f"{name} #{seen[name]}"
-        label = " (mean ± sd of ".join([name, *seeds])
-        groups.append(Group(number, name, replace(curve, label=label), [by_frame[id(frame)] for frame in curve.frames]))
+        seen[curve.name] += 1
+        name = curve.name if seen[curve.name] == 1 else f"{curve.name} #{seen[curve.name]}"
+        groups.append(Group(number, name, replace(curve, name=name), [by_frame[id(frame)] for frame in curve.frames]))
     return groups
 
 

@@ -93,7 +93,7 @@ def _configs(runs: Sequence[ReadRun], groups: Sequence[Group]) -> dict[str, Any]
 
     In a row the seeds of a curve share a cell. The common settings are grouped by the kind of run that has them.
     """
-    settings = comparison.compare_configs([run.config() for run in runs])
+    settings = comparison.compare_configs([run.config() for run in runs], [run.is_central for run in runs])
     place = {id(run): number for number, run in enumerate(runs)}
     kinds = {run.is_central for run in runs}
     differing = [setting for setting in settings if setting.differs]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from sim.errors import RunFolderError
-from sim.run_folder.folder import Run, list_runs, open_run
+from sim.run_folder.folder import Run, is_run, list_runs, open_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 
 class ReadRun(Run):
     """A run that reads each of its files once, so that a page is consistent even while the run continues."""
+
+    def read(self) -> Self:
+        """Read all files now.
+
+        Raises:
+            RunFolderError: one of them cannot be read.
+        """
+        _ = self.config(), self.rounds(), self.environment
+        if not self.is_central:
+            self.clients()
+        return self
 
     def config(self) -> dict[str, Any]:
         """Return the same as ``Run.config``, read once."""
@@ -55,22 +66,11 @@ class ReadRun(Run):
             content = json.loads(self.environment_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunFolderError(f"{self.environment_path}: {error}") from error
         if not isinstance(content, dict):
             raise RunFolderError(f"{self.environment_path}: holds a {type(content).__name__}, not an object")
         return content
-
-    @property
-    def is_central(self) -> bool:
-        """Whether this is a centralised run, without clients."""
-        return "epochs" in self.config()
-
-    @property
-    def num_rounds(self) -> int | None:
-        """The number of rounds (or epochs) in the config; None if the config has none."""
-        number = self.config().get("epochs", self.config().get("num_rounds"))
-        return number if isinstance(number, int) else None
 
     @property
     def last_round(self) -> int:
@@ -79,37 +79,60 @@ class ReadRun(Run):
         return int(rounds["round"].max()) if len(rounds) else -1
 
 
-def chosen_runs(words: Sequence[str], results_dir: str) -> list[ReadRun]:
+def chosen_runs(
+    words: Sequence[str], results_dir: str, on_unreadable: Callable[[RunFolderError], None] = lambda _: None
+) -> list[ReadRun]:
     """Return the runs that the arguments of the command line name.
 
     Args:
         words: each is the name of a run in ``results_dir``, the path of a run, or a folder of runs. The runs of a
             folder come in natural order (run2 before run10). A run that is named twice comes once.
         results_dir: the folder of the runs.
+        on_unreadable: called for each run of a folder that is left out because it cannot be read.
 
     Raises:
-        RunFolderError: there is no such run or folder of runs. The message lists the runs in ``results_dir``.
+        RunFolderError: there is no such run or folder of runs, in which case the message lists the runs in
+            ``results_dir``; or a run that was named, or every run, cannot be read.
     """
-    paths = dict.fromkeys(run.path for word in words for run in _runs_of(word, results_dir))
-    return [ReadRun(path) for path in paths]
+    named: dict[Path, bool] = {}
+    for word in words:
+        for run, by_name in _runs_of(word, results_dir):
+            named[run.path] = by_name or named.get(run.path, False)
+    runs = []
+    for path, by_name in named.items():
+        try:
+            runs.append(ReadRun(path).read())
+        except RunFolderError as error:
+            if by_name or (not runs and path == list(named)[-1]):
+                raise
+            on_unreadable(error)
+    return runs
 
 
-def _runs_of(word: str, results_dir: str) -> Iterator[Run]:
-    folders = [path for path in (Path(results_dir) / word, Path(word)) if path.is_dir()]
-    if any((path / "config.toml").is_file() for path in folders) or not folders:
-        yield open_run(word, results_dir)
+def _runs_of(word: str, results_dir: str) -> Iterator[tuple[Run, bool]]:
+    """Yield the runs of an argument, and whether it names this one run."""
+    folders = [path for path in (Path(results_dir) / word, Path(word)) if _is_folder(path)]
+    if any(is_run(path) for path in folders) or not folders:
+        yield open_run(word, results_dir), True
         return
     for folder in folders:
         runs = list_runs(str(folder))
         if runs:
-            yield from (Run(run.path.resolve()) for run in sorted(runs, key=lambda run: natural(run.name)))
+            yield from ((Run(run.path.resolve()), False) for run in sorted(runs, key=lambda run: natural(run.name)))
             return
-    existing = list_runs(results_dir) if Path(results_dir).is_dir() else []
+    existing = list_runs(results_dir) if _is_folder(Path(results_dir)) else []
     names = ", ".join(run.name for run in existing) or "none yet"
     raise RunFolderError(
         f"run {word}: {folders[0]} is neither a run (it has no config.toml) nor a folder of runs; "
         f"the runs in {results_dir} are: {names}"
     )
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name of 300 letters, a folder that may not be looked into
+        return False
 
 
 def natural(name: str) -> list[tuple[int, str]]:

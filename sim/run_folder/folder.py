@@ -6,6 +6,8 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sim.config.fields import check_type
+from sim.config.run_config import CentralizedConfig, RunConfig
 from sim.errors import RunFolderError
 from sim.run_folder.records import ClientRecord, RoundRecord, read_frame
 
@@ -32,15 +34,39 @@ class Run:
         self.checkpoints_path = path / "checkpoints"
 
     def config(self) -> dict[str, Any]:
-        """Return the resolved config as it was written.
+        """Return the resolved config as it was written, by this or another version.
 
         Raises:
-            RunFolderError: the file is missing or is not valid TOML.
+            RunFolderError: the file is missing, is not valid TOML, or a setting has another type.
         """
         try:
-            return tomllib.loads(self.config_path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            config = tomllib.loads(self.config_path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RunFolderError(f"{self.path} is not a run: config.toml: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
             raise RunFolderError(f"{self.path} is not a run: config.toml: {error}") from error
+        for name, value in config.items():
+            check_type((RunConfig, CentralizedConfig), name, value, str(self.config_path))
+        return config
+
+    @property
+    def is_central(self) -> bool:
+        """Whether this is a centralised run, without clients; only its config has a number of epochs.
+
+        Raises:
+            RunFolderError: see ``config``.
+        """
+        return "epochs" in self.config()
+
+    @property
+    def num_rounds(self) -> int | None:
+        """The number of rounds (or epochs) in the config; None if the config has none.
+
+        Raises:
+            RunFolderError: see ``config``.
+        """
+        found: int | None = self.config().get("epochs" if self.is_central else "num_rounds")
+        return found
 
     def checkpoints(self) -> list[int]:
         """Return the rounds that have a checkpoint, in ascending order."""
@@ -48,7 +74,7 @@ class Run:
             names = [path.name for path in self.checkpoints_path.iterdir()]
         except OSError:
             return []
-        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit() and len(name) < 19)
 
     def last_checkpoint(self) -> int | None:
         """Return the last round that has a checkpoint; None if there is none."""
@@ -76,16 +102,14 @@ class Run:
         """
         config, rounds = self.config(), self.rounds()
         last = int(rounds["round"].max()) if len(rounds) else -1
-        enough = last >= config.get("num_rounds", config.get("epochs", 0)) or self.reached(
-            config.get("target_accuracy")
-        )
+        enough = last >= (self.num_rounds or 0) or self.reached(config.get("target_accuracy"))
         return enough and self.model_path.exists()
 
     def rounds(self) -> pd.DataFrame:
         """Return ``rounds.csv`` with one row per round and the columns of ``RoundRecord``.
 
         Raises:
-            RunFolderError: the file is missing or has other columns.
+            RunFolderError: the file is missing or damaged.
         """
         return self._frame(self.rounds_path, RoundRecord)
 
@@ -93,7 +117,7 @@ class Run:
         """Return ``clients.csv`` with one row per round, phase and client, and the columns of ``ClientRecord``.
 
         Raises:
-            RunFolderError: the file is missing or has other columns.
+            RunFolderError: the file is missing or damaged.
         """
         return self._frame(self.clients_path, ClientRecord)
 
@@ -113,11 +137,24 @@ def open_run(run: str, results_dir: str) -> Run:
         RunFolderError: there is no such run; the message lists the runs in the results folder.
     """
     for path in (Path(results_dir) / run, Path(run)):
-        if (path / "config.toml").is_file():
+        if is_run(path):
             return Run(path.resolve())
-    found = list_runs(results_dir) if Path(results_dir).is_dir() else []
+    try:
+        found = list_runs(results_dir)
+    except RunFolderError:
+        found = []
     names = ", ".join(known.name for known in found) or "none yet"
     raise RunFolderError(f"run {run}: neither a run in {results_dir} nor a path to one; existing runs: {names}")
+
+
+def is_run(path: Path) -> bool:
+    """Return whether a path is a run folder, perhaps one of another user's that cannot be read."""
+    try:
+        return (path / "config.toml").is_file()
+    except PermissionError:
+        return True
+    except (OSError, ValueError):  # a name of 300 letters, or one with NUL
+        return False
 
 
 def list_runs(results_dir: str) -> list[Run]:
@@ -128,7 +165,7 @@ def list_runs(results_dir: str) -> list[Run]:
     """
     root = Path(results_dir)
     try:
-        folders = sorted(path for path in root.iterdir() if (path / "config.toml").is_file())
+        folders = sorted(path for path in root.iterdir() if is_run(path))
     except OSError as error:
         raise RunFolderError(f"--results-dir {root}: {error.strerror}") from None
     return [Run(path) for path in folders]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
+
+from sim.errors import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,18 +42,25 @@ class Curve:
     """Runs that are drawn as one line: a single run, or several runs that differ only in their seed.
 
     Attributes:
+        name: the name of the run, or what the names of the runs have in common.
         frames: ``rounds.csv`` of each run.
         row_word: what a row of them is, ``round`` or ``epoch``.
     """
 
-    label: str
+    name: str
     frames: list[pd.DataFrame]
     row_word: str = "round"
 
-    def series(self, column: str, x: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Return x, mean and standard deviation of ``column`` over the runs, each float64 [num_rounds].
+    @property
+    def label(self) -> str:
+        """The text for legends: the name and, for several runs, what the line and the band around it are."""
+        num_seeds = len(self.frames)
+        return f"{self.name} (mean ± sample sd of {num_seeds} seeds)" if num_seeds > 1 else self.name
 
-        Only the rounds that all runs have are used.
+    def series(self, column: str, x: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Return x, mean and sample standard deviation of ``column`` over the runs, each float64 [num_rounds].
+
+        Only the rounds that all runs have are used. The deviation of a single run is NaN.
 
         Args:
             x: ``round``, or ``seconds`` for the mean of the time since the start of each run.
@@ -61,7 +72,15 @@ class Curve:
             seconds = [frame["round_seconds"].fillna(0).cumsum().to_numpy(float)[:length] for frame in self.frames]
             xs = np.mean(seconds, axis=0)
         values = np.array([frame[column].to_numpy(float)[:length] for frame in self.frames])
-        return xs, values.mean(axis=0), values.std(axis=0)
+        return xs, values.mean(axis=0), sample_sd(values)
+
+
+def sample_sd(values: NDArray[Any]) -> NDArray[Any]:
+    """Return the sample standard deviation (n − 1) over the first axis, of all pictures and tables; NaN for n = 1."""
+    if len(values) < 2:
+        return np.full(values.shape[1:], np.nan)
+    with np.errstate(invalid="ignore"):  # the deviation of infinite losses is NaN
+        return np.asarray(np.std(values, axis=0, ddof=1))
 
 
 def curves_of(runs: Sequence[Run]) -> list[Curve]:
@@ -80,19 +99,19 @@ def curves_of(runs: Sequence[Run]) -> list[Curve]:
         repeats[with_seed] += 1  # a second run with the same seed belongs to another curve
     return [
         Curve(
-            _label([run.name for run in group]),
+            _name([one_line(run.name) for run in group]),
             [run.rounds() for run in group],
-            "epoch" if "epochs" in group[0].config() else "round",
+            "epoch" if group[0].is_central else "round",
         )
         for group in groups.values()
     ]
 
 
-def _label(names: list[str]) -> str:
+def _name(names: list[str]) -> str:
     if len(names) == 1:
         return names[0]
     stem = "".join(_common_start(names)).rstrip("-_. ").removesuffix("seed").rstrip("-_. ")
-    return f"{stem or names[0]} (mean ± sd of {len(names)} seeds)"
+    return stem or names[0]
 
 
 def _common_start(names: list[str]) -> Iterator[str]:
@@ -224,7 +243,7 @@ def partition_figure(label_counts: NDArray[np.int64], classes: Sequence[str]) ->
             step="post",
             color=palette(number if num_classes <= 20 else number / num_classes),
             linewidth=0,
-            label=classes[number],
+            label=str(number),  # matplotlib would leave out a name that begins with _
         )
     axes.set_xlabel("client" if step == 1 else f"client (each column is the mean of {step} clients)")
     axes.set_ylabel("examples")
@@ -233,12 +252,18 @@ def partition_figure(label_counts: NDArray[np.int64], classes: Sequence[str]) ->
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.spines[["top", "right"]].set_visible(False)
     if num_classes <= 20:
-        axes.legend(title="class", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        legend = axes.legend(title="class", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        for text, name in zip(legend.get_texts(), classes, strict=True):
+            text.set_text(one_line(name, 60))
     return figure
 
 
 def render(figure: Figure, image_format: str) -> bytes:
     """Return the picture as bytes; ``image_format`` is one of ``FORMATS``."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # the names of classes and runs may have dollars, which are no formula
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=image_format, dpi=144)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)  # a box is drawn
+        figure.savefig(buffer, format=image_format, dpi=144)
     return buffer.getvalue()

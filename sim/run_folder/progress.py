@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -13,7 +14,13 @@ from sim.run_folder.records import RoundRecord
 
 
 class Console(RichConsole):
-    """A console that ignores a closed pipe, because a run must not end when nobody reads its progress."""
+    """A console that ignores a closed pipe, because a run must not end when nobody reads its progress.
+
+    What stands in brackets in a name or an error is shown as it is, and is no markup.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True, markup=False, emoji=False)
 
     def on_broken_pipe(self) -> None:
         """Ignore the closed pipe."""
@@ -30,7 +37,7 @@ class RoundProgress:
         """
         self._num_rounds = num_rounds
         self._word = word
-        self._console = Console(stderr=True)
+        self._console = Console()
         self._start = time.perf_counter()
         self._started, self._first_round = False, 0
         self._live = Progress(
@@ -75,4 +82,5 @@ class RoundProgress:
         if done > 0:
             seconds_left = (time.perf_counter() - self._start) / done * (self._num_rounds - record.round)
             line += f" · {seconds_left:.0f} s left"
-        self._console.print(line, highlight=False, soft_wrap=True)
+        with suppress(OSError):  # stderr is a file on a full disk; the run goes on
+            self._console.print(line, highlight=False, soft_wrap=True)

@@ -6,6 +6,7 @@ measured is None and an empty cell, never 0.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -87,17 +88,29 @@ _TEXTS = {"phase", "status", "error"}
 
 
 def read_frame(path: Path, record_type: type[RoundRecord] | type[ClientRecord]) -> pd.DataFrame:
-    """Read a CSV of records; integers with gaps become pandas' nullable Int64.
+    """Read a CSV of records, of this or another version; integers with gaps become pandas' nullable Int64.
+
+    A column of ``record_type`` that the file does not have is missing in every row. A column that only the file has is
+    kept, behind the others.
 
     Raises:
-        ValueError: the columns are not those of ``record_type``.
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or a row does not say its round.
     """
     import pandas as pd
 
     names = columns(record_type)
     types = {name: "Int64" if name in _INTEGERS else "string" if name in _TEXTS else "float64" for name in names}
     types |= {old: types[new] for old, new in RENAMED_COLUMNS.items() if new in types}
-    frame = pd.read_csv(path, dtype=types).rename(columns=RENAMED_COLUMNS)
-    if list(frame.columns) != names:
-        raise ValueError(f"has the columns {', '.join(frame.columns)}, not {', '.join(names)}")
-    return frame
+    try:
+        frame = pd.read_csv(path, dtype=types).rename(columns=RENAMED_COLUMNS)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # pandas raises half a dozen types for what does not fit
+        raise ValueError(f"cannot be read: {error}") from error
+    if "round" not in frame or frame["round"].isna().any():
+        raise ValueError("has no column round" if "round" not in frame else "has a row without round")
+    for name in names:
+        if name not in frame:
+            frame[name] = pd.Series(pd.NA if types[name] != "float64" else math.nan, frame.index, types[name])
+    return frame[[*names, *(name for name in frame.columns if name not in names)]]

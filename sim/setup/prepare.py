@@ -6,7 +6,6 @@ Everything that can be wrong is found here. Nothing is started, and nothing is w
 from __future__ import annotations
 
 import logging
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,9 +76,6 @@ def client_spec(config: RunConfig, dataset: Dataset, assigned: Partition, *, alo
 
 def spec_parts(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:
     """Return the parts of a ``ClientSpec`` that federated and centralised training share."""
-    folder = Path.cwd()
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
     return {
         "data_folder": dataset.folder,
         "model": config.model,
@@ -87,7 +83,7 @@ def spec_parts(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:
         "test": config.test,
         "device": config.device,
         "torch_threads": config.torch_threads,
-        "import_folder": folder,
+        "import_folder": Path.cwd(),
         "batch_size": config.batch_size,
         "augment": config.augment,
         "seed": config.seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -15,6 +16,7 @@ from sim.errors import ConfigError
 
 _FIXED = {"seed": "--seeds", "name": "the varied values", "results_dir": "--results-dir", "verbose": "--verbose"}
 _MAX_NAME_LENGTH = 100
+MOST_RUNS = 100_000  # of a sweep; each is a folder, and all are checked before the first one starts
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,9 @@ def variants(given: dict[str, Any], axes: Sequence[Axis], num_seeds: int, result
     keys = [axis.key for axis in axes]
     if len(set(keys)) < len(keys):
         raise ConfigError(f"--vary {' '.join(keys)}: the same setting is given twice")
+    num_runs = num_seeds * math.prod(len(axis.values) for axis in axes)
+    if num_runs > MOST_RUNS:
+        raise ConfigError(f"--vary {' '.join(keys)} with --seeds {num_seeds}: {num_runs} runs, at most {MOST_RUNS}")
     first = given.get("seed", RunConfig.seed)
     found, names = [], set()
     for values in itertools.product(*(axis.values for axis in axes)):
@@ -162,6 +167,6 @@ def differences(config: dict[str, Any], wanted: RunConfig, skipped: Sequence[str
         name = config_field.name
         value, actual = getattr(wanted, name), config.get(name)
         resolved = value == "auto" or (name == "vectorized_clients" and wanted.local_training == "auto")
-        if name not in skipped and not resolved and (value or None) != (actual or None):
+        if name not in skipped and not resolved and wanted.is_used(name) and (value or None) != (actual or None):
             found.append(f"{flag_of(name)} {actual}, not {value}")
     return found

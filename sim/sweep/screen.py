@@ -10,6 +10,7 @@ from typing import Self
 from rich.live import Live
 from rich.table import Table
 
+from sim.errors import one_line
 from sim.run_folder.progress import Console
 from sim.sweep.planned import Planned
 from sim.sweep.table import sweep_frame
@@ -19,7 +20,7 @@ class SweepScreen:
     """Shows the progress of the runs on stderr."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = Console()
         self._live = Live(console=self._console, auto_refresh=False)
         self._ended = 0
 
@@ -44,7 +45,7 @@ class SweepScreen:
             self._live.update(table_of(planned), refresh=True)
         elif ended is not None:
             done = sum(each.status in ("done", "failed") for each in planned)
-            text = f"failed: {ended.error}" if ended.status == "failed" else f"round {ended.num_rounds}"
+            text = f"failed: {one_line(ended.error)}" if ended.status == "failed" else f"round {ended.num_rounds}"
             if ended.status == "done":
                 text += f" · accuracy {ended.run.rounds().test_accuracy.iloc[-1]:.4f}"
             line = f"{done}/{len(planned)} {ended.run.name} · {text}"

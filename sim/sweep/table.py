@@ -40,7 +40,7 @@ class Interval:
             return cls(float(found[0]) if len(found) else math.nan, math.nan, math.nan, math.nan)
         from scipy.stats import t
 
-        mean, sd = float(found.mean()), float(found.std(ddof=1))
+        mean, sd = float(found.mean()), float(plots.sample_sd(found))
         half = float(t.ppf((1 + _CONFIDENCE) / 2, len(found) - 1)) * sd / math.sqrt(len(found))
         return cls(mean, sd, mean - half, mean + half)
 

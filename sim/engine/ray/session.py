@@ -115,6 +115,7 @@ class RaySession:
 
             from sim.engine.ray.actor import INLINE_BYTES, start_actor
 
+            arguments = {**private.ray_job_config(), **arguments}
             with private.ray_errors_in_the_log():
                 if self._is_own:
                     arguments = {"_system_config": {"max_direct_call_object_size": INLINE_BYTES}, **arguments}

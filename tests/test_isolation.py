@@ -1,0 +1,176 @@
+"""What one client leaves behind reaches no other, and what user code returns is read as it was meant or refused."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from conftest import PROGRAMS, Small, sha256
+from sim import resume
+from sim.client.torch_client import fit_settings
+from sim.config.run_config import RunConfig
+from sim.engine.contract import Chunk, ClientResult, Task
+from sim.engine.worker import Worker
+from sim.errors import ClientError, PluginError, RunError
+from sim.server.prepared import Prepared
+from sim.setup.prepare import prepare
+
+_SOURCE = ast.parse((PROGRAMS / "untidy.py").read_text(encoding="utf-8"))
+# The keys of its table, without importing it before the test changes the folder.
+HABITS = next(
+    [ast.literal_eval(key) for key in node.value.keys if key is not None]
+    for node in _SOURCE.body
+    if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+)
+
+
+@pytest.fixture(scope="module")
+def untidy() -> Iterator[Prepared]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(PROGRAMS)
+        patch.syspath_prepend(PROGRAMS)
+        yield prepare(
+            RunConfig(model="untidy:Gained", client="untidy:Untidy", num_clients=10, local_epochs=1, engine="inline")
+        )
+
+
+def _results(prepared: Prepared, *habits: str, client: str = "untidy:Untidy") -> list[ClientResult]:
+    """Execute one client for each habit in one process; the ids end with 9, so that the last is always the same."""
+    worker = Worker(replace(prepared.spec, client=client), 10, 0)
+    settings = fit_settings(prepared.config, 1)
+    ids = range(10 - len(habits), 10)
+    tasks = [Task(i, {**settings, "server_round": 1, "habit": h}) for i, h in zip(ids, habits, strict=True)]
+    return worker.run(Chunk("fit", 1, tasks, prepared.initial_weights, summed=False)).results
+
+
+@pytest.mark.parametrize("habit", HABITS)
+def test_a_client_finds_everything_as_if_it_were_the_first(untidy: Prepared, habit: str) -> None:
+    (alone,) = _results(untidy, "")
+    _, after = _results(untidy, habit, "")
+    assert alone.error is None
+    assert after.error is None
+    assert after.metrics == alone.metrics
+    assert after.weights is not None
+    assert alone.weights is not None
+    for array, expected in zip(after.weights, alone.weights, strict=True):
+        assert np.array_equal(array, expected)
+
+
+def test_what_a_client_returned_is_its_own(untidy: Prepared) -> None:
+    first, second = _results(untidy, "", "", client="untidy:ChangesLater")
+    for result in (first, second):
+        assert result.weights is not None
+        assert all(array.any() for array in result.weights)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("in_programs")
+def test_untidy_clients_give_the_same_bits_on_any_number_of_processes_and_resumed(small: Small) -> None:
+    config: dict[str, Any] = {
+        "model": "untidy:Gained",
+        "client": "untidy:Everything",
+        "num_clients": 40,
+        "clients_per_round": 33,
+        "num_rounds": 4,
+        "max_local_steps": 2,
+        "on_client_error": "drop",
+    }
+    runs = [small(**config, name="inline")]
+    for count in (1, 2, 3):
+        runs.append(small({"num_cpus": count}, **config, engine="ray", num_cpus=1, name=str(count)))
+    first = small(**{**config, "num_rounds": 2}, name="resumed")
+    runs.append(resume(first, num_rounds=4))
+    assert len({sha256(run.model_path) for run in runs}) == 1
+    tables = [run.clients()[["round", "client_id", "loss", "status", "error"]] for run in runs]
+    assert all(table.equals(tables[0]) for table in tables)
+    assert (tables[0].status == "failed").sum() > 10
+
+
+def _arrays(small: Small, **settings: Any) -> dict[str, Any]:
+    run = small(
+        model="untidy:Masked",
+        num_clients=20,
+        clients_per_round=14,
+        max_local_steps=4,
+        name=settings["name"],
+        **{k: v for k, v in settings.items() if k != "name"},
+    )
+    return load_file(run.model_path)
+
+
+@pytest.mark.usefixtures("in_programs")
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "krum", "fedmedian", "qfedavg", "fedavgm", "untidy:OwnAdam"])
+def test_only_trained_weights_are_stepped_and_two_names_are_one_weight(small: Small, strategy: str) -> None:
+    initial = _arrays(small, strategy="fedavg", lr=1e-30, num_rounds=1, name="initial")
+    found = _arrays(small, strategy=strategy, name="run")
+    averaged = _arrays(small, strategy="fedavg", num_rounds=1, name="averaged")
+    one = _arrays(small, strategy=strategy, num_rounds=1, name="one")
+    assert np.array_equal(found["block.weight"], found["again.weight"])
+    assert not np.array_equal(found["block.weight"], initial["block.weight"])
+    for name in ("never", "mask", "used", "frozen.weight", "frozen.bias"):
+        assert np.array_equal(found[name], initial[name]), name
+        assert found[name].dtype == initial[name].dtype
+    assert (found["norm.running_var"] > 0).all()
+    if strategy not in ("krum", "fedmedian"):  # which choose among the clients
+        assert np.array_equal(one["norm.running_var"], averaged["norm.running_var"])
+
+
+@pytest.mark.usefixtures("in_programs")
+def test_what_a_strategy_writes_into_its_parameters_is_sent(small: Small) -> None:
+    run = small(strategy="untidy:InPlace", client="untidy:Sent", max_local_steps=1)
+    assert run.clients().loss.tolist() == [0.0] * 8
+
+
+@pytest.mark.usefixtures("in_programs")
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (
+            {"strategy": "untidy:MakesNan"},
+            RunError,
+            "round 1: --strategy untidy:MakesNan made weights .*conv1.weight holds NaN",
+        ),
+        ({"strategy": "untidy:Exits"}, RunError, "round 1: aggregate_fit raised SystemExit"),
+        ({"train": "untidy:exits"}, PluginError, "--train untidy:exits: raised SystemExit"),
+        ({"test": "untidy:exits_in_test"}, RunError, "the central test raised SystemExit"),
+        ({"model": "untidy:exits"}, PluginError, "--model untidy:exits: "),
+        (
+            {"client": "untidy:Odd"},
+            ClientError,
+            r"client \d in|client \d+ raised in round 1 \(fit\): OddError: \(its text cannot be shown\)",
+        ),
+        (
+            {"client": "untidy:Percent", "fraction_evaluate": 0.5},
+            ClientError,
+            r"client \d raised in round 1 \(evaluate\): WrongReturnError: evaluate returned accuracy 75.0; a fraction",
+        ),
+    ],
+)
+def test_user_code_that_goes_wrong_ends_in_one_line(
+    small: Small, settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        small(**settings, max_local_steps=1)
+
+
+@pytest.mark.usefixtures("in_programs")
+def test_single_numbers_of_numpy_and_pytorch_are_measured(small: Small) -> None:
+    run = small(client="untidy:Measures", fraction_evaluate=0.5, num_rounds=1, max_local_steps=1)
+    last = run.rounds().iloc[-1]
+    assert last.train_loss > 1
+    assert (last.eval_loss, last.eval_accuracy) == (0.25, 0.75)
+    assert set(run.clients().accuracy) == {0.5, 0.75}
+
+
+@pytest.mark.usefixtures("in_programs")
+def test_a_huge_error_is_whole_nowhere(small: Small, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ClientError, match=r"ValueError: \\x1b\[31mxxx.*characters left out.*\\udcff$") as caught:
+        small(client="untidy:Loud", name="loud", num_rounds=1)
+    assert len(str(caught.value)) < 5000
+    assert len(capfd.readouterr().err) < 50_000
