@@ -10,14 +10,43 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
+import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from flwr.common import (
+    Code,
+    DisconnectRes,
+    EvaluateRes,
+    FitRes,
+    GetPropertiesIns,
+    GetPropertiesRes,
+    Parameters,
+    Status,
+    ndarrays_to_parameters,
+)
 from flwr.proto.transport_pb2_grpc import FlowerServiceStub
+from flwr.server.client_proxy import ClientProxy
 
 from conftest import ROOT, Sim, Small, sha256
-from federation import Federation, free_port
+from federation import Federation, free_port, wait_until
+from sim.engine.contract import Chunk, ClientResult, Task
+from sim.engine.remote import RemoteDispatcher
+from sim.errors import ConfigError
+from sim.network.identity import REFUSED, Identity, Shape
+from sim.network.options import ServerOptions
+from sim.network.registry import Registry
+from sim.network.server import _reserve
+from sim.run_folder.records import Phase
 
 FEW = ["--num-clients", "2", "--partitioner", "iid", "--local-epochs", "1"]
 
@@ -263,3 +292,192 @@ def test_certificates_that_do_not_fit(command: Sim, certificates: Path, tmp_path
         assert result.returncode == 2
         assert line in result.stderr
         assert len(result.stderr.splitlines()) == 1
+
+
+class _Answering(ClientProxy):
+    """A connection that answers each request with what the test says."""
+
+    def __init__(self, cid: str, answer: Any) -> None:
+        super().__init__(cid)
+        self.answer = answer
+        self.refused = threading.Event()
+
+    def get_properties(self, ins: GetPropertiesIns, timeout: float | None, group_id: int | None) -> GetPropertiesRes:
+        if ins.config:
+            self.reason = str(ins.config[REFUSED])
+            self.refused.set()
+        return GetPropertiesRes(_OK, self.answer)
+
+    def get_parameters(self, ins: Any, timeout: float | None, group_id: int | None) -> Any:
+        raise NotImplementedError
+
+    def fit(self, ins: Any, timeout: float | None, group_id: int | None) -> FitRes:
+        return self.answer  # type: ignore[no-any-return]
+
+    def evaluate(self, ins: Any, timeout: float | None, group_id: int | None) -> EvaluateRes:
+        return self.answer  # type: ignore[no-any-return]
+
+    def reconnect(self, ins: Any, timeout: float | None, group_id: int | None) -> DisconnectRes:
+        return DisconnectRes("")
+
+
+class _One:
+    """The connections of a run with one client, which said that it has 10 examples."""
+
+    def __init__(self, answer: Any) -> None:
+        self.proxy = _Answering("0", answer)
+
+    def wait_for_enough(self) -> None: ...
+
+    def unregister(self, client: ClientProxy) -> None: ...
+
+    def proxy_of(self, client_id: int) -> ClientProxy:
+        return self.proxy
+
+    def num_examples_of(self, client_id: int) -> int:
+        return 10
+
+
+_OK = Status(Code.OK, "")
+_SENT = [np.zeros((2, 3), np.float32)]
+
+
+def _answer(answer: Any) -> ClientResult:
+    worker: Any = SimpleNamespace(runtime=SimpleNamespace(dataset=SimpleNamespace(test=range(20))))
+    phase: Phase = "fit" if isinstance(answer, FitRes) else "evaluate"
+    chunk = Chunk(phase, 1, [Task(0, {})], _SENT, summed=False)
+    (result,) = next(iter(RemoteDispatcher(_One(answer), worker, {}, 60).execute([chunk]))).results
+    return result
+
+
+def _fit_res(num_examples: int = 10, metrics: Any = None, tensors: Any = None) -> FitRes:
+    content = ndarrays_to_parameters(_SENT) if tensors is None else Parameters(tensors, "numpy.ndarray")
+    return FitRes(_OK, content, num_examples, metrics or {})
+
+
+def _npy(header: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + (len(header) + 1).to_bytes(2, "little") + header.encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (_fit_res(11), "fit returned num_examples 11; it must be from 0 to 10"),
+        (_fit_res(2**62), "fit returned num_examples 4611686018427387904; it"),
+        (_fit_res(-7), "fit returned num_examples -7; it must be from 0 to 10"),
+        (_fit_res(metrics={"accuracy": 57.0}), "it returned the accuracy 57; a fraction from 0 to 1 is needed"),
+        (_fit_res(metrics={"accuracy": -0.5}), "it returned the accuracy -0.5; a fraction"),
+        (_fit_res(metrics={"accuracy": float("nan")}), "it returned the accuracy nan; a fraction"),
+        (_fit_res(metrics={"loss": float("nan")}), "it returned the loss nan; a number is needed"),
+        (_fit_res(metrics={"sim_seconds": 0.0, "sim_loss": float("nan")}), "it returned the loss nan"),
+        (EvaluateRes(_OK, 1.0, 21, {}), "evaluate returned num_examples 21; it must be from 0 to 20"),
+        (EvaluateRes(_OK, float("nan"), 10, {}), "it returned the loss nan"),
+        (EvaluateRes(_OK, 1.0, 10, {"accuracy": 57.0}), "it returned the accuracy 57"),
+        (
+            _fit_res(tensors=[_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (400000000000,), }")]),
+            "fit returned an array of shape (400000000000,) and type float32 at position 0; the model has (2, 3)",
+        ),
+        (_fit_res(tensors=[_npy("{'descr': '|O', 'fortran_order': False, 'shape': (2, 3), }")]), "fit returned an ar"),
+        (_fit_res(tensors=[b"PK\x03\x04"]), "fit returned no array at position 0"),
+        (_fit_res(tensors=[]), "fit returned 0 arrays, the model has 1"),
+    ],
+)
+def test_an_answer_that_cannot_be_true_is_the_failure_of_its_client(answer: Any, error: str) -> None:
+    result = _answer(answer)
+    assert result.error is not None
+    assert result.error.startswith(f"WrongReturnError: {error}")
+
+
+def test_an_answer_within_the_bounds_is_taken() -> None:
+    assert _answer(_fit_res(10, {"accuracy": 1.0, "sim_seconds": 0.0})).error is None
+    assert _answer(EvaluateRes(_OK, 1.0, 20, {"accuracy": 0.0})).error is None
+    assert _answer(_fit_res(10, {"sim_seconds": -1e300})).seconds >= 0
+
+
+def test_the_error_of_a_client_is_bounded_and_printable() -> None:
+    error = _answer(
+        FitRes(Status(Code.FIT_NOT_IMPLEMENTED, "\x1b[2J\r\n" + "e" * 50_000_000), Parameters([], ""), 0, {})
+    )
+    assert error.error is not None
+    assert error.error.startswith("\\x1b[2J e")
+    assert len(error.error) < 3000
+
+
+def _registry(**given: Any) -> Registry:
+    choices: dict[str, Any] = {"num_clients": None, "most_clients": 1000, "min_clients": 2, **given}
+    return Registry(_SHAPE, timeout_seconds=60, introduction_seconds=60, **choices)
+
+
+_SHAPE = Shape("1×2×2", 10, 6, "sha256")
+
+
+def _join(registry: Registry, name: str, **said: Any) -> _Answering:
+    identity = Identity(**vars(_SHAPE), client_id=0, num_clients=2, num_examples=5, examples="")
+    connection = _Answering(name, {**identity.to_properties(), **said})
+    registry.register(connection)
+    return connection
+
+
+def test_the_claim_of_a_stranger_excludes_nobody() -> None:
+    registry = _registry()
+    billion = _join(registry, "billion", num_clients=10**9)
+    assert billion.refused.wait(60)
+    assert billion.reason == "client 0 was refused: --num-clients 1000000000: the data of the run have 1000 examples"
+    possible = _join(registry, "possible", num_clients=900)
+    wait_until(lambda: registry.num_available() == 1)
+    _join(registry, "first")
+    _join(registry, "second", client_id=1)
+    registry.wait_for_enough()
+    assert (registry.num_clients, list(registry.clients)) == (2, [0, 1])
+    assert possible.refused.wait(60)
+    assert possible.reason == "client 0 was refused: --num-clients 900: the run has 2"
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            {"num_examples": 2**53 + 1},
+            "client 0 was refused: it has 9007199254740993 training examples; the number mus",
+        ),
+        (
+            {"protocol_version": "\x1b[31m" + "x" * 100_000},
+            "the client uses version \\x1b[31mxxxxx … (99985 characters",
+        ),
+        ({"client_id": "\x1b]0;"}, "the client's client_id is '\\x1b]0;', not of type int"),
+        ({"image_shape": "\x1b" + "y" * 100_000}, "client 0 was refused: its images are \\x1byyyy"),
+    ],
+)
+def test_what_a_stranger_says_is_bounded_and_printable(said: dict[str, Any], reason: str) -> None:
+    stranger = _join(_registry(), "stranger", **said)
+    assert stranger.refused.wait(60)
+    assert stranger.reason.startswith(reason)
+    assert len(stranger.reason) < 500
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "reason"), [(-20, -10, "certificate has expired"), (10, 20, "certificate is not yet valid")]
+)
+def test_the_server_names_a_certificate_that_no_client_accepts(
+    tmp_path: Path, first: int, last: int, reason: str
+) -> None:
+    """The certificate is its own authority, valid from ``first`` to ``last`` days from now."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")]), datetime.now(UTC)
+    built = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    built = built.not_valid_before(now + timedelta(first)).not_valid_after(now + timedelta(last))
+    made = built.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False).sign(key, SHA256())
+    certificate, private_key = tmp_path / "server.pem", tmp_path / "server.key"
+    certificate.write_bytes(made.public_bytes(Encoding.PEM))
+    private_key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    options = ServerOptions(certificate=str(certificate), private_key=str(private_key), ca=str(certificate))
+    with pytest.raises(ConfigError, match=f"--certificate {certificate}: clients with --ca .* refuse it: {reason}"):
+        options.certificates()
+
+
+@pytest.mark.network
+def test_of_two_servers_that_start_at_one_address_one_is_refused() -> None:
+    options = ServerOptions(address=f"127.0.0.1:{free_port()}")
+    with _reserve(options), pytest.raises(ConfigError, match="the port is in use; choose another"):
+        _reserve(options)
+    _reserve(options).close()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from io import BytesIO
 from typing import Any, Protocol
 
+import numpy as np
 from flwr.common import (
     Code,
     EvaluateIns,
@@ -16,13 +19,13 @@ from flwr.common import (
     Parameters,
     Scalar,
     ndarrays_to_parameters,
-    parameters_to_ndarrays,
 )
 from flwr.server.client_proxy import ClientProxy
 
 from sim.engine.aggregation import WeightedSum
 from sim.engine.contract import Chunk, ChunkResult, ClientResult, Task, TestSlice
-from sim.engine.worker import Worker, check_fit
+from sim.engine.worker import Worker, WrongReturnError, check_fit
+from sim.errors import described, one_line
 from sim.training.local import TestSums
 
 # Metrics of the transport alone: the client's seconds, and its loss, which EvaluateRes would round to 32 bits.
@@ -43,6 +46,9 @@ class Connections(Protocol):
 
     def proxy_of(self, client_id: int) -> ClientProxy | None:
         """The connection to a client; None if it is gone."""
+
+    def num_examples_of(self, client_id: int) -> int:
+        """The number of training examples that a client said it has when it joined; 0 if it is gone."""
 
     def unregister(self, client: ClientProxy) -> None:
         """Forget a connection that ended."""
@@ -83,13 +89,12 @@ class RemoteDispatcher:
 
     def execute(self, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
         """Yield the result of each chunk, in order; a lost client has a result, too."""
-        packed: dict[int, Parameters] = {}
         asked = []
+        packed: tuple[NDArrays, Parameters] | None = None  # consecutive chunks with the same weights share one copy
         for chunk in chunks:
-            key = id(chunk.weights)
-            if key not in packed:
-                packed[key] = ndarrays_to_parameters(chunk.weights)
-            asked.append([_in_a_thread(self._call, chunk, task, packed[key]) for task in chunk.tasks])
+            if packed is None or packed[0] is not chunk.weights:
+                packed = chunk.weights, ndarrays_to_parameters(chunk.weights)
+            asked.append([_in_a_thread(self._call, chunk, task, packed[1]) for task in chunk.tasks])
         for chunk, futures in zip(chunks, asked, strict=True):
             total, results = WeightedSum(exact=chunk.untrained), []
             for future in futures:
@@ -103,6 +108,7 @@ class RemoteDispatcher:
     def _call(self, chunk: Chunk, task: Task, parameters: Parameters) -> ClientResult:
         start = time.perf_counter()
         proxy = self.connections.proxy_of(task.client_id)
+        own_examples = self.connections.num_examples_of(task.client_id)
         if proxy is None:
             return ClientResult(task.client_id, error="the connection was lost", lost=True)
         config = {**task.config, **self.shared, "server_round": chunk.server_round}
@@ -116,15 +122,16 @@ class RemoteDispatcher:
             late = waited >= self.timeout_seconds
             reason = f"no answer within {self.timeout_seconds:g} s" if late else "the connection was lost"
             detail = f": {error}" if str(error) else ""
-            return ClientResult(task.client_id, waited, error=reason + detail, lost=True)
+            return ClientResult(task.client_id, waited, error=one_line(reason + detail), lost=True)
+        waited = time.perf_counter() - start
+        most = own_examples
+        if chunk.phase == "evaluate":  # a client of the user's own may evaluate on the test split
+            most = max(most, len(self.worker.runtime.dataset.test))
         try:
-            result = _read(chunk, task, answer)
+            result = _read(chunk, task, answer, most)
+            _take_transport_metrics(result, waited)
         except Exception as error:  # noqa: BLE001 - whatever came over the wire
-            result = ClientResult(task.client_id, error=f"{type(error).__name__}: {error}")
-        result.seconds = time.perf_counter() - start
-        seconds, loss = result.metrics.pop(SECONDS, None), result.metrics.pop(LOSS, None)
-        if isinstance(seconds, float) and (loss is None or isinstance(loss, float)):
-            result.seconds, result.loss = seconds, loss
+            return ClientResult(task.client_id, waited, error=described(error))
         return result
 
 
@@ -142,13 +149,75 @@ def _in_a_thread(function: Callable[..., ClientResult], *arguments: Any) -> Futu
     return future
 
 
-def _read(chunk: Chunk, task: Task, answer: Any) -> ClientResult:
+def _read(chunk: Chunk, task: Task, answer: Any, most_examples: int) -> ClientResult:
+    """Return what a client answered.
+
+    Args:
+        most_examples: the largest number of examples that the client can have used.
+
+    Raises:
+        WrongReturnError: a number or an array cannot be what the client was asked for; the message names it.
+    """
     if answer.status.code != Code.OK:
-        return ClientResult(task.client_id, error=answer.status.message or answer.status.code.name)
-    result = ClientResult(task.client_id, num_examples=answer.num_examples, metrics=answer.metrics)
+        return ClientResult(task.client_id, error=one_line(answer.status.message or answer.status.code.name))
+    result = ClientResult(task.client_id, num_examples=answer.num_examples, metrics=dict(answer.metrics))
+    if not 0 <= result.num_examples <= most_examples:
+        raise WrongReturnError(
+            f"{chunk.phase} returned num_examples {result.num_examples}; it must be from 0 to {most_examples}, the "
+            "number of examples that the client has"
+        )
     if chunk.phase == "evaluate":
         result.loss = answer.loss
-        return result
-    result.weights = parameters_to_ndarrays(answer.parameters)
-    result.loss = check_fit(result, chunk.weights)
+    else:
+        result.weights = _arrays(answer.parameters, chunk.weights)
+        result.loss = check_fit(result, chunk.weights)
     return result
+
+
+def _arrays(parameters: Parameters, sent: NDArrays) -> NDArrays:
+    """Read arrays of the shapes that were sent; a header with another shape or type is not believed.
+
+    Memory is allocated by what a header says, so it is compared before its array is read.
+    """
+    if len(parameters.tensors) != len(sent):
+        raise WrongReturnError(f"fit returned {len(parameters.tensors)} arrays, the model has {len(sent)}")
+    arrays = []
+    for position, (content, expected) in enumerate(zip(parameters.tensors, sent, strict=True)):
+        stream = BytesIO(content)
+        try:
+            version = np.lib.format.read_magic(stream)
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read_header(stream)
+        except (ValueError, SyntaxError) as error:
+            raise WrongReturnError(f"fit returned no array at position {position}: {error}") from None
+        if shape != expected.shape or not np.can_cast(dtype, expected.dtype, "same_kind"):
+            raise WrongReturnError(
+                f"fit returned an array of shape {shape} and type {dtype.name} at position {position}; the model has "
+                f"{expected.shape} and {expected.dtype.name}"
+            )
+        arrays.append(np.load(BytesIO(content), allow_pickle=False))
+    return arrays
+
+
+def _take_transport_metrics(result: ClientResult, waited: float) -> None:
+    """Move the client's seconds and exact loss from its metrics to their fields, and check loss and accuracy.
+
+    Args:
+        waited: seconds from the call to the answer; the client cannot have taken longer.
+
+    Raises:
+        WrongReturnError: the loss is NaN, or the accuracy is not a fraction from 0 to 1.
+    """
+    seconds, loss = result.metrics.pop(SECONDS, None), result.metrics.pop(LOSS, None)
+    result.seconds = seconds if isinstance(seconds, float) and 0 <= seconds <= waited else waited
+    if isinstance(loss, float):
+        result.loss = loss
+    if result.error is not None:
+        return
+    if result.loss is not None and math.isnan(result.loss):
+        raise WrongReturnError(f"it returned the loss {result.loss}; a number is needed")
+    accuracy = result.accuracy
+    if accuracy is not None and not 0 <= accuracy <= 1:
+        raise WrongReturnError(f"it returned the accuracy {accuracy:g}; a fraction from 0 to 1 is needed")

@@ -37,7 +37,7 @@ from sim.config.run_config import RunConfig
 from sim.engine.contract import Chunk, ClientResult, Task
 from sim.engine.remote import LOSS, SECONDS, SHARED
 from sim.engine.worker import Worker
-from sim.errors import ConfigError, EngineError, RefusedError
+from sim.errors import ConfigError, EngineError, RefusedError, one_line
 from sim.network.identity import REFUSED, STOPPED, Identity, prepare_client
 from sim.network.options import ClientOptions
 from sim.network.probe import wait_for_server
@@ -96,7 +96,7 @@ class RemoteClient(Client):
         result = self._execute("fit", ins)
         if result.error is not None:
             nothing = Parameters([], "numpy.ndarray")
-            return FitRes(Status(Code.FIT_NOT_IMPLEMENTED, result.error), nothing, 0, {})
+            return FitRes(Status(Code.FIT_NOT_IMPLEMENTED, one_line(result.error)), nothing, 0, {})
         self.num_rounds += 1
         parameters = ndarrays_to_parameters(result.weights or [])
         return FitRes(_OK, parameters, result.num_examples, _with_transport_metrics(result))
@@ -105,7 +105,7 @@ class RemoteClient(Client):
         """Evaluate the given weights on the client's own examples; a failure is returned as a status."""
         result = self._execute("evaluate", ins)
         if result.error is not None:
-            return EvaluateRes(Status(Code.EVALUATE_NOT_IMPLEMENTED, result.error), 0.0, 0, {})
+            return EvaluateRes(Status(Code.EVALUATE_NOT_IMPLEMENTED, one_line(result.error)), 0.0, 0, {})
         return EvaluateRes(_OK, result.loss or 0.0, result.num_examples, _with_transport_metrics(result))
 
     def _execute(self, phase: Phase, ins: FitIns | EvaluateIns) -> ClientResult:
@@ -114,6 +114,7 @@ class RemoteClient(Client):
             self._was_called = True
         config: dict[str, Any] = dict(ins.config)
         shared = {name: config.pop(key) for name, key in SHARED.items()}
+        shared["seed"] = int(shared["seed"])  # sent as text, because integers on the wire have 64 bits
         server_round = int(config["server_round"])
         task = Task(self.identity.client_id, config, self.context.state)
         chunk = Chunk(phase, server_round, [task], parameters_to_ndarrays(ins.parameters), summed=False)
@@ -123,7 +124,7 @@ class RemoteClient(Client):
             self.context.state = result.state
         _make_sendable(result)
         if result.error is not None:
-            log.error("round %d: %s failed: %s\n%s", server_round, phase, result.error, result.traceback)
+            log.error("round %d: %s failed: %s\n%s", server_round, phase, one_line(result.error), result.traceback)
         else:
             loss = "" if result.loss is None else f" · loss {result.loss:.4f}"
             log.info("round %d · %s%s · %.1f s", server_round, phase, loss, result.seconds)

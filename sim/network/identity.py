@@ -16,10 +16,12 @@ from sim.config.run_config import RunConfig
 from sim.data import partition
 from sim.data.dataset import Dataset, load_dataset
 from sim.data.partition import Partition
+from sim.errors import one_line
 from sim.setup.prepare import client_spec
 from sim.training.weights import get_weights
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+_MOST_EXAMPLES = 2**53  # larger counts are not exact as floats, which means are made of
 
 # Keys of GetPropertiesIns.config. The value is the reason why the server refuses the client, or stopped the run early.
 REFUSED, STOPPED = "refused", "stopped"
@@ -79,17 +81,18 @@ class Identity(Shape):
         Raises:
             ValueError: a property is missing or has another type, so it was not sent by this version of sim.
         """
-        if properties.get("protocol_version") != PROTOCOL_VERSION:
+        version = properties.get("protocol_version")
+        if version != PROTOCOL_VERSION:
             raise ValueError(
-                f"the client uses version {str(properties.get('protocol_version'))[:20]} of the protocol, the server "
-                f"version {PROTOCOL_VERSION}; both must run the same version of sim"
+                f"the client uses version {one_line(str(version), 20)} of the protocol, the server version "
+                f"{PROTOCOL_VERSION}; both must run the same version of sim"
             )
         types: dict[str, type] = get_type_hints(cls)
         values: dict[str, Any] = {name: properties.get(name) for name in types}
         for name, expected in types.items():
             if type(values[name]) is not expected:
-                shown = str(values[name])[:80]
-                raise ValueError(f"the client's {name} is {shown!r}, not of type {expected.__name__}")
+                shown = one_line(str(values[name]), 80)
+                raise ValueError(f"the client's {name} is '{shown}', not of type {expected.__name__}")
         return cls(**values)
 
     def mismatch(self, expected: Shape, num_clients: int | None) -> str | None:
@@ -102,12 +105,12 @@ class Identity(Shape):
             return f"--num-clients {self.num_clients}: the run has {num_clients}"
         if not 0 <= self.client_id < self.num_clients:
             return f"--client-id {self.client_id}: must be from 0 to {self.num_clients - 1}"
-        if self.num_examples < 1:
-            return f"it has {self.num_examples} training examples"
+        if not 1 <= self.num_examples <= _MOST_EXAMPLES:
+            return f"it has {self.num_examples} training examples; the number must be from 1 to 2**53"
         if (self.image_shape, self.num_classes) != (expected.image_shape, expected.num_classes):
             return (
-                f"its images are {self.image_shape[:40]} in {self.num_classes} classes, but those of the run are "
-                f"{expected.image_shape} in {expected.num_classes} classes"
+                f"its images are {one_line(self.image_shape, 40)} in {self.num_classes} classes, but those of the run "
+                f"are {expected.image_shape} in {expected.num_classes} classes"
             )
         if self.arrays != expected.arrays:
             return (

@@ -6,6 +6,7 @@ file.
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 from dataclasses import dataclass, fields
@@ -107,7 +108,8 @@ class ServerOptions(_Options):
         """Return the content of the PEM files (authority, certificate, private key) for Flower; None without TLS.
 
         Raises:
-            ConfigError: a file is missing or cannot be read, or the key does not belong to the certificate.
+            ConfigError: a file is missing or cannot be read, the key does not belong to the certificate, or no client
+                would accept the certificate: it is not signed by the authority, has expired or is not valid yet.
         """
         if self.ca is None and self.certificate is None and self.private_key is None:
             return None
@@ -126,7 +128,22 @@ class ServerOptions(_Options):
                 f"--certificate {self.certificate} and --private-key {self.private_key}: cannot be used together: "
                 f"{reason.replace('_', ' ').lower()}"
             ) from None
+        mismatch = _reason_against(context, authority, None)
+        if mismatch is not None:
+            raise ConfigError(f"--certificate {self.certificate}: clients with --ca {self.ca} refuse it: {mismatch}")
+        if not self._listens_everywhere:
+            mismatch = _reason_against(context, authority, self.host)
+            if mismatch is not None:  # clients may know the server by another name
+                message = "note: --certificate %s: clients that connect to %s refuse it: %s"
+                logging.getLogger("sim").warning(message, self.certificate, self.host, mismatch)
         return authority, certificate, private_key
+
+    @property
+    def _listens_everywhere(self) -> bool:
+        try:
+            return ip_address(self.host).is_unspecified
+        except ValueError:
+            return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +166,34 @@ class ClientOptions(_Options):
 def networked(given: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a run over a network: all connected clients train, unless ``given`` says otherwise."""
     return given if {"fraction_fit", "clients_per_round"} & set(given) else {"fraction_fit": 1.0, **given}
+
+
+def _reason_against(server: ssl.SSLContext, authority: bytes, host: str | None) -> str | None:
+    """Return why a client that trusts ``authority`` refuses this server; None if it does not.
+
+    Client and server shake hands in memory, so the reason is that which a client gets.
+
+    Args:
+        host: the name by which the client knows the server; None to accept any.
+    """
+    client = ssl.create_default_context(cadata=authority.decode("ascii"))
+    client.check_hostname = host is not None
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = (
+        client.wrap_bio(to_client, to_server, server_hostname=host),
+        server.wrap_bio(to_server, to_client, server_side=True),
+    )
+    for _ in range(3):  # each end needs at most three turns in TLS 1.2 and 1.3
+        for end in ends:
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLCertVerificationError as error:
+                return error.verify_message
+            except ssl.SSLError as error:
+                return (error.reason or str(error)).replace("_", " ").lower()
+    return None
 
 
 def _parse_address(address: str) -> tuple[str, int] | None:

@@ -6,6 +6,7 @@ import logging
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from flwr.common import (
@@ -26,7 +27,7 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.criterion import Criterion
 
 from sim import private
-from sim.errors import EngineError
+from sim.errors import EngineError, one_line
 from sim.network.identity import REFUSED, STOPPED, Identity, Shape
 
 _DISCONNECT_SECONDS = 5.0  # for a client to receive the reason and to close the connection
@@ -75,6 +76,7 @@ class Registry(ClientManager):
         expected: Shape,
         *,
         num_clients: int | None,
+        most_clients: int,
         min_clients: int | None,
         timeout_seconds: float,
         introduction_seconds: float,
@@ -82,13 +84,16 @@ class Registry(ClientManager):
         """
         Args:
             expected: the properties of data and model that every client must have.
-            num_clients: number of clients of the run; None to take it from the first client.
+            num_clients: number of clients of the run; None to take it from the clients. Until the run begins, clients
+                that say different numbers wait beside each other, so that none of them excludes the others.
+            most_clients: the largest number of clients that is possible; each needs an example.
             min_clients: number of clients that must be connected before a round begins; None for all.
             timeout_seconds: longest time to wait for these clients.
             introduction_seconds: time limit for a new connection to identify itself.
         """
         self.expected = expected
         self.num_clients = num_clients
+        self.most_clients = most_clients
         self.min_clients = min_clients
         self.timeout_seconds = timeout_seconds
         self.introduction_seconds = introduction_seconds
@@ -96,8 +101,8 @@ class Registry(ClientManager):
         self._changed = threading.Condition()
         self._connections: dict[str, ClientProxy] = {}
         self._closed = False
-        self._num_clients_chosen = num_clients
-        self._begun = False
+        self._joined: dict[tuple[int, int], IdentifiedClient] = {}  # by num_clients and client_id, as they said
+        self._is_fixed = num_clients is not None
         self._on_join: Callable[[Identity], None] | None = None
 
     def register(self, client: ClientProxy) -> bool:
@@ -115,16 +120,14 @@ class Registry(ClientManager):
         private.close_connection(connection)
         with self._changed:
             self._connections.pop(connection.cid, None)
-            left = [known for known in self.clients.values() if known.connection is connection]
-            if not left:
+            left = next((key for key, known in self._joined.items() if known.connection is connection), None)
+            if left is None:
                 return
-            self.clients = {number: known for number, known in self.clients.items() if known is not left[0]}
-            if not self.clients and not self._begun:
-                self.num_clients = self._num_clients_chosen
-            self._changed.notify_all()
+            del self._joined[left]
+            self._update()
             closed = self._closed
         if not closed:
-            log.warning("client %d disconnected", left[0].identity.client_id)
+            log.warning("client %d disconnected", left[1])
 
     def _introduce(self, client: ClientProxy) -> None:
         try:
@@ -133,7 +136,8 @@ class Registry(ClientManager):
             # Programs other than sim often connect, and leave when they are asked; an error of a client matters.
             foreign = private.is_closed_connection(error)
             logger, level = (logging.getLogger("flwr"), logging.INFO) if foreign else (log, logging.WARNING)
-            logger.log(level, "a connection did not identify itself: %s", error or type(error).__name__)
+            text = one_line(str(error)) or type(error).__name__
+            logger.log(level, "a connection did not identify itself: %s", text)
             self.unregister(client)
             return
         try:
@@ -144,22 +148,23 @@ class Registry(ClientManager):
         with self._changed:
             reason = self._reason_against(identity)
             if reason is None:
-                self.num_clients = identity.num_clients
-                known = {**self.clients, identity.client_id: IdentifiedClient(identity, client)}
-                # Ordered by client_id as in a simulation, so that the same random numbers select the same clients.
-                self.clients = dict(sorted(known.items()))
-                self._changed.notify_all()
+                self._joined[identity.num_clients, identity.client_id] = IdentifiedClient(identity, client)
+                self._update()
+            others = self.num_clients
         if reason is not None:
             self._refuse(client, f"client {identity.client_id} was refused: {reason}")
             return
         log.info("client %d joined with %d examples", identity.client_id, identity.num_examples)
-        if self._on_join is not None:
+        if identity.num_clients != others:
+            message = "note: client %d has --num-clients %d, others have %s; the run begins with those who agree"
+            log.warning(message, identity.client_id, identity.num_clients, others)
+        elif self._on_join is not None:
             self._on_join(identity)
 
     def begin(self, on_join: Callable[[Identity], None]) -> None:
-        """Fix the number of clients, and call ``on_join`` for each client that is connected or joins later."""
+        """Call ``on_join`` for each client that is connected or joins later."""
         with self._changed:
-            self._begun, self._on_join = True, on_join
+            self._on_join = on_join
             connected = list(self.clients.values())
         for client in connected:
             on_join(client.identity)
@@ -167,12 +172,39 @@ class Registry(ClientManager):
     def _reason_against(self, identity: Identity) -> str | None:
         if identity.num_clients < (self.min_clients or 1):
             return f"--num-clients {identity.num_clients}: the server waits for --min-clients {self.min_clients}"
-        reason = identity.mismatch(self.expected, self.num_clients)
-        if reason is None and self.proxy_of(identity.client_id) is not None:
+        if identity.num_clients > self.most_clients:
+            return f"--num-clients {identity.num_clients}: the data of the run have {self.most_clients} examples"
+        reason = identity.mismatch(self.expected, self.num_clients if self._is_fixed else None)
+        if reason is None and (identity.num_clients, identity.client_id) in self._joined:
             reason = f"--client-id {identity.client_id}: another client has this number"
         return reason
 
+    def _update(self) -> None:
+        """Choose the clients of the run among those that joined, and wake those who wait for them."""
+        if not self._is_fixed:
+            counts = Counter(num_clients for num_clients, _ in self._joined)
+            self.num_clients = max(
+                counts, key=lambda n: (counts[n] >= (self.min_clients or n), counts[n], -n), default=None
+            )
+        # Ordered by client_id as in a simulation, so that the same random numbers select the same clients.
+        self.clients = {
+            client_id: known
+            for (n, client_id), known in sorted(self._joined.items(), key=lambda pair: pair[0])
+            if n == self.num_clients
+        }
+        self._changed.notify_all()
+
+    def _fix_num_clients(self) -> None:
+        """Begin with the clients that agree on their number; refuse the others."""
+        self._is_fixed = True
+        for (num_clients, client_id), known in list(self._joined.items()):
+            if num_clients != self.num_clients:
+                del self._joined[num_clients, client_id]
+                reason = f"client {client_id} was refused: --num-clients {num_clients}: the run has {self.num_clients}"
+                threading.Thread(target=self._refuse, args=(known.connection, reason), daemon=True).start()
+
     def _refuse(self, client: ClientProxy, reason: str) -> None:
+        reason = one_line(reason)
         log.warning("%s", reason)
         _disconnect(client, {REFUSED: reason})
         self.unregister(client)
@@ -180,6 +212,11 @@ class Registry(ClientManager):
     def proxy_of(self, client_id: int) -> ClientProxy | None:
         """Return the connection to a client; None if it is not connected."""
         return self.clients.get(client_id)
+
+    def num_examples_of(self, client_id: int) -> int:
+        """Return the number of training examples that a client said it has; 0 if it is not connected."""
+        known = self.clients.get(client_id)
+        return 0 if known is None else known.identity.num_examples
 
     def num_available(self) -> int:
         """Return the number of connected clients."""
@@ -226,6 +263,8 @@ class Registry(ClientManager):
                         f"--min-clients {needed}: only {connected} connected within --round-timeout {limit:g} s"
                     )
                 self._changed.wait(min(seconds_left, threading.TIMEOUT_MAX))
+            if not self._is_fixed:
+                self._fix_num_clients()
 
     def close(self, reason: str | None) -> None:
         """Accept no more connections; if the run ends early, send ``reason`` to the connected clients."""

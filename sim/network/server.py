@@ -58,7 +58,7 @@ class NetworkServer(Server):
     ) -> None:
         """
         Args:
-            counted: the ``num_clients`` of the config was chosen; otherwise that of the first client is used.
+            counted: the ``num_clients`` of the config was chosen; otherwise that of the clients is used.
             min_clients: number of clients that must be connected before a round begins; None for all.
             first_wait: seconds to wait for them before the first round.
             round_timeout: seconds to wait for them later, and for the answer of one client.
@@ -68,6 +68,7 @@ class NetworkServer(Server):
         self.registry = Registry(
             Shape.of(prepared.dataset, prepared.initial_weights),
             num_clients=prepared.config.num_clients if counted else None,
+            most_clients=len(prepared.dataset.train),
             min_clients=min_clients,
             timeout_seconds=round_timeout,
             introduction_seconds=introduction_seconds,
@@ -111,6 +112,7 @@ class NetworkServer(Server):
         prepared, spec = session.prepared, session.prepared.spec
         self.registry.begin(partial(_compare_with_partition, prepared))
         shared: dict[str, Scalar] = {SHARED[name]: getattr(spec, name) for name in SHARED}
+        shared[SHARED["seed"]] = str(spec.seed)  # integers on the wire have 64 bits
         worker = Worker(spec, prepared.config.num_clients, spec.seed)
         dispatcher = RemoteDispatcher(self.registry, worker, shared, self._round_timeout)
         RoundServer(prepared, dispatcher, session.on_round, self.registry).run()
@@ -137,7 +139,7 @@ def serve(config: RunConfig, options: ServerOptions, *, counted: bool = True, on
     """Wait for clients at ``options.address``, train with them and return the run folder.
 
     Args:
-        counted: ``config.num_clients`` was chosen; otherwise that of the first client is used.
+        counted: ``config.num_clients`` was chosen; otherwise that of the clients is used.
         on_record: called with the record of each round after it is on disk.
 
     Raises:
@@ -147,8 +149,9 @@ def serve(config: RunConfig, options: ServerOptions, *, counted: bool = True, on
     start_server = getattr(flwr.server, "start_server", None)
     if start_server is None:
         raise ConfigError("sim server: this version of Flower no longer has start_server; install flwr 1.42")
-    certificates = options.certificates()
-    _check_free(options)
+    with run_log.notes():
+        certificates = options.certificates()
+    reserved = _reserve(options)
     check_device(config)
     prepared = prepare(config, alone=True)
     tls = certificates is not None
@@ -174,6 +177,8 @@ def serve(config: RunConfig, options: ServerOptions, *, counted: bool = True, on
             )
         except SystemExit as error:  # another program took the port since it was checked
             raise EngineError(f"--address {options.address}: {error}") from None
+        finally:
+            reserved.close()
     if host.error is not None:
         raise host.error
     assert host.run is not None
@@ -208,25 +213,36 @@ class _GracefulServer(NetworkServer):
         super().disconnect_all_clients(min(timeout or 10.0, 10.0))
 
 
-def _check_free(options: ServerOptions) -> None:
-    """Check that the server can listen at its address.
+def _reserve(options: ServerOptions) -> socket.socket:
+    """Check that the server can listen at its address, and keep other servers of sim away from it.
+
+    gRPC lets several servers listen at one address, and each would get some of the clients. Two servers that start at
+    the same moment both find the port free; the name of a Unix socket in the abstract namespace belongs to one of them,
+    and to nobody when its process has ended.
+
+    Returns:
+        A socket with this name, to be closed when the server has ended.
 
     Raises:
         ConfigError: it cannot.
     """
     family, kind, protocol, _, place = options.resolve()[0]
-    with socket.socket(family, kind, protocol) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    reserved = socket.socket(socket.AF_UNIX)
+    try:
+        reserved.bind(f"\0sim server {place[0]} {place[1]}")
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(place)
             listener.listen(1)
-        except OSError as error:
-            words: dict[Any, str] = {
-                errno.EADDRINUSE: "the port is in use; choose another",
-                errno.EADDRNOTAVAIL: "this machine has no such address",
-            }
-            reason = words.get(error.errno, f"cannot listen there: {error.strerror}")
-            raise ConfigError(f"--address {options.address}: {reason}") from None
+    except OSError as error:
+        reserved.close()
+        words: dict[Any, str] = {
+            errno.EADDRINUSE: "the port is in use; choose another",
+            errno.EADDRNOTAVAIL: "this machine has no such address",
+        }
+        reason = words.get(error.errno, f"cannot listen there: {error.strerror}")
+        raise ConfigError(f"--address {options.address}: {reason}") from None
+    return reserved
 
 
 def _allow_many_sockets() -> None:
