@@ -89,7 +89,7 @@ class ChunkResult:
 
     Attributes:
         spans: (actor, start, end) of its parts in seconds of ``time.perf_counter()``, which all processes of a
-            machine share.
+            machine share; NaN from other machines, whose clock is another.
     """
 
     results: list[ClientResult]
@@ -112,6 +112,19 @@ class RetryPolicy:
 
     max_retries: int
     client_timeout: float | None
+
+    @property
+    def other_timeout(self) -> float | None:
+        """Seconds that the set-up of a process or its part of the central test may take."""
+        return other_timeout(self.client_timeout)
+
+
+def other_timeout(client_timeout: float | None) -> float | None:
+    """Return how many seconds user code may take that is no client: a set-up, or a part of the central test.
+
+    It is longer than for a client, because a set-up imports modules and a test has more examples than a client.
+    """
+    return None if client_timeout is None else max(30.0, 4 * client_timeout)
 
 
 class Dispatcher(Protocol):

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+SETTING_UP, TESTING = -2, -3  # in the place of a client_id
+
 _IDLE = -1.0
 _MOST_ACTORS = 4096
 _COLUMNS = 4  # client_id, time.monotonic() of its start, clients in this computation, process id
@@ -20,9 +22,10 @@ _COLUMNS = 4  # client_id, time.monotonic() of its start, clients in this comput
 
 @dataclass(frozen=True)
 class CurrentClient:
-    """A client that a process is executing.
+    """A client that a process is executing, or its set-up or test.
 
     Attributes:
+        client_id: or ``SETTING_UP``, or ``TESTING``.
         seconds: how long ago it was started.
         num_clients: it and those that follow it in the same computation.
         pid: of the process.
@@ -42,11 +45,24 @@ class Liveness:
 
     def begin(self, actor: int, client_id: int, num_clients: int = 1) -> None:
         """Record that a client begins."""
-        self._rows[actor] = client_id, time.monotonic(), num_clients, os.getpid()
+        row = self._rows[actor]
+        row[1:] = time.monotonic(), num_clients, os.getpid()
+        row[0] = client_id  # last: who reads a row while it is written sees no client with the time of another
 
     def end(self, actor: int) -> None:
         """Record that the last client has ended."""
-        self._rows[actor, 0] = _IDLE
+        row = self._rows[actor]
+        row[0] = _IDLE
+        row[1:] = time.monotonic(), 0, os.getpid()
+
+    def clear(self, actor: int) -> None:
+        """Forget a process that is dead."""
+        self._rows[actor] = _IDLE
+
+    def last_sign(self, actor: int) -> tuple[float, int] | None:
+        """Return ``time.monotonic()`` of what an actor wrote last, and its process id; None if it wrote nothing yet."""
+        _, written, _, pid = self._rows[actor].tolist()
+        return None if written == _IDLE else (written, int(pid))
 
     def current(self, actor: int) -> CurrentClient | None:
         """Return what an actor is executing; None between clients, and for an actor on another machine."""
