@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 from pathlib import Path
 
 import psutil
 import pytest
 
-from conftest import Small, sha256
+from conftest import Sim, Small, sha256
 from sim import RunConfig
 from sim.engine import contract
 from sim.engine.ray.session import _remove_left_folders
@@ -63,6 +64,17 @@ def test_what_a_client_starts_ends_with_the_run(small: Small, stuck: Path) -> No
         and psutil.Process(pid).name() == "sleep"
         and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     ]
+
+
+def test_without_a_loopback_device_a_run_ends_with_one_line(sim: Sim, tmp_path: Path) -> None:
+    apart = ("unshare", "--net", "--map-root-user")
+    if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not make a network of its own")
+    result = sim("run", "--num-clients", "4", "--clients-per-round", "2", prefix=apart)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("sim: Ray could not start: no connection to 127.0.0.1 (")
+    assert result.returncode == 1
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_pipe_in_the_folder_for_temporary_files_stops_nobody(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -103,6 +104,7 @@ class RaySession:
         if "runtime_env" in more_init_args:
             arguments["runtime_env"] = more_init_args["runtime_env"] | self._init_args.get("runtime_env", {})
         if self._is_own:
+            _check_loopback()
             self._folder = self._stack.enter_context(_session_folder(self._name))
             # "local", because Ray would otherwise join a cluster that runs on this machine.
             arguments = {
@@ -252,6 +254,20 @@ def _handle_sigterm_again() -> None:
     handler = signal.getsignal(signal.SIGTERM)
     if handler is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
+
+
+def _check_loopback() -> None:
+    """Check that the processes of this machine can connect to each other; without that Ray waits for minutes.
+
+    Raises:
+        EngineError: they cannot.
+    """
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=5).close()
+    except OSError as error:
+        reason = f"no connection to 127.0.0.1 ({error.strerror or error})"
+        raise EngineError(f"Ray could not start: {reason}; --engine inline needs none") from None
 
 
 def _import_ray() -> None:
