@@ -10,7 +10,7 @@ from sim.client.runtime import ClientRuntime, ClientSpec
 from sim.client.torch_client import train_settings
 from sim.config.run_config import CentralizedConfig
 from sim.data.dataset import load_dataset
-from sim.errors import RunError
+from sim.errors import RunError, described
 from sim.run_folder import log as run_log
 from sim.run_folder.folder import Run
 from sim.run_folder.records import RoundRecord
@@ -19,7 +19,7 @@ from sim.seeds import Purpose, seeded
 from sim.setup import dry_run
 from sim.setup.prepare import check_device, spec_parts
 from sim.setup.session import finish, write_environment
-from sim.training.weights import get_weights
+from sim.training.weights import get_weights, state_of
 
 
 def train_centralized(config: CentralizedConfig, *, on_record: Callable[[RoundRecord], None] | None = None) -> Run:
@@ -51,7 +51,7 @@ def train_centralized(config: CentralizedConfig, *, on_record: Callable[[RoundRe
                 if on_record is not None:
                     on_record(record)
     finally:
-        finish(writer, list(runtime.net.state_dict()), weights)
+        finish(writer, list(state_of(runtime.net)), weights)
     return writer.run
 
 
@@ -66,8 +66,8 @@ def _epoch(runtime: ClientRuntime, config: CentralizedConfig, epoch: int) -> Rou
         try:
             with seeded(config.seed, Purpose.CENTRALIZED, epoch):
                 train_loss = runtime.train(runtime.net, loader, 1, runtime.device, **accepted)
-        except Exception as error:
-            raise RunError(f"epoch {epoch}: train raised {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:
+            raise RunError(f"epoch {epoch}: train raised {described(error)}") from error
         fit_seconds = time.perf_counter() - start
     test_start = time.perf_counter()
     with seeded(config.seed, Purpose.TEST, epoch):

@@ -36,6 +36,17 @@ def one_line(text: str, most: int = _MOST_CHARACTERS) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
 
 
+def many_lines(text: str, most: int = 10 * _MOST_CHARACTERS) -> str:
+    """Return a text of several lines, such as a traceback, with each line as ``one_line`` makes it safe."""
+    if len(text) > most:
+        left_out = len(text) - most
+        text = f"{text[: most // 2]}\n… ({left_out} characters left out) …\n{text[-most // 2 :]}"
+    return "\n".join(
+        "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        for line in text.splitlines()
+    )
+
+
 def described(error: BaseException) -> str:
     """Return ``Type: text`` of an error that user code raised, in one line, also if it cannot be shown."""
     try:

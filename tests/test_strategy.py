@@ -15,12 +15,14 @@ from sim.errors import ConfigError, PluginError
 from sim.server import strategy
 from sim.server.legacy import VirtualClientProxy
 from sim.training.models import MODELS
+from sim.training.weights import WeightLayout
 
 WEIGHTS = [np.zeros(3, np.float32)]
+LAYOUT = WeightLayout(["w"], (0,), (0,), {})
 
 
 def _build(**settings: object) -> strategy.BuiltStrategy:
-    return strategy.build(RunConfig(**settings), WEIGHTS, lambda *_: (0.0, {}))  # type: ignore[arg-type]
+    return strategy.build(RunConfig(**settings), WEIGHTS, LAYOUT, lambda *_: (0.0, {}))  # type: ignore[arg-type]
 
 
 def test_every_name_that_the_config_offers_is_in_a_table() -> None:
@@ -152,5 +154,5 @@ def test_batchnorm_under_averaging_and_adaptive_strategies(
 
 
 def test_privacy_and_batchnorm_do_not_go_together(small: Small, in_programs: None) -> None:
-    with pytest.raises(ConfigError, match="running variances of own:WithBatchNorm negative; use"):
+    with pytest.raises(ConfigError, match="own:WithBatchNorm keeps running statistics of the clients. data"):
         small(model="own:WithBatchNorm", dp="fixed")

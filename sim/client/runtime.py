@@ -6,8 +6,10 @@ that executes clients owns the runtime: there is no runtime that belongs to a wh
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -26,7 +28,8 @@ from sim.data import partition
 from sim.data.batches import Batches, Resident
 from sim.data.dataset import Dataset, Examples, open_dataset
 from sim.data.partition import Partition
-from sim.errors import RunError
+from sim.errors import RunError, described
+from sim.process_settings import restored_settings
 from sim.seeds import Purpose, seeded
 from sim.training import local, models
 from sim.training.local import TestSums
@@ -43,6 +46,7 @@ class ClientSpec:
     Attributes:
         batch_size: of the loaders that a client is made with; ``TorchClient`` uses the one that the server sends.
         vectorized_clients: how many clients one computation trains.
+        vectorized_only: clients are not trained one after another where that fails.
     """
 
     data_folder: Path
@@ -59,6 +63,7 @@ class ClientSpec:
     client: str | None = None
     eval_share: float = 0.0
     vectorized_clients: int = 1
+    vectorized_only: bool = False
 
 
 def build_net(spec: ClientSpec, dataset: Dataset) -> nn.Module:
@@ -83,7 +88,10 @@ def test_slices(num_test_examples: int, *, whole: bool) -> list[tuple[int, int]]
 
 
 class ClientRuntime:
-    """A ``ClientSpec`` set up in this process. Its clients share one model, one after another."""
+    """A ``ClientSpec`` set up in this process, in which its clients are executed one after another.
+
+    Clients without user code share one net. User code gets a copy of a net that nobody has used.
+    """
 
     def __init__(self, spec: ClientSpec) -> None:
         """Import, map and build what ``spec`` names.
@@ -101,6 +109,7 @@ class ClientRuntime:
             sys.path.insert(0, str(spec.import_folder))
         torch.set_num_threads(spec.torch_threads)
         self.spec = spec
+        self.vectorized_clients = spec.vectorized_clients  # fewer once the GPU's memory did not suffice
         self.dataset: Dataset = open_dataset(spec.data_folder)
         self.partition: Partition | None = (
             partition.open_cached(spec.partition_folder) if spec.partition_folder else None
@@ -108,15 +117,25 @@ class ClientRuntime:
         self.device = local.pick_device(spec.device)
         # A user's model may call x.view(-1, …), which a channels_last tensor refuses.
         self.channels_last = spec.model in models.MODELS
-        self.net = build_net(spec, self.dataset)
-        self.net.to(self.device)
-        self._modules, self._parameters = list(self.net.modules()), list(self.net.parameters())
+        self.net = self._built()
+        self._modes = [(module, module.training) for module in self.net.modules()]
+        self._parameters = list(self.net.parameters())
+        # User code may change more of a net than its weights, so each client gets a copy of one that nobody has used.
+        self._unused_net = self._copied(self.net) if self.has_user_code else None
         self._trainers: dict[int, Trainer] = {}
-        if self.channels_last:
-            self.net.to(memory_format=torch.channels_last)
         self.train: Train = user_code.load(spec.train, "--train") if spec.train else local.train
         self.test: Test = user_code.load(spec.test, "--test") if spec.test else local.test
         self.client_class = user_code.load(spec.client, "--client") if spec.client else TorchClient
+
+    def _built(self) -> nn.Module:
+        net = build_net(self.spec, self.dataset).to(self.device)
+        return net.to(memory_format=torch.channels_last) if self.channels_last else net
+
+    @cached_property
+    def has_user_code(self) -> bool:
+        """Whether anything that a client executes is not this package's own."""
+        spec = self.spec
+        return spec.model not in models.MODELS or any((spec.train, spec.test, spec.client))
 
     @cached_property
     def train_split(self) -> Resident:
@@ -128,12 +147,29 @@ class ClientRuntime:
         """All examples of the central test, on the device."""
         return Resident.of(self.dataset.test, self.device)
 
+    def renew_net(self) -> None:
+        """Let ``net`` be one in which no client has left anything but weights, which the next one replaces."""
+        if self._unused_net is None:
+            self.reset_net()
+        else:
+            self.net = self._copied(self._unused_net)
+
+    def _copied(self, net: nn.Module) -> nn.Module:
+        try:
+            return copy.deepcopy(net)
+        except Exception:  # noqa: BLE001 - a model may hold what cannot be copied
+            return self._built()
+
+    def isolated(self) -> AbstractContextManager[None]:
+        """Put the settings of the process back after the block, if user code may change them in it."""
+        return restored_settings() if self.has_user_code else nullcontext()
+
     def reset_net(self) -> None:
-        """Put the net into training mode and drop its gradients, so that no client sees those of another."""
+        """Put the modules of the first net into the mode in which it was made, and drop its gradients."""
         # As net.train() and net.zero_grad() do, which search the net anew for every client.
-        for module in self._modules:
-            if not module.training:
-                module.training = True
+        for module, training in self._modes:
+            if module.training != training:
+                module.training = training
         for parameter in self._parameters:
             parameter.grad = None
 
@@ -180,13 +216,14 @@ class ClientRuntime:
         """
         positions = np.arange(first, len(self.dataset.test) if last is None else last)
         loader = self.batches(self.test_split, positions, TEST_BATCH_SIZE, shuffle=False)
-        self.reset_net()
         if self.spec.test is None:
-            return local.test_sums(self.net, loader, self.device)
+            with self.isolated():
+                return local.test_sums(self.net, loader, self.device)
         try:
-            loss, accuracy = self.test(self.net, loader, self.device)
-        except Exception as error:
-            raise RunError(f"the central test raised {type(error).__name__}: {error}") from error
+            with self.isolated():
+                loss, accuracy = self.test(self.net, loader, self.device)
+        except (Exception, SystemExit) as error:
+            raise RunError(f"the central test raised {described(error)}") from error
         if not 0 <= accuracy <= 1:
             raise RunError(f"the central test returned accuracy {accuracy}; a fraction 0–1 is expected")
         return TestSums(float(loss) * len(positions), float(accuracy) * len(positions), len(positions))
@@ -207,7 +244,7 @@ class ClientRuntime:
 
     def client_over(self, train_loader: Batches, test_loader: Batches, context: Context) -> Client:
         """Make a client over these loaders."""
-        self.reset_net()
+        self.renew_net()
         offered = {
             "net": self.net,
             "train_loader": train_loader,

@@ -21,24 +21,28 @@ class NonFiniteError(ValueError):
     """A client returned NaN or infinite weights."""
 
 
-def check_finite(weights: NDArrays, names: Sequence[str] = ()) -> None:
-    """Check that every weight is a finite number.
+def check_finite(weights: NDArrays, sent: NDArrays, names: Sequence[str] = ()) -> None:
+    """Check that every weight is a finite number, except where the one that was sent is not (a mask of −∞, say).
 
     Args:
+        sent: what the weights were made from, arrays of the same shapes.
         names: of the arrays, for the message.
 
     Raises:
         NonFiniteError: one is NaN or infinite.
     """
-    for number, array in enumerate(weights):
-        if not _all_finite(array):
-            kind = "NaN" if np.isnan(array).any() else "infinite"
+    for number, (array, before) in enumerate(zip(weights, sent, strict=True)):
+        if _all_finite(array):
+            continue
+        wrong = ~np.isfinite(array) & ~((array == before) | (np.isnan(array) & np.isnan(before)))
+        if wrong.any():
+            kind = "NaN" if np.isnan(array[wrong]).any() else "infinite"
             name = names[number] if number < len(names) else f"array {number}"
             raise NonFiniteError(f"{name} holds {kind} weights")
 
 
 def _all_finite(array: NDArray) -> bool:
-    if array.dtype.kind != "f":
+    if array.dtype.kind not in "fc":
         return True
     with np.errstate(all="ignore"):
         # One pass without a copy: the sum is finite unless a number is not, or it is too large to be sure.
@@ -62,7 +66,7 @@ def cut(tasks: Sequence[T], size: int | None = None) -> list[Sequence[T]]:
 class WeightedSum:
     """Σ nᵢ·wᵢ over clients, nᵢ their numbers of examples (McMahan et al. 2017, algorithm 1).
 
-    Floating-point arrays are summed in their own precision, integer buffers (BatchNorm's counters) in
+    Floating-point arrays are summed in their own precision, integer and boolean buffers (BatchNorm's counters) in
     float64; ``mean`` gives every array back in the dtype that the clients sent.
     """
 
@@ -101,8 +105,8 @@ class WeightedSum:
 
 
 def cast(array: NDArray, dtype: np.dtype[np.generic]) -> NDArray:
-    """Return ``array`` as ``dtype``, rounded where that is an integer type."""
-    if np.issubdtype(dtype, np.integer) and not np.issubdtype(array.dtype, np.integer):
+    """Return ``array`` as ``dtype``, rounded where that is an integer or boolean type."""
+    if dtype.kind in "biu" and array.dtype.kind == "f":
         array = np.rint(array)
     return np.asarray(array, dtype)
 

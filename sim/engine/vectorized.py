@@ -32,15 +32,15 @@ def fit(runtime: ClientRuntime, chunk: Chunk, seed: int) -> tuple[list[ClientRes
     """
     results: list[ClientResult] = []
     total = WeightedSum()
-    size = runtime.spec.vectorized_clients
-    for first in range(0, len(chunk.tasks), size):
+    waiting = list(chunk.tasks)
+    while waiting:
         start = time.perf_counter()
-        tasks = chunk.tasks[first : first + size]
+        tasks, waiting = waiting[: runtime.vectorized_clients], waiting[runtime.vectorized_clients :]
         config = dict(tasks[0].config)
         members = [_member(runtime, chunk, task, config, seed) for task in tasks]
         settings: dict[str, Any] = {k: config[k] for k in TRAIN_SETTINGS if k in config and k != "max_steps"}
         trainer = runtime.trainer(int(config["batch_size"]))
-        groups = _train(trainer, chunk.weights, members, settings)
+        groups = _train(runtime, trainer, chunk.weights, members, settings)
         seconds = (time.perf_counter() - start) / len(tasks)
         sizes = [len(runtime.train_indices(task.client_id)) for task in tasks]
         position = 0
@@ -77,9 +77,9 @@ def _member(runtime: ClientRuntime, chunk: Chunk, task: Task, config: dict[str, 
 
 
 def _train(
-    trainer: Trainer, weights: NDArrays, members: Sequence[Member], settings: dict[str, Any]
+    runtime: ClientRuntime, trainer: Trainer, weights: NDArrays, members: Sequence[Member], settings: dict[str, Any]
 ) -> list[tuple[list[Tensor], Tensor]]:
-    """Train a group; where the GPU's memory does not suffice, each half of it."""
+    """Train a group; where the GPU's memory does not suffice, each half of it, and from then on groups of that size."""
     try:
         stacked, losses = trainer.train(weights, members, **settings)
         return [(stacked, losses.cpu())]
@@ -91,7 +91,9 @@ def _train(
     logging.getLogger("sim").warning(
         "the GPU's memory does not suffice for %d vectorized clients; continuing with %d", len(members), half
     )
-    return [group for part in (members[:half], members[half:]) for group in _train(trainer, weights, part, settings)]
+    runtime.vectorized_clients = min(runtime.vectorized_clients, half)
+    parts = (members[:half], members[half:])
+    return [group for part in parts for group in _train(runtime, trainer, weights, part, settings)]
 
 
 def _sum(stacked: list[Tensor], sizes: list[int]) -> WeightedSum:

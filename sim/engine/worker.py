@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import faulthandler
 import logging
 import os
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,19 +24,26 @@ from flwr.common import (
     FitIns,
     NDArrays,
     RecordDict,
+    Scalar,
     ndarrays_to_parameters,
     parameters_to_ndarrays,
 )
+from torch import Tensor
 
 from sim.client.runtime import ClientRuntime, ClientSpec
 from sim.client.torch_client import TorchClient
 from sim.engine import vectorized
 from sim.engine.aggregation import WeightedSum, check_finite
-from sim.engine.contract import Chunk, ChunkResult, ClientResult, Task, TestSlice
-from sim.engine.liveness import Liveness
+from sim.engine.contract import Chunk, ChunkResult, ClientResult, Task, TestSlice, other_timeout
+from sim.engine.liveness import SETTING_UP, TESTING, Liveness
+from sim.errors import described, many_lines
+from sim.run_folder.records import Phase
 from sim.seeds import Purpose, reseed, restored, seeded
 from sim.training.local import TestSums
-from sim.training.weights import set_weights, view_weights
+from sim.training.weights import set_weights, state_of, view_weights
+
+MOST_EXAMPLES = 2**53  # beyond it a float64 does not tell two numbers apart
+MOST_ACCURACY = 1 + 1e-6  # a mean of float32 numbers can exceed 1 in its last bits
 
 
 class WrongReturnError(TypeError):
@@ -61,47 +70,70 @@ class Worker:
     own_process: bool = False
     client_timeout: float | None = None
 
+    def __post_init__(self) -> None:
+        self._can_vectorize = self.spec.vectorized_clients > 1
+
     @cached_property
     def runtime(self) -> ClientRuntime:
         """Model, data and functions, set up in this process at first use."""
-        return ClientRuntime(self.spec)
+        with self._at(SETTING_UP, other_timeout(self.client_timeout)):
+            return ClientRuntime(self.spec)
 
     @cached_property
     def _names(self) -> Sequence[str]:
-        return list(self.runtime.net.state_dict())
+        return list(state_of(self.runtime.net))
 
     def run(self, chunk: Chunk) -> ChunkResult:
         """Execute every client of ``chunk``; what a client raises becomes its result."""
         start = time.perf_counter()
         executed = None
         runtime = self.runtime  # before the first client begins, because setting it up takes time
-        if chunk.phase == "fit" and self.spec.vectorized_clients > 1 and vectorized.can_fit(chunk):
+        if chunk.phase == "fit" and self._can_vectorize and vectorized.can_fit(chunk):
             executed = self._vectorized(runtime, chunk)
-        results, total = executed or self._one_by_one(chunk)
-        if self.liveness is not None:
-            self.liveness.end(self.actor)
-        if self.client_timeout is not None:
-            faulthandler.cancel_dump_traceback_later()
+        results, total = executed or self._one_by_one(runtime, chunk)
+        self._end()
         for result in results:
             result.actor = self.actor
         return ChunkResult(results, total, [(self.actor, start, time.perf_counter())])
 
-    def _begin(self, client_id: int, num_clients: int = 1) -> None:
+    def _begin(self, client_id: int, num_clients: int = 1, timeout: float | None = None) -> None:
         if self.liveness is not None:
             self.liveness.begin(self.actor, client_id, num_clients)
-        if self.client_timeout is not None:
+        timeout = self.client_timeout if timeout is None else timeout
+        if timeout is not None:
             # A thread of C code ends the process, also one that hangs in C and never returns to Python.
-            faulthandler.dump_traceback_later(self.client_timeout * num_clients, exit=True, file=2)
+            faulthandler.dump_traceback_later(timeout * num_clients, exit=True, file=2)
+
+    def _end(self) -> None:
+        if self.liveness is not None:
+            self.liveness.end(self.actor)
+        if self.client_timeout is not None:
+            faulthandler.cancel_dump_traceback_later()
+
+    @contextmanager
+    def _at(self, occupation: int, timeout: float | None) -> Iterator[None]:
+        self._begin(occupation, timeout=timeout)
+        try:
+            yield
+        finally:
+            self._end()
 
     def _vectorized(self, runtime: ClientRuntime, chunk: Chunk) -> tuple[list[ClientResult], WeightedSum] | None:
         self._begin(chunk.tasks[0].client_id, len(chunk.tasks))
         try:
             return vectorized.fit(runtime, chunk, self.seed)
-        except Exception:
-            logging.getLogger("sim").exception("vectorized training failed; training one client after another")
+        except Exception as error:
+            if self.spec.vectorized_only:
+                reason = f"vectorized training failed: {described(error)}"
+                trace = many_lines(traceback.format_exc())
+                return [ClientResult(t.client_id, error=reason, traceback=trace) for t in chunk.tasks], WeightedSum()
+            self._can_vectorize = False
+            logging.getLogger("sim").exception(
+                "vectorized training failed; from now on this process trains one client after another"
+            )
             return None
 
-    def _one_by_one(self, chunk: Chunk) -> tuple[list[ClientResult], WeightedSum]:
+    def _one_by_one(self, runtime: ClientRuntime, chunk: Chunk) -> tuple[list[ClientResult], WeightedSum]:
         total = WeightedSum()
         results = []
         purpose = Purpose.FIT if chunk.phase == "fit" else Purpose.EVALUATE
@@ -111,18 +143,21 @@ class Worker:
                 self._begin(task.client_id)
                 try:
                     reseed(self.seed, purpose, chunk.server_round, task.client_id)
-                    result = self._call(chunk, task)
+                    with runtime.isolated():
+                        result = self._call(runtime, chunk, task)
                     if result.weights is not None and chunk.summed:
                         total.add(result.weights, result.num_examples)
                         result.weights = None
-                except (Exception, SystemExit) as error:  # noqa: BLE001 - the round loop decides what it means
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:  # noqa: BLE001 - the round loop decides what it means
                     if self.own_process and _broke_the_device(error):
                         traceback.print_exc()
                         os._exit(1)  # CUDA no longer works in this process; another one executes its clients
                     result = ClientResult(
                         task.client_id,
-                        error=f"{type(error).__name__}: {error}",
-                        traceback=traceback.format_exc(),
+                        error=described(error),
+                        traceback=many_lines(traceback.format_exc()),
                         cause=error,
                     )
                 result.seconds = time.perf_counter() - start
@@ -136,19 +171,25 @@ class Worker:
             RunError: see ``ClientRuntime.central_test``.
         """
         runtime = self.runtime
+        runtime.renew_net()
         set_weights(runtime.net, weights)
-        with seeded(self.seed, Purpose.TEST, part.server_round):
+        with (
+            self._at(TESTING, other_timeout(self.client_timeout)),
+            seeded(self.seed, Purpose.TEST, part.server_round),
+        ):
             return runtime.central_test(part.first, part.last)
 
-    def _call(self, chunk: Chunk, task: Task) -> ClientResult:
+    def _call(self, runtime: ClientRuntime, chunk: Chunk, task: Task) -> ClientResult:
+        # In a process of its own a task is a copy already; here the server still holds its state.
+        state = task.state if self.own_process else copy.deepcopy(task.state)
         context = Context(
             run_id=0,
             node_id=task.client_id,
             node_config={"partition-id": task.client_id, "num-partitions": self.num_clients},
-            state=RecordDict() if task.state is None else task.state,
+            state=RecordDict() if state is None else state,
             run_config={},
         )
-        client: Any = (self.client_fn or self.runtime.client)(context)
+        client: Any = (self.client_fn or runtime.client)(context)
         # Straight to the NumPyClient where there is one: Flower's wrapper would copy the weights to bytes and back.
         client = getattr(client, "numpy_client", client)
         weights = chunk.weights
@@ -161,13 +202,17 @@ class Worker:
             # Added to the sum before the net is used again, so that no copy is needed.
             result.num_examples, result.metrics = client.train_from(weights, dict(task.config))
             result.weights = view_weights(client.net)
-            result.loss = check_fit(result, chunk.weights, self._names)
         elif chunk.phase == "fit":
             result.weights, result.num_examples, result.metrics = _fit(client, weights, task)
-            result.loss = check_fit(result, chunk.weights, self._names)
         else:
             result.loss, result.num_examples, result.metrics = _evaluate(client, weights, task)
-        result.state = context.state if any(context.state.values()) else None
+            if not 0 <= result.num_examples <= MOST_EXAMPLES:
+                raise WrongReturnError(f"evaluate returned num_examples {_shown(result.num_examples)}")
+        result.metrics = checked_metrics(result.metrics, chunk.phase)
+        if chunk.phase == "fit":
+            result.loss = check_fit(result, chunk.weights, self._names)
+        if task.state is not None or any(context.state.values()):
+            result.state = copy.deepcopy(context.state)  # the client may keep the one that it was given
         return result
 
 
@@ -178,8 +223,9 @@ def _fit(client: Any, weights: NDArrays, task: Task) -> tuple[NDArrays, int, dic
         return parameters_to_ndarrays(answer.parameters), answer.num_examples, answer.metrics
     returned = client.fit(weights, dict(task.config))
     match returned:
-        case (list() as arrays, int() as num_examples, dict() as metrics):
-            return arrays, num_examples, metrics
+        case (list() | tuple() as arrays, num_examples, dict() as metrics) if _is_count(num_examples):
+            # Copies, because the arrays may be views of a net that is used again.
+            return [np.array(array) for array in arrays], int(num_examples), metrics
     raise WrongReturnError(f"fit must return (list of arrays, int, dict), not {_shape_of(returned)}")
 
 
@@ -187,12 +233,48 @@ def _evaluate(client: Any, weights: NDArrays, task: Task) -> tuple[float, int, d
     if not isinstance(client, NumPyClient):
         answer = client.evaluate(EvaluateIns(ndarrays_to_parameters(weights), dict(task.config)))
         _check_status(answer.status)
-        return answer.loss, answer.num_examples, answer.metrics
+        return float(answer.loss), answer.num_examples, answer.metrics
     returned = client.evaluate(weights, dict(task.config))
     match returned:
-        case (float() as loss, int() as num_examples, dict() as metrics):
-            return loss, num_examples, metrics
+        case (loss, num_examples, dict() as metrics) if _is_count(num_examples) and _is_number(loss):
+            return float(loss), int(num_examples), metrics
     raise WrongReturnError(f"evaluate must return (float, int, dict), not {_shape_of(returned)}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    value = _plain(value)
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """Return a single number of numpy or PyTorch as Python's own."""
+    is_single = isinstance(value, np.generic) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 0)
+    return value.item() if is_single else value
+
+
+def checked_metrics(metrics: Any, phase: Phase) -> dict[str, Scalar]:
+    """Return what a client measured as numbers and texts of Python.
+
+    Raises:
+        WrongReturnError: a metric is something else, or an accuracy is not a fraction.
+    """
+    if not isinstance(metrics, dict):
+        raise WrongReturnError(f"{phase} must return its metrics as a dict, not as {type(metrics).__name__}")
+    plain = {key: _plain(value) for key, value in metrics.items()}
+    for key, value in plain.items():
+        if type(key) is not str or type(value) not in (bool, int, float, str, bytes):
+            kinds = f"{type(key).__name__}: {type(value).__name__}"
+            raise WrongReturnError(
+                f"{phase} returned the metric {key!r} ({kinds}); a number, text or bytes is expected"
+            )
+    accuracy = plain.get("accuracy")
+    if isinstance(accuracy, int | float) and not 0 <= accuracy <= MOST_ACCURACY:
+        raise WrongReturnError(f"{phase} returned accuracy {accuracy}; a fraction 0–1 is expected")
+    return plain
 
 
 def _check_status(status: Any) -> None:
@@ -204,6 +286,10 @@ def _broke_the_device(error: BaseException) -> bool:
     """Whether a process cannot use its GPU after this error; out of memory is not of that kind."""
     accelerator_error: type[BaseException] | tuple[()] = getattr(torch, "AcceleratorError", ())  # since PyTorch 2.8
     return isinstance(error, accelerator_error) or "CUDA error" in str(error)
+
+
+def _shown(number: int) -> str:
+    return str(number) if abs(number) < 10**30 else "of more than 30 digits"
 
 
 def _shape_of(returned: Any) -> str:
@@ -221,7 +307,7 @@ def check_fit(result: ClientResult, sent: NDArrays, names: Sequence[str] = ()) -
 
     Raises:
         WrongReturnError: the arrays have other shapes or dtypes, or there are no examples.
-        NonFiniteError: a weight is NaN or infinite.
+        NonFiniteError: a weight is NaN or infinite that was not sent so.
     """
     weights = result.weights or []
     shapes, expected_shapes = [np.shape(w) for w in weights], [w.shape for w in sent]
@@ -230,8 +316,10 @@ def check_fit(result: ClientResult, sent: NDArrays, names: Sequence[str] = ()) -
     dtypes = [(np.asarray(w).dtype, s.dtype) for w, s in zip(weights, sent, strict=True)]
     if not all(np.can_cast(dtype, expected, "same_kind") for dtype, expected in dtypes):
         raise WrongReturnError(f"fit returned arrays of types {[d.name for d, _ in dtypes]}, the model has others")
-    if result.num_examples < 1:
-        raise WrongReturnError(f"fit returned num_examples {result.num_examples}; at least 1 is needed")
-    check_finite(weights, names)
+    if not 1 <= result.num_examples <= MOST_EXAMPLES:
+        raise WrongReturnError(
+            f"fit returned num_examples {_shown(result.num_examples)}; 1 to {MOST_EXAMPLES} is expected"
+        )
+    check_finite(weights, sent, names)
     loss = result.metrics.get("loss")
     return float(loss) if isinstance(loss, int | float) else None

@@ -158,7 +158,7 @@ def _aggregate_seconds(prepared: Prepared) -> float:
     with seeded(prepared.config.seed, Purpose.MEASURING):
         start = time.perf_counter()
         try:
-            aggregate_fit(built.strategy, 1, results, proxies, averages=built.averages)
+            aggregate_fit(built, 1, results, proxies)
         except Exception as error:  # noqa: BLE001 - some strategies need a whole run around them
             logging.getLogger("sim").warning(
                 "note: %s cannot be timed outside of a run (%r), its time is missing below",

@@ -39,6 +39,8 @@ from sim.engine.aggregation import cut, fitted
 from sim.engine.contract import Chunk, ClientResult, Task
 from sim.run_folder.records import Phase
 from sim.server.results import PhaseResults
+from sim.server.strategy import BuiltStrategy
+from sim.server.visible_weights import VisibleWeights
 
 Instructions = Sequence[tuple[ClientProxy, FitIns] | tuple[ClientProxy, EvaluateIns]]
 
@@ -91,8 +93,9 @@ def chunks_of(
     server_round: int,
     instructions: Instructions,
     *,
-    parameters: Parameters,
+    global_tensors: Sequence[bytes],
     weights: NDArrays,
+    view: VisibleWeights,
     states: dict[int, RecordDict],
     sizes: Sequence[int] | NDArray[np.int64],
     chunk_size: int | None,
@@ -101,7 +104,7 @@ def chunks_of(
     """Cut a strategy's instructions into chunks, in client order.
 
     Args:
-        parameters: the global ones, which are ``weights`` as arrays; instructions may carry others.
+        global_tensors: what the strategy sees of ``weights``, as Flower's bytes; instructions may carry others.
         states: what each client left last time.
         sizes: examples of each client; empty where nobody knows.
         chunk_size: clients per chunk; see ``aggregation.cut`` for None.
@@ -111,34 +114,40 @@ def chunks_of(
         RunError: instructions carry weights of another model.
     """
     ordered = sorted(instructions, key=lambda pair: int(pair[0].cid))
-    known: dict[int, NDArrays] = {id(parameters): weights}
+    # Bytes cannot change, so the same bytes objects are the same weights, whatever holds them.
+    known: dict[tuple[int, ...], NDArrays] = {_key(global_tensors): weights}
     chunks = []
     for part in cut(ordered, chunk_size):
         groups: list[tuple[Parameters, list[Task]]] = []
         for proxy, ins in part:
-            if not groups or groups[-1][0] is not ins.parameters:
+            if not groups or _key(groups[-1][0].tensors) != _key(ins.parameters.tensors):
                 groups.append((ins.parameters, []))
             client_id = int(proxy.cid)
             size = int(sizes[client_id]) if len(sizes) else 0
             groups[-1][1].append(Task(client_id, ins.config, states.get(client_id), size))
         for own_parameters, tasks in groups:
-            key = id(own_parameters)
+            key = _key(own_parameters.tensors)
             if key not in known:
-                known[key] = fitted(parameters_to_ndarrays(own_parameters), weights, server_round)
+                sent = fitted(parameters_to_ndarrays(own_parameters), view.of(weights), server_round)
+                known[key] = view.whole(sent, weights)
             chunks.append(Chunk(phase, server_round, tasks, known[key], summed))
     return chunks
 
 
+def _key(tensors: Sequence[bytes]) -> tuple[int, ...]:
+    return tuple(id(tensor) for tensor in tensors)
+
+
 def aggregate_fit(
-    strategy: Any, server_round: int, results: PhaseResults, proxies: dict[int, ClientProxy], *, averages: bool
+    built: BuiltStrategy, server_round: int, results: PhaseResults, proxies: dict[int, ClientProxy]
 ) -> Parameters | None:
     """Call the strategy's ``aggregate_fit``: with every client's weights, or with their mean as the only one.
 
-    Args:
-        averages: the mean is all that the strategy uses; its metrics function gets every client nevertheless.
+    Where the mean is all that the strategy uses, its metrics function gets every client nevertheless.
     """
-    if not averages:
-        each = [(proxies[r.client_id], _fit_res(r.weights or [], r)) for r in results.succeeded]
+    strategy: Any = built.strategy
+    if not built.averages:
+        each = [(proxies[r.client_id], _fit_res(built.view.of(r.weights or []), r)) for r in results.succeeded]
         failures = results.failures
         if failures and isinstance(strategy, _PRIVATE):
             # Noise that is calibrated for the clients that are left protects them as well.
@@ -150,7 +159,7 @@ def aggregate_fit(
                 strategy.num_sampled_clients = planned
         return strategy.aggregate_fit(server_round, each, failures)[0]  # type: ignore[no-any-return]
     mean = ClientResult(results.succeeded[0].client_id, num_examples=results.total.num_examples)
-    one = [(proxies[mean.client_id], _fit_res(results.total.mean(), mean))]
+    one = [(proxies[mean.client_id], _fit_res(built.view.of(results.total.mean()), mean))]
     with _metrics_of_every_client(strategy, results.succeeded):
         return strategy.aggregate_fit(server_round, one, results.failures)[0]  # type: ignore[no-any-return]
 

@@ -13,6 +13,7 @@ from sim.data.partition import Partition
 from sim.run_folder.checkpoint import Checkpoint
 from sim.run_folder.folder import Run
 from sim.server.strategy import BuiltStrategy
+from sim.training.weights import WeightLayout
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,7 @@ class Prepared:
     """All that a run needs. What ``config`` left open is decided.
 
     Attributes:
-        weight_names: names of the arrays of ``initial_weights``, in the order of the model's ``state_dict``.
-        buffers: which of them are running statistics, such as those of BatchNorm.
+        layout: what the arrays of ``initial_weights`` are.
         strategy: built once to see that it can be; the round loop builds its own with the central test.
     """
 
@@ -38,7 +38,6 @@ class Prepared:
     partition: Partition
     spec: ClientSpec
     initial_weights: NDArrays
-    weight_names: list[str]
-    buffers: frozenset[int]
+    layout: WeightLayout
     strategy: BuiltStrategy
     resume_point: ResumePoint | None = None

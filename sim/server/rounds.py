@@ -12,16 +12,28 @@ from dataclasses import dataclass, replace
 from logging import ERROR, INFO
 from typing import NoReturn
 
-from flwr.common import FitIns, NDArrays, Parameters, RecordDict, log, ndarrays_to_parameters, parameters_to_ndarrays
+import numpy as np
+from flwr.common import (
+    FitIns,
+    NDArrays,
+    Parameters,
+    RecordDict,
+    Scalar,
+    log,
+    ndarrays_to_parameters,
+    parameters_to_ndarrays,
+)
 from flwr.server.client_manager import ClientManager
 from flwr.server.strategy import Strategy
 
 from sim.client.runtime import test_slices
 from sim.client.torch_client import fit_settings
-from sim.engine.aggregation import fitted
+from sim.engine.aggregation import NonFiniteError, check_finite, fitted
 from sim.engine.central_evaluation import CentralTest
 from sim.engine.contract import ClientResult, Dispatcher
-from sim.errors import ClientError, RunError, UsageError
+from sim.engine.worker import MOST_ACCURACY
+from sim.errors import ClientError, RunError, UsageError, described, many_lines
+from sim.process_settings import restored_settings
 from sim.run_folder.records import ClientRecord, Phase, RoundRecord
 from sim.seeds import Purpose, seeded
 from sim.server import strategy
@@ -81,23 +93,22 @@ class RoundServer:
         slices = test_slices(len(prepared.dataset.test), whole=config.test is not None)
         self._central_test = CentralTest(dispatcher, slices)
         try:
-            built = strategy.build(config, prepared.initial_weights, self._central_test)
+            built = strategy.build(config, prepared.initial_weights, prepared.layout, self._evaluate_fn)
         except UsageError as error:  # it was built before, by prepare
             raise RunError(f"the strategy cannot be built a second time: {error}") from error
-        self._strategy = built.strategy
-        self._averages = built.averages
-        # Running statistics must not be stepped by an adaptive strategy; the clients' mean replaces them.
-        self._buffers = prepared.buffers if built.adaptive else frozenset()
+        self._built, self._strategy, self._view = built, built.strategy, built.view
+        self._names = prepared.layout.names
         self._sizes = prepared.partition.sizes
         self._target_accuracy = math.inf if config.target_accuracy is None else config.target_accuracy
         self._weights = prepared.initial_weights
         self._states: dict[int, RecordDict] = {}
         self._next_round = 0
         self._parameters: Parameters | None = None
+        self._tensors: tuple[bytes, ...] = ()  # of the parameters when they were made; a strategy may change them
         if prepared.resume_point is not None:
             checkpoint = prepared.resume_point.checkpoint
             self._states = checkpoint.restore(self._strategy)
-            self._accept(ndarrays_to_parameters(checkpoint.weights), checkpoint.round)
+            self._set_weights(checkpoint.weights)
             self._next_round = checkpoint.round + 1
 
     def run(self) -> None:
@@ -111,7 +122,7 @@ class RoundServer:
             if self._next_round == 0:
                 with self._calling(0, "initialize_parameters"):
                     initial = self._strategy.initialize_parameters(self.client_manager)
-                self._accept(initial or ndarrays_to_parameters(self._weights), 0)
+                self._accept(initial or ndarrays_to_parameters(self._view.of(self._weights)), 0)
             for server_round in range(self._next_round, self.config.num_rounds + 1):
                 self._dispatcher.wait_until_ready()
                 log(INFO, "[ROUND %s]", server_round)
@@ -142,13 +153,23 @@ class RoundServer:
         record = replace(
             record,
             test_loss=float(loss),
-            test_accuracy=float(accuracy) if isinstance(accuracy, int | float) else None,
+            test_accuracy=self._fraction(accuracy, server_round),
             test_seconds=time.perf_counter() - test_start,
         )
         if server_round > 0:
             record, evaluated = self._evaluate(record)
             clients = [*clients, *evaluated]
         return replace(record, round_seconds=time.perf_counter() - start), clients
+
+    def _fraction(self, accuracy: object, server_round: int) -> float | None:
+        if not isinstance(accuracy, int | float | np.number):
+            return None
+        value = float(accuracy)
+        if not 0 <= value <= MOST_ACCURACY:
+            raise RunError(
+                f"round {server_round}: the strategy's evaluate returned accuracy {value}; a fraction 0–1 is expected"
+            )
+        return value
 
     def _fit(self, record: RoundRecord) -> tuple[RoundRecord, list[ClientRecord]]:
         server_round = record.round
@@ -163,9 +184,8 @@ class RoundServer:
         trained = time.perf_counter()
         proxies = {int(proxy.cid): proxy for proxy, _ in instructions}
         with self._calling(server_round, "aggregate_fit"):
-            parameters = aggregate_fit(self._strategy, server_round, results, proxies, averages=self._averages)
-        self._accept(parameters, server_round)
-        self._keep_buffers(results)
+            parameters = aggregate_fit(self._built, server_round, results, proxies)
+        self._accept(parameters, server_round, results)
         end = time.perf_counter()
         return replace(
             record,
@@ -212,20 +232,21 @@ class RoundServer:
             phase,
             server_round,
             instructions,
-            parameters=self._global,
+            global_tensors=self._tensors,
             weights=self._weights,
+            view=self._view,
             states=self._states,
             sizes=self._sizes,
             chunk_size=self.config.vectorized_clients,
-            summed=phase == "fit" and self._averages,
+            summed=phase == "fit" and self._built.averages,
         )
         collected = PhaseResults()
         for chunk_result in self._dispatcher.execute(chunks):
             collected.spans += chunk_result.spans
             collected.total.fold(chunk_result.total)
             for result in chunk_result.results:
-                if result.state is not None:
-                    self._states[result.client_id] = result.state
+                if result.error is None and result.state is not None:
+                    self._keep_state(result.client_id, result.state)
                 if result.error is not None:
                     self.failures.add(result, phase, server_round)
                     if self.config.on_client_error == "stop" and not result.lost:
@@ -237,34 +258,58 @@ class RoundServer:
             _stop(collected.clients[0], phase, server_round, others)
         return collected
 
-    def _accept(self, parameters: Parameters | None, server_round: int) -> None:
-        """Make ``parameters`` the global ones, in the model's dtypes (FedAdam returns float64)."""
+    def _keep_state(self, client_id: int, state: RecordDict) -> None:
+        if any(state.values()):
+            self._states[client_id] = state
+        else:
+            self._states.pop(client_id, None)
+
+    def _accept(self, parameters: Parameters | None, server_round: int, results: PhaseResults | None = None) -> None:
+        """Make ``parameters`` the global ones, in the model's dtypes (FedAdam returns float64).
+
+        Args:
+            results: of the clients from which they were made.
+        """
         if parameters is None:
             raise RunError(f"round {server_round}: the strategy returned no weights")
-        self._weights = fitted(parameters_to_ndarrays(parameters), self._weights, server_round)
-        self._parameters = ndarrays_to_parameters(self._weights)
+        visible = fitted(parameters_to_ndarrays(parameters), self._view.of(self._weights), server_round)
+        weights = self._view.whole(visible, self._weights)
+        if results is not None:
+            weights = self._view.with_mean(weights, results.succeeded, results.total)
+        try:
+            check_finite(weights, self._weights, self._names)
+        except NonFiniteError as error:
+            raise RunError(
+                f"round {server_round}: --strategy {self.config.strategy} made weights that are no numbers: {error}"
+            ) from error
+        self._set_weights(weights)
 
-    def _keep_buffers(self, results: PhaseResults) -> None:
-        if not self._buffers:
-            return
-        if not self._averages:
-            for result in results.succeeded:
-                results.total.add(result.weights or [], result.num_examples)
-        mean = results.total.mean()
-        self._weights = [mean[i] if i in self._buffers else array for i, array in enumerate(self._weights)]
-        self._parameters = ndarrays_to_parameters(self._weights)
+    def _set_weights(self, weights: NDArrays) -> None:
+        self._weights = weights
+        self._parameters = ndarrays_to_parameters(self._view.of(weights))
+        self._tensors = tuple(self._parameters.tensors)
+
+    def _evaluate_fn(
+        self, server_round: int, visible: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[float, dict[str, Scalar]]:
+        """The central test as strategies call it, with the arrays that they see."""
+        whole = self._view.whole(fitted(visible, self._view.of(self._weights), server_round), self._weights)
+        return self._central_test(server_round, whole, config)
 
     @contextmanager
     def _calling(self, server_round: int, call: str) -> Iterator[None]:
         """Seed a call of the strategy (or of the central test), and name it if it raises."""
         try:
-            with seeded(self.config.seed, Purpose.STRATEGY, server_round, _CALLS.index(call)):
+            with restored_settings(), seeded(self.config.seed, Purpose.STRATEGY, server_round, _CALLS.index(call)):
                 yield
-        except RunError:
+        except (RunError, KeyboardInterrupt):
             raise
-        except Exception as error:
-            log(ERROR, "%s, round %s:\n%s", call, server_round, traceback.format_exc())
-            raise RunError(f"round {server_round}: {call} raised {type(error).__name__}: {error}") from error
+        except BaseException as error:
+            log(ERROR, "%s, round %s:\n%s", call, server_round, many_lines(traceback.format_exc()))
+            raise RunError(f"round {server_round}: {call} raised {described(error)}") from error
+        if self._parameters is not None and tuple(self._parameters.tensors) != self._tensors:
+            # The strategy wrote into the parameters that it was given, which are the server's own.
+            self._accept(self._parameters, server_round)
 
 
 def _stop(result: ClientResult, phase: Phase, server_round: int, more: str = "") -> NoReturn:

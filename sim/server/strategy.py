@@ -12,7 +12,9 @@ from flwr.server.strategy import Strategy
 
 from sim import user_code
 from sim.config.run_config import RunConfig
-from sim.errors import ConfigError, PluginError
+from sim.errors import ConfigError, PluginError, described
+from sim.server.visible_weights import VisibleWeights
+from sim.training.weights import WeightLayout
 
 EvaluateFn = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]]]
 
@@ -23,7 +25,7 @@ class Entry:
 
     Attributes:
         averages: it uses only the weighted mean of the clients, so that one mean can stand for all of them.
-        adaptive: it steps from the old weights instead of taking the mean; running statistics must not be stepped.
+        adaptive: it steps from the old weights instead of taking a mean or choosing among clients.
         defaults: arguments that Flower requires, or whose default does not train a small CNN.
     """
 
@@ -69,23 +71,34 @@ _CLIENT_SIDE = (
 
 @dataclass(frozen=True)
 class BuiltStrategy:
-    """A strategy, whether it needs only the mean of its clients, and whether it is adaptive (see ``Entry``)."""
+    """A strategy, whether it needs only the mean of its clients, and which arrays of the model it sees."""
 
     strategy: Strategy
     averages: bool
-    adaptive: bool = False
+    view: VisibleWeights
 
 
-def build(config: RunConfig, initial_weights: NDArrays, evaluate_fn: EvaluateFn) -> BuiltStrategy:
+def build(config: RunConfig, initial_weights: NDArrays, layout: WeightLayout, evaluate_fn: EvaluateFn) -> BuiltStrategy:
     """Make the configured strategy.
 
     The user's own class is called with those of Flower's usual arguments that it accepts. It gets the weights of every
-    client unless it has an attribute ``averages_clients = True``.
+    client unless it has an attribute ``averages_clients = True``. What is not trained is the clients' mean in the end
+    unless it has an attribute ``aggregates_buffers = True``.
 
     Raises:
         ConfigError: ``strategy_args`` has an unknown argument or a wrong value.
         PluginError: the user's class is missing, cannot be made or is not a Strategy.
     """
+    entry = STRATEGIES.get(config.strategy)
+    own: type[Strategy] = (
+        getattr(flwr.server.strategy, entry.class_name) if entry else user_code.load(config.strategy, "--strategy")
+    )
+    if entry is None:
+        view = VisibleWeights.all_of(layout, own_buffers=bool(getattr(own, "aggregates_buffers", False)))
+    elif config.dp:  # what has no noise must not come from the clients
+        view = VisibleWeights.some_of(layout, layout.trained, averages_others=False)
+    else:
+        view = VisibleWeights.some_of(layout, layout.trained if entry.adaptive else layout.averageable)
     num_fit, num_evaluate = config.num_fit_clients, config.num_evaluate_clients
     # FedAvg samples max(⌊N · fraction⌋, min_clients) clients: the exact number is passed as the minimum.
     offered: dict[str, Any] = {
@@ -94,13 +107,9 @@ def build(config: RunConfig, initial_weights: NDArrays, evaluate_fn: EvaluateFn)
         "fraction_evaluate": config.fraction_evaluate,
         "min_evaluate_clients": num_evaluate,
         "min_available_clients": max(num_fit, num_evaluate),
-        "initial_parameters": ndarrays_to_parameters(initial_weights),
+        "initial_parameters": ndarrays_to_parameters(view.of(initial_weights)),
         "evaluate_fn": evaluate_fn,
     }
-    entry = STRATEGIES.get(config.strategy)
-    own: type[Strategy] = (
-        getattr(flwr.server.strategy, entry.class_name) if entry else user_code.load(config.strategy, "--strategy")
-    )
     user_code.check_arguments(own, config.strategy_args, set(offered), "--strategy-args", config.strategy)
     arguments = {
         **user_code.accepted(own, offered),
@@ -112,11 +121,11 @@ def build(config: RunConfig, initial_weights: NDArrays, evaluate_fn: EvaluateFn)
             made = own(**arguments)
         except ValueError as error:
             raise ConfigError(f"--strategy-args of {config.strategy}: {error}") from error
-        return _private(config, BuiltStrategy(made, entry.averages, entry.adaptive))
+        return _private(config, BuiltStrategy(made, entry.averages, view))
     try:
         strategy = own(**arguments)
-    except Exception as error:
-        raise PluginError(f"--strategy {config.strategy}: cannot be made: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"--strategy {config.strategy}: cannot be made: {described(error)}") from error
     if not isinstance(strategy, Strategy):
         raise PluginError(
             f"--strategy {config.strategy}: made a {type(strategy).__name__}, not a flwr.server.strategy.Strategy"
@@ -126,7 +135,7 @@ def build(config: RunConfig, initial_weights: NDArrays, evaluate_fn: EvaluateFn)
             f"--strategy {config.strategy}: adds noise for updates that clients clip, but no client here uses "
             "Flower's clipping mod; use --dp fixed or adaptive, which clip at the server"
         )
-    return _private(config, BuiltStrategy(strategy, bool(getattr(strategy, "averages_clients", False))))
+    return _private(config, BuiltStrategy(strategy, bool(getattr(strategy, "averages_clients", False)), view))
 
 
 def _private(config: RunConfig, built: BuiltStrategy) -> BuiltStrategy:
@@ -153,4 +162,4 @@ def _private(config: RunConfig, built: BuiltStrategy) -> BuiltStrategy:
         private = wrapper(built.strategy, **arguments)
     except ValueError as error:
         raise ConfigError(f"--dp-args of --dp {config.dp}: {error}") from error
-    return BuiltStrategy(private, averages=False, adaptive=built.adaptive)
+    return BuiltStrategy(private, averages=False, view=built.view)

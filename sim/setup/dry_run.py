@@ -18,6 +18,7 @@ from sim.engine.contract import Chunk, ClientResult, Task
 from sim.engine.worker import Worker, WrongReturnError
 from sim.errors import PluginError
 from sim.seeds import Purpose, seeded
+from sim.training.local import evaluating
 from sim.training.weights import set_weights
 
 
@@ -68,9 +69,8 @@ def _two_examples(runtime: ClientRuntime) -> Any:
 def _as_predicted(runtime: ClientRuntime) -> Any:
     """Return two examples labelled as the net predicts: its accuracy on them is 1, or 100 where percent are meant."""
     images, _ = next(iter(_two_examples(runtime)))
-    runtime.net.eval()
-    labels = runtime.net(images).argmax(1).cpu().numpy()
-    runtime.reset_net()
+    with evaluating(runtime.net):
+        labels = runtime.net(images).argmax(1).cpu().numpy()
     examples = Examples(runtime.dataset.train.images[:2], labels)
     return runtime.batches(examples, None, 2, shuffle=False)
 

@@ -29,7 +29,7 @@ from sim.server.prepared import Prepared
 from sim.setup import dry_run
 from sim.training import local, models
 from sim.training.vectorized import Member, Trainer, drawn
-from sim.training.weights import get_weights
+from sim.training.weights import WeightLayout, get_weights
 
 _VECTORIZED_ON_A_CPU = 16  # clients in one computation, where memory is no question
 _MEMORY_SHARE = 0.8  # of the free memory of a GPU; the rest is for what else the process does
@@ -49,21 +49,21 @@ def prepare(config: RunConfig, *, alone: bool = False) -> Prepared:
     spec = client_spec(config, dataset, assigned, alone=alone)
     torch.set_num_threads(config.torch_threads)
     net = build_net(spec, dataset)
-    initial_weights = get_weights(net)
+    initial_weights, layout = get_weights(net), WeightLayout.of(net)
+    vectorized_only = config.local_training == "vectorized"
     if alone:  # one client per process
         config = replace(config, local_training="sequential", vectorized_clients=None)
     else:
         config = _resolved(config, spec, dataset, net, initial_weights)
-    spec = replace(spec, vectorized_clients=config.vectorized_clients or 1)
-    built = strategy.build(config, initial_weights, _before_the_engine)
+    spec = replace(spec, vectorized_clients=config.vectorized_clients or 1, vectorized_only=vectorized_only)
+    built = strategy.build(config, initial_weights, layout, _before_the_engine)
     dry_run.check_user_code(spec, initial_weights, fit_settings(config, 1), built.strategy)
-    buffers = models.buffer_indices(net)
-    if buffers and config.dp:
+    if config.dp and layout.has_running_statistics:
         raise ConfigError(
-            f"--dp {config.dp}: its noise would make the running variances of {config.model} negative; use a model "
-            "with GroupNorm instead of BatchNorm"
+            f"--dp {config.dp}: {config.model} keeps running statistics of the clients' data, to which no noise is "
+            "added; use a model with GroupNorm instead of BatchNorm"
         )
-    return Prepared(config, dataset, assigned, spec, initial_weights, list(net.state_dict()), buffers, built)
+    return Prepared(config, dataset, assigned, spec, initial_weights, layout, built)
 
 
 def client_spec(config: RunConfig, dataset: Dataset, assigned: Partition, *, alone: bool) -> ClientSpec:

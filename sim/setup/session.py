@@ -130,7 +130,7 @@ class Session:
             if self._unwritten is not None:
                 self._begin(self._unwritten)
                 self._commit()
-            finish(self._writer, self.prepared.weight_names, self._weights)
+            finish(self._writer, self.prepared.layout.names, self._weights)
         finally:
             self._writer.release()
 
@@ -192,7 +192,7 @@ def _notes(prepared: Prepared) -> Iterator[str]:
         yield f"{config.partitioner} leaves {left_over} of {num_examples} examples to no client"
     if config.client_timeout is not None and config.engine == "inline":
         yield f"--client-timeout {config.client_timeout:g} has no effect on --engine inline, which is one process"
-    if prepared.buffers:
+    if prepared.layout.has_running_statistics:
         yield (
             f"{config.model} keeps running statistics (BatchNorm), which suffer when clients have few classes; "
             "GroupNorm is the usual choice (Hsieh et al. 2020)"

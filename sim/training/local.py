@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, repeat
@@ -33,6 +33,9 @@ def train(
 ) -> float:
     """Train ``net`` in place with the cross-entropy loss.
 
+    A net in evaluation mode is put into training mode. In a net in training mode, parts in evaluation mode, such as a
+    frozen BatchNorm, stay in it.
+
     Args:
         loader: gives batches (images float32 [B, C, H, W], labels int64 [B]).
         epochs: number of passes over ``loader``.
@@ -49,7 +52,8 @@ def train(
         The mean cross-entropy in nats per example over all steps, each computed before its step and without the
         proximal term.
     """
-    _moved(net, device).train()
+    if not _moved(net, device).training:
+        net.train()  # a net in training mode keeps the parts that its maker put into evaluation mode
     weights: list[Tensor] = [p for p in net.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in weights] if proximal_mu else []
     stepper = OPTIMIZERS[optimizer](weights, lr, momentum, weight_decay)
@@ -145,17 +149,29 @@ def test(net: nn.Module, loader: Loader, device: torch.device) -> tuple[float, f
 @torch.no_grad()
 def test_sums(net: nn.Module, loader: Loader, device: torch.device) -> TestSums:
     """Return the sums from which ``test`` computes its means."""
-    _moved(net, device).eval()
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     num_correct = torch.zeros((), dtype=torch.int64, device=device)
     num_examples = 0
-    for batch_images, batch_labels in loader:
-        images, labels = batch_images.to(device), batch_labels.to(device)
-        logits = net(images)
-        loss_sum += F.cross_entropy(logits, labels, reduction="sum")
-        num_correct += (logits.argmax(1) == labels).sum()
-        num_examples += len(labels)
+    with evaluating(_moved(net, device)):
+        for batch_images, batch_labels in loader:
+            images, labels = batch_images.to(device), batch_labels.to(device)
+            logits = net(images)
+            loss_sum += F.cross_entropy(logits, labels, reduction="sum")
+            num_correct += (logits.argmax(1) == labels).sum()
+            num_examples += len(labels)
     return TestSums(float(loss_sum), int(num_correct), num_examples)
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Put ``net`` into evaluation mode inside the block; after it, each module is in the mode in which it was."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _moved(net: nn.Module, device: torch.device) -> nn.Module:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sim import user_code
-from sim.errors import PluginError
+from sim.errors import PluginError, described
+from sim.training.local import evaluating
 from sim.user_code import accepted
 
 ImageShape = tuple[int, int, int]
@@ -118,12 +119,6 @@ def resnet18(image_shape: ImageShape = (3, 32, 32), num_classes: int = 10) -> nn
     return net
 
 
-def buffer_indices(net: nn.Module) -> frozenset[int]:
-    """Return the positions in the state_dict of the buffers, such as BatchNorm's running statistics."""
-    parameters = {name for name, _ in net.named_parameters()}
-    return frozenset(i for i, name in enumerate(net.state_dict()) if name not in parameters)
-
-
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "Net": Net,
     "SimpleCnn": SimpleCnn,
@@ -146,20 +141,15 @@ def build(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
     place = f"--model {name}"
     try:
         net = factory(**accepted(factory, {"image_shape": image_shape, "num_classes": num_classes}))
-    except Exception as error:
-        raise PluginError(
-            f"{place}: cannot be built for images of {image_shape}: {type(error).__name__}: {error}"
-        ) from error
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{place}: cannot be built for images of {image_shape}: {described(error)}") from error
     if not isinstance(net, nn.Module):
         raise PluginError(f"{place}: returned {type(net).__name__}, not a torch.nn.Module")
-    training = net.training
     try:
-        with torch.no_grad():
-            logits = net.eval()(torch.zeros(2, *image_shape))
-    except Exception as error:
-        raise PluginError(f"{place}: does not take images of {image_shape}: {type(error).__name__}: {error}") from error
-    finally:
-        net.train(training)
+        with torch.no_grad(), evaluating(net):
+            logits = net(torch.zeros(2, *image_shape))
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{place}: does not take images of {image_shape}: {described(error)}") from error
     shape = tuple(getattr(logits, "shape", ()))
     if shape != (2, num_classes):
         raise PluginError(f"{place}: the output for two images has the shape {shape}, not (2, {num_classes})")

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from sim.data.batches import Batches, Resident, Step, pixels
 from sim.training.local import OPTIMIZERS
-from sim.training.weights import Weights
+from sim.training.weights import Weights, state_of
 
 _OTHER_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
@@ -55,8 +55,8 @@ class Trainer:
         self.split = split
         self.batch_size = batch_size
         self.channels_last = channels_last
-        self.net = copy.deepcopy(net).train()
-        self.names = list(net.state_dict())
+        self.net = copy.deepcopy(net)
+        self.names = list(state_of(net))
         if {name for name, _ in net.named_parameters()} != set(self.names):
             raise ValueError("it keeps buffers, such as BatchNorm's running statistics")
         if not all(parameter.requires_grad for parameter in net.parameters()):
@@ -211,7 +211,7 @@ def _mask_dropout(net: nn.Module, images: Tensor) -> dict[str, tuple[torch.Size,
     for name, module in net.named_modules():
         if isinstance(module, _OTHER_DROPOUTS):
             raise ValueError(f"{name} is a {type(module).__name__}; only Dropout can be drawn for each client")
-        if type(module) is nn.Dropout:
+        if type(module) is nn.Dropout and module.training:
 
             def note(_: nn.Module, inputs: tuple[Tensor], output: Tensor, name: str = name) -> None:
                 shapes[name] = inputs[0].shape

@@ -2,14 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 Weights = list[NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class WeightLayout:
+    """What the arrays of a model's ``state_dict`` are. A position is an index into the list of arrays.
+
+    Attributes:
+        names: the keys of the ``state_dict``, in its order.
+        trained: positions of the parameters that are trained; of tied ones, which are one array, the first.
+        averageable: positions of all arrays of finite floating-point numbers, tied ones once.
+        tied: position of an array that is the same as an earlier one → position of the earlier one.
+    """
+
+    names: list[str]
+    trained: tuple[int, ...]
+    averageable: tuple[int, ...]
+    tied: dict[int, int]
+
+    @classmethod
+    def of(cls, net: nn.Module) -> Self:
+        """Describe the arrays of ``net`` with its present weights, on the CPU."""
+        state = state_of(net, keep_vars=True)
+        first: dict[Any, int] = {}
+        tied = {}
+        for position, tensor in enumerate(state.values()):
+            key = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+            if tensor.numel() and key in first:
+                tied[position] = first[key]
+            first.setdefault(key, position)
+        single = [(i, tensor) for i, tensor in enumerate(state.values()) if i not in tied]
+        return cls(
+            list(state),
+            tuple(i for i, tensor in single if tensor.requires_grad),
+            tuple(i for i, tensor in single if tensor.is_floating_point() and bool(torch.isfinite(tensor).all())),
+            tied,
+        )
+
+    @property
+    def has_running_statistics(self) -> bool:
+        """Whether a layer such as BatchNorm keeps statistics of its inputs."""
+        return any(name.rpartition(".")[2] == "running_var" for name in self.names)
+
+
+def state_of(net: nn.Module, *, keep_vars: bool = False) -> dict[str, Tensor]:
+    """Return the tensors of the model's ``state_dict``; extra state that is no tensor stays with the model."""
+    state: dict[str, Any] = net.state_dict(keep_vars=keep_vars)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def get_weights(net: nn.Module) -> Weights:
@@ -18,8 +66,19 @@ def get_weights(net: nn.Module) -> Weights:
 
 
 def view_weights(net: nn.Module) -> Weights:
-    """Return the arrays of the model's ``state_dict``, in its order; on a CPU they change when the model does."""
-    return [tensor.detach().cpu().numpy() for tensor in net.state_dict().values()]
+    """Return the arrays of the model's ``state_dict``, in its order; on a CPU they change when the model does.
+
+    What numpy has no type for, such as bfloat16, is returned as float32, which holds the same numbers.
+    """
+    return [_array(tensor.detach().cpu()) for tensor in state_of(net).values()]
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    return (tensor if _numpy_knows(tensor) else tensor.float()).numpy()
+
+
+def _numpy_knows(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or tensor.dtype in (torch.float16, torch.float32, torch.float64)
 
 
 @torch.no_grad()
@@ -29,13 +88,13 @@ def set_weights(net: nn.Module, weights: Weights) -> None:
     Raises:
         ValueError: their number or a shape does not fit the model.
     """
-    state = net.state_dict()
+    state = state_of(net)
     if len(state) != len(weights):
         raise ValueError(f"{len(weights)} arrays for a model of {len(state)}")
     for (name, tensor), array in zip(state.items(), weights, strict=True):
         if tensor.shape != array.shape:
             raise ValueError(f"{name}: shape {array.shape}, the model has {tuple(tensor.shape)}")
-        if tensor.device.type == "cpu":
+        if tensor.device.type == "cpu" and _numpy_knows(tensor):
             np.copyto(tensor.numpy(), array)
         else:
             tensor.copy_(torch.tensor(array))

@@ -1,0 +1,111 @@
+"""The settings of a process that user code may change and forget: read before it is called, put back after it.
+
+Clients share processes, so what one of them leaves behind would reach those that come after it in the same process,
+and results would depend on the number of processes. What a module holds in its own variables is not among the settings.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sim import private
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD, signal.SIGPIPE)
+
+
+@contextmanager
+def restored_settings() -> Iterator[None]:
+    """Put the settings of this process back after the block, in which user code is called.
+
+    They are PyTorch's and numpy's global settings and hooks, the current folder, the environment, the mask of new
+    files, ``sys.path``, the standard streams, the filters of warnings, and the handlers of signals.
+    """
+    before = [(read(), read, put) for read, put in _SETTINGS]
+    hooks = [(table, dict(table)) for table in private.global_hooks()]
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = [(number, signal.getsignal(number)) for number in _SIGNALS] if is_main else []
+    try:
+        yield
+    except KeyboardInterrupt:
+        handlers = []  # the first Ctrl-C has changed them on purpose
+        raise
+    finally:
+        for value, read, put in before:
+            if read() != value:
+                put(value)
+        for table, content in hooks:
+            if table != content:
+                table.clear()
+                table.update(content)
+        for number, handler in handlers:
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+
+
+def _flushes_denormal() -> bool:
+    return bool(torch.tensor([1e-310], dtype=torch.float64).mul(1).eq(0))  # PyTorch has a setter only
+
+
+def _folder() -> Path | None:
+    try:
+        return Path.cwd()
+    except OSError:  # it was removed
+        return None
+
+
+def _put_folder(folder: Path | None) -> None:
+    with suppress(OSError):
+        os.chdir(folder or "")
+
+
+def _mask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _put_environment(environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def _attribute(place: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
+    return lambda: getattr(place, name), lambda value: setattr(place, name, value)
+
+
+# (read, put back) of each setting.
+_SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_default_device, lambda device: torch.set_default_device(None if device.type == "cpu" else device)),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    (
+        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        lambda state: torch.use_deterministic_algorithms(state[0], warn_only=state[1]),
+    ),
+    (_flushes_denormal, torch.set_flush_denormal),
+    _attribute(torch.backends.cudnn, "benchmark"),
+    _attribute(torch.backends.cudnn, "deterministic"),
+    _attribute(torch.backends.cudnn, "enabled"),
+    (np.geterr, lambda errors: np.seterr(**errors)),
+    (_folder, _put_folder),
+    (_mask, os.umask),
+    (lambda: dict(os.environ), _put_environment),
+    (lambda: list(sys.path), lambda folders: setattr(sys, "path", folders)),
+    (lambda: list(warnings.filters), lambda filters: setattr(warnings, "filters", filters)),
+    _attribute(sys, "stdout"),
+    _attribute(sys, "stderr"),
+]
