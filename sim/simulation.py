@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,9 @@ def _simulate(
     arguments: dict[str, Any] = {"num_cpus": available_cpus(), **(ray_init_args or {})}
     if config.num_gpus == "auto":
         config = _with_gpus(config, arguments)
-    num_actors = _check_resources(config, arguments) if config.ray_address is None else 0
+    num_actors = _most_clients_at_once(config)
+    if config.ray_address is None:
+        num_actors = min(num_actors, _check_resources(config, arguments))
     with _ray_session(config, arguments, num_actors, ray_init_args) as ray_session:
         if ray_session is not None and old is None and _only_built_in_parts(config):
             # Nothing is left that could be wrong, so that Ray can start while PyTorch and Flower are imported.
@@ -81,7 +83,8 @@ def _simulate(
             from sim.setup.resume import resumed
             from sim.setup.session import open_session
 
-        prepared = prepare(config)
+        with nullcontext() if ray_session is None else ray_session.adopting():
+            prepared = prepare(config)  # its dry run calls the user's functions in this process
         if old is not None:
             prepared = resumed(old, prepared)
         with (
@@ -129,6 +132,13 @@ def _open_engine(
     retry_policy = RetryPolicy(config.max_retries, config.client_timeout)
     with ray_session.open(spec, config.num_clients, config.num_rounds, retry_policy, log_path) as dispatcher:
         yield dispatcher
+
+
+def _most_clients_at_once(config: RunConfig) -> int:
+    """Return how many clients a phase of a round can have; more actors than that would never have any work."""
+    if config.strategy_args or (config.strategy is not None and ":" in config.strategy):
+        return config.num_clients  # it decides for itself
+    return max(config.num_fit_clients, config.num_evaluate_clients, 1)
 
 
 def _only_built_in_parts(config: RunConfig) -> bool:

@@ -91,7 +91,7 @@ class ChunkResult:
 
     Attributes:
         spans: (actor, start, end) of its parts in seconds of ``time.perf_counter()``, which all processes of a
-            machine share.
+            machine share; NaN from other machines, whose clock is another.
     """
 
     results: list[ClientResult]

@@ -45,11 +45,24 @@ class Liveness:
 
     def begin(self, actor: int, client_id: int, num_clients: int = 1) -> None:
         """Record that a client begins."""
-        self._rows[actor] = client_id, time.monotonic(), num_clients, os.getpid()
+        row = self._rows[actor]
+        row[1:] = time.monotonic(), num_clients, os.getpid()
+        row[0] = client_id  # last: who reads a row while it is written sees no client with the time of another
 
     def end(self, actor: int) -> None:
         """Record that the last client has ended."""
-        self._rows[actor, 0] = _IDLE
+        row = self._rows[actor]
+        row[0] = _IDLE
+        row[1:] = time.monotonic(), 0, os.getpid()
+
+    def clear(self, actor: int) -> None:
+        """Forget a process that is dead."""
+        self._rows[actor] = _IDLE
+
+    def last_sign(self, actor: int) -> tuple[float, int] | None:
+        """Return ``time.monotonic()`` of what an actor wrote last, and its process id; None if it wrote nothing yet."""
+        _, written, _, pid = self._rows[actor].tolist()
+        return None if written == _IDLE else (written, int(pid))
 
     def current(self, actor: int) -> CurrentClient | None:
         """Return what an actor is executing; None between clients, and for an actor on another machine."""

@@ -19,7 +19,7 @@ class PhaseResults:
     """What the clients of one phase returned, in client order.
 
     Attributes:
-        spans: (actor, start, end) of each chunk in seconds of ``time.perf_counter()``.
+        spans: (actor, start, end) of each chunk in seconds of ``time.perf_counter()``; NaN from other machines.
     """
 
     clients: list[ClientResult] = field(default_factory=list)
@@ -40,8 +40,11 @@ class PhaseResults:
         ]
 
     def parts(self, start: float, end: float) -> dict[str, Any]:
-        """Cut the seconds from ``start`` to ``end`` into the four parts of a ``RoundRecord``."""
-        if not self.spans:
+        """Cut the seconds from ``start`` to ``end`` into the four parts of a ``RoundRecord``.
+
+        They are left empty where a chunk was executed on another machine, whose clock has nothing to do with this one.
+        """
+        if not self.spans or any(math.isnan(began) for _, began, _ in self.spans):
             return {}
         first, last = min(began for _, began, _ in self.spans), max(ended for _, _, ended in self.spans)
         num_actors = len({actor for actor, _, _ in self.spans})

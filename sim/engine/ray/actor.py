@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ class ActorAssignment:
         log_path: where the output of the process goes.
         liveness_path: see ``sim.engine.liveness``; on another machine there is no such file.
         from_node: the node of a cluster where the driver is, which has the data.
+        session: name of a Ray that serves this run alone; empty on a cluster.
     """
 
     spec: ClientSpec
@@ -42,6 +44,7 @@ class ActorAssignment:
     liveness_path: Path
     client_timeout: float | None
     from_node: str
+    session: str
 
 
 @ray.remote
@@ -58,13 +61,15 @@ class ChunkActor:
             import sim.engine.worker  # noqa: F401 - takes seconds, during which the driver prepares the run
         self.weights: NDArrays = []
 
-    def begin(self, assignment: ActorAssignment, cached_files: CachedFiles | None) -> None:
+    def begin(self, assignment: ActorAssignment, cached_files: CachedFiles | None, actor: int) -> None:
         """Take the clients of a run.
 
         Args:
             cached_files: data set and partition, for the nodes of a cluster where the driver is not.
+            actor: the number of this actor in the run.
         """
         from sim.engine.liveness import Liveness
+        from sim.engine.ray.reaper import SESSION_VARIABLE
         from sim.engine.ray.shipping import unpack
         from sim.engine.worker import Worker
 
@@ -74,12 +79,16 @@ class ChunkActor:
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             os.close(descriptor)
+        if assignment.session:
+            os.environ[SESSION_VARIABLE] = assignment.session  # what clients start inherits it
         spec = assignment.spec
-        if cached_files is not None and ray.get_runtime_context().get_node_id() != assignment.from_node:
+        self.other_clock = ray.get_runtime_context().get_node_id() != assignment.from_node
+        if cached_files is not None and self.other_clock:
             spec = unpack(spec, cached_files)
-        self.worker = Worker(spec, assignment.num_clients, spec.seed, own_process=True)
+        self.worker = Worker(spec, assignment.num_clients, spec.seed, own_process=True, actor=actor)
         if assignment.liveness_path.is_file():
             self.worker.liveness = Liveness(assignment.liveness_path)
+            self.worker.liveness.end(actor)  # from now on the driver knows this process
         else:  # on another machine, where the driver cannot see what this process executes
             self.worker.client_timeout = assignment.client_timeout
 
@@ -99,6 +108,8 @@ class ChunkActor:
             self.weights = weights
         chunk_results = [self.worker.run(replace(chunk, weights=self.weights)) for chunk in chunks]
         for chunk_result in chunk_results:
+            if self.other_clock:
+                chunk_result.spans = [(number, math.nan, math.nan) for number, _, _ in chunk_result.spans]
             for result in chunk_result.results:
                 result.cause = None  # an exception object of the user's code may not be serializable
         return chunk_results

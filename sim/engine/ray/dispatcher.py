@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 from flwr.common import NDArrays
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from sim.engine.aggregation import WeightedSum
 from sim.engine.contract import Chunk, ChunkResult, ClientResult, RetryPolicy, Task, TestSlice
@@ -24,6 +26,9 @@ from sim.errors import EngineError, RunError
 from sim.run_folder.records import Phase
 from sim.training.local import TestSums
 
+_DIED = (RayActorError, OutOfMemoryError)  # Ray ends the largest process when the machine's memory runs out
+_START_SECONDS = 150.0  # an actor that Ray has not started by then never starts
+_LOOK_SECONDS = 1.0  # between two looks at what actors do, while the driver waits for them
 _SPARE_DEATHS = 3  # beyond one per actor: deaths without a known client after which the run gives up
 
 
@@ -34,6 +39,7 @@ class _Message:
     items: list[WorkItem]
     actor: int
     handle: Any
+    sent: float = field(default_factory=time.monotonic)
 
     @property
     def clients(self) -> list[int]:
@@ -47,18 +53,20 @@ class RayDispatcher:
     def __init__(
         self,
         actors: Sequence[Any],
-        start_actor: Callable[[], Any],
+        start_actor: Callable[[int], Any],
         liveness: Liveness,
         retry_policy: RetryPolicy,
         spills: Callable[[], bool],
         *,
         vectorized: bool,
+        on_this_machine: bool = True,
     ) -> None:
         """
         Args:
-            start_actor: starts an actor in the place of one that died.
+            start_actor: starts an actor in the place of the one with this number.
             spills: returns whether Ray has written objects to the disk.
             vectorized: the clients of a chunk are trained in one computation, so that chunks are not cut.
+            on_this_machine: all actors are, so that each writes what it does where the driver reads it.
         """
         self.actors = list(actors)
         self.start_actor = start_actor
@@ -66,6 +74,8 @@ class RayDispatcher:
         self.retry_policy = retry_policy
         self.spills = spills
         self.vectorized = vectorized
+        self.on_this_machine = on_this_machine
+        self._started = [time.monotonic()] * len(self.actors)
         self._spilled = False
         self._held: list[NDArrays | None] = [None] * len(self.actors)  # the weights that each actor was sent last
         self._stored: list[tuple[NDArrays, Any]] = []  # weights and where they are in Ray's shared memory
@@ -148,16 +158,13 @@ class RayDispatcher:
         """Receive the results of one message, if they are there or with ``wait``; return whether there were any."""
         if not running:
             return False
-        timeout = None if wait else 0.0
-        if wait and self.retry_policy.client_timeout:
-            timeout = min(1.0, self.retry_policy.client_timeout / 4)
-        ready, _ = ray.wait(list(running), num_returns=1, timeout=timeout)
+        ready, _ = ray.wait(list(running), num_returns=1, timeout=self._look_seconds if wait else 0.0)
         for reference in ready:
             message = running.pop(reference)
             try:
                 results = ray.get(reference)
-            except RayActorError as error:
-                self._recover(message, running, items, waiting, last_line(error))
+            except _DIED as error:
+                self._recover(message, running, items, waiting, _why(error))
             except RayError as error:
                 raise EngineError(f"round {message.items[0].chunk.server_round}: {last_line(error)}") from error
             else:
@@ -169,26 +176,61 @@ class RayDispatcher:
         return bool(ready)
 
     def _end_hanging(self, running: dict[Any, _Message], items: list[list[WorkItem]], waiting: deque[WorkItem]) -> None:
-        limit = self.retry_policy.client_timeout
-        if limit is None:
-            return
-        for actor in {message.actor for message in running.values()}:
-            current = self.liveness.current(actor)
-            if current is None or current.seconds <= limit * current.num_clients:
+        sent: dict[int, float] = {}
+        for message in running.values():
+            if message.handle is self.actors[message.actor]:
+                sent[message.actor] = min(message.sent, sent.get(message.actor, message.sent))
+        for actor, since in sent.items():
+            limit = self._exceeded(actor, since)
+            if limit is None:
                 continue
-            # Not simply its first message, whose results may be on their way.
+            current, handle = self.liveness.current(actor), self.actors[actor]
+            client = current.client_id if current is not None and current.client_id >= 0 else None
             for reference, message in list(running.items()):
-                if message.handle is not self.actors[actor] or current.client_id not in message.clients:
-                    continue
-                self._kill(actor, current.pid)
-                del running[reference]
-                self._recover(message, running, items, waiting, f"Timeout: no end after {limit:g} s", hung=True)
+                # With a client not simply the first message, whose results may be on their way.
+                if message.handle is handle and (client is None or client in message.clients):
+                    self._kill(actor)
+                    del running[reference]
+                    reason = f"Timeout: no end after {limit:g} s"
+                    self._recover(message, running, items, waiting, reason, hung=client is not None)
+                    break
 
-    def _kill(self, actor: int, pid: int) -> None:
+    @property
+    def _look_seconds(self) -> float:
+        return min(_LOOK_SECONDS, (self.retry_policy.client_timeout or math.inf) / 4)
+
+    def _exceeded(self, actor: int, since: float) -> float | None:
+        """Return the limit in seconds that an actor has exceeded; None if it has not.
+
+        Args:
+            since: ``time.monotonic()`` when it was asked for what it has not returned.
+
+        Raises:
+            EngineError: Ray does not start it.
+        """
+        sign = self.liveness.last_sign(actor)
+        now = time.monotonic()
+        if sign is None:
+            if self.on_this_machine and now - max(since, self._started[actor]) > _START_SECONDS:
+                raise EngineError(
+                    f"Ray has not started process {actor} within {_START_SECONDS:g} s; is there enough memory?"
+                )
+            return None
+        current = self.liveness.current(actor)
+        if current is not None and current.client_id >= 0:
+            limit = self.retry_policy.client_timeout
+            return limit if limit is not None and current.seconds > limit * current.num_clients else None
+        # A set-up, a test, or a process that was stopped between two clients.
+        limit = self.retry_policy.other_timeout
+        return limit if limit is not None and now - max(since, sign[0]) > limit else None
+
+    def _kill(self, actor: int) -> None:
         """End an actor, whatever it is executing."""
+        sign = self.liveness.last_sign(actor)
         ray.kill(self.actors[actor])
         with suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+            if sign is not None:
+                os.kill(sign[1], signal.SIGKILL)  # Ray asks the process, which may be unable to answer
 
     def _recover(
         self,
@@ -200,7 +242,11 @@ class RayDispatcher:
         *,
         hung: bool = False,
     ) -> None:
-        """Replace the actor that had ``message``, and queue again what it did not finish."""
+        """Replace the actor that had ``message``, and queue again what it did not finish.
+
+        Args:
+            hung: a client did not end in time, and is not tried again.
+        """
         actor = message.actor
         if self.actors[actor] is not message.handle:  # the second message of an actor that is replaced already
             waiting.extendleft(reversed(message.items))
@@ -233,7 +279,8 @@ class RayDispatcher:
             for part in parts:
                 if given_up and any(task.client_id == culprit for task in part.chunk.tasks):
                     times = self._deaths[culprit or 0]
-                    died = f"ProcessDied: its process crashed or was killed, {times} time{'s' * (times > 1)}"
+                    how = reason if reason == _OUT_OF_MEMORY else "crashed or was killed"
+                    died = f"ProcessDied: its process {how}, {times} time{'s' * (times > 1)}"
                     part.result = _failed(part.chunk.tasks, reason if hung else died, actor)
                 else:
                     again.append(part)
@@ -249,8 +296,9 @@ class RayDispatcher:
 
     def replace(self, actor: int) -> None:
         """Put a new actor in the place of one that died."""
-        self.liveness.end(actor)
-        self.actors[actor] = self.start_actor()
+        self.liveness.clear(actor)
+        self.actors[actor] = self.start_actor(actor)
+        self._started[actor] = time.monotonic()
         self._held[actor] = None
 
     def test(self, weights: NDArrays, slices: Sequence[TestSlice]) -> list[TestSums]:
@@ -270,27 +318,48 @@ class RayDispatcher:
                 self.actors[actor].run_tests.remote([slices[number] for number in share], self._packed(weights))
                 for actor, share in enumerate(shares)
             ]
+            since = time.monotonic()
             for actor, (share, reference) in enumerate(zip(shares, asked, strict=True)):
-                try:
-                    answer = ray.get(reference)
-                except RayActorError:
-                    logging.getLogger("sim").warning(
-                        "the central test: process %d died; another one executes it", actor
-                    )
-                    self.replace(actor)
-                    continue
-                except RayError as error:
-                    raise EngineError(f"the central test: {last_line(error)}") from error
+                answer = self._tested(actor, reference, since)
                 if isinstance(answer, str):
                     raise RunError(answer)
-                answers |= zip(share, answer, strict=True)
+                answers |= zip(share, answer or [], strict=False)
         if len(answers) < len(slices):
-            raise EngineError(f"the central test: processes died {self.retry_policy.max_retries + 1} times")
+            raise EngineError(f"the central test: processes died or hung {self.retry_policy.max_retries + 1} times")
         return [answers[number] for number in range(len(slices))]
+
+    def _tested(self, actor: int, reference: Any, since: float) -> list[TestSums] | str | None:
+        """Wait for an actor's part of the central test; None if the actor died or hung, and was replaced."""
+        while True:
+            ready, _ = ray.wait([reference], timeout=self._look_seconds)
+            try:
+                if ready:
+                    answer: list[TestSums] | str = ray.get(reference)
+                    return answer
+            except _DIED as error:
+                what = f"died ({_why(error)})"
+                break
+            except RayError as error:
+                raise EngineError(f"the central test: {last_line(error)}") from error
+            limit = self._exceeded(actor, since)
+            if limit is not None:
+                what = f"hangs (no end after {limit:g} s)"
+                self._kill(actor)
+                break
+        logging.getLogger("sim").warning("the central test: process %d %s; another one executes it", actor, what)
+        self.replace(actor)
+        return None
 
 
 def _failed(tasks: Sequence[Task], error: str, actor: int) -> ChunkResult:
     return ChunkResult([ClientResult(task.client_id, error=error, actor=actor) for task in tasks], WeightedSum())
+
+
+_OUT_OF_MEMORY = "was ended because the memory of this machine ran out"
+
+
+def _why(error: RayError) -> str:
+    return _OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else last_line(error)
 
 
 def last_line(error: Exception) -> str:

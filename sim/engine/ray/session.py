@@ -8,6 +8,8 @@ import os
 import secrets
 import shutil
 import signal
+import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -52,10 +54,11 @@ class RaySession:
 
         Args:
             init_args: for ``ray.init``; they win over those of this class.
-            num_actors: as many as fit on this machine; on a cluster they are counted when it is joined.
+            num_actors: how many to start; on a cluster at most as many, where fewer may fit.
             client_resources: ``num_cpus`` and ``num_gpus`` of one actor.
         """
         self._init_args = init_args
+        self._name = secrets.token_hex(8)
         self._is_own = init_args.get("address", "local") == "local"
         self._num_actors = num_actors
         self._client_resources = client_resources
@@ -83,6 +86,16 @@ class RaySession:
         finally:
             self._stack.close()
 
+    @contextmanager
+    def adopting(self) -> Iterator[None]:
+        """Let what user code starts inside the block end with this session, as what it starts in actors does."""
+        before = {reaper.SESSION_VARIABLE: os.environ.get(reaper.SESSION_VARIABLE)}
+        os.environ[reaper.SESSION_VARIABLE] = self._name
+        try:
+            yield
+        finally:
+            _restore(before)
+
     def start(self, **more_init_args: Any) -> None:
         """Start Ray and its actors in the background, unless that was done."""
         if self._thread is not None:
@@ -91,7 +104,8 @@ class RaySession:
         if "runtime_env" in more_init_args:
             arguments["runtime_env"] = more_init_args["runtime_env"] | self._init_args.get("runtime_env", {})
         if self._is_own:
-            self._folder = self._stack.enter_context(_session_folder())
+            _check_loopback()
+            self._folder = self._stack.enter_context(_session_folder(self._name))
             # "local", because Ray would otherwise join a cluster that runs on this machine.
             arguments = {
                 "address": "local",
@@ -129,7 +143,8 @@ class RaySession:
                     if ray.is_initialized():
                         ray.shutdown()
                     ray.init(**arguments)
-                    self._num_actors = _actors_that_fit(ray.nodes(), self._client_resources)
+                    fit = _actors_that_fit(ray.nodes(), self._client_resources)
+                    self._num_actors = min(fit, self._num_actors)
                 self._actors = [start_actor(**self._client_resources) for _ in range(self._num_actors)]
                 self._started.set_result(None)
                 self._ended.wait()
@@ -178,15 +193,22 @@ class RaySession:
             files = None if self._is_own else ray.put(pack(spec))
             node = ray.get_runtime_context().get_node_id()
             assignment = ActorAssignment(
-                spec, num_clients, log_path, liveness_path, retry_policy.client_timeout, from_node=node
+                spec,
+                num_clients,
+                log_path,
+                liveness_path,
+                retry_policy.client_timeout,
+                from_node=node,
+                session=self._name if self._is_own else "",
             )
 
-            def start_another() -> Any:
+            def start_another(number: int) -> Any:
                 actor = start_actor(**self._client_resources)
-                actor.begin.remote(assignment, files)  # before all that it is asked later
+                actor.begin.remote(assignment, files, number)  # before all that it is asked later
+                actor.set_up.remote()
                 return actor
 
-            begun = [actor.begin.remote(assignment, files) for actor in self._actors]
+            begun = [actor.begin.remote(assignment, files, number) for number, actor in enumerate(self._actors)]
             try:
                 if not self._is_own:
                     ray.get(begun)
@@ -201,6 +223,7 @@ class RaySession:
                 retry_policy,
                 self._spills,
                 vectorized=spec.vectorized_clients > 1,
+                on_this_machine=self._is_own,
             )
             with ExitStack() as stack:
                 stack.callback(self.end)
@@ -234,7 +257,23 @@ def _handle_sigterm_again() -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
+def _check_loopback() -> None:
+    """Check that the processes of this machine can connect to each other; without that Ray waits for minutes.
+
+    Raises:
+        EngineError: they cannot.
+    """
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=5).close()
+    except OSError as error:
+        reason = f"no connection to 127.0.0.1 ({error.strerror or error})"
+        raise EngineError(f"Ray could not start: {reason}; --engine inline needs none") from None
+
+
 def _import_ray() -> None:
+    # Started by ``uv run``, Ray would pack the current folder, whatever its size, and send it to its own processes.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     logger = logging.getLogger("ray")
     handlers = logger.handlers[:]
     import_module("ray")
@@ -260,7 +299,7 @@ def _actors_that_fit(nodes: Sequence[dict[str, Any]], client_resources: dict[str
 
 
 @contextmanager
-def _session_folder() -> Iterator[Path]:
+def _session_folder(session: str) -> Iterator[Path]:
     """Make a folder for Ray's sockets, logs and spilled objects; a process beside this one removes it at the end."""
     root = Path(tempfile.gettempdir())
     root = root if len(str(root)) <= _LONGEST_ROOT else Path("/tmp")
@@ -268,7 +307,15 @@ def _session_folder() -> Iterator[Path]:
     spec = find_spec("ray")
     ray_folder = Path(str(spec.origin)).resolve().parent if spec is not None else folder
     cleaner = subprocess.Popen(
-        [sys.executable, "-S", str(Path(reaper.__file__)), str(folder.resolve()), str(os.getpid()), str(ray_folder)],
+        [
+            sys.executable,
+            "-S",
+            str(Path(reaper.__file__)),
+            str(folder.resolve()),
+            str(os.getpid()),
+            str(ray_folder),
+            session,
+        ],
         stdin=subprocess.PIPE,
         start_new_session=True,
     )
@@ -285,9 +332,11 @@ def _session_folder() -> Iterator[Path]:
 def _locked(folder: Path) -> IO[bytes] | None:
     """Lock a session's folder; None if its run is still there."""
     try:
-        lock = (folder / "lock").open("ab")
+        # Another user of the machine may have put a pipe or a link there; neither may stop or mislead this run.
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     except OSError:
         return None
+    lock = os.fdopen(descriptor, "r+b", buffering=0)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -299,10 +348,12 @@ def _locked(folder: Path) -> IO[bytes] | None:
 def _remove_left_folders(root: Path) -> None:
     """Remove the session folders of runs that were killed."""
     for folder in root.glob(f"{_PREFIX}*"):
-        # A folder that was made in this moment has no lock yet.
-        if (folder / "lock").exists() and (lock := _locked(folder)) is not None:
-            lock.close()
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            # A folder that was made in this moment has no lock yet.
+            is_ours = folder.lstat().st_uid == os.getuid() and stat.S_ISREG((folder / "lock").lstat().st_mode)
+            if is_ours and (lock := _locked(folder)) is not None:
+                lock.close()
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

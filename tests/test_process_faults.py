@@ -1,0 +1,105 @@
+"""Processes that hang outside of clients, run out of memory, or leave something behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from conftest import Sim, Small, sha256
+from sim import RunConfig
+from sim.engine import contract
+from sim.engine.ray.session import _remove_left_folders
+from sim.simulation import _most_clients_at_once
+
+SHORT = 4.0
+
+
+@pytest.fixture
+def stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_programs: None) -> Path:
+    """A folder in which the programs of ``stuck`` note what they did."""
+    monkeypatch.setenv("STUCK", str(tmp_path))
+    monkeypatch.setattr(contract, "other_timeout", lambda client_timeout: client_timeout and SHORT)
+    return tmp_path
+
+
+@pytest.mark.ray
+def test_a_test_and_a_set_up_that_hang_are_executed_by_another_process(small: Small, stuck: Path) -> None:
+    ways = {"model": "stuck:model", "test": "stuck:test"}
+    hanging = small({"num_cpus": 1}, client_timeout=20.0, engine="ray", name="hanging", **ways)
+    assert {path.name for path in stuck.iterdir()} >= {"model", "test"}
+    log = hanging.log_path.read_text()
+    assert f"process 0 hangs (no end after {SHORT:g} s); another one executes it" in log
+    assert sha256(hanging.model_path) == sha256(small(name="inline", **ways).model_path)
+    assert not [p for p in psutil.Process().children(recursive=True) if p.status() == psutil.STATUS_STOPPED]
+
+
+@pytest.mark.ray
+def test_a_client_that_takes_all_memory_is_left_out(small: Small, stuck: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = psutil.virtual_memory()
+    limit = (memory.total - memory.available + 2 * 2**30) / memory.total
+    monkeypatch.setenv("RAY_memory_usage_threshold", f"{limit:.4f}")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+    few = {"num_clients": 3, "clients_per_round": 3, "num_rounds": 1, "max_retries": 1, "max_local_steps": 2}
+    run = small({"num_cpus": 1}, client="stuck:Hungry", on_client_error="drop", engine="ray", **few)
+    failed = run.clients()[run.clients().status == "failed"]
+    assert failed.client_id.tolist() == [1]
+    (error,) = failed.error
+    assert error == "ProcessDied: its process was ended because the memory of this machine ran out, 2 times"
+
+
+@pytest.mark.ray
+def test_what_a_client_starts_ends_with_the_run(small: Small, stuck: Path) -> None:
+    small({"num_cpus": 1}, client="stuck:WithHelper", engine="ray", num_rounds=1)
+    pids = [int(line) for line in (stuck / "helpers").read_text().split()]
+    assert len(pids) == 5  # one of them in the dry run
+    assert not [
+        pid
+        for pid in pids
+        if psutil.pid_exists(pid)
+        and psutil.Process(pid).name() == "sleep"
+        and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+def test_without_a_loopback_device_a_run_ends_with_one_line(sim: Sim, tmp_path: Path) -> None:
+    apart = ("unshare", "--net", "--map-root-user")
+    if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not make a network of its own")
+    result = sim("run", "--num-clients", "4", "--clients-per-round", "2", prefix=apart)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("sim: Ray could not start: no connection to 127.0.0.1 (")
+    assert result.returncode == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_pipe_in_the_folder_for_temporary_files_stops_nobody(tmp_path: Path) -> None:
+    names = ("pipe", "link", "left", "new")
+    folders = {name: tmp_path / f"sim-ray-{name}" for name in names}
+    for folder in folders.values():
+        folder.mkdir()
+    os.mkfifo(folders["pipe"] / "lock")
+    (folders["link"] / "lock").symlink_to(tmp_path / "elsewhere")
+    (folders["left"] / "lock").touch()
+    cleaning = threading.Thread(target=_remove_left_folders, args=(tmp_path,), daemon=True)
+    cleaning.start()
+    cleaning.join(timeout=10)
+    assert not cleaning.is_alive()
+    assert {path.name for path in tmp_path.iterdir()} == {"sim-ray-pipe", "sim-ray-link", "sim-ray-new"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "most"),
+    [
+        ({"clients_per_round": 1}, 1),
+        ({"fraction_fit": 0.3}, 3),
+        ({"clients_per_round": 1, "fraction_evaluate": 0.5}, 5),
+        ({"clients_per_round": 1, "strategy": "own:EachClientFedAvg"}, 10),
+    ],
+)
+def test_no_more_actors_than_a_phase_has_clients(settings: dict[str, object], most: int) -> None:
+    assert _most_clients_at_once(RunConfig(num_clients=10, **settings)) == most  # type: ignore[arg-type]
