@@ -29,11 +29,14 @@ from sim.measure import capacity
 
 def test_a_weight_that_is_no_number_is_named() -> None:
     good = [np.array([1.0, 2.0], np.float32), np.array(3, np.int64)]
-    check_finite(good)
-    check_finite([np.array([3e38, 3e38], np.float32)])  # whose sum is infinite
+    check_finite(good, good)
+    huge = [np.array([3e38, 3e38], np.float32)]  # whose sum is infinite
+    check_finite(huge, [np.zeros(2, np.float32)])
     for value, kind in ((np.nan, "NaN"), (np.inf, "infinite"), (-np.inf, "infinite")):
+        wrong = np.array([0.0, value], np.float32)
         with pytest.raises(NonFiniteError, match=f"^fc1.bias holds {kind} weights$"):
-            check_finite([*good, np.array([0.0, value], np.float32)], ["conv1.weight", "count", "fc1.bias"])
+            check_finite([*good, wrong], [*good, np.zeros(2, np.float32)], ["conv1.weight", "count", "fc1.bias"])
+        check_finite([*good, wrong], [*good, wrong])  # a mask of −∞ came so
 
 
 @pytest.mark.usefixtures("in_programs")
