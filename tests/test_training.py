@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from sim.config.run_config import RunConfig
 from sim.data.batches import Batches
-from sim.data.dataset import Examples
+from sim.data.dataset import Examples, load_dataset
 from sim.training import local
+from sim.training.models import Mlp
 
 CPU = torch.device("cpu")
 
@@ -97,3 +101,30 @@ def test_shuffling_is_a_new_order_of_everything_from_torchs_generator() -> None:
     assert first != second
     torch.manual_seed(3)
     assert order() == first
+
+
+@pytest.mark.parametrize(("name", "optimizer_class"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_adam_is_that_of_a_plain_loop_and_leaves_float64_only_where_the_gradient_is_noise(
+    name: str, optimizer_class: type[torch.optim.Optimizer]
+) -> None:
+    """Adam's first steps are about lr · sign(g): where g is at the rounding error of float32, its sign is chance."""
+    lr, dataset = 0.01, load_dataset(RunConfig())
+    images = torch.from_numpy(dataset.train.images.copy()).permute(0, 3, 1, 2).double() / 127.5 - 1
+    labels = torch.from_numpy(dataset.train.labels.copy())
+    torch.manual_seed(0)
+    net = Mlp((1, 32, 32), 10)
+    plain, precise = copy.deepcopy(net), copy.deepcopy(net).double()
+    local.train(net, [(images.float(), labels)], 3, CPU, lr=lr, optimizer=name)
+    smallest = torch.full((sum(p.numel() for p in net.parameters()),), math.inf, dtype=torch.float64)
+    for other, inputs in ((plain, images.float()), (precise, images)):
+        optimizer = optimizer_class(other.parameters(), lr=lr, weight_decay=0.0)  # type: ignore[call-arg]
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.cross_entropy(other(inputs), labels).backward()
+            optimizer.step()
+            smallest = torch.minimum(smallest, torch.cat([p.grad.abs().flatten() for p in other.parameters()]).double())
+    flat = [torch.cat([p.detach().double().flatten() for p in each.parameters()]) for each in (net, plain, precise)]
+    assert torch.equal(flat[0], flat[1])
+    far = (flat[0] - flat[2]).abs() > 1e-3 * lr
+    assert far.sum() < 50
+    assert (smallest[far] < 1e-6).all()
