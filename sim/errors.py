@@ -13,6 +13,7 @@ SimError                 base class; the message is one line for the user
     ├── ClientError      a client raised
     ├── WriteError       the run folder can no longer be written
     └── EngineError      a process or a connection of the engine died or could not be started
+        └── BrokenProcessError   user code has broken the process of the run itself
 """
 
 from __future__ import annotations
@@ -114,3 +115,7 @@ class WriteError(RunError):
 
 class EngineError(RunError):
     """A process or a connection of the engine died or could not be started."""
+
+
+class BrokenProcessError(EngineError):
+    """User code has closed the open files of the process in which the run itself is; nothing more can be written."""

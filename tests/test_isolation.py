@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from conftest import PROGRAMS, Small, sha256
-from sim import resume
+from conftest import PROGRAMS, Sim, Small, sha256
+from sim import Run, resume
 from sim.client.torch_client import fit_settings
 from sim.config.run_config import RunConfig
 from sim.engine.contract import Chunk, ClientResult, Task
@@ -174,3 +176,12 @@ def test_a_huge_error_is_whole_nowhere(small: Small, capfd: pytest.CaptureFixtur
         small(client="untidy:Loud", name="loud", num_rounds=1)
     assert len(str(caught.value)) < 5000
     assert len(capfd.readouterr().err) < 50_000
+
+
+def test_a_client_that_closes_the_files_of_its_process_is_named(sim: Sim, tmp_path: Path) -> None:
+    words = ["--client", "untidy:Closes", "--num-clients", "8", "--fraction-fit", "1", "--num-rounds", "1"]
+    result = sim("run", *words, "--engine", "inline", "--name", "x", env={**os.environ, "PYTHONPATH": str(PROGRAMS)})
+    last = result.stderr.splitlines()[-1]
+    assert (result.returncode, last) == (1, "sim: client 3 closed open files of the process that executes it")
+    assert "Traceback" not in result.stderr
+    assert Run(tmp_path / "results" / "x").rounds()["round"].tolist() == [0]

@@ -6,10 +6,11 @@ import copy
 import faulthandler
 import logging
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -36,7 +37,7 @@ from sim.engine import vectorized
 from sim.engine.aggregation import WeightedSum, check_finite
 from sim.engine.contract import Chunk, ChunkResult, ClientResult, Task, TestSlice, other_timeout
 from sim.engine.liveness import SETTING_UP, TESTING, Liveness
-from sim.errors import described, many_lines
+from sim.errors import BrokenProcessError, described, many_lines
 from sim.run_folder.records import Phase
 from sim.seeds import Purpose, reseed, restored, seeded
 from sim.training.local import TestSums
@@ -72,6 +73,12 @@ class Worker:
 
     def __post_init__(self) -> None:
         self._can_vectorize = self.spec.vectorized_clients > 1
+        self._sentinel = os.open(os.devnull, os.O_RDONLY)  # closed by a client that closes what is not its own
+        self._sentinel_stat = os.fstat(self._sentinel)
+
+    def __del__(self) -> None:
+        with suppress(OSError):
+            os.close(self._sentinel)
 
     @cached_property
     def runtime(self) -> ClientRuntime:
@@ -160,9 +167,25 @@ class Worker:
                         traceback=many_lines(traceback.format_exc()),
                         cause=error,
                     )
+                self._check_descriptors(task.client_id)
                 result.seconds = time.perf_counter() - start
                 results.append(result)
         return results, total
+
+    def _check_descriptors(self, client_id: int) -> None:
+        """End where a client has closed open files and connections of this process, which then cannot go on.
+
+        Raises:
+            BrokenProcessError: this process is not the worker's own.
+        """
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(self._sentinel), self._sentinel_stat):
+                return
+        reason = f"client {client_id} closed open files of the process that executes it"
+        if self.own_process:
+            print(reason, file=sys.stderr, flush=True)
+            os._exit(1)
+        raise BrokenProcessError(reason)
 
     def test(self, weights: NDArrays, part: TestSlice) -> TestSums:
         """Test ``weights`` on a part of the central test split.

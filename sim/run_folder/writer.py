@@ -220,7 +220,8 @@ class _Table:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with suppress(OSError):  # a client of the user's has closed it
+            self._file.close()
 
 
 def _locked(folder: Path) -> int:
@@ -238,7 +239,8 @@ def _locked(folder: Path) -> int:
 def _unlock(lock: int) -> None:
     if lock in _LOCKS:  # not in a process that was forked from the one that locked it
         _LOCKS.discard(lock)
-        os.close(lock)
+        with suppress(OSError):  # a client of the user's has closed it
+            os.close(lock)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 from flwr.common import NDArrays
 
-from sim.errors import RunError, SimError, StateError, WriteError
+from sim.errors import BrokenProcessError, RunError, SimError, StateError, WriteError, described
 from sim.interrupts import uninterrupted
 from sim.run_folder import environment, plots
 from sim.run_folder import log as run_log
@@ -131,6 +131,11 @@ class Session:
         write_environment(self._writer, surroundings)
         self._draw_partition()
 
+    def abandon(self) -> None:
+        """Close the folder as it is."""
+        self._writer.close()
+        self._writer.release()
+
     def close(self) -> None:
         """Write checkpoint, pictures and weights of the last whole round."""
         try:
@@ -169,8 +174,14 @@ def open_session(
         with suppress(SimError, OSError):  # the first error is the one to report
             session.close()
         raise
+    except BrokenProcessError:
+        session.abandon()
+        raise
     except BaseException:
-        session.close()
+        try:
+            session.close()
+        except Exception as error:  # noqa: BLE001 - the first error is the one to report
+            logging.getLogger("sim").warning("the run's last files could not be written: %s", described(error))
         raise
     session.close()
 

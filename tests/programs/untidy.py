@@ -227,3 +227,16 @@ def exits_in_test(net, loader, device):
     if len(loader.dataset) > 2:  # not in the dry run
         raise SystemExit
     return 0.0, 0.5
+
+
+class Closes(TorchClient):
+    """Client 3 closes what it did not open."""
+
+    def __init__(self, net, train_loader, test_loader, device, train, test, client_id):
+        super().__init__(net, train_loader, test_loader, device, train, test)
+        self.client_id = client_id
+
+    def fit(self, parameters, config):
+        if self.client_id == 3 and config["server_round"] > 0:
+            os.closerange(3, 400)
+        return super().fit(parameters, config)

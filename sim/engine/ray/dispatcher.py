@@ -28,6 +28,7 @@ from sim.training.local import TestSums
 
 _DIED = (RayActorError, OutOfMemoryError)  # Ray ends the largest process when the machine's memory runs out
 _START_SECONDS = 150.0  # an actor that Ray has not started by then never starts
+_SILENT_SECONDS = 30.0  # between the end of an actor's last client and the arrival of its result
 _LOOK_SECONDS = 1.0  # between two looks at what actors do, while the driver waits for them
 _SPARE_DEATHS = 3  # beyond one per actor: deaths without a known client after which the run gives up
 
@@ -189,6 +190,8 @@ class RayDispatcher:
             for reference, message in list(running.items()):
                 # With a client not simply the first message, whose results may be on their way.
                 if message.handle is handle and (client is None or client in message.clients):
+                    if ray.wait([reference], timeout=0)[0]:
+                        break  # it has arrived while the driver was busy
                     self._kill(actor)
                     del running[reference]
                     reason = f"Timeout: no end after {limit:g} s"
@@ -220,7 +223,8 @@ class RayDispatcher:
         if current is not None and current.client_id >= 0:
             limit = self.retry_policy.client_timeout
             return limit if limit is not None and current.seconds > limit * current.num_clients else None
-        # A set-up, a test, or a process that was stopped between two clients.
+        if current is None:  # its result should be on its way: it was stopped, or lost its connection to Ray
+            return _SILENT_SECONDS if now - max(since, sign[0]) > _SILENT_SECONDS else None
         limit = self.retry_policy.other_timeout
         return limit if limit is not None and now - max(since, sign[0]) > limit else None
 
