@@ -38,13 +38,27 @@ from sim.run_folder.checkpoint import read_last
 HERE = Path(__file__).resolve().parent
 NUM_ROUNDS = 30
 STRATEGIES = ("fedavg", "fedavgm", "fedadam", "fedyogi", "krum")
-KINDS = ("kill actor", "kill driver", "full disk", "hang", "nan", "SIGTERM", "raise")
+KINDS = (
+    "kill actor",
+    "kill driver",
+    "full disk",
+    "hang",
+    "nan",
+    "SIGTERM",
+    "raise",
+    "hanging-test",
+    "memory",
+    "damaged checkpoint",
+)
+_ON_RAY = ("kill actor", "hang", "hanging-test", "memory")
+_LEFT_OUT = ("raise", "nan", "hang")  # after which the client of the fault is dropped
 KNOBS: dict[str, Any] = {
     "num_clients": 20,
     "fraction_fit": 0.5,
     "local_epochs": 1,
     "fraction_evaluate": 0.2,
     "client": "faulty:Faulty",
+    "test": "faulty:test",
 }
 FLAGS = [word for name, value in KNOBS.items() for word in ("--" + name.replace("_", "-"), str(value))]
 _TIMES = ["seconds", "actor"]
@@ -67,7 +81,7 @@ class Trial:
 def command(folder: Path, trial: Trial, *more: str) -> list[str]:
     """Return the ``sim run`` command of a trial."""
     drop = ["--on-client-error", "drop"] if trial.fault else []
-    timeout = ["--client-timeout", "10"] if trial.kind == "hang" else []
+    timeout = ["--client-timeout", "10"] if trial.kind in ("hang", "hanging-test") else []
     run = ["--strategy", trial.strategy, "--num-rounds", str(NUM_ROUNDS), "--name", "run", *drop, *timeout]
     engine = ["--engine", trial.engine]
     return [sys.executable, "-m", "sim", "run", "--results-dir", str(folder), *FLAGS, *run, *engine, *more]
@@ -92,14 +106,20 @@ class Campaign:
     def start(self, words: list[str], fault: str) -> subprocess.Popen[bytes]:
         """Start a command with a mark in its environment, by which processes that it leaves behind are found."""
         variables = {**os.environ, "SIM_FAULT": fault, "SIM_MARK": self.mark}
+        if fault:
+            variables["SIM_FAULT_ONCE"] = str(self.root / f"happened-{fault.replace(':', '-')}")
+        if fault.startswith("memory"):  # Ray ends a process when 1.5 GiB more are in use than now
+            memory = psutil.virtual_memory()
+            threshold = 1 - (memory.available - 1.5 * 2**30) / memory.total
+            variables |= {"RAY_memory_usage_threshold": f"{threshold:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
         log = (self.root / "output.txt").open("ab")
         return subprocess.Popen(words, cwd=HERE, env=variables, stdout=log, stderr=log)
 
     def reference(self, strategy: str, fault: str) -> Run:
         """Return the run without the fault or, if a client fails in the trial, the run in which this client raises."""
-        where = fault.partition(":")[2]
+        where = fault.partition(":")[2] if fault.startswith(_LEFT_OUT) else ""
         if (strategy, where) not in self.undisturbed:
-            os.environ["SIM_FAULT"] = f"raise:{where}" if fault else ""
+            os.environ["SIM_FAULT"] = f"raise:{where}" if where else ""
             config = RunConfig(
                 **KNOBS,
                 strategy=strategy,
@@ -116,9 +136,11 @@ class Campaign:
         """Choose the kind, the strategy, the engine, the client and the time of a fault."""
         kind = KINDS[number % len(KINDS)]
         strategy = self.rng.choice(self.strategies)
-        engine = "ray" if kind in ("kill actor", "hang") else self.rng.choice(("ray", "inline"))
+        engine = "ray" if kind in _ON_RAY else self.rng.choice(("ray", "inline"))
         fault = ""
-        if kind in ("raise", "nan", "hang"):
+        if kind == "hanging-test":
+            fault = f"{kind}:{self.rng.randrange(3, NUM_ROUNDS)}:0"
+        elif kind in (*_LEFT_OUT, "memory"):
             clients = self.reference(strategy, "").clients()
             trained = clients[clients.phase == "fit"]
             row = trained.iloc[self.rng.randrange(len(trained))]
@@ -148,19 +170,21 @@ class Campaign:
 
     def _disturb(self, trial: Trial, folder: Path) -> None:
         process = self.start(command(folder, trial), trial.fault)
-        if trial.kind in ("kill actor", "kill driver", "SIGTERM"):
+        if trial.kind in ("kill actor", "kill driver", "SIGTERM", "damaged checkpoint"):
             self._wait_for_round(process, folder / "run" / "rounds.csv")
             time.sleep(trial.seconds * 0.3)
             if trial.kind == "kill actor":
                 self._kill_actors(process)
             else:
-                process.send_signal(signal.SIGKILL if trial.kind == "kill driver" else signal.SIGTERM)
+                process.send_signal(signal.SIGTERM if trial.kind == "SIGTERM" else signal.SIGKILL)
         trial.exit_codes.append(process.wait(timeout=300))
         if trial.kind == "full disk":
             if trial.exit_codes[0] not in (0, 1, 2):  # 0: the disk was large enough
                 trial.problems.append(f"exit code {trial.exit_codes[0]} on a full disk")
             subprocess.run(["mount", "-o", "remount,size=1g", str(folder)], check=True)
         run = Run(folder / "run")
+        if trial.kind == "damaged checkpoint":
+            self._damage(run)
         if run.last_checkpoint() is None:  # it did not get as far as that, and begins anew
             shutil.rmtree(run.path, ignore_errors=True)
             trial.exit_codes.append(self.start(command(folder, trial), trial.fault).wait(timeout=300))
@@ -169,6 +193,15 @@ class Campaign:
             self._look_for_processes(trial)
             engine, num_cpus = self.rng.choice((("inline", 1), ("ray", 1), ("ray", 2)))
             trial.exit_codes.append(self.start(resume(folder, engine, num_cpus), trial.fault).wait(timeout=300))
+
+    def _damage(self, run: Run) -> None:
+        """Change a byte of the newest checkpoint, if there is one before it."""
+        if len(run.checkpoints()) > 1:
+            files = sorted((run.checkpoints_path / str(run.last_checkpoint())).iterdir())
+            path = self.rng.choice(files)
+            content = bytearray(path.read_bytes())
+            content[self.rng.randrange(len(content))] ^= 255
+            path.write_bytes(content)
 
     def _wait_for_round(self, process: subprocess.Popen[bytes], table: Path) -> None:
         while process.poll() is None and not (table.exists() and table.read_text().count("\n") > 1):

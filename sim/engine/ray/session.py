@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from sim import private
 from sim.engine.ray import reaper
-from sim.errors import EngineError
+from sim.errors import ConfigError, EngineError
 from sim.run_folder.log import LOG_FORMAT
 
 if TYPE_CHECKING:  # at run time Ray is imported when it is started
@@ -36,7 +36,8 @@ if TYPE_CHECKING:  # at run time Ray is imported when it is started
     from sim.engine.ray.dispatcher import RayDispatcher
 
 _PREFIX = "sim-ray-"
-_LONGEST_ROOT = 30  # letters of the folder for temporary files, because the path of a socket must be short
+# Letters of the folder for temporary files: 107 for the path of a socket, less 81 for what Ray and this file append.
+_LONGEST_ROOT = 26
 _SWITCH_SECONDS = 0.0002
 _TOKEN = secrets.token_hex(32)
 # Ray's logger keeps the handlers that it has; with configure_logging=False it would lose them, and print.
@@ -300,10 +301,20 @@ def _actors_that_fit(nodes: Sequence[dict[str, Any]], client_resources: dict[str
 
 @contextmanager
 def _session_folder(session: str) -> Iterator[Path]:
-    """Make a folder for Ray's sockets, logs and spilled objects; a process beside this one removes it at the end."""
-    root = Path(tempfile.gettempdir())
-    root = root if len(str(root)) <= _LONGEST_ROOT else Path("/tmp")
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+    """Make a folder for Ray's sockets, logs and spilled objects; a process beside this one removes it at the end.
+
+    Raises:
+        ConfigError: there is no place for it.
+    """
+    try:
+        root = Path(tempfile.gettempdir())
+        root = root if len(str(root)) <= _LONGEST_ROOT else Path("/tmp")
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+    except OSError as error:
+        raise ConfigError(
+            f"TMPDIR={os.environ.get('TMPDIR', '')}: no folder for temporary files can be made ({error.strerror}); "
+            f"set it to a writable folder with a path of at most {_LONGEST_ROOT} letters"
+        ) from None
     spec = find_spec("ray")
     ray_folder = Path(str(spec.origin)).resolve().parent if spec is not None else folder
     cleaner = subprocess.Popen(
