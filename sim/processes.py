@@ -35,6 +35,15 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
+def return_free_memory() -> None:
+    """Let the C library give memory that nobody uses back to the system, where it can (glibc).
+
+    Gaps between small objects of many threads grow by about 10 MB in 100 rounds with Ray; Python's own objects do not.
+    """
+    if _LIBC is not None and hasattr(_LIBC, "malloc_trim"):
+        _LIBC.malloc_trim(0)
+
+
 class Child:
     """A running command. The terminal's Ctrl-C does not reach it, so its parent process must stop it."""
 

@@ -16,7 +16,7 @@ from flwr.common import NDArrays, Scalar
 from torch import nn
 
 from sim.client.runtime import ClientSpec, build_net
-from sim.client.torch_client import fit_settings
+from sim.client.torch_client import fit_settings, train_settings
 from sim.config.run_config import RunConfig, TrainingConfig
 from sim.data import partition
 from sim.data.batches import Batches, Resident
@@ -132,6 +132,8 @@ class _Sample:
 
     def __init__(self, config: RunConfig, dataset: Dataset, net: nn.Module, device: torch.device) -> None:
         self._config = config
+        # Those of the run, because an optimizer's state and the precision decide how much memory a client needs.
+        self._settings: dict[str, Any] = train_settings(config, 1, config.num_rounds)
         self._device = device
         self._net = net.to(device)
         self._channels_last = config.model in models.MODELS
@@ -145,7 +147,7 @@ class _Sample:
             if value is not None:
                 return f"{flag} {value} trains one client at a time"
         try:
-            self._trainer().train(weights, self._members(2), lr=config.lr)
+            self._trainer().train(weights, self._members(2), **self._settings)
         except Exception as error:  # noqa: BLE001 - whatever vmap cannot do with this model
             return f"{config.model} cannot be stacked: {' '.join(str(error).split())[:200] or type(error).__name__}"
         return None
@@ -160,7 +162,7 @@ class _Sample:
         for count in (2, 4):
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-            trainer.train(weights, self._members(count), lr=self._config.lr)
+            trainer.train(weights, self._members(count), **self._settings)
             peaks.append(torch.cuda.max_memory_allocated())
         each = max(1.0, (peaks[1] - peaks[0]) / 2)
         free, _ = torch.cuda.mem_get_info()

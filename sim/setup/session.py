@@ -14,6 +14,7 @@ from flwr.common import NDArrays
 
 from sim.errors import BrokenProcessError, RunError, SimError, StateError, WriteError, described
 from sim.interrupts import uninterrupted
+from sim.processes import return_free_memory
 from sim.run_folder import environment, plots
 from sim.run_folder import log as run_log
 from sim.run_folder.checkpoint import Checkpoint, CheckpointWriter
@@ -25,6 +26,8 @@ from sim.server.rounds import FinishedRound
 from sim.setup.resume import what_must_fit
 
 OnRecord = Callable[[RoundRecord], None]
+
+_ROUNDS_PER_TRIM = 50
 
 
 class Session:
@@ -85,6 +88,8 @@ class Session:
                 self._unwritten = checkpoint
                 if due:
                     self._commit()
+        if record.round % _ROUNDS_PER_TRIM == 0:
+            return_free_memory()
         if self._on_record is not None:
             self._on_record(record)
 
