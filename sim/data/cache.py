@@ -112,10 +112,12 @@ def _make(folder: Path, key: str, make: Callable[[Path], None]) -> None:
             if folder.is_dir() and _damage(folder) is None:
                 return  # another process was faster
             damaged = Path(tempfile.mkdtemp(prefix=_MAKING, dir=parent))
-            if folder.is_dir():
-                folder.rename(damaged)
-            target.rename(folder)
-            shutil.rmtree(damaged, ignore_errors=True)
+            try:
+                if folder.is_dir():
+                    folder.rename(damaged)
+                target.rename(folder)
+            finally:
+                shutil.rmtree(damaged, ignore_errors=True)
             _CHECKED[folder] = _times(folder), _content(files)
     finally:
         shutil.rmtree(target, ignore_errors=True)
