@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import stat
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -55,22 +58,43 @@ def _sums(folder: Path) -> None:
     (folder / "files.json").write_text("[" * 100_000)
 
 
-@pytest.mark.parametrize("damage", [_pixel, _length, _label, _dtype, _missing, _sums])
+def _digit_of_a_sum(folder: Path) -> None:
+    path = folder / "files.json"
+    text = path.read_text()
+    place = text.index('"]', text.index("train_images"))  # the end of a SHA-256
+    path.write_text(text[: place - 1] + ("1" if text[place - 1] == "0" else "0") + text[place:])
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_pixel, "train_images.npy has another checksum"),
+        (_length, "train_labels.npy has 208 bytes, not 288"),
+        (_label, "train_labels.npy has another checksum"),
+        (_dtype, "test_labels.npy has another checksum"),
+        (_missing, "classes.json is missing"),
+        (_sums, "files.json cannot be read"),
+        (_digit_of_a_sum, "files.json has another checksum"),
+    ],
+)
 def test_a_damaged_entry_is_named_and_made_again(
-    damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture, own_cache: Path
+    damage: Callable[[Path], None], reason: str, caplog: pytest.LogCaptureFixture, own_cache: Path
 ) -> None:
     made = load_dataset(CONFIG)
     whole = [np.array(array) for array in _arrays(made)]
+    content = cache.checksum(made.folder)
     damage(made.folder)
+    cache._CHECKED.clear()  # as in another process
     with caplog.at_level(logging.WARNING, "sim"):
         again = load_dataset(CONFIG)
     assert again.folder == made.folder
     assert all(np.array_equal(one, other) for one, other in zip(whole, _arrays(again), strict=True))
-    assert [
-        record.getMessage().startswith(f"note: the cached data {made.folder} is damaged") for record in caplog.records
-    ] == [True]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"note: the cached data {made.folder} is damaged ({reason}) and is made again"
+    ]
     assert sorted(path.name for path in own_cache.iterdir()) == ["data"]
     assert list((own_cache / "data").iterdir()) == [made.folder]
+    assert cache.checksum(again.folder) == content
 
 
 def _arrays(dataset: Dataset) -> list[np.ndarray]:
@@ -82,6 +106,7 @@ def test_a_partition_of_another_dtype_is_made_again(caplog: pytest.LogCaptureFix
     made = partition.assign(labels, CONFIG)
     whole = np.array(made.indices)
     np.save(made.folder / "indices.npy", whole.astype(np.float32))
+    cache._CHECKED.clear()  # as in another process
     again = partition.assign(labels, CONFIG)
     assert again.indices.dtype == np.int64
     assert np.array_equal(again.indices, whole)
@@ -111,15 +136,40 @@ def test_a_shared_cache_gives_its_permissions_to_what_is_made_in_it(own_cache: P
     assert [oct(mode) for mode in modes] == ["0o1777", "0o755", "0o644"]
 
 
-def test_a_full_disk_is_said_where_numpy_gives_no_reason(own_cache: Path) -> None:
+@pytest.mark.parametrize("damaged", [False, True])
+def test_processes_that_make_an_entry_at_once_neither_disturb_each_other_nor_leave_anything(
+    damaged: bool, own_cache: Path
+) -> None:
     def make(folder: Path) -> None:
-        raise OSError("4096 requested and 0 written")  # as numpy does
+        (folder / "content").write_bytes(b"1")
 
-    with pytest.raises(
-        DataError, match=r"the cache .*/data cannot be used: a file could not be written whole .*disk full"
-    ) as caught:
-        cache.cached("data", {}, make)
-    assert str(own_cache) in str(caught.value)
+    def make_all(together: threading.Barrier) -> list[bytes]:
+        together.wait()
+        return [(cache.cached("data", {"number": number}, make) / "content").read_bytes() for number in range(20)]
+
+    if damaged:
+        for number in range(20):
+            (cache.cached("data", {"number": number}, make) / "content").write_bytes(b"0")
+        cache._CHECKED.clear()
+    together = threading.Barrier(4)
+    with ThreadPoolExecutor(4) as pool:  # locks of a file that is opened twice exclude threads as they do processes
+        results = [pool.submit(make_all, together) for _ in range(4)]
+    assert [result.result() for result in results] == [[b"1"] * 20] * 4
+    names = [path.name for path in (own_cache / "data").iterdir()]
+    assert (len(names), [name for name in names if name.startswith(".")]) == (20, [])
+
+
+@pytest.mark.parametrize("most_bytes", [0, 150, 1000, 3900])  # within a .npy file: of its header, and of each array
+def test_a_full_disk_is_one_line_and_leaves_nothing(most_bytes: int, own_cache: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, limits[1]))  # as on a full disk, with another reason
+    try:
+        with pytest.raises(
+            DataError, match=f"^the cache {own_cache}/data cannot be used: File too large; set SIM_CACHE"
+        ):
+            load_dataset(CONFIG)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((own_cache / "data").iterdir()) == []
 
 
@@ -127,3 +177,12 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SIM_CACHE", "~/data")
     assert cache.cache_folder() == tmp_path / "data"
+
+
+def test_a_relative_cache_without_a_current_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "removed").mkdir()
+    monkeypatch.chdir(tmp_path / "removed")
+    (tmp_path / "removed").rmdir()
+    monkeypatch.setenv("SIM_CACHE", "cache")
+    with pytest.raises(DataError, match=r"the cache has no folder: .*set SIM_CACHE"):
+        load_dataset(CONFIG)

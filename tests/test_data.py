@@ -1,14 +1,26 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+import torch
+from flwr.common import Context, EvaluateIns, RecordDict, ndarrays_to_parameters
 from PIL import Image
 
+from sim.client.runtime import ClientRuntime, ClientSpec
 from sim.config.run_config import RunConfig
-from sim.data.dataset import Dataset, load_dataset
+from sim.data import partition
+from sim.data.batches import Batches
+from sim.data.dataset import Dataset, Examples, load_dataset
+from sim.errors import DataError
+from sim.setup.prepare import spec_parts
+from sim.training.weights import get_weights
 
 
 def _folder(root: Path, colour: int = 200) -> Path:
@@ -91,3 +103,75 @@ def test_real_cifar_images(cifar: Path) -> None:
     assert found.train.images.shape == (1000, 32, 32, 3)
     assert found.classes[:2] == ("airplane", "automobile")
     assert 100 < found.train.images.mean() < 140
+
+
+def _settings() -> list[object]:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    changed = torch.get_default_dtype(), torch.is_grad_enabled(), list(warnings.filters)
+    return [mask, dict(os.environ), Path.cwd(), list(sys.path), *changed]
+
+
+@pytest.mark.parametrize("name", ["changes_settings", "changes_settings_while_read"])
+def test_what_a_function_that_loads_data_changes_in_its_process_is_put_back(name: str, in_programs: None) -> None:
+    load_dataset(RunConfig(dataset="loaders:arrays"))  # its folder is on sys.path from now on
+    before = _settings()
+    load_dataset(RunConfig(dataset=f"untidy_data:{name}"))
+    assert _settings() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("leaves", r"train: cannot be read as examples \(image, label\): SystemExit: no licence\\x1b\[2J"),
+        ("unreadable_example", r"test: cannot be read as examples \(image, label\): OSError: disk is gone"),
+        ("nan_pixels", r"train: images are \(1, 8, 8\) in nan…nan; \[C, H, W\] in −1…1 or 0…1 is expected"),
+        ("half_label", "train: the label of example 0 is 0.5; a whole number is expected"),
+        ("huge_label", r"train: labels are 999997 … 1000000; 0 … 999999 is possible"),
+        ("ragged", r"train: cannot be read as examples \(image, label\): ValueError: setting an array element"),
+        ("without_pixels", r"train: images are uint8 \(4, 0, 0, 1\); uint8 \[N, H, W, C\] is expected"),
+    ],
+)
+def test_data_of_a_users_function_that_cannot_be_read_are_named(name: str, text: str, in_programs: None) -> None:
+    with pytest.raises(DataError, match=f"^--dataset untidy_data:{name}: {text}"):
+        load_dataset(RunConfig(dataset=f"untidy_data:{name}"))
+
+
+def test_data_that_do_not_fit_into_the_memory_are_one_line() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 2**30, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"^--dataset synthetic: does not fit into the memory .*2.86 TiB"):
+            load_dataset(RunConfig(dataset="synthetic", num_examples=1_000_000, image_size=1024))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pytest.mark.parametrize(("size", "num_in_block"), [(16, 40), (512, 4)])
+def test_images_are_read_in_blocks_of_at_most_16_mib_as_float32(size: int, num_in_block: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, size, size, 3), np.uint8)
+    loader = Batches(Examples(images, np.arange(40)), None, 2, torch.device("cpu"), shuffle=False, channels_last=False)
+    batches = [batch for batch, _ in loader]
+    assert {batch.untyped_storage().nbytes() for batch in batches} == {num_in_block * size * size * 3 * 4}
+    expected = torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32) * (2 / 255) - 1
+    assert torch.equal(torch.cat(batches), expected)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(32, 500), (74, 500), (256, 42), (512, 10)])
+def test_a_batch_of_a_test_has_500_examples_or_32_mib(size: int, expected: int, in_programs: None) -> None:
+    config = RunConfig(
+        dataset="synthetic",
+        num_examples=2,
+        num_classes=2,
+        image_size=size,
+        num_clients=1,
+        partitioner="iid",
+        test="untidy_data:test_with_the_size_of_a_batch_as_loss",
+    )
+    dataset = load_dataset(config)
+    assigned = partition.assign(dataset.train.labels, config)
+    runtime = ClientRuntime(ClientSpec(**spec_parts(config, dataset), partition_folder=assigned.folder, eval_share=0.5))
+    assert runtime.central_test().loss == expected  # of one example
+    context = Context(0, 0, {"partition-id": 0}, RecordDict(), {})
+    result = runtime.client(context).evaluate(EvaluateIns(ndarrays_to_parameters(get_weights(runtime.net)), {}))
+    assert (result.loss, result.num_examples) == (expected, 1)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import datasets
@@ -106,6 +108,19 @@ def test_the_number_of_examples_for_evaluation_is_rounded_down() -> None:
     assert [len(part) for part in assigned.split(0, 0.2)] == [4, 0]
     assert [part.tolist() for part in assigned.split(1, 0.3)] == [[4, 5, 6, 7, 8], [9, 10]]
     assert [len(part) for part in assigned.split(1, 0.0)] == [7, 0]
+    hundred = partition.Partition(Path(), np.arange(100), np.array([0, 100]))
+    assert [len(part) for part in hundred.split(0, 0.29)] == [71, 29]
+
+
+@pytest.mark.parametrize("share", [0.9, 0.9999999999, np.nextafter(1, 0)])
+def test_a_share_below_1_leaves_an_example_for_training(share: float) -> None:
+    assigned = partition.Partition(Path(), np.arange(11), np.array([0, 1, 11]))
+    assert [[len(part) for part in assigned.split(client_id, share)] for client_id in (0, 1)] == [[1, 0], [1, 9]]
+
+
+def test_a_partition_in_the_cache_is_of_one_version_of_flwr_datasets() -> None:
+    key = json.loads((_assign(num_clients=10).folder / "key.json").read_text())
+    assert key["flwr-datasets"] == version("flwr-datasets")
 
 
 def test_an_impossible_partition_names_flags_that_work() -> None:

@@ -34,7 +34,8 @@ from sim.training import local, models
 from sim.training.local import TestSums
 from sim.training.vectorized import Trainer
 
-TEST_BATCH_SIZE = 500
+# A batch of a test has this many examples, or fewer if they need more memory as float32 (in colour above 74×74 pixels).
+TEST_BATCH_SIZE, _TEST_BATCH_BYTES = 500, 2**25
 _MOST_TEST_SLICES = 16  # independent of the number of processes, because float sums depend on the grouping
 
 
@@ -144,6 +145,12 @@ class ClientRuntime:
         """All examples of the central test, on the device."""
         return Resident.of(self.dataset.test, self.device)
 
+    @property
+    def test_batch_size(self) -> int:
+        """The number of examples in a batch of the central test and of a client's evaluation."""
+        image_bytes = 4 * math.prod(self.dataset.image_shape)  # as float32
+        return min(TEST_BATCH_SIZE, max(1, _TEST_BATCH_BYTES // image_bytes))
+
     def renew_net(self) -> None:
         """Let ``net`` be one in which no client has left anything but weights, which the next one replaces."""
         if self._unused_net is None:
@@ -212,7 +219,7 @@ class ClientRuntime:
             RunError: the user's ``test`` raises or returns something else.
         """
         positions = np.arange(first, len(self.dataset.test) if last is None else last)
-        loader = self.batches(self.test_split, positions, TEST_BATCH_SIZE, shuffle=False)
+        loader = self.batches(self.test_split, positions, self.test_batch_size, shuffle=False)
         if self.spec.test is None:
             with self.isolated():
                 return local.test_sums(self.net, loader, self.device)
@@ -235,7 +242,7 @@ class ClientRuntime:
         train_indices, eval_indices = self._split_of(int(context.node_config["partition-id"]))
         return self.client_over(
             self.training_batches(train_indices, self.spec.batch_size),
-            self.batches(self.train_split, eval_indices, TEST_BATCH_SIZE, shuffle=False),
+            self.batches(self.train_split, eval_indices, self.test_batch_size, shuffle=False),
             context,
         )
 

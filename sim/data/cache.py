@@ -16,14 +16,17 @@ import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sim.errors import DataError
 
-_FORMAT = 2  # part of every key; increase it when the format of the stored files changes
+_FORMAT = 3  # part of every key; increase it when the format of the stored files changes
 _MAKING = ".making-"
 _CHECKED: dict[Path, tuple[Any, str]] = {}  # entries that this process has read whole → (times and sizes, checksum)
 
@@ -32,11 +35,11 @@ def cache_folder() -> Path:
     """Return the folder of the cache.
 
     Raises:
-        DataError: there is no home folder.
+        DataError: ``SIM_CACHE`` begins with ~ or is relative, but there is no home or no current folder.
     """
     try:
         return Path(os.environ.get("SIM_CACHE") or "~/.cache/sim").expanduser().absolute()
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:  # no home folder, or the current folder was removed
         raise DataError(f"the cache has no folder: {error}; set SIM_CACHE to a writable folder") from None
 
 
@@ -63,9 +66,21 @@ def cached(kind: str, key: dict[str, Any], make: Callable[[Path], None]) -> Path
         _make(folder, text, make)
     except OSError as error:
         raise DataError(
-            f"the cache {folder.parent} cannot be used: {_reason(error)}; set SIM_CACHE to a folder that you can write"
+            f"the cache {folder.parent} cannot be used: {error.strerror}; set SIM_CACHE to a folder that you can write"
         ) from error
     return folder
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an array as a .npy file.
+
+    Raises:
+        OSError: the disk is full. ``numpy.save`` does not notice that at the end of a file, or gives no reason.
+    """
+    array = np.ascontiguousarray(array)
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)
 
 
 def checksum(folder: Path) -> str:
@@ -81,26 +96,29 @@ def _make(folder: Path, key: str, make: Callable[[Path], None]) -> None:
     if not parent.is_dir():
         parent.mkdir(exist_ok=True)
         _set_mode(parent, mode)
-    _remove_abandoned(parent)
-    target = Path(tempfile.mkdtemp(prefix=_MAKING, dir=parent))
-    lock = _lock(target)  # so that no other process takes it for abandoned
+    with _locked(parent):  # otherwise another process could remove the folder before it is locked
+        _remove_abandoned(parent)
+        target = Path(tempfile.mkdtemp(prefix=_MAKING, dir=parent))
+        lock = _lock(target)  # so that no other process takes it for abandoned
     try:
         make(target)
         (target / "key.json").write_text(key, encoding="utf-8")
         files = {p.name: [p.stat().st_size, _crc32(p), _sha256(p)] for p in sorted(target.iterdir())}
-        (target / "files.json").write_text(json.dumps(files), encoding="utf-8")
+        (target / "files.json").write_text(json.dumps([_crc32_of(files), files]), encoding="utf-8")
         for path in target.iterdir():
             _set_mode(path, mode & 0o644)
         _set_mode(target, mode & 0o755)
-        if folder.is_dir() and _damage(folder) is not None:
-            folder.rename(Path(tempfile.mkdtemp(prefix=_MAKING, dir=parent)))  # removed as an abandoned one
-            _remove_abandoned(parent)
-        try:
-            target.rename(folder)
-        except OSError:
-            if not folder.is_dir() or _damage(folder) is not None:
-                raise
-        _CHECKED[folder] = _times(folder), _content(files)
+        with _locked(parent):
+            if folder.is_dir() and _damage(folder) is None:
+                return  # another process was faster
+            damaged = Path(tempfile.mkdtemp(prefix=_MAKING, dir=parent))
+            try:
+                if folder.is_dir():
+                    folder.rename(damaged)
+                target.rename(folder)
+            finally:
+                shutil.rmtree(damaged, ignore_errors=True)
+            _CHECKED[folder] = _times(folder), _content(files)
     finally:
         shutil.rmtree(target, ignore_errors=True)
         if lock is not None:
@@ -115,7 +133,9 @@ def _damage(folder: Path) -> str | None:
     """
     try:
         times = _times(folder)
-        files = json.loads((folder / "files.json").read_text(encoding="utf-8"))
+        crc32_of_files, files = json.loads((folder / "files.json").read_text(encoding="utf-8"))
+        if crc32_of_files != _crc32_of(files):
+            return "files.json has another checksum"
         for name, (size, crc32, _) in files.items():
             path = folder / name
             if path.stat().st_size != size:
@@ -138,6 +158,10 @@ def _content(files: dict[str, Any]) -> str:
     """Return one checksum of the data; ``key.json`` has places and times of the source, which may change."""
     sums = {name: sha256 for name, (_, _, sha256) in files.items() if name != "key.json"}
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+
+
+def _crc32_of(files: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(files, sort_keys=True).encode())
 
 
 def _crc32(path: Path) -> int:
@@ -164,6 +188,18 @@ def _remove_abandoned(parent: Path) -> None:
                 os.close(lock)
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time execute the block, where the file system has locks."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
 def _lock(folder: Path) -> int | None:
     """Lock a folder for this process; return the file descriptor, or None if another process has locked it."""
     lock = os.open(folder, os.O_RDONLY)
@@ -178,8 +214,3 @@ def _lock(folder: Path) -> int | None:
 def _set_mode(path: Path, mode: int) -> None:
     with suppress(OSError):  # some file systems have no permissions
         path.chmod(mode)
-
-
-def _reason(error: OSError) -> str:
-    # numpy says only how many bytes it could write, without an error number.
-    return error.strerror or f"a file could not be written whole ({error}); is the disk full?"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.config.run_config import TrainingConfig
-from sim.data.cache import cached
+from sim.data.cache import cached, save_array
 from sim.data.sources import by_name
 from sim.data.sources.by_name import Loaded
 from sim.errors import DataError
@@ -55,11 +55,17 @@ def load_dataset(config: TrainingConfig) -> Dataset:
     """Return the configured data set; it is loaded from its source only if it is not in the cache.
 
     Raises:
-        DataError: the source is missing, damaged or inconsistent, or the cache cannot be written.
+        DataError: the source is missing, damaged, inconsistent or too large, or the cache cannot be written.
         PluginError: the user's own function cannot be imported.
     """
-    key, make = by_name.find(config)
-    folder = cached("data", {"dataset": config.dataset, **key}, lambda target: _store(target, make()))
+    try:
+        key, make = by_name.find(config)
+        folder = cached("data", {"dataset": config.dataset, **key}, lambda target: _store(target, make()))
+    except MemoryError as error:
+        raise DataError(
+            f"--dataset {config.dataset}: does not fit into the memory of this machine ({error or 'MemoryError'}); use "
+            "fewer examples or a smaller --image-size"
+        ) from error
     return open_dataset(folder)
 
 
@@ -94,6 +100,6 @@ def open_dataset(folder: Path) -> Dataset:
 def _store(folder: Path, loaded: Loaded) -> None:
     train, test, classes = loaded
     for split, (images, labels) in (("train", train), ("test", test)):
-        np.save(folder / f"{split}_images.npy", np.ascontiguousarray(images, dtype=np.uint8))
-        np.save(folder / f"{split}_labels.npy", labels.astype(np.int64))
+        save_array(folder / f"{split}_images.npy", images.astype(np.uint8, copy=False))
+        save_array(folder / f"{split}_labels.npy", labels.astype(np.int64))
     (folder / "classes.json").write_text(json.dumps(classes), encoding="utf-8")

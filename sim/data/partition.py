@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sim.config.run_config import RunConfig
 from sim.data import partitioners
-from sim.data.cache import cached
+from sim.data.cache import cached, save_array
 from sim.data.dataset import Labels
 from sim.errors import DataError, PartitionError
 
@@ -89,8 +89,8 @@ def assign(labels: Labels, config: RunConfig) -> Partition:
 
     def make(folder: Path) -> None:
         parts = partitioners.assign(labels, config)
-        np.save(folder / "indices.npy", np.concatenate(parts))
-        np.save(folder / "offsets.npy", np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64))
+        save_array(folder / "indices.npy", np.concatenate(parts))
+        save_array(folder / "offsets.npy", np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64))
 
     return open_cached(cached("partition", key, make))
 
