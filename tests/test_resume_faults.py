@@ -164,9 +164,9 @@ def test_every_image_of_a_large_data_set_counts(small: Small, tmp_path: Path, mo
     )
     images = np.zeros((400, 32, 32, 3), np.uint8)
     np.save("x.npy", images)
+    monkeypatch.setattr(setup_resume, "_SAMPLE_BYTES", images.nbytes // 10)  # what was compared of a large data set
     monkeypatch.setenv("SIM_CACHE", str(tmp_path / "one"))
     run = small(dataset="images_of_a_file:load", partitioner="iid", num_rounds=1)
-    monkeypatch.setattr(setup_resume, "_SAMPLE_BYTES", images.nbytes // 10)  # what was compared of a large data set
     images[333] = 1
     np.save("x.npy", images)
     monkeypatch.setenv("SIM_CACHE", str(tmp_path / "two"))
