@@ -42,6 +42,8 @@ def _parser() -> Parser:
     run = add("run", training.run, "train a federation of virtual clients")
     about = "continue this run from its last checkpoint; the result is bit-identical to that of an uninterrupted run"
     run.add_argument("--resume", metavar="RUN", help=f"{about}; not for runs of sim server")
+    about = "resume although modules of yours were changed; the later rounds are made with the changed code"
+    run.add_argument("--allow-changed-code", action="store_true", help=about)
     add_config(run, RunConfig)
     add_config(
         add("centralized", training.centralized, "train the same model on all data in one place, without clients"),

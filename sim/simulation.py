@@ -46,12 +46,18 @@ def simulate(
 
 
 def resume(
-    run: Run, *, ray_init_args: dict[str, Any] | None = None, on_record: OnRecord | None = None, **changes: Any
+    run: Run,
+    *,
+    ray_init_args: dict[str, Any] | None = None,
+    on_record: OnRecord | None = None,
+    allow_changed_code: bool = False,
+    **changes: Any,
 ) -> Run:
     """Continue a run after its last checkpoint, to the bit as if it had not ended.
 
     Args:
         ray_init_args, on_record: as for ``simulate``.
+        allow_changed_code: continue although modules of yours were changed; later rounds are made with the new ones.
         changes: settings that may change, see ``sim.config.run_config.CHANGEABLE``; ``num_rounds`` may be raised.
 
     Raises:
@@ -60,11 +66,16 @@ def resume(
     """
     from sim.setup.resume import config_of
 
-    return _simulate(config_of(run, changes), run, ray_init_args, on_record)
+    return _simulate(config_of(run, changes), run, ray_init_args, on_record, allow_changed_code=allow_changed_code)
 
 
 def _simulate(
-    config: RunConfig, old: Run | None, ray_init_args: dict[str, Any] | None, on_record: OnRecord | None
+    config: RunConfig,
+    old: Run | None,
+    ray_init_args: dict[str, Any] | None,
+    on_record: OnRecord | None,
+    *,
+    allow_changed_code: bool = False,
 ) -> Run:
     arguments: dict[str, Any] = {"num_cpus": available_cpus(), **(ray_init_args or {})}
     if config.num_gpus == "auto":
@@ -86,7 +97,7 @@ def _simulate(
         with nullcontext() if ray_session is None else ray_session.adopting():
             prepared = prepare(config)  # its dry run calls the user's functions in this process
         if old is not None:
-            prepared = resumed(old, prepared)
+            prepared = resumed(old, prepared, allow_changed_code=allow_changed_code)
         with (
             interruptible(),
             open_session(prepared, on_record, resumable=True) as session,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from sim.errors import RunFolderError, WriteError
 from sim.run_folder.folder import Run, list_runs, open_run
 from sim.run_folder.records import ClientRecord, RoundRecord, columns
-from sim.run_folder.writer import RunWriter
+from sim.run_folder.writer import RunWriter, check_folder, is_unbegun, remove_run
 
 ROUND = RoundRecord(1, num_clients=3, num_failures=0, train_loss=0.1 + 0.2, fit_seconds=1.5)
 CLIENT = ClientRecord(1, "fit", 7, None, None, None, 0.5, 0, None, "failed", 'ValueError: a "b",\nc')
@@ -54,6 +55,45 @@ def test_an_existing_name_is_refused_and_its_folder_is_unchanged(tmp_path: Path)
     with pytest.raises(RunFolderError, match=r"--name one: .*/one exists; choose another name"):
         _writer(tmp_path)
     assert sorted(path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir()) == before
+
+
+@pytest.mark.parametrize("left", [[], [".config.toml-a1b2"]], ids=["nothing", "half a config"])
+def test_the_name_of_a_run_that_was_killed_before_its_config_is_free(tmp_path: Path, left: list[str]) -> None:
+    (tmp_path / "one").mkdir()
+    for name in left:
+        (tmp_path / "one" / name).write_text("seed")
+    check_folder(str(tmp_path), "one")
+    writer = _writer(tmp_path)
+    assert writer.run.config() == {"seed": 3}
+    with pytest.raises(RunFolderError, match="exists; choose another name"):
+        check_folder(str(tmp_path), "one")
+
+
+def test_a_folder_with_something_else_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "mine.txt").touch()
+    for take in (_writer, lambda root: check_folder(str(root), "one")):
+        with pytest.raises(RunFolderError, match="exists; choose another name"):
+            take(tmp_path)
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["mine.txt"]
+
+
+def test_a_run_is_recognized_at_every_moment_of_its_removal(tmp_path: Path) -> None:
+    """A sweep that is killed meanwhile must not refuse the folder at its next start."""
+    run = _writer(tmp_path).run
+    run.checkpoints_path.mkdir()
+    run.model_path.touch()
+    seen = []
+
+    def listen(event: str, _: object) -> None:
+        if listening and event in ("os.remove", "os.rmdir") and run.path.exists():
+            seen.append(run.config_path.exists() or is_unbegun(run.path))
+
+    listening = [True]
+    sys.addaudithook(listen)
+    remove_run(run)
+    listening.clear()
+    assert (len(seen), all(seen), run.path.exists()) == (6, True, False)
 
 
 def test_runs_without_a_name_get_different_folders(tmp_path: Path) -> None:

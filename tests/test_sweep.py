@@ -17,9 +17,10 @@ from scipy import stats
 from conftest import PROGRAMS, Sim, made_once
 from federation import DEADLINE_SECONDS, wait_until
 from sim import Run
-from sim.errors import ConfigError
+from sim.errors import ConfigError, RunFolderError
 from sim.run_folder.folder import list_runs
 from sim.sweep.grid import parse_axis, variants
+from sim.sweep.planned import Planned
 from sim.sweep.table import Interval
 
 if TYPE_CHECKING:
@@ -128,6 +129,17 @@ def test_the_same_folder_with_other_settings_is_refused(command: Sim, swept: Pat
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert "holds a run with --lr 0.1, not 0.05; choose another --results-dir or remove the folder" in result.stderr
+
+
+def test_a_folder_of_a_run_that_was_killed_at_once_is_waiting(tmp_path: Path) -> None:
+    (variant,) = variants({}, [parse_axis("alpha=1")], 1, str(tmp_path))
+    planned = Planned(variant, variant.configs[0], Run(tmp_path / "one"))
+    planned.run.path.mkdir()
+    planned.inspect()
+    assert planned.status == "waiting"
+    (tmp_path / "one" / "mine.txt").touch()
+    with pytest.raises(RunFolderError, match="exists, but is not a run folder"):
+        planned.inspect()
 
 
 @pytest.mark.slow

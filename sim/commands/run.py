@@ -19,6 +19,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.resume is not None:
         _resume(arguments)
         return
+    if arguments.allow_changed_code:
+        raise ConfigError("--allow-changed-code: only for --resume; a new run takes the code as it is")
     config = config_from(RunConfig, arguments)
     from sim.run_folder.progress import RoundProgress
     from sim.simulation import simulate
@@ -40,7 +42,8 @@ def _resume(arguments: argparse.Namespace) -> None:
     from sim.simulation import resume
 
     with RoundProgress(config_of(run, changes).num_rounds) as progress:
-        resume(run, on_record=progress.update, **changes)
+        allowed = arguments.allow_changed_code
+        resume(run, on_record=progress.update, allow_changed_code=allowed, **changes)
     _report(run, "round")
 
 

@@ -25,6 +25,8 @@ from sim.errors import RunFolderError, StateError
 from sim.run_folder.folder import Run
 from sim.run_folder.state import Arrays, Tree, encode, pack_record, restore, unpack_record
 
+Code = dict[str, tuple[str, str]]
+
 FORMAT = 1
 _KEPT = 2
 # What reading a damaged file can raise: RecursionError for one that is nested deep, OverflowError for infinite numbers.
@@ -50,6 +52,8 @@ class Checkpoint:
         arrays: the arrays of the strategy and the clients, by name.
         clients: the client_ids of the clients that have a state.
         fits: what must be unchanged when the run continues: config, data, partition and columns.
+        code: the user's modules by name: the path of each file, and the sha256 of its content.
+        states: client_id → state, of clients whose arrays are not yet in ``arrays``.
         tables: name of each table → its length in bytes up to this round, and the sha256 of these bytes.
     """
 
@@ -59,6 +63,8 @@ class Checkpoint:
     arrays: Arrays
     clients: list[int]
     fits: dict[str, Any]
+    code: Code = field(default_factory=dict)
+    states: dict[int, RecordDict] = field(default_factory=dict)
     tables: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     @classmethod
@@ -70,7 +76,10 @@ class Checkpoint:
         states: dict[int, RecordDict],
         fits: dict[str, Any],
     ) -> Checkpoint:
-        """Copy the state of a run after a round.
+        """Keep the state of a run after a round, while the next one goes on.
+
+        The strategy is copied, because it may write into its arrays. The round loop replaces weights and states of
+        clients and never writes into them, so that they are copied only when they are written.
 
         Args:
             states: client_id → ``Context.state`` of the client.
@@ -78,9 +87,9 @@ class Checkpoint:
         Raises:
             StateError: the strategy holds a value that cannot be stored.
         """
-        arrays: Arrays = {f"client.{client_id}": pack_record(state) for client_id, state in states.items()}
+        arrays: Arrays = {}
         tree = encode(strategy, "strategy", arrays)
-        return cls(server_round, [array.copy() for array in weights], tree, arrays, sorted(states), fits)
+        return cls(server_round, weights, tree, arrays, sorted(states), fits, states=dict(states))
 
     def restore(self, strategy: Strategy) -> dict[int, RecordDict]:
         """Set ``strategy`` to its state after that round, and return the states of the clients by client_id.
@@ -111,7 +120,8 @@ class CheckpointWriter:
         shutil.rmtree(self._begun, ignore_errors=True)
         self._begun.mkdir()
         weights = {f"weights.{number}": array for number, array in enumerate(checkpoint.weights)}
-        content = save({**weights, **checkpoint.arrays})
+        states = {f"client.{client_id}": pack_record(state) for client_id, state in checkpoint.states.items()}
+        content = save({**weights, **states, **checkpoint.arrays})
         self._sha256 = hashlib.sha256(content).hexdigest()
         _write_synced(self._begun / "arrays.safetensors", content)
 
@@ -129,6 +139,7 @@ class CheckpointWriter:
             "strategy": checkpoint.strategy,
             "clients": checkpoint.clients,
             "fits": checkpoint.fits,
+            "code": checkpoint.code,
             "tables": checkpoint.tables,
             "arrays_sha256": self._sha256,
         }
@@ -183,9 +194,10 @@ def _read(folder: Path) -> Checkpoint:
         tables = {str(name): (_count(size), str(digest)) for name, (size, digest) in about["tables"].items()}
         clients: Sequence[int] = [_count(client_id) for client_id in about["clients"]]
         strategy, fits = dict(about["strategy"]), dict(about["fits"])
+        code = {str(name): (str(path), str(digest)) for name, (path, digest) in about.get("code", {}).items()}
         if str(_count(about["round"])) != folder.name:
             raise RunFolderError(f"{folder}: is the checkpoint of round {about['round']}")
-        return Checkpoint(about["round"], weights, strategy, arrays, list(clients), fits, tables)
+        return Checkpoint(about["round"], weights, strategy, arrays, list(clients), fits, code, tables=tables)
     except _DAMAGE as error:
         raise RunFolderError(f"{folder}: damaged: {type(error).__name__}: {error}") from error
 

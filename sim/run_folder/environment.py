@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -56,6 +57,38 @@ def describe() -> dict[str, Any]:
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": None if changes is None else bool(changes),
     }
+
+
+def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return what differs between two environments and may change a bit: versions, processor and GPUs."""
+    found = []
+    for name in ("python", "cpu", "gpus", "cuda"):
+        if name in then and then[name] != now[name]:
+            found.append(f"{name} was {then[name]}, is {now[name]}")
+    packages = then.get("packages", {})
+    for name, is_now in now["packages"].items():
+        if isinstance(packages, dict) and name in packages and packages[name] != is_now:
+            found.append(f"{name} was {packages[name]}, is {is_now}")
+    return found
+
+
+def parts(path: Path) -> list[dict[str, Any]]:
+    """Return the environments of the parts of a run, the last part last; none if the file cannot be read."""
+    try:
+        last = json.loads(path.read_text(encoding="utf-8"))
+        return [part for part in [*last.pop("earlier", []), last] if isinstance(part, dict)]
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return []
+
+
+def of_round(path: Path, number: int) -> dict[str, Any]:
+    """Return the environment in which a round of a run was made; an empty one if that is not known."""
+    found: dict[str, Any] = {}
+    for part in parts(path):
+        after = part.get("resumed_after_round", -1)
+        if isinstance(after, int) and after < number:
+            found = part
+    return found
 
 
 def available_cpus() -> int:

@@ -25,6 +25,8 @@ from sim.run_folder.records import ClientRecord, RoundRecord, columns
 
 RecordType = type[RoundRecord] | type[ClientRecord]
 
+_BEGINNING = ".config.toml-"  # the name of the config while it is written, before every other file
+
 # Descriptors of locked folders. A process that a client's code forks inherits them; it must not keep a folder locked
 # after this process has ended.
 _LOCKS: set[int] = set()
@@ -68,7 +70,8 @@ class RunWriter:
                 try:
                     (root / candidate).mkdir()
                 except FileExistsError:
-                    continue
+                    if not (name and is_unbegun(root / candidate)):
+                        continue
                 path = root / candidate
                 break
         except OSError as error:
@@ -78,6 +81,9 @@ class RunWriter:
         run = Run(path.resolve())
         try:
             lock = _locked(run.path)
+            if not is_unbegun(run.path):  # another process has begun it meanwhile, and ended
+                _unlock(lock)
+                raise RunFolderError(f"--name {name}: {path} exists; choose another name")
             write_whole(run.config_path, config_toml.encode())
             kinds: dict[Path, RecordType] = {run.rounds_path: RoundRecord}
             if clients:
@@ -172,12 +178,34 @@ def check_folder(results_dir: str, name: str | None) -> None:
         RunFolderError: the folder exists already or cannot be written.
     """
     root = Path(results_dir)
-    if name is not None and (root / name).exists():
+    if name is not None and (root / name).exists() and not is_unbegun(root / name):
         raise RunFolderError(f"--name {name}: {root / name} exists; choose another name")
     existing = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
     code = errno.ENOTDIR if not existing.is_dir() else errno.EACCES
     if code == errno.ENOTDIR or not os.access(existing, os.W_OK | os.X_OK):
         raise RunFolderError(f"--results-dir {root}: cannot be written: {os.strerror(code)}")
+
+
+def is_unbegun(folder: Path) -> bool:
+    """Return whether a folder is empty: ``RunWriter.create`` was killed before it had written the config, if it was."""
+    try:
+        return all(path.name.startswith(_BEGINNING) for path in folder.iterdir())
+    except OSError:
+        return False
+
+
+def remove_run(run: Run) -> None:
+    """Remove a run folder; a process that is killed meanwhile leaves what is still a run, or an empty folder.
+
+    Raises:
+        OSError: something cannot be removed.
+    """
+    for path in run.path.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path != run.config_path:
+            path.unlink()
+    shutil.rmtree(run.path)
 
 
 class _Table:

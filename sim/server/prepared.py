@@ -18,10 +18,15 @@ from sim.training.weights import WeightLayout
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A run that continues after its last checkpoint."""
+    """A run that continues after its last checkpoint.
+
+    Attributes:
+        notes: what the user should know, one line each.
+    """
 
     run: Run
     checkpoint: Checkpoint
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

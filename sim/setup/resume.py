@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-import logging
+import os
+import sys
+import sysconfig
+from contextlib import suppress
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sim.client.runtime import ClientSpec
 from sim.config.fields import flag_of, read_toml
 from sim.config.run_config import CHANGEABLE, RunConfig
+from sim.data import cache
 from sim.data.dataset import Examples
 from sim.errors import ConfigError, RunFolderError, one_line
 from sim.run_folder import checkpoint as checkpoints
+from sim.run_folder import environment
+from sim.run_folder.checkpoint import Code
 from sim.run_folder.folder import Run
 from sim.run_folder.records import RENAMED_COLUMNS, ClientRecord, RoundRecord, columns
 from sim.server.prepared import Prepared, ResumePoint
 from sim.training.local import pick_device
 
+_LIBRARIES = ("/site-packages/", "/dist-packages/")  # folders of installed packages
+_OTHERS = (f"{sysconfig.get_path('stdlib')}/", f"{Path(__file__).parents[1]}/")  # and of other code that is no user's
+_OLD_DATA = "training images"  # what checkpoints had instead of the checksum of the data set
 _PLACES = ("name", "results_dir", "data_dir")  # a folder that was moved is the same run
-_SAMPLE_BYTES = 2**26  # of the images; labels are compared whole
+_SAMPLE_BYTES = 2**26  # of the images, in checkpoints of earlier versions
 
 
 def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
@@ -57,15 +68,19 @@ def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
     return config
 
 
-def resumed(run: Run, prepared: Prepared) -> Prepared:
+def resumed(run: Run, prepared: Prepared, *, allow_changed_code: bool = False) -> Prepared:
     """Read a run's last checkpoint and check that it fits; return what is prepared with that checkpoint to begin from.
+
+    Args:
+        allow_changed_code: continue although the user's modules have changed.
 
     Raises:
         RunFolderError: it is damaged, or something differs.
     """
     checkpoint, problems = checkpoints.read_last(run)
     place = run.checkpoints_path / str(checkpoint.round)
-    differences = _differences(_in_todays_words(checkpoint.fits), what_must_fit(prepared))
+    then = _in_todays_words(checkpoint.fits)
+    differences = _differences(then, what_must_fit(prepared, old_data=_OLD_DATA in then))
     if differences:
         raise RunFolderError(f"{place}: does not fit: {'; '.join(differences)}")
     shapes = [array.shape for array in prepared.initial_weights]
@@ -74,13 +89,72 @@ def resumed(run: Run, prepared: Prepared) -> Prepared:
     if [array.dtype for array in checkpoint.weights] != [array.dtype for array in prepared.initial_weights]:
         raise RunFolderError(f"{place}: does not fit: its weights have other dtypes")
     checkpoints.restored(checkpoint, prepared.strategy.strategy, place)
+    number, notes = checkpoint.round, []
+    code = _code_now(checkpoint.code)
+    changed = [path for name, (path, digest) in checkpoint.code.items() if code.get(name) != (path, digest)]
+    if changed:
+        files = one_line(", ".join(sorted(changed)))
+        if not allow_changed_code:
+            raise RunFolderError(
+                f"{place}: does not fit: the code was changed after it was written: {files}; undo that, or continue "
+                "with the changed code by --allow-changed-code"
+            )
+        notes.append(f"the rounds after round {number} are made with other code: {files}")
     if problems:
-        logging.getLogger("sim").warning(
-            "note: the run continues after round %s, because a newer checkpoint is damaged: %s",
-            checkpoint.round,
-            one_line("; ".join(problems)),
+        damage = one_line("; ".join(problems))
+        notes.append(f"the run continues after round {number}, because a newer checkpoint is damaged: {damage}")
+    others = environment.changes(environment.of_round(run.environment_path, number), environment.describe())
+    if others:
+        notes.append(
+            f"the rounds after round {number} are made elsewhere, so that their bits may differ from those of an "
+            f"uninterrupted run: {one_line('; '.join(others))}"
         )
-    return replace(prepared, resume_point=ResumePoint(run, checkpoint))
+    return replace(prepared, resume_point=ResumePoint(run, replace(checkpoint, code=code), tuple(notes)))
+
+
+def code_of(spec: ClientSpec, config: RunConfig) -> Code:
+    """Return the user's own modules that this process has imported: name → path and sha256 of the file.
+
+    They are all those in the folder where the run was started and beside the modules that the config names, libraries
+    aside. The program that is executed itself is none of them: ``simulate`` and ``resume`` stand in different ones.
+    """
+    values = (config.model, config.train, config.test, config.client, config.strategy, config.dataset)
+    named = [value.partition(":")[0] for value in values if value is not None and ":" in value]
+    folder = os.path.join(spec.import_folder, "")  # noqa: PTH118 - texts, because there are thousands of modules
+    roots = [folder]
+    for name in named:
+        path = _path_of(name)
+        if path is not None:
+            depth = name.count(".") + path.endswith("__init__.py")
+            roots.append(os.path.join(Path(path).parents[depth], ""))  # noqa: PTH118
+    found: Code = {}
+    for name in list(sys.modules):
+        path = _path_of(name)
+        if path is None or not path.startswith(tuple(roots)) or path.startswith(_OTHERS):
+            continue
+        if name not in ("__main__", "__mp_main__") and not any(part in path for part in _LIBRARIES):
+            with suppress(OSError):
+                found[name] = path.removeprefix(folder), _sha256(path)
+    return found
+
+
+def _code_now(code: Code) -> Code:
+    """Return what the files of these modules are now, without those that are gone."""
+    found: Code = {}
+    for name, (path, _) in code.items():
+        with suppress(OSError, ValueError):
+            found[name] = path, _sha256(_path_of(name) or path)
+    return found
+
+
+def _path_of(module: str) -> str | None:
+    file = getattr(sys.modules.get(module), "__dict__", {}).get("__file__")
+    return file if isinstance(file, str) else None
+
+
+def _sha256(path: str) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _in_todays_words(fits: dict[str, Any]) -> dict[str, Any]:
@@ -100,14 +174,22 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
-def what_must_fit(prepared: Prepared) -> dict[str, Any]:
-    """Return what must be the same for a run to continue to the bit."""
+def what_must_fit(prepared: Prepared, *, old_data: bool = False) -> dict[str, Any]:
+    """Return what must be the same for a run to continue to the bit.
+
+    Args:
+        old_data: as a checkpoint of an earlier version has it, which compared a sample of large data sets.
+    """
     skipped = {*CHANGEABLE, *_PLACES}
     dataset, assigned = prepared.dataset, prepared.partition
+    if old_data:
+        data = {_OLD_DATA: _fingerprint(dataset.train), "test images": _fingerprint(dataset.test)}
+    else:
+        counts = f"{len(dataset.train)} training and {len(dataset.test)} test images"
+        data = {"data set": f"{counts} of {cache.checksum(dataset.folder)[:16]}"}
     return {
         "config": {name: value for name, value in asdict(prepared.config).items() if name not in skipped},
-        "training images": _fingerprint(dataset.train),
-        "test images": _fingerprint(dataset.test),
+        **data,
         "partition": hashlib.sha256(assigned.indices.tobytes() + assigned.offsets.tobytes()).hexdigest()[:16],
         "device": pick_device(prepared.spec.device).type,
         "columns of rounds.csv": columns(RoundRecord),

@@ -23,7 +23,7 @@ from sim.run_folder.records import RoundRecord
 from sim.run_folder.writer import RunWriter
 from sim.server.prepared import Prepared
 from sim.server.rounds import FinishedRound
-from sim.setup.resume import what_must_fit
+from sim.setup.resume import code_of, what_must_fit
 
 OnRecord = Callable[[RoundRecord], None]
 
@@ -40,6 +40,7 @@ class Session:
         self._on_record = on_record
         self._every = config.checkpoint_every if resumable else 0
         self._fits = what_must_fit(prepared) if self._every else {}
+        self._code = code_of(prepared.spec, config) if self._every else {}
         self._unwritten: Checkpoint | None = None  # of the last whole round
         if self._every:
             _check_that_it_can_be_kept(prepared, self._fits)
@@ -49,6 +50,7 @@ class Session:
             self._writer = RunWriter.create(config.results_dir, config.name, config.to_toml(), clients=True)
         else:
             self._weights = point.checkpoint.weights
+            self._code = {**point.checkpoint.code, **self._code}
             self._writer = RunWriter.reopen(point.run, point.checkpoint.tables)
             self._writer.write(self.run.config_path, config.to_toml().encode())
         self._checkpoints = CheckpointWriter(self.run)
@@ -73,13 +75,14 @@ class Session:
         """
         record = finished.record
         with uninterrupted():  # the tables and the weights stay at the same round
+            start = time.perf_counter()
             checkpoint = self._checkpoint(finished) if self._every else None
             due = checkpoint is not None and (
                 record.round % self._every == 0 or record.round == self.prepared.config.num_rounds
             )
-            if checkpoint is not None and due:
-                start = time.perf_counter()
-                self._begin(checkpoint)
+            if checkpoint is not None:
+                if due:
+                    self._begin(checkpoint)
                 record = replace(record, checkpoint_seconds=time.perf_counter() - start)
             self._writer.append(record, finished.clients)
             self._weights = finished.weights
@@ -102,6 +105,8 @@ class Session:
             raise RunError(f"round {number}: the strategy now holds {name}, which no checkpoint can keep") from error
 
     def _begin(self, checkpoint: Checkpoint) -> None:
+        new = code_of(self.prepared.spec, self.prepared.config)  # a module may be imported at any time
+        self._code = checkpoint.code = {**new, **self._code}
         try:
             self._checkpoints.begin(checkpoint)
         except OSError as error:
@@ -125,12 +130,7 @@ class Session:
     def open(self, surroundings: dict[str, Any]) -> None:
         """Write what is known before the first round."""
         if self.prepared.resume_point is not None:
-            # What the earlier rounds were made with is kept.
-            try:
-                before = json.loads(self.run.environment_path.read_text(encoding="utf-8"))
-                earlier = [*before.pop("earlier", []), before]
-            except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-                earlier = []
+            earlier = environment.parts(self.run.environment_path)  # what the earlier rounds were made with is kept
             point = self.prepared.resume_point.checkpoint.round
             surroundings = {**surroundings, "resumed_after_round": point, "earlier": earlier}
         write_environment(self._writer, surroundings)
@@ -208,6 +208,8 @@ def _check_that_it_can_be_kept(prepared: Prepared, fits: dict[str, Any]) -> None
 
 
 def _notes(prepared: Prepared) -> Iterator[str]:
+    if prepared.resume_point is not None:
+        yield from prepared.resume_point.notes
     config = prepared.config
     num_examples = len(prepared.dataset.train)
     left_over = num_examples - len(prepared.partition.indices)

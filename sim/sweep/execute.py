@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from sim.errors import RunFolderError, SimError
 from sim.interrupts import interruptible
 from sim.processes import Child, Children, written
 from sim.run_folder.folder import Run
-from sim.run_folder.writer import locked_folder
+from sim.run_folder.writer import locked_folder, remove_run
 from sim.sweep.grid import Variant
 from sim.sweep.planned import Planned
 from sim.sweep.table import write_picture, write_tables
@@ -100,7 +99,7 @@ def _arguments(planned: Planned, configs: Path) -> list[str]:
     """Return the command line of ``sim run``, or of ``sim run --resume`` if the run has a checkpoint."""
     run, config = planned.run, planned.config
     if run.path.exists() and run.last_checkpoint() is None:
-        shutil.rmtree(run.path)  # the run ended before its first checkpoint
+        remove_run(run)  # the run ended before its first checkpoint
     if not run.path.exists():
         path = written(configs, str(config.name), config.to_toml())
         return ["run", "--config", str(path)]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from sim.config.run_config import CHANGEABLE, RunConfig
 from sim.errors import RunFolderError
 from sim.run_folder.folder import Run
+from sim.run_folder.writer import is_unbegun
 from sim.sweep.grid import Variant, differences
 
 _MAY_DIFFER = (*CHANGEABLE, "name", "results_dir", "data_dir")
@@ -33,7 +34,7 @@ class Planned:
         Raises:
             RunFolderError: the folder holds a run with another config, or it is not a run folder.
         """
-        if not self.run.path.exists():
+        if not self.run.path.exists() or is_unbegun(self.run.path):
             return
         if not self.run.config_path.exists():
             raise RunFolderError(
