@@ -244,11 +244,13 @@ def test_modules_of_the_users_own_in_a_process_of_its_own(sim: Sim, tmp_path: Pa
 
 
 def test_an_existing_run_is_refused(command: Sim, tmp_path: Path) -> None:
-    (tmp_path / "results" / "mine").mkdir(parents=True)
+    note = tmp_path / "results" / "mine" / "note.txt"
+    note.parent.mkdir(parents=True)
+    note.touch()
     result = command("run", "--name", "mine")
     assert result.returncode == 2
     assert result.stderr == "sim: --name mine: results/mine exists; choose another name\n"
-    assert list((tmp_path / "results").rglob("*")) == [tmp_path / "results" / "mine"]
+    assert list((tmp_path / "results").rglob("*")) == [note.parent, note]
 
 
 def test_a_results_folder_that_cannot_be_written_is_refused(sim: Sim, tmp_path: Path) -> None:

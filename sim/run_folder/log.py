@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+CLIENT_BYTES = 2**20  # the most that is kept of what one client prints while it is executed once, or of one message
+LOG_BYTES = 32 * 2**20  # the size at which the file takes only what sim itself reports
 _LOGGERS = ("flwr", "ray", "py.warnings", "sim")
 
 
@@ -47,7 +50,7 @@ def captured(path: Path, *, show: bool) -> Iterator[None]:
     With ``show``, the file is copied to stderr, because actors write to the same file. Without it, only the messages
     of sim are printed on stderr.
     """
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _BoundedFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
@@ -75,6 +78,26 @@ def captured(path: Path, *, show: bool) -> Iterator[None]:
         ended.set()
         if show:
             follower.join()
+
+
+class _BoundedFile(logging.FileHandler):
+    """Leaves out what others log, for example clients in this process, once the file has its largest size."""
+
+    _full = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name != "sim" and os.stat(self.baseFilename).st_size >= LOG_BYTES:  # noqa: PTH116
+            if self._full:
+                return
+            self._full = True
+            text = f"run.log has {LOG_BYTES} bytes; what others than sim log is left out from here on"
+            record = logging.makeLogRecord({"name": "sim", "levelname": "WARNING", "msg": text})
+        super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        cut = len(text) - CLIENT_BYTES
+        return text if cut <= 0 else f"{text[:CLIENT_BYTES]}\nsim: {cut} more characters are left out"
 
 
 def _note_handler() -> logging.Handler:

@@ -23,6 +23,9 @@ from sim.errors import RunFolderError, WriteError
 from sim.run_folder.folder import Run
 from sim.run_folder.records import ClientRecord, RoundRecord, columns
 
+_MASK = os.umask(0o022)  # it can only be read by setting it
+os.umask(_MASK)
+
 RecordType = type[RoundRecord] | type[ClientRecord]
 
 _BEGINNING = ".config.toml-"  # the name of the config while it is written, before every other file
@@ -119,7 +122,7 @@ class RunWriter:
                     content = file.read(size)
             except OSError as error:
                 raise RunFolderError(f"{path}: {error.strerror}") from None
-            if hashlib.sha256(content).hexdigest() != digest:
+            if hashlib.sha256(content).hexdigest() != digest or not content.endswith(b"\n"):
                 raise RunFolderError(f"{path}: was changed after its checkpoint was written")
         try:
             for path in paths:
@@ -297,7 +300,7 @@ def write_whole(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
+        Path(temporary).chmod(0o666 & ~_MASK)
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

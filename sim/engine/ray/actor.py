@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from sim.engine.ray import output
 from sim.processes import uncollected
 
 if TYPE_CHECKING:
@@ -73,14 +74,11 @@ class ChunkActor:
         from sim.engine.ray.shipping import unpack
         from sim.engine.worker import Worker
 
-        # What a client prints belongs to the run, not to Ray's session folder.
-        with suppress(OSError):  # on another machine, the run's folder is not there
-            descriptor = os.open(assignment.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-            os.dup2(descriptor, 1)
-            os.dup2(descriptor, 2)
-            os.close(descriptor)
         if assignment.session:
             os.environ[SESSION_VARIABLE] = assignment.session  # what clients start inherits it
+        # What a client prints belongs to the run, not to Ray's session folder.
+        with suppress(OSError):  # on another machine, the run's folder is not there
+            output.redirect(assignment.log_path, assignment.liveness_path, actor)
         spec = assignment.spec
         self.other_clock = ray.get_runtime_context().get_node_id() != assignment.from_node
         if cached_files is not None and self.other_clock:

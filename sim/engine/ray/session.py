@@ -183,6 +183,7 @@ class RaySession:
         from sim.engine.liveness import Liveness, liveness_file
         from sim.engine.ray.actor import ActorAssignment, start_actor
         from sim.engine.ray.dispatcher import RayDispatcher, last_line
+        from sim.engine.ray.output import wait_until_copied
         from sim.engine.ray.start_simulation import flower_simulation
 
         with liveness_file(self._folder) as liveness_path:
@@ -227,6 +228,7 @@ class RaySession:
                 on_this_machine=self._is_own,
             )
             with ExitStack() as stack:
+                stack.callback(wait_until_copied, log_path)
                 stack.callback(self.end)
                 simulation = flower_simulation(
                     self._actors, ClientFn(spec), num_clients, self._client_resources, num_rounds
