@@ -86,13 +86,18 @@ class _BoundedFile(logging.FileHandler):
     _full = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name != "sim" and os.stat(self.baseFilename).st_size >= LOG_BYTES:  # noqa: PTH116
+        if record.name != "sim" and self._has_largest_size():
             if self._full:
                 return
             self._full = True
             text = f"run.log has {LOG_BYTES} bytes; what others than sim log is left out from here on"
             record = logging.makeLogRecord({"name": "sim", "levelname": "WARNING", "msg": text})
         super().emit(record)
+
+    def _has_largest_size(self) -> bool:
+        with suppress(OSError):  # a client of the user's has closed the file
+            return self.stream is not None and os.fstat(self.stream.fileno()).st_size >= LOG_BYTES
+        return False
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
