@@ -64,6 +64,13 @@ def test_a_client_finds_everything_as_if_it_were_the_first(untidy: Prepared, hab
         assert np.array_equal(array, expected)
 
 
+def test_an_error_that_cannot_be_shown_is_a_failure_in_a_process_of_its_own_too(untidy: Prepared) -> None:
+    worker = Worker(replace(untidy.spec, client="untidy:Odd"), 10, 0, own_process=True)
+    task = Task(9, {**fit_settings(untidy.config, 1), "server_round": 1})
+    (result,) = worker.run(Chunk("fit", 1, [task], untidy.initial_weights, summed=False)).results
+    assert result.error == "OddError: (its text cannot be shown)"
+
+
 def test_what_a_client_returned_is_its_own(untidy: Prepared) -> None:
     first, second = _results(untidy, "", "", client="untidy:ChangesLater")
     for result in (first, second):

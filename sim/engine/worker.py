@@ -308,7 +308,7 @@ def _check_status(status: Any) -> None:
 def _broke_the_device(error: BaseException) -> bool:
     """Whether a process cannot use its GPU after this error; out of memory is not of that kind."""
     accelerator_error: type[BaseException] | tuple[()] = getattr(torch, "AcceleratorError", ())  # since PyTorch 2.8
-    return isinstance(error, accelerator_error) or "CUDA error" in str(error)
+    return isinstance(error, accelerator_error) or "CUDA error" in described(error)
 
 
 def _shown(number: int) -> str:
