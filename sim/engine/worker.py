@@ -229,8 +229,7 @@ class Worker:
             result.weights, result.num_examples, result.metrics = _fit(client, weights, task)
         else:
             result.loss, result.num_examples, result.metrics = _evaluate(client, weights, task)
-            if not 0 <= result.num_examples <= MOST_EXAMPLES:
-                raise WrongReturnError(f"evaluate returned num_examples {_shown(result.num_examples)}")
+            _check_count(result.num_examples, 0, chunk.phase)
         result.metrics = checked_metrics(result.metrics, chunk.phase)
         if chunk.phase == "fit":
             result.loss = check_fit(result, chunk.weights, self._names)
@@ -311,8 +310,10 @@ def _broke_the_device(error: BaseException) -> bool:
     return isinstance(error, accelerator_error) or "CUDA error" in described(error)
 
 
-def _shown(number: int) -> str:
-    return str(number) if abs(number) < 10**30 else "of more than 30 digits"
+def _check_count(number: Any, least: int, phase: Phase) -> None:
+    if not (_is_count(number) and least <= number <= MOST_EXAMPLES):
+        shown = number if not _is_count(number) or abs(number) < 10**30 else "of more than 30 digits"
+        raise WrongReturnError(f"{phase} returned num_examples {shown}; {least} to {MOST_EXAMPLES} is expected")
 
 
 def _shape_of(returned: Any) -> str:
@@ -339,10 +340,7 @@ def check_fit(result: ClientResult, sent: NDArrays, names: Sequence[str] = ()) -
     dtypes = [(np.asarray(w).dtype, s.dtype) for w, s in zip(weights, sent, strict=True)]
     if not all(np.can_cast(dtype, expected, "same_kind") for dtype, expected in dtypes):
         raise WrongReturnError(f"fit returned arrays of types {[d.name for d, _ in dtypes]}, the model has others")
-    if not 1 <= result.num_examples <= MOST_EXAMPLES:
-        raise WrongReturnError(
-            f"fit returned num_examples {_shown(result.num_examples)}; 1 to {MOST_EXAMPLES} is expected"
-        )
+    _check_count(result.num_examples, 1, "fit")
     check_finite(weights, sent, names)
     loss = result.metrics.get("loss")
     return float(loss) if isinstance(loss, int | float) else None

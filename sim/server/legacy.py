@@ -120,7 +120,9 @@ def chunks_of(
     for part in cut(ordered, chunk_size):
         groups: list[tuple[Parameters, list[Task]]] = []
         for proxy, ins in part:
-            if not groups or _key(groups[-1][0].tensors) != _key(ins.parameters.tensors):
+            # Most strategies send one object to all, for which the tensors need not be compared.
+            same = bool(groups) and groups[-1][0] is ins.parameters
+            if not (same or (groups and _key(groups[-1][0].tensors) == _key(ins.parameters.tensors))):
                 groups.append((ins.parameters, []))
             client_id = int(proxy.cid)
             size = int(sizes[client_id]) if len(sizes) else 0

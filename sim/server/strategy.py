@@ -94,7 +94,9 @@ def build(config: RunConfig, initial_weights: NDArrays, layout: WeightLayout, ev
         getattr(flwr.server.strategy, entry.class_name) if entry else user_code.load(config.strategy, "--strategy")
     )
     if entry is None:
-        view = VisibleWeights.all_of(layout, own_buffers=bool(getattr(own, "aggregates_buffers", False)))
+        # With --dp the clients' mean, to which no noise is added, must not replace what has it.
+        own_buffers = config.dp is not None or bool(getattr(own, "aggregates_buffers", False))
+        view = VisibleWeights.all_of(layout, own_buffers=own_buffers)
     elif config.dp:  # what has no noise must not come from the clients
         view = VisibleWeights.some_of(layout, layout.trained, averages_others=False)
     else:
