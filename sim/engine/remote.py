@@ -24,7 +24,7 @@ from flwr.server.client_proxy import ClientProxy
 
 from sim.engine.aggregation import WeightedSum
 from sim.engine.contract import Chunk, ChunkResult, ClientResult, Task, TestSlice
-from sim.engine.worker import Worker, WrongReturnError, check_fit
+from sim.engine.worker import Worker, WrongReturnError, check_fit, checked_metrics
 from sim.errors import described, one_line
 from sim.training.local import TestSums
 
@@ -160,7 +160,9 @@ def _read(chunk: Chunk, task: Task, answer: Any, most_examples: int) -> ClientRe
     """
     if answer.status.code != Code.OK:
         return ClientResult(task.client_id, error=one_line(answer.status.message or answer.status.code.name))
-    result = ClientResult(task.client_id, num_examples=answer.num_examples, metrics=dict(answer.metrics))
+    result = ClientResult(
+        task.client_id, num_examples=answer.num_examples, metrics=checked_metrics(answer.metrics, chunk.phase)
+    )
     if not 0 <= result.num_examples <= most_examples:
         raise WrongReturnError(
             f"{chunk.phase} returned num_examples {result.num_examples}; it must be from 0 to {most_examples}, the "
@@ -202,22 +204,17 @@ def _arrays(parameters: Parameters, sent: NDArrays) -> NDArrays:
 
 
 def _take_transport_metrics(result: ClientResult, waited: float) -> None:
-    """Move the client's seconds and exact loss from its metrics to their fields, and check loss and accuracy.
+    """Move the client's seconds and exact loss from its metrics to their fields, and check the loss.
 
     Args:
         waited: seconds from the call to the answer; the client cannot have taken longer.
 
     Raises:
-        WrongReturnError: the loss is NaN, or the accuracy is not a fraction from 0 to 1.
+        WrongReturnError: the loss is NaN.
     """
     seconds, loss = result.metrics.pop(SECONDS, None), result.metrics.pop(LOSS, None)
     result.seconds = seconds if isinstance(seconds, float) and 0 <= seconds <= waited else waited
     if isinstance(loss, float):
         result.loss = loss
-    if result.error is not None:
-        return
-    if result.loss is not None and math.isnan(result.loss):
+    if result.error is None and result.loss is not None and math.isnan(result.loss):
         raise WrongReturnError(f"it returned the loss {result.loss}; a number is needed")
-    accuracy = result.accuracy
-    if accuracy is not None and not 0 <= accuracy <= 1:
-        raise WrongReturnError(f"it returned the accuracy {accuracy:g}; a fraction from 0 to 1 is needed")

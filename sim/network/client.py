@@ -12,7 +12,6 @@ from typing import Any
 
 import flwr.client
 import grpc
-import numpy as np
 from flwr.client import Client
 from flwr.common import (
     Code,
@@ -114,7 +113,6 @@ class RemoteClient(Client):
             self._was_called = True
         config: dict[str, Any] = dict(ins.config)
         shared = {name: config.pop(key) for name, key in SHARED.items()}
-        shared["seed"] = int(shared["seed"])  # sent as text, because integers on the wire have 64 bits
         server_round = int(config["server_round"])
         task = Task(self.identity.client_id, config, self.context.state)
         chunk = Chunk(phase, server_round, [task], parameters_to_ndarrays(ins.parameters), summed=False)
@@ -122,7 +120,6 @@ class RemoteClient(Client):
         (result,) = worker.run(chunk).results
         if result.state is not None:
             self.context.state = result.state
-        _make_sendable(result)
         if result.error is not None:
             log.error("round %d: %s failed: %s\n%s", server_round, phase, one_line(result.error), result.traceback)
         else:
@@ -170,18 +167,6 @@ def join(config: RunConfig, options: ClientOptions) -> int:
         kind, reason = client.closing_message
         raise RefusedError(reason) if kind == REFUSED else EngineError(reason)
     return client.num_rounds
-
-
-def _make_sendable(result: ClientResult) -> None:
-    """Turn numpy's numbers among the metrics into Python's; a metric that cannot be sent is the client's failure."""
-    metrics = {k: v.item() if isinstance(v, np.generic) else v for k, v in result.metrics.items()}
-    wrong = [f"{k} is {type(v).__name__}" for k, v in metrics.items() if type(v) not in (bool, int, float, str, bytes)]
-    if wrong:
-        result.error = f"metrics must be bool, int, float, str or bytes to be sent: {', '.join(wrong)}"
-    result.metrics = metrics
-    loss = metrics.get("loss")
-    if result.loss is None and isinstance(loss, float):
-        result.loss = loss
 
 
 def _with_transport_metrics(result: ClientResult) -> dict[str, Scalar]:

@@ -16,12 +16,12 @@ from sim.config.run_config import RunConfig
 from sim.data import partition
 from sim.data.dataset import Dataset, load_dataset
 from sim.data.partition import Partition
+from sim.engine.worker import MOST_EXAMPLES
 from sim.errors import one_line
 from sim.setup.prepare import client_spec
 from sim.training.weights import get_weights
 
-PROTOCOL_VERSION = 2
-_MOST_EXAMPLES = 2**53  # larger counts are not exact as floats, which means are made of
+PROTOCOL_VERSION = 1
 
 # Keys of GetPropertiesIns.config. The value is the reason why the server refuses the client, or stopped the run early.
 REFUSED, STOPPED = "refused", "stopped"
@@ -105,7 +105,7 @@ class Identity(Shape):
             return f"--num-clients {self.num_clients}: the run has {num_clients}"
         if not 0 <= self.client_id < self.num_clients:
             return f"--client-id {self.client_id}: must be from 0 to {self.num_clients - 1}"
-        if not 1 <= self.num_examples <= _MOST_EXAMPLES:
+        if not 1 <= self.num_examples <= MOST_EXAMPLES:
             return f"it has {self.num_examples} training examples; the number must be from 1 to 2**53"
         if (self.image_shape, self.num_classes) != (expected.image_shape, expected.num_classes):
             return (

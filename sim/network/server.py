@@ -112,7 +112,6 @@ class NetworkServer(Server):
         prepared, spec = session.prepared, session.prepared.spec
         self.registry.begin(partial(_compare_with_partition, prepared))
         shared: dict[str, Scalar] = {SHARED[name]: getattr(spec, name) for name in SHARED}
-        shared[SHARED["seed"]] = str(spec.seed)  # integers on the wire have 64 bits
         worker = Worker(spec, prepared.config.num_clients, spec.seed)
         dispatcher = RemoteDispatcher(self.registry, worker, shared, self._round_timeout)
         RoundServer(prepared, dispatcher, session.on_round, self.registry).run()
