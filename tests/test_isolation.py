@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from conftest import PROGRAMS, Sim, Small, sha256
@@ -20,6 +21,7 @@ from sim.config.run_config import RunConfig
 from sim.engine.contract import Chunk, ClientResult, Task
 from sim.engine.worker import Worker
 from sim.errors import ClientError, PluginError, RunError
+from sim.process_settings import restored_settings
 from sim.server.prepared import Prepared
 from sim.setup.prepare import prepare
 
@@ -69,6 +71,16 @@ def test_an_error_that_cannot_be_shown_is_a_failure_in_a_process_of_its_own_too(
     task = Task(9, {**fit_settings(untidy.config, 1), "server_round": 1})
     (result,) = worker.run(Chunk("fit", 1, [task], untidy.initial_weights, summed=False)).results
     assert result.error == "OddError: (its text cannot be shown)"
+
+
+@pytest.mark.usefixtures("in_programs")
+def test_what_a_module_sets_when_it_is_imported_stays_but_for_the_number_of_threads() -> None:
+    with restored_settings():
+        prepared = prepare(RunConfig(train="early:train", num_clients=10, engine="inline"))
+        assert torch.get_default_dtype() == torch.float64
+        worker = Worker(prepared.spec, 10, 0)
+        assert worker.runtime.train.__module__ == "early"
+        assert torch.get_num_threads() == 1
 
 
 def test_what_a_client_returned_is_its_own(untidy: Prepared) -> None:

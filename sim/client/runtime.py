@@ -105,7 +105,6 @@ class ClientRuntime:
             self._set_up(spec)
 
     def _set_up(self, spec: ClientSpec) -> None:
-        torch.set_num_threads(spec.torch_threads)
         self.spec = spec
         self.vectorized_clients = spec.vectorized_clients  # fewer once the GPU's memory did not suffice
         self.dataset: Dataset = open_dataset(spec.data_folder)
@@ -124,6 +123,8 @@ class ClientRuntime:
         self.train: Train = user_code.load(spec.train, "--train") if spec.train else local.train
         self.test: Test = user_code.load(spec.test, "--test") if spec.test else local.test
         self.client_class = user_code.load(spec.client, "--client") if spec.client else TorchClient
+        # After the imports, because a module is imported once in a process, but several runtimes may be made in it.
+        torch.set_num_threads(spec.torch_threads)
 
     def _built(self) -> nn.Module:
         net = build_net(self.spec, self.dataset).to(self.device)

@@ -48,8 +48,8 @@ def check_user_code(
         return made[0]  # type: ignore[no-any-return]
 
     worker = Worker(spec, 1, 0, client_fn=client_fn)
+    runtime = worker.runtime  # what a module sets when it is imported is part of the program, and stays
     with restored_settings(), seeded(0, Purpose.TEST):
-        runtime = worker.runtime
         if spec.train is not None:
             _check_train(runtime, spec.train, fit_settings, getattr(strategy, "proximal_mu", 0.0))
             set_weights(runtime.net, weights)
