@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from flwr.common import (
     Code,
+    ConfigRecord,
     DisconnectRes,
     EvaluateRes,
     FitRes,
@@ -390,6 +391,8 @@ def test_an_answer_that_cannot_be_true_is_the_failure_of_its_client(answer: Any,
 
 def test_an_answer_within_the_bounds_is_taken() -> None:
     assert _answer(_fit_res(10, {"accuracy": 1.0, "sim_seconds": 0.0})).error is None
+    as_an_app = _answer(_fit_res(10, ConfigRecord({"accuracy": 1.0})))  # how Flower's apps deliver metrics
+    assert (as_an_app.error, as_an_app.metrics) == (None, {"accuracy": 1.0})
     assert _answer(EvaluateRes(_OK, 1.0, 20, {"accuracy": 0.0})).error is None
     assert _answer(_fit_res(10, {"sim_seconds": -1e300})).seconds >= 0
 

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -284,7 +284,7 @@ def checked_metrics(metrics: Any, phase: Phase) -> dict[str, Scalar]:
     Raises:
         WrongReturnError: a metric is something else, or an accuracy is not a fraction.
     """
-    if not isinstance(metrics, dict):
+    if not isinstance(metrics, Mapping):
         raise WrongReturnError(f"{phase} must return its metrics as a dict, not as {type(metrics).__name__}")
     plain = {key: _plain(value) for key, value in metrics.items()}
     for key, value in plain.items():
