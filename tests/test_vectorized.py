@@ -136,6 +136,8 @@ def test_a_gpu_out_of_memory_halves_the_group(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_cannot_be_stacked_is_refused(in_programs: None) -> None:
     for settings, reason in (
+        ({"model": "untidy:WithOffset"}, "offset is a buffer"),
+        ({"model": "untidy:Tied"}, "again.weight and block.weight are one parameter"),
         ({"model": "own:WithBatchNorm"}, "keeps buffers, such as BatchNorm's running statistics"),
         ({"train": "cifar:train"}, "--train cifar:train trains one client at a time"),
         ({"client": "own:Failing"}, "--client own:Failing trains one client at a time"),

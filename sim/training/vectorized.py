@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from sim.data.batches import Batches, Resident, Step, pixels
 from sim.training.local import OPTIMIZERS
-from sim.training.weights import Weights, state_of
+from sim.training.weights import WeightLayout, Weights
 
 _OTHER_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
@@ -56,11 +56,16 @@ class Trainer:
         self.batch_size = batch_size
         self.channels_last = channels_last
         self.net = copy.deepcopy(net)
-        self.names = list(state_of(net))
-        if {name for name, _ in net.named_parameters()} != set(self.names):
+        layout = WeightLayout.of(net)
+        self.names = layout.names
+        for position, first in layout.tied.items():
+            raise ValueError(f"{self.names[position]} and {self.names[first]} are one parameter")
+        if layout.has_running_statistics:
             raise ValueError("it keeps buffers, such as BatchNorm's running statistics")
         if not all(parameter.requires_grad for parameter in net.parameters()):
             raise ValueError("some of its parameters are frozen")
+        for position in sorted(layout.untrained):
+            raise ValueError(f"{self.names[position]} is a buffer")
         self.masks = _mask_dropout(self.net, split.images[:1].expand(batch_size, -1, -1, -1))
 
     def train(

@@ -31,7 +31,7 @@ class WeightLayout:
 
     @classmethod
     def of(cls, net: nn.Module) -> Self:
-        """Describe the arrays of ``net`` with its present weights, on the CPU."""
+        """Describe the arrays of ``net`` with its present weights."""
         state = state_of(net, keep_vars=True)
         first: dict[Any, int] = {}
         tied = {}

@@ -127,6 +127,23 @@ class ChangesLater(Untidy):
         return _kept(weights), count, {"loss": metrics["loss"]}
 
 
+class WithOffset(Gained):
+    """Has a constant in its state_dict."""
+
+    def __init__(self, image_shape, num_classes):
+        super().__init__(image_shape, num_classes)
+        self.register_buffer("offset", torch.zeros(()))
+
+
+class Tied(Gained):
+    """Has two names of one weight."""
+
+    def __init__(self, image_shape, num_classes):
+        super().__init__(image_shape, num_classes)
+        self.block, self.again = nn.Linear(8, 8), nn.Linear(8, 8, bias=False)
+        self.again.weight = self.block.weight
+
+
 class Masked(nn.Module):
     """Two names of one weight, BatchNorm, a mask of −∞, a boolean buffer and a frozen layer."""
 
