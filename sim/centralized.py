@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
-from sim import user_code
 from sim.client.runtime import ClientRuntime, ClientSpec
 from sim.client.torch_client import train_settings
 from sim.config.run_config import CentralizedConfig
@@ -17,8 +17,9 @@ from sim.run_folder.records import RoundRecord
 from sim.run_folder.writer import RunWriter
 from sim.seeds import Purpose, seeded
 from sim.setup import dry_run
-from sim.setup.prepare import check_device, spec_parts
+from sim.setup.prepare import check_device, resolved, spec_parts
 from sim.setup.session import finish, write_environment
+from sim.training.local import means
 from sim.training.weights import get_weights, state_of
 
 
@@ -36,6 +37,7 @@ def train_centralized(config: CentralizedConfig, *, on_record: Callable[[RoundRe
     """
     check_device(config)
     dataset = load_dataset(config)
+    config = resolved(config, dataset)
     spec = ClientSpec(**spec_parts(config, dataset))
     runtime = ClientRuntime(spec)
     weights = get_weights(runtime.net)
@@ -61,23 +63,24 @@ def _epoch(runtime: ClientRuntime, config: CentralizedConfig, epoch: int) -> Rou
     train_loss = fit_seconds = None
     if epoch > 0:
         loader = runtime.training_batches(None, config.batch_size)
-        accepted = user_code.accepted(runtime.train, train_settings(config, epoch, config.epochs))
+        settings = train_settings(config, epoch, config.epochs)
         runtime.reset_net()
         try:
             with seeded(config.seed, Purpose.CENTRALIZED, epoch):
-                train_loss = runtime.train(runtime.net, loader, 1, runtime.device, **accepted)
+                returned = runtime.train(runtime.net, loader, 1, runtime.device, **settings)
+                train_loss = returned.get("loss") if isinstance(returned, dict) else float(returned)
         except (Exception, SystemExit) as error:
             raise RunError(f"epoch {epoch}: train raised {described(error)}") from error
         fit_seconds = time.perf_counter() - start
     test_start = time.perf_counter()
     with seeded(config.seed, Purpose.TEST, epoch):
-        sums = runtime.central_test()
+        loss, metrics = means([runtime.central_test()])
     end = time.perf_counter()
     return RoundRecord(
         epoch,
-        train_loss=None if train_loss is None else float(train_loss),
-        test_loss=sums.loss / sums.num_examples,
-        test_accuracy=sums.num_correct / sums.num_examples,
+        train_loss=train_loss,
+        test_loss=None if math.isnan(loss) else loss,
+        test_accuracy=metrics.get("accuracy"),
         fit_seconds=fit_seconds,
         test_seconds=end - test_start,
         round_seconds=end - start,

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from sim import private
+from sim.user_code import own_command_line
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD, signal.SIGPIPE)
 
@@ -36,7 +37,8 @@ def restored_settings() -> Iterator[None]:
     is_main = threading.current_thread() is threading.main_thread()
     handlers = [(number, signal.getsignal(number)) for number in _SIGNALS] if is_main else []
     try:
-        yield
+        with own_command_line():
+            yield
     except KeyboardInterrupt:
         handlers = []  # the first Ctrl-C has changed them on purpose
         raise

@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     CENTRALIZED = 7
     DROPOUT = 8
     MEASURING = 9
+    DATA = 10
 
 
 def sequence(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0) -> np.random.SeedSequence:

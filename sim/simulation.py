@@ -162,7 +162,7 @@ def _only_built_in_parts(config: RunConfig) -> bool:
         not any(name is not None and ":" in name for name in names)
         and not (config.strategy_args or config.dp or config.ray_address or config.gpus_of_a_client)
         and config.local_training != "vectorized"
-        and config.image_size >= _SMALLEST_BUILT_IN_SIDE
+        and config.side >= _SMALLEST_BUILT_IN_SIDE
     )
 
 
@@ -173,7 +173,7 @@ def _check_data_and_folder(config: RunConfig) -> None:
         UsageError: the data set, the partition or the run folder does not work.
     """
     check_folder(config.results_dir, config.name)
-    partition.assign(load_dataset(config).train.labels, config)
+    partition.assign(load_dataset(config), config)
 
 
 def _with_gpus(config: RunConfig, ray_init_args: dict[str, Any]) -> RunConfig:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import builtins
 import importlib
 import inspect
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.machinery import (
     BYTECODE_SUFFIXES,
@@ -22,7 +25,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args, get_origin
 
+from sim import program_file
 from sim.errors import ConfigError, PluginError, described
+from sim.program_file import ProgramFile
 
 # A file of this name beside the user's own is more often a leftover or an experiment than what an import of the name
 # in them means; for all other names the user's file is meant, as in a script in that folder.
@@ -34,23 +39,34 @@ _OWN.__path__ = []
 sys.modules[_OWN.__name__] = _OWN
 
 
-def load(spec: str, setting: str) -> Any:
+def load(spec: Any, setting: str, *, callable_only: bool = True) -> Any:
     """Import the object ``package.module:name``; modules in the current folder are found, too.
 
     A file in the current folder is taken although a library has its name. Nobody but the user's own files gets it
     then: the folder is the last on ``sys.path``.
 
     Args:
+        spec: its import path, or the object itself, which is returned.
         setting: the flag that named the object, for the error message.
+        callable_only: whether the object must be a function or a class.
 
     Raises:
         PluginError: the module or the name does not exist, the import raised, or the object cannot be called.
     """
+    if not isinstance(spec, str):
+        return spec
     module_name, _, name = spec.partition(":")
     folder = _use_current_folder()
     full_name = _full_name(module_name)
+    file = None if module_name in sys.modules else file_of(module_name)
+    if file is not None and file.training_line is not None:
+        raise PluginError(
+            f"{setting} {spec}: {file.path.name} trains when it is imported (line {file.training_line}), in every "
+            'process; put that under if __name__ == "__main__":'
+        )
     try:
-        module = importlib.import_module(full_name)
+        with own_command_line():  # a parser at the top of the module would read the words of this command
+            module = importlib.import_module(full_name)
     except ModuleNotFoundError as error:
         place = f"in {folder} or the installed packages"
         is_missing = error.name is not None and f"{full_name}.".startswith(f"{error.name}.")
@@ -65,9 +81,65 @@ def load(spec: str, setting: str) -> Any:
     except AttributeError:
         public = [key for key in vars(module) if not key.startswith("_")]
         raise PluginError(f"{setting} {spec}: {module_name} has no {name}; it has {', '.join(public)}") from None
-    if not callable(found):
+    if callable_only and not callable(found):
         raise PluginError(f"{setting} {spec}: is of type {type(found).__name__}, which cannot be called")
     return found
+
+
+def name_of(thing: Any) -> str:
+    """Return ``module:name`` of an object that was given from Python, for records and messages."""
+    name = getattr(thing, "__qualname__", type(thing).__qualname__)
+    module = getattr(thing, "__module__", None) or type(thing).__module__
+    return re.sub(r"[^A-Za-z0-9_.:]", "", f"{module}:{name.replace('<locals>.', '')}")
+
+
+def shown_name(spec: Any) -> str:
+    """Return the import path of an object, for messages; ``spec`` is that path or the object."""
+    return spec if isinstance(spec, str) else name_of(spec)
+
+
+def file_of(module_name: str) -> ProgramFile | None:
+    """Return what is in the user's file for a module, without importing it; None if it is no file of the user's."""
+    try:
+        path = Path.cwd().joinpath(*module_name.split("."))
+        candidates = (path.with_suffix(".py"), path / "__init__.py")
+        found = next((file for file in candidates if file.is_file()), None)
+    except (OSError, ValueError):  # the folder was removed, or a name of 300 letters
+        return None
+    return None if found is None else program_file.read(found)
+
+
+def namespace(given: Mapping[str, Any], *things: Any) -> argparse.Namespace:
+    """Return the program's own arguments for a parameter ``args``.
+
+    Args:
+        given: what ``--args`` says.
+        things: functions and classes of the program; the defaults of the argparse options in their files are used.
+    """
+    values: dict[str, Any] = {}
+    for thing in things:
+        file = _source_of(thing)
+        values |= {} if file is None else file.arguments
+    return argparse.Namespace(**{**values, **given})
+
+
+def _source_of(thing: Any) -> ProgramFile | None:
+    try:
+        path = inspect.getsourcefile(inspect.unwrap(thing) if callable(thing) else type(thing))
+    except (TypeError, OSError, ValueError):
+        return None
+    return None if path is None else program_file.read(Path(path))
+
+
+@contextmanager
+def own_command_line() -> Iterator[None]:
+    """Let ``sys.argv`` be that of a program without arguments inside the block, in which user code is called."""
+    words = sys.argv
+    sys.argv = words[:1]
+    try:
+        yield
+    finally:
+        sys.argv = words
 
 
 def _use_current_folder() -> str | None:

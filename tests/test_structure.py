@@ -26,8 +26,8 @@ ALLOWED = {
     "ray": "engine.ray",
     "flwr.simulation": "engine.ray.start_simulation",
     "flwr": "client engine server setup measure network flower_app run_folder.state run_folder.checkpoint",
-    "torch": "seeds process_settings data.batches training client engine setup measure run_folder.environment"
-    " simulation commands.study",
+    "torch": "seeds process_settings data.batches data.items data.loaders training client engine setup measure"
+    " run_folder.environment simulation commands.study",
 }
 # What Ray, Flower and PyTorch do not document, besides names that begin with an underscore.
 PRIVATE = ("flwr.proto", "flwr.supercore", "flwr.superlink", "flwr.server.superlink")

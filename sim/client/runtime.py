@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -22,16 +23,20 @@ from flwr.common import Context
 from torch import nn
 
 from sim import user_code
-from sim.client.torch_client import Test, TorchClient, Train
+from sim.client.own_functions import BuiltInTest, BuiltInTrain, OwnReturnError, OwnTest, OwnTrain
+from sim.client.torch_client import TorchClient
 from sim.data import partition
 from sim.data.batches import Batches, Resident
-from sim.data.dataset import Dataset, Examples, open_dataset
+from sim.data.dataset import Dataset, DataSource, Examples, open_client, open_dataset
+from sim.data.loaders import ExampleLoader, Loader, Split, example_batch, resident
 from sim.data.partition import Partition
 from sim.errors import RunError, described
 from sim.process_settings import restored_settings
 from sim.seeds import Purpose, seeded
 from sim.training import local, models
 from sim.training.local import TestSums
+from sim.training.losses import LOSSES, METRICS, inputs_and_target
+from sim.training.models import DataFacts
 from sim.training.vectorized import Trainer
 
 # A batch of a test has this many examples, or fewer if they need more memory as float32 (in colour above 74×74 pixels).
@@ -43,27 +48,36 @@ _MOST_TEST_SLICES = 16  # independent of the number of processes, because float 
 class ClientSpec:
     """The names and paths from which a process makes any client of a run; it holds no data and no model.
 
+    Where a name of the user's may stand, the object itself may stand, too.
+
     Attributes:
+        loss: name of a loss, or the user's own function; None for the one that suits the targets.
+        metrics: names of metrics, or ``package.module:name``; none for the one that suits the targets.
         batch_size: of the loaders that a client is made with; ``TorchClient`` uses the one that the server sends.
         vectorized_clients: how many clients one computation trains.
         vectorized_only: clients are not trained one after another where that fails.
     """
 
-    data_folder: Path
-    model: str
-    train: str | None
-    test: str | None
+    data: DataSource
+    model: Any
+    train: Any
+    test: Any
     device: str
     torch_threads: int
     import_folder: Path
-    batch_size: int
+    batch_size: int | None
     augment: str
     seed: int
     partition_folder: Path | None = None
-    client: str | None = None
+    client: Any = None
     eval_share: float = 0.0
     vectorized_clients: int = 1
     vectorized_only: bool = False
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    args: Mapping[str, Any] = field(default_factory=dict)
+    loss: Any = None
+    metrics: tuple[str, ...] = ()
+    accuracy_in_percent: bool = False
 
 
 def build_net(spec: ClientSpec, dataset: Dataset) -> nn.Module:
@@ -72,19 +86,53 @@ def build_net(spec: ClientSpec, dataset: Dataset) -> nn.Module:
     Raises:
         PluginError: the user's model cannot be imported or built.
     """
-    with seeded(spec.seed, Purpose.INITIAL_WEIGHTS):
-        return models.build(spec.model, dataset.image_shape, len(dataset.classes))
+    with restored_settings() if is_own(spec.model) else nullcontext(), seeded(spec.seed, Purpose.INITIAL_WEIGHTS):
+        facts = DataFacts(dataset.input_shape, dataset.num_outputs, dataset.vocab_size)
+        net = models.build(spec.model, facts, spec.model_args, spec.args)
+        if models.is_lazy(net):
+            inputs, named, _ = inputs_and_target(example_batch(dataset.train, 2))
+            models.try_out(net, inputs, named, f"--model {user_code.shown_name(spec.model)}")
+        return net
+
+
+def is_own(model: Any) -> bool:
+    """Return whether a model is the user's own."""
+    return not (isinstance(model, str) and model in models.MODELS)
+
+
+def loss_of(spec: ClientSpec, dataset: Dataset) -> str | Callable[..., Any]:
+    """Return the loss of a run: the one that was asked for, or the one that suits the targets."""
+    if isinstance(spec.loss, str) and spec.loss in LOSSES:
+        return spec.loss
+    if spec.loss is not None:
+        function: Callable[..., Any] = user_code.load(spec.loss, "--loss")
+        return function
+    if not dataset.has_classes:
+        return "mse"
+    target = dataset.target
+    return "bce" if target is not None and target.dtype.kind == "f" else "cross_entropy"
+
+
+def metrics_of(spec: ClientSpec, dataset: Dataset) -> list[str | tuple[str, Callable[..., Any]]]:
+    """Return the metrics of the built-in test: those that were asked for, or the one that suits the targets."""
+    names = spec.metrics or (("accuracy",) if dataset.has_classes else ("mae",))
+    return [name if name in METRICS else (name.rpartition(":")[2], user_code.load(name, "--metric")) for name in names]
 
 
 def test_slices(num_test_examples: int, *, whole: bool) -> list[tuple[int, int]]:
     """Cut the central test split into slices (first, last + 1) that several processes can share.
 
     Args:
-        whole: the ``test`` of the user is called once with all examples.
+        whole: the test is called once with all examples.
     """
     num_slices = 1 if whole else min(_MOST_TEST_SLICES, math.ceil(num_test_examples / TEST_BATCH_SIZE))
-    edges = [num_test_examples * i // num_slices for i in range(num_slices + 1)]
+    edges = [num_test_examples * i // num_slices for i in range(num_slices + 1)] if num_slices else []
     return list(pairwise(edges))
+
+
+def tests_whole(spec: ClientSpec) -> bool:
+    """Return whether the central test cannot be cut into slices: the user's own, or a metric that is no mean."""
+    return spec.test is not None or any(name not in METRICS or METRICS[name].whole for name in spec.metrics)
 
 
 class ClientRuntime:
@@ -107,21 +155,38 @@ class ClientRuntime:
     def _set_up(self, spec: ClientSpec) -> None:
         self.spec = spec
         self.vectorized_clients = spec.vectorized_clients  # fewer once the GPU's memory did not suffice
-        self.dataset: Dataset = open_dataset(spec.data_folder)
+        self.dataset: Dataset = open_dataset(spec.data)
         self.partition: Partition | None = (
             partition.open_cached(spec.partition_folder) if spec.partition_folder else None
         )
         self.device = local.pick_device(spec.device)
         # A user's model may call x.view(-1, …), which a channels_last tensor refuses.
-        self.channels_last = spec.model in models.MODELS
+        self.channels_last = not is_own(spec.model) and isinstance(self.dataset.train, Examples)
+        self.loss = loss_of(spec, self.dataset)
         self.net = self._built()
         self._modes = [(module, module.training) for module in self.net.modules()]
         self._parameters = list(self.net.parameters())
         # User code may change more of a net than its weights, so each client gets a copy of one that nobody has used.
         self._unused_net = self._copied(self.net) if self.has_user_code else None
         self._trainers: dict[int, Trainer] = {}
-        self.train: Train = user_code.load(spec.train, "--train") if spec.train else local.train
-        self.test: Test = user_code.load(spec.test, "--test") if spec.test else local.test
+        built_in_test = BuiltInTest(self.loss, metrics_of(spec, self.dataset))
+        self.train: Any = local.train if self.loss == "cross_entropy" else BuiltInTrain(self.loss)
+        self.test: Any = built_in_test
+        if spec.train is not None:
+            function = user_code.load(spec.train, "--train")
+            place = f"--train {user_code.shown_name(spec.train)}"
+            self.train = OwnTrain(function, place, self.loss, user_code.namespace(spec.args, function))
+        if spec.test is not None:
+            function = user_code.load(spec.test, "--test")
+            self.test = OwnTest(
+                function,
+                f"--test {user_code.shown_name(spec.test)}",
+                self.loss,
+                user_code.namespace(spec.args, function),
+                "accuracy" if self.dataset.has_classes else "score",
+                spec.accuracy_in_percent,
+                built_in_test,
+            )
         self.client_class = user_code.load(spec.client, "--client") if spec.client else TorchClient
         # After the imports, because a module is imported once in a process, but several runtimes may be made in it.
         torch.set_num_threads(spec.torch_threads)
@@ -134,22 +199,23 @@ class ClientRuntime:
     def has_user_code(self) -> bool:
         """Whether anything that a client executes is not this package's own."""
         spec = self.spec
-        return spec.model not in models.MODELS or any((spec.train, spec.test, spec.client))
+        own = spec.train, spec.test, spec.client, spec.data.program
+        return is_own(spec.model) or callable(self.loss) or any(each is not None for each in own)
 
     @cached_property
-    def train_split(self) -> Resident:
+    def train_split(self) -> Split:
         """All training examples, on the device."""
-        return Resident.of(self.dataset.train, self.device)
+        return resident(self.dataset.train, self.device)
 
     @cached_property
-    def test_split(self) -> Resident:
+    def test_split(self) -> Split:
         """All examples of the central test, on the device."""
-        return Resident.of(self.dataset.test, self.device)
+        return resident(self.dataset.test, self.device)
 
     @property
     def test_batch_size(self) -> int:
         """The number of examples in a batch of the central test and of a client's evaluation."""
-        image_bytes = 4 * math.prod(self.dataset.image_shape)  # as float32
+        image_bytes = 4 * math.prod(self.dataset.input_shape or (1,))  # as float32
         return min(TEST_BATCH_SIZE, max(1, _TEST_BATCH_BYTES // image_bytes))
 
     def renew_net(self) -> None:
@@ -178,10 +244,11 @@ class ClientRuntime:
         for parameter in self._parameters:
             parameter.grad = None
 
-    def training_batches(self, indices: Any, batch_size: int) -> Batches:
+    def training_batches(self, indices: Any, batch_size: int | None) -> Loader:
         """Make a loader over training examples: shuffled, and augmented as the spec says."""
         loader = self.batches(self.train_split, indices, batch_size, shuffle=True)
-        loader.augment = self.spec.augment
+        if isinstance(loader, Batches):
+            loader.augment = self.spec.augment
         return loader
 
     def train_indices(self, client_id: int) -> Any:
@@ -200,18 +267,27 @@ class ClientRuntime:
             ValueError: this model cannot be trained so.
         """
         if batch_size not in self._trainers:
-            self._trainers[batch_size] = Trainer(
-                self.net, self.train_split, batch_size, channels_last=self.channels_last
-            )
+            split = self.train_split
+            if not isinstance(split, Resident):
+                raise ValueError("only images are trained in one computation")
+            self._trainers[batch_size] = Trainer(self.net, split, batch_size, channels_last=self.channels_last)
         return self._trainers[batch_size]
 
-    def batches(self, split: Examples | Resident, indices: Any, batch_size: int, *, shuffle: bool) -> Batches:
-        """Make a loader in the memory order that suits the model."""
-        return Batches(split, indices, batch_size, self.device, shuffle=shuffle, channels_last=self.channels_last)
+    def batches(self, split: Split, indices: Any, batch_size: int | None, *, shuffle: bool) -> Loader:
+        """Make a loader; of images, in the memory order that suits the model.
+
+        Args:
+            shuffle: whether it is for training: in the order of the user's loader, or shuffled.
+        """
+        if isinstance(split, Examples | Resident):
+            assert batch_size is not None, "images have no loader of the user's"
+            return Batches(split, indices, batch_size, self.device, shuffle=shuffle, channels_last=self.channels_last)
+        positions = None if indices is None else np.sort(indices)
+        return ExampleLoader(split, positions, batch_size, training=shuffle)
 
     def test_slices(self) -> list[tuple[int, int]]:
         """Return the slices of the central test, see ``test_slices``."""
-        return test_slices(len(self.dataset.test), whole=self.spec.test is not None)
+        return test_slices(self.dataset.num_test_examples, whole=tests_whole(self.spec))
 
     def central_test(self, first: int = 0, last: int | None = None) -> TestSums:
         """Test the net on examples ``first`` … ``last`` − 1 of the central test split, in large batches.
@@ -219,19 +295,24 @@ class ClientRuntime:
         Raises:
             RunError: the user's ``test`` raises or returns something else.
         """
-        positions = np.arange(first, len(self.dataset.test) if last is None else last)
-        loader = self.batches(self.test_split, positions, self.test_batch_size, shuffle=False)
-        if self.spec.test is None:
-            with self.isolated():
-                return local.test_sums(self.net, loader, self.device)
+        positions = np.arange(first, self.dataset.num_test_examples if last is None else last)
+        loader = self.batches(self.test_split, positions, self._test_batch_size(self.test_split), shuffle=False)
+        if isinstance(self.test, BuiltInTest) and not self.has_user_code:
+            return self.test.sums(self.net, loader, self.device)
         try:
             with self.isolated():
-                loss, accuracy = self.test(self.net, loader, self.device)
+                if isinstance(self.test, BuiltInTest):
+                    return self.test.sums(self.net, loader, self.device)
+                loss, metrics = self.test(self.net, loader, self.device)
+        except OwnReturnError as error:
+            raise RunError(f"the central {error}") from error
         except (Exception, SystemExit) as error:
             raise RunError(f"the central test raised {described(error)}") from error
-        if not 0 <= accuracy <= 1:
-            raise RunError(f"the central test returned accuracy {accuracy}; a fraction 0–1 is expected")
-        return TestSums(float(loss) * len(positions), float(accuracy) * len(positions), len(positions))
+        return TestSums.of_means(loss, metrics, len(positions))
+
+    def _test_batch_size(self, split: Split) -> int:
+        own = None if isinstance(split, Examples | Resident) else split.loader.batch_size
+        return own or self.test_batch_size
 
     def client(self, context: Context) -> Client:
         """Make the client of ``partition-id``.
@@ -240,16 +321,34 @@ class ClientRuntime:
         client_id, context`` that it accepts (``trainloader`` and ``testloader`` are the same loaders). What it
         puts into ``context.state`` is there the next time.
         """
-        train_indices, eval_indices = self._split_of(int(context.node_config["partition-id"]))
+        client_id = int(context.node_config["partition-id"])
+        if self.spec.data.num_clients is not None:
+            train, test = open_client(self.spec.data, client_id)
+            train_split, test_split = (
+                resident(train, self.device),
+                resident(train if test is None else test, self.device),
+            )
+            return self.client_over(
+                self.batches(train_split, None, self.spec.batch_size, shuffle=True),
+                self.batches(
+                    test_split,
+                    None if test is not None else np.arange(0),
+                    self._test_batch_size(test_split),
+                    shuffle=False,
+                ),
+                context,
+            )
+        train_indices, eval_indices = self._split_of(client_id)
         return self.client_over(
             self.training_batches(train_indices, self.spec.batch_size),
             self.batches(self.train_split, eval_indices, self.test_batch_size, shuffle=False),
             context,
         )
 
-    def client_over(self, train_loader: Batches, test_loader: Batches, context: Context) -> Client:
+    def client_over(self, train_loader: Loader, test_loader: Loader, context: Context) -> Client:
         """Make a client over these loaders."""
         self.renew_net()
+        is_ours = isinstance(self.client_class, type) and issubclass(self.client_class, TorchClient)
         offered = {
             "net": self.net,
             "train_loader": train_loader,
@@ -257,8 +356,8 @@ class ClientRuntime:
             "test_loader": test_loader,
             "testloader": test_loader,
             "device": self.device,
-            "train": self.train,
-            "test": self.test,
+            "train": self.train if is_ours else getattr(self.train, "function", self.train),
+            "test": self.test if is_ours else getattr(self.test, "function", self.test),
             "client_id": int(context.node_config["partition-id"]),
             "context": context,
         }

@@ -10,14 +10,11 @@ from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
 from torch import nn
 
-from sim import user_code
+from sim.client.own_functions import BuiltInTest, BuiltInTrain, OwnTest, OwnTrain
 from sim.config.run_config import RunConfig, TrainingConfig
-from sim.data.batches import Batches
+from sim.data.loaders import Loader
 from sim.training import local
 from sim.training.weights import get_weights, set_weights
-
-Train = Callable[..., float | None]
-Test = Callable[..., tuple[float, float]]
 
 # The settings of a call of ``train`` that travel in ``FitIns.config``.
 TRAIN_SETTINGS = ("lr", "momentum", "weight_decay", "proximal_mu", "optimizer", "max_steps", "precision")
@@ -25,20 +22,21 @@ TRAIN_SETTINGS = ("lr", "momentum", "weight_decay", "proximal_mu", "optimizer", 
 
 def train_settings(config: TrainingConfig, number: int, count: int) -> dict[str, Scalar]:
     """Return the keyword arguments of ``train`` in round (or epoch) ``number`` of 1 … ``count``."""
-    return {
+    settings = {
         "lr": config.lr_in(number, count),
         "momentum": config.momentum,
         "weight_decay": config.weight_decay,
         "optimizer": config.optimizer,
         "precision": config.precision,
     }
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def fit_settings(config: RunConfig, server_round: int) -> dict[str, Scalar]:
     """Return what ``FitIns.config`` carries to each client in a round."""
     return {
         "local_epochs": config.local_epochs,
-        "batch_size": config.batch_size,
+        **({} if config.batch_size is None else {"batch_size": config.batch_size}),
         "max_steps": config.max_local_steps or 0,
         **train_settings(config, server_round, config.num_rounds),
     }
@@ -54,11 +52,11 @@ class TorchClient(NumPyClient):
     def __init__(
         self,
         net: nn.Module,
-        train_loader: Batches,
-        test_loader: Batches,
+        train_loader: Loader,
+        test_loader: Loader,
         device: torch.device,
-        train: Train = local.train,
-        test: Test = local.test,
+        train: Callable[..., Any] = local.train,
+        test: Callable[..., Any] = local.test,
     ) -> None:
         self.net = net
         self.train_loader = train_loader
@@ -90,13 +88,19 @@ class TorchClient(NumPyClient):
             TypeError: the strategy sends ``proximal_mu``, which this ``train`` does not accept.
         """
         self.set_parameters(parameters)
-        self.train_loader.batch_size = int(config["batch_size"])
+        loader = self.train_loader
+        if "batch_size" in config:
+            loader = loader.with_batch_size(int(config["batch_size"]))
         settings: dict[str, Any] = {key: config[key] for key in TRAIN_SETTINGS if key in config}
-        accepted = user_code.accepted(self.train, settings)
-        if config.get("proximal_mu") and "proximal_mu" not in accepted:
-            raise TypeError("the strategy sends proximal_mu, which this train() does not take")
-        loss = self.train(self.net, self.train_loader, int(config["local_epochs"]), self.device, **accepted)
-        return self.train_loader.num_examples, {} if loss is None else {"loss": float(loss)}
+        train = self.train
+        if train is not local.train and not isinstance(train, BuiltInTrain | OwnTrain):
+            train = OwnTrain(train, "train")
+        if isinstance(train, OwnTrain):
+            accepts = train.binding.open_ended or train.binding.takes("proximal_mu")
+            if config.get("proximal_mu") and not accepts:
+                raise TypeError("the strategy sends proximal_mu, which this train() does not take")
+        returned = train(self.net, loader, int(config["local_epochs"]), self.device, **settings)
+        return loader.num_examples, returned if isinstance(returned, dict) else {"loss": float(returned)}
 
     def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
         """Evaluate ``parameters`` on the client's own examples; a client that kept none returns 0 examples."""
@@ -104,8 +108,11 @@ class TorchClient(NumPyClient):
         if num_examples == 0:
             return 0.0, 0, {}
         self.set_parameters(parameters)
-        loss, accuracy = self.test(self.net, self.test_loader, self.device)
-        return float(loss), num_examples, {"accuracy": float(accuracy)}
+        test = self.test
+        if test is not local.test and not isinstance(test, BuiltInTest | OwnTest):
+            test = OwnTest(test, "test")
+        loss, metrics = test(self.net, self.test_loader, self.device)
+        return loss, num_examples, dict(metrics) if isinstance(metrics, dict) else {"accuracy": float(metrics)}
 
 
 CifarClient = TorchClient  # the name that Flower's CIFAR-10 tutorial gives it

@@ -23,11 +23,15 @@ def partition(arguments: argparse.Namespace) -> None:
 
     from sim.data import partition
     from sim.data.dataset import load_dataset
+    from sim.errors import DataError
     from sim.run_folder import plots
 
     dataset = load_dataset(config)
-    assigned = partition.assign(dataset.train.labels, config)
-    counts = assigned.label_counts(dataset.train.labels, len(dataset.classes))
+    assigned = partition.assign(dataset, config)
+    labels = dataset.train.labels
+    if labels is None or not assigned.is_known:
+        raise DataError(f"--dataset {config.dataset}: its targets are no classes that could be counted")
+    counts = assigned.label_counts(labels, len(dataset.classes))
     table = Table("client", "examples", *map(one_line, dataset.classes), title="examples of each class", box=None)
     for column in table.columns:
         column.justify, column.no_wrap = "right", True

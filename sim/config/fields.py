@@ -47,7 +47,9 @@ class Setting:
     auto: bool = False  # "auto" is also valid; the program then chooses the value
     instead_of: str = ""  # the other setting, if only one of two settings may be given
     argument_of: str = ""  # the setting whose value takes these arguments
-    belongs_to: tuple[str, tuple[str, ...]] | None = None  # the other setting, and the values of it that use this one
+    belongs_to: tuple[str, tuple[str | None, ...]] | None = (
+        None  # the other setting, and the values of it that use this one
+    )
 
     @property
     def valid(self) -> str:
@@ -84,12 +86,6 @@ def setting(default: Any, help: str, group: str, **rules: Any) -> Any:
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
-
-
-def other_default(base: type, name: str, default: Any) -> Any:
-    """Declare a setting of a base class again, with another default and the same rules."""
-    (base_field,) = (f for f in fields(base) if f.name == name)
-    return field(default=default, metadata=dict(base_field.metadata))
 
 
 def rules_of(config_field: Field[Any]) -> Setting:

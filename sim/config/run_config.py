@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from sim.config.fields import MOST, check, default_of, flag_of, other_default, read_toml, rules_of, setting, shown
+from sim.config.fields import MOST, check, default_of, flag_of, read_toml, rules_of, setting, shown
 from sim.config.presets import preset_path
 from sim.errors import ConfigError
 
 DATA, MODEL, RUN, MACHINE = "data", "model and training", "run", "machine"
+
+_SIDE = 32  # pixels
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -26,6 +28,15 @@ class TrainingConfig:
         ConfigError: a value has the wrong type, is not valid, or contradicts another value.
     """
 
+    # The values of training settings that neither the user nor the user's own functions say.
+    BUILT_IN: ClassVar[dict[str, Any]] = {
+        "lr": 0.1,
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "optimizer": "sgd",
+        "batch_size": 8,
+    }
+
     dataset: str = setting(
         "digits",
         "data set; imagefolder reads train/<class>/* and test/<class>/* in --data-dir",
@@ -33,12 +44,34 @@ class TrainingConfig:
         choices=("digits", "imagefolder", "synthetic", "cifar10", "cifar100", "mnist", "fashion-mnist"),
         importable=True,
     )
+    program: str | None = setting(
+        None,
+        "your program, as file.py or module: its load_data, Net, train and test are found by their names",
+        DATA,
+    )
     data_dir: str | None = setting(
         None,
         "folder of the imagefolder data set, or torchvision's root for cifar10, cifar100, mnist and fashion-mnist",
         DATA,
     )
-    image_size: int = setting(32, "height and width to which images are scaled", DATA, unit="pixels", low=1, high=1024)
+    data_form: str = setting(
+        "auto",
+        "how your own data are kept: columns are arrays, read from a cache; items are drawn from your Dataset each "
+        "time; auto takes columns where all items have one shape and drawing one twice gives the same",
+        DATA,
+        choices=("auto", "columns", "items"),
+    )
+    args: dict[str, bool | int | float | str] = setting(
+        {}, "your program's own arguments, for its parameter args; options of its argparse keep their defaults", DATA
+    )
+    image_size: int | None = setting(
+        None,
+        "height and width to which images are scaled; 32 for built-in data sets if not given, and no scaling of yours",
+        DATA,
+        unit="pixels",
+        low=1,
+        high=1024,
+    )
     num_examples: int | None = setting(
         None,
         "number of training examples of the synthetic data set; 10000 if not given",
@@ -62,19 +95,54 @@ class TrainingConfig:
         choices=("Net", "SimpleCnn", "ResNet18", "Mlp"),
         importable=True,
     )
+    model_args: dict[str, bool | int | float | str] = setting(
+        {}, "arguments of the model, e.g. hidden_size=256", MODEL, argument_of="model"
+    )
     train: str | None = setting(
         None,
-        "your own train(net, loader, epochs, device), as package.module:function",
+        "your own train(net, loader, epochs, device), as package.module:function; its parameters are bound by name",
         MODEL,
         importable=True,
     )
     test: str | None = setting(
         None, "your own test(net, loader, device), as package.module:function", MODEL, importable=True
     )
+    loss: str | None = setting(
+        None,
+        "loss of the built-in training and test; if not given, cross_entropy for classes, mse for other targets",
+        MODEL,
+        choices=("cross_entropy", "bce", "mse", "mae", "huber", "nll"),
+        importable=True,
+    )
+    metric: str | None = setting(
+        None,
+        "metrics of the built-in test, separated by commas: accuracy, top5, f1, auroc, mae, rmse, r2, perplexity or "
+        "package.module:function; if not given, accuracy for classes, mae for other targets",
+        MODEL,
+    )
+    accuracy_in_percent: bool = setting(False, "your test and client return accuracy in percent", MODEL)
     # More than a million examples at once fit into no memory.
-    batch_size: int = setting(8, "examples per training step", MODEL, unit="examples", low=1, high=1_000_000)
-    optimizer: str = setting("sgd", "optimizer of the training", MODEL, choices=("sgd", "adam", "adamw"))
-    lr: float = setting(0.1, "learning rate in the first round", MODEL, above=0, high=1e38)  # PyTorch's is float32
+    batch_size: int | None = setting(
+        None,
+        "examples per training step; if not given, that of your DataLoader, or 8",
+        MODEL,
+        unit="examples",
+        low=1,
+        high=1_000_000,
+    )
+    optimizer: str | None = setting(
+        None,
+        "optimizer of the training; if not given, that of your train, or sgd",
+        MODEL,
+        choices=("sgd", "adam", "adamw"),
+    )
+    lr: float | None = setting(  # PyTorch's is float32
+        None,
+        "learning rate in the first round; if not given, the default of your train, or 0.1",
+        MODEL,
+        above=0,
+        high=1e38,
+    )
     lr_decay: float = setting(
         1.0, "factor by which the learning rate is multiplied after each round", MODEL, above=0, high=1
     )
@@ -84,8 +152,17 @@ class TrainingConfig:
         MODEL,
         choices=("constant", "cosine"),
     )
-    momentum: float = setting(0.0, "momentum of SGD", MODEL, low=0, below=1, belongs_to=("optimizer", ("sgd",)))
-    weight_decay: float = setting(0.0, "weight decay", MODEL, low=0, high=1e38)
+    momentum: float | None = setting(
+        None,
+        "momentum of SGD; if not given, the default of your train, or 0",
+        MODEL,
+        low=0,
+        below=1,
+        belongs_to=("optimizer", (None, "sgd")),
+    )
+    weight_decay: float | None = setting(
+        None, "weight decay; if not given, the default of your train, or 0", MODEL, low=0, high=1e38
+    )
     precision: str = setting(
         "fp32", "bf16 trains with bfloat16 autocast; weights stay float32", MODEL, choices=("fp32", "bf16")
     )
@@ -173,9 +250,8 @@ class TrainingConfig:
             chosen = values.get(other, getattr(cls, other))
             if chosen not in choices:
                 given = format(value, "g") if isinstance(value, float) else value
-                raise ConfigError(
-                    f"{flag_of(name)} {given}: belongs to {flag_of(other)} {' or '.join(choices)}, not to {chosen}"
-                )
+                uses = " or ".join(filter(None, choices))
+                raise ConfigError(f"{flag_of(name)} {given}: belongs to {flag_of(other)} {uses}, not to {chosen}")
 
     def is_used(self, name: str) -> bool:
         """Return whether a setting has an effect, beside the other settings."""
@@ -204,9 +280,27 @@ class TrainingConfig:
             merged.update(layer)
         return merged
 
+    @property
+    def side(self) -> int:
+        """Height and width of the images of built-in data sets, in pixels."""
+        return _SIDE if self.image_size is None else self.image_size
+
+    def resolved(self, defaults: Mapping[str, Any]) -> Self:
+        """Return the config with a value for each training setting that was not given.
+
+        Args:
+            defaults: those of the user's own functions, which come before the built-in ones.
+        """
+        values = {**self.BUILT_IN, **defaults}
+        left_open = {name: value for name, value in values.items() if getattr(self, name) is None}
+        if (self.optimizer or left_open["optimizer"]) != "sgd":
+            left_open.pop("momentum", None)
+        return replace(self, **left_open)
+
     def lr_in(self, number: int, count: int) -> float:
         """Return the learning rate of round (or epoch) ``number`` of 1…``count``."""
-        lr = self.lr * self.lr_decay ** (number - 1)
+        lr: float = self.BUILT_IN["lr"] if self.lr is None else self.lr
+        lr *= self.lr_decay ** (number - 1)
         if self.lr_schedule == "cosine":
             lr *= (1 + math.cos(math.pi * (number - 1) / count)) / 2
         return lr
@@ -496,9 +590,7 @@ class CentralizedConfig(TrainingConfig):
     """
 
     epochs: int = setting(2, "passes over the training data", MODEL, unit="epochs", low=1, high=MOST)
-    batch_size: int = other_default(TrainingConfig, "batch_size", 32)
-    lr: float = other_default(TrainingConfig, "lr", 0.001)
-    momentum: float = other_default(TrainingConfig, "momentum", 0.9)
+    BUILT_IN: ClassVar[dict[str, Any]] = {**TrainingConfig.BUILT_IN, "batch_size": 32, "lr": 0.001, "momentum": 0.9}
 
 
 def _share_of(num_clients: int, fraction: float) -> int:

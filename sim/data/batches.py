@@ -82,6 +82,11 @@ class Batches:
         chosen = slice(None) if self._indices is None else self._indices
         return TensorDataset(self._resident.images[chosen], self._resident.labels[chosen])
 
+    def with_batch_size(self, batch_size: int) -> Self:
+        """Return this loader with another batch size."""
+        self.batch_size = batch_size
+        return self
+
     def __len__(self) -> int:
         """Return the number of batches; the last batch may be smaller."""
         return math.ceil(self.num_examples / self.batch_size)

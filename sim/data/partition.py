@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sim.config.run_config import RunConfig
 from sim.data import partitioners
 from sim.data.cache import cached, save_array
-from sim.data.dataset import Labels
+from sim.data.dataset import Dataset, Examples, Labels
 from sim.errors import DataError, PartitionError
 
 Indices = NDArray[np.int64]
@@ -28,9 +28,19 @@ Indices = NDArray[np.int64]
 class Partition:
     """The examples of every client, memory-mapped from the cache folder."""
 
-    folder: Path
+    folder: Path | None
     indices: Indices
     offsets: Indices
+
+    @classmethod
+    def unknown(cls, num_clients: int) -> Partition:
+        """Return the partition of a program that partitions itself: nobody knows how many examples a client has."""
+        return cls(None, np.zeros(0, np.int64), np.zeros(num_clients + 1, np.int64))
+
+    @property
+    def is_known(self) -> bool:
+        """Return whether it says which examples each client holds."""
+        return self.folder is not None
 
     @property
     def num_clients(self) -> int:
@@ -58,23 +68,32 @@ class Partition:
         return np.stack([np.bincount(labels[self.of(c)], minlength=num_classes) for c in range(self.num_clients)])
 
 
-def assign(labels: Labels, config: RunConfig) -> Partition:
+def assign(dataset: Dataset, config: RunConfig) -> Partition:
     """Assign examples to ``config.num_clients`` clients; the same config and labels give the same partition.
 
     Some partitioners do not use all examples; the remaining examples belong to no client.
 
-    Args:
-        labels: int64 [N], the class of each training example.
-
     Raises:
         ConfigError: ``--partitioner-args`` has an argument that the partitioner does not take.
-        PartitionError: a client would have fewer than ``min_partition_size`` examples.
+        PartitionError: a client would have fewer than ``min_partition_size`` examples, or the examples have no classes
+            and the partitioner needs them.
     """
+    if dataset.source.num_clients is not None:
+        return Partition.unknown(config.num_clients)
+    num_examples = len(dataset.train)
     needed = config.num_clients * config.min_partition_size
-    if needed > len(labels):
+    if needed > num_examples:
         raise PartitionError(
-            f"--num-clients {config.num_clients}: {len(labels)} training examples are too few for "
-            f"{config.min_partition_size} per client; at most {len(labels) // config.min_partition_size} clients"
+            f"--num-clients {config.num_clients}: {num_examples} training examples are too few for "
+            f"{config.min_partition_size} per client; at most {num_examples // config.min_partition_size} clients"
+        )
+    labels = dataset.train.labels if config.partitioner in partitioners.BY_LABEL else np.zeros(num_examples, np.int64)
+    if isinstance(dataset.train, Examples):
+        labels = dataset.train.labels
+    if labels is None:
+        raise PartitionError(
+            f"--partitioner {config.partitioner}: needs the class of each example, and {config.dataset} has none; "
+            "--partitioner iid, linear, square or exponential needs none"
         )
     arguments = partitioners.arguments(config, len(labels))
     key = {

@@ -138,6 +138,9 @@ PARTITIONERS = {
 }
 
 
+BY_LABEL = ("dirichlet", "inner-dirichlet", "shard", "pathological")
+
+
 def arguments(config: RunConfig, num_examples: int) -> dict[str, Any]:
     """Return the constructor arguments of the configured partitioner.
 

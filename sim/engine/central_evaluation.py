@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from flwr.common import NDArrays, Scalar
 
 from sim.engine.contract import Dispatcher, TestSlice
+from sim.training.local import means
 
 
 class CentralTest:
@@ -30,12 +31,11 @@ class CentralTest:
         """Test ``weights``.
 
         Returns:
-            The mean loss in nats per example, and the accuracy as a fraction 0–1.
+            The mean loss per example (NaN where the test gives none), and the metrics; accuracy is a fraction 0–1.
 
         Raises:
             RunError: the user's ``test`` raised or returned something else.
         """
         sums = self._dispatcher.test(weights, [TestSlice(server_round, first, last) for first, last in self._slices])
-        num_examples = sum(part.num_examples for part in sums)
-        loss = sum(part.loss for part in sums) / num_examples
-        return loss, {"accuracy": sum(part.num_correct for part in sums) / num_examples}
+        loss, metrics = means(sums)
+        return loss, dict(metrics)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sim.client.runtime import ClientRuntime
 from sim.client.torch_client import TRAIN_SETTINGS
+from sim.data.batches import Batches
 from sim.engine.aggregation import NonFiniteError, WeightedSum
 from sim.engine.contract import Chunk, ClientResult, Task
 from sim.seeds import Purpose, seeded, sequence
@@ -73,6 +74,7 @@ def _member(runtime: ClientRuntime, chunk: Chunk, task: Task, config: dict[str, 
     dropout = int(sequence(seed, Purpose.DROPOUT, chunk.server_round, task.client_id).generate_state(1)[0])
     with seeded(*key):
         loader = runtime.training_batches(runtime.train_indices(task.client_id), int(config["batch_size"]))
+        assert isinstance(loader, Batches), "the trainer was made for images"
         return drawn(loader, int(config["local_epochs"]), int(config.get("max_steps") or 0), dropout, runtime.device)
 
 

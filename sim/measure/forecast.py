@@ -16,7 +16,7 @@ import numpy as np
 from flwr.server.client_proxy import ClientProxy
 from numpy.typing import NDArray
 
-from sim.client.runtime import test_slices
+from sim.client.runtime import test_slices, tests_whole
 from sim.config.run_config import RunConfig
 from sim.engine.contract import ClientResult
 from sim.errors import ConfigError, EngineError
@@ -90,7 +90,7 @@ def forecast(sized: Sizing, config: RunConfig) -> Forecast:
     fit_seconds = mean_makespan(each, config.num_fit_clients, actors, config.seed)
     test_seconds = float(np.mean([one.test_seconds for one in measured]))
     evaluate_seconds = float(np.mean([one.evaluate_seconds for one in measured]))
-    num_slices = len(test_slices(len(prepared.dataset.test), whole=config.test is not None))
+    num_slices = len(test_slices(prepared.dataset.num_test_examples, whole=tests_whole(prepared.spec)))
     tests = test_seconds * math.ceil(num_slices / actors)
     return Forecast(
         client_seconds=float(each.mean()),

@@ -32,7 +32,7 @@ class Shape:
     """The properties of data and model that all clients of a run must have in common.
 
     Attributes:
-        image_shape: shape of one image as text: channels, height and width, e.g. ``3×32×32``.
+        image_shape: shape of one input as text; of an image: channels, height and width, e.g. ``3×32×32``.
         num_parameters: number of values in the model's state_dict.
         arrays: sha256 of the shapes and dtypes of the arrays in the state_dict.
     """
@@ -47,7 +47,7 @@ class Shape:
         """Return the shape of a data set and the arrays of a model's state_dict."""
         arrays = json.dumps([[list(w.shape), w.dtype.str] for w in weights])
         return cls(
-            image_shape="×".join(str(size) for size in dataset.image_shape),
+            image_shape="×".join(str(size) for size in dataset.input_shape or ()),
             num_classes=len(dataset.classes),
             num_parameters=sum(w.size for w in weights),
             arrays=hashlib.sha256(arrays.encode()).hexdigest(),
@@ -152,7 +152,7 @@ def prepare_client(config: RunConfig) -> ClientProgram:
         UsageError: the data, the partition or the model does not work.
     """
     dataset = load_dataset(config)
-    assigned = partition.assign(dataset.train.labels, config)
+    assigned = partition.assign(dataset, config)
     spec = client_spec(config, dataset, assigned, alone=True)
     weights = get_weights(build_net(spec, dataset))
     return ClientProgram(spec, weights, Shape.of(dataset, weights), assigned)

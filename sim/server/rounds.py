@@ -26,7 +26,7 @@ from flwr.common import (
 from flwr.server.client_manager import ClientManager
 from flwr.server.strategy import Strategy
 
-from sim.client.runtime import test_slices
+from sim.client.runtime import test_slices, tests_whole
 from sim.client.torch_client import fit_settings
 from sim.engine.aggregation import NonFiniteError, check_finite
 from sim.engine.central_evaluation import CentralTest
@@ -90,8 +90,8 @@ class RoundServer:
         self.failures = Failures()
         self._dispatcher = dispatcher
         self._on_round = on_round
-        slices = test_slices(len(prepared.dataset.test), whole=config.test is not None)
-        self._central_test = CentralTest(dispatcher, slices)
+        slices = test_slices(prepared.dataset.num_test_examples, whole=tests_whole(prepared.spec))
+        self._central_test = CentralTest(dispatcher, slices) if slices else None
         try:
             built = strategy.build(config, prepared.initial_weights, prepared.layout, self._evaluate_fn)
         except UsageError as error:  # it was built before, by prepare
@@ -148,11 +148,11 @@ class RoundServer:
         test_start = time.perf_counter()
         with self._calling(server_round, "evaluate"):
             tested = self._strategy.evaluate(server_round, self._global)
-            loss, metrics = tested or self._central_test(server_round, self._weights, {})
+            loss, metrics = tested or self._tested(self._weights, server_round)
         accuracy = metrics.get("accuracy")
         record = replace(
             record,
-            test_loss=float(loss),
+            test_loss=None if math.isnan(loss) else float(loss),
             test_accuracy=self._fraction(accuracy, server_round),
             test_seconds=time.perf_counter() - test_start,
         )
@@ -292,7 +292,11 @@ class RoundServer:
         self, server_round: int, visible: NDArrays, config: dict[str, Scalar]
     ) -> tuple[float, dict[str, Scalar]]:
         """The central test as strategies call it, with the arrays that they see."""
-        return self._central_test(server_round, self._view.whole(visible, self._weights, server_round), config)
+        return self._tested(self._view.whole(visible, self._weights, server_round), server_round)
+
+    def _tested(self, weights: NDArrays, server_round: int) -> tuple[float, dict[str, Scalar]]:
+        """Return what the central test measures: (NaN, {}) where there is none."""
+        return (math.nan, {}) if self._central_test is None else self._central_test(server_round, weights, {})
 
     @contextmanager
     def _calling(self, server_round: int, call: str) -> Iterator[None]:

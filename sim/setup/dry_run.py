@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,17 +10,24 @@ import torch
 from flwr.client import Client
 from flwr.common import Context, NDArrays, Scalar
 from flwr.server.strategy import Strategy
+from torch import nn
 
 from sim import user_code
-from sim.client.runtime import ClientRuntime, ClientSpec
+from sim.client.own_functions import BuiltInTest, OwnReturnError, OwnTrain
+from sim.client.runtime import ClientRuntime, ClientSpec, loss_of, metrics_of
 from sim.client.torch_client import TRAIN_SETTINGS
-from sim.data.dataset import Examples
+from sim.data.columns import Columns
+from sim.data.dataset import Dataset, Examples
+from sim.data.items import Items
+from sim.data.loaders import ExampleLoader, ResidentColumns, example_batch, resident
 from sim.engine.contract import Chunk, ClientResult, Task
 from sim.engine.worker import Worker, WrongReturnError
-from sim.errors import PluginError, described
+from sim.errors import DataError, PluginError, described
 from sim.process_settings import restored_settings
 from sim.seeds import Purpose, seeded
 from sim.training.local import evaluating
+from sim.training.losses import LOSSES, inputs_and_target
+from sim.training.models import check_logits, try_out
 from sim.training.weights import set_weights
 
 
@@ -40,66 +48,135 @@ def check_user_code(
     made: list[Any] = []
 
     def client_fn(context: Context) -> Client:
-        loader = _two_examples(worker.runtime)
+        loader = _some_examples(worker.runtime)
         try:
             made.append(worker.runtime.client_over(loader, loader, context))
         except (Exception, SystemExit) as error:
-            raise PluginError(f"--client {spec.client}: cannot be made: {described(error)}") from error
+            raise PluginError(
+                f"--client {user_code.shown_name(spec.client)}: cannot be made: {described(error)}"
+            ) from error
         return made[0]  # type: ignore[no-any-return]
 
     worker = Worker(spec, 1, 0, client_fn=client_fn)
     runtime = worker.runtime  # what a module sets when it is imported is part of the program, and stays
     with restored_settings(), seeded(0, Purpose.TEST):
         if spec.train is not None:
-            _check_train(runtime, spec.train, fit_settings, getattr(strategy, "proximal_mu", 0.0))
+            _check_train(runtime, user_code.shown_name(spec.train), fit_settings, getattr(strategy, "proximal_mu", 0.0))
             set_weights(runtime.net, weights)
         if spec.test is not None:
-            _check_test(runtime, spec.test)
+            _check_test(runtime, user_code.shown_name(spec.test))
         if spec.client is not None:
             task = Task(0, {**fit_settings, "server_round": 0, "local_epochs": 1})
             (result,) = worker.run(Chunk("fit", 0, [task], weights, summed=False)).results
-            _check_client(spec.client, made, result)
+            _check_client(user_code.shown_name(spec.client), made, result)
 
 
-def _two_examples(runtime: ClientRuntime) -> Any:
+def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
+    """Check that the model takes the data, and that the built-in loss takes what it returns.
+
+    Raises:
+        PluginError: the model does not fit the data.
+        DataError: labels lie outside of the model's classes.
+    """
+    built_in = spec.train is None or spec.test is None
+    name = user_code.shown_name(spec.model)
+    if isinstance(dataset.train, Examples):
+        assert dataset.image_shape is not None
+        if built_in and spec.loss in (None, "cross_entropy"):
+            check_logits(name, net, dataset.image_shape, len(dataset.classes))
+        return
+    if not built_in or (spec.client is not None and spec.test is not None):
+        return
+    with restored_settings(), seeded(0, Purpose.TEST):
+        batch = example_batch(dataset.train, 2)
+        try:
+            inputs, named, target = inputs_and_target(batch)
+        except ValueError as error:
+            raise DataError(f"--dataset {shown_dataset(spec)}: {error}") from None
+        outputs = try_out(net, inputs, named, f"--model {name}")
+        loss = loss_of(spec, dataset)
+        labels = dataset.train.labels
+        if loss in ("cross_entropy", "nll") and labels is not None and isinstance(outputs, torch.Tensor):
+            num_outputs = outputs.shape[1] if outputs.ndim > 1 else 1
+            if outputs.ndim == 2 and labels.max() >= num_outputs:
+                raise DataError(
+                    f"--dataset {shown_dataset(spec)}: labels are {labels.min()} … {labels.max()}, but --model {name} "
+                    f"has {num_outputs} outputs, for 0 … {num_outputs - 1}"
+                )
+        try:
+            value = BuiltInTest(loss, metrics_of(spec, dataset)).sums(net, [batch], torch.device("cpu"))
+            function = LOSSES[loss] if isinstance(loss, str) else loss
+            mean = function(outputs, target)
+        except (Exception, SystemExit) as error:
+            shown = f"outputs {tuple(outputs.shape)}" if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+            raise PluginError(
+                f"--model {name}: its {shown} do not fit the loss {user_code.shown_name(loss)} or the metrics on "
+                f"targets of {tuple(getattr(target, 'shape', ()))}: {described(error)}"
+            ) from error
+        if not (isinstance(mean, torch.Tensor) and mean.ndim == 0) or math.isnan(value.loss):
+            raise PluginError(f"--loss {user_code.shown_name(loss)}: gives {mean!r}; one number is expected")
+
+
+def shown_dataset(spec: ClientSpec) -> str:
+    """Return the name of the user's own data, for messages."""
+    return "the data" if spec.data.program is None else user_code.shown_name(spec.data.program.function)
+
+
+def _some_examples(runtime: ClientRuntime) -> Any:
+    """Return a loader of two examples, which have the largest label where there are labels."""
     train = runtime.dataset.train
-    return runtime.batches(Examples(train.images[:2], train.labels[:2]), np.arange(2), 2, shuffle=False)
+    positions = np.arange(min(2, len(train)))
+    if isinstance(train, Examples):
+        return runtime.batches(Examples(train.images[:2], train.labels[:2]), positions, 2, shuffle=False)
+    if isinstance(train, Columns) and train.labels is not None:
+        positions = np.unique([0, int(train.labels.argmax())])
+        positions = positions if len(positions) == 2 or len(train) == 1 else np.arange(2)
+    split = resident(train, runtime.device)
+    assert isinstance(split, ResidentColumns | Items)
+    return ExampleLoader(split, positions, 2, training=False, in_process=True)
 
 
 @torch.no_grad()
 def _as_predicted(runtime: ClientRuntime) -> Any:
     """Return two examples labelled as the net predicts: its accuracy on them is 1, or 100 where percent are meant."""
-    images, _ = next(iter(_two_examples(runtime)))
-    with evaluating(runtime.net):
-        labels = runtime.net(images).argmax(1).cpu().numpy()
-    examples = Examples(runtime.dataset.train.images[:2], labels)
-    return runtime.batches(examples, None, 2, shuffle=False)
+    train = runtime.dataset.train
+    if not isinstance(train, Examples):
+        return _some_examples(runtime)
+    images, _ = next(iter(_some_examples(runtime)))
+    try:
+        with evaluating(runtime.net):
+            labels = runtime.net(images).argmax(1).cpu().numpy()
+    except Exception:  # noqa: BLE001 - its outputs are the program's own affair
+        return _some_examples(runtime)
+    return runtime.batches(Examples(train.images[:2], labels), None, 2, shuffle=False)
 
 
 def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scalar], proximal_mu: float) -> None:
-    offered = {**fit_settings, "proximal_mu": proximal_mu}
-    accepted = user_code.accepted(runtime.train, {key: offered[key] for key in TRAIN_SETTINGS if key in offered})
-    if proximal_mu and "proximal_mu" not in accepted:
+    train: OwnTrain = runtime.train
+    binding = train.binding
+    if proximal_mu and not (binding.takes("proximal_mu") or binding.open_ended):
         raise PluginError(f"--train {name}: takes no proximal_mu, which the strategy sends to every client")
-    user_code.require_call(runtime.train, name, "--train", "net", "loader", "epochs", "device", **accepted)
+    offered = {**fit_settings, "proximal_mu": proximal_mu}
+    settings = {key: offered[key] for key in TRAIN_SETTINGS if key in offered}
     try:
-        loss = runtime.train(runtime.net, _two_examples(runtime), 1, runtime.device, **accepted)
+        train(runtime.net, _some_examples(runtime), 1, runtime.device, **settings)
+    except OwnReturnError as error:
+        raise PluginError(f"--train {name}: {str(error).removeprefix('train ')}") from error
+    except PluginError:
+        raise
     except (Exception, SystemExit) as error:
         raise PluginError(f"--train {name}: raised {described(error)}") from error
-    if loss is not None and not _is_number(loss):
-        raise PluginError(f"--train {name}: returned {type(loss).__name__}; the mean loss or None is expected")
 
 
 def _check_test(runtime: ClientRuntime, name: str) -> None:
-    user_code.require_call(runtime.test, name, "--test", "net", "loader", "device")
     try:
-        returned: Any = runtime.test(runtime.net, _as_predicted(runtime), runtime.device)
+        runtime.test(runtime.net, _as_predicted(runtime), runtime.device)
+    except OwnReturnError as error:
+        raise PluginError(f"--test {name}: {str(error).removeprefix('test ')}") from error
+    except PluginError:
+        raise
     except (Exception, SystemExit) as error:
         raise PluginError(f"--test {name}: raised {described(error)}") from error
-    if not (isinstance(returned, tuple) and len(returned) == 2 and all(_is_number(item) for item in returned)):
-        raise PluginError(f"--test {name}: returned {returned!r}; (loss, accuracy) as two numbers is expected")
-    if not 0 <= returned[1] <= 1:
-        raise PluginError(f"--test {name}: returned accuracy {returned[1]}; a fraction 0–1 is expected")
 
 
 def _check_client(name: str, made: list[Any], result: ClientResult) -> None:
@@ -110,7 +187,3 @@ def _check_client(name: str, made: list[Any], result: ClientResult) -> None:
     # What it raises on two examples may be due to them; what it returns is not.
     if isinstance(result.cause, WrongReturnError):
         raise PluginError(f"--client {name}: {result.cause}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)

@@ -8,18 +8,21 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from flwr.common import NDArrays, Scalar
 from torch import nn
 
+from sim import user_code
+from sim.client.own_functions import OwnTrain
 from sim.client.runtime import ClientSpec, build_net
 from sim.client.torch_client import fit_settings, train_settings
 from sim.config.run_config import RunConfig, TrainingConfig
 from sim.data import partition
 from sim.data.batches import Batches, Resident
+from sim.data.columns import LoaderSettings
 from sim.data.dataset import Dataset, Examples, load_dataset
 from sim.data.partition import Partition
 from sim.errors import ConfigError, RunError
@@ -44,10 +47,12 @@ def prepare(config: RunConfig, *, alone: bool = False) -> Prepared:
         UsageError: something does not work.
     """
     dataset = load_dataset(config)
-    assigned = partition.assign(dataset.train.labels, config)
+    config = resolved(config, dataset)
+    assigned = partition.assign(dataset, config)
     spec = client_spec(config, dataset, assigned, alone=alone)
     torch.set_num_threads(config.torch_threads)
     net = build_net(spec, dataset)
+    dry_run.check_fit_of(spec, dataset, net)
     initial_weights, layout = get_weights(net), WeightLayout.of(net)
     vectorized_only = config.local_training == "vectorized"
     if alone:  # one client per process
@@ -65,6 +70,25 @@ def prepare(config: RunConfig, *, alone: bool = False) -> Prepared:
     return Prepared(config, dataset, assigned, spec, initial_weights, layout, built)
 
 
+C = TypeVar("C", bound=TrainingConfig)
+
+
+def resolved(config: C, dataset: Dataset) -> C:
+    """Return the config with the training settings that were left open: the program's own defaults come first.
+
+    Raises:
+        PluginError: the user's ``train`` cannot be imported, or has a parameter that cannot be given.
+    """
+    defaults: dict[str, Any] = {}
+    if config.train is not None:
+        function = user_code.load(config.train, "--train")
+        defaults = OwnTrain(function, f"--train {config.train}").defaults()
+    loader: LoaderSettings | None = getattr(dataset.train, "loader", None)
+    if loader is not None and (loader.batch_size is not None or loader.batch_sampler is not None):
+        defaults["batch_size"] = loader.batch_size
+    return config.resolved(defaults)
+
+
 def client_spec(config: RunConfig, dataset: Dataset, assigned: Partition, *, alone: bool) -> ClientSpec:
     """Return what a process needs to make any client of a run."""
     parts = spec_parts(config, dataset)
@@ -77,7 +101,7 @@ def client_spec(config: RunConfig, dataset: Dataset, assigned: Partition, *, alo
 def spec_parts(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:
     """Return the parts of a ``ClientSpec`` that federated and centralised training share."""
     return {
-        "data_folder": dataset.folder,
+        "data": dataset.source,
         "model": config.model,
         "train": config.train,
         "test": config.test,
@@ -87,6 +111,11 @@ def spec_parts(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "augment": config.augment,
         "seed": config.seed,
+        "model_args": config.model_args,
+        "args": config.args,
+        "loss": config.loss,
+        "metrics": tuple(config.metric.split(",")) if config.metric else (),
+        "accuracy_in_percent": config.accuracy_in_percent,
     }
 
 
@@ -137,8 +166,11 @@ class _Sample:
         self._device = device
         self._net = net.to(device)
         self._channels_last = config.model in models.MODELS
-        self._splits = (dataset.train, dataset.test)
-        self._split = Resident.of(Examples(dataset.train.images[:1], dataset.train.labels[:1]), device)
+        self._split: Resident | None = None
+        self._data_bytes = 0
+        if isinstance(dataset.train, Examples) and isinstance(dataset.test, Examples):
+            self._split = Resident.of(Examples(dataset.train.images[:1], dataset.train.labels[:1]), device)
+            self._data_bytes = sum(e.images.nbytes + e.labels.nbytes for e in (dataset.train, dataset.test))
 
     def reason_against(self, weights: NDArrays) -> str | None:
         """Say why this program cannot be vectorized; None if it can."""
@@ -146,6 +178,10 @@ class _Sample:
         for flag, value in (("--train", config.train), ("--client", config.client)):
             if value is not None:
                 return f"{flag} {value} trains one client at a time"
+        if self._split is None:
+            return f"--dataset {config.dataset} has no images with labels"
+        if config.loss not in (None, "cross_entropy"):
+            return f"--loss {config.loss} is computed for one client at a time"
         try:
             self._trainer().train(weights, self._members(2), **self._settings)
         except Exception as error:  # noqa: BLE001 - whatever vmap cannot do with this model
@@ -167,15 +203,18 @@ class _Sample:
         each = max(1.0, (peaks[1] - peaks[0]) / 2)
         free, _ = torch.cuda.mem_get_info()
         share = self._config.gpus_of_a_client
-        data_bytes = sum(split.images.nbytes + split.labels.nbytes for split in self._splits)
-        available = _MEMORY_SHARE * free * min(1.0, share or 1.0) - data_bytes  # each process holds all examples
+        available = _MEMORY_SHARE * free * min(1.0, share or 1.0) - self._data_bytes  # each process holds all examples
         processes = max(1, int(1 / share)) if share else 1
         return int(max(1, min((available - peaks[0]) / each + 2, -(-clients // processes))))
 
     def _trainer(self) -> Trainer:
+        assert self._split is not None
+        assert self._config.batch_size is not None
         return Trainer(self._net, self._split, self._config.batch_size, channels_last=self._channels_last)
 
     def _members(self, count: int) -> list[Member]:
+        assert self._split is not None
+        assert self._config.batch_size is not None
         batch = Batches(
             self._split,
             np.zeros(self._config.batch_size, np.int64),

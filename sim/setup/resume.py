@@ -7,16 +7,15 @@ import os
 import sys
 import sysconfig
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sim.client.runtime import ClientSpec
-from sim.config.fields import flag_of, read_toml
+from sim.config.fields import default_of, flag_of, read_toml
 from sim.config.run_config import CHANGEABLE, RunConfig
-from sim.data import cache
 from sim.data.dataset import Examples
 from sim.errors import ConfigError, RunFolderError, one_line
 from sim.run_folder import checkpoint as checkpoints
@@ -160,7 +159,9 @@ def _sha256(path: str) -> str:
 def _in_todays_words(fits: dict[str, Any]) -> dict[str, Any]:
     """Return what an earlier version wrote under today's names of columns."""
     name = "columns of clients.csv"
-    return {**fits, name: [RENAMED_COLUMNS.get(column, column) for column in fits.get(name, [])]}
+    defaults = {f.name: default_of(f) for f in fields(RunConfig) if f.name not in {*CHANGEABLE, *_PLACES}}
+    config = {**defaults, **fits.get("config", {})}
+    return {**fits, "config": config, name: [RENAMED_COLUMNS.get(column, column) for column in fits.get(name, [])]}
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -182,11 +183,11 @@ def what_must_fit(prepared: Prepared, *, old_data: bool = False) -> dict[str, An
     """
     skipped = {*CHANGEABLE, *_PLACES}
     dataset, assigned = prepared.dataset, prepared.partition
-    if old_data:
+    if old_data and isinstance(dataset.train, Examples) and isinstance(dataset.test, Examples):
         data = {_OLD_DATA: _fingerprint(dataset.train), "test images": _fingerprint(dataset.test)}
     else:
-        counts = f"{len(dataset.train)} training and {len(dataset.test)} test images"
-        data = {"data set": f"{counts} of {cache.checksum(dataset.folder)[:16]}"}
+        counts = f"{len(dataset.train)} training and {dataset.num_test_examples} test images"
+        data = {"data set": f"{counts} of {dataset.fingerprint[:16]}"}
     return {
         "config": {name: value for name, value in asdict(prepared.config).items() if name not in skipped},
         **data,

@@ -123,6 +123,8 @@ class Session:
 
     def _draw_partition(self) -> None:
         dataset, assigned = self.prepared.dataset, self.prepared.partition
+        if not (assigned.is_known and dataset.classes and dataset.train.labels is not None):
+            return
         counts = assigned.label_counts(dataset.train.labels, len(dataset.classes))
         figure = plots.partition_figure(counts, dataset.classes)
         self._writer.write(self.run.partition_path, plots.render(figure, "png"))
@@ -211,9 +213,10 @@ def _notes(prepared: Prepared) -> Iterator[str]:
     if prepared.resume_point is not None:
         yield from prepared.resume_point.notes
     config = prepared.config
+    yield from prepared.dataset.notes
     num_examples = len(prepared.dataset.train)
     left_over = num_examples - len(prepared.partition.indices)
-    if left_over:
+    if left_over and prepared.partition.is_known:
         yield f"{config.partitioner} leaves {left_over} of {num_examples} examples to no client"
     if config.client_timeout is not None and config.engine == "inline":
         yield f"--client-timeout {config.client_timeout:g} has no effect on --engine inline, which is one process"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.sgd import sgd
 
-Loader = Iterable[tuple[Tensor, Tensor]]
+from sim.training.losses import METRICS, Loss, Metric, cross_entropy, inputs_and_target
+
+Loader = Iterable[Any]
 
 
 def train(
@@ -30,14 +31,15 @@ def train(
     optimizer: str = "sgd",
     max_steps: int = 0,
     precision: str = "fp32",
+    loss: Loss = cross_entropy,
 ) -> float:
-    """Train ``net`` in place with the cross-entropy loss.
+    """Train ``net`` in place.
 
     A net in evaluation mode is put into training mode. In a net in training mode, parts in evaluation mode, such as a
     frozen BatchNorm, stay in it.
 
     Args:
-        loader: gives batches (images float32 [B, C, H, W], labels int64 [B]).
+        loader: gives batches: lists of the inputs of ``net`` and the target, or dicts (see ``inputs_and_target``).
         epochs: number of passes over ``loader``.
         lr: learning rate.
         momentum: momentum of SGD; the other optimizers do not use it.
@@ -48,9 +50,10 @@ def train(
         max_steps: training stops after this number of steps; 0 for no limit.
         precision: ``fp32``, or ``bf16`` for bfloat16 autocast; weights and optimizer state are always float32.
 
+        loss: function (outputs, target) → mean loss of the batch; the cross-entropy in nats by default.
+
     Returns:
-        The mean cross-entropy in nats per example over all steps, each computed before its step and without the
-        proximal term.
+        The mean loss per example over all steps, each computed before its step and without the proximal term.
     """
     if not _moved(net, device).training:
         net.train()  # a net in training mode keeps the parts that its maker put into evaluation mode
@@ -61,20 +64,20 @@ def train(
     num_examples = 0
     autocast = partial(torch.autocast, device.type, torch.bfloat16)
     batches = chain.from_iterable(repeat(loader, epochs))
-    for batch_images, batch_labels in islice(batches, max_steps or None):
-        images, labels = batch_images.to(device), batch_labels.to(device)
+    for batch in islice(batches, max_steps or None):
+        inputs, named, target = on_device(batch, device)
         for weight in weights:
             weight.grad = None  # as stepper.zero_grad() does, but without the time for its profiler hooks
         with autocast() if precision == "bf16" else nullcontext():
-            loss = F.cross_entropy(net(images), labels)
-        objective = loss
+            batch_loss = loss(net(*inputs, **named), target)
+        objective = batch_loss
         if proximal_mu:
             distance = torch.stack([(p - p0).square().sum() for p, p0 in zip(weights, start, strict=True)])
-            objective = loss + proximal_mu / 2 * distance.sum()
+            objective = batch_loss + proximal_mu / 2 * distance.sum()
         objective.backward()
         stepper.step()
-        loss_sum.add_(loss.detach(), alpha=len(labels))
-        num_examples += len(labels)
+        loss_sum.add_(batch_loss.detach(), alpha=len(target))
+        num_examples += len(target)
     return float(loss_sum) / num_examples
 
 
@@ -133,33 +136,93 @@ OPTIMIZERS: dict[str, Callable[[list[Tensor], float, float, float], Stepper]] = 
 
 @dataclass(frozen=True)
 class TestSums:
-    """The sums of a test: cross-entropy in nats, number of correct predictions, number of examples."""
+    """What a part of a test adds to its means: sums over examples, and their number.
+
+    Attributes:
+        loss: in nats for a cross-entropy; NaN where it was not measured.
+        metrics: name → sum of a value over the examples, or the value itself where ``weight`` is 1.
+        weight: what the sums are divided by: the number of examples, or 1 for means.
+    """
 
     loss: float
-    num_correct: float
+    metrics: dict[str, float]
     num_examples: int
+    weight: int
+
+    @classmethod
+    def of_means(cls, loss: float, metrics: dict[str, float], num_examples: int) -> TestSums:
+        """Return the means of a whole test."""
+        return cls(loss, metrics, num_examples, 1)
+
+
+def means(parts: Sequence[TestSums]) -> tuple[float, dict[str, float]]:
+    """Return the mean loss and metrics over all parts of a test."""
+    weight = sum(part.weight for part in parts)
+    found = {}
+    for name in parts[0].metrics:
+        value = sum(part.metrics[name] for part in parts) / weight
+        after = METRICS[name].after if name in METRICS and parts[0].weight > 1 else None
+        found[name] = value if after is None else after(value)
+    return sum(part.loss for part in parts) / weight, found
 
 
 def test(net: nn.Module, loader: Loader, device: torch.device) -> tuple[float, float]:
     """Return (mean cross-entropy in nats per example, accuracy as a fraction 0–1) of ``net`` over ``loader``."""
-    sums = test_sums(net, loader, device)
-    return sums.loss / sums.num_examples, sums.num_correct / sums.num_examples
+    loss, metrics = means([evaluation_sums(net, loader, device)])
+    return loss, metrics["accuracy"]
 
 
 @torch.no_grad()
-def test_sums(net: nn.Module, loader: Loader, device: torch.device) -> TestSums:
-    """Return the sums from which ``test`` computes its means."""
+def evaluation_sums(
+    net: nn.Module,
+    loader: Loader,
+    device: torch.device,
+    loss: Loss = cross_entropy,
+    metrics: Sequence[str | tuple[str, Callable[..., Any]]] = ("accuracy",),
+) -> TestSums:
+    """Return the sums from which ``test`` computes its means.
+
+    Args:
+        metrics: names in ``METRICS``, or (name, function of the outputs and targets of all examples).
+    """
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    num_correct = torch.zeros((), dtype=torch.int64, device=device)
+    chosen = [(m, METRICS[m]) if isinstance(m, str) else (m[0], Metric(whole=m[1])) for m in metrics]
+    sums: dict[str, Any] = {name: 0 for name, _ in chosen}
+    kept: list[tuple[Tensor, Tensor]] = []
     num_examples = 0
     with evaluating(_moved(net, device)):
-        for batch_images, batch_labels in loader:
-            images, labels = batch_images.to(device), batch_labels.to(device)
-            logits = net(images)
-            loss_sum += F.cross_entropy(logits, labels, reduction="sum")
-            num_correct += (logits.argmax(1) == labels).sum()
-            num_examples += len(labels)
-    return TestSums(float(loss_sum), int(num_correct), num_examples)
+        for batch in loader:
+            inputs, named, target = on_device(batch, device)
+            outputs = net(*inputs, **named)
+            if outputs.ndim == 2 and target.ndim == 1:
+                loss_sum += loss(outputs, target, reduction="sum")
+            else:
+                loss_sum += loss(outputs, target).double() * len(target)
+            for name, metric in chosen:
+                if metric.batch is not None:
+                    sums[name] += metric.batch(outputs, target)
+            if any(metric.whole is not None for _, metric in chosen):
+                kept.append((outputs.float().cpu(), target.cpu()))
+            num_examples += len(target)
+    whole = {name: metric.whole for name, metric in chosen if metric.whole is not None}
+    if not whole:
+        return TestSums(float(loss_sum), {n: float(value) for n, value in sums.items()}, num_examples, num_examples)
+    outputs, target = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    values = {name: float(sums[name]) / num_examples for name, _ in chosen}
+    values = {n: after(v) if (after := METRICS[n].after if n in METRICS else None) else v for n, v in values.items()}
+    values |= {name: float(function(outputs, target)) for name, function in whole.items()}
+    return TestSums.of_means(float(loss_sum) / num_examples, values, num_examples)
+
+
+def on_device(batch: Any, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Return the inputs and the target of a batch on ``device``, as ``inputs_and_target`` does."""
+    inputs, named, target = inputs_and_target(batch)
+    to = partial(_to, device=device)
+    return tuple(map(to, inputs)), {name: to(value) for name, value in named.items()}, to(target)
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 @contextmanager

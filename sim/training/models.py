@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy as is_uninitialized
 
 from sim import user_code
-from sim.errors import PluginError, described
+from sim.binding import ROLES, Binding, names_of
+from sim.errors import ConfigError, PluginError, described
 from sim.training.local import evaluating
-from sim.user_code import accepted
 
 ImageShape = tuple[int, int, int]
 
@@ -127,24 +131,118 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
-    """Make a model by its name, or with the user's own function ``package.module:name``.
+@dataclass(frozen=True)
+class DataFacts:
+    """What a model may be told of the data; None where it is not known.
 
-    The user's function is called with ``image_shape=(C, H, W)`` and ``num_classes``, if it has parameters with these
-    names.
+    Attributes:
+        input_shape: of the first input of one example as the model gets it; (C, H, W) for images.
+        num_outputs: number of classes, or of values in the target of one example.
+        vocab_size: number of different tokens, where the inputs are tokens.
+    """
+
+    input_shape: tuple[int, ...] | None
+    num_outputs: int | None
+    vocab_size: int | None = None
+
+    def offered(self) -> dict[str, Any]:
+        """Return the facts that are known, by role (see ``sim.binding``)."""
+        shape, facts = self.input_shape, dict[str, Any]()
+        if self.num_outputs is not None:
+            facts |= {"num_classes": self.num_outputs, "num_outputs": self.num_outputs}
+        if shape:
+            facts |= {"num_features": math.prod(shape), "image_shape": shape}
+        if shape is not None and len(shape) == 3:
+            facts |= {"num_channels": shape[0], "image_size": shape[1]}
+        if self.vocab_size is not None:
+            facts["vocab_size"] = self.vocab_size
+        return facts
+
+
+def build(
+    model: Any, facts: DataFacts, model_args: Mapping[str, Any] | None = None, args: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """Make a model by its name, with the user's own function, or from a module of the user's, which is copied.
+
+    A function or class gets what its parameters ask for by name, such as ``num_classes`` or ``image_shape``; see
+    ``sim.binding``. A parameter ``args`` gets a namespace with all of that and the program's own arguments.
+
+    Args:
+        model: a name in ``MODELS``, ``package.module:name``, or the object itself.
+        model_args: arguments that the user gave; they come first.
+        args: the program's own arguments, see ``--args``.
 
     Raises:
-        PluginError: the model cannot be imported or built, it is not a ``torch.nn.Module``, or it does not turn images
-            of this shape into logits [B, num_classes].
+        PluginError: the model cannot be imported or built, or it is not a ``torch.nn.Module``.
+        ConfigError: the model does not take one of ``model_args``.
     """
-    factory = MODELS.get(name) or user_code.load(name, "--model")
+    factory = MODELS.get(model) if isinstance(model, str) else None
+    factory = factory or user_code.load(model, "--model", callable_only=False)
+    name = model if isinstance(model, str) else user_code.name_of(model)
     place = f"--model {name}"
+    given = dict(model_args or {})
+    if isinstance(factory, nn.Module):
+        if given:
+            raise ConfigError(f"--model-args {next(iter(given))}: {name} is made already, and takes no arguments")
+        return _copy(factory, place)
+    if not callable(factory):
+        raise PluginError(f"{place}: is of type {type(factory).__name__}, neither a class, a function nor a module")
+    if given:
+        user_code.check_arguments(factory, given, set(), "--model-args", name)
+    offered = {role: value for role, value in facts.offered().items() if role not in {ROLES.get(k) for k in given}}
+    known = {each: value for role, value in offered.items() for each in names_of(role)}
+    offered["args"] = user_code.namespace({**known, **(args or {}), **given}, factory)
     try:
-        net = factory(**accepted(factory, {"image_shape": image_shape, "num_classes": num_classes}))
+        binding = Binding.of(partial(factory, **given) if given else factory, offered, place)
+        # What has a default of the program's own keeps it, but for what makes a model fit any data set.
+        taken = {*binding.required, "num_classes", "image_shape", *(["args"] if args else [])}
+        net = binding.call({role: value for role, value in offered.items() if role in taken and binding.takes(role)})
+    except PluginError:
+        raise
     except (Exception, SystemExit) as error:
-        raise PluginError(f"{place}: cannot be built for images of {image_shape}: {described(error)}") from error
+        raise PluginError(f"{place}: cannot be built for {_shown(facts)}: {described(error)}") from error
     if not isinstance(net, nn.Module):
         raise PluginError(f"{place}: returned {type(net).__name__}, not a torch.nn.Module")
+    return net
+
+
+def _copy(net: nn.Module, place: str) -> nn.Module:
+    try:
+        return copy.deepcopy(net)
+    except Exception as error:
+        raise PluginError(f"{place}: cannot be copied: {described(error)}") from error
+
+
+def _shown(facts: DataFacts) -> str:
+    return "these data" if facts.input_shape is None else f"inputs of {facts.input_shape}"
+
+
+def is_lazy(net: nn.Module) -> bool:
+    """Return whether a net has parameters whose shape is known only after its first call."""
+    return any(is_uninitialized(tensor) for tensor in (*net.parameters(), *net.buffers()))
+
+
+def try_out(net: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], place: str) -> Any:
+    """Call a net without changing its buffers, and return what it gives.
+
+    Raises:
+        PluginError: it raised.
+    """
+    try:
+        with torch.no_grad(), evaluating(net):
+            return net(*inputs, **named)
+    except (Exception, SystemExit) as error:
+        shapes = ", ".join(str(tuple(each.shape)) for each in (*inputs, *named.values()) if isinstance(each, Tensor))
+        raise PluginError(f"{place}: does not take inputs of {shapes}: {described(error)}") from error
+
+
+def check_logits(model: str, net: nn.Module, image_shape: ImageShape, num_classes: int) -> None:
+    """Check that a net turns images into logits [B, num_classes], which the built-in training and test need.
+
+    Raises:
+        PluginError: it does not.
+    """
+    place = f"--model {model}"
     try:
         with torch.no_grad(), evaluating(net):
             logits = net(torch.zeros(2, *image_shape))
@@ -153,4 +251,3 @@ def build(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
     shape = tuple(getattr(logits, "shape", ()))
     if shape != (2, num_classes):
         raise PluginError(f"{place}: the output for two images has the shape {shape}, not (2, {num_classes})")
-    return net

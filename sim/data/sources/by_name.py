@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,31 @@ from numpy.typing import NDArray
 
 from sim.config.run_config import TrainingConfig
 from sim.data.cache import cache_folder
+from sim.data.columns import Columns
 from sim.errors import DataError
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
-Loaded = tuple[Split, Split, tuple[str, ...]]
+Images = tuple[Split, Split, tuple[str, ...]]  # train, test, and the names of the classes
+
+
+@dataclass(frozen=True)
+class LoadedColumns:
+    """A data set that is no images: two splits of columns.
+
+    Attributes:
+        classes: names of the classes; empty if the targets are no classes.
+        vocab_size: number of different tokens, where the inputs are tokens.
+        clients: the column of the training split that says to which natural client an example belongs.
+    """
+
+    train: Columns
+    test: Columns
+    classes: tuple[str, ...] = ()
+    vocab_size: int | None = None
+    clients: str | None = None
+
+
+Loaded = Images | LoadedColumns
 
 
 def _digits(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
@@ -30,13 +52,13 @@ def _digits(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded
     and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
     """
 
-    def make() -> Loaded:
+    def make() -> Images:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
         digits = load_digits()
         images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-        scaled = np.stack([_scaled(image, config.image_size) for image in images])[..., None]
+        scaled = np.stack([_scaled(image, config.side) for image in images])[..., None]
         train, test = train_test_split(np.arange(len(images)), test_size=360, random_state=0, stratify=digits.target)
         train.sort()
         test.sort()
@@ -46,7 +68,7 @@ def _digits(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded
             tuple(str(digit) for digit in range(10)),
         )
 
-    return {"image_size": config.image_size}, make
+    return {"image_size": config.side}, make
 
 
 def _scaled(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -62,9 +84,9 @@ def _synthetic(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loa
     fifth of the number of training examples.
     """
     num_examples, num_classes = config.num_examples or 10_000, config.num_classes or 10
-    size = config.image_size
+    size = config.side
 
-    def make() -> Loaded:
+    def make() -> Images:
         rng = np.random.default_rng(0)
         coarse = rng.integers(0, 256, size=(num_classes, 4, 4, 3), dtype=np.uint8)
         patterns = np.stack([_scaled(pattern, size) for pattern in coarse]).astype(np.float32)
@@ -99,17 +121,17 @@ def _imagefolder(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], L
             raise DataError(f"--data-dir: {path}: {error.strerror}; repair or remove that file") from error
         stats.update(os.fsencode(path.resolve()) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
 
-    def make() -> Loaded:
+    def make() -> Images:
         train, test = (
             (
-                decode([path for path, _ in listing.samples[split]], config.image_size),
+                decode([path for path, _ in listing.samples[split]], config.side),
                 np.array([label for _, label in listing.samples[split]], np.int64),
             )
             for split in ("train", "test")
         )
         return train, test, listing.classes
 
-    return {"image_size": config.image_size, "files": stats.hexdigest()}, make
+    return {"image_size": config.side, "files": stats.hexdigest()}, make
 
 
 def _torchvision(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
@@ -117,22 +139,12 @@ def _torchvision(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], L
     from sim.data.sources import torchvision
 
     root = Path(config.data_dir) if config.data_dir else cache_folder() / "torchvision"
-    key = {"image_size": config.image_size, "files": torchvision.fingerprint(config.dataset, root)}
-    return key, lambda: _resized(torchvision.read(config.dataset, root), config.image_size)
+    key = {"image_size": config.side, "files": torchvision.fingerprint(config.dataset, root)}
+    return key, lambda: resized(torchvision.read(config.dataset, root), config.side)
 
 
-def _own(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
-    """The user's own function. It is called in every run, because only its arrays show whether the data changed."""
-    from sim.data.sources import user_function
-
-    loaded = user_function.read(config.dataset, config.data_dir)
-    digest = hashlib.sha256()
-    for array in (*loaded[0], *loaded[1]):
-        digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
-    return {"image_size": config.image_size, "content": digest.hexdigest()}, lambda: _resized(loaded, config.image_size)
-
-
-def _resized(loaded: Loaded, size: int) -> Loaded:
+def resized(loaded: Images, size: int) -> Images:
+    """Return the images of both splits scaled to ``size``² pixels."""
     train, test, classes = loaded
 
     def scale(split: Split) -> Split:
@@ -146,7 +158,8 @@ def _resized(loaded: Loaded, size: int) -> Loaded:
     return scale(train), scale(test), classes
 
 
-SOURCES: dict[str, Callable[[TrainingConfig], tuple[dict[str, Any], Callable[[], Loaded]]]] = {
+Source = Callable[[TrainingConfig], tuple[dict[str, Any], Callable[[], Loaded]]]
+SOURCES: dict[str, Source] = {
     "digits": _digits,
     "imagefolder": _imagefolder,
     "synthetic": _synthetic,
@@ -161,7 +174,6 @@ def find(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
     """Return what the content of the configured data set depends on, and a function that loads it.
 
     Raises:
-        DataError: its files are missing or damaged, or the user's function raised.
-        PluginError: the user's function cannot be imported.
+        DataError: its files are missing or damaged.
     """
-    return SOURCES.get(config.dataset, _own)(config)
+    return SOURCES[config.dataset](config)

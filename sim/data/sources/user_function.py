@@ -1,89 +1,141 @@
-"""The user's own ``load_data`` function: calls it and converts the data that it returns to arrays."""
+"""The user's own ``load_data`` function: calls it and opens what it returns."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim import user_code
-from sim.errors import DataError, described
+from sim.binding import Binding
+from sim.data.columns import Columns
+from sim.data.items import Items, opened
+from sim.errors import DataError, PluginError, described, one_line
 from sim.process_settings import restored_settings
+from sim.seeds import Purpose, seeded
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
+_FORMS = "(train, test) of Datasets, DataLoaders, or arrays is expected"
+_MOST_CLASSES = 1_000_000
 
-_MOST_CLASSES = 1_000_000  # more than any known data set has; each gets a row of the last layer
+
+@dataclass(frozen=True)
+class ProgramData:
+    """The user's function that loads data, and its arguments; every process can call it.
+
+    Attributes:
+        function: ``package.module:name``, or the function itself.
+        form: ``auto``, ``columns`` or ``items``.
+        batch_size: for a function that asks for it; None lets it keep its own default.
+        args: the program's own arguments, for a parameter ``args``.
+    """
+
+    function: str | Callable[..., Any]
+    form: str = "auto"
+    data_dir: str | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def place(self) -> str:
+        """The flag and the function, for error messages."""
+        name = self.function if isinstance(self.function, str) else user_code.name_of(self.function)
+        return f"--dataset {name}"
+
+    def loaded(self) -> Callable[..., Any]:
+        """Import the function.
+
+        Raises:
+            PluginError: there is no such function.
+        """
+        function: Callable[..., Any] = user_code.load(self.function, "--dataset")
+        return function
+
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether the function returns the data of one client, so that the program partitions itself."""
+        return self._binding(clients=True).takes("client_id")
+
+    def _binding(self, *, clients: bool) -> Binding:
+        offered = ["data_dir", "batch_size", "seed", "args", *(["client_id", "num_clients"] if clients else [])]
+        return Binding.of(self.loaded(), offered, self.place)
+
+    def call(self, client_id: int | None = None, num_clients: int | None = None) -> tuple[Any, Any]:
+        """Call the function; return what it gives for training and for testing (None where it gives nothing).
+
+        What it changes in its process, such as the current folder or PyTorch's default dtype, is put back. Its random
+        numbers follow from the seed, so that it splits data alike in every process.
+
+        Raises:
+            PluginError: it has a parameter that cannot be given.
+            DataError: it raised, or it returned something else.
+        """
+        binding = self._binding(clients=client_id is not None)
+        offered: dict[str, Any] = {"seed": self.seed, "args": user_code.namespace(self.args)}
+        for role, value in (("data_dir", self.data_dir), ("batch_size", self.batch_size), ("client_id", client_id)):
+            if value is not None or role in binding.required:
+                offered[role] = value
+        offered["num_clients"] = num_clients
+        if "batch_size" in binding.required and self.batch_size is None:
+            offered["batch_size"] = 8
+        with restored_settings(), seeded(self.seed, Purpose.DATA):
+            try:
+                returned = binding.call(offered)
+            except (Exception, SystemExit) as error:
+                raise DataError(f"{self.place}: raised {described(error)}") from error
+        return self._splits(returned, alone=client_id is not None)
+
+    def _splits(self, returned: Any, *, alone: bool) -> tuple[Any, Any]:
+        if isinstance(returned, Mapping) and {"train", "test"} <= set(returned):
+            return returned["train"], returned["test"]
+        if isinstance(returned, tuple | list) and len(returned) >= 2:
+            return returned[0], returned[1]
+        if alone and returned is not None and not isinstance(returned, tuple | list | Mapping):
+            return returned, None
+        shown = type(returned).__name__
+        if isinstance(returned, tuple | list):
+            shown += f" of length {len(returned)}"
+        raise DataError(f"{self.place}: returned {shown}; {_FORMS}")
+
+    def opened(self, split: str, given: Any) -> Columns | Items:
+        """Open one of the two that ``call`` returned.
+
+        Raises:
+            DataError: it cannot be used.
+        """
+        with restored_settings():
+            try:  # the methods of a data set are user code, too
+                return opened(f"{self.place}: {split}", given, self.form)
+            except (DataError, PluginError):
+                raise
+            except (Exception, SystemExit) as error:
+                raise DataError(f"{self.place}: {split}: cannot be read: {one_line(described(error))}") from error
 
 
-def read(spec: str, data_dir: str | None) -> tuple[Split, Split, tuple[str, ...]]:
-    """Call ``package.module:function`` and return its splits as arrays.
+def as_pixels(place: str, columns: Columns) -> Split | None:
+    """Return columns as raw images uint8 [N, H, W, C] and labels int64 [N], if that is what they are; else None.
 
-    The function is called with ``data_dir`` if it has such a parameter, and it must return (train, test, …). A split is
-    a pair (images, labels) of arrays, with images uint8 [N, H, W] or [N, H, W, C] and labels of any integer type [N].
-    Or it is a torch ``Dataset`` or ``DataLoader`` of pairs (image, label) with images float [C, H, W] in −1…1 or 0…1,
-    which are converted back to uint8. What the function changes in its process, such as the current folder or PyTorch's
-    default dtype, is put back.
-
-    Returns:
-        (images uint8 [N, H, W, C], labels int64 [N]) for training and for testing, and the class names.
+    Such arrays are what image files hold, and no model takes them as they are, so they are treated like the images of
+    the built-in data sets.
 
     Raises:
-        PluginError: there is no such function.
-        DataError: the function raised, or it returned something else.
+        DataError: they are images, but their labels are not whole numbers of at least 0.
     """
-    function = user_code.load(spec, "--dataset")
-    with restored_settings():
-        try:
-            returned = function(**user_code.accepted(function, {"data_dir": data_dir}))
-        except (Exception, SystemExit) as error:
-            raise DataError(f"--dataset {spec}: raised {described(error)}") from error
-        if not isinstance(returned, tuple | list) or len(returned) < 2:
-            raise DataError(f"--dataset {spec}: returned {type(returned).__name__}; (train, test) is expected")
-        train, test = (_split(f"--dataset {spec}: {name}", returned[i]) for i, name in enumerate(("train", "test")))
-    if train[0].shape[1:] != test[0].shape[1:]:
-        raise DataError(f"--dataset {spec}: train images are {train[0].shape[1:]}, test images {test[0].shape[1:]}")
-    num_classes = int(max(train[1].max(), test[1].max())) + 1
-    return train, test, tuple(str(c) for c in range(num_classes))
-
-
-def _split(place: str, given: Any) -> Split:
-    try:  # user code again: the methods of a data set, and whatever numpy calls to make arrays
-        if isinstance(given, tuple | list) and len(given) == 2:
-            images, labels = np.asarray(given[0]), np.asarray(given[1])
-        else:
-            images, labels = _from_examples(place, getattr(given, "dataset", given))
-    except DataError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise DataError(f"{place}: cannot be read as examples (image, label): {described(error)}") from error
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
-        raise DataError(f"{place}: images are {images.dtype} {images.shape}; uint8 [N, H, W, C] is expected")
-    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-        raise DataError(
-            f"{place}: labels are {labels.dtype} {labels.shape}; {len(images)} integers of at least 0 are expected"
-        )
+    batch = columns.batch
+    if not (isinstance(batch, list) and len(batch) == 2 and batch[0].dtype == np.uint8 and batch[0].ndim in (3, 4)):
+        return None
+    images, labels = batch
+    if images.ndim == 4 and images.shape[-1] not in (1, 3, 4):
+        return None
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        return None
     if labels.min() < 0 or labels.max() >= _MOST_CLASSES:
         raise DataError(
             f"{place}: labels are {labels.min()} … {labels.max()}; 0 … {_MOST_CLASSES - 1} is possible, and the "
             "largest one gives the number of classes"
         )
-    return images, labels.astype(np.int64)
-
-
-def _from_examples(place: str, examples: Any) -> Split:
-    pairs = [examples[index] for index in range(len(examples))]
-    values = np.stack([np.asarray(image, np.float32) for image, _ in pairs])
-    labels = np.array([int(label) for _, label in pairs])
-    for index, (_, label) in enumerate(pairs):
-        if label != labels[index]:
-            raise DataError(f"{place}: the label of example {index} is {label}; a whole number is expected")
-    low, high = float(values.min()), float(values.max())
-    if values.ndim != 4 or not (-1.001 <= low <= high <= 1.001):  # NaN is in no range
-        raise DataError(
-            f"{place}: images are {values.shape[1:]} in {low:.3g}…{high:.3g}; [C, H, W] in −1…1 or 0…1 is expected"
-        )
-    scaled = (values + 1) * 127.5 if low < 0 else values * 255
-    return np.rint(scaled).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1), labels
+    return images if images.ndim == 4 else images[..., None], labels.astype(np.int64)

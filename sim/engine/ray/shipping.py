@@ -16,7 +16,7 @@ CachedFiles = dict[str, dict[str, bytes]]  # kind/key of a folder in the cache â
 
 def pack(spec: ClientSpec) -> CachedFiles:
     """Read the data set and the partition of a spec."""
-    folders = [spec.data_folder, *([spec.partition_folder] if spec.partition_folder else [])]
+    folders = [folder for folder in (spec.data.folder, spec.partition_folder) if folder is not None]
     return {
         f"{folder.parent.name}/{folder.name}": {path.name: path.read_bytes() for path in folder.iterdir()}
         for folder in folders
@@ -46,7 +46,8 @@ def unpack(spec: ClientSpec, cached_files: CachedFiles) -> ClientSpec:
                 raise
         finally:
             shutil.rmtree(arriving, ignore_errors=True)
-    return replace(spec, data_folder=places["data"], partition_folder=places.get("partition"))
+    data = replace(spec.data, folder=places.get("data"))
+    return replace(spec, data=data, partition_folder=places.get("partition"))
 
 
 def runtime_env(spec: ClientSpec) -> dict[str, Any]:

@@ -1,0 +1,323 @@
+"""Examples as items: a map-style ``Dataset`` of the user's, for what is no array: random transforms, texts, any length.
+
+What the user's function returned is opened here: as columns where all items have one form and drawing them twice gives
+the same, and as items otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
+
+from sim.data.columns import TARGET_KEYS, Columns, Labels, LoaderSettings, class_labels, leaves, mapped, target_of
+from sim.errors import DataError, described
+from sim.seeds import Purpose, restored, seeded
+
+_TRIED_ITEMS = 16  # drawn twice each, spread over a split, to see whether they are random
+_BLOCK_ITEMS = 256  # converted at once
+_MOST_COLUMN_BYTES = 4 * 2**30  # larger splits are not copied into the cache unless that was asked for
+
+
+@dataclass(frozen=True)
+class Items:
+    """Examples that a ``Dataset`` of the user's makes, one at a time.
+
+    Attributes:
+        reason: why they are no columns.
+    """
+
+    dataset: Any
+    loader: LoaderSettings = field(default_factory=LoaderSettings)
+    reason: str = ""
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @cached_property
+    def labels(self) -> Labels | None:
+        """The class of each example, int64 [N]; None if the targets are no classes. All items may have to be drawn."""
+        return class_labels(self.column("label"))
+
+    def column(self, name: str) -> NDArray[Any] | None:
+        """Return one value for each example: an attribute or a column of the data set, or what its items hold."""
+        found = _cheap_column(self.dataset, name)
+        if found is not None:
+            return found
+        with restored():
+            values = [_entry(self.dataset[index], name) for index in range(len(self))]
+        if any(value is None for value in values):
+            return None
+        array = np.asarray(values)
+        return array if array.ndim == 1 and array.dtype.kind in "biufU" else None
+
+
+def _entry(item: Any, name: str) -> Any:
+    """Return a scalar of one item by its key or position; ``label`` is the target."""
+    if isinstance(item, Mapping):
+        value = item.get(name, target_of(item) if name == "label" else None)
+    elif isinstance(item, list | tuple) and name.isdecimal() and int(name) < len(item):
+        value = item[int(name)]
+    else:
+        value = target_of(item) if name == "label" else None
+    if isinstance(value, Tensor | np.ndarray):
+        value = value.item() if value.ndim == 0 or value.shape == (1,) else None
+    return value if isinstance(value, int | float | str | np.number) else None
+
+
+def _cheap_column(dataset: Any, name: str) -> NDArray[Any] | None:
+    """Return a column that a data set holds whole, so that no item needs to be drawn."""
+    if isinstance(dataset, Subset):
+        column = _cheap_column(dataset.dataset, name)
+        return None if column is None else column[np.asarray(dataset.indices, np.int64)]
+    if isinstance(dataset, ConcatDataset):
+        columns = [_cheap_column(part, name) for part in dataset.datasets]
+        return None if any(c is None for c in columns) else np.concatenate([c for c in columns if c is not None])
+    keys = TARGET_KEYS if name == "label" else (name,)
+    found: Any = None
+    if isinstance(dataset, TensorDataset) and name == "label" and len(dataset.tensors) > 1:
+        found = dataset.tensors[-1]
+    elif hasattr(dataset, "column_names"):  # of Hugging Face's datasets
+        key = next((key for key in keys if key in dataset.column_names), None)
+        found = None if key is None else dataset.with_format(None)[key][:]
+    elif hasattr(dataset, "targets") and name == "label" and getattr(dataset, "target_transform", None) is None:
+        found = dataset.targets
+    if found is None:
+        return None
+    try:
+        array = np.asarray(found)
+    except Exception:  # noqa: BLE001 - whatever a data set of the user's calls its targets
+        return None
+    is_column = array.shape[:1] == (len(dataset),) and array.size == len(dataset) and array.dtype.kind in "biufU"
+    return array.reshape(-1) if is_column else None
+
+
+def opened(place: str, given: Any, form: str) -> Columns | Items:
+    """Open one split that the user's function returned.
+
+    Args:
+        place: the flag and the split, for error messages.
+        form: ``columns``, ``items``, or ``auto``.
+
+    Raises:
+        DataError: it is none, it is empty, or its items do not fit together.
+    """
+    loader = LoaderSettings()
+    if isinstance(given, DataLoader):
+        given, loader = given.dataset, _settings(place, given)
+    arrays = _arrays(given)
+    if arrays is not None:
+        columns = Columns(arrays, loader=loader)
+        _check_lengths(place, columns)
+        columns.check(place)
+        return columns
+    if isinstance(given, IterableDataset) or not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
+        raise DataError(
+            f"{place}: is a {type(given).__name__} without length or positions, so it cannot be partitioned; a Dataset "
+            "with __len__ and __getitem__, a DataLoader over one, or arrays are expected"
+        )
+    items = Items(given, loader)
+    if not len(items):
+        raise DataError(f"{place}: has no examples")
+    return _chosen(place, items, form)
+
+
+def _settings(place: str, loader: DataLoader[Any]) -> LoaderSettings:
+    if isinstance(loader.dataset, IterableDataset):
+        return LoaderSettings()
+    sampler, batch_sampler = loader.sampler, loader.batch_sampler
+    plain_batches = type(batch_sampler) is BatchSampler
+    shuffle: bool | None = None
+    if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(loader.dataset):  # type: ignore[arg-type]
+        shuffle = True
+    elif type(sampler) is SequentialSampler:
+        shuffle = False
+    return LoaderSettings(
+        batch_size=loader.batch_size if plain_batches else None,
+        shuffle=shuffle if plain_batches else None,
+        drop_last=loader.drop_last,
+        sampler=sampler if plain_batches and shuffle is None else None,
+        batch_sampler=None if plain_batches else batch_sampler,
+        collate_fn=None if loader.collate_fn is default_collate else loader.collate_fn,
+        num_workers=loader.num_workers,
+        worker_init_fn=loader.worker_init_fn,
+    )
+
+
+def _arrays(given: Any) -> Any:
+    """Return arrays as a batch nests them, if that is what ``given`` is; None if it is a data set."""
+    if type(given) is TensorDataset:
+        given = given.tensors
+    is_nest = isinstance(given, dict) or (isinstance(given, list | tuple) and len(given) > 1)
+    found = list(leaves(given)) if is_nest else []
+    if not found or not all(isinstance(leaf, np.ndarray | Tensor) for leaf in found):
+        return None
+    return mapped(given, lambda leaf: leaf if isinstance(leaf, np.ndarray) else leaf.detach().cpu().numpy())
+
+
+def _check_lengths(place: str, columns: Columns) -> None:
+    lengths = [array.shape[:1] for array in leaves(columns.batch)]
+    if () in lengths or len(set(lengths)) > 1:
+        shapes = ", ".join(str(array.shape) for array in leaves(columns.batch))
+        raise DataError(f"{place}: arrays of shapes {shapes} do not have one row for each example")
+
+
+def _chosen(place: str, items: Items, form: str) -> Columns | Items:
+    """Decide which form items get, and try what will be needed of them."""
+    positions = sorted({round(k) for k in np.linspace(0, len(items) - 1, _TRIED_ITEMS)})
+    try:
+        with restored():
+            first = [items.dataset[index] for index in positions]
+            random.random(), np.random.random(), torch.rand(())  # noqa: NPY002 - so that a random item differs
+            again = [items.dataset[index] for index in positions]
+    except (Exception, SystemExit) as error:
+        raise DataError(f"{place}: an item cannot be read: {described(error)}") from error
+    collate = items.loader.collate_fn or default_collate
+    try:
+        with restored():
+            batch = collate(first[: items.loader.batch_size or len(first)])
+    except (Exception, SystemExit) as error:
+        raise DataError(
+            f"{place}: examples {positions[0]} … {positions[-1]} cannot be made a batch: {described(error)}"
+        ) from error
+    for position, item in zip(positions, first, strict=True):
+        _check_finite(place, position, item)
+    reason = _reason_against_columns(items, batch, first, again)
+    if reason is None and form != "items":
+        columns = _columns(items, form)
+        if isinstance(columns, Columns):
+            columns.check(place)
+            return columns
+        reason = columns
+    if form == "columns":
+        raise DataError(f"{place}: --data-form columns is not possible: {reason}; use items or auto")
+    return Items(items.dataset, items.loader, reason or "--data-form items")
+
+
+def _check_finite(place: str, position: int, item: Any) -> None:
+    for leaf in leaves(item):
+        array = leaf.detach().cpu().numpy() if isinstance(leaf, Tensor) and leaf.dtype != torch.bfloat16 else leaf
+        is_float = isinstance(array, float) or (isinstance(array, np.ndarray) and array.dtype.kind in "fc")
+        if is_float and np.isnan(array).any():
+            raise DataError(f"{place}: example {position} has NaN, from which nothing can be learnt")
+
+
+def _reason_against_columns(items: Items, batch: Any, first: Sequence[Any], again: Sequence[Any]) -> str | None:
+    loader = items.loader
+    if not loader.is_plain:
+        return "its loader has a collate_fn or a sampler of its own"
+    if not all(isinstance(leaf, Tensor) for leaf in leaves(batch)) or hasattr(batch, "_fields"):
+        return "its batches are not lists or dicts of tensors"
+    if any(leaf.dtype == torch.bfloat16 for leaf in leaves(batch)):
+        return "numpy has no bfloat16"
+    for one, two in zip(first, again, strict=True):
+        if not _same(one, two):
+            return "drawing an item twice does not give the same"
+    return None
+
+
+def _same(one: Any, two: Any) -> bool:
+    if isinstance(one, Mapping):
+        return one.keys() == two.keys() and all(_same(one[key], two[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(map(_same, one, two))
+    if isinstance(one, Tensor | np.ndarray):
+        return np.array_equal(np.asarray(one), np.asarray(two), equal_nan=np.asarray(one).dtype.kind in "fc")
+    return bool(one == two)
+
+
+def _columns(items: Items, form: str) -> Columns | str:
+    """Draw all items; return them as columns, or why they cannot be."""
+    blocks: list[list[Any]] = []
+    template: Any = None
+    size = 0
+    with restored():
+        for start in range(0, len(items), _BLOCK_ITEMS):
+            before = _random_states()
+            block = [items.dataset[index] for index in range(start, min(start + _BLOCK_ITEMS, len(items)))]
+            if _random_states() != before:
+                return "its items draw random numbers"
+            try:
+                batch = default_collate(block)
+            except (RuntimeError, TypeError, KeyError) as error:
+                return f"its items have different shapes ({described(error)})"
+            arrays = [leaf.numpy() for leaf in leaves(batch)]
+            if template is None:
+                template = batch
+            elif [(a.shape[1:], a.dtype) for a in arrays] != [(a.shape[1:], a.dtype) for a in blocks[0]]:
+                return "its items have different shapes or dtypes"
+            blocks.append(arrays)
+            size += sum(array.nbytes for array in arrays)
+            if form == "auto" and size * len(items) / (start + len(block)) > _MOST_COLUMN_BYTES:
+                return f"as columns they would need more than {_MOST_COLUMN_BYTES / 2**30:g} GiB"
+    whole = iter([np.concatenate(parts) for parts in zip(*blocks, strict=True)])
+    return Columns(mapped(template, lambda _: next(whole)), loader=items.loader)
+
+
+def _random_states() -> tuple[Any, Any, bytes]:
+    numpy_state: Any = np.random.get_state(legacy=False)  # noqa: NPY002
+    of_numpy = numpy_state["state"]["key"].tobytes(), numpy_state["state"]["pos"]
+    return random.getstate(), of_numpy, torch.get_rng_state().numpy().tobytes()
+
+
+def shape_of_input(split: Any) -> tuple[int, ...] | None:
+    """Return the shape of the first input of a split's items; None if two of them differ or it is no array."""
+    if isinstance(split, Columns):
+        return tuple(next(leaves(split.batch)).shape[1:])
+    shapes = set()
+    with restored():
+        for index in {0, len(split) - 1}:
+            first = next(leaves(split.dataset[index]), None)
+            shapes.add(tuple(first.shape) if isinstance(first, Tensor | np.ndarray) else None)
+    return shapes.pop() if len(shapes) == 1 else None
+
+
+def some_targets(items: Items) -> NDArray[Any] | None:
+    """Return the targets of a sample of items as one array; None if they are no arrays of one shape."""
+    found = []
+    with restored():
+        for index in sorted({round(k) for k in np.linspace(0, len(items) - 1, _TRIED_ITEMS)}):
+            target = target_of(items.dataset[index])
+            if isinstance(target, Tensor):
+                target = target.detach().cpu().numpy()
+            found.append(np.asarray(target))
+    if len({(each.shape, each.dtype.kind) for each in found}) != 1 or found[0].dtype.kind not in "biuf":
+        return None
+    return np.stack(found)
+
+
+def fingerprint(items: Items) -> str:
+    """Return a checksum of the number of items and of a sample of them, drawn from the same random numbers."""
+    digest = hashlib.sha256(str(len(items)).encode())
+    for index in sorted({round(k) for k in np.linspace(0, len(items) - 1, _TRIED_ITEMS)}):
+        with seeded(0, Purpose.DATA, index):
+            for leaf in leaves(items.dataset[index]):
+                content = leaf.detach().cpu().float().numpy() if isinstance(leaf, Tensor) else leaf
+                digest.update(_bytes_of(content))
+    return digest.hexdigest()
+
+
+def _bytes_of(content: Any) -> bytes:
+    if isinstance(content, np.ndarray):
+        return content.tobytes()
+    # What other objects show of themselves may name their place in memory.
+    return (repr(content) if isinstance(content, bool | int | float | str | bytes) else type(content).__name__).encode()

@@ -1,0 +1,194 @@
+"""The DataLoader that a client gets over its examples, where they are not the pixels of ``sim.data.batches``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, SubsetRandomSampler, WeightedRandomSampler
+
+from sim.data.batches import Batches, Resident
+from sim.data.columns import Columns, LoaderSettings, leaves, mapped
+from sim.data.dataset import Examples
+from sim.data.items import Items
+from sim.seeds import restored
+
+
+class ResidentColumns:
+    """Columns as tensors on one device; on a CPU, nothing is copied and memory-mapped files stay mapped."""
+
+    def __init__(self, columns: Columns, device: torch.device) -> None:
+        self.loader = columns.loader
+        self.batch = mapped(columns.batch, lambda array: torch.from_numpy(np.asarray(array)).to(device))
+
+    def __len__(self) -> int:
+        return len(next(leaves(self.batch)))
+
+
+Split = Examples | Resident | ResidentColumns | Items  # what a loader can be made over
+
+
+def resident(examples: Any, device: torch.device) -> Split:
+    """Return a split as a process keeps it: arrays on the device."""
+    if isinstance(examples, Examples):
+        return Resident.of(examples, device)
+    return ResidentColumns(examples, device) if isinstance(examples, Columns) else examples
+
+
+def example_batch(examples: Any, count: int) -> Any:
+    """Return the first examples of a split as one batch, on the CPU."""
+    count = min(count, len(examples))
+    if isinstance(examples, Examples):
+        device, positions = torch.device("cpu"), np.arange(count)
+        return next(iter(Batches(examples, positions, count, device, shuffle=False, channels_last=False)))
+    split = resident(examples, torch.device("cpu"))
+    assert isinstance(split, ResidentColumns | Items)
+    with restored():
+        return next(iter(ExampleLoader(split, np.arange(count), count, training=False, in_process=True)))
+
+
+class _View(Dataset[Any]):
+    """Some rows of columns, as a data set; a batch is read by one index operation."""
+
+    def __init__(self, columns: ResidentColumns, positions: Tensor | None) -> None:
+        self._columns = columns
+        self._positions = positions
+
+    def __len__(self) -> int:
+        return len(self._columns) if self._positions is None else len(self._positions)
+
+    def __getitem__(self, index: int) -> Any:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        row = index if self._positions is None else self._positions[index]
+        return mapped(self._columns.batch, lambda column: column[row])
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        rows = torch.as_tensor(indices)
+        if self._positions is not None:
+            rows = self._positions[rows]
+        return mapped(self._columns.batch, lambda column: column[rows.to(column.device)])
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class ExampleLoader(DataLoader[Any]):
+    """A DataLoader over the examples of one client, with the settings of the user's own loader.
+
+    Its batches are what the user's loader would give; the order is drawn from torch's global generator.
+    """
+
+    def __init__(
+        self,
+        examples: ResidentColumns | Items,
+        positions: NDArray[np.int64] | None,
+        batch_size: int | None,
+        *,
+        training: bool,
+        in_process: bool = False,
+    ) -> None:
+        """
+        Args:
+            in_process: no worker processes are started.
+            positions: int64 [n], the examples to use, in ascending order; None for all.
+            batch_size: None for that of the user's loader.
+            training: whether the order is that of the user's loader (shuffled, if it says nothing), or as they are.
+        """
+        self._arguments = examples, positions, training
+        settings = examples.loader
+        data: Dataset[Any]
+        options: dict[str, Any] = {}
+        if isinstance(examples, Items):
+            whole = positions is None or np.array_equal(positions, np.arange(len(examples)))
+            data = examples.dataset if whole or positions is None else Subset(examples.dataset, positions.tolist())
+            workers = 0 if in_process else settings.num_workers
+            options = {"num_workers": workers, "worker_init_fn": settings.worker_init_fn}
+            options["collate_fn"] = settings.collate_fn
+        else:
+            rows = None if positions is None else torch.from_numpy(np.array(positions))
+            data = _View(examples, rows)
+            options["collate_fn"] = _as_it_is
+        if training:
+            places = np.arange(len(examples)) if positions is None else positions
+            options |= _order(settings, places, len(examples), batch_size)
+        else:
+            options |= {"batch_size": batch_size or settings.batch_size or 1}
+        super().__init__(data, **options)
+
+    @property
+    def num_examples(self) -> int:
+        """Return the number of examples in one pass."""
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def with_batch_size(self, batch_size: int) -> Self:
+        """Return this loader, or one that differs in the batch size alone."""
+        if batch_size == self.batch_size:
+            return self
+        examples, positions, training = self._arguments
+        return type(self)(examples, positions, batch_size, training=training)
+
+
+def _order(
+    settings: LoaderSettings, positions: NDArray[np.int64], count: int, batch_size: int | None
+) -> dict[str, Any]:
+    """Return the arguments of a DataLoader that decide which examples of a client make a batch."""
+    if settings.batch_sampler is not None and batch_size is None:
+        return {"batch_sampler": _OwnBatches(settings.batch_sampler, positions, count)}
+    options: dict[str, Any] = {"batch_size": batch_size or settings.batch_size or 1, "drop_last": settings.drop_last}
+    if settings.sampler is None:
+        return {**options, "shuffle": settings.shuffle is not False}
+    return {**options, "sampler": _of_client(settings.sampler, positions, count)}
+
+
+def _of_client(sampler: Any, positions: NDArray[np.int64], count: int) -> Sampler[int]:
+    """Return the user's sampler, restricted to the examples of one client."""
+    share = len(positions) / count
+    if type(sampler) is WeightedRandomSampler:
+        weights = sampler.weights[torch.from_numpy(np.array(positions))]
+        return WeightedRandomSampler(weights, max(1, round(sampler.num_samples * share)), sampler.replacement)  # type: ignore[arg-type]
+    if type(sampler) is SubsetRandomSampler:
+        place = {int(position): index for index, position in enumerate(positions)}
+        return SubsetRandomSampler([place[int(i)] for i in sampler.indices if int(i) in place])
+    return _Own(sampler, positions, count)
+
+
+class _Own(Sampler[int]):
+    """What a sampler of the user's draws of the examples of one client."""
+
+    def __init__(self, sampler: Any, positions: NDArray[np.int64], count: int) -> None:
+        self._sampler = sampler
+        self._place: Mapping[int, int] = {int(position): index for index, position in enumerate(positions)}
+        self._share = len(positions) / count
+
+    def __iter__(self) -> Iterator[int]:
+        return (self._place[int(i)] for i in self._sampler if int(i) in self._place)
+
+    def __len__(self) -> int:
+        return max(1, round(len(self._sampler) * self._share))
+
+
+class _OwnBatches(Sampler[list[int]]):
+    """What a batch sampler of the user's draws of the examples of one client; batches without any are left out."""
+
+    def __init__(self, sampler: Any, positions: NDArray[np.int64], count: int) -> None:
+        self._sampler = sampler
+        self._place: Mapping[int, int] = {int(position): index for index, position in enumerate(positions)}
+        self._share = len(positions) / count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self._sampler:
+            own = [self._place[int(i)] for i in batch if int(i) in self._place]
+            if own:
+                yield own
+
+    def __len__(self) -> int:
+        return max(1, round(len(self._sampler) * self._share))
+
+
+Loader = Batches | ExampleLoader

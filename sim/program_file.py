@@ -1,0 +1,134 @@
+"""What a file of the user's holds, read from its text: nothing is imported or executed."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+# What a program may call its parts, the usual name first.
+PARTS: dict[str, tuple[str, ...]] = {
+    "dataset": (
+        "load_data",
+        "get_data",
+        "get_loaders",
+        "load_datasets",
+        "get_dataloaders",
+        "get_datasets",
+        "make_data",
+    ),
+    "model": ("Net", "Model", "build_model", "get_model", "make_model", "create_model", "CNN", "MLP"),
+    "train": ("train", "fit", "train_model", "train_one_epoch", "train_epoch"),
+    "test": ("test", "evaluate", "validate", "test_model", "eval"),
+}
+
+
+@dataclass(frozen=True)
+class ProgramFile:
+    """A file of the user's.
+
+    Attributes:
+        names: what it defines or imports at its top level.
+        arguments: the defaults of its argparse options, by their names in the namespace.
+        training_line: the line in which it trains when it is imported; None if it does not.
+    """
+
+    path: Path
+    names: frozenset[str]
+    arguments: dict[str, Any]
+    training_line: int | None
+
+    def parts(self) -> dict[str, str]:
+        """Return dataset, model, train and test → the name that the file has for it, of those that it has."""
+        found = {part: next((name for name in names if name in self.names), None) for part, names in PARTS.items()}
+        return {part: name for part, name in found.items() if name is not None}
+
+
+@lru_cache(maxsize=64)
+def read(path: Path) -> ProgramFile | None:
+    """Read a Python file; return None if there is none, or if it is not Python (its import will say so)."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return None
+    return ProgramFile(path, frozenset(_names(tree.body)), _arguments(tree), _training_line(tree.body))
+
+
+def _names(body: list[ast.stmt]) -> Iterator[str]:
+    for node in body:
+        match node:
+            case ast.FunctionDef() | ast.ClassDef() | ast.AsyncFunctionDef():
+                yield node.name
+            case ast.Import() | ast.ImportFrom():
+                yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)
+            case ast.Assign():
+                yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                yield name
+            case ast.If() if not _is_main_guard(node):
+                yield from _names([*node.body, *node.orelse])
+            case ast.Try():
+                yield from _names([*node.body, *(each for handler in node.handlers for each in handler.body)])
+
+
+def _is_main_guard(node: ast.If) -> bool:
+    return any(isinstance(each, ast.Name) and each.id == "__name__" for each in ast.walk(node.test))
+
+
+def _arguments(tree: ast.Module) -> dict[str, Any]:
+    """Return the defaults of all ``add_argument`` calls with a default that is a constant."""
+    found: dict[str, Any] = {}
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        if node.func.attr != "add_argument":
+            continue
+        flags = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        options = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
+        if not flags:
+            continue
+        name = next((flag for flag in flags if flag.startswith("--")), flags[0]).lstrip("-").replace("-", "_")
+        name = _constant(options.get("dest"), name)
+        action = _constant(options.get("action"), "store")
+        default = {"store_true": False, "store_false": True}.get(action)
+        value = _constant(options.get("default"), default)
+        kind = getattr(options.get("type"), "id", "")
+        if isinstance(value, str) and kind in ("int", "float"):
+            value = {"int": int, "float": float}[kind](value)
+        if "default" not in options or _is_constant(options["default"]):
+            found[name] = value
+    return found
+
+
+def _is_constant(node: ast.expr) -> bool:
+    try:
+        ast.literal_eval(node)
+    except (ValueError, TypeError, MemoryError, RecursionError):
+        return False
+    return True
+
+
+def _constant(node: ast.expr | None, otherwise: Any) -> Any:
+    return ast.literal_eval(node) if node is not None and _is_constant(node) else otherwise
+
+
+def _training_line(body: list[ast.stmt]) -> int | None:
+    """Return the line of a backward pass at the top level, outside of functions, classes and the ``__main__`` guard."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and _is_main_guard(node):
+            continue
+        if isinstance(node, ast.If | ast.For | ast.While | ast.With | ast.Try):
+            inner = [each for name in ("body", "orelse", "finalbody") for each in getattr(node, name, [])]
+            line = _training_line(inner)
+            if line is not None:
+                return line
+            continue
+        for each in ast.walk(node):
+            if isinstance(each, ast.Call) and isinstance(each.func, ast.Attribute) and each.func.attr == "backward":
+                return each.lineno
+    return None
