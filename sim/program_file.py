@@ -33,6 +33,7 @@ class ProgramFile:
     Attributes:
         names: what it defines or imports at its top level.
         arguments: the defaults of its argparse options, by their names in the namespace.
+        modules: the classes at its top level that are PyTorch modules.
         training_line: the line in which it trains when it is imported; None if it does not.
     """
 
@@ -40,10 +41,13 @@ class ProgramFile:
     names: frozenset[str]
     arguments: dict[str, Any]
     training_line: int | None
+    modules: tuple[str, ...]
 
     def parts(self) -> dict[str, str]:
         """Return dataset, model, train and test → the name that the file has for it, of those that it has."""
         found = {part: next((name for name in names if name in self.names), None) for part, names in PARTS.items()}
+        if found["model"] is None and len(self.modules) == 1:
+            (found["model"],) = self.modules
         return {part: name for part, name in found.items() if name is not None}
 
 
@@ -54,7 +58,12 @@ def read(path: Path) -> ProgramFile | None:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
         return None
-    return ProgramFile(path, frozenset(_names(tree.body)), _arguments(tree), _training_line(tree.body))
+    modules = tuple(
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Module") for base in node.bases)
+    )
+    return ProgramFile(path, frozenset(_names(tree.body)), _arguments(tree), _training_line(tree.body), modules)
 
 
 def _names(body: list[ast.stmt]) -> Iterator[str]:

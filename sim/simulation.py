@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sim import user_code
 from sim.config.run_config import RunConfig
 from sim.data import partition
 from sim.data.dataset import load_dataset
@@ -30,11 +31,28 @@ _SMALLEST_BUILT_IN_SIDE = 32  # pixels; every built-in model takes images of at 
 
 
 def simulate(
-    config: RunConfig, *, ray_init_args: dict[str, Any] | None = None, on_record: OnRecord | None = None
+    config: RunConfig,
+    *,
+    model: Any = None,
+    train: Callable[..., Any] | None = None,
+    test: Callable[..., Any] | None = None,
+    load_data: Callable[..., Any] | None = None,
+    client: Callable[..., Any] | None = None,
+    strategy: Any = None,
+    ray_init_args: dict[str, Any] | None = None,
+    on_record: OnRecord | None = None,
 ) -> Run:
     """Run a federation of virtual clients on this machine, or on a Ray cluster, and return its run folder.
 
+    The parts of a program may be import paths in the config, or objects here, also those that are defined in a script
+    or in a cell of a notebook.
+
     Args:
+        model: a class or function that makes a ``torch.nn.Module``, or a module, which is copied.
+        train, test: the program's own functions; their parameters are bound by name (docs/own-program.md).
+        load_data: returns (train, test) of Datasets, DataLoaders or arrays.
+        client: a class or function that makes a Flower client.
+        strategy: a strategy of ``flwr.server.strategy``, or its class.
         ray_init_args: for ``ray.init``, e.g. ``{"num_cpus": 4, "num_gpus": 1}``; they win over what is found.
         on_record: called with the record of each round after it is on disk.
 
@@ -42,12 +60,19 @@ def simulate(
         UsageError: the config, the data or the user's modules do not work; nothing was written.
         RunError: the run stopped; the rounds that were done are on disk.
     """
-    return _simulate(config, None, ray_init_args, on_record)
+    objects = _Objects(model=model, train=train, test=test, load_data=load_data, client=client, strategy=strategy)
+    return _simulate(config, objects, None, ray_init_args, on_record)
 
 
 def resume(
     run: Run,
     *,
+    model: Any = None,
+    train: Callable[..., Any] | None = None,
+    test: Callable[..., Any] | None = None,
+    load_data: Callable[..., Any] | None = None,
+    client: Callable[..., Any] | None = None,
+    strategy: Any = None,
     ray_init_args: dict[str, Any] | None = None,
     on_record: OnRecord | None = None,
     allow_changed_code: bool = False,
@@ -56,7 +81,7 @@ def resume(
     """Continue a run after its last checkpoint, to the bit as if it had not ended.
 
     Args:
-        ray_init_args, on_record: as for ``simulate``.
+        model, train, test, load_data, client, strategy, ray_init_args, on_record: as for ``simulate``.
         allow_changed_code: continue although modules of yours were changed; later rounds are made with the new ones.
         changes: settings that may change, see ``sim.config.run_config.CHANGEABLE``; ``num_rounds`` may be raised.
 
@@ -66,17 +91,36 @@ def resume(
     """
     from sim.setup.resume import config_of
 
-    return _simulate(config_of(run, changes), run, ray_init_args, on_record, allow_changed_code=allow_changed_code)
+    objects = _Objects(model=model, train=train, test=test, load_data=load_data, client=client, strategy=strategy)
+    config = config_of(run, changes)
+    return _simulate(config, objects, run, ray_init_args, on_record, allow_changed_code=allow_changed_code)
+
+
+class _Objects:
+    """The parts of a program that were given; their class is imported later, because it needs Flower."""
+
+    def __init__(self, **given: Any) -> None:
+        self.given = given
+
+    def named_in(self, config: RunConfig) -> RunConfig:
+        """Return the config with the names of the objects, which is what a run records of them."""
+        names = {"load_data": "dataset"}
+        found: dict[str, Any] = {
+            names.get(name, name): user_code.name_of(v) for name, v in self.given.items() if v is not None
+        }
+        return replace(config, **found)
 
 
 def _simulate(
     config: RunConfig,
+    objects: _Objects,
     old: Run | None,
     ray_init_args: dict[str, Any] | None,
     on_record: OnRecord | None,
     *,
     allow_changed_code: bool = False,
 ) -> Run:
+    config = objects.named_in(config)
     arguments: dict[str, Any] = {"num_cpus": available_cpus(), **(ray_init_args or {})}
     if config.num_gpus == "auto":
         config = _with_gpus(config, arguments)
@@ -89,13 +133,16 @@ def _simulate(
             _check_data_and_folder(config)
             ray_session.start()
         with uncollected():
+            from sim.server.prepared import ProgramObjects
             from sim.server.rounds import RoundServer
             from sim.setup.prepare import prepare
             from sim.setup.resume import resumed
             from sim.setup.session import open_session
 
         with nullcontext() if ray_session is None else ray_session.adopting():
-            prepared = prepare(config)  # its dry run calls the user's functions in this process
+            prepared = prepare(
+                config, ProgramObjects(**objects.given)
+            )  # its dry run calls the user's functions in this process
         if old is not None:
             prepared = resumed(old, prepared, allow_changed_code=allow_changed_code)
         with (

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 from sim.config.fields import MOST, check, default_of, flag_of, read_toml, rules_of, setting, shown
 from sim.config.presets import preset_path
 from sim.errors import ConfigError
+from sim.program_file import PARTS, read
 
 DATA, MODEL, RUN, MACHINE = "data", "model and training", "run", "machine"
 
@@ -196,6 +197,10 @@ class TrainingConfig:
             value = getattr(self, config_field.name)
             checked = check(type(self), config_field, value, f"{config_field.name} = {shown(value)}")
             object.__setattr__(self, config_field.name, checked)
+        if self.program is not None:
+            for name, path in program_parts(self.program).items():
+                if getattr(self, name) == getattr(type(self), name):  # a part that was named itself wins
+                    object.__setattr__(self, name, path)
         if self.dataset == "imagefolder" and self.data_dir is None:
             raise ConfigError(
                 "--dataset imagefolder needs --data-dir, a folder with train/<class>/* and test/<class>/*"
@@ -312,6 +317,30 @@ class TrainingConfig:
         return tomli_w.dumps(
             {name: value for name, value in asdict(self).items() if value is not None and self.is_used(name)}
         )
+
+
+def program_parts(program: str) -> dict[str, str]:
+    """Return dataset, model, train and test → the import path, of those that a program of the user's has.
+
+    Args:
+        program: ``file.py`` or ``module``, in the current folder.
+
+    Raises:
+        ConfigError: there is no such file, it has none of them, or it lies elsewhere.
+    """
+    path = Path(program if program.endswith(".py") else program.replace(".", "/") + ".py")
+    if path.is_absolute() or ".." in path.parts or not all(part.isidentifier() for part in path.with_suffix("").parts):
+        raise ConfigError(f"--program {program}: must be a module in the current folder; start sim in its folder")
+    found = read(path.resolve())
+    if found is None:
+        reason = "not valid Python" if path.is_file() else "no such file in the current folder"
+        raise ConfigError(f"--program {program}: {reason}")
+    module = ".".join(path.with_suffix("").parts)
+    parts = {part: f"{module}:{name}" for part, name in found.parts().items()}
+    if not parts:
+        names = "; ".join(f"{part}: {', '.join(known)}" for part, known in PARTS.items())
+        raise ConfigError(f"--program {program}: has none of the names that are looked for ({names})")
+    return parts
 
 
 CLIENTS, STRATEGY = "clients", "strategy"

@@ -203,6 +203,8 @@ def _load_program(config: TrainingConfig, load_data: Callable[..., Any] | None) 
     notes = [f"{program.place}: {split} examples are taken as items: {each.reason}" for split, each in items.items()]
     images = _as_images(program.place, stored) if config.data_form == "auto" else None
     folder, key = None, {"image_size": config.image_size}
+    if items and config.image_size is not None:
+        raise DataError(f"--image-size {config.image_size}: {program.place} gives items; resize them in its transform")
     if images is not None:
         loaded: Loaded = images if config.image_size is None else by_name.resized(images, config.image_size)
         notes.append(
@@ -213,7 +215,9 @@ def _load_program(config: TrainingConfig, load_data: Callable[..., Any] | None) 
         folder = cached("data", {**key, "content": digest}, lambda target: _store(target, loaded))
     elif stored:
         if config.image_size is not None:
-            raise DataError(f"--image-size {config.image_size}: {program.place} returns no images uint8 [N, H, W, C]")
+            from sim.data.items import resized
+
+            stored = {split: resized(program.place, columns, config.image_size) for split, columns in stored.items()}
         arrays = [array for columns in stored.values() for array in leaves(columns.batch)]
         loaders = {split: repr(columns.loader) for split, columns in stored.items()}
         classes = _class_names(stored, given)

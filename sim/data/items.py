@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
@@ -124,7 +125,7 @@ def opened(place: str, given: Any, form: str) -> Columns | Items:
     loader = LoaderSettings()
     if isinstance(given, DataLoader):
         given, loader = given.dataset, _settings(place, given)
-    arrays = _arrays(given)
+    arrays = _arrays(given) if loader.is_plain and form != "items" else None
     if arrays is not None:
         columns = Columns(arrays, loader=loader)
         _check_lengths(place, columns)
@@ -277,6 +278,22 @@ def _random_states() -> tuple[Any, Any, bytes]:
     numpy_state: Any = np.random.get_state(legacy=False)  # noqa: NPY002
     of_numpy = numpy_state["state"]["key"].tobytes(), numpy_state["state"]["pos"]
     return random.getstate(), of_numpy, torch.get_rng_state().numpy().tobytes()
+
+
+def resized(place: str, columns: Columns, size: int) -> Columns:
+    """Return columns whose images float [N, C, H, W] are scaled to ``size``² pixels, bilinearly and without aliases.
+
+    Raises:
+        DataError: the first input is no such image.
+    """
+    batch = columns.batch
+    images = batch[0] if isinstance(batch, list) else None
+    if images is None or images.ndim != 4 or images.dtype.kind != "f":
+        raise DataError(f"--image-size {size}: {place} gives no images as float [N, C, H, W] or uint8 [N, H, W, C]")
+    if images.shape[2:] == (size, size):
+        return columns
+    scaled = interpolate(torch.from_numpy(images), (size, size), mode="bilinear", antialias=True)
+    return replace(columns, batch=[scaled.numpy(), *batch[1:]])
 
 
 def shape_of_input(split: Any) -> tuple[int, ...] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.common import NDArrays
 
@@ -30,10 +31,23 @@ class ResumePoint:
 
 
 @dataclass(frozen=True)
+class ProgramObjects:
+    """The parts of a program that were given as objects from Python, instead of import paths; None where none was."""
+
+    model: Any = None
+    train: Any = None
+    test: Any = None
+    load_data: Any = None
+    client: Any = None
+    strategy: Any = None
+
+
+@dataclass(frozen=True)
 class Prepared:
     """All that a run needs. What ``config`` left open is decided.
 
     Attributes:
+        objects: parts of the program that were given from Python.
         layout: what the arrays of ``initial_weights`` are.
         strategy: built once to see that it can be; the round loop builds its own with the central test.
     """
@@ -45,4 +59,5 @@ class Prepared:
     initial_weights: NDArrays
     layout: WeightLayout
     strategy: BuiltStrategy
+    objects: ProgramObjects = field(default_factory=ProgramObjects)
     resume_point: ResumePoint | None = None

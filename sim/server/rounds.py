@@ -93,7 +93,9 @@ class RoundServer:
         slices = test_slices(prepared.dataset.num_test_examples, whole=tests_whole(prepared.spec))
         self._central_test = CentralTest(dispatcher, slices) if slices else None
         try:
-            built = strategy.build(config, prepared.initial_weights, prepared.layout, self._evaluate_fn)
+            built = strategy.build(
+                config, prepared.initial_weights, prepared.layout, self._evaluate_fn, prepared.objects.strategy
+            )
         except UsageError as error:  # it was built before, by prepare
             raise RunError(f"the strategy cannot be built a second time: {error}") from error
         self._built, self._strategy, self._view = built, built.strategy, built.view

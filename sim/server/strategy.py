@@ -78,8 +78,13 @@ class BuiltStrategy:
     view: VisibleWeights
 
 
-def build(config: RunConfig, initial_weights: NDArrays, layout: WeightLayout, evaluate_fn: EvaluateFn) -> BuiltStrategy:
+def build(
+    config: RunConfig, initial_weights: NDArrays, layout: WeightLayout, evaluate_fn: EvaluateFn, given: Any = None
+) -> BuiltStrategy:
     """Make the configured strategy.
+
+    Args:
+        given: the user's own strategy, or its class, instead of the one that the config names.
 
     The user's own class is called with those of Flower's usual arguments that it accepts. It gets the weights of every
     client unless it has an attribute ``averages_clients = True``. What is not trained is the clients' mean in the end
@@ -89,9 +94,13 @@ def build(config: RunConfig, initial_weights: NDArrays, layout: WeightLayout, ev
         ConfigError: ``strategy_args`` has an unknown argument or a wrong value.
         PluginError: the user's class is missing, cannot be made or is not a Strategy.
     """
-    entry = STRATEGIES.get(config.strategy)
+    if isinstance(given, Strategy):
+        return _as_given(config, given, layout)
+    entry = STRATEGIES.get(config.strategy) if given is None else None
     own: type[Strategy] = (
-        getattr(flwr.server.strategy, entry.class_name) if entry else user_code.load(config.strategy, "--strategy")
+        getattr(flwr.server.strategy, entry.class_name)
+        if entry
+        else given or user_code.load(config.strategy, "--strategy")
     )
     if entry is None:
         # With --dp the clients' mean, to which no noise is added, must not replace what has it.
@@ -140,6 +149,20 @@ def build(config: RunConfig, initial_weights: NDArrays, layout: WeightLayout, ev
             "Flower's clipping mod; use --dp fixed or adaptive, which clip at the server"
         )
     return _private(config, BuiltStrategy(strategy, bool(getattr(strategy, "averages_clients", False)), view))
+
+
+def _as_given(config: RunConfig, strategy: Strategy, layout: WeightLayout) -> BuiltStrategy:
+    """Use a strategy that the user has made; one of Flower's own classes averages as it does by its name."""
+    entry = next(
+        (e for e in STRATEGIES.values() if type(strategy) is getattr(flwr.server.strategy, e.class_name)), None
+    )
+    if entry is None:
+        own_buffers = config.dp is not None or bool(getattr(strategy, "aggregates_buffers", False))
+        view = VisibleWeights.all_of(layout, own_buffers=own_buffers)
+        return _private(config, BuiltStrategy(strategy, bool(getattr(strategy, "averages_clients", False)), view))
+    seen = layout.trained if entry.adaptive or entry.averages else layout.averageable
+    averages = entry.averages and getattr(strategy, "fit_metrics_aggregation_fn", None) is None
+    return _private(config, BuiltStrategy(strategy, averages, VisibleWeights.some_of(layout, seen)))
 
 
 def _private(config: RunConfig, built: BuiltStrategy) -> BuiltStrategy:

@@ -27,7 +27,7 @@ from sim.data.dataset import Dataset, Examples, load_dataset
 from sim.data.partition import Partition
 from sim.errors import ConfigError, RunError
 from sim.server import strategy
-from sim.server.prepared import Prepared
+from sim.server.prepared import Prepared, ProgramObjects
 from sim.setup import dry_run
 from sim.training import local, models
 from sim.training.vectorized import Member, Trainer, drawn
@@ -37,19 +37,23 @@ _VECTORIZED_ON_A_CPU = 16  # clients in one computation, where memory is no ques
 _MEMORY_SHARE = 0.8  # of the free memory of a GPU; the rest is for what else the process does
 
 
-def prepare(config: RunConfig, *, alone: bool = False) -> Prepared:
+def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: bool = False) -> Prepared:
     """Load, assign, build and check everything that the config names.
 
     Args:
+        objects: parts of the program that were given from Python.
         alone: no other client shares the GPU, so that ``--device auto`` takes it without ``--num-gpus``.
 
     Raises:
         UsageError: something does not work.
     """
-    dataset = load_dataset(config)
-    config = resolved(config, dataset)
+    objects = objects or ProgramObjects()
+    dataset = load_dataset(config, objects.load_data)
+    config = resolved(config, dataset, objects.train)
     assigned = partition.assign(dataset, config)
     spec = client_spec(config, dataset, assigned, alone=alone)
+    given = {name: getattr(objects, name) for name in ("model", "train", "test", "client")}
+    spec = replace(spec, **{name: value for name, value in given.items() if value is not None})
     torch.set_num_threads(config.torch_threads)
     net = build_net(spec, dataset)
     dry_run.check_fit_of(spec, dataset, net)
@@ -60,28 +64,31 @@ def prepare(config: RunConfig, *, alone: bool = False) -> Prepared:
     else:
         config = _resolved(config, spec, dataset, net, initial_weights)
     spec = replace(spec, vectorized_clients=config.vectorized_clients or 1, vectorized_only=vectorized_only)
-    built = strategy.build(config, initial_weights, layout, _before_the_engine)
+    built = strategy.build(config, initial_weights, layout, _before_the_engine, objects.strategy)
     dry_run.check_user_code(spec, initial_weights, fit_settings(config, 1), built.strategy)
     if config.dp and layout.has_running_statistics:
         raise ConfigError(
             f"--dp {config.dp}: {config.model} keeps running statistics of the clients' data, to which no noise is "
             "added; use a model with GroupNorm instead of BatchNorm"
         )
-    return Prepared(config, dataset, assigned, spec, initial_weights, layout, built)
+    return Prepared(config, dataset, assigned, spec, initial_weights, layout, built, objects)
 
 
 C = TypeVar("C", bound=TrainingConfig)
 
 
-def resolved(config: C, dataset: Dataset) -> C:
+def resolved(config: C, dataset: Dataset, train: Any = None) -> C:
     """Return the config with the training settings that were left open: the program's own defaults come first.
+
+    Args:
+        train: the user's own function, if it was given from Python.
 
     Raises:
         PluginError: the user's ``train`` cannot be imported, or has a parameter that cannot be given.
     """
     defaults: dict[str, Any] = {}
     if config.train is not None:
-        function = user_code.load(config.train, "--train")
+        function = user_code.load(train or config.train, "--train")
         defaults = OwnTrain(function, f"--train {config.train}").defaults()
     loader: LoaderSettings | None = getattr(dataset.train, "loader", None)
     if loader is not None and (loader.batch_size is not None or loader.batch_sampler is not None):
