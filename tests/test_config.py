@@ -12,8 +12,10 @@ from sim.errors import ConfigError
 def test_the_defaults_are_the_documented_ones() -> None:
     config = RunConfig()
     assert (config.dataset, config.num_clients, config.fraction_fit, config.num_rounds) == ("digits", 100, 0.2, 30)
-    assert (config.local_epochs, config.batch_size, config.lr, config.alpha) == (5, 8, 0.1, 0.5)
-    central = CentralizedConfig()
+    assert (config.local_epochs, config.batch_size, config.lr, config.alpha) == (5, None, None, 0.5)
+    config = config.resolved({})
+    assert (config.batch_size, config.lr, config.momentum, config.optimizer) == (8, 0.1, 0, "sgd")
+    central = CentralizedConfig().resolved({})
     assert (central.epochs, central.batch_size, central.lr, central.momentum) == (2, 32, 0.001, 0.9)
 
 

@@ -79,7 +79,7 @@ def test_what_a_module_sets_when_it_is_imported_stays_but_for_the_number_of_thre
         prepared = prepare(RunConfig(train="early:train", num_clients=10, engine="inline"))
         assert torch.get_default_dtype() == torch.float64
         worker = Worker(prepared.spec, 10, 0)
-        assert worker.runtime.train.__module__ == "early"
+        assert worker.runtime.train.function.__module__ == "early"
         assert torch.get_num_threads() == 1
 
 

@@ -344,7 +344,7 @@ _SENT = [np.zeros((2, 3), np.float32)]
 
 
 def _answer(answer: Any) -> ClientResult:
-    worker: Any = SimpleNamespace(runtime=SimpleNamespace(dataset=SimpleNamespace(test=range(20))))
+    worker: Any = SimpleNamespace(runtime=SimpleNamespace(dataset=SimpleNamespace(num_test_examples=20)))
     phase: Phase = "fit" if isinstance(answer, FitRes) else "evaluate"
     chunk = Chunk(phase, 1, [Task(0, {})], _SENT, summed=False)
     (result,) = next(iter(RemoteDispatcher(_One(answer), worker, {}, 60).execute([chunk]))).results

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from conftest import PROGRAMS, Sim
+from conftest import Sim
 from sim.config.run_config import RunConfig
-from sim.data.dataset import load_dataset
+from sim.data.columns import Columns, LoaderSettings
+from sim.data.dataset import Examples, load_dataset
 from sim.errors import DataError
-from sim.run_folder.folder import Run
 
 SPLITS = (("train", 60), ("t10k", 20))
 
@@ -98,27 +99,33 @@ def test_missing_files_without_a_network_are_one_line(
     assert not (tmp_path / "results").exists()
 
 
-def test_a_loader_of_the_users_own(command: Sim, tmp_path: Path) -> None:
-    few = ("--num-clients", "4", "--fraction-fit", "1", "--num-rounds", "1", "--engine", "inline")
-    for name in ("arrays", "loaders"):
-        words = ("run", *few, "--dataset", f"loaders:{name}", "--results-dir", str(tmp_path), "--name", name)
-        result = command(*words, cwd=PROGRAMS)
-        assert result.returncode == 0, result.stderr
-    # the same images, once as bytes and once as a DataLoader of normalised tensors
-    arrays, loaders = (Run(tmp_path / name).rounds().test_loss[0] for name in ("arrays", "loaders"))
-    assert arrays == loaders
+def test_a_loader_of_the_users_own(in_programs: None) -> None:
+    """The images of a DataLoader are those that the same images as bytes become."""
+    found = [load_dataset(RunConfig(dataset=f"loaders:{name}")) for name in ("arrays", "loaders")]
+    images, columns = (each.train for each in found)
+    assert isinstance(images, Examples)
+    assert isinstance(columns, Columns)
+    expected = torch.from_numpy(images.images).permute(0, 3, 1, 2) / 127.5 - 1
+    assert np.array_equal(columns.batch[0], expected.numpy())
+    assert columns.loader == LoaderSettings(batch_size=8, shuffle=True)
+    assert [each.classes for each in found] == [("0", "1", "2", "3", "4")] * 2
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("raises", "raised OSError: disk is gone"),
-        ("nothing", r"returned NoneType; \(train, test\) is expected"),
-        ("floats", r"train: images are float64 \(3, 8, 8, 1\); uint8 \[N, H, W, C\] is expected"),
-        ("few_labels", r"train: labels are int64 \(2,\); 3 integers of at least 0 are expected"),
-        ("wide", r"in 0…255; \[C, H, W\] in −1…1 or 0…1 is expected"),
+        ("nothing", r"returned NoneType; \(train, test\) of Datasets, DataLoaders or arrays is expected"),
+        ("few_labels", r"train: arrays of shapes \(3, 32, 32, 3\), \(2,\) do not have one row for each example"),
     ],
 )
 def test_a_loader_that_does_not_fit(in_programs: None, name: str, message: str) -> None:
     with pytest.raises(DataError, match=f"--dataset loaders:{name}: .*{message}"):
         load_dataset(RunConfig(dataset=f"loaders:{name}"))
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("floats", 0, 0), ("wide", 0, 255)])
+def test_values_are_not_rescaled(in_programs: None, name: str, low: int, high: int) -> None:
+    train = load_dataset(RunConfig(dataset=f"loaders:{name}")).train
+    assert isinstance(train, Columns)
+    assert (train.batch[0].min(), train.batch[0].max()) == (low, high)

@@ -110,7 +110,7 @@ def test_a_gpu_out_of_memory_halves_the_group(monkeypatch: pytest.MonkeyPatch) -
     )
     prepared = prepare.prepare(config)
     runtime = ClientRuntime(prepared.spec)
-    settings = fit_settings(config, 1)
+    settings = fit_settings(prepared.config, 1)
     chunk = Chunk(
         "fit", 1, [Task(i, {**settings, "local_epochs": 1}) for i in range(5)], prepared.initial_weights, True
     )

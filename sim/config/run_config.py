@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from types import MappingProxyType
+from typing import Any, Literal, Self
 
 from sim.config.fields import MOST, check, default_of, flag_of, read_toml, rules_of, setting, shown
 from sim.config.presets import preset_path
@@ -30,13 +31,9 @@ class TrainingConfig:
     """
 
     # The values of training settings that neither the user nor the user's own functions say.
-    BUILT_IN: ClassVar[dict[str, Any]] = {
-        "lr": 0.1,
-        "momentum": 0.0,
-        "weight_decay": 0.0,
-        "optimizer": "sgd",
-        "batch_size": 8,
-    }
+    BUILT_IN = MappingProxyType[str, Any](
+        {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "optimizer": "sgd", "batch_size": 8}
+    )
 
     dataset: str = setting(
         "digits",
@@ -619,7 +616,7 @@ class CentralizedConfig(TrainingConfig):
     """
 
     epochs: int = setting(2, "passes over the training data", MODEL, unit="epochs", low=1, high=MOST)
-    BUILT_IN: ClassVar[dict[str, Any]] = {**TrainingConfig.BUILT_IN, "batch_size": 32, "lr": 0.001, "momentum": 0.9}
+    BUILT_IN = MappingProxyType[str, Any]({**TrainingConfig.BUILT_IN, "batch_size": 32, "lr": 0.001, "momentum": 0.9})
 
 
 def _share_of(num_clients: int, fraction: float) -> int:

@@ -157,6 +157,9 @@ class Columns:
         """
         if not len(self):
             raise DataError(f"{place}: has no examples")
+        empty = next((array.shape for array in leaves(self.batch) if not array.size), None)
+        if empty is not None:
+            raise DataError(f"{place}: an array of shape {empty} holds no values")
         for array in leaves(self.batch):
             if array.dtype.kind in "fc" and np.isnan(array).any():
                 bad = int(np.flatnonzero(np.isnan(array).reshape(len(array), -1).any(1))[0])

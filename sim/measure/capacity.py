@@ -161,7 +161,7 @@ def shortage(
     free = free_memory() if free_bytes is None else free_bytes
     if free is None:
         return None
-    copies = (4 if config.optimizer == "sgd" else 6) * (config.vectorized_clients or 1)
+    copies = (4 if config.optimizer in (None, "sgd") else 6) * (config.vectorized_clients or 1)
     processes = num_processes * (_PROCESS_BYTES + (copies * model_bytes if not config.gpus_of_a_client else 0))
     driver = _PROCESS_BYTES + driver_bytes(config, model_bytes, averages=averages)
     if processes + driver <= free:

@@ -140,15 +140,21 @@ def _some_examples(runtime: ClientRuntime) -> Any:
 def _as_predicted(runtime: ClientRuntime) -> Any:
     """Return two examples labelled as the net predicts: its accuracy on them is 1, or 100 where percent are meant."""
     train = runtime.dataset.train
-    if not isinstance(train, Examples):
+    is_list = isinstance(train, Columns) and isinstance(train.batch, list) and len(train.batch) == 2
+    if not (isinstance(train, Examples) or (is_list and train.labels is not None)):
         return _some_examples(runtime)
-    images, _ = next(iter(_some_examples(runtime)))
+    inputs, target = next(iter(_some_examples(runtime)))
     try:
         with evaluating(runtime.net):
-            labels = runtime.net(images).argmax(1).cpu().numpy()
+            labels = runtime.net(inputs).argmax(1).cpu().numpy()
     except Exception:  # noqa: BLE001 - its outputs are the program's own affair
         return _some_examples(runtime)
-    return runtime.batches(Examples(train.images[:2], labels), None, 2, shuffle=False)
+    if isinstance(train, Examples):
+        return runtime.batches(Examples(train.images[:2], labels), None, 2, shuffle=False)
+    if target.dtype.is_floating_point or labels.shape != tuple(target.shape):
+        return _some_examples(runtime)
+    columns = Columns([inputs.cpu().numpy(), labels.astype(target.cpu().numpy().dtype)])
+    return ExampleLoader(ResidentColumns(columns, runtime.device), None, 2, training=False)
 
 
 def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scalar], proximal_mu: float) -> None:

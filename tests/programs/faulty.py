@@ -35,8 +35,8 @@ def train_raises(net, loader, epochs, device):
     raise KeyError("optimizer")
 
 
-def test_accuracy_only(net, loader, device):
-    return 0.5
+def test_nothing(net, loader, device):
+    return None
 
 
 def test_percent(net, loader, device):

@@ -18,7 +18,7 @@ from sim.process_settings import restored_settings
 from sim.seeds import Purpose, seeded
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
-_FORMS = "(train, test) of Datasets, DataLoaders, or arrays is expected"
+_FORMS = "(train, test) of Datasets, DataLoaders or arrays is expected"
 _MOST_CLASSES = 1_000_000
 
 
