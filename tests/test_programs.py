@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -21,6 +22,10 @@ from torch.utils.data import DataLoader
 from conftest import PROGRAMS
 from sim import Run, RunConfig, simulate
 from sim.binding import ROLES
+from sim.data.columns import Columns
+from sim.data.dataset import load_dataset
+from sim.data.items import Items
+from sim.errors import UsageError
 from sim.program_file import read
 from sim.seeds import Purpose, reseed, restored
 
@@ -127,3 +132,159 @@ def test_one_client_with_all_data_is_the_program_by_itself(name: str, tmp_path: 
     else:
         assert pd.isna(last["test_accuracy"])
     del sys.modules[name]
+
+
+@pytest.fixture
+def odd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROGRAMS)
+
+
+def odd_config(dataset: str, **settings: Any) -> RunConfig:
+    own = {"model": "odd_data:Net", "num_clients": 3, "partitioner": "iid", "engine": "inline", **settings}
+    return RunConfig(dataset=f"odd_data:{dataset}", **own)
+
+
+@pytest.mark.usefixtures("odd")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("iterator", "train: is a _SingleProcessDataLoaderIter without length or positions"),
+        ("iterable", "train: is a Stream without length or positions"),
+        ("empty", "train: has no examples"),
+        ("empty_test", "test: has no examples"),
+        ("other_structure", "train: examples 0 … 1 cannot be made a batch"),
+        ("other_shapes", "train: examples 0 … 1 cannot be made a batch: RuntimeError: stack expects each tensor"),
+        ("other_shapes_late", "train: examples 0 … 80 cannot be made a batch: RuntimeError: stack expects each"),
+        ("nan", "train: example 5 has NaN"),
+        ("nan_item", "train: example 3 has NaN"),
+        ("collate_raises", "train: examples 0 … 11 cannot be made a batch: RuntimeError: no such column"),
+        ("labels_outside", "labels are 2 … 4, but --model odd_data:Net has 3 outputs, for 0 … 2"),
+        ("one_only", r"returned tuple of length 1; \(train, test\) of Datasets, DataLoaders or arrays is expected"),
+        ("unlabelled", "a batch of type Tensor says no target; use your own train and test"),
+        ("float64_arrays", "--model odd_data:Net: does not take inputs of \\(2, 2\\): RuntimeError: mat1 and mat2"),
+    ],
+)
+def test_data_that_cannot_work_are_one_line_before_anything_is_written(name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        simulate(odd_config(name, results_dir=str(tmp_path / "results")))
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.usefixtures("odd")
+@pytest.mark.parametrize(
+    ("name", "form", "sizes"),
+    [
+        ("subset", Columns, (3, 12)),
+        ("concatenated", Columns, (13, 12)),
+        ("dict_of_arrays", Columns, (12, 12)),
+        ("list_of_arrays", Columns, (12, 12)),
+        ("dataset_dict", Columns, (12, 12)),
+        ("random_items", Items, (12, 12)),
+    ],
+)
+def test_forms_of_data(name: str, form: type, sizes: tuple[int, int]) -> None:
+    found = load_dataset(odd_config(name))
+    assert found.test is not None
+    if name.endswith("_of_arrays"):  # the same arrays in another form are another entry of the cache
+        assert isinstance(found.train, Columns)
+        assert type(found.train.batch).__name__ == name.removesuffix("_of_arrays")
+    assert type(found.train) is form
+    assert (len(found.train), len(found.test)) == sizes
+    assert type(found.test) is Columns  # nothing random in it
+    assert found.classes == ("0", "1", "2")
+    assert found.train.labels is not None
+    expected = [0, 1, 1] if name == "subset" else [*([0, 1, 2] * 4), *([0] * (sizes[0] - 12))]
+    assert found.train.labels.tolist() == expected
+
+
+@pytest.mark.usefixtures("odd")
+def test_columns_and_items_give_the_same_bits(tmp_path: Path) -> None:
+    runs = [
+        simulate(
+            odd_config("subset", num_rounds=2, data_form=form, results_dir=str(tmp_path), name=form, fraction_fit=1.0)
+        )
+        for form in ("columns", "items")
+    ]
+    assert runs[0].model_path.read_bytes() == runs[1].model_path.read_bytes()
+
+
+@pytest.mark.usefixtures("odd")
+def test_a_random_item_is_drawn_anew_in_each_epoch_and_follows_the_seed(tmp_path: Path) -> None:
+    runs = [
+        simulate(odd_config("random_items", num_rounds=1, results_dir=str(tmp_path), name=str(k), seed=k // 2))
+        for k in range(4)
+    ]
+    content = [done.model_path.read_bytes() for done in runs]
+    assert content[0] == content[1]
+    assert content[2] == content[3]
+    assert content[0] != content[2]
+
+
+@pytest.mark.usefixtures("odd")
+def test_a_program_that_partitions_itself(tmp_path: Path) -> None:
+    config = odd_config("of_client", num_rounds=2, fraction_fit=1.0, fraction_evaluate=1.0, results_dir=str(tmp_path))
+    done = simulate(config)
+    clients = done.clients()
+    assert clients["num_examples"].tolist() == [4] * 12  # three clients, two phases, two rounds
+    rounds = done.rounds()
+    assert rounds["test_loss"].isna().all()
+    assert rounds["eval_accuracy"].iloc[-1] == pytest.approx(clients["accuracy"].iloc[-3:].mean())
+    assert "gives the data of each client, so that there is no central test" in done.log_path.read_text()
+
+
+@pytest.mark.usefixtures("odd")
+def test_parameters_whose_shape_the_data_decide(tmp_path: Path) -> None:
+    done = simulate(odd_config("subset", model="odd_data:Lazy", num_rounds=1, results_dir=str(tmp_path)))
+    with safe_open(done.model_path, "numpy") as file:
+        assert file.get_tensor("fc.weight").shape == (3, 2)
+
+
+@pytest.mark.slow
+def test_objects_of_a_script(tmp_path: Path) -> None:
+    """Classes and functions of ``__main__`` reach the actors by value, with the same bits as without Ray."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    result = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split()[-1] == "same"
+
+
+SCRIPT = """
+import torch
+from torch import nn
+from sim import RunConfig, simulate
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(2, 3)
+    def forward(self, x):
+        return self.fc(x)
+
+def load_data():
+    x = torch.arange(24, dtype=torch.float32).reshape(12, 2)
+    return (x, torch.arange(12) % 3), (x, torch.arange(12) % 3)
+
+def train(model, loader, epochs):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(epochs):
+        for x, y in loader:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+def test(model, loader):
+    return {"loss": sum(nn.functional.cross_entropy(model(x), y).item() for x, y in loader)}
+
+if __name__ == "__main__":
+    from flwr.server.strategy import FedAvg
+    content = []
+    for engine in ("inline", "ray"):
+        config = RunConfig(num_clients=4, num_rounds=2, engine=engine, partitioner="iid", name=engine)
+        run = simulate(config, model=Tiny, train=train, test=test, load_data=load_data,
+                       strategy=FedAvg(fraction_fit=1.0, min_fit_clients=4, min_available_clients=4))
+        content.append(run.model_path.read_bytes())
+    print("same" if content[0] == content[1] else "different")
+"""

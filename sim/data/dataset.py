@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from sim.config.run_config import TrainingConfig
 from sim.data.cache import cached, checksum, save_array
-from sim.data.columns import MOST_FLOAT_CLASSES, Columns, ExampleSet, Labels, leaves, target_of
+from sim.data.columns import MOST_FLOAT_CLASSES, Columns, ExampleSet, Labels, leaves, mapped, target_of
 from sim.data.sources import by_name
 from sim.data.sources.by_name import Images, Loaded, LoadedColumns
 from sim.errors import DataError
@@ -220,8 +220,9 @@ def _load_program(config: TrainingConfig, load_data: Callable[..., Any] | None) 
             stored = {split: resized(program.place, columns, config.image_size) for split, columns in stored.items()}
         arrays = [array for columns in stored.values() for array in leaves(columns.batch)]
         loaders = {split: repr(columns.loader) for split, columns in stored.items()}
+        forms = {split: repr(mapped(columns.batch, lambda _: "array")) for split, columns in stored.items()}
         classes = _class_names(stored, given)
-        described = {"content": _digest(arrays), "loaders": loaders, "classes": classes, "splits": [*stored]}
+        described = {"content": _digest(arrays), "loaders": loaders, "forms": forms, "classes": classes}
 
         def store(target: Path) -> None:
             for split, columns in stored.items():

@@ -204,7 +204,7 @@ def _chosen(place: str, items: Items, form: str) -> Columns | Items:
         _check_finite(place, position, item)
     reason = _reason_against_columns(items, batch, first, again)
     if reason is None and form != "items":
-        columns = _columns(items, form)
+        columns = _columns(place, items, form)
         if isinstance(columns, Columns):
             columns.check(place)
             return columns
@@ -246,8 +246,12 @@ def _same(one: Any, two: Any) -> bool:
     return bool(one == two)
 
 
-def _columns(items: Items, form: str) -> Columns | str:
-    """Draw all items; return them as columns, or why they cannot be."""
+def _columns(place: str, items: Items, form: str) -> Columns | str:
+    """Draw all items; return them as columns, or why they cannot be.
+
+    Raises:
+        DataError: they have different shapes, so that no batch can be made of them.
+    """
     blocks: list[list[Any]] = []
     template: Any = None
     size = 0
@@ -260,7 +264,13 @@ def _columns(items: Items, form: str) -> Columns | str:
             try:
                 batch = default_collate(block)
             except (RuntimeError, TypeError, KeyError) as error:
-                return f"its items have different shapes ({described(error)})"
+                if items.loader.batch_size != 1:
+                    last = start + len(block) - 1
+                    raise DataError(
+                        f"{place}: examples {start} … {last} cannot be made a batch: {described(error)}; a collate_fn of "
+                        "your DataLoader can pad them"
+                    ) from error
+                return "its items have different shapes"
             arrays = [leaf.numpy() for leaf in leaves(batch)]
             if template is None:
                 template = batch

@@ -213,7 +213,19 @@ def _notes(prepared: Prepared) -> Iterator[str]:
     if prepared.resume_point is not None:
         yield from prepared.resume_point.notes
     config = prepared.config
+    if config.program is not None:
+        parts = {"dataset": config.dataset, "model": config.model, "train": config.train, "test": config.test}
+        named = ", ".join(f"{part} {name}" for part, name in parts.items() if name is not None)
+        yield f"--program {config.program}: {named}"
     yield from prepared.dataset.notes
+    loader = getattr(prepared.dataset.train, "loader", None)
+    if loader is not None and loader.drop_last and prepared.partition.is_known and config.batch_size is not None:
+        few = int((prepared.partition.sizes < config.batch_size).sum())
+        if few:
+            yield (
+                f"{few} of {config.num_clients} clients have fewer examples than a batch of {config.batch_size} and "
+                "take no step, because the program's loader has drop_last=True"
+            )
     num_examples = len(prepared.dataset.train)
     left_over = num_examples - len(prepared.partition.indices)
     if left_over and prepared.partition.is_known:

@@ -1,0 +1,139 @@
+"""Data of a user's own in many forms: some that work, and some that cannot."""
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+X = torch.arange(24, dtype=torch.float32).reshape(12, 2)
+Y = torch.arange(12) % 3
+BOTH = TensorDataset(X, Y)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+class Lazy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.LazyLinear(3)
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+class Items(Dataset):
+    def __init__(self, *items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+class Noisy(Items):
+    def __getitem__(self, index):
+        x, y = self.items[index]
+        return x + torch.rand(2), y
+
+
+def subset():
+    return Subset(BOTH, [3, 1, 7]), BOTH
+
+
+def concatenated():
+    return ConcatDataset([BOTH, Subset(BOTH, [0])]), BOTH
+
+
+def dict_of_arrays():
+    return {"x": X.numpy(), "label": Y.numpy()}, {"x": X.numpy(), "label": Y.numpy()}
+
+
+def list_of_arrays():
+    return [X.numpy(), Y.numpy()], [X.numpy(), Y.numpy()]
+
+
+def float64_arrays():
+    return (X.double().numpy(), Y.numpy()), (X.double().numpy(), Y.numpy())
+
+
+def dataset_dict():
+    return {"train": BOTH, "test": BOTH}
+
+
+def random_items():
+    return Noisy(*BOTH), BOTH
+
+
+def of_client(partition_id, num_partitions):
+    own = Subset(BOTH, range(partition_id, len(BOTH), num_partitions))
+    return DataLoader(own, batch_size=2, shuffle=True), DataLoader(own, batch_size=4)
+
+
+def iterator():
+    return iter(DataLoader(BOTH)), BOTH
+
+
+def iterable():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(BOTH)
+
+    return DataLoader(Stream()), BOTH
+
+
+def empty():
+    return Subset(BOTH, []), BOTH
+
+
+def empty_test():
+    return BOTH, (np.zeros((0, 2), np.float32), np.zeros(0, np.int64))
+
+
+def other_structure():
+    return Items((X[0], 1), {"x": X[1], "y": 0}), BOTH
+
+
+def other_shapes():
+    return Items((X[0], 1), (X[1][:1], 0)), BOTH
+
+
+def other_shapes_late():
+    return Items(*[(X[0], 1)] * 40, (X[1][:1], 0), *[(X[0], 1)] * 40), BOTH
+
+
+def nan():
+    x = X.clone()
+    x[5, 1] = float("nan")
+    return TensorDataset(x, Y), BOTH
+
+
+def nan_item():
+    return Items(*[(X[0], 1)] * 3, (torch.tensor([1.0, float("nan")]), 1)), BOTH
+
+
+def collate_raises():
+    def collate(batch):
+        raise RuntimeError("no such column")
+
+    return DataLoader(BOTH, collate_fn=collate), BOTH
+
+
+def labels_outside():
+    return TensorDataset(X, Y + 2), BOTH
+
+
+def one_only():
+    return (BOTH,)
+
+
+def unlabelled():
+    return Items(*X), Items(*X)
