@@ -13,9 +13,10 @@ from sim.data.dataset import load_dataset
 from sim.errors import RunError, described
 from sim.run_folder import log as run_log
 from sim.run_folder.folder import Run
-from sim.run_folder.records import RoundRecord
+from sim.run_folder.records import MetricRecord, RoundRecord
 from sim.run_folder.writer import RunWriter
 from sim.seeds import Purpose, seeded
+from sim.server.results import test_records
 from sim.setup import dry_run
 from sim.setup.prepare import check_device, resolved, spec_parts
 from sim.setup.session import finish, write_environment
@@ -47,8 +48,8 @@ def train_centralized(config: CentralizedConfig, *, on_record: Callable[[RoundRe
         write_environment(writer)
         with run_log.captured(writer.run.log_path, show=config.verbose):
             for epoch in range(config.epochs + 1):
-                record = _epoch(runtime, config, epoch)
-                writer.append(record)
+                record, metrics = _epoch(runtime, config, epoch)
+                writer.append(record, metrics=metrics)
                 weights = get_weights(runtime.net)
                 if on_record is not None:
                     on_record(record)
@@ -57,10 +58,11 @@ def train_centralized(config: CentralizedConfig, *, on_record: Callable[[RoundRe
     return writer.run
 
 
-def _epoch(runtime: ClientRuntime, config: CentralizedConfig, epoch: int) -> RoundRecord:
+def _epoch(runtime: ClientRuntime, config: CentralizedConfig, epoch: int) -> tuple[RoundRecord, list[MetricRecord]]:
     """Train for one epoch, except in epoch 0, and test."""
     start = time.perf_counter()
-    train_loss = fit_seconds = None
+    fit_seconds = None
+    trained: dict[str, float] = {}
     if epoch > 0:
         loader = runtime.training_batches(None, config.batch_size)
         settings = train_settings(config, epoch, config.epochs)
@@ -68,7 +70,7 @@ def _epoch(runtime: ClientRuntime, config: CentralizedConfig, epoch: int) -> Rou
         try:
             with seeded(config.seed, Purpose.CENTRALIZED, epoch):
                 returned = runtime.train(runtime.net, loader, 1, runtime.device, **settings)
-                train_loss = returned.get("loss") if isinstance(returned, dict) else float(returned)
+                trained = returned if isinstance(returned, dict) else {"loss": float(returned)}
         except (Exception, SystemExit) as error:
             raise RunError(f"epoch {epoch}: train raised {described(error)}") from error
         fit_seconds = time.perf_counter() - start
@@ -76,12 +78,17 @@ def _epoch(runtime: ClientRuntime, config: CentralizedConfig, epoch: int) -> Rou
     with seeded(config.seed, Purpose.TEST, epoch):
         loss, metrics = means([runtime.central_test()])
     end = time.perf_counter()
-    return RoundRecord(
+    num_examples = len(runtime.dataset.train)
+    rows = [MetricRecord(epoch, "fit", None, num_examples, name, value) for name, value in trained.items()]
+    rows += test_records(epoch, runtime.dataset.num_test_examples, loss, metrics)
+    record = RoundRecord(
         epoch,
-        train_loss=train_loss,
+        train_loss=trained.get("loss"),
         test_loss=None if math.isnan(loss) else loss,
         test_accuracy=metrics.get("accuracy"),
         fit_seconds=fit_seconds,
         test_seconds=end - test_start,
         round_seconds=end - start,
+        test_metrics=metrics,
     )
+    return record, rows

@@ -61,7 +61,7 @@ def _parser() -> Parser:
         "-o", "--output", default="partition.png", help="picture file: .png, .svg or .pdf [default partition.png]"
     )
     add_config(partition, RunConfig)
-    plot = add("plot", inspect.plot, "draw the accuracy and loss of one or many runs")
+    plot = add("plot", inspect.plot, "draw the metrics and the loss of one or many runs")
     plot.add_argument("runs", nargs="+", metavar="RUN", help="name in the results folder, or path of a run")
     plot.add_argument("--x", choices=("round", "seconds"), default="round", help="horizontal axis [default round]")
     plot.add_argument("-o", "--output", default="plot.png", help="picture file: .png, .svg or .pdf [default plot.png]")
@@ -74,8 +74,13 @@ def _parser() -> Parser:
     add_config(add("size", study.size, about), RunConfig)
     about = "measure throughput, scaling and memory for different numbers of clients and actors"
     _add_scale(add("scale", study.scale, about))
-    listing = add("list", inspect.show_list, "list the runs with their rounds, final accuracy and best accuracy")
+    listing = add("list", inspect.show_list, "list the runs with their rounds, and the final and best of a metric")
+    about = (
+        "metric to show, e.g. accuracy, loss or f1; NAME:min and NAME:max say whether smaller or larger is better "
+        "[default accuracy, or the first metric of a run without]"
+    )
     for command in (plot, report, listing):
+        command.add_argument("--metric", metavar="NAME[:min|max]", help=about)
         command.add_argument("--results-dir", default="results", help="where run folders are [default results]")
     return parser
 

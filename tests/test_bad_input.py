@@ -209,7 +209,7 @@ PLUGINS = {
     "--model nowhere:Net": "--model nowhere:Net: no module named nowhere in",
     "--model faulty:Nett": "--model faulty:Nett: faulty has no Nett; it has",
     "--model broken_import:Net": "its import failed: No module named 'nothing_of_that_name'",
-    "--model faulty:not_callable": "--model faulty:not_callable: is of type int, neither a class, a function nor a module",
+    "--model faulty:not_callable": "--model faulty:not_callable: is of type int, neither a class, a function nor a",
     "--model faulty:model_none": "--model faulty:model_none: returned NoneType, not a torch.nn.Module",
     "--model faulty:model_shape": "the output for two images has the shape (2, 7), not (2, 10)",
     "--model faulty:model_raises": "OSError: weights.pt is missing",

@@ -29,7 +29,7 @@ _TIMES = {"seconds", "actor"}
 def assert_same(one: Run, other: Run) -> None:
     """Weights and tables are equal to the bit, times and processes aside."""
     assert sha256(one.model_path) == sha256(other.model_path)
-    for name in ("rounds", "clients"):
+    for name in ("rounds", "clients", "metrics"):
         frames = [getattr(run, name)() for run in (one, other)]
         kept = [c for c in frames[0].columns if not c.endswith("seconds") and c not in _TIMES]
         pd.testing.assert_frame_equal(frames[0][kept], frames[1][kept], check_exact=True)

@@ -93,7 +93,7 @@ def test_a_run_is_recognized_at_every_moment_of_its_removal(tmp_path: Path) -> N
     sys.addaudithook(listen)
     remove_run(run)
     listening.clear()
-    assert (len(seen), all(seen), run.path.exists()) == (6, True, False)
+    assert (len(seen), all(seen), run.path.exists()) == (7, True, False)
 
 
 def test_runs_without_a_name_get_different_folders(tmp_path: Path) -> None:

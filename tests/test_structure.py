@@ -11,7 +11,7 @@ import pytest
 
 import sim
 from conftest import ROOT
-from sim.run_folder.records import ClientRecord, RoundRecord, columns
+from sim.run_folder.records import ClientRecord, MetricRecord, RoundRecord, columns
 
 ORDER = (ROOT / "docs" / "import_order.txt").read_text(encoding="utf-8").split()
 SOURCES = {
@@ -145,5 +145,5 @@ def test_the_architecture_names_every_file() -> None:
 
 def test_every_column_is_explained_in_one_place() -> None:
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
-    for name in {*columns(RoundRecord), *columns(ClientRecord)}:
+    for name in {*columns(RoundRecord), *columns(ClientRecord), *columns(MetricRecord)}:
         assert f"`{name}`" in text, name

@@ -46,13 +46,20 @@ def partition(arguments: argparse.Namespace) -> None:
 
 
 def plot(arguments: argparse.Namespace) -> None:
-    """``sim plot``: draw the curves of runs."""
+    """``sim plot``: draw the curves of runs, for one metric or for what stands for them and the loss."""
     picture = _picture_path(arguments.output)
     from sim.run_folder import plots
+    from sim.run_folder.measured import metric_of, metric_of_all
 
     runs = [open_run(name, arguments.results_dir) for name in arguments.runs]
-    figure = plots.curves_figure(plots.curves_of(runs), ("accuracy", "loss"), arguments.x)
-    _write_picture(picture, figure)
+    if arguments.metric is None:
+        found = {metric.name: metric for run in runs if (metric := metric_of(run)) is not None}
+        metrics = list(found.values()) or [plots.ACCURACY]
+        names = list(dict.fromkeys([*(metric.name for metric in metrics), "loss"]))
+    else:
+        metrics = [metric_of_all(runs, arguments.metric)]
+        names = [metrics[0].name]
+    _write_picture(picture, plots.curves_figure(plots.curves_of(runs, metrics), names, arguments.x))
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -65,7 +72,7 @@ def report(arguments: argparse.Namespace) -> None:
     # One run that cannot be read does not hide the others of its folder.
     runs = chosen_runs(arguments.runs, arguments.results_dir, lambda error: print(f"sim: {error}", file=sys.stderr))
     # The name of a folder may contain bytes that are not valid UTF-8.
-    content = page_of(runs, _title(arguments.runs)).encode("utf-8", "backslashreplace")
+    content = page_of(runs, _title(arguments.runs), arguments.metric).encode("utf-8", "backslashreplace")
     try:
         write_whole(path, content)
     except OSError as error:
@@ -109,30 +116,41 @@ def _write_picture(path: Path, figure: Any) -> None:
 
 
 def show_list(arguments: argparse.Namespace) -> None:
-    """``sim list``: print a table of the runs."""
+    """``sim list``: print a table of the runs, with the metric that was asked for or that stands for each run."""
     from rich.table import Table
 
-    table = Table("run", "rounds", "final accuracy", "best accuracy", "--resume continues after", box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    from sim.metrics import MetricName, shown
+    from sim.run_folder.measured import column, direction_of, metric_of, table_of
+
+    asked = None if arguments.metric is None else MetricName.parse(arguments.metric)
+    rows, names = [], set()
     for run in list_runs(arguments.results_dir):
         try:
             wanted, rounds, is_done = run.num_rounds, run.rounds(), run.is_done()
+            metric = metric_of(run) if asked is None else direction_of(asked, arguments.metric, run)
+            values = [] if metric is None else table_of(run, [metric])[column("test", metric.name)].dropna().tolist()
         except RunFolderError as error:
             print(f"sim: {error}", file=sys.stderr)  # the other runs are still shown
             continue
         done = int(rounds["round"].max()) if len(rounds) else "–"
-        measured = rounds["test_accuracy"].dropna()
-        final, best = (f"{v:.4f}" for v in (measured.iloc[-1], measured.max())) if len(measured) else ("", "")
         last = run.last_checkpoint()
         waiting = last is not None and not is_done
-        table.add_row(
-            one_line(run.name),
-            f"{done}/{'?' if wanted is None else wanted}",
-            final,
-            best,
-            f"round {last}" if waiting else "",
-        )
+        name = final = best = ""
+        if metric is not None and values:
+            name, final, best = one_line(metric.name, 60), shown(values[-1]), shown(metric.best(values))
+            names.add(name)
+        ends = f"round {last}" if waiting else ""
+        rows.append((one_line(run.name), f"{done}/{'?' if wanted is None else wanted}", name, final, best, ends))
+    of_all = names.pop() if len(names) == 1 else "accuracy" if not names else None
+    headers = ["run", "rounds", "metric", "final", "best", "--resume continues after"]
+    if of_all is not None:
+        headers[3:5] = [f"final {of_all}", f"best {of_all}"]
+    kept = [number for number, header in enumerate(headers) if header != "metric" or of_all is None]
+    table = Table(*(headers[number] for number in kept), box=None)
+    for each in table.columns[1:]:
+        each.justify = "right"
+    for row in rows:
+        table.add_row(*(row[number] for number in kept))
     print_table(table)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sim.config.flags import config_from, flags_given, settings_given
 from sim.config.run_config import CentralizedConfig, RunConfig
-from sim.errors import ConfigError
+from sim.errors import ConfigError, one_line
 from sim.network.options import ClientOptions, ServerOptions, networked
 from sim.run_folder.folder import open_run
 
@@ -87,10 +88,22 @@ def centralized(arguments: argparse.Namespace) -> None:
 
 
 def _report(run: Any, word: str) -> None:
-    last = run.rounds().iloc[-1]
+    from sim.metrics import shown
+    from sim.run_folder.measured import column, metric_of, table_of
+    from sim.run_folder.plots import ACCURACY
+
+    metric = metric_of(run) or ACCURACY
+    last = table_of(run, [metric]).iloc[-1]
+    number = int(last["round"])
+    values = {name: float(last[column("test", name)]) for name in (metric.name, "loss")}
+    known = {name: shown(value) for name, value in values.items() if not math.isnan(value)}
+    loss = f" (loss {known['loss']})" if "loss" in known and metric.name != "loss" else ""
     print(f"run folder      {_shown(run.path)}")
-    print(f"final accuracy  {last.test_accuracy:.4f} (loss {last.test_loss:.4f}) after {word} {int(last['round'])}")
-    print(f"picture         {_shown(run.accuracy_path)}")
+    if metric.name in known:
+        print(f"{f'final {one_line(metric.name, 60)}':<15} {known[metric.name]}{loss} after {word} {number}")
+    else:
+        print(f"final {word:<9} {number}{loss}")
+    print(f"picture         {_shown(run.accuracy_path if metric.name == 'accuracy' else run.metric_path)}")
 
 
 def _shown(path: Path) -> Path:

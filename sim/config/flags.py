@@ -17,6 +17,7 @@ from sim.config.fields import default_of, flag_of, parse_flag, rules_of, type_of
 from sim.config.presets import preset_names
 from sim.config.run_config import RunConfig, TrainingConfig
 from sim.errors import ConfigError, one_line
+from sim.metrics import is_target
 
 C = TypeVar("C", bound=TrainingConfig)
 
@@ -35,13 +36,25 @@ class Parser(argparse.ArgumentParser):
         Raises:
             ConfigError: a word is unknown; the message names the most similar flags.
         """
-        namespace, unknown = self.parse_known_args(words)
+        namespace, unknown = self.parse_known_args(_with_targets(words))
         if unknown:
             flags = [flag for action in namespace.parser._actions for flag in action.option_strings]
             close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=3)
             hint = f"did you mean {' or '.join(close)}?" if close else "no such flag"
             raise ConfigError(f"{one_line(unknown[0], 200)}: {hint} ({namespace.parser.prog} --help lists all)")
         return namespace
+
+
+def _with_targets(words: Sequence[str]) -> list[str]:
+    """Return the words with ``--target-metric`` for a ``--target`` that is a comparison, such as ``mae<=0.2``."""
+    found = list(words)
+    for number, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if word == "--target" and is_target("".join(words[number + 1 : number + 2])):
+            found[number] = "--target-metric"
+        elif flag == "--target" and equals and is_target(value):
+            found[number] = f"--target-metric={value}"
+    return found
 
 
 def add_config(

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from sim.config.fields import MOST, check, default_of, flag_of, read_toml, rules_of, setting, shown
 from sim.config.presets import preset_path
 from sim.errors import ConfigError
+from sim.metrics import Target, configured
 from sim.program_file import PARTS, read
 
 DATA, MODEL, RUN, MACHINE = "data", "model and training", "run", "machine"
@@ -115,7 +116,7 @@ class TrainingConfig:
     metric: str | None = setting(
         None,
         "metrics of the built-in test, separated by commas: accuracy, top5, f1, auroc, mae, rmse, r2, perplexity or "
-        "package.module:function; if not given, accuracy for classes, mae for other targets",
+        "package.module:function; :min or :max says which is better; default accuracy for classes, otherwise mae",
         MODEL,
     )
     accuracy_in_percent: bool = setting(False, "your test and client return accuracy in percent", MODEL)
@@ -205,6 +206,7 @@ class TrainingConfig:
         if self.dataset in ("digits", "synthetic") and self.data_dir is not None:
             raise ConfigError(f"--data-dir {self.data_dir}: --dataset {self.dataset} does not read a folder")
         self._check_places({f.name: getattr(self, f.name) for f in fields(self)}, but_defaults=True)
+        configured(self.metric)
         if self.name is not None and not _RUN_NAME.fullmatch(self.name):
             raise ConfigError(
                 f"--name {self.name}: must be at most 100 letters, digits, '.', '_' and '-', and begin with "
@@ -369,18 +371,9 @@ _STRATEGIES = (
 
 # Settings that a resumed run may change: they change no bit of a round, or only the number of rounds.
 CHANGEABLE = (
-    "num_rounds",
-    "target_accuracy",
-    "num_cpus",
-    "num_gpus",
-    "engine",
-    "ray_address",
-    "checkpoint_every",
-    "on_client_error",
-    "max_retries",
-    "client_timeout",
-    "verbose",
-)
+    "num_rounds", "target_accuracy", "target_metric", "num_cpus", "num_gpus", "engine", "ray_address",
+    "checkpoint_every", "on_client_error", "max_retries", "client_timeout", "verbose",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -411,6 +404,12 @@ class RunConfig(TrainingConfig):
     num_rounds: int = setting(30, "number of training rounds", CLIENTS, low=1, high=MOST)
     target_accuracy: float | None = setting(
         None, "stop when the test accuracy, a fraction, reaches this value", CLIENTS, above=0, high=1
+    )
+    target_metric: str | None = setting(
+        None,
+        "stop when a metric of the central test reaches a value, e.g. mae<=0.2 or auroc>=0.9; --target does the same",
+        CLIENTS,
+        instead_of="target_accuracy",
     )
     partitioner: str = setting("dirichlet", "how examples are assigned to clients", CLIENTS, choices=_PARTITIONERS)
     partitioner_args: dict[str, bool | int | float | str] = setting(
@@ -556,6 +555,7 @@ class RunConfig(TrainingConfig):
                 f"--fraction-fit {self.fraction_fit:g} and --clients-per-round {self.clients_per_round}: "
                 "give one of the two"
             )
+        Target.of(vars(self))
         if self.clients_per_round is not None and self.clients_per_round > self.num_clients:
             raise ConfigError(
                 f"--clients-per-round {self.clients_per_round}: must be at most --num-clients {self.num_clients}"

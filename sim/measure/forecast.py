@@ -197,6 +197,7 @@ def _start_seconds(config: RunConfig, num_actors: int) -> float:
             num_rounds=1,
             max_local_steps=1,
             target_accuracy=None,
+            target_metric=None,
             local_training="sequential",
             vectorized_clients=None,
             strategy="fedavg",  # others, as Krum, may want more clients

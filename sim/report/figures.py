@@ -16,8 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from sim.metrics import MetricName
 from sim.report.numbers import PARTS, Group, SeedStatistics, last, measured
 from sim.run_folder import plots
+from sim.run_folder.measured import column
 
 # 10.5 points in a picture of 5.4 inches are 10 px on a phone 390 px wide, and 17 px at the page's 640 px.
 _WIDTH = 5.4
@@ -62,13 +64,13 @@ def curves_picture(groups: Sequence[Group], quantity: str) -> Picture | None:
 
     Args:
         groups: the curves.
-        quantity: ``accuracy`` or ``loss``.
+        quantity: the name of a metric, or ``loss``.
     """
     curves = [_with_rounds(group) for group in groups]
     final = {
         group.name: _text(statistics)
         for group in groups
-        if (statistics := measured(group.curve.frames, f"test_{quantity}", last)) is not None
+        if (statistics := measured(group.curve.frames, column("test", quantity), last)) is not None
     }
     if not final:
         return None
@@ -86,29 +88,29 @@ def curves_picture(groups: Sequence[Group], quantity: str) -> Picture | None:
         return _svg(figure, f"Test {quantity} against rounds. At the end: {_listed(final)}.")
 
 
-def fairness_picture(group: Group, last_round: int) -> Picture | None:
-    """Draw the distribution of accuracy over the clients of one curve; None if it was not measured.
+def fairness_picture(group: Group, last_round: int, metric: MetricName) -> Picture | None:
+    """Draw the distribution of a metric over the clients of one curve; None if it was not measured.
 
     Args:
         group: the curve.
         last_round: the end of the horizontal axis, which should be the same in all pictures of a report.
     """
     curve = _with_rounds(group)
-    if not plots.measures_clients([curve]):
+    if not plots.measures_clients([curve], metric):
         return None
     final = {
         label: f"{statistics.mean:.3f}"
         for name, label in (("p10", "10th percentile"), ("p50", "median client"), ("p90", "90th percentile"))
-        if (statistics := measured(curve.frames, f"eval_accuracy_{name}", last)) is not None
+        if (statistics := measured(curve.frames, column("evaluate", metric.name, name), last)) is not None
     }
     with matplotlib.rc_context(_STYLE):
-        figure = plots.fairness_figure([curve])
+        figure = plots.fairness_figure([curve], metric)
         figure.set_size_inches(4.2, 3.0)
         axes = figure.axes[0]
         axes.set_title("")
         _remove_legend(axes)
         axes.set_xlim(0, max(last_round, 1))
-        return _svg(figure, f"Clients' accuracy against rounds, {group.name}. At the end: {_listed(final)}.")
+        return _svg(figure, f"Clients' {metric.name} against rounds, {group.name}. At the end: {_listed(final)}.")
 
 
 def fairness_marks() -> list[Mark]:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sim.metrics import MetricName
 from sim.report.runs import ReadRun
-from sim.run_folder.plots import Curve, curves_of, sample_sd
+from sim.run_folder.measured import column, tested_last
+from sim.run_folder.plots import ACCURACY, Curve, curves_of, sample_sd
 
 if TYPE_CHECKING:
     import pandas as pd
 
-QUANTILES = ("p10", "p50", "p90", "worst10")
+SHOWN_QUANTILES = ("p10", "p50", "p90", "worst10")
 PARTS = ("broadcast", "train", "wait", "return", "aggregate", "test", "eval", "checkpoint")  # of the time of a round
 _PARTITION_SETTINGS = (
     "dataset",
@@ -65,8 +67,8 @@ class Summary:
     """The results of one curve; None for what was not measured."""
 
     rounds: tuple[int, int]  # the smallest and the largest number of finished rounds of a seed
-    final_accuracy: SeedStatistics | None
-    best_accuracy: SeedStatistics | None
+    final: SeedStatistics | None
+    best: SeedStatistics | None
     final_loss: SeedStatistics | None
     minutes: float | None
     updates_per_second: float | None
@@ -93,19 +95,21 @@ class PartitionGroup:
     runs: list[ReadRun]
 
 
-def groups_of(runs: Sequence[ReadRun]) -> list[Group]:
+def groups_of(runs: Sequence[ReadRun], metric: MetricName = ACCURACY) -> list[Group]:
     """Group runs into curves and give each curve a unique name.
 
+    Args:
+        metric: what the report is about.
+
     Raises:
-        RunFolderError: a run's config or rounds cannot be read.
+        RunFolderError: a run's config or tables cannot be read.
     """
-    by_frame = {id(run.rounds()): run for run in runs}
     seen: Counter[str] = Counter()
     groups = []
-    for number, curve in enumerate(curves_of(runs)):
+    for number, curve in enumerate(curves_of(runs, [metric])):
         seen[curve.name] += 1
         name = curve.name if seen[curve.name] == 1 else f"{curve.name} #{seen[curve.name]}"
-        groups.append(Group(number, name, replace(curve, name=name), [by_frame[id(frame)] for frame in curve.frames]))
+        groups.append(Group(number, name, replace(curve, name=name), list(curve.runs)))
     return groups
 
 
@@ -113,7 +117,7 @@ def measured(frames: Sequence[pd.DataFrame], column: str, pick: Callable[[pd.Ser
     """Return one value of a column for each seed; None if nothing was measured.
 
     Args:
-        frames: the ``rounds.csv`` of each seed; a seed without a measured value is left out.
+        frames: the table of each seed; a seed without a measured value is left out.
         column: a column of these tables.
         pick: chooses one number from the measured values of a seed.
     """
@@ -127,7 +131,7 @@ def last(values: pd.Series) -> float:
     return float(values.iloc[-1])
 
 
-def summary_of(group: Group) -> Summary:
+def summary_of(group: Group, metric: MetricName) -> Summary:
     """Summarise one curve.
 
     ``minutes`` is the time of all rounds and checkpoints, mean over seeds. ``updates_per_second`` is the number of
@@ -141,8 +145,8 @@ def summary_of(group: Group) -> Summary:
     central = group.runs[0].is_central
     return Summary(
         rounds=(min(reached), max(reached)),
-        final_accuracy=measured(frames, "test_accuracy", last),
-        best_accuracy=measured(frames, "test_accuracy", lambda values: float(values.max())),
+        final=measured(frames, column("test", metric.name), last),
+        best=measured(frames, column("test", metric.name), lambda values: metric.best(values.tolist())),
         final_loss=measured(frames, "test_loss", last),
         minutes=float(np.mean(seconds)) / 60 if max(map(len, frames)) else None,
         updates_per_second=updates / training if training and not central else None,
@@ -150,14 +154,29 @@ def summary_of(group: Group) -> Summary:
     )
 
 
-def quantiles_of(group: Group) -> dict[str, SeedStatistics] | None:
-    """Return the quantiles of accuracy over the clients in the last measured round; None if no client evaluated.
+def quantiles_of(group: Group, metric: MetricName) -> dict[str, SeedStatistics] | None:
+    """Return the quantiles of a metric over the clients in the last measured round; None if no client evaluated.
 
     Returns:
-        A name of ``QUANTILES`` → the values of ``eval_accuracy_<name>`` (fractions 0–1).
+        A name of ``SHOWN_QUANTILES`` → its values.
     """
-    found = {name: measured(group.curve.frames, f"eval_accuracy_{name}", last) for name in QUANTILES}
+    names = {name: column("evaluate", metric.name, name) for name in SHOWN_QUANTILES}
+    found = {name: measured(group.curve.frames, own, last) for name, own in names.items()}
     return {name: statistics for name, statistics in found.items() if statistics is not None} or None
+
+
+def tested_of(groups: Sequence[Group]) -> tuple[list[str], list[tuple[Group, dict[str, SeedStatistics]]]]:
+    """Return every number of the central test in the last round of each run.
+
+    Returns:
+        The names of all metrics, and for each curve the values over its seeds.
+    """
+    rows = []
+    for group in groups:
+        of_seeds = [tested_last(run) for run in group.runs]
+        names = dict.fromkeys(name for seed in of_seeds for name in seed)
+        rows.append((group, {n: SeedStatistics([seed[n] for seed in of_seeds if n in seed]) for n in names}))
+    return list(dict.fromkeys(name for _, found in rows for name in found)), rows
 
 
 def seconds_of(group: Group) -> dict[str, float | None]:
@@ -223,8 +242,4 @@ def partitions_of(runs: Sequence[ReadRun]) -> list[PartitionGroup]:
 
 def unfinished(runs: Sequence[ReadRun]) -> list[ReadRun]:
     """Return the runs that are still running or were stopped before their last round."""
-    return [
-        run
-        for run in runs
-        if run.last_round < (run.num_rounds or 0) and not run.reached(run.config().get("target_accuracy"))
-    ]
+    return [run for run in runs if run.last_round < (run.num_rounds or 0) and not run.reached(run.target())]

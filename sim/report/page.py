@@ -9,9 +9,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from sim.metrics import MetricName
 from sim.report import comparison, figures, numbers
 from sim.report.numbers import Group
 from sim.report.runs import ReadRun
+from sim.run_folder.measured import metric_of_all
 
 _MAX_FAILURE_KINDS = 50  # there may be many, e.g. if each error text contains the client's number
 
@@ -25,17 +27,21 @@ _FACTS = {
 }
 
 
-def page_of(runs: Sequence[ReadRun], title: str) -> str:
+def page_of(runs: Sequence[ReadRun], title: str, asked: str | None = None) -> str:
     """Return the page as HTML.
 
     Args:
         runs: the runs to show; runs that differ only in their seed share a curve.
         title: the title of the page.
+        asked: the metric that the page is about, as ``NAME``, ``NAME:min`` or ``NAME:max``; if it is None, accuracy or
+            the first metric of the runs.
 
     Raises:
+        ConfigError: a run has not measured the metric that was asked for.
         RunFolderError: a file of a run cannot be read.
     """
-    groups = numbers.groups_of(runs)
+    metric = metric_of_all(runs, asked)
+    groups = numbers.groups_of(runs, metric)
     # The name of a run is the name of a folder and may contain HTML, so everything is escaped.
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -49,11 +55,15 @@ def page_of(runs: Sequence[ReadRun], title: str) -> str:
     not_evaluated = [
         (group.name, bool(group.runs[0].config().get("fraction_evaluate")))
         for group in groups
-        if not group.runs[0].is_central and numbers.quantiles_of(group) is None
+        if not group.runs[0].is_central and numbers.quantiles_of(group, metric) is None
     ]
     failures = numbers.failures_of(runs)
     environment = comparison.compare_environments([run.environment for run in runs])
+    tested_names, tested = numbers.tested_of(groups)
     return templates.get_template("page.html").render(
+        metric=metric,
+        tested_names=tested_names,
+        tested=tested,
         title=title,
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         runs=runs,
@@ -61,14 +71,14 @@ def page_of(runs: Sequence[ReadRun], title: str) -> str:
         marks=figures.curve_marks(groups),
         unfinished=numbers.unfinished(runs),
         **_configs(runs, groups),
-        curves={name: figures.curves_picture(groups, name) for name in ("accuracy", "loss")},
-        summaries=[(group, numbers.summary_of(group)) for group in groups],
+        curves={name: figures.curves_picture(groups, name) for name in dict.fromkeys((metric.name, "loss"))},
+        summaries=[(group, numbers.summary_of(group, metric)) for group in groups],
         partitions=[_partition(group) for group in numbers.partitions_of(runs)],
-        fairness=_fairness(groups),
+        fairness=_fairness(groups, metric),
         never_evaluated=[name for name, will_evaluate in not_evaluated if not will_evaluate],
         not_evaluated_yet=[name for name, will_evaluate in not_evaluated if will_evaluate],
         fairness_marks=figures.fairness_marks(),
-        quantiles=[(group, found) for group in groups if (found := numbers.quantiles_of(group)) is not None],
+        quantiles=[(group, found) for group in groups if (found := numbers.quantiles_of(group, metric)) is not None],
         time=figures.time_picture(timed) if timed else None,
         seconds=seconds,
         parts=numbers.PARTS,
@@ -144,9 +154,9 @@ def _partition(group: numbers.PartitionGroup) -> dict[str, Any]:
     }
 
 
-def _fairness(groups: Sequence[Group]) -> list[tuple[Group, figures.Picture]]:
+def _fairness(groups: Sequence[Group], metric: MetricName) -> list[tuple[Group, figures.Picture]]:
     last_round = max(run.last_round for group in groups for run in group.runs)
-    pictures = ((group, figures.fairness_picture(group, last_round)) for group in groups)
+    pictures = ((group, figures.fairness_picture(group, last_round, metric)) for group in groups)
     return [(group, picture) for group, picture in pictures if picture is not None]
 
 

@@ -28,6 +28,8 @@ class ReadRun(Run):
         _ = self.config(), self.rounds(), self.environment
         if not self.is_central:
             self.clients()
+        if self.metrics_path.exists():  # not in runs of earlier versions
+            self.metrics()
         return self
 
     def config(self) -> dict[str, Any]:
@@ -35,12 +37,16 @@ class ReadRun(Run):
         return self._config
 
     def rounds(self) -> pd.DataFrame:
-        """Return the same as ``Run.rounds``, always as the same object, which identifies the run of a curve."""
+        """Return the same as ``Run.rounds``, read once."""
         return self._rounds
 
     def clients(self) -> pd.DataFrame:
         """Return the same as ``Run.clients``, without rows of a round that ``rounds`` does not have yet."""
         return self._clients
+
+    def metrics(self) -> pd.DataFrame:
+        """Return the same as ``Run.metrics``, without rows of a round that ``rounds`` does not have yet."""
+        return self._metrics
 
     @cached_property
     def _config(self) -> dict[str, Any]:
@@ -53,6 +59,11 @@ class ReadRun(Run):
     @cached_property
     def _clients(self) -> pd.DataFrame:
         frame = super().clients()
+        return frame[frame["round"] <= self.last_round]
+
+    @cached_property
+    def _metrics(self) -> pd.DataFrame:
+        frame = super().metrics()
         return frame[frame["round"] <= self.last_round]
 
     @cached_property

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from sim.config.fields import check_type
 from sim.config.run_config import CentralizedConfig, RunConfig
-from sim.errors import RunFolderError
-from sim.run_folder.records import ClientRecord, RoundRecord, read_frame
+from sim.errors import ConfigError, RunFolderError
+from sim.metrics import Target
+from sim.run_folder.records import ClientRecord, MetricRecord, RecordType, RoundRecord, read_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,8 +26,10 @@ class Run:
         self.environment_path = path / "environment.json"
         self.rounds_path = path / "rounds.csv"
         self.clients_path = path / "clients.csv"
+        self.metrics_path = path / "metrics.csv"
         self.accuracy_path = path / "accuracy.png"
         self.loss_path = path / "loss.png"
+        self.metric_path = path / "metric.png"
         self.fairness_path = path / "fairness.png"
         self.partition_path = path / "partition.png"
         self.model_path = path / "model.safetensors"
@@ -80,19 +83,32 @@ class Run:
         """Return the last round that has a checkpoint; None if there is none."""
         return max(self.checkpoints(), default=None)
 
-    def reached(self, target_accuracy: float | None) -> bool:
-        """Return whether the test accuracy of the last round is at least ``target_accuracy``.
-
-        Args:
-            target_accuracy: a fraction; None if the run has no target.
+    def target(self) -> Target | None:
+        """Return the target in the config; None if the run has none.
 
         Raises:
-            RunFolderError: see ``rounds``.
+            RunFolderError: see ``config``.
         """
+        try:
+            return Target.of(self.config())
+        except ConfigError as error:
+            raise RunFolderError(f"{self.config_path}: {error}") from None
+
+    def reached(self, target: Target | None) -> bool:
+        """Return whether the central test of the last round reached ``target``; None is never reached.
+
+        Raises:
+            RunFolderError: see ``rounds`` and ``metrics``.
+        """
+        if target is None:
+            return False
         rounds = self.rounds()
-        return (
-            target_accuracy is not None and len(rounds) > 0 and bool(rounds.test_accuracy.iloc[-1] >= target_accuracy)
-        )
+        if f"test_{target.name}" in ("test_accuracy", "test_loss"):
+            return len(rounds) > 0 and target.is_reached_by(float(rounds[f"test_{target.name}"].iloc[-1]))
+        frame = self.metrics()
+        last = frame["round"] == (rounds["round"].max() if len(rounds) else -1)
+        values = frame[last & (frame["phase"] == "test") & (frame["name"] == target.name)]["value"]
+        return len(values) > 0 and target.is_reached_by(float(values.iloc[-1]))
 
     def is_done(self) -> bool:
         """Return whether the run is complete: all rounds are done or the target is reached, and the model is written.
@@ -100,10 +116,9 @@ class Run:
         Raises:
             RunFolderError: the config or the rounds cannot be read.
         """
-        config, rounds = self.config(), self.rounds()
+        rounds = self.rounds()
         last = int(rounds["round"].max()) if len(rounds) else -1
-        enough = last >= (self.num_rounds or 0) or self.reached(config.get("target_accuracy"))
-        return enough and self.model_path.exists()
+        return self.model_path.exists() and (last >= (self.num_rounds or 0) or self.reached(self.target()))
 
     def rounds(self) -> pd.DataFrame:
         """Return ``rounds.csv`` with one row per round and the columns of ``RoundRecord``.
@@ -121,7 +136,15 @@ class Run:
         """
         return self._frame(self.clients_path, ClientRecord)
 
-    def _frame(self, path: Path, record_type: type[RoundRecord] | type[ClientRecord]) -> pd.DataFrame:
+    def metrics(self) -> pd.DataFrame:
+        """Return ``metrics.csv`` with one row per number that was measured, and the columns of ``MetricRecord``.
+
+        Raises:
+            RunFolderError: the file is missing, as in runs of earlier versions, or damaged.
+        """
+        return self._frame(self.metrics_path, MetricRecord)
+
+    def _frame(self, path: Path, record_type: RecordType) -> pd.DataFrame:
         try:
             return read_frame(path, record_type)
         except FileNotFoundError:

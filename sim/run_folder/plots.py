@@ -6,7 +6,7 @@ import io
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from sim.errors import one_line
+from sim.metrics import MetricName
+from sim.run_folder.measured import QUANTILES, column, table_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,13 +28,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg", "pdf")
 _MAX_COLUMNS = 2000  # of clients; the picture is only about 1000 pixels wide
-Y_LABELS = {"accuracy": "accuracy (fraction)", "loss": "loss (nats per example)"}
-
 _NOT_A_SETTING = {"seed", "name", "results_dir", "verbose"}
-_SERIES = {
-    "accuracy": {"test_accuracy": "test examples", "eval_accuracy": "clients' own examples"},
-    "loss": {"test_loss": "test examples", "train_loss": "training", "eval_loss": "clients' own examples"},
-}
+ACCURACY = MetricName("accuracy", smaller_is_better=False)
+_PHASES = {"test": "test examples", "fit": "training", "evaluate": "clients' own examples"}
 _MAX_LEGEND_LINES = 5
 _LINE_STYLES = ("-", "--", ":")
 
@@ -43,13 +41,15 @@ class Curve:
 
     Attributes:
         name: the name of the run, or what the names of the runs have in common.
-        frames: ``rounds.csv`` of each run.
+        frames: what ``measured.table_of`` returns for each run.
         row_word: what a row of them is, ``round`` or ``epoch``.
+        runs: the runs.
     """
 
     name: str
     frames: list[pd.DataFrame]
     row_word: str = "round"
+    runs: list[Any] = field(default_factory=list)
 
     @property
     def label(self) -> str:
@@ -57,10 +57,15 @@ class Curve:
         num_seeds = len(self.frames)
         return f"{self.name} (mean ± sample sd of {num_seeds} seeds)" if num_seeds > 1 else self.name
 
+    def measures(self, name: str) -> bool:
+        """Return whether a column has a value in any run."""
+        return any(name in frame and frame[name].notna().any() for frame in self.frames)
+
     def series(self, column: str, x: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Return x, mean and sample standard deviation of ``column`` over the runs, each float64 [num_rounds].
 
-        Only the rounds that all runs have are used. The deviation of a single run is NaN.
+        Only the rounds that all runs have are used. The deviation of a single run is NaN, as is all that was not
+        measured.
 
         Args:
             x: ``round``, or ``seconds`` for the mean of the time since the start of each run.
@@ -71,7 +76,8 @@ class Curve:
         else:
             seconds = [frame["round_seconds"].fillna(0).cumsum().to_numpy(float)[:length] for frame in self.frames]
             xs = np.mean(seconds, axis=0)
-        values = np.array([frame[column].to_numpy(float)[:length] for frame in self.frames])
+        frames = [frame if column in frame else frame.assign(**{column: np.nan}) for frame in self.frames]
+        values = np.array([frame[column].to_numpy(float)[:length] for frame in frames])
         return xs, values.mean(axis=0), sample_sd(values)
 
 
@@ -83,11 +89,14 @@ def sample_sd(values: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(np.std(values, axis=0, ddof=1))
 
 
-def curves_of(runs: Sequence[Run]) -> list[Curve]:
+def curves_of(runs: Sequence[Run], metrics: Sequence[MetricName] = ()) -> list[Curve]:
     """Group runs into curves, in the given order; runs that differ only in their seed form one curve.
 
+    Args:
+        metrics: what will be drawn besides accuracy and loss, with its quantiles over clients.
+
     Raises:
-        RunFolderError: a run's config or rounds cannot be read.
+        RunFolderError: a run's config or tables cannot be read.
     """
     groups: dict[tuple[str, int], list[Run]] = {}
     repeats: Counter[str] = Counter()
@@ -100,8 +109,9 @@ def curves_of(runs: Sequence[Run]) -> list[Curve]:
     return [
         Curve(
             _name([one_line(run.name) for run in group]),
-            [run.rounds() for run in group],
+            [table_of(run, metrics, with_quantiles=True) for run in group],
             "epoch" if group[0].is_central else "round",
+            group,
         )
         for group in groups.values()
     ]
@@ -122,7 +132,7 @@ def _common_start(names: list[str]) -> Iterator[str]:
 
 
 def curves_figure(curves: Sequence[Curve], quantities: Sequence[str], x: str = "round") -> Figure:
-    """Draw ``accuracy``, ``loss`` or both over ``round`` or ``seconds``.
+    """Draw metrics over ``round`` or ``seconds``, such as ``accuracy`` and ``loss``.
 
     For a single curve, every measured series is drawn; for several curves, only the results on the test examples.
     """
@@ -134,12 +144,14 @@ def curves_figure(curves: Sequence[Curve], quantities: Sequence[str], x: str = "
 
 
 def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str) -> None:
-    series = _SERIES[quantity]
     for number, curve in enumerate(curves):
-        for (column, words), style in zip(series.items(), _LINE_STYLES, strict=False):
-            if len(curves) > 1 and not column.startswith("test_"):
-                continue
-            xs, mean, deviation = curve.series(column, x)
+        series = {column(phase, quantity): words for phase, words in _PHASES.items()}
+        drawn = [name for name in series if curve.measures(name)]
+        if len(curves) > 1:
+            drawn = [name for name in drawn if name == column("test", quantity)]
+        for name, style in zip(drawn, _LINE_STYLES, strict=False):
+            words = series[name]
+            xs, mean, deviation = curve.series(name, x)
             measured = np.isfinite(mean)
             if not measured.any():
                 continue
@@ -160,8 +172,9 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str) -> 
         axes.set_title(curves[0].label, fontsize="medium")
     rows = sorted({curve.row_word for curve in curves}, reverse=True)
     axes.set_xlabel(" or ".join(rows) if x == "round" else f"time in {'s or '.join(rows)}s (seconds)")
-    axes.set_ylabel(Y_LABELS[quantity])
-    axes.set_ylim(bottom=0)
+    axes.set_ylabel(_label(quantity, curves))
+    if axes.get_ylim()[0] >= 0 or not any(np.min(line.get_ydata()) < 0 for line in axes.lines):  # an R² may be below
+        axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     if x == "round":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -173,14 +186,21 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str) -> 
         axes.legend(frameon=False)
 
 
-def measures_clients(curves: Sequence[Curve]) -> bool:
-    """Return whether any round has accuracies of clients."""
-    return any(frame.eval_accuracy_p50.notna().any() for curve in curves for frame in curve.frames)
+def _label(quantity: str, curves: Sequence[Curve]) -> str:
+    if quantity == "accuracy":
+        return "accuracy (fraction)"
+    is_entropy = any(curve.measures(column(phase, "accuracy")) for curve in curves for phase in ("test", "evaluate"))
+    return "loss (nats per example)" if quantity == "loss" and is_entropy else one_line(quantity, 60)
 
 
-def fairness_figure(curves: Sequence[Curve]) -> Figure:
-    """Draw how accuracy differs between clients, in one panel per curve; values are means over its seeds."""
-    measured = [curve for curve in curves if measures_clients([curve])]
+def measures_clients(curves: Sequence[Curve], metric: MetricName = ACCURACY) -> bool:
+    """Return whether any round has this metric of clients."""
+    return any(curve.measures(column("evaluate", metric.name, "p50")) for curve in curves)
+
+
+def fairness_figure(curves: Sequence[Curve], metric: MetricName = ACCURACY) -> Figure:
+    """Draw how a metric differs between clients, in one panel per curve; values are means over its seeds."""
+    measured = [curve for curve in curves if measures_clients([curve], metric)]
     columns = min(3, len(measured))
     rows = -(-len(measured) // columns)
     figure = Figure(figsize=(max(6.4, 4.2 * columns), 4.2 if rows == 1 else 3.2 * rows), layout="constrained")
@@ -188,13 +208,13 @@ def fairness_figure(curves: Sequence[Curve]) -> Figure:
     for number, axes in enumerate(panels.flat):
         axes.set_visible(number < len(measured))
         if number < len(measured):
-            _draw_fairness(axes, measured[number])
+            _draw_fairness(axes, measured[number], metric)
     panels[0][0].legend(frameon=False, fontsize="small")
     return figure
 
 
-def _draw_fairness(axes: Axes, curve: Curve) -> None:
-    series = {name: curve.series(f"eval_accuracy_{name}", "round") for name in ("p10", "p25", "p50", "p75", "p90")}
+def _draw_fairness(axes: Axes, curve: Curve, metric: MetricName) -> None:
+    series = {name: curve.series(column("evaluate", metric.name, name), "round") for name in QUANTILES}
     xs, median, _ = series["p50"]
     known = np.isfinite(median)
     for low, high, label, alpha in (("p10", "p90", "10–90 % of clients", 0.15), ("p25", "p75", "25–75 %", 0.25)):
@@ -202,12 +222,13 @@ def _draw_fairness(axes: Axes, curve: Curve) -> None:
             xs[known], series[low][1][known], series[high][1][known], color="C0", alpha=alpha, linewidth=0, label=label
         )
     axes.plot(xs[known], median[known], color="C0", label="median client", linewidth=1.8)
-    worst = curve.series("eval_accuracy_worst10", "round")[1]
+    worst = series["worst10"][1]
     axes.plot(xs[known], worst[known], "--", color="C3", label="mean of the worst 10 %", linewidth=1.5)
     axes.set_title(curve.label, fontsize="medium")
     axes.set_xlabel(curve.row_word)
-    axes.set_ylabel("clients' accuracy (fraction)")
-    axes.set_ylim(0, 1)
+    axes.set_ylabel(f"clients' {_label(metric.name, [curve])}")
+    if metric.name == "accuracy":
+        axes.set_ylim(0, 1)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)

@@ -10,6 +10,8 @@ from typing import Self
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sim.errors import one_line
+from sim.metrics import shown
 from sim.run_folder.records import RoundRecord
 
 
@@ -26,8 +28,16 @@ class Console(RichConsole):
         """Ignore the closed pipe."""
 
 
+def measured_first(record: RoundRecord) -> str | None:
+    """Return the accuracy of the central test as text, or its first other metric; None if it has neither."""
+    if record.test_accuracy is not None:
+        return f"accuracy {record.test_accuracy:.4f}"
+    name = next((name for name in record.test_metrics if record.tested(name) is not None), None)
+    return None if name is None else f"{one_line(name, 60)} {shown(record.test_metrics[name])}"
+
+
 class RoundProgress:
-    """Shows the round, accuracy, loss, clients per second and remaining time on stderr."""
+    """Shows the round, accuracy or the first metric, loss, clients per second and remaining time on stderr."""
 
     def __init__(self, num_rounds: int, word: str = "round") -> None:
         """
@@ -66,8 +76,9 @@ class RoundProgress:
             self._start = time.perf_counter()
             self._live.start()
         parts = [f"{self._word} {record.round}/{self._num_rounds}"]
-        if record.test_accuracy is not None:
-            parts.append(f"accuracy {record.test_accuracy:.4f}")
+        metric = measured_first(record)
+        if metric is not None:
+            parts.append(metric)
         if record.test_loss is not None:
             parts.append(f"loss {record.test_loss:.4f}")
         if record.num_clients and record.fit_seconds:

@@ -1,20 +1,20 @@
-"""What a run measures: one RoundRecord per round, one ClientRecord per client and phase.
+"""What a run measures: a RoundRecord per round, a ClientRecord per client and phase, a MetricRecord per number.
 
-The fields are the columns of ``rounds.csv`` and ``clients.csv``, in order. A value that was not
+The fields are the columns of ``rounds.csv``, ``clients.csv`` and ``metrics.csv``, in order. A value that was not
 measured is None and an empty cell, never 0.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PERCENTS = (10, 25, 50, 75, 90)  # quantiles over clients, with columns of their own
 Phase = Literal["fit", "evaluate"]
 
 
@@ -26,6 +26,7 @@ class RoundRecord:
     ``fit_seconds`` is the sum of the four columns behind it: until the first client begins, in clients and idle (means
     over the actors), and after the last client. ``eval_accuracy_p10`` is the quantile below which 10 % of the clients
     are, ``eval_accuracy_worst10`` the mean of the worst 10 %. ``checkpoint_seconds`` are spent after the round.
+    ``test_metrics``, which is no column, has every number of the central test but its loss; NaN is one not measured.
     """
 
     round: int
@@ -52,6 +53,13 @@ class RoundRecord:
     eval_seconds: float | None = None
     round_seconds: float | None = None
     checkpoint_seconds: float | None = None
+    test_metrics: Mapping[str, float] = field(default_factory=dict, metadata={"is_column": False})
+
+    def tested(self, name: str) -> float | None:
+        """Return a number of the central test, ``loss`` or a metric; None if it was not measured."""
+        in_rounds = {"loss": self.test_loss, "accuracy": self.test_accuracy}
+        value = in_rounds[name] if name in in_rounds else self.test_metrics.get(name)
+        return None if value is None or math.isnan(value) else value
 
 
 @dataclass(frozen=True)
@@ -77,17 +85,40 @@ class ClientRecord:
     error: str | None
 
 
-def columns(record_type: type[RoundRecord] | type[ClientRecord]) -> list[str]:
+class MetricRecord(NamedTuple):
+    """One number that was measured in a round.
+
+    Attributes:
+        client_id: the client; None for a mean over clients weighted by examples, and for the central test.
+        num_examples: the examples behind the number; None where nobody knows.
+        value: NaN where it could not be measured.
+    """
+
+    round: int
+    phase: Literal["fit", "evaluate", "test"]
+    client_id: int | None
+    num_examples: int | None
+    name: str
+    value: float | None
+
+
+Record = RoundRecord | ClientRecord | MetricRecord
+RecordType = type[RoundRecord] | type[ClientRecord] | type[MetricRecord]
+
+
+def columns(record_type: RecordType) -> list[str]:
     """Return the CSV header of a record type."""
-    return [field.name for field in fields(record_type)]
+    if record_type is MetricRecord:
+        return list(MetricRecord._fields)
+    return [each.name for each in fields(record_type) if each.metadata.get("is_column", True)]  # type: ignore[arg-type]
 
 
 RENAMED_COLUMNS = {"together": "vectorized_with"}  # names in files of earlier versions → today's
 _INTEGERS = {"round", "num_clients", "num_failures", "client_id", "num_examples", "actor", "vectorized_with"}
-_TEXTS = {"phase", "status", "error"}
+_TEXTS = {"phase", "status", "error", "name"}
 
 
-def read_frame(path: Path, record_type: type[RoundRecord] | type[ClientRecord]) -> pd.DataFrame:
+def read_frame(path: Path, record_type: RecordType) -> pd.DataFrame:
     """Read a CSV of records, of this or another version; integers with gaps become pandas' nullable Int64.
 
     A column of ``record_type`` that the file does not have is missing in every row. A column that only the file has is

@@ -17,16 +17,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from sim.errors import RunFolderError, WriteError
 from sim.run_folder.folder import Run
-from sim.run_folder.records import ClientRecord, RoundRecord, columns
+from sim.run_folder.records import ClientRecord, MetricRecord, Record, RecordType, RoundRecord, columns
 
 _MASK = os.umask(0o022)  # it can only be read by setting it
 os.umask(_MASK)
-
-RecordType = type[RoundRecord] | type[ClientRecord]
 
 _BEGINNING = ".config.toml-"  # the name of the config while it is written, before every other file
 
@@ -88,11 +86,9 @@ class RunWriter:
                 _unlock(lock)
                 raise RunFolderError(f"--name {name}: {path} exists; choose another name")
             write_whole(run.config_path, config_toml.encode())
-            kinds: dict[Path, RecordType] = {run.rounds_path: RoundRecord}
-            if clients:
-                kinds[run.clients_path] = ClientRecord
+            kinds = {path: kind for path, kind in _tables_of(run).items() if clients or kind is not ClientRecord}
             for table, record_type in kinds.items():
-                write_whole(table, (",".join(columns(record_type)) + "\n").encode())
+                write_whole(table, _header(record_type))
             return cls(run, {table: _Table(table) for table in kinds}, lock)
         except OSError as error:
             shutil.rmtree(path, ignore_errors=True)
@@ -102,6 +98,8 @@ class RunWriter:
     def reopen(cls, run: Run, tables: dict[str, tuple[int, str]]) -> Self:
         """Open the folder of an existing run and cut its tables back to a checkpoint.
 
+        A run of an earlier version has no ``metrics.csv``; it begins now.
+
         Args:
             tables: name of each table → its length in bytes and the sha256 of these bytes, as ``marks`` returned them.
 
@@ -109,44 +107,39 @@ class RunWriter:
             RunFolderError: another process is writing to the folder, or a table has changed since ``marks``.
         """
         lock = _locked(run.path)
-        paths = {run.rounds_path, run.clients_path}
-        names = sorted(path.name for path in paths)
-        if names != sorted(tables):
-            raise RunFolderError(
-                f"{run.path}: its checkpoint is for the tables {', '.join(sorted(tables))}, not for {', '.join(names)}"
-            )
-        for path in paths:
-            size, digest = tables[path.name]
-            try:
-                with path.open("rb") as file:
-                    content = file.read(size)
-            except OSError as error:
-                raise RunFolderError(f"{path}: {error.strerror}") from None
-            if hashlib.sha256(content).hexdigest() != digest or not content.endswith(b"\n"):
-                raise RunFolderError(f"{path}: was changed after its checkpoint was written")
         try:
-            for path in paths:
-                os.truncate(path, tables[path.name][0])
-            run.model_path.unlink(missing_ok=True)  # outdated when the run continues; the checkpoint has the weights
-            return cls(run, {path: _Table(path) for path in paths}, lock)
+            _cut_back(run, tables)
+            return cls(run, {path: _Table(path) for path in _tables_of(run)}, lock)
         except OSError as error:
+            _unlock(lock)
             raise RunFolderError(f"{run.path}: cannot be written: {error.strerror}") from None
+        except BaseException:
+            _unlock(lock)
+            raise
 
-    def append(self, record: RoundRecord, clients: Sequence[ClientRecord] = ()) -> None:
+    def append(
+        self, record: RoundRecord, clients: Sequence[ClientRecord] = (), metrics: Sequence[MetricRecord] = ()
+    ) -> None:
         """Add one round to the tables and sync them to disk.
 
         Raises:
             WriteError: the disk is full or the folder was removed; the tables end with the previous round.
         """
-        clients_table, rounds_table = self._tables.get(self.run.clients_path), self._tables[self.run.rounds_path]
-        before = None if clients_table is None else clients_table.size
-        if clients_table is not None:
-            clients_table.append(clients)
+        rows: dict[Path, Sequence[Record]] = {
+            self.run.metrics_path: metrics,
+            self.run.clients_path: clients,
+            self.run.rounds_path: [record],  # the last, because it says which rounds are complete
+        }
+        before: list[tuple[_Table, int]] = []
         try:
-            rounds_table.append([record])
+            for path, records in rows.items():
+                if path in self._tables:
+                    table = self._tables[path]
+                    before.append((table, table.size))
+                    table.append(records)
         except WriteError:
-            if clients_table is not None and before is not None:
-                clients_table.cut(before)
+            for table, size in before[:-1]:  # the last one has cut itself
+                table.cut(size)
             raise
 
     def marks(self) -> dict[str, tuple[int, str]]:
@@ -211,6 +204,48 @@ def remove_run(run: Run) -> None:
     shutil.rmtree(run.path)
 
 
+def _cut_back(run: Run, tables: dict[str, tuple[int, str]]) -> None:
+    paths = set(_tables_of(run))
+    if run.metrics_path.name not in tables:
+        paths.remove(run.metrics_path)
+        header = _header(MetricRecord)
+        if run.metrics_path.exists() and not run.metrics_path.read_bytes().startswith(header):
+            raise RunFolderError(f"{run.metrics_path}: is no table of this run; move it elsewhere")
+    names = sorted(path.name for path in paths)
+    if names != sorted(tables):
+        raise RunFolderError(
+            f"{run.path}: its checkpoint is for the tables {', '.join(sorted(tables))}, not for {', '.join(names)}"
+        )
+    for path in paths:
+        size, digest = tables[path.name]
+        try:
+            with path.open("rb") as file:
+                content = file.read(size)
+        except OSError as error:
+            raise RunFolderError(f"{path}: {error.strerror}") from None
+        if hashlib.sha256(content).hexdigest() != digest or not content.endswith(b"\n"):
+            raise RunFolderError(f"{path}: was changed after its checkpoint was written")
+    if run.metrics_path not in paths:
+        write_whole(run.metrics_path, _header(MetricRecord))
+    for path in paths:
+        os.truncate(path, tables[path.name][0])
+    run.model_path.unlink(missing_ok=True)  # outdated when the run continues; the checkpoint has the weights
+
+
+def _tables_of(run: Run) -> dict[Path, RecordType]:
+    return {run.rounds_path: RoundRecord, run.clients_path: ClientRecord, run.metrics_path: MetricRecord}
+
+
+def _header(record_type: RecordType) -> bytes:
+    return (",".join(columns(record_type)) + "\n").encode()
+
+
+def _row_of(record: Record, names: Sequence[str]) -> list[Any]:
+    """Return the cells of a record; NaN is an empty one, as everything that was not measured."""
+    cells = record if isinstance(record, tuple) else [getattr(record, name) for name in names]
+    return [None if cell != cell else cell for cell in cells]  # noqa: PLR0124 - NaN
+
+
 class _Table:
     """A CSV file that grows by complete rounds: if rows cannot be written and synced, it is left as it was."""
 
@@ -221,14 +256,15 @@ class _Table:
         self.sha256 = hashlib.sha256(content)
         self._file = path.open("ab", buffering=0)
 
-    def append(self, records: Sequence[RoundRecord | ClientRecord]) -> None:
+    def append(self, records: Sequence[Record]) -> None:
         """Add rows.
 
         Raises:
             WriteError: the rows cannot be written.
         """
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(vars(record).values() for record in records)
+        names = columns(type(records[0])) if records else []
+        csv.writer(text, lineterminator="\n").writerows(_row_of(record, names) for record in records)
         content = text.getvalue().encode()
         try:
             if not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):

@@ -5,7 +5,7 @@ A strategy samples client proxies. Here they are numbers only: the work goes thr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from sim.engine.aggregation import cut
 from sim.engine.contract import Chunk, ClientResult, Task
 from sim.run_folder.records import Phase
-from sim.server.results import PhaseResults
+from sim.server.results import PhaseResults, numbers_of
 from sim.server.strategy import BuiltStrategy
 from sim.server.visible_weights import VisibleWeights
 
@@ -141,10 +141,13 @@ def _key(tensors: Sequence[bytes]) -> tuple[int, ...]:
 
 def aggregate_fit(
     built: BuiltStrategy, server_round: int, results: PhaseResults, proxies: dict[int, ClientProxy]
-) -> Parameters | None:
+) -> tuple[Parameters | None, dict[str, float]]:
     """Call the strategy's ``aggregate_fit``: with every client's weights, or with their mean as the only one.
 
     Where the mean is all that the strategy uses, its metrics function gets every client nevertheless.
+
+    Returns:
+        The new weights, and what the strategy made of the clients' metrics.
     """
     strategy: Any = built.strategy
     if not built.averages:
@@ -155,24 +158,36 @@ def aggregate_fit(
             planned, failures = strategy.num_sampled_clients, []
             strategy.num_sampled_clients = len(each)
             try:
-                return strategy.aggregate_fit(server_round, each, failures)[0]
+                return _aggregated(strategy.aggregate_fit(server_round, each, failures))
             finally:
                 strategy.num_sampled_clients = planned
-        return strategy.aggregate_fit(server_round, each, failures)[0]  # type: ignore[no-any-return]
+        return _aggregated(strategy.aggregate_fit(server_round, each, failures))
     mean = ClientResult(results.succeeded[0].client_id, num_examples=results.total.num_examples)
     one = [(proxies[mean.client_id], _fit_res(built.view.of(results.total.mean()), mean))]
     with _metrics_of_every_client(strategy, results.succeeded):
-        return strategy.aggregate_fit(server_round, one, results.failures)[0]  # type: ignore[no-any-return]
+        return _aggregated(strategy.aggregate_fit(server_round, one, results.failures))
 
 
 def aggregate_evaluate(
     strategy: Any, server_round: int, results: PhaseResults, proxies: dict[int, ClientProxy]
-) -> list[ClientResult]:
-    """Call the strategy's ``aggregate_evaluate``; return the results of the clients that kept examples."""
+) -> tuple[list[ClientResult], dict[str, float]]:
+    """Call the strategy's ``aggregate_evaluate``.
+
+    Returns:
+        The results of the clients that kept examples, and what the strategy made of their metrics.
+    """
     measured = [r for r in results.succeeded if r.num_examples > 0]
     each = [(proxies[r.client_id], EvaluateRes(_OK, r.loss or 0.0, r.num_examples, r.metrics)) for r in measured]
-    strategy.aggregate_evaluate(server_round, each, results.failures)
-    return measured
+    _, aggregated = _aggregated(strategy.aggregate_evaluate(server_round, each, results.failures))
+    return measured, aggregated
+
+
+def _aggregated(returned: Any) -> tuple[Any, dict[str, float]]:
+    """Return the two results of an aggregation; what holds no metrics has none."""
+    if not isinstance(returned, Sequence) or not returned:
+        return None, {}
+    metrics = returned[1] if len(returned) > 1 else None
+    return returned[0], numbers_of(metrics) if isinstance(metrics, Mapping) else {}
 
 
 def _fit_res(weights: NDArrays, result: ClientResult) -> FitRes:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from sim import metrics
 from sim.engine.aggregation import WeightedSum
 from sim.engine.contract import ClientResult
-from sim.run_folder.records import PERCENTS, ClientRecord, Phase
+from sim.run_folder.records import ClientRecord, MetricRecord, Phase
 
 
 @dataclass
@@ -99,23 +102,66 @@ class Failures:
 
 
 def weighted_mean(values: list[tuple[int, float | None]]) -> float | None:
-    """Return the mean over the clients that measured a value, weighted by examples; None if none did."""
-    known = [(n, value) for n, value in values if value is not None]
+    """Return the mean over the clients that measured a value, weighted by examples; None if none did.
+
+    NaN is what a client could not measure, as an AUROC where all its examples have one class.
+    """
+    known = [(n, value) for n, value in values if value is not None and not math.isnan(value)]
     num_examples = sum(n for n, _ in known)
     return sum(n * value for n, value in known) / num_examples if num_examples else None
 
 
 def client_quantiles(accuracies: list[float]) -> dict[str, Any]:
-    """Return how a round's clients differ, each client counted once: columns of ``RoundRecord``; empty for no clients.
+    """Return how a round's clients differ: columns of ``RoundRecord``; empty for no clients."""
+    return {f"eval_accuracy_{name}": value for name, value in metrics.quantiles(accuracies).items()}
 
-    The worst tenth is rounded up to whole clients (Li et al. 2020, "Fair Resource Allocation in Federated Learning").
+
+def numbers_of(measured: Mapping[Any, Any]) -> dict[str, float]:
+    """Return the numbers among metrics, which may also be texts."""
+    found = {}
+    for name, value in measured.items():
+        if isinstance(value, int | float | np.number):
+            with suppress(OverflowError):  # an integer of 400 digits
+                found[str(name)] = float(value)
+    return found
+
+
+def metric_records(
+    clients: Sequence[ClientResult], phase: Phase, server_round: int, aggregated: Mapping[str, float]
+) -> list[MetricRecord]:
+    """Return rows of ``metrics.csv``: each number of each client, then their means, in the order of their appearance.
+
+    Args:
+        clients: those that did not fail; one without examples measured nothing.
+        aggregated: what the strategy made of the clients' metrics, which is recorded instead of a mean.
     """
-    if not accuracies:
-        return {}
-    quantiles = np.quantile(accuracies, [percent / 100 for percent in PERCENTS])
-    named = {f"eval_accuracy_p{percent}": float(value) for percent, value in zip(PERCENTS, quantiles, strict=True)}
-    worst = sorted(accuracies)[: math.ceil(len(accuracies) / 10)]
-    return {**named, "eval_accuracy_worst10": sum(worst) / len(worst)}
+    rows = []
+    values: dict[str, list[tuple[int, float | None]]] = {}
+    for client in clients:
+        if not client.num_examples:
+            continue
+        numbers = numbers_of(client.metrics)
+        if client.loss is not None:
+            numbers = {"loss": client.loss, **{n: value for n, value in numbers.items() if n != "loss"}}
+        for name, value in numbers.items():
+            rows.append(MetricRecord(server_round, phase, client.client_id, client.num_examples, name, value))
+            known = values.setdefault(name, [])
+            if not math.isnan(value):
+                known.append((client.num_examples, value))
+    everyone = sum(client.num_examples for client in clients)
+    for name in dict.fromkeys([*values, *aggregated]):
+        num_examples = sum(n for n, _ in values[name]) if name in values else everyone
+        mean = aggregated[name] if name in aggregated else weighted_mean(values[name])
+        rows.append(MetricRecord(server_round, phase, None, num_examples, name, mean))
+    return rows
+
+
+def test_records(
+    server_round: int, num_examples: int | None, loss: float, measured: Mapping[str, float]
+) -> list[MetricRecord]:
+    """Return the rows of ``metrics.csv`` of a central test; a loss of NaN is none."""
+    numbers = {**({} if math.isnan(loss) else {"loss": loss}), **{n: v for n, v in measured.items() if n != "loss"}}
+    return [MetricRecord(server_round, "test", None, num_examples, name, value) for name, value in numbers.items()]
 
 
 def client_record(result: ClientResult, phase: Phase, server_round: int) -> ClientRecord:

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from logging import ERROR, INFO
 from typing import NoReturn
 
@@ -33,13 +33,23 @@ from sim.engine.central_evaluation import CentralTest
 from sim.engine.contract import ClientResult, Dispatcher
 from sim.engine.worker import MOST_ACCURACY
 from sim.errors import ClientError, RunError, UsageError, described, many_lines
+from sim.metrics import Target
 from sim.process_settings import restored_settings
-from sim.run_folder.records import ClientRecord, Phase, RoundRecord
+from sim.run_folder.records import ClientRecord, MetricRecord, Phase, RoundRecord
 from sim.seeds import Purpose, seeded
 from sim.server import strategy
 from sim.server.legacy import Instructions, aggregate_evaluate, aggregate_fit, chunks_of, virtual_clients
 from sim.server.prepared import Prepared
-from sim.server.results import Failures, PhaseResults, client_quantiles, client_record, weighted_mean
+from sim.server.results import (
+    Failures,
+    PhaseResults,
+    client_quantiles,
+    client_record,
+    metric_records,
+    numbers_of,
+    test_records,
+    weighted_mean,
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class FinishedRound:
     weights: NDArrays
     strategy: Strategy
     client_states: dict[int, RecordDict]
+    metrics: list[MetricRecord] = field(default_factory=list)
 
 
 OnRound = Callable[[FinishedRound], None]
@@ -101,7 +112,10 @@ class RoundServer:
         self._built, self._strategy, self._view = built, built.strategy, built.view
         self._names = prepared.layout.names
         self._sizes = prepared.partition.sizes
-        self._target_accuracy = math.inf if config.target_accuracy is None else config.target_accuracy
+        self._target = Target.of(vars(config))
+        self._num_test_examples = prepared.dataset.num_test_examples
+        self._num_tested: int | None = None  # examples of the central test in the present round
+        self._metrics: list[MetricRecord] = []  # of the present round
         self._weights = prepared.initial_weights
         self._states: dict[int, RecordDict] = {}
         self._next_round = 0
@@ -129,8 +143,9 @@ class RoundServer:
                 self._dispatcher.wait_until_ready()
                 log(INFO, "[ROUND %s]", server_round)
                 record, clients = self._round(server_round)
-                self._on_round(FinishedRound(record, clients, self._weights, self._strategy, self._states))
-                if record.test_accuracy is not None and record.test_accuracy >= self._target_accuracy:
+                finished = FinishedRound(record, clients, self._weights, self._strategy, self._states, self._metrics)
+                self._on_round(finished)
+                if self._target is not None and self._target.is_reached_by(record.tested(self._target.name)):
                     break
         finally:
             for line in self.failures.summary():
@@ -144,6 +159,7 @@ class RoundServer:
     def _round(self, server_round: int) -> tuple[RoundRecord, list[ClientRecord]]:
         record = RoundRecord(server_round)
         clients: list[ClientRecord] = []
+        self._metrics, self._num_tested = [], None
         start = time.perf_counter()
         if server_round > 0:
             record, clients = self._fit(record)
@@ -151,12 +167,14 @@ class RoundServer:
         with self._calling(server_round, "evaluate"):
             tested = self._strategy.evaluate(server_round, self._global)
             loss, metrics = tested or self._tested(self._weights, server_round)
-        accuracy = metrics.get("accuracy")
+        accuracy, numbers = metrics.get("accuracy"), numbers_of(metrics)
+        self._metrics += test_records(server_round, self._num_tested, float(loss), numbers)
         record = replace(
             record,
             test_loss=None if math.isnan(loss) else float(loss),
             test_accuracy=self._fraction(accuracy, server_round),
             test_seconds=time.perf_counter() - test_start,
+            test_metrics={name: value for name, value in numbers.items() if name != "loss"},
         )
         if server_round > 0:
             record, evaluated = self._evaluate(record)
@@ -186,8 +204,9 @@ class RoundServer:
         trained = time.perf_counter()
         proxies = {int(proxy.cid): proxy for proxy, _ in instructions}
         with self._calling(server_round, "aggregate_fit"):
-            parameters = aggregate_fit(self._built, server_round, results, proxies)
+            parameters, aggregated = aggregate_fit(self._built, server_round, results, proxies)
         self._accept(parameters, server_round, results)
+        self._metrics += metric_records(results.succeeded, "fit", server_round, aggregated)
         end = time.perf_counter()
         return replace(
             record,
@@ -218,7 +237,8 @@ class RoundServer:
         results = self._execute("evaluate", server_round, instructions)
         proxies = {int(proxy.cid): proxy for proxy, _ in instructions}
         with self._calling(server_round, "aggregate_evaluate"):
-            measured = aggregate_evaluate(self._strategy, server_round, results, proxies)
+            measured, aggregated = aggregate_evaluate(self._strategy, server_round, results, proxies)
+        self._metrics += metric_records(measured, "evaluate", server_round, aggregated)
         return replace(
             record,
             num_failures=(record.num_failures or 0) + len(results.failures),
@@ -298,7 +318,10 @@ class RoundServer:
 
     def _tested(self, weights: NDArrays, server_round: int) -> tuple[float, dict[str, Scalar]]:
         """Return what the central test measures: (NaN, {}) where there is none."""
-        return (math.nan, {}) if self._central_test is None else self._central_test(server_round, weights, {})
+        if self._central_test is None:
+            return math.nan, {}
+        self._num_tested = self._num_test_examples
+        return self._central_test(server_round, weights, {})
 
     @contextmanager
     def _calling(self, server_round: int, call: str) -> Iterator[None]:

@@ -26,10 +26,12 @@ from sim.data.columns import LoaderSettings
 from sim.data.dataset import Dataset, Examples, load_dataset
 from sim.data.partition import Partition
 from sim.errors import ConfigError, RunError
+from sim.metrics import configured
 from sim.server import strategy
 from sim.server.prepared import Prepared, ProgramObjects
 from sim.setup import dry_run
 from sim.training import local, models
+from sim.training.losses import METRICS
 from sim.training.vectorized import Member, Trainer, drawn
 from sim.training.weights import WeightLayout, get_weights
 
@@ -121,7 +123,7 @@ def spec_parts(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:
         "model_args": config.model_args,
         "args": config.args,
         "loss": config.loss,
-        "metrics": tuple(config.metric.split(",")) if config.metric else (),
+        "metrics": tuple(m for m in configured(config.metric) if config.test is None or m in METRICS or ":" in m),
         "accuracy_in_percent": config.accuracy_in_percent,
     }
 

@@ -18,6 +18,7 @@ from sim.config.fields import default_of, flag_of, read_toml
 from sim.config.run_config import CHANGEABLE, RunConfig
 from sim.data.dataset import Examples
 from sim.errors import ConfigError, RunFolderError, one_line
+from sim.metrics import Target
 from sim.run_folder import checkpoint as checkpoints
 from sim.run_folder import environment
 from sim.run_folder.checkpoint import Code
@@ -45,7 +46,7 @@ def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
         if name not in CHANGEABLE and values.get(name) != value:
             allowed = ", ".join(flag_of(setting) for setting in CHANGEABLE)
             raise ConfigError(f"{flag_of(name)}: a resumed run keeps its config; it may change {allowed}")
-    config = RunConfig(**{**values, **changes})
+    config = RunConfig(**RunConfig.layered([values, changes]))
     last = run.last_checkpoint()
     if last is None:
         raise RunFolderError(
@@ -56,9 +57,11 @@ def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
     done = run.model_path.exists()
     if done and last >= config.num_rounds:
         raise RunFolderError(f"{run.path}: all {last} rounds are done; a larger --num-rounds continues")
-    if done and run.reached(config.target_accuracy):
+    target = Target.of(vars(config))
+    if done and target is not None and run.reached(target):
+        asked = f"--target-accuracy {target.value:g}" if config.target_accuracy else f"--target-metric {target}"
         raise RunFolderError(
-            f"{run.path}: reached --target-accuracy {config.target_accuracy:g} in round {last}; a higher one continues"
+            f"{run.path}: reached {asked} in round {last}; a {'lower' if target.at_most else 'higher'} one continues"
         )
     if config.num_rounds != values.get("num_rounds") and config.lr_schedule == "cosine":
         raise ConfigError(
@@ -89,6 +92,8 @@ def resumed(run: Run, prepared: Prepared, *, allow_changed_code: bool = False) -
         raise RunFolderError(f"{place}: does not fit: its weights have other dtypes")
     checkpoints.restored(checkpoint, prepared.strategy.strategy, place)
     number, notes = checkpoint.round, []
+    if run.metrics_path.name not in checkpoint.tables:
+        notes.append(f"metrics.csv begins after round {number}, because the rounds before were made by another version")
     code = _code_now(checkpoint.code)
     changed = [path for name, (path, digest) in checkpoint.code.items() if code.get(name) != (path, digest)]
     if changed:

@@ -19,6 +19,7 @@ from sim.run_folder import environment, plots
 from sim.run_folder import log as run_log
 from sim.run_folder.checkpoint import Checkpoint, CheckpointWriter
 from sim.run_folder.folder import Run
+from sim.run_folder.measured import metric_of
 from sim.run_folder.records import RoundRecord
 from sim.run_folder.writer import RunWriter
 from sim.server.prepared import Prepared
@@ -84,7 +85,7 @@ class Session:
                 if due:
                     self._begin(checkpoint)
                 record = replace(record, checkpoint_seconds=time.perf_counter() - start)
-            self._writer.append(record, finished.clients)
+            self._writer.append(record, finished.clients, finished.metrics)
             self._weights = finished.weights
             if checkpoint is not None:
                 checkpoint.tables = self._writer.marks()
@@ -252,10 +253,12 @@ def finish(writer: RunWriter, weight_names: Sequence[str], weights: NDArrays) ->
 
     writer.close()
     run = writer.run
-    curves = plots.curves_of([run])
-    if plots.measures_clients(curves):
-        writer.write(run.fairness_path, plots.render(plots.fairness_figure(curves), "png"))
-    for quantity, path in (("accuracy", run.accuracy_path), ("loss", run.loss_path)):
+    metric = metric_of(run) or plots.ACCURACY
+    curves = plots.curves_of([run], [metric])
+    if plots.measures_clients(curves, metric):
+        writer.write(run.fairness_path, plots.render(plots.fairness_figure(curves, metric), "png"))
+    first = run.accuracy_path if metric.name == "accuracy" else run.metric_path
+    for quantity, path in ((metric.name, first), ("loss", run.loss_path)):
         writer.write(path, plots.render(plots.curves_figure(curves, [quantity]), "png"))
     # safetensors sorts by dtype and name, so the order of the state_dict is kept beside the arrays.
     names = list(weight_names)

@@ -132,6 +132,8 @@ def variants(given: dict[str, Any], axes: Sequence[Axis], num_seeds: int, result
             try:
                 config = RunConfig(**{**settings, "seed": seed, "name": name, "results_dir": results_dir})
             except ConfigError as error:
+                if not labelled:
+                    raise
                 raise ConfigError(f"--vary {' '.join(f'{k}={v}' for k, v in labelled.items())}: {error}") from None
             configs.append(config)
         found.append(Variant(labelled, tuple(configs)))

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from sim.config.run_config import CHANGEABLE, RunConfig
 from sim.errors import RunFolderError
+from sim.metrics import MetricName, Target
 from sim.run_folder.folder import Run
 from sim.run_folder.writer import is_unbegun
 from sim.sweep.grid import Variant, differences
@@ -27,6 +28,7 @@ class Planned:
     error: str = ""
     num_rounds: int = 0  # finished so far
     measures: dict[str, Any] = field(default_factory=dict)  # the cached measures of a finished run
+    metric: MetricName | None = None  # the cached metric that stands for a finished run
 
     def inspect(self) -> None:
         """Read from the run folder whether the run is already finished, and set ``status``.
@@ -49,14 +51,15 @@ class Planned:
         self.status = "done" if self.is_done() else "waiting"
 
     def is_done(self) -> bool:
-        """Return whether the run has all its rounds or reached the target accuracy, and its model was written.
+        """Return whether the run has all its rounds or reached the target, and its model was written.
 
         Also updates ``num_rounds``.
         """
         try:
             rounds = self.run.rounds()
             self.num_rounds = int(rounds["round"].max()) if len(rounds) else 0
-            enough = self.num_rounds >= self.config.num_rounds or self.run.reached(self.config.target_accuracy)
-            return enough and self.run.model_path.exists()
+            if not self.run.model_path.exists():
+                return False
+            return self.num_rounds >= self.config.num_rounds or self.run.reached(Target.of(vars(self.config)))
         except RunFolderError:
             return False

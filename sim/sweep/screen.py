@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.live import Live
 from rich.table import Table
 
 from sim.errors import one_line
+from sim.metrics import Target, shown
+from sim.run_folder import measured
 from sim.run_folder.progress import Console
 from sim.sweep.planned import Planned
-from sim.sweep.table import sweep_frame
+from sim.sweep.table import metric_of_sweep, sweep_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class SweepScreen:
@@ -47,18 +52,20 @@ class SweepScreen:
             done = sum(each.status in ("done", "failed") for each in planned)
             text = f"failed: {one_line(ended.error)}" if ended.status == "failed" else f"round {ended.num_rounds}"
             if ended.status == "done":
-                text += f" · accuracy {ended.run.rounds().test_accuracy.iloc[-1]:.4f}"
+                metric = metric_of_sweep(planned)
+                final = measured.table_of(ended.run, [metric])[measured.column("test", metric.name)].iloc[-1]
+                text += "" if math.isnan(final) else f" · {one_line(metric.name, 60)} {shown(final)}"
             line = f"{done}/{len(planned)} {ended.run.name} · {text}"
             self._console.print(line, highlight=False, soft_wrap=True)
 
 
 def table_of(planned: Sequence[Planned]) -> Table:
     """Return a table with one row per variant: finished runs, running runs, and the measures with 95 % intervals."""
-    frame = sweep_frame(planned)
-    target = planned[0].config.target_accuracy
-    table = Table("variant", "done", "running", "final accuracy", "best accuracy", box=None)
+    frame, metric = sweep_frame(planned), metric_of_sweep(planned)
+    target, name = Target.of(vars(planned[0].config)), one_line(metric.name, 60)
+    table = Table("variant", "done", "running", f"final {name}", f"best {name}", box=None)
     if target is not None:
-        table.add_column(f"rounds to {target:g}")
+        table.add_column(f"rounds to {f'{target.value:g}' if target.name == 'accuracy' else target}")
     table.add_column("failed")
     for column in table.columns[1:]:
         column.justify, column.no_wrap = "right", True
@@ -68,15 +75,15 @@ def table_of(planned: Sequence[Planned]) -> Table:
     for (label, runs), (_, row) in zip(groups.items(), frame.iterrows(), strict=True):
         now = ", ".join(f"{e.num_rounds}/{e.config.num_rounds}" for e in runs if e.status == "running")
         cells = [label, f"{row.num_done}/{len(runs)}", now]
-        cells += [_shown(row, "final_accuracy", 4), _shown(row, "best_accuracy", 4)]
+        cells += [_shown(row, f"final_{metric.name}", 4), _shown(row, f"best_{metric.name}", 4)]
         if target is not None:
             cells.append(_shown(row, "rounds_to_target", 1))
         table.add_row(*cells, str(row.num_failed) if row.num_failed else "")
     return table
 
 
-def _shown(row: object, measure: str, digits: int) -> str:
-    mean, high = (float(getattr(row, f"{measure}_{part}")) for part in ("mean", "high"))
+def _shown(row: pd.Series, measure: str, digits: int) -> str:
+    mean, high = (float(row[f"{measure}_{part}"]) for part in ("mean", "high"))
     if math.isnan(mean):
         return ""
     return f"{mean:.{digits}f}" + ("" if math.isnan(high) else f" ± {high - mean:.{digits}f}")

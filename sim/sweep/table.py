@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 
 from sim.errors import WriteError
+from sim.metrics import MetricName, Target, configured
 from sim.run_folder import plots
+from sim.run_folder.measured import column, metric_of, table_of
 from sim.run_folder.writer import write_whole
 from sim.sweep.planned import Planned
 
@@ -49,35 +51,62 @@ class Interval:
         return {f"{name}_{part}": value for part, value in vars(self).items()}
 
 
-MEASURES = ("final_accuracy", "best_accuracy", "rounds_to_target", "seconds_to_target")
+def metric_of_sweep(planned: Sequence[Planned]) -> MetricName:
+    """Return the metric of a sweep: that of ``--metric`` or of the target, or what stands for its first finished run.
+
+    It is accuracy where no run has finished.
+    """
+    config = planned[0].config
+    asked = [*configured(config.metric).values()]
+    if asked:
+        return asked[0]
+    target = Target.of(vars(config))
+    if target is not None:
+        return target.metric
+    for each in planned:
+        if each.status == "done":
+            each.metric = each.metric or metric_of(each.run)
+            if each.metric is not None:
+                return each.metric
+    return plots.ACCURACY
+
+
+def _measures(metric: MetricName) -> tuple[str, ...]:
+    return (f"final_{metric.name}", f"best_{metric.name}", "rounds_to_target", "seconds_to_target")
+
+
 _KEYS = ["variant", "seed", "run", "status", "error", "num_rounds"]
 
 
 def runs_frame(planned: Sequence[Planned]) -> pd.DataFrame:
     """Return one row per run: the varied values, seed, name, status, error, finished rounds, and the four measures.
 
-    Accuracies are fractions 0–1 of the central test examples. ``rounds_to_target`` and ``seconds_to_target`` count
-    until the target accuracy was reached, and are missing if there is no target or it was not reached. The seconds
-    are those of rounds and checkpoints, without the start of the run.
+    The measures are the final and the best value of the sweep's metric in the central test, and ``rounds_to_target``
+    and ``seconds_to_target``, which count until the target was reached, and are missing if there is no target or it was
+    not reached. The seconds are those of rounds and checkpoints, without the start of the run.
     """
+    metric = metric_of_sweep(planned)
     rows = []
     for each in planned:
         row: dict[str, Any] = {**each.variant.values, "seed": each.config.seed, "run": each.run.name}
         row |= {"status": each.status, "error": each.error, "num_rounds": each.num_rounds}
-        rows.append(row | (_measured(each) if each.status == "done" else dict.fromkeys(MEASURES)))
+        rows.append(row | (_measured(each, metric) if each.status == "done" else dict.fromkeys(_measures(metric))))
     return pd.DataFrame(rows)
 
 
-def _measured(each: Planned) -> dict[str, Any]:
-    if each.measures:  # cached, because the screen is updated five times per second
+def _measured(each: Planned, metric: MetricName) -> dict[str, Any]:
+    final, best, *_ = names = _measures(metric)
+    if final in each.measures:  # cached, because the screen is updated five times per second
         return each.measures
-    rounds = each.run.rounds()
-    accuracy = rounds.test_accuracy
-    found: dict[str, Any] = {**dict.fromkeys(MEASURES), "final_accuracy": accuracy.iloc[-1]}
-    found["best_accuracy"] = accuracy.max()
-    target = each.config.target_accuracy
-    if target is not None and (accuracy >= target).any():
-        first = int((accuracy >= target).to_numpy().argmax())
+    target = Target.of(vars(each.config))
+    rounds = table_of(each.run, [metric, *([target.metric] if target is not None else [])])
+    values = rounds[column("test", metric.name)]
+    measured = values.dropna().tolist()
+    found: dict[str, Any] = {**dict.fromkeys(names), final: values.iloc[-1]}
+    found[best] = metric.best(measured) if measured else math.nan
+    reached = [] if target is None else [target.is_reached_by(v) for v in rounds[column("test", target.name)]]
+    if any(reached):
+        first = reached.index(True)
         spent = rounds.round_seconds.fillna(0) + rounds.checkpoint_seconds.fillna(0)
         found["rounds_to_target"] = int(rounds["round"].iloc[first])
         found["seconds_to_target"] = float(spent.iloc[: first + 1].sum())
@@ -91,7 +120,7 @@ def sweep_frame(planned: Sequence[Planned]) -> pd.DataFrame:
     ``num_done``, ``num_failed`` and ``num_reached`` count the runs that finished, failed and reached the target. The
     intervals of ``rounds_to_target`` and ``seconds_to_target`` cover the runs that reached it.
     """
-    runs = runs_frame(planned)
+    runs, metric = runs_frame(planned), metric_of_sweep(planned)
     rows = []
     for variant in dict.fromkeys(id(each.variant) for each in planned):
         chosen = [index for index, each in enumerate(planned) if id(each.variant) == variant]
@@ -99,7 +128,7 @@ def sweep_frame(planned: Sequence[Planned]) -> pd.DataFrame:
         row: dict[str, Any] = {**values, "num_done": int((part.status == "done").sum())}
         row["num_failed"] = int((part.status == "failed").sum())
         row["num_reached"] = int(part.rounds_to_target.notna().sum())
-        for measure in MEASURES:
+        for measure in _measures(metric):
             row |= Interval.of(part[measure].dropna().astype(float)).named(measure)
         rows.append(row)
     return pd.DataFrame(rows)
@@ -116,15 +145,16 @@ def write_tables(folder: Path, planned: Sequence[Planned]) -> None:
 
 
 def write_picture(folder: Path, planned: Sequence[Planned]) -> None:
-    """Write ``sweep.png``, the accuracy curves of the finished runs.
+    """Write ``sweep.png``, the curves of the finished runs.
 
     Raises:
         WriteError: the picture cannot be written, e.g. because the disk is full.
     """
     runs = [each.run for each in planned if each.status == "done"]
     if runs:
-        curves = plots.curves_of(runs)
-        _write(folder / "sweep.png", plots.render(plots.curves_figure(curves, ["accuracy"]), "png"))
+        metric = metric_of_sweep(planned)
+        figure = plots.curves_figure(plots.curves_of(runs, [metric]), [metric.name])
+        _write(folder / "sweep.png", plots.render(figure, "png"))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -29,7 +29,7 @@ class MetricsFedAvg(FedAvg):
 
     def see(self, metrics):
         self.seen.append([(n, sorted(m)) for n, m in metrics])
-        return {}
+        return {"largest": max(n for n, _ in metrics), "note": "text"}
 
 
 class RaisingFedAvg(FedAvg):

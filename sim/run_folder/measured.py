@@ -1,0 +1,158 @@
+"""The measurements of a run as one table: ``rounds.csv``, and beside it what ``metrics.csv`` has of some metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sim.errors import ConfigError
+from sim.metrics import PERCENTS, MetricName, named, quantiles
+from sim.run_folder.folder import Run
+from sim.run_folder.records import RoundRecord, columns
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+QUANTILES = (*(f"p{percent}" for percent in PERCENTS), "worst10")
+_PREFIXES = {"test": "test", "fit": "train", "evaluate": "eval"}
+_ROUND_COLUMNS = frozenset(columns(RoundRecord))
+
+
+def column(phase: str, name: str, quantile: str = "") -> str:
+    """Return the column of a metric in ``table_of``: that of ``rounds.csv`` for accuracy and loss, where it has one.
+
+    Args:
+        phase: ``test``, ``fit`` or ``evaluate``.
+        quantile: one of ``QUANTILES`` over the clients; the value of the round if it is empty.
+    """
+    own = "_".join(filter(None, (_PREFIXES[phase], name, quantile)))
+    # A metric may be called seconds, but test_seconds is something else.
+    return own if name in ("accuracy", "loss") and own in _ROUND_COLUMNS else "/".join((phase, name, quantile))
+
+
+def table_of(run: Run, metrics: Iterable[MetricName] = (), *, with_quantiles: bool = False) -> pd.DataFrame:
+    """Return ``rounds.csv`` with a column for each phase of each metric, named by ``column``.
+
+    Args:
+        with_quantiles: also add the quantiles of each metric over the clients that evaluated.
+
+    Raises:
+        RunFolderError: a table of the run is damaged or missing.
+    """
+    import pandas as pd
+
+    table = run.rounds()
+    found: dict[str, dict[int, float]] = {}
+    for metric in metrics:
+        in_rounds = metric.name in ("accuracy", "loss")
+        rows = pd.DataFrame() if in_rounds and not with_quantiles else _metrics(run)
+        for phase in _PREFIXES if not in_rounds else ():
+            part = rows[(rows["phase"] == phase) & (rows["name"] == metric.name) & rows["client_id"].isna()]
+            found[column(phase, metric.name)] = dict(zip(part["round"], part["value"], strict=True))
+        if with_quantiles and not (metric.name == "accuracy" and not metric.smaller_is_better):
+            found |= _quantiles(rows, metric)
+    return table.assign(**{name: table["round"].map(values).astype("float64") for name, values in found.items()})
+
+
+def _quantiles(rows: pd.DataFrame, metric: MetricName) -> dict[str, dict[int, float]]:
+    own = (rows["phase"] == "evaluate") & (rows["name"] == metric.name) & rows["client_id"].notna()
+    of_rounds: dict[Any, dict[str, float]] = {
+        number: quantiles(values.tolist(), smaller_is_better=metric.smaller_is_better)
+        for number, values in rows[own & rows["value"].notna()].groupby("round")["value"]
+    }
+    return {
+        column("evaluate", metric.name, name): {number: found[name] for number, found in of_rounds.items()}
+        for name in QUANTILES
+    }
+
+
+def _metrics(run: Run) -> pd.DataFrame:
+    if run.metrics_path.exists():
+        return run.metrics()
+    import pandas as pd
+
+    from sim.run_folder.records import MetricRecord
+
+    return pd.DataFrame(columns=columns(MetricRecord))  # a run of an earlier version
+
+
+def names_of(run: Run) -> list[str]:
+    """Return the names of the metrics that a run measured: those of the central test, of evaluation, of training.
+
+    Raises:
+        RunFolderError: a table of the run is damaged or missing.
+    """
+    rounds, rows = run.rounds(), _metrics(run)
+    found: list[str] = []
+    for phase in ("test", "evaluate", "fit"):
+        in_rounds = {name: column(phase, name) for name in ("loss", "accuracy")}
+        found += [name for name, own in in_rounds.items() if own in rounds and rounds[own].notna().any()]
+        means = rows[(rows["phase"] == phase) & rows["client_id"].isna() & rows["value"].notna()]
+        found += means["name"].tolist()
+    return list(dict.fromkeys(found))
+
+
+def tested_last(run: Run) -> dict[str, float]:
+    """Return every number of the central test in the last round of a run, in the order of the test.
+
+    Raises:
+        RunFolderError: a table of the run is damaged or missing.
+    """
+    rounds, rows = run.rounds(), _metrics(run)
+    if not len(rounds):
+        return {}
+    found = {name: rounds[column("test", name)].iloc[-1] for name in ("loss", "accuracy")}
+    of_last = rows[(rows["phase"] == "test") & (rows["round"] == rounds["round"].iloc[-1])]
+    found |= dict(zip(of_last["name"], of_last["value"], strict=True))
+    return {name: float(value) for name, value in found.items() if not math.isnan(value)}
+
+
+def metric_of(run: Run) -> MetricName | None:
+    """Return the metric that stands for a run: its accuracy, its first other one or its loss; None if it has none.
+
+    Raises:
+        RunFolderError: a table of the run is damaged or missing.
+    """
+    rounds = run.rounds()
+    # metrics.csv may be long, and is not needed for most runs.
+    if rounds["test_accuracy"].notna().any() or rounds["eval_accuracy"].notna().any():
+        return named("accuracy", run.config())
+    names = names_of(run)
+    others = [name for name in names if name != "loss"]
+    return named((others or names)[0], run.config()) if names else None
+
+
+def direction_of(metric: MetricName, asked: str, run: Run) -> MetricName:
+    """Return a metric that was asked for as ``asked``; what it does not say of the direction, the run's config may say.
+
+    Raises:
+        RunFolderError: the config cannot be read.
+    """
+    return metric if metric.name != asked else named(metric.name, run.config())
+
+
+def metric_of_all(runs: Sequence[Run], asked: str | None = None) -> MetricName:
+    """Return the metric to show for several runs: the one that was asked for, or what stands for them.
+
+    Accuracy comes before the others; it is also the answer where nothing was measured yet.
+
+    Args:
+        asked: ``NAME``, ``NAME:min`` or ``NAME:max``.
+
+    Raises:
+        ConfigError: a run has not measured the metric that was asked for.
+        RunFolderError: a table of a run is damaged or missing.
+    """
+    if asked is None:
+        found = [metric for run in runs if (metric := metric_of(run)) is not None]
+        return next((metric for metric in found if metric.name == "accuracy"), found[0] if found else None) or named(
+            "accuracy", {}
+        )
+    metric = MetricName.parse(asked)
+    for run in runs:
+        names = names_of(run)
+        if metric.name not in names:
+            known = ", ".join(names) or "nothing yet"
+            raise ConfigError(f"--metric {asked}: {run.name} has not measured it; it has {known}")
+    return direction_of(metric, asked, runs[0])
