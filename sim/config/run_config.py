@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+from sim.config.choices import DATASETS, MODELS, PARTITIONERS, STRATEGIES, WITH_COLUMN, check_data_settings
 from sim.config.fields import MOST, check, default_of, flag_of, read_toml, rules_of, setting, shown
 from sim.config.presets import preset_path
 from sim.errors import ConfigError
@@ -41,8 +42,11 @@ class TrainingConfig:
         "digits",
         "data set; imagefolder reads train/<class>/* and test/<class>/* in --data-dir",
         DATA,
-        choices=("digits", "imagefolder", "synthetic", "cifar10", "cifar100", "mnist", "fashion-mnist"),
+        choices=DATASETS,
         importable=True,
+    )
+    dataset_args: dict[str, bool | int | float | str] = setting(
+        {}, "arguments of the data set, e.g. alpha=0.5 beta=0.5 or sequence_length=40", DATA, argument_of="dataset"
     )
     program: str | None = setting(
         None,
@@ -51,8 +55,13 @@ class TrainingConfig:
     )
     data_dir: str | None = setting(
         None,
-        "folder of the imagefolder data set, or torchvision's root for cifar10, cifar100, mnist and fashion-mnist",
+        "folder of the data sets imagefolder, text, csv and leaf, or torchvision's root for cifar10, cifar100, mnist "
+        "and fashion-mnist",
         DATA,
+    )
+    target: str | None = setting(None, "column of a table that is predicted", DATA, belongs_to=("dataset", ("csv",)))
+    client_column: str | None = setting(
+        None, "column of a table that says to which client a row belongs", DATA, belongs_to=("dataset", ("csv",))
     )
     data_form: str = setting(
         "auto",
@@ -89,10 +98,11 @@ class TrainingConfig:
         belongs_to=("dataset", ("synthetic",)),
     )
     model: str = setting(
-        "Net",
-        "model, or your own function that makes one",
+        "auto",
+        "model, your own function that makes one, or a classifier as torchvision:resnet18; auto takes Net for images, "
+        "Mlp for tables and CharLstm for texts",
         MODEL,
-        choices=("Net", "SimpleCnn", "ResNet18", "Mlp"),
+        choices=MODELS,
         importable=True,
     )
     model_args: dict[str, bool | int | float | str] = setting(
@@ -196,12 +206,7 @@ class TrainingConfig:
             value = getattr(self, config_field.name)
             checked = check(type(self), config_field, value, f"{config_field.name} = {shown(value)}")
             object.__setattr__(self, config_field.name, checked)
-        if self.dataset == "imagefolder" and self.data_dir is None:
-            raise ConfigError(
-                "--dataset imagefolder needs --data-dir, a folder with train/<class>/* and test/<class>/*"
-            )
-        if self.dataset in ("digits", "synthetic") and self.data_dir is not None:
-            raise ConfigError(f"--data-dir {self.data_dir}: --dataset {self.dataset} does not read a folder")
+        check_data_settings(self.dataset, self.data_dir, self.target, self.image_size)
         self._check_places({f.name: getattr(self, f.name) for f in fields(self)}, but_defaults=True)
         if self.name is not None and not _RUN_NAME.fullmatch(self.name):
             raise ConfigError(
@@ -316,31 +321,6 @@ class TrainingConfig:
 
 CLIENTS, STRATEGY = "clients", "strategy"
 
-_PARTITIONERS = (
-    "iid",
-    "dirichlet",
-    "inner-dirichlet",
-    "shard",
-    "pathological",
-    "linear",
-    "square",
-    "exponential",
-)
-_STRATEGIES = (
-    "fedavg",
-    "fedprox",
-    "fedavgm",
-    "fedadam",
-    "fedadagrad",
-    "fedyogi",
-    "fedmedian",
-    "fedtrimmedavg",
-    "krum",
-    "bulyan",
-    "qfedavg",
-)
-
-
 # Settings that a resumed run may change: they change no bit of a round, or only the number of rounds.
 CHANGEABLE = (
     "num_rounds",
@@ -367,7 +347,13 @@ class RunConfig(TrainingConfig):
         ConfigError: a value has the wrong type, is not valid, or contradicts another value.
     """
 
-    num_clients: int = setting(100, "number of clients; each has its own partition", CLIENTS, low=1, high=MOST)
+    num_clients: int = setting(
+        100,
+        "number of clients; each has its own partition; natural clients decide it themselves if it is the default",
+        CLIENTS,
+        low=1,
+        high=MOST,
+    )
     fraction_fit: float | None = setting(
         None,
         "fraction of the clients that train in a round; 0.2, but at least one client, if not given",
@@ -386,7 +372,19 @@ class RunConfig(TrainingConfig):
     target_accuracy: float | None = setting(
         None, "stop when the test accuracy, a fraction, reaches this value", CLIENTS, above=0, high=1
     )
-    partitioner: str = setting("dirichlet", "how examples are assigned to clients", CLIENTS, choices=_PARTITIONERS)
+    partitioner: str = setting(
+        "auto",
+        "how examples are assigned to clients; auto takes natural where the data say to which client an example "
+        "belongs, dirichlet where they have classes, and iid otherwise",
+        CLIENTS,
+        choices=PARTITIONERS,
+    )
+    partition_by: str | None = setting(
+        None,
+        "column by which examples are assigned to clients; the target, or the natural clients, if not given",
+        CLIENTS,
+        belongs_to=("partitioner", WITH_COLUMN),
+    )
     partitioner_args: dict[str, bool | int | float | str] = setting(
         {},
         "arguments of the partitioner in flwr-datasets, e.g. num_classes_per_partition=3 or self_balancing=true",
@@ -398,7 +396,7 @@ class RunConfig(TrainingConfig):
         "concentration of the Dirichlet distribution; with a small value, each client has few classes",
         CLIENTS,
         above=0,
-        belongs_to=("partitioner", ("dirichlet", "inner-dirichlet")),
+        belongs_to=("partitioner", ("auto", "dirichlet", "inner-dirichlet")),
     )
     min_partition_size: int = setting(
         1, "smallest number of examples that a client may have", CLIENTS, unit="examples", low=1, high=MOST
@@ -443,7 +441,7 @@ class RunConfig(TrainingConfig):
         "strategy of Flower, or your own class; qfedavg weights all clients by one loss on the central test data, not "
         "by each client's own loss as in its paper",
         STRATEGY,
-        choices=_STRATEGIES,
+        choices=STRATEGIES,
         importable=True,
     )
     strategy_args: dict[str, bool | int | float | str] = setting(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
@@ -23,7 +24,9 @@ class ResidentColumns:
 
     def __init__(self, columns: Columns, device: torch.device) -> None:
         self.loader = columns.loader
-        self.batch = mapped(columns.batch, lambda array: torch.from_numpy(np.asarray(array)).to(device))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of read-only arrays, but nothing writes to them
+            self.batch = mapped(columns.batch, lambda array: torch.from_numpy(np.asarray(array)).to(device))
 
     def __len__(self) -> int:
         return len(next(leaves(self.batch)))
