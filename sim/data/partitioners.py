@@ -305,14 +305,14 @@ def column_of(config: RunConfig, dataset: Dataset) -> Values:
     if values is None:
         column = "the target" if name is None else f"--partition-by {name}"
         what = f"{column} is a column of {'texts' if kind == 'numbers' else 'numbers that are no classes'}"
-        fits = "" if kind == "numbers" else "--partitioner continuous or "
-        raise PartitionError(f"{place}, but {what}; {fits}{_without_column(dataset)}")
+        fits = "" if kind == "numbers" else "continuous, "
+        raise PartitionError(f"{place}, but {what}; {_without_column(dataset, fits)}")
     return values
 
 
-def _without_column(dataset: Dataset) -> str:
-    natural = "natural, " if dataset.clients is not None else ""
-    return f"--partitioner {natural}iid, linear, square or exponential fits, or --partition-by with another column"
+def _without_column(dataset: Dataset, others: str = "") -> str:
+    others += "natural, " if dataset.clients is not None else ""
+    return f"--partitioner {others}iid, linear, square or exponential fits, or --partition-by with another column"
 
 
 @dataclass(frozen=True)
