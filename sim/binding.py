@@ -45,6 +45,7 @@ _NAMES: dict[str, str] = {
     "image_size": "image_size img_size input_resolution",
     "num_channels": "num_channels in_channels channels in_chans n_channels input_channels in_ch nc",
     "num_features": "num_features n_features in_features input_size input_dim in_dim dim_in in_size n_inputs d_in",
+    "target_shape": "target_shape",
     "vocab_size": "vocab_size num_tokens ntoken ntokens n_tokens num_embeddings vocabulary_size n_vocab",
 }
 ROLES: dict[str, str] = {name: role for role, names in _NAMES.items() for name in names.split()}

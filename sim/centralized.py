@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from sim.client.runtime import ClientRuntime, ClientSpec
 from sim.client.torch_client import train_settings
 from sim.config.run_config import CentralizedConfig
-from sim.data.dataset import load_dataset
+from sim.data.dataset import load_dataset, say_notes
+from sim.data.defaults import decided
 from sim.errors import RunError, described
 from sim.run_folder import log as run_log
 from sim.run_folder.folder import Run
@@ -38,6 +40,8 @@ def train_centralized(config: CentralizedConfig, *, on_record: Callable[[RoundRe
     """
     check_device(config)
     dataset = load_dataset(config)
+    config, notes = decided(config, dataset)
+    say_notes(replace(dataset, notes=(*dataset.notes, *notes)))
     config = resolved(config, dataset)
     spec = ClientSpec(**spec_parts(config, dataset))
     runtime = ClientRuntime(spec)

@@ -63,7 +63,10 @@ def test_no_share_of_a_gpu_is_spread_over_two_gpus(num_gpus: float, reserved: fl
         ({"num_clients": 1.0}, "num_clients = 1.0: must be a whole number, at least 1"),
         ({"num_rounds": True}, "num_rounds = True: must be a whole number, at least 1"),
         ({"momentum": 1.0}, "momentum = 1.0: must be at least 0 and below 1"),
-        ({"model": "Nett"}, "model = 'Nett': must be one of Net, SimpleCnn, ResNet18, Mlp, package.module:name"),
+        (
+            {"model": "Nett"},
+            "must be one of auto, Net, SimpleCnn, ResNet18, Mlp, Logistic, CharLstm, package.module:name",
+        ),
         ({"name": "../x"}, "--name ../x: must be at most 100 letters, digits, '.', '_' and '-'"),
         ({"strategy_args": {"a": [1]}}, "the value of a must be a number, text, true or false"),
     ],

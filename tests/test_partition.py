@@ -12,6 +12,8 @@ from flwr_datasets.partitioner import DirichletPartitioner, InnerDirichletPartit
 
 from sim.config.run_config import RunConfig
 from sim.data import partition, partitioners
+from sim.data.columns import Columns
+from sim.data.dataset import Dataset, DataSource
 from sim.data.partitioners import PARTITIONERS
 from sim.errors import ConfigError, PartitionError
 from sim.seeds import Purpose, generator
@@ -19,8 +21,13 @@ from sim.seeds import Purpose, generator
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 200)).astype(np.int64)
 
 
+def _data(labels: np.ndarray = LABELS, **columns: np.ndarray) -> Dataset:
+    """Return a data set of one pixel with these labels and columns."""
+    return Dataset(DataSource(), Columns([np.zeros((len(labels), 1), np.float32), labels], columns), None)
+
+
 def _assign(**settings: object) -> partition.Partition:
-    return partition.assign(LABELS, RunConfig(**settings))  # type: ignore[arg-type]
+    return partition.assign(_data(), RunConfig(**settings))  # type: ignore[arg-type]
 
 
 def _skew(alpha: float) -> float:
@@ -39,6 +46,17 @@ SIZES = {
     "linear": (30, True),
     "square": (12, True),
     "exponential": (6, True),
+    "natural": (10, True),
+    "grouped-natural": (4, True),
+    "continuous": (30, True),
+    "distribution": (30, True),
+    "size": (3, False),
+    "size-to-id": (30, True),
+}
+NEEDED: dict[str, dict[str, object]] = {
+    "natural": {"partition_by": "label"},
+    "grouped-natural": {"partition_by": "label", "partitioner_args": {"group_size": 3}},
+    "size": {"partitioner_args": {"partition_sizes": "900,80,1000"}},
 }
 
 
@@ -64,16 +82,17 @@ def test_no_example_belongs_to_two_clients_and_the_seed_determines_the_partition
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     num_clients, complete = SIZES[name]
-    assigned = _assign(num_clients=num_clients, partitioner=name)
+    settings = {"num_clients": num_clients, "partitioner": name, "fraction_fit": 1.0, **NEEDED.get(name, {})}
+    assigned = _assign(**settings)
     assert len(set(assigned.indices)) == len(assigned.indices)
     assert set(assigned.indices) <= set(range(2000))
-    # 60 shards of 33 examples leave 20 examples
+    # 60 shards of 33 examples leave 20 examples, as do the given sizes
     assert len(assigned.indices) == (2000 if complete else 1980)
     assert assigned.num_clients == num_clients
     assert assigned.sizes.min() >= 1
-    again, other = (_assign(num_clients=num_clients, partitioner=name, seed=seed) for seed in (0, 1))
+    again, other = (_assign(**settings, seed=seed) for seed in (0, 1))
     monkeypatch.setenv("SIM_CACHE", str(tmp_path))
-    anew = _assign(num_clients=num_clients, partitioner=name)
+    anew = _assign(**settings)
     assert anew.folder != assigned.folder
     assert np.array_equal(anew.indices, assigned.indices)
     assert np.array_equal(again.indices, assigned.indices)
@@ -98,7 +117,7 @@ def test_the_partition_is_that_of_flwr_datasets() -> None:
     seed = int(generator(0, Purpose.PARTITION, 1).integers(2**32))
     reference = DirichletPartitioner(12, "label", 0.4, min_partition_size=1, seed=seed)
     reference.dataset = datasets.Dataset.from_dict({"label": LABELS[order], "index": order})
-    assigned = partition.assign(LABELS, config)
+    assigned = partition.assign(_data(), config)
     for client_id in range(12):
         assert assigned.of(client_id).tolist() == list(reference.load_partition(client_id)["index"])
 

@@ -87,7 +87,7 @@ def build_net(spec: ClientSpec, dataset: Dataset) -> nn.Module:
         PluginError: the user's model cannot be imported or built.
     """
     with restored_settings() if is_own(spec.model) else nullcontext(), seeded(spec.seed, Purpose.INITIAL_WEIGHTS):
-        facts = DataFacts(dataset.input_shape, dataset.num_outputs, dataset.vocab_size)
+        facts = DataFacts(dataset.input_shape, dataset.num_outputs, dataset.vocab_size, dataset.target_shape)
         net = models.build(spec.model, facts, spec.model_args, spec.args)
         if models.is_lazy(net):
             inputs, named, _ = inputs_and_target(example_batch(dataset.train, 2))

@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from sim.errors import ConfigError, RunFolderError, one_line
 
 Scalar = bool | int | float | str
+T = TypeVar("T")
 IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 # Counts fit into the 32-bit integers of the libraries below, and other whole numbers into the 64 bits of TOML and CSV.
 MOST = 10**9
@@ -195,6 +196,26 @@ def _check_entry(key: object, entry: Any, place: str) -> None:
         raise ConfigError(f"{place}: the value of {key} must be a number of at most {MOST_BITS} bits")
     if isinstance(entry, str) and not entry.isprintable():
         raise ConfigError(f"{place}: the value of {key} must be one line of text")
+
+
+def dataset_arguments(kind: type[T], given: Mapping[str, Scalar], name: str) -> T:
+    """Return ``--dataset-args`` as the arguments of one data set.
+
+    Args:
+        kind: a dataclass of settings.
+        name: of the data set, for the error message.
+
+    Raises:
+        ConfigError: there is no such argument, or its value is not valid.
+    """
+    known = {config_field.name: config_field for config_field in fields(kind)}  # type: ignore[arg-type]
+    for key, value in given.items():
+        if key not in known:
+            takes = f"takes {', '.join(known)}" if known else "takes no arguments"
+            raise ConfigError(f"--dataset-args {key}={value}: --dataset {name} {takes}")
+    return kind(
+        **{key: check(kind, known[key], value, f"--dataset-args {key}={value}") for key, value in given.items()}
+    )
 
 
 def _is_utf8(text: Any) -> bool:

@@ -10,11 +10,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Self
 
+from sim.config.choices import DATASETS, MODELS, PARTITIONERS, STRATEGIES, WITH_COLUMN, check_data_settings
 from sim.config.fields import MOST, check, default_of, flag_of, read_toml, rules_of, setting, shown
 from sim.config.presets import preset_path
+from sim.config.program import program_parts
 from sim.errors import ConfigError
 from sim.metrics import Target, configured
-from sim.program_file import PARTS, read
 
 DATA, MODEL, RUN, MACHINE = "data", "model and training", "run", "machine"
 
@@ -40,8 +41,11 @@ class TrainingConfig:
         "digits",
         "data set; imagefolder reads train/<class>/* and test/<class>/* in --data-dir",
         DATA,
-        choices=("digits", "imagefolder", "synthetic", "cifar10", "cifar100", "mnist", "fashion-mnist"),
+        choices=DATASETS,
         importable=True,
+    )
+    dataset_args: dict[str, bool | int | float | str] = setting(
+        {}, "arguments of the data set, e.g. alpha=0.5 beta=0.5 or sequence_length=40", DATA, argument_of="dataset"
     )
     program: str | None = setting(
         None,
@@ -50,8 +54,13 @@ class TrainingConfig:
     )
     data_dir: str | None = setting(
         None,
-        "folder of the imagefolder data set, or torchvision's root for cifar10, cifar100, mnist and fashion-mnist",
+        "folder of the data sets imagefolder, text, csv and leaf, or torchvision's root for cifar10, cifar100, mnist "
+        "and fashion-mnist",
         DATA,
+    )
+    target: str | None = setting(None, "column of a table that is predicted", DATA, belongs_to=("dataset", ("csv",)))
+    client_column: str | None = setting(
+        None, "column of a table that says to which client a row belongs", DATA, belongs_to=("dataset", ("csv",))
     )
     data_form: str = setting(
         "auto",
@@ -88,10 +97,11 @@ class TrainingConfig:
         belongs_to=("dataset", ("synthetic",)),
     )
     model: str = setting(
-        "Net",
-        "model, or your own function that makes one",
+        "auto",
+        "model, your own function that makes one, or a classifier as torchvision:resnet18; auto takes Net for images, "
+        "Mlp for tables and CharLstm for texts",
         MODEL,
-        choices=("Net", "SimpleCnn", "ResNet18", "Mlp"),
+        choices=MODELS,
         importable=True,
     )
     model_args: dict[str, bool | int | float | str] = setting(
@@ -199,12 +209,7 @@ class TrainingConfig:
             for name, path in program_parts(self.program).items():
                 if getattr(self, name) == getattr(type(self), name):  # a part that was named itself wins
                     object.__setattr__(self, name, path)
-        if self.dataset == "imagefolder" and self.data_dir is None:
-            raise ConfigError(
-                "--dataset imagefolder needs --data-dir, a folder with train/<class>/* and test/<class>/*"
-            )
-        if self.dataset in ("digits", "synthetic") and self.data_dir is not None:
-            raise ConfigError(f"--data-dir {self.data_dir}: --dataset {self.dataset} does not read a folder")
+        check_data_settings(self.dataset, self.data_dir, self.target, self.image_size)
         self._check_places({f.name: getattr(self, f.name) for f in fields(self)}, but_defaults=True)
         configured(self.metric)
         if self.name is not None and not _RUN_NAME.fullmatch(self.name):
@@ -318,56 +323,7 @@ class TrainingConfig:
         )
 
 
-def program_parts(program: str) -> dict[str, str]:
-    """Return dataset, model, train and test → the import path, of those that a program of the user's has.
-
-    Args:
-        program: ``file.py`` or ``module``, in the current folder.
-
-    Raises:
-        ConfigError: there is no such file, it has none of them, or it lies elsewhere.
-    """
-    path = Path(program if program.endswith(".py") else program.replace(".", "/") + ".py")
-    if path.is_absolute() or ".." in path.parts or not all(part.isidentifier() for part in path.with_suffix("").parts):
-        raise ConfigError(f"--program {program}: must be a module in the current folder; start sim in its folder")
-    found = read(path.resolve())
-    if found is None:
-        reason = "not valid Python" if path.is_file() else "no such file in the current folder"
-        raise ConfigError(f"--program {program}: {reason}")
-    module = ".".join(path.with_suffix("").parts)
-    parts = {part: f"{module}:{name}" for part, name in found.parts().items()}
-    if not parts:
-        names = "; ".join(f"{part}: {', '.join(known)}" for part, known in PARTS.items())
-        raise ConfigError(f"--program {program}: has none of the names that are looked for ({names})")
-    return parts
-
-
 CLIENTS, STRATEGY = "clients", "strategy"
-
-_PARTITIONERS = (
-    "iid",
-    "dirichlet",
-    "inner-dirichlet",
-    "shard",
-    "pathological",
-    "linear",
-    "square",
-    "exponential",
-)
-_STRATEGIES = (
-    "fedavg",
-    "fedprox",
-    "fedavgm",
-    "fedadam",
-    "fedadagrad",
-    "fedyogi",
-    "fedmedian",
-    "fedtrimmedavg",
-    "krum",
-    "bulyan",
-    "qfedavg",
-)
-
 
 # Settings that a resumed run may change: they change no bit of a round, or only the number of rounds.
 CHANGEABLE = (
@@ -386,7 +342,13 @@ class RunConfig(TrainingConfig):
         ConfigError: a value has the wrong type, is not valid, or contradicts another value.
     """
 
-    num_clients: int = setting(100, "number of clients; each has its own partition", CLIENTS, low=1, high=MOST)
+    num_clients: int = setting(
+        100,
+        "number of clients; each has its own partition; natural clients decide it themselves if it is the default",
+        CLIENTS,
+        low=1,
+        high=MOST,
+    )
     fraction_fit: float | None = setting(
         None,
         "fraction of the clients that train in a round; 0.2, but at least one client, if not given",
@@ -411,7 +373,19 @@ class RunConfig(TrainingConfig):
         CLIENTS,
         instead_of="target_accuracy",
     )
-    partitioner: str = setting("dirichlet", "how examples are assigned to clients", CLIENTS, choices=_PARTITIONERS)
+    partitioner: str = setting(
+        "auto",
+        "how examples are assigned to clients; auto takes natural where the data say to which client an example "
+        "belongs, dirichlet where they have classes, and iid otherwise",
+        CLIENTS,
+        choices=PARTITIONERS,
+    )
+    partition_by: str | None = setting(
+        None,
+        "column by which examples are assigned to clients; the target, or the natural clients, if not given",
+        CLIENTS,
+        belongs_to=("partitioner", WITH_COLUMN),
+    )
     partitioner_args: dict[str, bool | int | float | str] = setting(
         {},
         "arguments of the partitioner in flwr-datasets, e.g. num_classes_per_partition=3 or self_balancing=true",
@@ -423,7 +397,7 @@ class RunConfig(TrainingConfig):
         "concentration of the Dirichlet distribution; with a small value, each client has few classes",
         CLIENTS,
         above=0,
-        belongs_to=("partitioner", ("dirichlet", "inner-dirichlet")),
+        belongs_to=("partitioner", ("auto", "dirichlet", "inner-dirichlet")),
     )
     min_partition_size: int = setting(
         1, "smallest number of examples that a client may have", CLIENTS, unit="examples", low=1, high=MOST
@@ -468,7 +442,7 @@ class RunConfig(TrainingConfig):
         "strategy of Flower, or your own class; qfedavg weights all clients by one loss on the central test data, not "
         "by each client's own loss as in its paper",
         STRATEGY,
-        choices=_STRATEGIES,
+        choices=STRATEGIES,
         importable=True,
     )
     strategy_args: dict[str, bool | int | float | str] = setting(

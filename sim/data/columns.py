@@ -191,3 +191,24 @@ class Columns:
 
         others = {name: array(f"other_{number}") for number, name in enumerate(content["others"])}
         return cls(mapped(content["batch"], lambda k: array(str(k))), others, LoaderSettings(**content["loader"]))
+
+
+@dataclass(frozen=True)
+class LoadedColumns:
+    """A data set that is no images: two splits of columns.
+
+    Attributes:
+        classes: names of the classes; empty if the targets are no classes.
+        vocab_size: number of different tokens, where the inputs are tokens.
+        clients: the column of the training split that says to which natural client an example belongs.
+        is_regression: the targets are measurements, also where all of them are whole numbers.
+        notes: what the user should know, one line each.
+    """
+
+    train: Columns
+    test: Columns
+    classes: tuple[str, ...] = ()
+    vocab_size: int | None = None
+    clients: str | None = None
+    is_regression: bool = False
+    notes: tuple[str, ...] = ()

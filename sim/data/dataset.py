@@ -21,10 +21,19 @@ from numpy.typing import NDArray
 
 from sim.config.run_config import TrainingConfig
 from sim.data.cache import cached, checksum, save_array
-from sim.data.columns import MOST_FLOAT_CLASSES, Columns, ExampleSet, Labels, leaves, mapped, target_of
+from sim.data.columns import (
+    MOST_FLOAT_CLASSES,
+    Columns,
+    ExampleSet,
+    Labels,
+    LoadedColumns,
+    leaves,
+    mapped,
+    target_of,
+)
 from sim.data.sources import by_name
-from sim.data.sources.by_name import Images, Loaded, LoadedColumns
-from sim.errors import DataError
+from sim.data.sources.by_name import Images, Loaded
+from sim.errors import ConfigError, DataError
 
 __all__ = ["DataSource", "Dataset", "ExampleSet", "Examples", "Labels", "load_dataset", "open_dataset"]
 
@@ -70,6 +79,7 @@ class Dataset:
         classes: names of the classes; empty if the targets are no classes.
         vocab_size: number of different tokens, where the inputs are tokens.
         clients: the column of ``train`` that says to which natural client an example belongs.
+        is_regression: the targets are measurements, also where all of them are whole numbers.
         notes: what the user should know, one line each.
     """
 
@@ -79,6 +89,7 @@ class Dataset:
     classes: tuple[str, ...] = ()
     vocab_size: int | None = None
     clients: str | None = None
+    is_regression: bool = False
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -120,10 +131,22 @@ class Dataset:
         return some_targets(self.train) if isinstance(self.train, Items) else None
 
     @property
+    def target_shape(self) -> tuple[int, ...] | None:
+        """Return the shape of the target of one example; None if it is no array."""
+        return None if self.target is None else self.target.shape[1:]
+
+    @property
+    def labels(self) -> Labels | None:
+        """Return the class of each training example, int64 [N]; None if the targets are no classes."""
+        return None if self.is_regression else self.train.labels
+
+    @property
     def has_classes(self) -> bool:
         """Whether the targets are whole numbers: classes, tokens, masks, or yes and no."""
         if self.classes:
             return True
+        if self.is_regression:
+            return False
         target = self.target
         if target is None or target.dtype.kind not in "biuf":
             return False
@@ -173,6 +196,9 @@ def load_dataset(config: TrainingConfig, load_data: Callable[..., Any] | None = 
     """
     try:
         if load_data is not None or ":" in config.dataset:
+            if config.dataset_args:
+                first = next(iter(config.dataset_args))
+                raise ConfigError(f"--dataset-args {first}: belongs to data sets by name; your own take --args")
             return _load_program(config, load_data)
         key, make = by_name.find(config)
         folder = cached("data", {"dataset": config.dataset, **key}, lambda target: _store(target, make()))
@@ -227,7 +253,7 @@ def _load_program(config: TrainingConfig, load_data: Callable[..., Any] | None) 
         def store(target: Path) -> None:
             for split, columns in stored.items():
                 columns.save(target, split)
-            _write_about(target, classes, None, None)
+            _write_about(target, {"classes": classes})
 
         folder = cached("data", described, store)
     return replace(open_dataset(DataSource(folder, program if items else None), items), notes=tuple(notes))
@@ -295,7 +321,8 @@ def _described(source: DataSource, train: Any, test: Any, **about: Any) -> Datas
     classes = about.pop("classes", None)
     if classes is None:
         classes = _class_names({"train": train, **({} if test is None else {"test": test})}, {})
-    return Dataset(source, train, test, tuple(classes), **about)
+    notes = tuple(about.pop("notes", ()))
+    return Dataset(source, train, test, tuple(classes), **about, notes=notes)
 
 
 def _class_names(splits: dict[str, Any], given: dict[str, Any]) -> tuple[str, ...]:
@@ -345,7 +372,8 @@ def _store(folder: Path, loaded: Loaded) -> None:
     if isinstance(loaded, LoadedColumns):
         for split, columns in (("train", loaded.train), ("test", loaded.test)):
             columns.save(folder, split)
-        _write_about(folder, loaded.classes, loaded.vocab_size, loaded.clients)
+        about = ("classes", "vocab_size", "clients", "is_regression", "notes")
+        _write_about(folder, {name: getattr(loaded, name) for name in about})
         return
     train, test, classes = loaded
     for split, (images, labels) in (("train", train), ("test", test)):
@@ -354,9 +382,8 @@ def _store(folder: Path, loaded: Loaded) -> None:
     (folder / "classes.json").write_text(json.dumps(classes), encoding="utf-8")
 
 
-def _write_about(folder: Path, classes: tuple[str, ...], vocab_size: int | None, clients: str | None) -> None:
-    content = {"classes": classes, "vocab_size": vocab_size, "clients": clients}
-    (folder / "about.json").write_text(json.dumps(content), encoding="utf-8")
+def _write_about(folder: Path, about: dict[str, Any]) -> None:
+    (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
 
 def say_notes(dataset: Dataset) -> None:

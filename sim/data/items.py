@@ -267,8 +267,8 @@ def _columns(place: str, items: Items, form: str) -> Columns | str:
                 if items.loader.batch_size != 1:
                     last = start + len(block) - 1
                     raise DataError(
-                        f"{place}: examples {start} … {last} cannot be made a batch: {described(error)}; a collate_fn of "
-                        "your DataLoader can pad them"
+                        f"{place}: examples {start} … {last} cannot be made a batch: {described(error)}; a collate_fn "
+                        "of your DataLoader can pad them"
                     ) from error
                 return "its items have different shapes"
             arrays = [leaf.numpy() for leaf in leaves(batch)]

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from sim.config.run_config import RunConfig
 from sim.data import partitioners
 from sim.data.cache import cached, save_array
-from sim.data.dataset import Dataset, Examples, Labels
+from sim.data.dataset import Dataset, Labels
+from sim.data.defaults import decided
 from sim.errors import DataError, PartitionError
 
 Indices = NDArray[np.int64]
@@ -69,17 +70,18 @@ class Partition:
 
 
 def assign(dataset: Dataset, config: RunConfig) -> Partition:
-    """Assign examples to ``config.num_clients`` clients; the same config and labels give the same partition.
+    """Assign examples to ``config.num_clients`` clients; the same config and columns give the same partition.
 
     Some partitioners do not use all examples; the remaining examples belong to no client.
 
     Raises:
         ConfigError: ``--partitioner-args`` has an argument that the partitioner does not take.
-        PartitionError: a client would have fewer than ``min_partition_size`` examples, or the examples have no classes
-            and the partitioner needs them.
+        PartitionError: a client would have fewer than ``min_partition_size`` examples, or the examples have no column
+            that the partitioner needs.
     """
     if dataset.source.num_clients is not None:
         return Partition.unknown(config.num_clients)
+    config, _ = decided(config, dataset)
     num_examples = len(dataset.train)
     needed = config.num_clients * config.min_partition_size
     if needed > num_examples:
@@ -87,27 +89,19 @@ def assign(dataset: Dataset, config: RunConfig) -> Partition:
             f"--num-clients {config.num_clients}: {num_examples} training examples are too few for "
             f"{config.min_partition_size} per client; at most {num_examples // config.min_partition_size} clients"
         )
-    labels = dataset.train.labels if config.partitioner in partitioners.BY_LABEL else np.zeros(num_examples, np.int64)
-    if isinstance(dataset.train, Examples):
-        labels = dataset.train.labels
-    if labels is None:
-        raise PartitionError(
-            f"--partitioner {config.partitioner}: needs the class of each example, and {config.dataset} has none; "
-            "--partitioner iid, linear, square or exponential needs none"
-        )
-    arguments = partitioners.arguments(config, len(labels))
+    values = partitioners.column_of(config, dataset)
     key = {
-        "labels": hashlib.sha256(labels.tobytes()).hexdigest(),
+        "labels": hashlib.sha256(values.tobytes()).hexdigest(),
         "partitioner": config.partitioner,
         "num_clients": config.num_clients,
         "min_partition_size": config.min_partition_size,
         "seed": config.seed,
-        "arguments": arguments,
+        "arguments": partitioners.arguments(config, values),
         "flwr-datasets": version("flwr-datasets"),
     }
 
     def make(folder: Path) -> None:
-        parts = partitioners.assign(labels, config)
+        parts = partitioners.assign(values, config)
         save_array(folder / "indices.npy", np.concatenate(parts))
         save_array(folder / "offsets.npy", np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64))
 

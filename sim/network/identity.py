@@ -15,6 +15,7 @@ from sim.client.runtime import ClientSpec, build_net
 from sim.config.run_config import RunConfig
 from sim.data import partition
 from sim.data.dataset import Dataset, load_dataset
+from sim.data.defaults import decided
 from sim.data.partition import Partition
 from sim.engine.worker import MOST_EXAMPLES
 from sim.errors import one_line
@@ -152,6 +153,7 @@ def prepare_client(config: RunConfig) -> ClientProgram:
         UsageError: the data, the partition or the model does not work.
     """
     dataset = load_dataset(config)
+    config, _ = decided(config, dataset)
     assigned = partition.assign(dataset, config)
     spec = client_spec(config, dataset, assigned, alone=True)
     weights = get_weights(build_net(spec, dataset))

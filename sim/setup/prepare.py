@@ -24,6 +24,7 @@ from sim.data import partition
 from sim.data.batches import Batches, Resident
 from sim.data.columns import LoaderSettings
 from sim.data.dataset import Dataset, Examples, load_dataset
+from sim.data.defaults import decided
 from sim.data.partition import Partition
 from sim.errors import ConfigError, RunError
 from sim.metrics import configured
@@ -51,6 +52,8 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     """
     objects = objects or ProgramObjects()
     dataset = load_dataset(config, objects.load_data)
+    config, notes = decided(config, dataset)
+    dataset = replace(dataset, notes=(*dataset.notes, *notes))
     config = resolved(config, dataset, objects.train)
     assigned = partition.assign(dataset, config)
     spec = client_spec(config, dataset, assigned, alone=alone)

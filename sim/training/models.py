@@ -1,8 +1,12 @@
-"""The models: each is made for an image shape (C, H, W) and a number of classes, and returns logits [B, classes]."""
+"""The models: each is made for the shape of one input and a number of classes, and returns logits [B, classes].
+
+Where the targets are no classes, the number of classes is the number of values of one target.
+"""
 
 from __future__ import annotations
 
 import copy
+import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -90,20 +94,72 @@ class SimpleCnn(nn.Module):
 class Mlp(nn.Module):
     """The 2NN of McMahan et al. (2017): 199,210 parameters for 1×28×28 images and 10 classes.
 
-    It is a multilayer perceptron with two hidden layers of 200 units.
+    It is a multilayer perceptron with two hidden layers of 200 units, for inputs of any shape.
     """
 
-    def __init__(self, image_shape: ImageShape = (3, 32, 32), num_classes: int = 10) -> None:
+    def __init__(
+        self, image_shape: tuple[int, ...] = (3, 32, 32), num_classes: int = 10, hidden_size: int = 200
+    ) -> None:
         super().__init__()
-        channels, height, width = image_shape
-        self.fc1 = nn.Linear(channels * height * width, 200)
-        self.fc2 = nn.Linear(200, 200)
-        self.fc3 = nn.Linear(200, num_classes)
+        self.fc1 = nn.Linear(math.prod(image_shape), hidden_size)
+        self.fc2 = nn.Linear(hidden_size, hidden_size)
+        self.fc3 = nn.Linear(hidden_size, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits float32 [B, classes] of images float32 [B, C, H, W]."""
+        """Return the logits float32 [B, classes] of inputs float32 [B, …]."""
         x = F.relu(self.fc1(torch.flatten(x, 1)))
         logits: Tensor = self.fc3(F.relu(self.fc2(x)))
+        return logits
+
+
+class Logistic(nn.Module):
+    """Multinomial logistic regression, or linear regression: one linear layer, for inputs of any shape.
+
+    It has 610 parameters for 60 features and 10 classes, as in Li et al. (2020) for their synthetic data.
+    """
+
+    def __init__(self, image_shape: tuple[int, ...] = (3, 32, 32), num_classes: int = 10) -> None:
+        super().__init__()
+        self.fc = nn.Linear(math.prod(image_shape), num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits float32 [B, classes] of inputs float32 [B, …]."""
+        logits: Tensor = self.fc(torch.flatten(x, 1))
+        return logits
+
+
+class CharLstm(nn.Module):
+    """The stacked LSTM of McMahan et al. (2017): 819,920 parameters for 80 characters.
+
+    Each token is embedded in 8 dimensions, and two LSTM layers of 256 units read the sequence. A linear layer gives
+    the logits of the next token at each position, or one prediction at the last position if the target is one class.
+    The paper's model has 866,578 parameters; it does not say the sizes of its vocabulary and of its biases.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_classes: int | None = None,
+        target_shape: tuple[int, ...] | None = None,
+        embedding_size: int = 8,
+        hidden_size: int = 256,
+        num_layers: int = 2,
+    ) -> None:
+        """
+        Args:
+            num_classes: number of outputs; as many as tokens if not given.
+            target_shape: shape of the target of one example: () for one class, (T,) for one token at each position.
+        """
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, embedding_size)
+        self.lstm = nn.LSTM(embedding_size, hidden_size, num_layers, batch_first=True)
+        self.fc = nn.Linear(hidden_size, num_classes or vocab_size)
+        self.only_last = target_shape == ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits float32 [B, T, classes] of tokens int64 [B, T]; [B, classes] for one class."""
+        states, _ = self.lstm(self.embedding(x))
+        logits: Tensor = self.fc(states[:, -1] if self.only_last else states)
         return logits
 
 
@@ -128,7 +184,35 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "SimpleCnn": SimpleCnn,
     "ResNet18": resnet18,
     "Mlp": Mlp,
+    "Logistic": Logistic,
+    "CharLstm": CharLstm,
 }
+_TORCHVISION = "torchvision:"
+_WITH_MORE_OUTPUTS = ("googlenet", "inception_v3")  # in training, unless told otherwise
+
+
+def _classifier(name: str) -> Callable[..., nn.Module]:
+    """Return what makes a classifier of torchvision without weights.
+
+    Raises:
+        ConfigError: there is no such classifier.
+    """
+    import torchvision.models
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3) or known
+        raise ConfigError(
+            f"--model {_TORCHVISION}{name}: torchvision has no such classifier; it has {', '.join(close)}"
+            + (f" and {len(known) - len(close)} more" if len(close) < len(known) else "")
+        )
+    more: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name in _WITH_MORE_OUTPUTS else {}
+
+    def make(num_classes: int, **given: Any) -> nn.Module:
+        net: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **{**more, **given})
+        return net
+
+    return make
 
 
 @dataclass(frozen=True)
@@ -139,11 +223,13 @@ class DataFacts:
         input_shape: of the first input of one example as the model gets it; (C, H, W) for images.
         num_outputs: number of classes, or of values in the target of one example.
         vocab_size: number of different tokens, where the inputs are tokens.
+        target_shape: of the target of one example; () for one class or number.
     """
 
     input_shape: tuple[int, ...] | None
     num_outputs: int | None
     vocab_size: int | None = None
+    target_shape: tuple[int, ...] | None = None
 
     def offered(self) -> dict[str, Any]:
         """Return the facts that are known, by role (see ``sim.binding``)."""
@@ -156,6 +242,8 @@ class DataFacts:
             facts |= {"num_channels": shape[0], "image_size": shape[1]}
         if self.vocab_size is not None:
             facts["vocab_size"] = self.vocab_size
+        if self.target_shape is not None:
+            facts["target_shape"] = self.target_shape
         return facts
 
 
@@ -168,7 +256,7 @@ def build(
     ``sim.binding``. A parameter ``args`` gets a namespace with all of that and the program's own arguments.
 
     Args:
-        model: a name in ``MODELS``, ``package.module:name``, or the object itself.
+        model: a name in ``MODELS``, ``torchvision:name`` of a classifier, ``package.module:name``, or the object.
         model_args: arguments that the user gave; they come first.
         args: the program's own arguments, see ``--args``.
 
@@ -177,6 +265,8 @@ def build(
         ConfigError: the model does not take one of ``model_args``.
     """
     factory = MODELS.get(model) if isinstance(model, str) else None
+    if isinstance(model, str) and model.startswith(_TORCHVISION):
+        factory = _classifier(model.removeprefix(_TORCHVISION))
     factory = factory or user_code.load(model, "--model", callable_only=False)
     name = model if isinstance(model, str) else user_code.name_of(model)
     place = f"--model {name}"
@@ -195,7 +285,7 @@ def build(
     try:
         binding = Binding.of(partial(factory, **given) if given else factory, offered, place)
         # What has a default of the program's own keeps it, but for what makes a model fit any data set.
-        taken = {*binding.required, "num_classes", "image_shape", *(["args"] if args else [])}
+        taken = {*binding.required, "num_classes", "image_shape", "target_shape", *(["args"] if args else [])}
         net = binding.call({role: value for role, value in offered.items() if role in taken and binding.takes(role)})
     except PluginError:
         raise

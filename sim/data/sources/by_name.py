@@ -8,38 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.config.fields import dataset_arguments
 from sim.config.run_config import TrainingConfig
 from sim.data.cache import cache_folder
-from sim.data.columns import Columns
+from sim.data.columns import LoadedColumns
 from sim.errors import DataError
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 Images = tuple[Split, Split, tuple[str, ...]]  # train, test, and the names of the classes
-
-
-@dataclass(frozen=True)
-class LoadedColumns:
-    """A data set that is no images: two splits of columns.
-
-    Attributes:
-        classes: names of the classes; empty if the targets are no classes.
-        vocab_size: number of different tokens, where the inputs are tokens.
-        clients: the column of the training split that says to which natural client an example belongs.
-    """
-
-    train: Columns
-    test: Columns
-    classes: tuple[str, ...] = ()
-    vocab_size: int | None = None
-    clients: str | None = None
 
 
 Loaded = Images | LoadedColumns
@@ -113,13 +97,7 @@ def _imagefolder(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], L
 
     root = Path(config.data_dir or "")
     listing = list_images(root)
-    stats = hashlib.sha256()
-    for path, _ in (*listing.samples["train"], *listing.samples["test"]):
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise DataError(f"--data-dir: {path}: {error.strerror}; repair or remove that file") from error
-        stats.update(os.fsencode(path.resolve()) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    stats = _state_of(path for path, _ in (*listing.samples["train"], *listing.samples["test"]))
 
     def make() -> Images:
         train, test = (
@@ -131,7 +109,7 @@ def _imagefolder(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], L
         )
         return train, test, listing.classes
 
-    return {"image_size": config.side, "files": stats.hexdigest()}, make
+    return {"image_size": config.side, "files": stats}, make
 
 
 def _torchvision(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
@@ -141,6 +119,66 @@ def _torchvision(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], L
     root = Path(config.data_dir) if config.data_dir else cache_folder() / "torchvision"
     key = {"image_size": config.side, "files": torchvision.fingerprint(config.dataset, root)}
     return key, lambda: resized(torchvision.read(config.dataset, root), config.side)
+
+
+def _tables(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
+    """The tables of scikit-learn: see ``sim.data.sources.scikit_learn``."""
+    from sim.data.sources.scikit_learn import TABLES
+
+    return {}, TABLES[config.dataset]
+
+
+def _fedprox(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
+    """Synthetic(α, β) of Li et al. (2020): see ``sim.data.sources.fedprox``."""
+    from sim.data.sources.fedprox import Arguments, fedprox_synthetic
+
+    arguments = dataset_arguments(Arguments, config.dataset_args, config.dataset)
+    return {"arguments": asdict(arguments)}, lambda: fedprox_synthetic(arguments)
+
+
+def _text(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
+    """The user's own texts: see ``sim.data.sources.text``."""
+    from sim.data.sources.text import Arguments, list_texts, read_texts
+
+    arguments = dataset_arguments(Arguments, config.dataset_args, config.dataset)
+    paths = list_texts(Path(config.data_dir or ""))
+    return {"arguments": asdict(arguments), "files": _state_of(paths)}, lambda: read_texts(paths, arguments)
+
+
+def _csv(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
+    """The user's own tables: see ``sim.data.sources.table``."""
+    from sim.data.sources.table import Arguments, paths_of, read_tables
+
+    arguments = dataset_arguments(Arguments, config.dataset_args, config.dataset)
+    root, target, clients = Path(config.data_dir or ""), config.target or "", config.client_column
+    key = {"arguments": asdict(arguments), "target": target, "clients": clients, "files": _state_of(paths_of(root))}
+    return key, lambda: read_tables(root, target, clients, arguments)
+
+
+def _leaf(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
+    """The user's own files of LEAF: see ``sim.data.sources.leaf``."""
+    from sim.data.sources.leaf import Arguments, paths_of, read
+
+    arguments = dataset_arguments(Arguments, config.dataset_args, config.dataset)
+    paths = paths_of(Path(config.data_dir or ""))
+    state = {split: _state_of(files) for split, files in paths.items()}
+    return {"arguments": asdict(arguments), "files": state}, lambda: read(paths, arguments)
+
+
+def _state_of(paths: Iterable[Path]) -> str:
+    """Return a hash of the names, sizes and modification times of files.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    stats = hashlib.sha256()
+    for path in paths:
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise DataError(f"--data-dir: {path}: {error.strerror}; repair or remove that file") from error
+        stats.update(os.fsencode(path.resolve()) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    return stats.hexdigest()
 
 
 def resized(loaded: Images, size: int) -> Images:
@@ -158,6 +196,11 @@ def resized(loaded: Images, size: int) -> Images:
     return scale(train), scale(test), classes
 
 
+@dataclass(frozen=True)
+class _NoArguments:
+    """The arguments of all other data sets."""
+
+
 Source = Callable[[TrainingConfig], tuple[dict[str, Any], Callable[[], Loaded]]]
 SOURCES: dict[str, Source] = {
     "digits": _digits,
@@ -167,13 +210,24 @@ SOURCES: dict[str, Source] = {
     "cifar100": _torchvision,
     "mnist": _torchvision,
     "fashion-mnist": _torchvision,
+    "breast-cancer": _tables,
+    "wine": _tables,
+    "diabetes": _tables,
+    "fedprox-synthetic": _fedprox,
+    "text": _text,
+    "csv": _csv,
+    "leaf": _leaf,
 }
+_WITH_ARGUMENTS = ("fedprox-synthetic", "text", "csv", "leaf")
 
 
 def find(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
     """Return what the content of the configured data set depends on, and a function that loads it.
 
     Raises:
+        ConfigError: ``--dataset-args`` has an argument that the data set does not take.
         DataError: its files are missing or damaged.
     """
+    if config.dataset not in _WITH_ARGUMENTS:
+        dataset_arguments(_NoArguments, config.dataset_args, config.dataset)
     return SOURCES[config.dataset](config)

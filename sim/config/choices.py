@@ -1,0 +1,91 @@
+"""The names that settings choose from, and which data sets read a folder."""
+
+from __future__ import annotations
+
+from sim.errors import ConfigError
+
+DATASETS = (
+    "digits",
+    "imagefolder",
+    "synthetic",
+    "cifar10",
+    "cifar100",
+    "mnist",
+    "fashion-mnist",
+    "breast-cancer",
+    "wine",
+    "diabetes",
+    "fedprox-synthetic",
+    "text",
+    "csv",
+    "leaf",
+)
+MODELS = ("auto", "Net", "SimpleCnn", "ResNet18", "Mlp", "Logistic", "CharLstm")
+PARTITIONERS = (
+    "auto",
+    "iid",
+    "dirichlet",
+    "inner-dirichlet",
+    "shard",
+    "pathological",
+    "linear",
+    "square",
+    "exponential",
+    "natural",
+    "grouped-natural",
+    "continuous",
+    "distribution",
+    "size",
+    "size-to-id",
+)
+# Those that look at a column of the examples.
+WITH_COLUMN = (
+    "auto",
+    "dirichlet",
+    "inner-dirichlet",
+    "shard",
+    "pathological",
+    "natural",
+    "grouped-natural",
+    "continuous",
+    "distribution",
+)
+STRATEGIES = (
+    "fedavg",
+    "fedprox",
+    "fedavgm",
+    "fedadam",
+    "fedadagrad",
+    "fedyogi",
+    "fedmedian",
+    "fedtrimmedavg",
+    "krum",
+    "bulyan",
+    "qfedavg",
+)
+
+# Data sets that have no folder, and what those that need one find in it; the others may be given one.
+_WITHOUT_FOLDER = ("digits", "synthetic", "breast-cancer", "wine", "diabetes", "fedprox-synthetic")
+_IN_FOLDER = {
+    "imagefolder": "train/<class>/* and test/<class>/*",
+    "text": "texts as *.txt",
+    "csv": "train.csv and test.csv",
+    "leaf": "LEAF's data/all_data/*.json, or train/*.json and test/*.json",
+}
+WITHOUT_IMAGES = ("breast-cancer", "wine", "diabetes", "fedprox-synthetic", "text", "csv", "leaf")
+
+
+def check_data_settings(dataset: str, data_dir: str | None, target: str | None, image_size: int | None) -> None:
+    """Check that a data set has what it needs, and nothing that would be without effect.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    if dataset in _IN_FOLDER and data_dir is None:
+        raise ConfigError(f"--dataset {dataset} needs --data-dir, a folder with {_IN_FOLDER[dataset]}")
+    if dataset in _WITHOUT_FOLDER and data_dir is not None:
+        raise ConfigError(f"--data-dir {data_dir}: --dataset {dataset} does not read a folder")
+    if dataset == "csv" and target is None:
+        raise ConfigError("--dataset csv needs --target, the column that is predicted")
+    if dataset in WITHOUT_IMAGES and image_size is not None:
+        raise ConfigError(f"--image-size {image_size}: --dataset {dataset} has no images that could be scaled")

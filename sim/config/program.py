@@ -1,0 +1,32 @@
+"""A program of the user's → the settings that name its parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sim.errors import ConfigError
+from sim.program_file import PARTS, read
+
+
+def program_parts(program: str) -> dict[str, str]:
+    """Return dataset, model, train and test → the import path, of those that a program of the user's has.
+
+    Args:
+        program: ``file.py`` or ``module``, in the current folder.
+
+    Raises:
+        ConfigError: there is no such file, it has none of them, or it lies elsewhere.
+    """
+    path = Path(program if program.endswith(".py") else program.replace(".", "/") + ".py")
+    if path.is_absolute() or ".." in path.parts or not all(part.isidentifier() for part in path.with_suffix("").parts):
+        raise ConfigError(f"--program {program}: must be a module in the current folder; start sim in its folder")
+    found = read(path.resolve())
+    if found is None:
+        reason = "not valid Python" if path.is_file() else "no such file in the current folder"
+        raise ConfigError(f"--program {program}: {reason}")
+    module = ".".join(path.with_suffix("").parts)
+    parts = {part: f"{module}:{name}" for part, name in found.parts().items()}
+    if not parts:
+        names = "; ".join(f"{part}: {', '.join(known)}" for part, known in PARTS.items())
+        raise ConfigError(f"--program {program}: has none of the names that are looked for ({names})")
+    return parts

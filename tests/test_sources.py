@@ -1,0 +1,373 @@
+"""The data sets by name that are no images, and what is made of them: models, partitions and messages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr_datasets.partitioner import ContinuousPartitioner, NaturalIdPartitioner
+
+from conftest import Sim
+from sim.config.run_config import RunConfig
+from sim.data import partition, partitioners
+from sim.data.dataset import Dataset, load_dataset
+from sim.data.defaults import decided
+from sim.data.sources.text import tokens
+from sim.errors import ConfigError, DataError, PartitionError, SimError
+from sim.seeds import Purpose, generator
+from sim.training import models
+from sim.training.models import DataFacts
+
+
+def _load(name: str, root: Path | None = None, **settings: Any) -> Dataset:
+    return load_dataset(RunConfig(dataset=name, data_dir=None if root is None else str(root), **settings))
+
+
+def _net(dataset: Dataset, name: str, **arguments: object) -> torch.nn.Module:
+    facts = DataFacts(dataset.input_shape, dataset.num_outputs, dataset.vocab_size, dataset.target_shape)
+    return models.build(name, facts, arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "shape", "classes", "outputs"),
+    [
+        ("breast-cancer", (455, 114), (30,), ("malignant", "benign"), 2),
+        ("wine", (142, 36), (13,), ("class_0", "class_1", "class_2"), 3),
+        ("diabetes", (353, 89), (10,), (), 1),
+    ],
+)
+def test_tables_of_scikit_learn(
+    name: str, sizes: tuple[int, int], shape: tuple[int], classes: tuple[str, ...], outputs: int
+) -> None:
+    dataset = _load(name)
+    inputs, targets = dataset.train.batch
+    assert (len(dataset.train), len(dataset.test)) == sizes
+    assert (dataset.input_shape, dataset.classes, dataset.num_outputs) == (shape, classes, outputs)
+    assert (inputs.dtype, targets.dtype) == (np.float32, np.int64 if classes else np.float32)
+    if classes:
+        assert np.abs(inputs.mean(axis=0)).max() < 1e-6
+        assert inputs.std(axis=0) == pytest.approx(np.ones(shape), abs=1e-5)
+        shares = [np.bincount(split.labels) / len(split) for split in (dataset.train, dataset.test)]
+        assert np.abs(shares[0] - shares[1]).max() < 0.02
+    else:
+        assert dataset.labels is None  # though all targets are whole numbers
+        assert (targets.min(), targets.max()) == (25, 346)
+    assert _net(dataset, "Logistic")(torch.tensor(inputs[:4])).shape == (4, outputs)
+    assert _net(dataset, "Mlp", hidden_size=5)(torch.tensor(inputs[:4])).shape == (4, outputs)
+
+
+def test_synthetic_data_of_li_et_al() -> None:
+    dataset = _load("fedprox-synthetic", dataset_args={"num_clients": 40})
+    clients = dataset.train.column("client")
+    sizes = np.bincount(clients) + np.bincount(dataset.test.column("client"))
+    assert len(sizes) == 40
+    assert sizes.min() >= 50
+    assert sizes.max() > 8 * np.median(sizes)  # a long tail
+    assert np.bincount(clients).tolist() == [int(size * 0.9) for size in sizes]
+    inputs = dataset.train.batch[0]
+    largest = inputs[clients == sizes.argmax()]
+    expected = np.arange(1, 61) ** -1.2
+    assert largest.var(axis=0) / expected == pytest.approx(np.ones(60), abs=0.35)
+    # One linear model labels the data of each client.
+    same = _load("fedprox-synthetic", dataset_args={"num_clients": 40, "iid": True}).train.batch
+    assert np.abs(same[0].mean(axis=0)).max() < 0.1
+    fitted = np.linalg.lstsq(same[0], np.eye(10)[same[1]], rcond=None)[0]
+    assert ((same[0] @ fitted).argmax(axis=1) == same[1]).mean() > 0.6
+    apart, close = (
+        _load("fedprox-synthetic", dataset_args={"num_clients": 40, "beta": beta, "alpha": 0}) for beta in (9, 0)
+    )
+    means = [[d.train.batch[0][d.train.column("client") == k].mean() for k in range(40)] for d in (apart, close)]
+    assert np.std(means[0]) == pytest.approx(9, rel=0.3)
+    assert np.std(means[1]) == pytest.approx(60**-0.5, rel=0.3)
+
+
+def test_texts_are_cut_into_sequences(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("abcabcabca" * 2, encoding="utf-8")
+    (tmp_path / "a.TXT").write_text("ç" * 18 + "ax", encoding="utf-8")
+    dataset = _load("text", tmp_path, dataset_args={"sequence_length": 1})
+    assert dataset.vocab_size == 5  # a, b, c, ç and the unknown one
+    assert dataset.train.column("client").tolist() == ["a"] * 17 + ["b"] * 17
+    inputs, targets = dataset.train.batch
+    assert inputs[17:22].tolist() == [[1], [2], [3], [1], [2]]
+    assert targets[17:22].tolist() == [[2], [3], [1], [2], [3]]
+    assert [column.tolist() for column in dataset.test.batch] == [[[1], [3]], [[0], [1]]]  # a→x, c→a
+    longer = _load("text", tmp_path, dataset_args={"sequence_length": 1, "num_parts": 2})
+    assert longer.train.column("client").tolist()[:9] == ["a 1"] * 8 + ["a 2"]
+    net = _net(_load("text", tmp_path, dataset_args={"sequence_length": 1}), "CharLstm", hidden_size=3)
+    assert net(torch.tensor(inputs[:6])).shape == (6, 1, 5)
+    (tmp_path / "a.TXT").unlink()
+    assert (
+        _load("text", tmp_path, dataset_args={"sequence_length": 1, "num_parts": 3}).train.column("client")[0] == "b 1"
+    )
+
+
+def test_characters_that_only_the_test_has_are_unknown() -> None:
+    assert tokens(np.array([5, 1, 9, 3], np.uint32), np.array([1, 5], np.uint32)).tolist() == [2, 1, 0, 0]
+
+
+def _table(root: Path, train: str, test: str) -> Path:
+    root.mkdir(exist_ok=True)
+    for name, text in (("train", train), ("test", test)):
+        (root / f"{name}.csv").write_text(text, encoding="utf-8")
+    return root
+
+
+TRAIN = "age,city,pay,who\n20,Bonn,high,u2\n30,Rom,low,u10\n40,Bonn,low,u2\n"
+TEST = "who,city,pay,age\nu7,Oslo,high,25\nu7,Rom,low,1e1\n"
+
+
+def test_a_table_is_encoded_by_its_training_split(tmp_path: Path) -> None:
+    dataset = _load("csv", _table(tmp_path / "t", TRAIN, TEST), target="pay", client_column="who")
+    assert dataset.train.batch[0].tolist() == [[20, 1, 0], [30, 0, 1], [40, 1, 0]]
+    assert dataset.test.batch[0].tolist() == [[25, 0, 0], [10, 0, 1]]
+    assert dataset.classes == ("high", "low")
+    assert (dataset.train.batch[1].tolist(), dataset.test.batch[1].tolist()) == ([0, 1, 1], [0, 1])
+    assert dataset.clients == "who"
+    assert dataset.train.column("city").tolist() == ["Bonn", "Rom", "Bonn"]
+    assert any("1 rows have a city that no training row has" in note for note in dataset.notes)
+    scaled = _load("csv", tmp_path / "t", target="pay", client_column="who", dataset_args={"standardize": True})
+    assert scaled.train.batch[0][:, 0] == pytest.approx([-(1.5**0.5), 0, 1.5**0.5])
+
+
+def test_few_whole_numbers_are_classes_and_others_are_measured(tmp_path: Path) -> None:
+    train, test = "x,y\n1,5\n2,10\n3,7.0\n", "x,y\n1,7\n"
+    classes = _load("csv", _table(tmp_path / "t", train, test), target="y")
+    assert (classes.classes, classes.train.batch[1].tolist()) == (("5", "7", "10"), [0, 2, 1])
+    assert classes.test.batch[1].tolist() == [1]
+    numbers = _load("csv", tmp_path / "t", target="y", dataset_args={"task": "regression"})
+    assert (numbers.classes, numbers.labels, numbers.num_outputs) == ((), None, 1)
+    assert not numbers.has_classes
+    assert numbers.train.batch[1].tolist() == [5, 10, 7]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "settings", "message"),
+    [
+        ("x,y\n1,2\n,3\n", "x,y\n1,2\n", {}, "train.csv: line 3, column x: the value is missing"),
+        ("x,y\n1,2\n4,3\n", "x,y\nNA,2\n", {}, "test.csv: line 2, column x: the value is missing"),
+        ("x,y\n1,2\n4,3\n5,3\na,2\n", "x,y\n1,2\n", {}, "line 5, column x: a is no finite number, but 3 of 4 entries"),
+        ("x,y\n1,2\n4,3\n", "x,y\nb,2\n", {}, "test.csv: line 2, column x: b is no finite number"),
+        ("x,y\n1,2\n4,3\n", "x,y\n1,4\n", {}, "line 2, column y: no training row has the class 4; they have 2, 3"),
+        ("x,y\n1,2,3\n", "x,y\n1,4\n", {}, "train.csv: line 2 has 3 fields, but the header has 2"),
+        ("x,x\n1,2\n", "x,y\n1,4\n", {}, "line 1: column 2 has the name of another one, x"),
+        ("x,y\n", "x,y\n1,4\n", {}, "train.csv: has no rows below the header"),
+        ("x,y\n1,2\n4,3\n", "x\n1\n", {}, "test.csv: has no column y, which train.csv has"),
+        ("x,y\n1,2\n4,3\n", "x,y,z\n1,2,3\n", {}, "test.csv: has a column z, which train.csv has not"),
+        ("x,y\n1,2\n", "x,y\n1,2\n", {"target": "z"}, "--target z: "),
+        ("x,y\n1,2\n", "x,y\n1,2\n", {"client_column": "z"}, "--client-column z: "),
+        ("x,y\n1,2\n2,2\n", "x,y\n1,2\n", {}, "all rows of "),
+        ("x,y\n1e39,2\n2,3\n", "x,y\n1,2\n", {}, "line 2, column x: is too large for float32"),
+        ("y\n2\n3\n", "y\n1\n", {}, "has no column beside y"),
+        (
+            "x,y\n1,2\n4,3\n",
+            "x,y\n1,2\n",
+            {"dataset_args": {"tas": 1}},
+            "--dataset csv takes task, standardize, delimi",
+        ),
+        ("x,y\n1,2\n4,3\n", "x,y\n1,2\n", {"dataset_args": {"task": "x"}}, "task=x: must be one of auto, classifica"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_one_line(
+    train: str, test: str, settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SimError) as raised:
+        _load("csv", _table(tmp_path / "t", train, test), **{"target": "y", **settings})
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def _leaf(path: Path, data: dict[str, tuple[list[Any], list[Any]]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {user: {"x": x, "y": y} for user, (x, y) in data.items()}
+    sizes = [len(x) for x, _ in data.values()]
+    path.write_text(json.dumps({"users": list(data), "num_samples": sizes, "user_data": content}), encoding="utf-8")
+
+
+def test_leaf_images_keep_their_numbers_and_users(tmp_path: Path) -> None:
+    pixels = [[k / 1000 + n for k in range(784)] for n in range(20)]
+    _leaf(
+        tmp_path / "data" / "all_data" / "all_data_0.json", {"f1": (pixels, list(range(20))), "f0": (pixels[:1], [3])}
+    )
+    dataset = _load("leaf", tmp_path)
+    assert (dataset.image_shape, len(dataset.classes), dataset.clients) == ((1, 28, 28), 20, "client")
+    assert (len(dataset.train), len(dataset.test)) == (19, 2)
+    assert dataset.train.column("client").tolist() == ["f1"] * 18 + ["f0"]
+    first = int(dataset.train.labels[0])
+    assert np.array_equal(dataset.train.batch[0][0, 0], np.array(pixels[first], np.float32).reshape(28, 28))
+    assert decided(RunConfig(dataset="leaf", data_dir=str(tmp_path)), dataset)[0].model == "Net"
+
+
+def test_leaf_characters_words_and_features(tmp_path: Path) -> None:
+    _leaf(tmp_path / "s" / "train" / "a.json", {"HAMLET": (["to b", "o be"], ["e", " "])})
+    _leaf(tmp_path / "s" / "test" / "a.json", {"HAMLET": (["o be"], ["!"])})
+    texts = _load("leaf", tmp_path / "s")
+    assert texts.classes == ("unknown", " ", "b", "e", "o", "t")
+    assert texts.train.batch[0].tolist() == [[5, 4, 1, 2], [4, 1, 2, 3]]
+    assert (texts.train.batch[1].tolist(), texts.test.batch[1].tolist()) == ([3, 1], [0])
+    net = _net(texts, "CharLstm", hidden_size=4)
+    assert net(torch.tensor(texts.train.batch[0])).shape == (2, 6)  # one character, not one at each position
+
+    tweets = [[1, "day", "q", "me", "Good good DAY!"], [2, "day", "q", "me", "bad"]]
+    for split in ("train", "test"):
+        _leaf(
+            tmp_path / "t" / "data" / split / "a.json",
+            {"me": (tweets[:1] if split == "train" else tweets, [1, 0][: 2 if split == "test" else 1])},
+        )
+    words = _load("leaf", tmp_path / "t", dataset_args={"sequence_length": 5})
+    assert words.train.batch[0].tolist() == [[0, 2, 2, 4, 3]]
+    assert words.test.batch[0].tolist() == [[0, 2, 2, 4, 3], [0, 0, 0, 0, 1]]
+    assert (words.vocab_size, words.classes) == (5, ("negative", "positive"))
+
+    _leaf(tmp_path / "n" / "train" / "a.json", {"k": ([[1, 2.5], [3, 4]], [1.0, 0.0])})
+    _leaf(tmp_path / "n" / "test" / "a.json", {"k": ([[1, 2.5]], [1])})
+    numbers = _load("leaf", tmp_path / "n")
+    assert numbers.train.batch[0].tolist() == [[1, 2.5], [3, 4]]
+    assert numbers.train.batch[1].tolist() == [1, 0]
+    assert numbers.classes == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "a.json: not valid JSON: "),
+        ("[]", "a.json: has no users and user_data"),
+        ('{"users": ["u"], "user_data": {}}', "user u: user_data has no lists x and y of it"),
+        ('{"users": ["u"], "user_data": {"u": {"x": [1], "y": []}}}', "user u: x has 1 examples, y has 0"),
+        ('{"users": ["u"], "user_data": {"u": {"x": [[1], [1, 2]], "y": [0, 1]}}}', "example 1 is not 1 numbers"),
+        ('{"users": ["u"], "user_data": {"u": {"x": ["ab", "a"], "y": ["c", "d"]}}}', "example 1 is no text of 2 char"),
+        ('{"users": ["u"], "user_data": {"u": {"x": [], "y": []}}}', "a.json: has no examples"),
+    ],
+)
+def test_what_is_wrong_with_leaf_is_one_line(text: str, message: str, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError) as raised:
+        _load("leaf", tmp_path)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_folders_without_their_files_and_texts_that_are_too_short(tmp_path: Path) -> None:
+    for name, message in (("text", "has no *.txt"), ("csv", "there is no train.csv"), ("leaf", "LEAF's data/all_data")):
+        with pytest.raises(DataError) as raised:
+            _load(name, tmp_path, **({"target": "y"} if name == "csv" else {}))
+        assert message in str(raised.value)
+    (tmp_path / "a.txt").write_bytes(b"ab\ncd\xff")
+    with pytest.raises(DataError, match=r"a\.txt: line 2 is not UTF-8"):
+        _load("text", tmp_path)
+    (tmp_path / "a.txt").write_text("x" * 100)
+    with pytest.raises(
+        DataError, match=r"100 characters are too few .* sequence_length=80 in each of 10 parts; about 901"
+    ):
+        _load("text", tmp_path)
+
+
+def test_the_data_decide_what_was_left_open(tmp_path: Path) -> None:
+    def choice(dataset: Dataset, **settings: Any) -> tuple[str, str, int, float | None, int | None]:
+        config, _ = decided(RunConfig(**settings), dataset)
+        return config.model, config.partitioner, config.num_clients, config.fraction_fit, config.clients_per_round
+
+    assert choice(_load("digits")) == ("Net", "dirichlet", 100, 0.2, None)
+    assert decided(RunConfig(), _load("digits"))[1] == ()
+    assert choice(_load("wine")) == ("Mlp", "dirichlet", 100, 0.2, None)
+    assert choice(_load("diabetes")) == ("Mlp", "iid", 100, 0.2, None)
+    natural = _load("fedprox-synthetic")
+    assert choice(natural) == ("Mlp", "natural", 30, 0.2, None)
+    assert choice(natural, num_clients=7) == ("Mlp", "natural", 7, 0.2, None)
+    assert choice(natural, partitioner="dirichlet", model="Logistic") == ("Logistic", "dirichlet", 100, 0.2, None)
+    (tmp_path / "a.txt").write_text("abc" * 20)
+    (tmp_path / "b.txt").write_text("abd" * 20)
+    texts = _load("text", tmp_path, dataset_args={"sequence_length": 2})
+    assert choice(texts) == ("CharLstm", "natural", 2, None, 1)  # a fifth of two clients is none
+    with pytest.raises(ConfigError, match=r"--alpha 0\.1: belongs to --partitioner dirichlet"):
+        choice(natural, alpha=0.1)
+    with pytest.raises(PartitionError, match="--num-clients 31: client has 30 different values; at most 30"):
+        choice(natural, num_clients=31)
+
+
+def test_natural_and_continuous_partitions_are_those_of_flwr_datasets() -> None:
+    import datasets
+
+    ids = np.random.default_rng(0).integers(0, 7, 300)
+    library: Any = NaturalIdPartitioner("label")
+    library.dataset = datasets.Dataset.from_dict({"label": ids, "index": np.arange(300)})
+    own = partitioners.natural(ids, 7)
+    assert [part.tolist() for part in own] == [list(library.load_partition(k)["index"]) for k in range(7)]
+    assert [part.tolist() for part in partitioners.natural(ids, 3)] == [part.tolist() for part in own[:3]]
+
+    dataset = _load("diabetes")
+    config = RunConfig(num_clients=5, partitioner="continuous", partitioner_args={"strictness": 1.0})
+    assigned = partition.assign(dataset, config)
+    target = dataset.train.batch[1]
+    order = generator(0, Purpose.PARTITION).permutation(353)
+    library = ContinuousPartitioner(**partitioners.arguments(config, target))
+    library.dataset = datasets.Dataset.from_dict({"label": target[order], "index": order})
+    for client_id in range(5):
+        assert assigned.of(client_id).tolist() == list(library.load_partition(client_id)["index"])
+    means = [target[assigned.of(client_id)].mean() for client_id in range(5)]
+    assert means == sorted(means)
+
+
+def test_partitions_by_a_column(tmp_path: Path) -> None:
+    rows = "".join(f"{k},{'ab'[k % 2]},u{k // 10},{k % 3}\n" for k in range(60))
+    root = _table(tmp_path / "t", "x,kind,who,y\n" + rows, "x,kind,who,y\n1,a,u0,0\n")
+    dataset = _load("csv", root, target="y")
+    kinds, who = dataset.train.column("kind"), dataset.train.column("who")
+    shards = partition.assign(
+        dataset,
+        RunConfig(
+            partitioner="pathological",
+            partition_by="kind",
+            num_clients=4,
+            fraction_fit=1.0,
+            partitioner_args={"num_classes_per_partition": 1},
+        ),
+    )
+    assert [len(set(kinds[shards.of(k)])) for k in range(4)] == [1] * 4
+    natural = partition.assign(dataset, RunConfig(partitioner="natural", partition_by="who"))
+    assert [set(who[natural.of(k)]) for k in range(6)] == [{f"u{k}"} for k in range(6)]
+    grouped = RunConfig(partitioner="grouped-natural", partition_by="who", partitioner_args={"group_size": 4})
+    assert partition.assign(dataset, grouped).sizes.tolist() == [40, 20]
+    with pytest.raises(ConfigError, match="grouped-natural: needs --partitioner-args group_size=N"):
+        partition.assign(dataset, RunConfig(partitioner="grouped-natural", partition_by="who"))
+    with pytest.raises(PartitionError, match=r"--partition-by z: is no column .*; the columns are x, kind, who, y"):
+        partition.assign(dataset, RunConfig(partition_by="z"))
+    with pytest.raises(PartitionError, match="continuous: needs a number for each example, but --partition-by kind is"):
+        partition.assign(dataset, RunConfig(partitioner="continuous", partition_by="kind"))
+    sizes = RunConfig(partitioner="size", partitioner_args={"partition_sizes": "10,5,20"})
+    assert partition.assign(dataset, sizes).sizes.tolist() == [10, 5, 20]
+    with pytest.raises(ConfigError, match="partition_sizes=10,x: must be numbers of examples"):
+        partition.assign(dataset, RunConfig(partitioner="size", partitioner_args={"partition_sizes": "10,x"}))
+    grown = RunConfig(partitioner="size-to-id", num_clients=3, clients_per_round=1, partitioner_args={"power": 1.0})
+    assert partition.assign(dataset, grown).sizes.tolist() == [10, 20, 30]
+
+
+def test_models_have_their_documented_sizes() -> None:
+    sizes = {
+        "Logistic": (DataFacts((60,), 10), 610),
+        "Mlp": (DataFacts((1, 28, 28), 10), 199_210),
+        "CharLstm": (DataFacts((80,), 80, 80, (80,)), 819_920),
+    }
+    for name, (facts, count) in sizes.items():
+        assert sum(p.numel() for p in models.build(name, facts).parameters()) == count, name
+    net = models.build("torchvision:mobilenet_v3_small", DataFacts((3, 32, 32), 7))
+    assert net.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+    with pytest.raises(
+        ConfigError, match="torchvision:resnet19: torchvision has no such classifier; it has resnet18, "
+    ):
+        models.build("torchvision:resnet19", DataFacts((3, 32, 32), 7))
+
+
+def test_a_run_records_what_the_data_decided(command: Sim, tmp_path: Path) -> None:
+    words = ("--engine", "inline", "--num-rounds", "1", "--local-epochs", "1", "--clients-per-round", "2")
+    ended = command("run", "--dataset", "fedprox-synthetic", *words, "--name", "a", "--model", "Logistic")
+    assert (ended.returncode, "Traceback" in ended.stderr) == (0, False)
+    config = (tmp_path / "results" / "a" / "config.toml").read_text()
+    assert 'partitioner = "natural"' in config
+    assert "num_clients = 30" in config
+    assert "--partitioner natural, because the data say to which client" in ended.stderr
