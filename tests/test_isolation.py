@@ -98,15 +98,15 @@ def test_untidy_clients_give_the_same_bits_on_any_number_of_processes_and_resume
         "client": "untidy:Everything",
         "num_clients": 40,
         "clients_per_round": 33,
-        "num_rounds": 2,
+        "num_rounds": 4,
         "max_local_steps": 2,
         "on_client_error": "drop",
     }
     runs = [small(**config, name="inline")]
     for count in (1, 3):
         runs.append(small({"num_cpus": count}, **config, engine="ray", num_cpus=1, name=str(count)))
-    first = small(**{**config, "num_rounds": 1}, name="resumed")
-    runs.append(resume(first, num_rounds=2))
+    first = small(**{**config, "num_rounds": 2}, name="resumed")
+    runs.append(resume(first, num_rounds=4))
     assert len({sha256(run.model_path) for run in runs}) == 1
     tables = [run.clients()[["round", "client_id", "loss", "status", "error"]] for run in runs]
     assert all(table.equals(tables[0]) for table in tables)
