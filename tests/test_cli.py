@@ -81,8 +81,9 @@ def test_verbose_shows_the_output_of_flower(command: Sim) -> None:
     assert "[ROUND 1]" in verbose.stderr
 
 
-def test_centralized_shares_columns_and_plot_with_a_run(sim: Sim, command: Sim, finished: Run, tmp_path: Path) -> None:
-    central = sim("centralized", "--epochs", "3", "--lr", "0.05", "--name", "central")
+@pytest.mark.slow
+def test_centralized_shares_columns_and_plot_with_a_run(command: Sim, finished: Run, tmp_path: Path) -> None:
+    central = command("centralized", "--epochs", "3", "--lr", "0.05", "--name", "central")
     assert central.returncode == 0, central.stderr
     assert "after epoch 3" in central.stdout
     rounds = Run(tmp_path / "results" / "central").rounds()
@@ -96,8 +97,8 @@ def test_centralized_shares_columns_and_plot_with_a_run(sim: Sim, command: Sim, 
     assert "<svg" in (tmp_path / "both.svg").read_text()
 
 
-def test_partition_shows_counts_before_any_training(sim: Sim, command: Sim, tmp_path: Path) -> None:
-    result = sim("partition", "--num-clients", "12", "-o", "clients.png")
+def test_partition_shows_counts_before_any_training(command: Sim, tmp_path: Path) -> None:
+    result = command("partition", "--num-clients", "12", "-o", "clients.png")
     assert result.returncode == 0, result.stderr
     rows = [line.split() for line in result.stdout.splitlines()]
     assert rows[1] == ["client", "examples", *"0123456789"]
@@ -113,11 +114,11 @@ def test_partition_shows_counts_before_any_training(sim: Sim, command: Sim, tmp_
 
 
 @pytest.mark.ray
-def test_an_untouched_tutorial_program_is_federated(sim: Sim, tmp_path: Path) -> None:
+def test_an_untouched_tutorial_program_is_federated(command: Sim, tmp_path: Path) -> None:
     words = ("--model", "cifar:Net", "--train", "cifar:train", "--test", "cifar:test")
     few = ("--num-clients", "5", "--fraction-fit", "1", "--num-rounds", "3", "--local-epochs", "5")
     data = ("--dataset", "synthetic", "--num-examples", "1000", "--results-dir", str(tmp_path))
-    result = sim("run", *words, *few, *data, *ONE_ACTOR, "--batch-size", "16", "--name", "own", cwd=PROGRAMS)
+    result = command("run", *words, *few, *data, *ONE_ACTOR, "--batch-size", "16", "--name", "own", cwd=PROGRAMS)
     assert result.returncode == 0, result.stderr
     rounds = Run(tmp_path / "own").rounds()
     assert rounds.test_accuracy.iloc[-1] > 0.5 > rounds.test_accuracy.iloc[0]
@@ -125,9 +126,9 @@ def test_an_untouched_tutorial_program_is_federated(sim: Sim, tmp_path: Path) ->
 
 
 @pytest.mark.ray
-def test_a_failing_client_on_the_command_line(sim: Sim, command: Sim, tmp_path: Path) -> None:
+def test_a_failing_client_on_the_command_line(command: Sim, tmp_path: Path) -> None:
     words = ("run", *FEW, "--num-rounds", "3", "--client", "own:Failing", "--results-dir", str(tmp_path))
-    stopped = sim(*words, *ONE_ACTOR, "--name", "stopped", cwd=PROGRAMS)
+    stopped = command(*words, *ONE_ACTOR, "--name", "stopped", cwd=PROGRAMS)
     assert stopped.returncode == 1
     assert "raised in round 2 (fit): ValueError: client" in stopped.stderr.splitlines()[-1]
     assert "Traceback" not in stopped.stderr

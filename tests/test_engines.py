@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -26,7 +28,7 @@ def _no_process_left() -> Iterator[None]:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("_no_process_left")
-@pytest.mark.parametrize(("strategy", "counts"), [("fedavg", (1, 2, 3)), ("fedadam", (2,)), ("krum", (3,))])
+@pytest.mark.parametrize(("strategy", "counts"), [("fedavg", (1, 3)), ("fedadam", (2,)), ("krum", (2,))])
 def test_the_engine_and_the_number_of_actors_do_not_change_a_bit(
     small: Small, strategy: str, counts: tuple[int, ...]
 ) -> None:
@@ -66,7 +68,7 @@ def test_a_fraction_of_a_gpu_gives_as_many_actors_as_share_it(small: Small) -> N
     run = small(
         {"num_cpus": 4, "num_gpus": 1},
         engine="ray",
-        num_gpus=0.25,
+        num_gpus=0.5,
         device="cpu",
         client="own:Where",
         num_clients=16,
@@ -74,7 +76,7 @@ def test_a_fraction_of_a_gpu_gives_as_many_actors_as_share_it(small: Small) -> N
         num_rounds=1,
     )
     clients = run.clients()
-    assert sorted(clients.actor.unique()) == [0, 1, 2, 3]
+    assert sorted(clients.actor.unique()) == [0, 1]
     assert set(clients.loss) == {0.0}  # CUDA_VISIBLE_DEVICES
 
 
@@ -105,31 +107,27 @@ def test_a_client_whose_process_dies_again_and_again_counts_as_one_that_raised(s
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("_no_process_left")
-def test_rays_processes_refuse_whoever_has_no_token(tmp_path: Path) -> None:
+def test_rays_processes_refuse_whoever_has_no_token(small: Small) -> None:
     """A second program that knows the address but not the token cannot join."""
-    program = """
-        import subprocess, sys
-        from sim import RunConfig, simulate
+    found = []
 
-        def intrude(record):
-            if record.round == 1:
-                import os, ray
-                address = ray.get_runtime_context().gcs_address
-                code = f"from ray._raylet import GcsClient; GcsClient(address={address!r}); print('joined')"
-                own = {k: os.environ[k] for k in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-                env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-                for extra in (own, {}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
-                    result = subprocess.run([sys.executable, "-c", code], env={**env, **extra},
-                        capture_output=True, text=True, timeout=300)
-                    print(result.returncode, "joined" in result.stdout, "AuthenticationError" in result.stderr)
+    def intrude(record: Any) -> None:
+        import ray
 
-        config = RunConfig(num_clients=4, fraction_fit=1.0, num_rounds=1, local_epochs=1)
-        simulate(config, ray_init_args={"num_cpus": 1}, on_record=intrude)
-    """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert result.stdout.splitlines() == ["0 True False", "1 False True", "1 False True"]
+        if record.round == 0:
+            return
+        address = ray.get_runtime_context().gcs_address
+        code = f"from ray._raylet import GcsClient; GcsClient(address={address!r}); print('joined')"
+        own = {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+        others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        for more in (own, {}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
+            result = subprocess.run(
+                [sys.executable, "-c", code], env={**others, **more}, capture_output=True, text=True, check=False
+            )
+            found.append((result.returncode, "joined" in result.stdout, "AuthenticationError" in result.stderr))
+
+    small({"num_cpus": 1}, engine="ray", num_rounds=1, on_record=intrude)
+    assert found == [(0, True, False), (1, False, True), (1, False, True)]
 
 
 @pytest.mark.ray

@@ -1,10 +1,9 @@
-"""Server and clients started as a user starts them, in real processes with real sockets."""
+"""Server and clients in processes of their own, with real sockets."""
 
 from __future__ import annotations
 
+import shutil
 import signal
-
-import pytest
 
 from conftest import PROGRAMS, Small, sha256
 from federation import Federation
@@ -44,10 +43,10 @@ def test_clients_give_the_numbers_of_their_simulation(federation: Federation, sm
 
 
 def test_clients_of_the_users_own_give_the_results_of_their_simulation(
-    federation: Federation, small: Small, monkeypatch: pytest.MonkeyPatch, in_programs: None
+    federation: Federation, small: Small, in_programs: None
 ) -> None:
     """Checks the state of clients, the server's batch size, numpy numbers in metrics, and a dropped client."""
-    monkeypatch.setenv("PYTHONPATH", str(PROGRAMS))
+    shutil.copy(PROGRAMS / "own.py", federation.folder)
     shared = ["--num-clients", "2", "--client", "own:Travelling", "--on-client-error", "drop"]
     server = federation.server(*shared, "--num-rounds", "3", "--batch-size", "32", "--local-epochs", "1")
     clients = [federation.client(i, *shared) for i in range(2)]
@@ -92,12 +91,12 @@ def test_a_killed_client_is_named_and_one_that_comes_later_takes_part(federation
     server = federation.server(*SLOW, *rounds)
     clients = [federation.client(i, *SLOW) for i in range(2)]
     server.wait_for("round 1/5")
-    clients[1].process.send_signal(signal.SIGSTOP)  # so round 2 does not end before the late client has joined
-    clients[0].process.send_signal(signal.SIGKILL)
+    clients[1].send(signal.SIGSTOP)  # so round 2 does not end before the late client has joined
+    clients[0].send(signal.SIGKILL)
     server.wait_for("client 0 disconnected")
     late = federation.client(2, *SLOW)
     server.wait_for("client 2 joined")
-    clients[1].process.send_signal(signal.SIGCONT)
+    clients[1].send(signal.SIGCONT)
     assert [program.end() for program in (server, clients[1], late)] == [0, 0, 0], server.lines
     records = federation.run.clients()
     lost = records[records.status == "failed"]

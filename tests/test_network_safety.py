@@ -178,9 +178,9 @@ def test_an_interrupted_server_leaves_a_complete_folder_and_waits_for_no_client(
     server = federation.server(*FEW, "--num-rounds", "50")
     clients = [federation.client(i, *FEW) for i in range(2)]
     server.wait_for("round 1/")
-    clients[1].process.send_signal(signal.SIGSTOP)  # a client that never returns
+    clients[1].send(signal.SIGSTOP)  # a client that never returns
     server.wait_for("round 1/")
-    server.process.send_signal(number)
+    server.send(number)
     assert server.end() == 130
     assert server.lines[-1] == "sim: interrupted; what was done is on disk"
     for path in (federation.run.model_path, federation.run.accuracy_path):

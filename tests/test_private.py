@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import flwr.simulation
 import numpy as np
 import pytest
 from flwr.common import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from conftest import ONE_ACTOR, Small, sha256
+from conftest import ONE_ACTOR, Sim, Small, sha256
 from sim import private
 from sim.errors import StateError
 from sim.run_folder.state import pack_record, unpack_record
 
-# The program as the console script starts it, in a Flower that no longer has the function.
-WITHOUT_START_SIMULATION = """
-import flwr.simulation
-del flwr.simulation.start_simulation
-from sim.cli import entry
-entry()
-"""
 FEW = ["run", "--num-clients", "10", "--clients-per-round", "4", "--num-rounds", "2", "--local-epochs", "1"]
 
 
 @pytest.mark.ray
-def test_hidden_names_and_no_start_simulation_change_no_bit(tmp_path: Path, small: Small) -> None:
-    ways: dict[str, tuple[list[str], dict[str, str]]] = {
-        "hidden": (["-m", "sim"], {private.HIDDEN: "1"}),
-        "no-start-simulation": (["-c", WITHOUT_START_SIMULATION], {}),
-    }
-    sums = {sha256(small().model_path)}  # the inline engine uses neither
-    for name, (start, environment) in ways.items():
-        command = [sys.executable, *start, *FEW, *ONE_ACTOR, "--name", name]
-        found = subprocess.run(
-            command, cwd=tmp_path, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-        )
-        assert found.returncode == 0, found.stderr
-        assert "Traceback" not in found.stderr
-        sums.add(sha256(tmp_path / "results" / name / "model.safetensors"))
+def test_hidden_names_and_no_start_simulation_change_no_bit(
+    sim: Sim, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums = {sha256(small(name="inline").model_path)}  # the inline engine uses neither
+    hidden = sim(*FEW, *ONE_ACTOR, "--name", "hidden", env={**os.environ, private.HIDDEN: "1"})
+    assert hidden.returncode == 0, hidden.stderr
+    assert "Traceback" not in hidden.stderr
+    sums.add(sha256(tmp_path / "results" / "hidden" / "model.safetensors"))
+    # A Flower that no longer has the function: the one file that names it is imported anew.
+    monkeypatch.delattr(flwr.simulation, "start_simulation")
+    monkeypatch.delitem(sys.modules, "sim.engine.ray.start_simulation", raising=False)
+    sums.add(sha256(small({"num_cpus": 1}, engine="ray", name="without").model_path))
     assert len(sums) == 1
 
 

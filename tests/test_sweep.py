@@ -26,7 +26,7 @@ from sim.sweep.table import Interval
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
-WORDS = ["sweep", "--vary", "alpha=0.3,10", "--vary", "strategy=fedavg,fedprox", "--seeds", "2", "--results-dir", "s"]
+WORDS = ["sweep", "--vary", "alpha=0.3,10", "--vary", "strategy=fedprox", "--seeds", "2", "--results-dir", "s"]
 FEW = ["--num-clients", "20", "--num-rounds", "3", "--local-epochs", "2", "--engine", "inline"]
 TARGET = 0.4
 
@@ -35,12 +35,12 @@ def _sweep_twice(folder: Path) -> None:
     command = [sys.executable, "-m", "sim", *WORDS, *FEW, "--target-accuracy", str(TARGET)]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    ended = [process.stderr.readline() for _ in range(2)]
-    assert ended[0].startswith("1/8 "), ended
+    ended = process.stderr.readline()
+    assert ended.startswith("1/4 "), ended
     process.kill()
     process.wait()
     before = {run.name: run.rounds_path.stat().st_mtime_ns for run in list_runs(str(folder / "s")) if run.is_done()}
-    assert 2 <= len(before) < 8
+    assert 1 <= len(before) < 4
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-2:] == ["tables          s/sweep.csv, s/runs.csv", "picture         s/sweep.png"]
@@ -50,18 +50,13 @@ def _sweep_twice(folder: Path) -> None:
 
 @pytest.fixture
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a sweep of 8 runs that was killed after two runs and started again."""
+    """Return the folder of a sweep of 4 runs that was killed after one run and started again."""
     return made_once(tmp_path_factory, "sweep", _sweep_twice) / "s"
 
 
 def test_a_killed_sweep_continues_and_has_each_run_once(swept: Path) -> None:
     names = [run.name for run in list_runs(str(swept))]
-    assert names == [
-        f"alpha-{alpha}_strategy-{strategy}_seed-{seed}"
-        for alpha in ("0.3", "10.0")
-        for strategy in ("fedavg", "fedprox")
-        for seed in (0, 1)
-    ]
+    assert names == [f"alpha-{alpha}_strategy-fedprox_seed-{seed}" for alpha in ("0.3", "10.0") for seed in (0, 1)]
     for name in names:
         rounds = Run(swept / name).rounds()
         assert rounds["round"].tolist() == list(range(len(rounds)))
@@ -74,12 +69,7 @@ def test_a_killed_sweep_continues_and_has_each_run_once(swept: Path) -> None:
 
 def test_intervals_follow_from_the_tables_of_the_runs(swept: Path) -> None:
     table = pd.read_csv(swept / "sweep.csv")
-    assert table[["alpha", "strategy"]].to_numpy().tolist() == [
-        [0.3, "fedavg"],
-        [0.3, "fedprox"],
-        [10.0, "fedavg"],
-        [10.0, "fedprox"],
-    ]
+    assert table[["alpha", "strategy"]].to_numpy().tolist() == [[0.3, "fedprox"], [10.0, "fedprox"]]
     for _, row in table.iterrows():
         frames = [Run(swept / f"alpha-{row.alpha}_strategy-{row.strategy}_seed-{seed}").rounds() for seed in (0, 1)]
         reached = [frame for frame in frames if (frame.test_accuracy >= TARGET).any()]
