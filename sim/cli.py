@@ -12,19 +12,23 @@ import gc
 import io
 import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Thread
 
 from sim.commands import inspect, study
 from sim.commands import run as training
 from sim.config.flags import Parser, add_config, add_settings
 from sim.config.run_config import CentralizedConfig, RunConfig
-from sim.errors import ClientError, ConfigError, SimError, many_lines
+from sim.errors import ClientError, ConfigError, SimError, many_lines, one_line
 from sim.network.options import ClientOptions, ServerOptions
 from sim.scale.cells import SET_BY_THE_GRID
 
 _EXIT_INTERRUPTED = 130
+_LAST_SECONDS = 3.0  # for what Python does at its end
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
@@ -160,6 +164,15 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _without_memory(error: ImportError | MemoryError) -> str:
+    """Return in one line what does not fit into the memory that this process may use, or raise the error again."""
+    if isinstance(error, MemoryError):
+        return "the memory that this process may use does not suffice"
+    if isinstance(error, ModuleNotFoundError) or error.path is None:  # no shared library that the system cannot load
+        raise error
+    return f"{error.path} cannot be loaded: {one_line(str(error))}"
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 (success), 1 (the run stopped), 2 (bad input) or 130 (Ctrl-C)."""
     words_of = list(sys.argv[1:] if words is None else words)
@@ -176,6 +189,9 @@ def main(words: Sequence[str] | None = None) -> int:
             print(many_lines("".join(traceback.format_exception(error.__cause__))), end="", file=sys.stderr)
         print(f"sim: {error}", file=sys.stderr)
         return error.exit_code
+    except (ImportError, MemoryError) as error:
+        print(f"sim: {_without_memory(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         written = "; what was done is on disk" if words_of[:1] != ["client"] else ""
         print(f"sim: interrupted{written}", file=sys.stderr)
@@ -207,4 +223,15 @@ def entry() -> None:
     code = main()
     # Without this, Python's last garbage collection takes 1.3 s for the objects of torch and flwr.
     gc.freeze()
+    Thread(target=_end_at_last, args=(code,), daemon=True).start()
     sys.exit(code)
+
+
+def _end_at_last(code: int) -> None:
+    """End this process where Python would wait, perhaps for ever, for threads that user code has left."""
+    time.sleep(_LAST_SECONDS)
+    left = [t.name for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
+    if left:
+        what = one_line(", ".join(left))
+        print(f"sim: note: ends although threads of user code are still running: {what}", file=sys.stderr, flush=True)
+        os._exit(code)

@@ -30,8 +30,10 @@ def restored_settings() -> Iterator[None]:
     """Put the settings of this process back after the block, in which user code is called.
 
     They are PyTorch's and numpy's global settings and hooks, the current folder, the environment, the mask of new
-    files, ``sys.path``, the standard streams, the filters of warnings, and the handlers of signals.
+    files, ``sys.path``, the standard streams, the filters of warnings, and the handlers of signals. A fork of this
+    process that leaves the block ends there.
     """
+    process = os.getpid()
     before = [(read(), read, put) for read, put in _SETTINGS]
     hooks = [(table, dict(table)) for table in private.global_hooks()]
     is_main = threading.current_thread() is threading.main_thread()
@@ -43,6 +45,8 @@ def restored_settings() -> Iterator[None]:
         handlers = []  # the first Ctrl-C has changed them on purpose
         raise
     finally:
+        if os.getpid() != process:
+            os._exit(0)  # user code has forked, and the fork has returned as well: it must not go on with the run
         for value, read, put in before:
             if read() != value:
                 put(value)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim import user_code
+from sim import reaper, user_code
 from sim.config.run_config import RunConfig
 from sim.data import partition
 from sim.data.dataset import load_dataset
@@ -127,7 +127,7 @@ def _simulate(
     num_actors = _most_clients_at_once(config)
     if config.ray_address is None:
         num_actors = min(num_actors, _check_resources(config, arguments))
-    with _ray_session(config, arguments, num_actors, ray_init_args) as ray_session:
+    with _leftovers_ended(config), _ray_session(config, arguments, num_actors, ray_init_args) as ray_session:
         if ray_session is not None and old is None and _only_built_in_parts(config):
             # Nothing is left that could be wrong, so that Ray can start while PyTorch and Flower are imported.
             _check_data_and_folder(config)
@@ -139,10 +139,7 @@ def _simulate(
             from sim.setup.resume import resumed
             from sim.setup.session import open_session
 
-        with nullcontext() if ray_session is None else ray_session.adopting():
-            prepared = prepare(
-                config, ProgramObjects(**objects.given)
-            )  # its dry run calls the user's functions in this process
+        prepared = prepare(config, ProgramObjects(**objects.given))
         if old is not None:
             prepared = resumed(old, prepared, allow_changed_code=allow_changed_code)
         with (
@@ -152,6 +149,11 @@ def _simulate(
         ):
             RoundServer(prepared, dispatcher, session.on_round).run()
     return session.run
+
+
+def _leftovers_ended(config: RunConfig) -> AbstractContextManager[None]:
+    """End what user code has started in this process when the run ends; Ray's session does that for its processes."""
+    return nullcontext() if _only_built_in_parts(config) else reaper.nothing_left()
 
 
 @contextmanager

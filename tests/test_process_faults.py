@@ -10,10 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from conftest import Sim, Small, sha256
-from sim import RunConfig
+from conftest import ONE_ACTOR, PROGRAMS, Sim, Small, sha256
+from sim import Run, RunConfig, resume
 from sim.engine import contract
 from sim.engine.ray.session import _remove_left_folders
+from sim.errors import EngineError
+from sim.run_folder.records import RoundRecord
 from sim.simulation import _most_clients_at_once
 
 SHORT = 4.0
@@ -39,6 +41,19 @@ def test_a_test_and_a_set_up_that_hang_are_executed_by_another_process(small: Sm
 
 
 @pytest.mark.ray
+def test_when_a_server_of_ray_dies_the_run_ends_with_one_line(small: Small, tmp_path: Path) -> None:
+    def kill_raylet(record: RoundRecord) -> None:
+        if record.round == 1:
+            (raylet,) = [child for child in psutil.Process().children() if child.name() == "raylet"]
+            raylet.kill()
+
+    with pytest.raises(EngineError, match="Ray's raylet was killed or has crashed; --resume continues the run"):
+        small({"num_cpus": 1}, kill_raylet, engine="ray", num_rounds=3, name="killed")
+    resumed = resume(Run(tmp_path / "results" / "killed"), engine="inline")
+    assert sha256(resumed.model_path) == sha256(small(name="whole", num_rounds=3).model_path)
+
+
+@pytest.mark.ray
 def test_a_client_that_takes_all_memory_is_left_out(small: Small, stuck: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = psutil.virtual_memory()
     limit = (memory.total - memory.available + 2 * 2**30) / memory.total
@@ -52,18 +67,31 @@ def test_a_client_that_takes_all_memory_is_left_out(small: Small, stuck: Path, m
     assert error == "ProcessDied: its process was ended because the memory of this machine ran out, 2 times"
 
 
-@pytest.mark.ray
-def test_what_a_client_starts_ends_with_the_run(small: Small, stuck: Path) -> None:
-    small({"num_cpus": 1}, client="stuck:WithHelper", engine="ray", num_rounds=1)
+@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.ray)])
+def test_what_a_client_leaves_ends_with_the_run(sim: Sim, stuck: Path, engine: str) -> None:
+    """A program, a fork, a thread, and a fork that returns from the client like its parent."""
+    few = ("--num-clients", "4", "--clients-per-round", "2", "--num-rounds", "2", "--local-epochs", "1")
+    settings = (*few, *ONE_ACTOR, "--engine", engine, "--results-dir", str(stuck / "results"), "--name", "run")
+    result = sim("run", *settings, "--client", "stuck:Untidy", cwd=PROGRAMS)
+    assert result.returncode == 0
+    note = "sim: note: ends although threads of user code are still running: "
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("sim: ")]
+    assert line.startswith(f"{note}of client ")
     pids = [int(line) for line in (stuck / "helpers").read_text().split()]
-    assert len(pids) == 5  # one of them in the dry run
-    assert not [
-        pid
-        for pid in pids
-        if psutil.pid_exists(pid)
-        and psutil.Process(pid).name() == "sleep"
-        and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    ]
+    assert len(pids) == 2 * (4 + 1)  # one of them in the dry run
+    assert not [pid for pid in pids if _is_ours(pid)]
+    run = Run(stuck / "results" / "run")
+    assert run.rounds()["round"].tolist() == [0, 1, 2]
+    assert len(run.clients()) == 4
+
+
+def _is_ours(pid: int) -> bool:
+    try:
+        process = psutil.Process(pid)
+        title = " ".join(process.cmdline())
+        return process.status() != psutil.STATUS_ZOMBIE and ("sleep 600" in title or "stuck:Untidy" in title)
+    except psutil.Error:
+        return False
 
 
 def test_without_a_loopback_device_a_run_ends_with_one_line(sim: Sim, tmp_path: Path) -> None:
@@ -75,6 +103,15 @@ def test_without_a_loopback_device_a_run_ends_with_one_line(sim: Sim, tmp_path: 
     assert line.startswith("sim: Ray could not start: no connection to 127.0.0.1 (")
     assert result.returncode == 1
     assert not (tmp_path / "results").exists()
+
+
+def test_a_library_that_does_not_fit_into_memory_is_one_line(sim: Sim) -> None:
+    limited = ("sh", "-c", 'ulimit -v 1500000; exec "$@"', "sh")
+    result = sim("run", "--engine", "inline", prefix=limited)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("sim: /")
+    assert "cannot be loaded: libtorch" in line
+    assert result.returncode == 1
 
 
 def test_a_pipe_in_the_folder_for_temporary_files_stops_nobody(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.engine.ray.reaper import processes_of
+from sim.reaper import processes_of
 
 RAY_FOLDER = str(Path(str(find_spec("ray").origin)).parent)  # type: ignore[union-attr]
 # Holds a file open after it has loaded Ray's library, as an actor does, or without it.
@@ -24,8 +24,8 @@ def test_a_bystander_who_reads_a_log_of_ray_is_left_alone(tmp_path: Path) -> Non
     log.write_text("line\n")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     commands = {
-        "helper": ["env", "SIM_RAY_SESSION=this", "setsid", "sh", "-c", WAITS],
-        "of another run": ["env", "SIM_RAY_SESSION=other", "sh", "-c", WAITS],
+        "helper": ["env", "SIM_SESSION=this", "setsid", "sh", "-c", WAITS],
+        "of another run": ["env", "SIM_SESSION=other", "sh", "-c", WAITS],
         "tail": ["tail", "-f", str(log)],
         "python": [sys.executable, "-c", HOLDER.format(first=""), str(log)],
         "actor": [sys.executable, "-c", HOLDER.format(first="import ray._raylet"), str(log)],
@@ -35,13 +35,13 @@ def test_a_bystander_who_reads_a_log_of_ray_is_left_alone(tmp_path: Path) -> Non
         for process in started.values():
             assert process.stdout is not None
             assert process.stdout.readline()
-        found = processes_of(str(tmp_path), driver=0, ray_folder=RAY_FOLDER, session="this")
+        found = processes_of("this", 0, str(tmp_path), RAY_FOLDER)
         # The helper is what a client starts: in a session of its own, without any file of Ray.
         ours = {started["actor"].pid, started["helper"].pid}
         assert set(found) == ours
         for pid in ours:
-            assert set(processes_of(str(tmp_path), driver=pid, ray_folder=RAY_FOLDER, session="this")) == ours - {pid}
-        assert processes_of(str(tmp_path / "other"), driver=0, ray_folder=RAY_FOLDER, session="") == []
+            assert set(processes_of("this", pid, str(tmp_path), RAY_FOLDER)) == ours - {pid}
+        assert processes_of("none", 0, str(tmp_path / "other"), RAY_FOLDER) == []
     finally:
         for process in started.values():
             process.kill()

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 import re
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from flwr.common import MetricRecord, RecordDict
 from flwr.server.strategy import FedAvg
+from safetensors.numpy import load, save
 
 from conftest import SMALL, Sim, Small, sha256
-from sim import RunConfig, resume
+from sim import RunConfig, resume, simulate
 from sim.data.dataset import load_dataset
 from sim.errors import RunFolderError
 from sim.run_folder import checkpoint as checkpoints
 from sim.run_folder import environment
 from sim.run_folder.folder import Run
-from sim.run_folder.writer import locked_folder
+from sim.run_folder.writer import RunWriter, locked_folder
+from sim.server.prepared import Prepared
 from sim.setup import resume as setup_resume
+from sim.setup.prepare import prepare
+
+Forge = Callable[[Callable[[dict[str, Any], dict[str, Any]], object]], Prepared]
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, True, float("inf"), "1", None])
@@ -53,6 +62,60 @@ def test_json_that_is_nested_deep_is_damage(tmp_path: Path) -> None:
     (folder / "state.json").write_text("[" * 100_000 + "]" * 100_000)
     with pytest.raises(RunFolderError, match="damaged: RecursionError"):
         checkpoints.read_last(Run(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def forge(tmp_path_factory: pytest.TempPathFactory) -> Forge:
+    """Change the state and the arrays of a checkpoint, with valid checksums, and read it as ``--resume`` does."""
+    config = RunConfig(**{**SMALL, "num_rounds": 1}, strategy="fedadam", results_dir=str(tmp_path_factory.mktemp("f")))
+    run = simulate(config)
+    prepared = prepare(replace(config, num_rounds=2))
+    place = run.checkpoints_path / "1"
+    state = json.loads((place / "state.json").read_text())["state"]
+    content = (place / "arrays.safetensors").read_bytes()
+
+    def read(change: Callable[[dict[str, Any], dict[str, Any]], object]) -> Prepared:
+        about, arrays = copy.deepcopy(state), load(content)
+        change(about, arrays)
+        (place / "arrays.safetensors").write_bytes(save(arrays))
+        about["arrays_sha256"] = sha256(place / "arrays.safetensors")
+        (place / "state.json").write_text(json.dumps({"sha256": checkpoints._sum_of(about), "state": about}))
+        return setup_resume.resumed(run, replace(prepared, strategy=copy.deepcopy(prepared.strategy)))
+
+    return read
+
+
+def _of_strategy(name: str, value: object) -> Callable[[dict[str, Any], dict[str, Any]], object]:
+    return lambda about, arrays: about["strategy"]["state"].__setitem__(name, value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda about, arrays: about["strategy"]["state"].pop("eta"), "the state has no eta"),
+        (_of_strategy("aggregate_fit", {"value": 3}), "the state has a value for the method aggregate_fit"),
+        (_of_strategy("__class__", {"value": 3}), "the state has a value for the method __class__"),
+        (_of_strategy("eta", {"value": "text"}), "strategy.eta: is of the type str"),
+        (_of_strategy("eta", {"list": [{"value": 1}]}), "strategy.eta: is of the type list"),
+        (lambda about, arrays: arrays["weights.0"].fill(np.nan), "holds NaN weights"),
+        (lambda about, arrays: arrays["strategy.m_t.0"].fill(np.inf), "m_t of the strategy, array 0, holds infinite"),
+        (lambda about, arrays: arrays.update({"strategy.v_t.1": np.zeros(3)}), "v_t of the strategy has the shapes"),
+        (_of_strategy("m_t", {"list": [{"value": 1}]}), "m_t of the strategy has the shapes"),
+    ],
+)
+def test_a_forged_state_is_refused(forge: Forge, change: Any, reason: str) -> None:
+    with pytest.raises(RunFolderError, match=f"checkpoints/1: .*{re.escape(reason)}"):
+        forge(change)
+
+
+def test_a_checkpoint_whose_table_is_longer_than_any_file_is_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    tables = {path.name: (10**15, "") for path in (run.rounds_path, run.clients_path)}
+    for name in tables:
+        (tmp_path / name).write_text("round\n")
+    with pytest.raises(RunFolderError, match="was changed after its checkpoint was written"):
+        RunWriter.reopen(run, tables)
 
 
 def test_a_process_that_a_client_forked_does_not_keep_the_folder_locked(tmp_path: Path) -> None:

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 from flwr.common import NDArrays
 
+from sim.client.torch_client import fit_settings
+from sim.config.run_config import RunConfig
 from sim.engine.aggregation import WeightedSum, cut
 from sim.engine.contract import Chunk, ChunkResult, ClientResult, Task
 from sim.engine.ray.scheduling import WorkItem, by_work, in_items, joined, least_clients, next_message
+from sim.engine.worker import Worker
+from sim.setup.prepare import prepare
 
 
 def _chunks(num_clients: int, weights: NDArrays | None = None) -> list[Chunk]:
@@ -23,6 +27,19 @@ def _executed(item: WorkItem, each: list[NDArrays]) -> ChunkResult:
         total.add(each[task.client_id], task.num_examples + task.client_id)
     results = [ClientResult(task.client_id) for task in item.chunk.tasks]
     return ChunkResult(results, total, [(0, 0.0, 1.0)])
+
+
+def test_a_chunk_of_clients_that_return_other_dtypes_is_the_same_in_clients(in_programs: None) -> None:
+    config = RunConfig(num_clients=6, client="untidy:Wider", max_local_steps=2)
+    prepared = prepare(config)
+    tasks = [Task(client_id, fit_settings(config, 1)) for client_id in range(6)]
+    chunk = Chunk("fit", 1, tasks, prepared.initial_weights, summed=True)
+    worker = Worker(prepared.spec, 6, 0)
+    parts = WorkItem(0, chunk).singles(alone=False)
+    for item in parts:
+        item.result = worker.run(item.chunk)
+    for whole, cut_up in zip(worker.run(chunk).total.mean(), joined(parts).total.mean(), strict=True):
+        assert (whole.dtype, whole.tobytes()) == (np.float32, cut_up.tobytes())
 
 
 def test_a_chunk_in_clients_is_the_chunk_to_the_bit() -> None:

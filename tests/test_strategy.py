@@ -11,6 +11,8 @@ from sim.config.fields import rules_of
 from sim.config.run_config import RunConfig
 from sim.data.partitioners import PARTITIONERS
 from sim.data.sources.by_name import SOURCES
+from sim.engine.aggregation import WeightedSum
+from sim.engine.contract import ClientResult
 from sim.errors import ConfigError, PluginError
 from sim.server import strategy
 from sim.server.legacy import VirtualClientProxy
@@ -151,6 +153,20 @@ def test_batchnorm_under_averaging_and_adaptive_strategies(
     assert np.array_equal(found["out.weight"], averaged["out.weight"]) == (name == "fedavg")
     line = "sim: note: own:WithBatchNorm keeps running statistics (BatchNorm)"
     assert capfd.readouterr().err.count(line) == 2
+
+
+@pytest.mark.parametrize(("dp", "buffer"), [(None, 4.0), ("fixed", 7.0)])
+def test_noise_in_a_buffer_is_not_replaced_by_the_mean_of_the_clients(
+    in_programs: None, dp: str | None, buffer: float
+) -> None:
+    """Of a strategy of the user's own, which sees all arrays; without noise the mean counts."""
+    layout = WeightLayout(["weight", "buffer"], (0,), (0, 1), {})
+    before, noised = ([np.full(1, value, np.float32)] * 2 for value in (0, 7))
+    config = RunConfig(strategy="own:MetricsFedAvg", dp=dp)
+    view = strategy.build(config, before, layout, lambda *_: (0.0, {})).view
+    clients = [ClientResult(i, num_examples=1, weights=[np.full(1, 3 + 2 * i, np.float32)] * 2) for i in range(2)]
+    weight, other = view.with_untrained(noised, before, clients, WeightedSum())
+    assert (weight[0], other[0]) == (7.0, buffer)
 
 
 def test_privacy_and_batchnorm_do_not_go_together(small: Small, in_programs: None) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from sim.data.batches import Resident
 from sim.data.dataset import Examples
 from sim.engine import vectorized
 from sim.engine.contract import Chunk, Task
+from sim.engine.worker import Worker
 from sim.errors import ConfigError
 from sim.setup import prepare
 from sim.training.vectorized import Trainer, drawn
@@ -145,6 +148,28 @@ def test_what_cannot_be_stacked_is_refused(in_programs: None) -> None:
     ):
         with pytest.raises(ConfigError, match=reason):
             prepare.prepare(RunConfig(local_training="vectorized", **settings))  # type: ignore[arg-type]
+
+
+def test_vectorized_training_that_fails_raises_where_asked_and_falls_back_once_where_auto(
+    in_programs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig(num_clients=4, model="untidy:FailsTogether", local_training="vectorized", vectorized_clients=2)
+    prepared = prepare.prepare(config)
+    tasks = [Task(client_id, dict(fit_settings(config, 1))) for client_id in range(2)]
+    chunk = Chunk("fit", 1, tasks, prepared.initial_weights, True)
+    model = sys.modules["untidy"].FailsTogether
+    monkeypatch.setattr(model, "fails", True)
+    asked = Worker(prepared.spec, 4, 0).run(chunk)
+    reason = "vectorized training failed: RuntimeError: no room for two"
+    assert [result.error for result in asked.results] == [reason] * 2
+    assert asked.total.num_examples == 0
+    alone = Worker(replace(prepared.spec, vectorized_clients=1), 4, 0).run(chunk)
+    auto, model.trainings = Worker(replace(prepared.spec, vectorized_only=False), 4, 0), 0
+    for _ in range(2):
+        found = auto.run(chunk)
+        assert [(result.error, result.vectorized_with) for result in found.results] == [(None, None)] * 2
+        assert model.trainings == 1
+        assert all(map(np.array_equal, found.total.mean(), alone.total.mean()))
 
 
 def test_auto_on_a_cpu_is_one_after_another() -> None:

@@ -12,6 +12,7 @@ from sim.config.flags import config_from, flags_given, settings_given
 from sim.config.run_config import CentralizedConfig, RunConfig
 from sim.errors import ConfigError, one_line
 from sim.network.options import ClientOptions, ServerOptions, networked
+from sim.reaper import nothing_left
 from sim.run_folder.folder import open_run
 
 
@@ -72,7 +73,8 @@ def client(arguments: argparse.Namespace) -> None:
     config = RunConfig(**networked(settings_given(RunConfig, arguments)))
     from sim.network.client import join
 
-    num_rounds = join(config, options)
+    with nothing_left():
+        num_rounds = join(config, options)
     print(f"client {options.client_id}        trained in {num_rounds} rounds")
 
 
@@ -82,7 +84,7 @@ def centralized(arguments: argparse.Namespace) -> None:
     from sim.centralized import train_centralized
     from sim.run_folder.progress import RoundProgress
 
-    with RoundProgress(config.epochs, "epoch") as progress:
+    with RoundProgress(config.epochs, "epoch") as progress, nothing_left():
         run = train_centralized(config, on_record=progress.update)
     _report(run, "epoch")
 

@@ -127,6 +127,11 @@ def fitted(weights: NDArrays, like: NDArrays, server_round: int) -> NDArrays:
     shapes, wanted = [w.shape for w in weights], [w.shape for w in like]
     if shapes != wanted:
         raise RunError(f"round {server_round}: the strategy returned arrays of shapes {shapes}, the model has {wanted}")
+    return in_dtypes_of(like, weights)
+
+
+def in_dtypes_of(like: NDArrays, weights: NDArrays) -> NDArrays:
+    """Return ``weights`` in the dtypes of ``like``; no copies where they are the same."""
     return [cast(array, kept.dtype) for array, kept in zip(weights, like, strict=True)]
 
 

@@ -22,7 +22,7 @@ from flwr.common import (
 )
 from flwr.server.client_proxy import ClientProxy
 
-from sim.engine.aggregation import WeightedSum
+from sim.engine.aggregation import WeightedSum, in_dtypes_of
 from sim.engine.contract import Chunk, ChunkResult, ClientResult, Task, TestSlice
 from sim.engine.worker import Worker, WrongReturnError, check_fit, checked_metrics
 from sim.errors import described, one_line
@@ -100,7 +100,7 @@ class RemoteDispatcher:
             for future in futures:
                 result = future.result()
                 if result.weights is not None and chunk.summed:
-                    total.add(result.weights, result.num_examples)
+                    total.add(in_dtypes_of(chunk.weights, result.weights), result.num_examples)
                     result.weights = None
                 results.append(result)
             yield ChunkResult(results, total)

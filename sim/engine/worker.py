@@ -34,7 +34,7 @@ from torch import Tensor
 from sim.client.runtime import ClientRuntime, ClientSpec
 from sim.client.torch_client import TorchClient
 from sim.engine import vectorized
-from sim.engine.aggregation import WeightedSum, check_finite
+from sim.engine.aggregation import WeightedSum, check_finite, in_dtypes_of
 from sim.engine.contract import Chunk, ChunkResult, ClientResult, Task, TestSlice, other_timeout
 from sim.engine.liveness import SETTING_UP, TESTING, Liveness
 from sim.errors import BrokenProcessError, described, many_lines
@@ -153,7 +153,8 @@ class Worker:
                     with runtime.isolated():
                         result = self._call(runtime, chunk, task)
                     if result.weights is not None and chunk.summed:
-                        total.add(result.weights, result.num_examples)
+                        # In the model's dtypes, so that the sum does not depend on which client comes first in it.
+                        total.add(in_dtypes_of(chunk.weights, result.weights), result.num_examples)
                         result.weights = None
                 except KeyboardInterrupt:
                     raise

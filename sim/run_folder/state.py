@@ -107,12 +107,32 @@ def restore(strategy: Strategy, kind: str, state: dict[str, Tree], name: str, ar
         kind: name of the class of the strategy whose state it is.
 
     Raises:
-        StateError: the strategy has another class, or the state cannot be read.
+        StateError: the strategy has another class or other attributes, or the state cannot be read.
     """
+    made_as = vars(strategy)
     if type(strategy).__qualname__ != kind:
         raise StateError(f"{name}: the state is of the class {kind}, not {type(strategy).__qualname__}")
-    values = {key: decode(tree, f"{name}.{key}", arrays, getattr(strategy, key, None)) for key, tree in state.items()}
-    vars(strategy).update(values)
+    if missing := made_as.keys() - state.keys():
+        raise StateError(f"{name}: the state has no {', '.join(sorted(missing))}")
+    if methods := [key for key in state.keys() - made_as.keys() if callable(getattr(strategy, key, None))]:
+        raise StateError(f"{name}: the state has a value for the method {methods[0]}")
+    values = {key: decode(tree, f"{name}.{key}", arrays, made_as.get(key)) for key, tree in state.items()}
+    for key, value in values.items():
+        if is_flowers(strategy) and not _same_kind(value, made_as.get(key)):
+            raise StateError(f"{name}.{key}: is of the type {type(value).__name__}")
+    made_as.update(values)
+
+
+def is_flowers(strategy: Strategy) -> bool:
+    """Whether a strategy's class is one of Flower's, whose attributes keep their types."""
+    return type(strategy).__module__.startswith("flwr.")
+
+
+def _same_kind(value: Any, made_as: Any) -> bool:
+    if value is None or made_as is None or (callable(value) and callable(made_as)):
+        return True
+    kinds = (bool, int | float | np.number, str, list, tuple, dict, Parameters, Strategy)
+    return any(isinstance(value, kind) and isinstance(made_as, kind) for kind in kinds)
 
 
 def pack_record(state: RecordDict) -> NDArray:

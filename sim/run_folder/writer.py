@@ -220,7 +220,7 @@ def _cut_back(run: Run, tables: dict[str, tuple[int, str]]) -> None:
         size, digest = tables[path.name]
         try:
             with path.open("rb") as file:
-                content = file.read(size)
+                content = file.read(min(size, path.stat().st_size))
         except OSError as error:
             raise RunFolderError(f"{path}: {error.strerror}") from None
         if hashlib.sha256(content).hexdigest() != digest or not content.endswith(b"\n"):

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flwr.common import NDArrays, Parameters, parameters_to_ndarrays
+from flwr.server.strategy import Strategy
 
 from sim.client.runtime import ClientSpec
 from sim.config.fields import default_of, flag_of, read_toml
 from sim.config.run_config import CHANGEABLE, RunConfig
 from sim.data.dataset import Examples
+from sim.engine.aggregation import check_finite
 from sim.errors import ConfigError, RunFolderError, one_line
 from sim.metrics import Target
 from sim.run_folder import checkpoint as checkpoints
@@ -24,6 +27,7 @@ from sim.run_folder import environment
 from sim.run_folder.checkpoint import Code
 from sim.run_folder.folder import Run
 from sim.run_folder.records import RENAMED_COLUMNS, ClientRecord, RoundRecord, columns
+from sim.run_folder.state import is_flowers
 from sim.server.prepared import Prepared, ResumePoint
 from sim.training.local import pick_device
 
@@ -90,7 +94,13 @@ def resumed(run: Run, prepared: Prepared, *, allow_changed_code: bool = False) -
         raise RunFolderError(f"{place}: does not fit: its weights are of another model")
     if [array.dtype for array in checkpoint.weights] != [array.dtype for array in prepared.initial_weights]:
         raise RunFolderError(f"{place}: does not fit: its weights have other dtypes")
-    checkpoints.restored(checkpoint, prepared.strategy.strategy, place)
+    built = prepared.strategy
+    checkpoints.restored(checkpoint, built.strategy, place)
+    try:
+        check_finite(checkpoint.weights, prepared.initial_weights, prepared.layout.names)
+        _check_arrays(built.strategy, built.view.of(prepared.initial_weights))
+    except (ValueError, TypeError, EOFError, OSError) as error:
+        raise RunFolderError(f"{place}: damaged: {error}") from None
     number, notes = checkpoint.round, []
     if run.metrics_path.name not in checkpoint.tables:
         notes.append(f"metrics.csv begins after round {number}, because the rounds before were made by another version")
@@ -114,6 +124,25 @@ def resumed(run: Run, prepared: Prepared, *, allow_changed_code: bool = False) -
             f"uninterrupted run: {one_line('; '.join(others))}"
         )
     return replace(prepared, resume_point=ResumePoint(run, replace(checkpoint, code=code), tuple(notes)))
+
+
+def _check_arrays(strategy: Strategy, like: NDArrays) -> None:
+    """Check the lists of arrays in a strategy of Flower's: they are weights or moments of the arrays that it sees.
+
+    Raises:
+        ValueError: their number, shapes or values are wrong.
+    """
+    for name, value in vars(strategy).items():
+        if isinstance(value, Strategy):
+            _check_arrays(value, like)
+        elif not is_flowers(strategy):
+            continue
+        arrays = parameters_to_ndarrays(value) if isinstance(value, Parameters) else value
+        if not isinstance(arrays, list) or not arrays:
+            continue
+        if [np.shape(array) for array in arrays] != [array.shape for array in like]:
+            raise ValueError(f"{name} of the strategy has the shapes of another model")
+        check_finite(arrays, like, [f"{name} of the strategy, array {number}," for number in range(len(arrays))])
 
 
 def code_of(spec: ClientSpec, config: RunConfig) -> Code:
@@ -147,7 +176,9 @@ def _code_now(code: Code) -> Code:
     found: Code = {}
     for name, (path, _) in code.items():
         with suppress(OSError, ValueError):
-            found[name] = path, _sha256(_path_of(name) or path)
+            file = _path_of(name) or path
+            if Path(file).is_file():  # a named pipe would be read for ever
+                found[name] = path, _sha256(file)
     return found
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -41,11 +42,15 @@ class Hungry(Failing):
         return super().fit(parameters, config)
 
 
-class WithHelper(Failing):
-    """Starts a program that nobody ends."""
+class Untidy(Failing):
+    """Leaves a thread, a program and a fork, and forks once more so that both processes return."""
 
     def fit(self, parameters, config):
-        helper = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        threading.Thread(target=time.sleep, args=(600,), name=f"of client {self.client_id}").start()
+        helpers = [subprocess.Popen(["sleep", "600"], start_new_session=True).pid, os.fork()]
+        if helpers[1] == 0:
+            time.sleep(600)
         with (Path(os.environ["STUCK"]) / "helpers").open("a") as file:
-            file.write(f"{helper.pid}\n")
-        return super().fit(parameters, config)
+            file.writelines(f"{pid}\n" for pid in helpers)
+        os.fork()
+        return super(Failing, self).fit(parameters, config)

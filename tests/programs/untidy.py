@@ -215,6 +215,19 @@ class Measures(TorchClient):
         return np.float32(0.25), np.int32(4), {"accuracy": np.float32(0.75)}
 
 
+class Wider(TorchClient):
+    """Every other client returns its weights as float64, and not only in type."""
+
+    def __init__(self, net, train_loader, test_loader, device, train, test, client_id):
+        super().__init__(net, train_loader, test_loader, device, train, test)
+        self.client_id = client_id
+
+    def fit(self, parameters, config):
+        weights, count, metrics = super().fit(parameters, config)
+        wide = [array.astype(np.float64) * (1 + 1e-9) for array in weights]
+        return wide if self.client_id % 2 else weights, count, metrics
+
+
 class Percent(TorchClient):
     def evaluate(self, parameters, config):
         return 0.5, 4, {"accuracy": 75.0}
@@ -257,3 +270,19 @@ class Closes(TorchClient):
         if self.client_id == 3 and config["server_round"] > 0:
             os.closerange(3, 400)
         return super().fit(parameters, config)
+
+
+class FailsTogether(nn.Module):
+    """Raises in a vectorized training once ``fails`` is set, which is after the dry run."""
+
+    fails, trainings = False, 0
+
+    def __init__(self, image_shape, num_classes):
+        super().__init__()
+        self.out = nn.Linear(int(np.prod(image_shape)), num_classes)
+
+    def forward(self, x):
+        if FailsTogether.fails and torch._C._functorch.is_batchedtensor(x):
+            FailsTogether.trainings += 1
+            raise RuntimeError("no room for two")
+        return self.out(x.flatten(1))

@@ -70,9 +70,9 @@ class ChunkActor:
             actor: the number of this actor in the run.
         """
         from sim.engine.liveness import Liveness
-        from sim.engine.ray.reaper import SESSION_VARIABLE
         from sim.engine.ray.shipping import unpack
         from sim.engine.worker import Worker
+        from sim.reaper import SESSION_VARIABLE
 
         if assignment.session:
             os.environ[SESSION_VARIABLE] = assignment.session  # what clients start inherits it

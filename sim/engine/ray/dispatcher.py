@@ -58,6 +58,7 @@ class RayDispatcher:
         liveness: Liveness,
         retry_policy: RetryPolicy,
         spills: Callable[[], bool],
+        check_ray: Callable[[], None],
         *,
         vectorized: bool,
         on_this_machine: bool = True,
@@ -66,6 +67,7 @@ class RayDispatcher:
         Args:
             start_actor: starts an actor in the place of the one with this number.
             spills: returns whether Ray has written objects to the disk.
+            check_ray: raises EngineError if Ray's own programs have ended.
             vectorized: the clients of a chunk are trained in one computation, so that chunks are not cut.
             on_this_machine: all actors are, so that each writes what it does where the driver reads it.
         """
@@ -74,6 +76,7 @@ class RayDispatcher:
         self.liveness = liveness
         self.retry_policy = retry_policy
         self.spills = spills
+        self.check_ray = check_ray
         self.vectorized = vectorized
         self.on_this_machine = on_this_machine
         self._started = [time.monotonic()] * len(self.actors)
@@ -160,6 +163,8 @@ class RayDispatcher:
         if not running:
             return False
         ready, _ = ray.wait(list(running), num_returns=1, timeout=self._look_seconds if wait else 0.0)
+        if wait and not ready:
+            self.check_ray()
         for reference in ready:
             message = running.pop(reference)
             try:
@@ -300,6 +305,7 @@ class RayDispatcher:
 
     def replace(self, actor: int) -> None:
         """Put a new actor in the place of one that died."""
+        self.check_ray()
         self.liveness.clear(actor)
         self.actors[actor] = self.start_actor(actor)
         self._started[actor] = time.monotonic()
@@ -345,6 +351,7 @@ class RayDispatcher:
                 break
             except RayError as error:
                 raise EngineError(f"the central test: {last_line(error)}") from error
+            self.check_ray()
             limit = self._exceeded(actor, since)
             if limit is not None:
                 what = f"hangs (no end after {limit:g} s)"

@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import stat
-import subprocess
 import sys
 import tempfile
 import threading
@@ -25,8 +24,9 @@ from threading import Event, Thread
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from sim import private
-from sim.engine.ray import reaper
+import psutil
+
+from sim import private, reaper
 from sim.errors import ConfigError, EngineError
 from sim.run_folder.log import LOG_FORMAT
 
@@ -65,6 +65,7 @@ class RaySession:
         self._client_resources = client_resources
         self._actors: list[Any] = []
         self._folder: Path | None = None
+        self._servers: list[psutil.Process] = []
         self._started: Future[None] = Future()
         self._thread: Thread | None = None
         self._ended = Event()
@@ -86,16 +87,6 @@ class RaySession:
             self.end()
         finally:
             self._stack.close()
-
-    @contextmanager
-    def adopting(self) -> Iterator[None]:
-        """Let what user code starts inside the block end with this session, as what it starts in actors does."""
-        before = {reaper.SESSION_VARIABLE: os.environ.get(reaper.SESSION_VARIABLE)}
-        os.environ[reaper.SESSION_VARIABLE] = self._name
-        try:
-            yield
-        finally:
-            _restore(before)
 
     def start(self, **more_init_args: Any) -> None:
         """Start Ray and its actors in the background, unless that was done."""
@@ -138,6 +129,7 @@ class RaySession:
                         ray.init(**arguments)
                     assert self._folder is not None
                     self._folder.chmod(0o700)  # Ray opens it for all users
+                    self._servers = _servers_of_ray()
                     self._session_link = Path(arguments["_temp_dir"]) / "session_latest"
                     self._modified_at_start = self._session_modified()
                 else:
@@ -224,6 +216,7 @@ class RaySession:
                 Liveness(liveness_path),
                 retry_policy,
                 self._spills,
+                self._check_servers,
                 vectorized=spec.vectorized_clients > 1,
                 on_this_machine=self._is_own,
             )
@@ -249,8 +242,24 @@ class RaySession:
             return self._is_own and self._session_modified() != self._modified_at_start
         return False
 
+    def _check_servers(self) -> None:
+        """Check that the programs of a Ray of its own are running.
+
+        Raises:
+            EngineError: one has ended; Ray itself would wait for it.
+        """
+        for server in self._servers:
+            if not server.is_running() or server.status() == psutil.STATUS_ZOMBIE:
+                raise EngineError(f"Ray's {server.name()} was killed or has crashed; --resume continues the run")
+
     def _session_modified(self) -> int:
         return self._session_link.stat().st_mtime_ns
+
+
+def _servers_of_ray() -> list[psutil.Process]:
+    """Return Ray's own programs (gcs_server, raylet), which this process has started."""
+    names = ("gcs_server", "raylet")
+    return [process for process in psutil.Process().children() if process.name() in names]
 
 
 def _handle_sigterm_again() -> None:
@@ -319,27 +328,14 @@ def _session_folder(session: str) -> Iterator[Path]:
         ) from None
     spec = find_spec("ray")
     ray_folder = Path(str(spec.origin)).resolve().parent if spec is not None else folder
-    cleaner = subprocess.Popen(
-        [
-            sys.executable,
-            "-S",
-            str(Path(reaper.__file__)),
-            str(folder.resolve()),
-            str(os.getpid()),
-            str(ray_folder),
-            session,
-        ],
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-    )
-    lock = _locked(folder)
-    assert lock is not None, "a folder that was just made belongs to no other run"
-    _remove_left_folders(root)
-    try:
-        yield folder
-    finally:
-        lock.close()
-        cleaner.communicate()
+    with reaper.reaped(session, str(folder.resolve()), str(ray_folder)):
+        lock = _locked(folder)
+        assert lock is not None, "a folder that was just made belongs to no other run"
+        _remove_left_folders(root)
+        try:
+            yield folder
+        finally:
+            lock.close()
 
 
 def _locked(folder: Path) -> IO[bytes] | None:
