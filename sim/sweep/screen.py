@@ -74,11 +74,11 @@ def table_of(planned: Sequence[Planned]) -> Table:
         groups.setdefault(each.variant.label, []).append(each)
     for (label, runs), (_, row) in zip(groups.items(), frame.iterrows(), strict=True):
         now = ", ".join(f"{e.num_rounds}/{e.config.num_rounds}" for e in runs if e.status == "running")
-        cells = [label, f"{row.num_done}/{len(runs)}", now]
+        cells = [label, f"{int(row.num_done)}/{len(runs)}", now]
         cells += [_shown(row, f"final_{metric.name}", 4), _shown(row, f"best_{metric.name}", 4)]
         if target is not None:
             cells.append(_shown(row, "rounds_to_target", 1))
-        table.add_row(*cells, str(row.num_failed) if row.num_failed else "")
+        table.add_row(*cells, str(int(row.num_failed)) if row.num_failed else "")
     return table
 
 
