@@ -18,6 +18,7 @@ from sim.data.dataset import Dataset, load_dataset
 from sim.data.defaults import decided
 from sim.data.sources.text import tokens
 from sim.errors import ConfigError, DataError, PartitionError, SimError
+from sim.run_folder import plots
 from sim.seeds import Purpose, generator
 from sim.training import models
 from sim.training.models import DataFacts
@@ -338,7 +339,7 @@ def test_partitions_by_a_column(tmp_path: Path) -> None:
     with pytest.raises(PartitionError, match=r"--partition-by z: is no column .*; the columns are x, kind, who, y"):
         partition.assign(dataset, RunConfig(partition_by="z"))
     with pytest.raises(PartitionError, match="continuous: needs a number for each example, but --partition-by kind is"):
-        partition.assign(dataset, RunConfig(partitioner="continuous", partition_by="kind"))
+        partition.assign(dataset, RunConfig(partitioner="continuous", partition_by="kind", num_clients=6))
     sizes = RunConfig(partitioner="size", partitioner_args={"partition_sizes": "10,5,20"})
     assert partition.assign(dataset, sizes).sizes.tolist() == [10, 5, 20]
     with pytest.raises(ConfigError, match="partition_sizes=10,x: must be numbers of examples"):
@@ -371,3 +372,24 @@ def test_a_run_records_what_the_data_decided(command: Sim, tmp_path: Path) -> No
     assert 'partitioner = "natural"' in config
     assert "num_clients = 30" in config
     assert "--partitioner natural, because the data say to which client" in ended.stderr
+
+
+def test_a_partition_is_shown_by_classes_by_numbers_or_by_sizes(tmp_path: Path) -> None:
+    def shown(dataset: Dataset, **settings: Any) -> tuple[partition.Summary, list[str]]:
+        config, _ = decided(RunConfig(**settings), dataset)
+        found = partition.summary(dataset, partition.assign(dataset, config), config)
+        return found, [axes.get_ylabel() for axes in plots.summary_figure(found).axes]
+
+    natural, labels = shown(_load("fedprox-synthetic"))
+    assert (natural.counts.shape, natural.column, labels) == ((30, 10), "class", ["examples"])
+    numbers, labels = shown(_load("diabetes"), num_clients=5)
+    assert (numbers.column, labels) == ("target", ["examples", "target"])
+    assert numbers.quantiles[:, 0].min() == 25
+    assert numbers.quantiles[:, 4].max() == 346
+    rows = "".join(f"{k},{k % 2},t{k}\n" for k in range(120))
+    table = _load("csv", _table(tmp_path / "t", "x,y,many\n" + rows, "x,y,many\n1,1,t1\n"), target="y")
+    many, labels = shown(table, num_clients=4, partitioner="shard", partition_by="many", fraction_fit=1.0)
+    assert (many.distinct.tolist(), labels) == ([30] * 4, ["examples", "different values of many"])
+    (tmp_path / "a.txt").write_text("abc" * 20)
+    texts, labels = shown(_load("text", tmp_path, dataset_args={"sequence_length": 2}))
+    assert (texts.sizes.tolist(), labels) == ([2] * 10, ["examples"])
