@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flwr.common import FitIns, Parameters
 from flwr_datasets.partitioner import ContinuousPartitioner, NaturalIdPartitioner
 
 from conftest import Sim
@@ -20,6 +21,8 @@ from sim.data.sources.text import tokens
 from sim.errors import ConfigError, DataError, PartitionError, SimError
 from sim.run_folder import plots
 from sim.seeds import Purpose, generator
+from sim.server.legacy import VirtualClientProxy
+from sim.server.stragglers import with_stragglers
 from sim.training import models
 from sim.training.models import DataFacts
 
@@ -393,3 +396,24 @@ def test_a_partition_is_shown_by_classes_by_numbers_or_by_sizes(tmp_path: Path) 
     (tmp_path / "a.txt").write_text("abc" * 20)
     texts, labels = shown(_load("text", tmp_path, dataset_args={"sequence_length": 2}))
     assert (texts.sizes.tolist(), labels) == ([2] * 10, ["examples"])
+
+
+def test_stragglers_train_for_fewer_epochs_or_are_dropped() -> None:
+    def of_round(number: int, **settings: Any) -> dict[int, int]:
+        config = RunConfig(num_clients=50, local_epochs=20, **settings)
+        ins = FitIns(Parameters([], "numpy.ndarray"), {"local_epochs": 20})
+        chosen = [(VirtualClientProxy(k), ins) for k in range(49, -1, -1)]
+        return {int(p.cid): int(i.config["local_epochs"]) for p, i in with_stragglers(chosen, config, number)}
+
+    kept, dropped = of_round(3, stragglers=0.9), of_round(3, stragglers=0.9, straggler_policy="drop")
+    assert len(kept) == 50
+    assert len(dropped) == 5
+    assert all(kept[client_id] == 20 for client_id in dropped)  # both policies have the same fast clients
+    slow = [epochs for client_id, epochs in kept.items() if client_id not in dropped]
+    assert (min(slow) >= 1, max(slow) <= 20, len(set(slow)) > 10) == (True, True, True)
+    assert of_round(3, stragglers=0.9) == kept
+    assert of_round(4, stragglers=0.9) != kept
+    assert set(of_round(3).values()) == {20}
+    assert len(of_round(3, stragglers=1.0, straggler_policy="drop")) == 1
+    with pytest.raises(ConfigError, match="--straggler-policy drop: belongs to --stragglers above 0"):
+        RunConfig(straggler_policy="drop")

@@ -40,6 +40,7 @@ from sim.server import strategy
 from sim.server.legacy import Instructions, aggregate_evaluate, aggregate_fit, chunks_of, virtual_clients
 from sim.server.prepared import Prepared
 from sim.server.results import Failures, PhaseResults, client_quantiles, client_record, weighted_mean
+from sim.server.stragglers import with_stragglers
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,8 @@ class RoundServer:
             raise RunError(f"round {server_round}: the strategy chose no clients")
         # What the strategy sends wins.
         settings = {"server_round": server_round, **fit_settings(self.config, server_round)}
-        return [(proxy, FitIns(ins.parameters, {**settings, **ins.config})) for proxy, ins in instructions]
+        complete = [(proxy, FitIns(ins.parameters, {**settings, **ins.config})) for proxy, ins in instructions]
+        return with_stragglers(complete, self.config, server_round)
 
     def _evaluate(self, record: RoundRecord) -> tuple[RoundRecord, list[ClientRecord]]:
         server_round = record.round

@@ -15,7 +15,8 @@ import numpy as np
 
 from sim.client.runtime import ClientSpec
 from sim.config.fields import default_of, flag_of, read_toml
-from sim.config.run_config import CHANGEABLE, RunConfig
+from sim.config.choices import CHANGEABLE
+from sim.config.run_config import RunConfig
 from sim.data.dataset import Examples
 from sim.errors import ConfigError, RunFolderError, one_line
 from sim.run_folder import checkpoint as checkpoints
