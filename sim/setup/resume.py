@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from sim.client.runtime import ClientSpec
-from sim.config.fields import default_of, flag_of, read_toml
 from sim.config.choices import CHANGEABLE
+from sim.config.fields import default_of, flag_of, read_toml
 from sim.config.run_config import RunConfig
 from sim.data.dataset import Examples
 from sim.errors import ConfigError, RunFolderError, one_line
