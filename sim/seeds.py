@@ -28,6 +28,8 @@ class Purpose(IntEnum):
     DROPOUT = 8
     MEASURING = 9
     DATA = 10
+    STRAGGLERS = 11
+    STRAGGLER_EPOCHS = 12
 
 
 def sequence(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0) -> np.random.SeedSequence:

@@ -83,7 +83,7 @@ def resume(
     Args:
         model, train, test, load_data, client, strategy, ray_init_args, on_record: as for ``simulate``.
         allow_changed_code: continue although modules of yours were changed; later rounds are made with the new ones.
-        changes: settings that may change, see ``sim.config.run_config.CHANGEABLE``; ``num_rounds`` may be raised.
+        changes: settings that may change, see ``sim.config.choices.CHANGEABLE``; ``num_rounds`` may be raised.
 
     Raises:
         UsageError: config, data set, partition or files do not fit; nothing was changed.

@@ -132,7 +132,7 @@ def small(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     Pictures take half of the time of such a run, so their files are empty unless the test uses ``pictures``.
     """
     if "pictures" not in request.fixturenames:
-        for name in ("partition_figure", "curves_figure", "fairness_figure"):
+        for name in ("summary_figure", "curves_figure", "fairness_figure"):
             monkeypatch.setattr(plots, name, lambda *_: None)
         monkeypatch.setattr(plots, "render", lambda figure, image_format: b"")
 

@@ -188,7 +188,7 @@ def test_flags_and_values_in_a_process_of_its_own(sim: Sim, tmp_path: Path, word
 
 
 CONFIGS = {
-    "lr = 0.1\nepochs = 3": "unknown key epochs; the valid keys are dataset, program,",
+    "lr = 0.1\nepochs = 3": "unknown key epochs; the valid keys are dataset, dataset_args,",
     'num_clients = "many"': "num_clients = 'many': must be a whole number, at least 1",
     "num_clients = 1e2": "num_clients = 100.0: must be a whole number",
     "verbose = 1": "verbose = 1: must be true or false",

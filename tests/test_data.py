@@ -165,6 +165,7 @@ def test_a_batch_of_a_test_has_500_examples_or_32_mib(size: int, expected: int, 
         image_size=size,
         num_clients=1,
         partitioner="iid",
+        model="Net",
         test="untidy_data:test_with_the_size_of_a_batch_as_loss",
     )
     dataset = load_dataset(config)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flwr.common import FitIns, Parameters
 from flwr_datasets.partitioner import ContinuousPartitioner, NaturalIdPartitioner
 
 from conftest import Sim
@@ -18,7 +19,10 @@ from sim.data.dataset import Dataset, load_dataset
 from sim.data.defaults import decided
 from sim.data.sources.text import tokens
 from sim.errors import ConfigError, DataError, PartitionError, SimError
+from sim.run_folder import plots
 from sim.seeds import Purpose, generator
+from sim.server.legacy import VirtualClientProxy
+from sim.server.stragglers import with_stragglers
 from sim.training import models
 from sim.training.models import DataFacts
 
@@ -338,7 +342,7 @@ def test_partitions_by_a_column(tmp_path: Path) -> None:
     with pytest.raises(PartitionError, match=r"--partition-by z: is no column .*; the columns are x, kind, who, y"):
         partition.assign(dataset, RunConfig(partition_by="z"))
     with pytest.raises(PartitionError, match="continuous: needs a number for each example, but --partition-by kind is"):
-        partition.assign(dataset, RunConfig(partitioner="continuous", partition_by="kind"))
+        partition.assign(dataset, RunConfig(partitioner="continuous", partition_by="kind", num_clients=6))
     sizes = RunConfig(partitioner="size", partitioner_args={"partition_sizes": "10,5,20"})
     assert partition.assign(dataset, sizes).sizes.tolist() == [10, 5, 20]
     with pytest.raises(ConfigError, match="partition_sizes=10,x: must be numbers of examples"):
@@ -371,3 +375,45 @@ def test_a_run_records_what_the_data_decided(command: Sim, tmp_path: Path) -> No
     assert 'partitioner = "natural"' in config
     assert "num_clients = 30" in config
     assert "--partitioner natural, because the data say to which client" in ended.stderr
+
+
+def test_a_partition_is_shown_by_classes_by_numbers_or_by_sizes(tmp_path: Path) -> None:
+    def shown(dataset: Dataset, **settings: Any) -> tuple[partition.Summary, list[str]]:
+        config, _ = decided(RunConfig(**settings), dataset)
+        found = partition.summary(dataset, partition.assign(dataset, config), config)
+        return found, [axes.get_ylabel() for axes in plots.summary_figure(found).axes]
+
+    natural, labels = shown(_load("fedprox-synthetic"))
+    assert (natural.counts.shape, natural.column, labels) == ((30, 10), "class", ["examples"])
+    numbers, labels = shown(_load("diabetes"), num_clients=5)
+    assert (numbers.column, labels) == ("target", ["examples", "target"])
+    assert numbers.quantiles[:, 0].min() == 25
+    assert numbers.quantiles[:, 4].max() == 346
+    rows = "".join(f"{k},{k % 2},t{k}\n" for k in range(120))
+    table = _load("csv", _table(tmp_path / "t", "x,y,many\n" + rows, "x,y,many\n1,1,t1\n"), target="y")
+    many, labels = shown(table, num_clients=4, partitioner="shard", partition_by="many", fraction_fit=1.0)
+    assert (many.distinct.tolist(), labels) == ([30] * 4, ["examples", "different values of many"])
+    (tmp_path / "a.txt").write_text("abc" * 20)
+    texts, labels = shown(_load("text", tmp_path, dataset_args={"sequence_length": 2}))
+    assert (texts.sizes.tolist(), labels) == ([2] * 10, ["examples"])
+
+
+def test_stragglers_train_for_fewer_epochs_or_are_dropped() -> None:
+    def of_round(number: int, **settings: Any) -> dict[int, int]:
+        config = RunConfig(num_clients=50, local_epochs=20, **settings)
+        ins = FitIns(Parameters([], "numpy.ndarray"), {"local_epochs": 20})
+        chosen = [(VirtualClientProxy(k), ins) for k in range(49, -1, -1)]
+        return {int(p.cid): int(i.config["local_epochs"]) for p, i in with_stragglers(chosen, config, number)}
+
+    kept, dropped = of_round(3, stragglers=0.9), of_round(3, stragglers=0.9, straggler_policy="drop")
+    assert len(kept) == 50
+    assert len(dropped) == 5
+    assert all(kept[client_id] == 20 for client_id in dropped)  # both policies have the same fast clients
+    slow = [epochs for client_id, epochs in kept.items() if client_id not in dropped]
+    assert (min(slow) >= 1, max(slow) <= 20, len(set(slow)) > 10) == (True, True, True)
+    assert of_round(3, stragglers=0.9) == kept
+    assert of_round(4, stragglers=0.9) != kept
+    assert set(of_round(3).values()) == {20}
+    assert len(of_round(3, stragglers=1.0, straggler_policy="drop")) == 1
+    with pytest.raises(ConfigError, match="--straggler-policy drop: belongs to --stragglers above 0"):
+        RunConfig(straggler_policy="drop")

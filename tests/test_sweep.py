@@ -163,7 +163,7 @@ def test_ctrl_c_ends_a_sweep_with_checkpoints_and_no_process(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("alhpa=1", "--vary alhpa=1: unknown setting alhpa; the settings are dataset, program"),
+        ("alhpa=1", "--vary alhpa=1: unknown setting alhpa; the settings are dataset, dataset_args"),
         ("alpha", "--vary alpha: must be setting=value,value, e.g. alpha=0.1,1.0"),
         ("alpha=", "--vary alpha=: must be setting=value,value"),
         ("alpha=1,,2", "--vary alpha=1,,2: contains an empty value"),

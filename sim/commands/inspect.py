@@ -7,42 +7,68 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sim.config.flags import config_from
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, RunFolderError, one_line
 from sim.run_folder.folder import list_runs, open_run
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sim.data.partition import Summary
+
 
 def partition(arguments: argparse.Namespace) -> None:
     """``sim partition``: print a table of the partition and write its picture."""
     config = config_from(RunConfig, arguments)
     picture = _picture_path(arguments.output)
-    from rich.table import Table
-
     from sim.data import partition
     from sim.data.dataset import load_dataset
+    from sim.data.defaults import decided
     from sim.errors import DataError
     from sim.run_folder import plots
 
     dataset = load_dataset(config)
+    config, notes = decided(config, dataset)
     assigned = partition.assign(dataset, config)
-    labels = dataset.train.labels
-    if labels is None or not assigned.is_known:
-        raise DataError(f"--dataset {config.dataset}: its targets are no classes that could be counted")
-    counts = assigned.label_counts(labels, len(dataset.classes))
-    table = Table("client", "examples", *map(one_line, dataset.classes), title="examples of each class", box=None)
-    for column in table.columns:
-        column.justify, column.no_wrap = "right", True
-    for client_id, row in enumerate(counts):
-        table.add_row(str(client_id), str(row.sum()), *(str(n) if n else "·" for n in row))
-    table.add_row("all", str(counts.sum()), *(str(n) for n in counts.sum(axis=0)), style="bold")
-    print_table(table)
+    if not assigned.is_known:
+        raise DataError(f"--dataset {config.dataset}: your program makes the partition itself, so it cannot be shown")
+    for note in (*dataset.notes, *notes):
+        print(f"note            {note}")
+    summary = partition.summary(dataset, assigned, config)
+    print_table(_partition_table(summary))
     num_unassigned = len(dataset.train) - len(assigned.indices)
     if num_unassigned:
         print(f"unassigned      {num_unassigned} of {len(dataset.train)} examples belong to no client")
-    _write_picture(picture, plots.partition_figure(counts, dataset.classes))
+    _write_picture(picture, plots.summary_figure(summary))
+
+
+def _partition_table(summary: Summary) -> Table:
+    """Return a table with one row for each client."""
+    from rich.table import Table
+
+    if summary.counts is not None:
+        kinds = "class" if summary.column == "class" else f"value of {one_line(summary.column, 60)}"
+        headings, title = list(map(one_line, summary.names)), f"examples of each {kinds}"
+        rows = [[str(n) if n else "·" for n in row] for row in summary.counts]
+        last = [str(n) for n in summary.counts.sum(axis=0)]
+    elif summary.quantiles is not None:
+        headings, title = ["smallest", "first quartile", "median", "third quartile", "largest"], summary.column
+        rows, last = [[f"{value:.6g}" for value in row] for row in summary.quantiles], []
+    elif summary.distinct is not None:
+        headings, title = ["different values"], summary.column
+        rows, last = [[str(n)] for n in summary.distinct], []
+    else:
+        headings, title, rows, last = [], "", [[] for _ in summary.sizes], []
+    table = Table("client", "examples", *headings, title=one_line(title, 100) or None, box=None)
+    for column in table.columns:
+        column.justify, column.no_wrap = "right", True
+    for client_id, (size, row) in enumerate(zip(summary.sizes, rows, strict=True)):
+        table.add_row(str(client_id), str(size), *row)
+    table.add_row("all", str(summary.sizes.sum()), *last, style="bold")
+    return table
 
 
 def plot(arguments: argparse.Namespace) -> None:

@@ -64,6 +64,22 @@ STRATEGIES = (
     "qfedavg",
 )
 
+# Settings that a resumed run may change: they change no bit of a round, or only the number of rounds.
+CHANGEABLE = (
+    "num_rounds",
+    "target_accuracy",
+    "target_metric",
+    "num_cpus",
+    "num_gpus",
+    "engine",
+    "ray_address",
+    "checkpoint_every",
+    "on_client_error",
+    "max_retries",
+    "client_timeout",
+    "verbose",
+)
+
 # Data sets that have no folder, and what those that need one find in it; the others may be given one.
 _WITHOUT_FOLDER = ("digits", "synthetic", "breast-cancer", "wine", "diabetes", "fedprox-synthetic")
 _IN_FOLDER = {

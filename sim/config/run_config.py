@@ -325,12 +325,6 @@ class TrainingConfig:
 
 CLIENTS, STRATEGY = "clients", "strategy"
 
-# Settings that a resumed run may change: they change no bit of a round, or only the number of rounds.
-CHANGEABLE = (
-    "num_rounds", "target_accuracy", "target_metric", "num_cpus", "num_gpus", "engine", "ray_address",
-    "checkpoint_every", "on_client_error", "max_retries", "client_timeout", "verbose",
-)  # fmt: skip
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(TrainingConfig):
@@ -411,6 +405,19 @@ class RunConfig(TrainingConfig):
         below=1,
     )
     local_epochs: int = setting(5, "passes over a client's examples per round", MODEL, unit="epochs", low=1, high=MOST)
+    stragglers: float = setting(
+        0.0,
+        "fraction of a round's clients that are slow: each has time for 1 to --local-epochs passes only, at random",
+        CLIENTS,
+        low=0,
+        high=1,
+    )
+    straggler_policy: str = setting(
+        "keep",
+        "what becomes of slow clients: their passes are averaged as FedProx does it, or they are dropped as in FedAvg",
+        CLIENTS,
+        choices=("keep", "drop"),
+    )
     max_local_steps: int | None = setting(
         None,
         "largest number of training steps of a client per round; no limit if not given",
@@ -544,6 +551,8 @@ class RunConfig(TrainingConfig):
                     f"{flag_of(name)} {fraction:g}: picks none of {self.num_clients} clients; "
                     f"at least {1 / self.num_clients:g} picks one"
                 )
+        if self.straggler_policy != "keep" and not self.stragglers:
+            raise ConfigError(f"--straggler-policy {self.straggler_policy}: belongs to --stragglers above 0")
         if self.dp_args and self.dp is None:
             raise ConfigError(f"--dp-args {', '.join(self.dp_args)}: belong to --dp fixed or adaptive")
         if self.fraction_evaluate and not self.eval_share:

@@ -108,6 +108,57 @@ def assign(dataset: Dataset, config: RunConfig) -> Partition:
     return open_cached(cached("partition", key, make))
 
 
+@dataclass(frozen=True)
+class Summary:
+    """What each client holds, for tables and pictures.
+
+    Attributes:
+        sizes: number of examples of each client, int64 [num_clients].
+        column: what the other values are about: ``class``, ``target``, or the name of a column; empty for nothing.
+        counts: number of examples of each class at each client, int64 [num_clients, num_classes]; None if there are
+            more than 100 classes or none.
+        names: of the classes of ``counts``.
+        quantiles: minimum, quartiles and maximum of a column of numbers at each client, float64 [num_clients, 5].
+        distinct: number of different values of a column of many classes at each client, int64 [num_clients].
+    """
+
+    sizes: Indices
+    column: str = ""
+    counts: NDArray[np.int64] | None = None
+    names: tuple[str, ...] = ()
+    quantiles: NDArray[np.float64] | None = None
+    distinct: Indices | None = None
+
+
+_MOST_COUNTED_CLASSES = 100
+
+
+def summary(dataset: Dataset, assigned: Partition, config: RunConfig) -> Summary:
+    """Return what each client holds of the column by which examples were assigned, or else of the target."""
+    sizes, labels = assigned.sizes, dataset.labels
+    name = None if config.partitioner in ("natural", "grouped-natural") else config.partition_by
+    if name is None and labels is not None and dataset.classes:
+        column, classes, names = "class", labels, dataset.classes
+    else:
+        try:
+            values = partitioners.column_for(config, dataset, name)
+        except PartitionError:  # the target of an example is not one value
+            return Summary(sizes)
+        column, found = name or "target", partitioners.as_classes(values)
+        if values.dtype.kind == "f" and (found is None or (name is None and dataset.is_regression)):
+            parts = [values[assigned.of(client_id)] for client_id in range(assigned.num_clients)]
+            return Summary(
+                sizes, column, quantiles=np.array([np.quantile(part, (0, 0.25, 0.5, 0.75, 1)) for part in parts])
+            )
+        if found is None:
+            return Summary(sizes)
+        classes, names = found, tuple(str(value) for value in np.unique(values))
+    if len(names) <= _MOST_COUNTED_CLASSES:
+        return Summary(sizes, column, assigned.label_counts(classes, len(names)), names)
+    distinct = [len(np.unique(classes[assigned.of(client_id)])) for client_id in range(assigned.num_clients)]
+    return Summary(sizes, column, distinct=np.array(distinct))
+
+
 def open_cached(folder: Path) -> Partition:
     """Memory-map a partition in the cache read-only.
 

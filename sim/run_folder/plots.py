@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from sim.data.partition import Summary
     from sim.run_folder.folder import Run
 
 FORMATS = ("png", "svg", "pdf")
@@ -235,7 +236,7 @@ def _draw_fairness(axes: Axes, curve: Curve, metric: MetricName) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def partition_figure(label_counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
+def partition_figure(label_counts: NDArray[np.int64], classes: Sequence[str], title: str = "class") -> Figure:
     """Draw the number of examples of each class at each client.
 
     If there are more clients than columns, neighbouring clients share a column, which shows their mean.
@@ -243,6 +244,7 @@ def partition_figure(label_counts: NDArray[np.int64], classes: Sequence[str]) ->
     Args:
         label_counts: int64 [num_clients, num_classes].
         classes: the names of the classes.
+        title: what they are classes of.
     """
     num_clients, num_classes = label_counts.shape
     # More columns than pixels cannot be seen and take long to draw.
@@ -273,10 +275,45 @@ def partition_figure(label_counts: NDArray[np.int64], classes: Sequence[str]) ->
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.spines[["top", "right"]].set_visible(False)
     if num_classes <= 20:
-        legend = axes.legend(title="class", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        legend = axes.legend(title=one_line(title, 30), frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         for text, name in zip(legend.get_texts(), classes, strict=True):
             text.set_text(one_line(name, 60))
     return figure
+
+
+def summary_figure(summary: Summary) -> Figure:
+    """Draw what each client holds: the classes of its examples, or their number and the distribution of a column."""
+    if summary.counts is not None:
+        return partition_figure(summary.counts, summary.names, summary.column)
+    num_panels = 1 if summary.quantiles is None and summary.distinct is None else 2
+    figure = Figure(figsize=(8.5, 2.4 + 2.2 * num_panels), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(num_panels, 1, sharex=True))
+    clients = np.arange(len(summary.sizes))
+    _draw_steps(panels[0], summary.sizes, "examples")
+    column = one_line(summary.column, 60)
+    if summary.distinct is not None:
+        _draw_steps(panels[1], summary.distinct, f"different values of {column}")
+    elif summary.quantiles is not None:
+        low, first, median, third, high = summary.quantiles.T
+        width = max(0.5, min(6.0, 300 / len(clients)))  # points
+        panels[1].vlines(clients, low, high, color="C0", alpha=0.4, linewidth=width / 4, label="smallest to largest")
+        panels[1].vlines(clients, first, third, color="C0", linewidth=width, label="middle half of the examples")
+        panels[1].plot(clients, median, "_", color="black", markersize=width + 1, label="median")
+        panels[1].set_ylabel(column)
+        panels[1].legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    for axes in panels:
+        axes.set_xlim(-0.5, len(clients) - 0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1].set_xlabel("client")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    return figure
+
+
+def _draw_steps(axes: Axes, heights: NDArray[np.int64], label: str) -> None:
+    edges = np.arange(len(heights) + 1) - 0.5
+    axes.fill_between(edges, np.append(heights, 0), step="post", color="C0", linewidth=0)
+    axes.set_ylabel(label)
+    axes.set_ylim(bottom=0)
 
 
 def render(figure: Figure, image_format: str) -> bytes:

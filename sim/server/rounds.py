@@ -50,6 +50,7 @@ from sim.server.results import (
     test_records,
     weighted_mean,
 )
+from sim.server.stragglers import with_stragglers
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,8 @@ class RoundServer:
             raise RunError(f"round {server_round}: the strategy chose no clients")
         # What the strategy sends wins.
         settings = {"server_round": server_round, **fit_settings(self.config, server_round)}
-        return [(proxy, FitIns(ins.parameters, {**settings, **ins.config})) for proxy, ins in instructions]
+        complete = [(proxy, FitIns(ins.parameters, {**settings, **ins.config})) for proxy, ins in instructions]
+        return with_stragglers(complete, self.config, server_round)
 
     def _evaluate(self, record: RoundRecord) -> tuple[RoundRecord, list[ClientRecord]]:
         server_round = record.round

@@ -16,8 +16,9 @@ from flwr.common import NDArrays, Parameters, parameters_to_ndarrays
 from flwr.server.strategy import Strategy
 
 from sim.client.runtime import ClientSpec
+from sim.config.choices import CHANGEABLE
 from sim.config.fields import default_of, flag_of, read_toml
-from sim.config.run_config import CHANGEABLE, RunConfig
+from sim.config.run_config import RunConfig
 from sim.data.dataset import Examples
 from sim.engine.aggregation import check_finite
 from sim.errors import ConfigError, RunFolderError, one_line

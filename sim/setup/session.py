@@ -12,6 +12,7 @@ from typing import Any
 
 from flwr.common import NDArrays
 
+from sim.data.partition import summary
 from sim.errors import BrokenProcessError, RunError, SimError, StateError, WriteError, described
 from sim.interrupts import uninterrupted
 from sim.processes import return_free_memory
@@ -124,10 +125,9 @@ class Session:
 
     def _draw_partition(self) -> None:
         dataset, assigned = self.prepared.dataset, self.prepared.partition
-        if not (assigned.is_known and dataset.classes and dataset.train.labels is not None):
+        if not assigned.is_known:
             return
-        counts = assigned.label_counts(dataset.train.labels, len(dataset.classes))
-        figure = plots.partition_figure(counts, dataset.classes)
+        figure = plots.summary_figure(summary(dataset, assigned, self.prepared.config))
         self._writer.write(self.run.partition_path, plots.render(figure, "png"))
 
     def open(self, surroundings: dict[str, Any]) -> None:

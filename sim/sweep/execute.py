@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sim.config.choices import CHANGEABLE
 from sim.config.fields import flag_of
-from sim.config.run_config import CHANGEABLE
 from sim.errors import RunFolderError, SimError
 from sim.interrupts import interruptible
 from sim.processes import Child, Children, written

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sim.config.run_config import CHANGEABLE, RunConfig
+from sim.config.choices import CHANGEABLE
+from sim.config.run_config import RunConfig
 from sim.errors import RunFolderError
 from sim.metrics import MetricName, Target
 from sim.run_folder.folder import Run
