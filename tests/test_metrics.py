@@ -254,9 +254,13 @@ def test_a_regression_run_is_recorded_with_all_its_metrics(
     assert ended.is_done()
     with pytest.raises(RunFolderError, match=r"reached --target-metric mae<=\S+ in round 1; a lower one continues"):
         resume(ended)
+    capsys.readouterr()
     resume(ended, target_accuracy=1.0)  # instead of the target of before
     assert ended.metrics_path.read_bytes() == run.metrics_path.read_bytes()
     assert "target_metric" not in ended.config()
+    _simulated(tmp_path, "never", target_metric="f1>=0.5", num_rounds=1)
+    line = "note: the target f1>=0.5 is not reached without the metric f1; the central test measured loss, mae, r2\n"
+    assert line in capsys.readouterr().err
 
 
 @pytest.mark.slow

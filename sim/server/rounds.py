@@ -32,7 +32,7 @@ from sim.engine.aggregation import NonFiniteError, check_finite
 from sim.engine.central_evaluation import CentralTest
 from sim.engine.contract import ClientResult, Dispatcher
 from sim.engine.worker import MOST_ACCURACY
-from sim.errors import ClientError, RunError, UsageError, described, many_lines
+from sim.errors import ClientError, RunError, UsageError, described, many_lines, one_line
 from sim.metrics import Target
 from sim.process_settings import restored_settings
 from sim.run_folder.records import ClientRecord, MetricRecord, Phase, RoundRecord
@@ -146,6 +146,8 @@ class RoundServer:
                 record, clients = self._round(server_round)
                 finished = FinishedRound(record, clients, self._weights, self._strategy, self._states, self._metrics)
                 self._on_round(finished)
+                if server_round == 0:
+                    self._check_target(record)
                 if self._target is not None and self._target.is_reached_by(record.tested(self._target.name)):
                     break
         finally:
@@ -181,6 +183,17 @@ class RoundServer:
             record, evaluated = self._evaluate(record)
             clients = [*clients, *evaluated]
         return replace(record, round_seconds=time.perf_counter() - start), clients
+
+    def _check_target(self, record: RoundRecord) -> None:
+        """Say that a target cannot be reached as far as the first test shows; a strategy may test otherwise later."""
+        if self._target is not None and record.tested(self._target.name) is None:
+            measured = [name for name in ("loss", *record.test_metrics) if record.tested(name) is not None]
+            logging.getLogger("sim").warning(
+                "note: the target %s is not reached without the metric %s; the central test measured %s",
+                self._target,
+                self._target.name,
+                one_line(", ".join(measured)) or "nothing",
+            )
 
     def _fraction(self, accuracy: object, server_round: int) -> float | None:
         if not isinstance(accuracy, int | float | np.number):
