@@ -102,12 +102,12 @@ def _arrays(dataset: Dataset) -> list[np.ndarray]:
 
 
 def test_a_partition_of_another_dtype_is_made_again(caplog: pytest.LogCaptureFixture) -> None:
-    labels = load_dataset(CONFIG).train.labels
-    made = partition.assign(labels, CONFIG)
+    dataset = load_dataset(CONFIG)
+    made = partition.assign(dataset, CONFIG)
     whole = np.array(made.indices)
     np.save(made.folder / "indices.npy", whole.astype(np.float32))
     cache._CHECKED.clear()  # as in another process
-    again = partition.assign(labels, CONFIG)
+    again = partition.assign(dataset, CONFIG)
     assert again.indices.dtype == np.int64
     assert np.array_equal(again.indices, whole)
     assert "indices.npy has" in caplog.text

@@ -168,6 +168,7 @@ def test_a_batch_of_a_test_has_500_examples_or_32_mib(size: int, expected: int, 
         model="Net",
         test="untidy_data:test_with_the_size_of_a_batch_as_loss",
     )
+    config = config.resolved({})
     dataset = load_dataset(config)
     assigned = partition.assign(dataset, config)
     runtime = ClientRuntime(ClientSpec(**spec_parts(config, dataset), partition_folder=assigned.folder, eval_share=0.5))

@@ -38,7 +38,7 @@ def test_clients_give_the_numbers_of_their_simulation(federation: Federation, sm
     assert any(line.startswith("sim: waiting for ") and line.endswith(" of 3 are connected") for line in server.lines)
     assert "note:" not in "\n".join(server.lines)
     config = RunConfig(num_clients=3, fraction_fit=1.0)
-    size = partition.assign(load_dataset(config).train.labels, config).sizes[2]
+    size = partition.assign(load_dataset(config), config).sizes[2]
     assert clients[2].lines[0] == f"sim: client 2 takes part with {size} examples"
 
 

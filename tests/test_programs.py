@@ -38,7 +38,7 @@ NAMES = {
     "tutorial": "accuracy",
     "imagenet": "accuracy",
     "table": "accuracy",
-    "regression": "r2",
+    "prices": "r2",
     "char_lstm": "perplexity",
     "sentences": "accuracy",
     "segmentation": "pixel_accuracy",
@@ -131,7 +131,7 @@ def test_one_client_with_all_data_is_the_program_by_itself(name: str, tmp_path: 
         assert last["test_accuracy"] == metrics["accuracy"]
     else:
         assert pd.isna(last["test_accuracy"])
-    del sys.modules[name]
+    sys.modules.pop(name, None)
 
 
 @pytest.fixture

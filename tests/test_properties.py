@@ -18,6 +18,8 @@ from hypothesis.extra import numpy as npst
 
 from sim import RunConfig
 from sim.data import partition
+from sim.data.columns import Columns
+from sim.data.dataset import Dataset, DataSource
 from sim.errors import UsageError
 from sim.run_folder.checkpoint import Checkpoint, CheckpointWriter, read_last
 from sim.run_folder.folder import Run
@@ -138,11 +140,12 @@ def test_a_partition_uses_each_example_at_most_once_and_no_client_is_empty(
     num_examples: int, num_clients: int, partitioner: str, alpha: float, seed: int
 ) -> None:
     labels = np.arange(num_examples) % 5
+    dataset = Dataset(DataSource(), Columns([labels, labels]), None)
     settings = {"alpha": alpha} if partitioner in ("dirichlet", "inner-dirichlet") else {}
     config = RunConfig(num_clients=num_clients, partitioner=partitioner, seed=seed, fraction_fit=1.0, **settings)
     assigned = None
     with suppress(UsageError):
-        assigned = partition.assign(labels, config)
+        assigned = partition.assign(dataset, config)
     if assigned is None:
         return
     assert assigned.num_clients == num_clients

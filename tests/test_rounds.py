@@ -74,7 +74,7 @@ def test_records_add_up(small: Small) -> None:
 
 def _sizes(client_ids: pd.Series) -> list[int]:
     config = RunConfig(num_clients=10)
-    assigned = partition.assign(load_dataset(config).train.labels, config)
+    assigned = partition.assign(load_dataset(config), config)
     return [int(assigned.sizes[client_id]) for client_id in client_ids]
 
 

@@ -30,9 +30,9 @@ def _build(**settings: object) -> strategy.BuiltStrategy:
 def test_every_name_that_the_config_offers_is_in_a_table() -> None:
     offered = {field.name: rules_of(field).choices for field in RunConfig.__dataclass_fields__.values()}
     assert offered["strategy"] == tuple(strategy.STRATEGIES)
-    assert offered["model"] == tuple(MODELS)
+    assert offered["model"] == ("auto", *MODELS)
     assert offered["dataset"] == tuple(SOURCES)
-    assert offered["partitioner"] == tuple(PARTITIONERS)
+    assert offered["partitioner"] == ("auto", *PARTITIONERS)
 
 
 @pytest.mark.parametrize("name", sorted(strategy.STRATEGIES))

@@ -155,7 +155,7 @@ def test_vectorized_training_that_fails_raises_where_asked_and_falls_back_once_w
 ) -> None:
     config = RunConfig(num_clients=4, model="untidy:FailsTogether", local_training="vectorized", vectorized_clients=2)
     prepared = prepare.prepare(config)
-    tasks = [Task(client_id, dict(fit_settings(config, 1))) for client_id in range(2)]
+    tasks = [Task(client_id, dict(fit_settings(prepared.config, 1))) for client_id in range(2)]
     chunk = Chunk("fit", 1, tasks, prepared.initial_weights, True)
     model = sys.modules["untidy"].FailsTogether
     monkeypatch.setattr(model, "fails", True)

@@ -170,7 +170,7 @@ def differences(config: dict[str, Any], wanted: RunConfig, skipped: Sequence[str
         name = config_field.name
         value, actual = getattr(wanted, name), config.get(name)
         if value is None and name in RunConfig.BUILT_IN:  # the run's config holds what was chosen
-            value = actual if may_have_defaults else RunConfig.BUILT_IN[name]
+            value = actual if may_have_defaults or actual is None else RunConfig.BUILT_IN[name]
         resolved = value == "auto" or (name == "vectorized_clients" and wanted.local_training == "auto")
         if name not in skipped and not resolved and wanted.is_used(name) and (value or None) != (actual or None):
             found.append(f"{flag_of(name)} {actual}, not {value}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim.config.fields import setting
-from sim.config.run_config import DATA
+from sim.config.training_config import DATA
 from sim.data.columns import Columns, LoadedColumns
 
 NUM_FEATURES, NUM_CLASSES = 60, 10

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.config.fields import setting
-from sim.config.run_config import DATA
+from sim.config.training_config import DATA
 from sim.data.columns import Columns, LoadedColumns, class_labels
 from sim.data.sources.text import tokens
 from sim.errors import DataError, one_line

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.config.fields import setting
-from sim.config.run_config import DATA
+from sim.config.training_config import DATA
 from sim.data.columns import Columns, LoadedColumns
 from sim.errors import DataError
 
