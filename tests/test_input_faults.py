@@ -75,11 +75,7 @@ FLAGS = {
     "--strategy fedadam --strategy-args eta=" + "[" * 3000: "must be a number",
     "--strategy fedadam --strategy-args eta=0.5 eta=0.1": "--strategy-args eta=0.5 eta=0.1: gives eta twice",
     "--strategy fedadam --strategy-args eta=0.5 --strategy-args eta=0.1": "gives eta twice",
-<<<<<<< HEAD
     "--partitioner iid --alpha 0.01": "--alpha 0.01: belongs to --partitioner auto or dirichlet or inner-dirichlet",
-=======
-    "--partitioner iid --alpha 0.01": "--partitioner auto or dirichlet or inner-dirichlet, not to iid",
->>>>>>> 63878523308165e4806b44ddaa902a32ff3c8717
     "--partitioner shard --alpha 0.5": "--alpha 0.5: belongs to --partitioner auto or dirichlet or inner-dirichlet",
     "--local-training sequential --vectorized-clients 3": "belongs to --local-training vectorized or auto",
     "--lr 1e308": "--lr 1e308: must be above 0 and at most 1e+38",

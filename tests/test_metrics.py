@@ -210,7 +210,7 @@ def test_a_regression_run_is_recorded_with_all_its_metrics(
     table = table_of(run, [MetricName("mae", smaller_is_better=True)], with_quantiles=True)
     last = metrics[(metrics["phase"] == "evaluate") & (metrics["round"] == 3) & (metrics["name"] == "mae")]
     assert table[column("evaluate", "mae", "worst10")][3] == last[last["client_id"].notna()]["value"].max()
-    assert {path.name for path in run.path.glob("*.png")} == {"metric.png", "loss.png", "fairness.png"}
+    assert {path.name for path in run.path.glob("*.png")} == {"metric.png", "loss.png", "fairness.png", "partition.png"}
 
     monkeypatch.setattr(plots, "render", lambda *_: b"")  # the pictures of the runs below take most of their time
     for name in ("curves_figure", "fairness_figure"):
