@@ -285,7 +285,7 @@ def test_the_fault_campaign_passes(tmp_path: Path) -> None:
         import sys
         import campaign
 
-        campaign.KNOBS["max_local_steps"] = 2  # the faults need rounds, but no long ones
+        campaign.SETTINGS["max_local_steps"] = 2  # the faults need rounds, but no long ones
         campaign.FLAGS += ["--max-local-steps", "2"]
         sys.exit(campaign.main())
     """

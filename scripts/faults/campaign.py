@@ -52,7 +52,7 @@ KINDS = (
 )
 _ON_RAY = ("kill actor", "hang", "hanging-test", "memory")
 _LEFT_OUT = ("raise", "nan", "hang")  # after which the client of the fault is dropped
-KNOBS: dict[str, Any] = {
+SETTINGS: dict[str, Any] = {
     "num_clients": 20,
     "fraction_fit": 0.5,
     "local_epochs": 1,
@@ -60,7 +60,7 @@ KNOBS: dict[str, Any] = {
     "client": "faulty:Faulty",
     "test": "faulty:test",
 }
-FLAGS = [word for name, value in KNOBS.items() for word in ("--" + name.replace("_", "-"), str(value))]
+FLAGS = [word for name, value in SETTINGS.items() for word in ("--" + name.replace("_", "-"), str(value))]
 _TIMES = ["seconds", "actor"]
 
 
@@ -121,7 +121,7 @@ class Campaign:
         if (strategy, where) not in self.undisturbed:
             os.environ["SIM_FAULT"] = f"raise:{where}" if where else ""
             config = RunConfig(
-                **KNOBS,
+                **SETTINGS,
                 strategy=strategy,
                 num_rounds=NUM_ROUNDS,
                 engine="inline",

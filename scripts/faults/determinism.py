@@ -1,22 +1,27 @@
 """Compare the sha256 of the weights of each strategy: inline, with 1, 2 and 3 processes, and after a resume.
 
     scripts/determinism.sh [STRATEGY …]
+    scripts/determinism.sh [PROGRAM.py …]
 
-Prints one line per strategy. The exit code is 1 if a strategy has more than one sha256.
+A program is one of tests/programs/whole, with 20 clients and FedAvg. Prints one line per strategy or program. The exit
+code is 1 if one has more than one sha256.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from sim import Run, RunConfig, resume, simulate
 from sim.run_folder.records import RoundRecord
 from sim.server.strategy import STRATEGIES
 
-KNOBS: dict[str, Any] = {"num_clients": 40, "clients_per_round": 20, "num_rounds": 4, "local_epochs": 1}
+PROGRAMS = Path(__file__).parents[2] / "tests" / "programs" / "whole"
+SETTINGS: dict[str, Any] = {"num_clients": 40, "clients_per_round": 20, "num_rounds": 4, "local_epochs": 1}
 
 
 def stop(record: RoundRecord) -> None:
@@ -30,9 +35,17 @@ def sha256(run: Run) -> str:
     return hashlib.sha256(run.model_path.read_bytes()).hexdigest()
 
 
-def matrix(strategy: str, results_dir: str) -> dict[str, str]:
-    """Run a strategy in all six ways and return the name of the way → sha256."""
-    settings = {**KNOBS, "strategy": strategy, "results_dir": results_dir}
+def settings_of(name: str) -> dict[str, Any]:
+    """Return the settings of a strategy, or of a program that is named by its file."""
+    if not name.endswith(".py"):
+        return {**SETTINGS, "strategy": name}
+    os.chdir(PROGRAMS)
+    return {**SETTINGS, "program": name, "num_clients": 20, "clients_per_round": 10, "partitioner": "iid"}
+
+
+def matrix(name: str, results_dir: str) -> dict[str, str]:
+    """Run a strategy or a program in all six ways and return the name of the way → sha256."""
+    settings = {**settings_of(name), "results_dir": results_dir}
     found = {"inline": sha256(simulate(RunConfig(**settings, engine="inline", name="inline")))}
     for count in (1, 2, 3):
         run = simulate(RunConfig(**settings, name=f"ray-{count}"), ray_init_args={"num_cpus": count})
@@ -51,14 +64,14 @@ def matrix(strategy: str, results_dir: str) -> dict[str, str]:
 
 
 def main() -> int:
-    """Check the strategies that the arguments name, or all; return the exit code."""
+    """Check the strategies and programs that the arguments name, or all strategies; return the exit code."""
     different = 0
-    for strategy in sys.argv[1:] or STRATEGIES:
+    for name in sys.argv[1:] or STRATEGIES:
         with tempfile.TemporaryDirectory() as folder:
-            found = matrix(strategy, folder)
+            found = matrix(name, folder)
         same = len(set(found.values())) == 1 and len(found) == 6
         different += not same
-        print(strategy, "the same in 6 ways:" if same else found, next(iter(found.values())), flush=True)
+        print(name, "the same in 6 ways:" if same else found, next(iter(found.values())), flush=True)
     return int(different > 0)
 
 

@@ -25,6 +25,7 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    StackDataset,
     Subset,
     TensorDataset,
     default_collate,
@@ -125,8 +126,10 @@ def opened(place: str, given: Any, form: str) -> Columns | Items:
     loader = LoaderSettings()
     if isinstance(given, DataLoader):
         given, loader = given.dataset, _settings(place, given)
-    arrays = _arrays(given) if loader.is_plain and form != "items" else None
-    if arrays is not None:
+    arrays = _arrays(given) if loader.is_plain else None
+    if arrays is not None and form == "items":
+        given = StackDataset(**arrays) if isinstance(arrays, dict) else StackDataset(*arrays)
+    elif arrays is not None:
         columns = Columns(arrays, loader=loader)
         _check_lengths(place, columns)
         columns.check(place)
@@ -168,7 +171,9 @@ def _arrays(given: Any) -> Any:
     """Return arrays as a batch nests them, if that is what ``given`` is; None if it is a data set."""
     if type(given) is TensorDataset:
         given = given.tensors
-    is_nest = isinstance(given, dict) or (isinstance(given, list | tuple) and len(given) > 1)
+    is_nest = isinstance(given, dict) or (isinstance(given, tuple) and len(given) > 1)
+    if isinstance(given, list) and len(given) > 1:  # a list of anything else is a data set of items
+        is_nest = all(isinstance(each, np.ndarray | Tensor) for each in given)
     found = list(leaves(given)) if is_nest else []
     if not found or not all(isinstance(leaf, np.ndarray | Tensor) for leaf in found):
         return None

@@ -61,6 +61,10 @@ def list_of_arrays():
     return [X.numpy(), Y.numpy()], [X.numpy(), Y.numpy()]
 
 
+def list_of_items():
+    return [(x, int(y)) for x, y in BOTH], [(x, int(y)) for x, y in BOTH]
+
+
 def float64_arrays():
     return (X.double().numpy(), Y.numpy()), (X.double().numpy(), Y.numpy())
 
