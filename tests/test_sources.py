@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from sim.run_folder import plots
 from sim.seeds import Purpose, generator
 from sim.server.legacy import VirtualClientProxy
 from sim.server.stragglers import with_stragglers
+from sim.simulation import simulate
 from sim.training import models
 from sim.training.models import DataFacts
 
@@ -417,3 +421,43 @@ def test_stragglers_train_for_fewer_epochs_or_are_dropped() -> None:
     assert len(of_round(3, stragglers=1.0, straggler_policy="drop")) == 1
     with pytest.raises(ConfigError, match="--straggler-policy drop: belongs to --stragglers above 0"):
         RunConfig(straggler_policy="drop")
+
+
+@pytest.mark.slow
+def test_an_lstm_predicts_three_books_better_than_the_frequencies_of_their_characters(tmp_path: Path) -> None:
+    """Alice in Wonderland, As You Like It and Paradise Lost, which the sources of the package brotli hold."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "brotli", "brotli"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    books = tmp_path / "books"
+    books.mkdir()
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            name = member.name.rpartition("/")[2]
+            if name in ("alice29.txt", "asyoulik.txt", "plrabn12.txt"):
+                (books / name).write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
+    config = RunConfig(
+        dataset="text",
+        data_dir=str(books),
+        dataset_args={"sequence_length": 40},
+        model_args={"hidden_size": 64, "num_layers": 1},
+        fraction_fit=1.0,
+        num_rounds=2,
+        local_epochs=1,
+        max_local_steps=60,
+        batch_size=32,
+        optimizer="adam",
+        lr=0.01,
+        metric="perplexity",
+        engine="inline",
+        results_dir=str(tmp_path),
+    )
+    run = simulate(config)
+    assert run.config()["num_clients"] == 3
+    dataset = load_dataset(config)
+    assert dataset.vocab_size is not None
+    counts = np.bincount(dataset.train.batch[1].ravel(), minlength=dataset.vocab_size) + 1
+    unigram = np.exp(-np.log(counts / counts.sum())[dataset.test.batch[1]].mean())
+    metrics = run.metrics()
+    last = metrics[(metrics["phase"] == "test") & (metrics["name"] == "perplexity")]["value"].iloc[-1]
+    assert last < 0.9 * unigram < 30
