@@ -51,7 +51,9 @@ def reaped(session: str, session_folder: str = "", ray_folder: str = "") -> Iter
         yield
     finally:
         _PIPES.discard(pipe)
-        reaper.communicate()
+        with suppress(OSError):  # user code has closed the pipe, which the reaper has noticed
+            reaper.stdin.close()
+        reaper.wait()
         if mark is not None:
             with suppress(OSError):  # user code has closed it
                 os.close(mark)

@@ -30,6 +30,7 @@ def test_a_run_writes_its_folder_and_its_config_repeats_it(sim: Sim, command: Si
         "config.toml",
         "environment.json",
         "rounds.csv",
+        "metrics.csv",
         "clients.csv",
         "accuracy.png",
         "loss.png",

@@ -32,11 +32,11 @@ def test(net, loader, device):
 
 
 class Hungry(Failing):
-    """Client 1 takes memory until its process is ended, at most 4 GiB."""
+    """Client 1 takes memory until its process is ended, at most 8 GiB."""
 
     def fit(self, parameters, config):
         held = []
-        while self.client_id == 1 and len(held) < 16:
+        while self.client_id == 1 and len(held) < 32:
             held.append(np.ones(2**25))
             time.sleep(0.3)
         return super().fit(parameters, config)
