@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -100,7 +101,10 @@ def test_a_client_whose_process_dies_again_and_again_counts_as_one_that_raised(s
     assert failed[["round", "client_id"]].values.tolist() == [[1, 3], [1, 5]]
     assert failed.error.tolist() == ["ProcessDied: its process crashed or was killed, 2 times"] * 2
     assert run.rounds().num_failures.tolist()[1:] == [2, 0]
-    assert "CUDA error: an illegal memory access" in run.log_path.read_text()
+    log = run.log_path.read_text()
+    assert "CUDA error: an illegal memory access" in log
+    # No other client is blamed, although the next message was waiting at the process that died.
+    assert re.findall(r"process 0 died( with client \d+)?;", log) == [f" with client {k}" for k in (3, 3, 5, 5)]
     with pytest.raises(ClientError, match=r"client 3 raised in round 1 \(fit\): ProcessDied: .*, 1 time$"):
         small({"num_cpus": 1}, **settings, max_retries=0, num_rounds=1, name="stopped")
 

@@ -170,16 +170,39 @@ class RayDispatcher:
             try:
                 results = ray.get(reference)
             except _DIED as error:
-                self._recover(message, running, items, waiting, _why(error))
+                first, *others = self._lost_with(message, running)
+                self._recover(first, running, items, waiting, _why(error))
+                for other in others:
+                    waiting.extendleft(reversed(other.items))
             except RayError as error:
                 raise EngineError(f"round {message.items[0].chunk.server_round}: {last_line(error)}") from error
             else:
-                self._spare_deaths = _SPARE_DEATHS + len(self.actors)
-                for item, result in zip(message.items, results, strict=True):
-                    item.result = result
+                self._take(message, results)
         if wait:  # also while other actors work
             self._end_hanging(running, items, waiting)
         return bool(ready)
+
+    def _take(self, message: _Message, results: list[ChunkResult]) -> None:
+        self._spare_deaths = _SPARE_DEATHS + len(self.actors)
+        for item, result in zip(message.items, results, strict=True):
+            item.result = result
+
+    def _lost_with(self, message: _Message, running: dict[Any, _Message]) -> list[_Message]:
+        """Return the messages that were lost with an actor; the first is the one that it was executing when it died.
+
+        Ray reports them in any order, so that ``message`` may be one that the actor had not begun.
+        """
+        lost = [message]
+        if self.actors[message.actor] is message.handle:  # otherwise it was replaced, and they are known
+            for reference in [reference for reference, other in running.items() if other.handle is message.handle]:
+                other = running.pop(reference)
+                try:
+                    self._take(other, ray.get(reference))
+                except _DIED:
+                    lost.append(other)
+        current = self.liveness.current(message.actor)
+        executed = None if current is None else current.client_id
+        return sorted(lost, key=lambda each: (executed not in each.clients, each.sent))
 
     def _end_hanging(self, running: dict[Any, _Message], items: list[list[WorkItem]], waiting: deque[WorkItem]) -> None:
         sent: dict[int, float] = {}
