@@ -53,10 +53,10 @@ def _in_their_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
 
 
-def run(name: str, tmp_path: Path, **settings: Any) -> Run:
+def run(program: str, tmp_path: Path, **settings: Any) -> Run:
     """Run a program that is named by its file alone."""
     own = {"local_epochs": 1, "partitioner": "iid", "results_dir": str(tmp_path), "seed": SEED, **settings}
-    return simulate(RunConfig(program=f"{name}.py", **own))
+    return simulate(RunConfig(program=f"{program}.py", **own))
 
 
 def by_itself(name: str) -> tuple[list[np.ndarray[Any, Any]], dict[str, float]]:
