@@ -11,6 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from torch.utils.data import (
     SequentialSampler,
     StackDataset,
     Subset,
+    SubsetRandomSampler,
     TensorDataset,
     default_collate,
 )
@@ -113,19 +115,20 @@ def _cheap_column(dataset: Any, name: str) -> NDArray[Any] | None:
     return array.reshape(-1) if is_column else None
 
 
-def opened(place: str, given: Any, form: str) -> Columns | Items:
+def opened(place: str, given: Any, form: str, *, is_test: bool = False) -> Columns | Items:
     """Open one split that the user's function returned.
 
     Args:
         place: the flag and the split, for error messages.
         form: ``columns``, ``items``, or ``auto``.
+        is_test: the split is what a sampler of its loader draws, each position once.
 
     Raises:
         DataError: it is none, it is empty, or its items do not fit together.
     """
     loader = LoaderSettings()
     if isinstance(given, DataLoader):
-        given, loader = given.dataset, _settings(place, given)
+        given, loader = _of_loader(place, given, is_test=is_test)
     arrays = _arrays(given) if loader.is_plain else None
     if arrays is not None and form == "items":
         given = StackDataset(**arrays) if isinstance(arrays, dict) else StackDataset(*arrays)
@@ -143,6 +146,20 @@ def opened(place: str, given: Any, form: str) -> Columns | Items:
     if not len(items):
         raise DataError(f"{place}: has no examples")
     return _chosen(place, items, form)
+
+
+def _of_loader(place: str, loader: DataLoader[Any], *, is_test: bool) -> tuple[Any, LoaderSettings]:
+    """Return the data set of a loader, without what its sampler never draws, and the loader's settings."""
+    settings = _settings(place, loader)
+    if type(settings.sampler) is SubsetRandomSampler:
+        positions = [int(index) for index in settings.sampler.indices]
+        return Subset(loader.dataset, positions), replace(settings, sampler=None, shuffle=True)
+    if is_test and not (settings.sampler is None and settings.batch_sampler is None):
+        with seeded(0, Purpose.DATA):
+            drawn = settings.sampler if settings.batch_sampler is None else chain.from_iterable(settings.batch_sampler)
+            positions = sorted({int(index) for index in drawn})
+        return Subset(loader.dataset, positions), replace(settings, sampler=None, batch_sampler=None)
+    return loader.dataset, settings
 
 
 def _settings(place: str, loader: DataLoader[Any]) -> LoaderSettings:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, WeightedRandomSampler
 
 from sim.data.batches import Batches, Resident
 from sim.data.columns import Columns, LoaderSettings, leaves, mapped
@@ -155,9 +155,6 @@ def _of_client(sampler: Any, positions: NDArray[np.int64], count: int) -> Sample
     if type(sampler) is WeightedRandomSampler:
         weights = sampler.weights[torch.from_numpy(np.array(positions))]
         return WeightedRandomSampler(weights, max(1, round(sampler.num_samples * share)), sampler.replacement)  # type: ignore[arg-type]
-    if type(sampler) is SubsetRandomSampler:
-        place = {int(position): index for index, position in enumerate(positions)}
-        return SubsetRandomSampler([place[int(i)] for i in sampler.indices if int(i) in place])
     return _Own(sampler, positions, count)
 
 

@@ -355,6 +355,8 @@ class RoundServer:
 
 
 def _stop(result: ClientResult, phase: Phase, server_round: int, more: str = "") -> NoReturn:
+    if "Expected more than 1 value per channel" in (result.error or ""):
+        more += "; its last batch is a single example, which BatchNorm cannot take: another --batch-size avoids that"
     raise ClientError(
         f"client {result.client_id} raised in round {server_round} ({phase}): {result.error}{more}"
     ) from result.cause

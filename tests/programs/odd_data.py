@@ -3,7 +3,15 @@
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 X = torch.arange(24, dtype=torch.float32).reshape(12, 2)
 Y = torch.arange(12) % 3
@@ -59,6 +67,15 @@ def dict_of_arrays():
 
 def list_of_arrays():
     return [X.numpy(), Y.numpy()], [X.numpy(), Y.numpy()]
+
+
+def samplers():
+    parts = SubsetRandomSampler(range(3, 12)), SubsetRandomSampler([0, 1, 2])
+    return tuple(DataLoader(BOTH, 2, sampler=part) for part in parts)
+
+
+def batches_of_the_test():
+    return BOTH, DataLoader(BOTH, batch_sampler=[[4, 5], [6]])
 
 
 def list_of_items():

@@ -109,7 +109,7 @@ class ProgramData:
         """
         with restored_settings():
             try:  # the methods of a data set are user code, too
-                return opened(f"{self.place}: {split}", given, self.form)
+                return opened(f"{self.place}: {split}", given, self.form, is_test=split == "test")
             except (DataError, PluginError):
                 raise
             except (Exception, SystemExit) as error:
