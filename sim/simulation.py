@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -111,6 +112,17 @@ class _Objects:
         return replace(config, **found)
 
 
+def _objects_in(config: RunConfig) -> dict[str, Any]:
+    """Return the objects in a config, and those of the script itself, which another process could not import."""
+    found = dict(config.objects)
+    for name in ("model", "train", "test", "client", "strategy", "dataset"):
+        value = getattr(config, name) or ""
+        if name not in found and value.startswith("__main__:"):
+            thing = getattr(sys.modules["__main__"], value.partition(":")[2], None)
+            found |= {} if thing is None else {name: thing}
+    return {"load_data" if name == "dataset" else name: value for name, value in found.items() if name != "loss"}
+
+
 def _simulate(
     config: RunConfig,
     objects: _Objects,
@@ -120,6 +132,7 @@ def _simulate(
     *,
     allow_changed_code: bool = False,
 ) -> Run:
+    objects = _Objects(**{**_objects_in(config), **{k: v for k, v in objects.given.items() if v is not None}})
     config = objects.named_in(config)
     arguments: dict[str, Any] = {"num_cpus": available_cpus(), **(ray_init_args or {})}
     if config.num_gpus == "auto":

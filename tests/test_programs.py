@@ -304,3 +304,13 @@ if __name__ == "__main__":
         content.append(run.model_path.read_bytes())
     print("same" if content[0] == content[1] else "different")
 """
+
+
+@pytest.mark.usefixtures("odd")
+def test_a_config_takes_objects(tmp_path: Path) -> None:
+    net = torch.nn.Linear(2, 3)
+    config = odd_config("subset", model=lambda: net, num_rounds=1, results_dir=str(tmp_path))
+    assert config.model == "test_programs:test_a_config_takes_objects.lambda"
+    done = simulate(config)
+    with safe_open(done.model_path, "numpy") as file:
+        assert file.get_tensor("weight").shape == (3, 2)

@@ -16,6 +16,7 @@ from sim.config.presets import preset_path
 from sim.config.program import program_parts
 from sim.errors import ConfigError
 from sim.metrics import configured
+from sim.user_code import name_of
 
 DATA, MODEL, RUN, MACHINE = "data", "model and training", "run", "machine"
 
@@ -201,10 +202,14 @@ class TrainingConfig:
     verbose: bool = setting(False, "also show the log messages of Flower and Ray", RUN)
 
     def __post_init__(self) -> None:
+        objects: dict[str, Any] = {}
         for config_field in fields(self):
             value = getattr(self, config_field.name)
+            if rules_of(config_field).importable and callable(value):  # the object itself, from Python
+                objects[config_field.name], value = value, name_of(value)
             checked = check(type(self), config_field, value, f"{config_field.name} = {shown(value)}")
             object.__setattr__(self, config_field.name, checked)
+        object.__setattr__(self, "_objects", objects)
         if self.program is not None:
             for name, path in program_parts(self.program).items():
                 if getattr(self, name) == getattr(type(self), name):  # a part that was named itself wins
@@ -217,6 +222,12 @@ class TrainingConfig:
                 f"--name {self.name}: must be at most 100 letters, digits, '.', '_' and '-', and begin with "
                 "a letter or digit"
             )
+
+    @property
+    def objects(self) -> dict[str, Any]:
+        """Return the objects that were given instead of import paths, by setting; a copy of the config has none."""
+        found: dict[str, Any] = getattr(self, "_objects", {})
+        return found
 
     @classmethod
     def load(cls, path: str | Path | None = None, *, preset: str | None = None, **values: Any) -> Self:

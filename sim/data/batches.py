@@ -78,9 +78,11 @@ class Batches:
 
     @property
     def dataset(self) -> TensorDataset:
-        """Return all images uint8 [N, C, H, W] and labels int64 [N], on the device."""
-        chosen = slice(None) if self._indices is None else self._indices
-        return TensorDataset(self._resident.images[chosen], self._resident.labels[chosen])
+        """Return all images as in a batch, float32 [N, C, H, W] in −1…1, and labels int64 [N], on the device."""
+        images, labels = self._resident.images, self._resident.labels
+        if self._indices is not None:
+            images, labels = images[self._indices], labels[self._indices]
+        return TensorDataset(pixels(images, Step(labels), channels_last=self.channels_last), labels)
 
     def with_batch_size(self, batch_size: int) -> Self:
         """Return this loader with another batch size."""
