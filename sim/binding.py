@@ -36,7 +36,7 @@ _NAMES: dict[str, str] = {
     "args": "args arguments config cfg options hparams hyperparameters params conf configuration",
     "seed": "seed random_seed",
     "data_dir": "data_dir data_path data_root root root_dir datadir dataset_dir",
-    "client_id": "partition_id client_id cid node_id client partition",
+    "client_id": "partition_id client_id cid node_id",
     "num_clients": "num_partitions num_clients n_clients n_partitions",
     # What a model may be told of the data.
     "num_classes": "num_classes n_classes nclasses classes num_labels n_labels class_num nb_classes",

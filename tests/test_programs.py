@@ -314,3 +314,13 @@ def test_a_config_takes_objects(tmp_path: Path) -> None:
     done = simulate(config)
     with safe_open(done.model_path, "numpy") as file:
         assert file.get_tensor("weight").shape == (3, 2)
+
+
+@pytest.mark.usefixtures("odd")
+def test_defaults_of_the_program_stay(tmp_path: Path) -> None:
+    done = simulate(
+        odd_config("own_defaults", train="odd_data:train_with_defaults", num_rounds=1, results_dir=str(tmp_path))
+    )
+    metrics = done.metrics()
+    found = metrics[(metrics["phase"] == "fit") & metrics["client_id"].notna()].set_index("name")["value"]
+    assert (found["max_steps"], found["precision"], found["lr"]) == (7, 16, 0.5)

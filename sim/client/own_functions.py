@@ -21,6 +21,7 @@ from sim.training import local
 from sim.training.losses import CRITERIA, LOSSES
 
 _SETTINGS = ("lr", "momentum", "weight_decay", "proximal_mu", "optimizer", "max_steps", "precision", "batch_size")
+_UNCHANGED = {"max_steps": 0, "precision": "fp32"}
 _DEFAULTS = ("lr", "momentum", "weight_decay", "optimizer", "batch_size")
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda weights, lr, momentum, weight_decay: torch.optim.SGD(
@@ -106,6 +107,9 @@ class OwnTrain:
             OwnReturnError: it returned something else than a loss, metrics or None.
         """
         binding = self.binding
+        # What no flag has changed does not replace a default of the program's own.
+        unchanged = {role for role, value in _UNCHANGED.items() if settings.get(role) == value}
+        settings = {k: v for k, v in settings.items() if k not in unchanged or k not in binding.defaults}
         offered = {"net": net, "loader": loader, "device": device, "args": self.args, **settings}
         if binding.takes("criterion") and ("criterion" in binding.required or self.loss != "cross_entropy"):
             offered["criterion"] = criterion(self.loss).to(device)

@@ -75,7 +75,9 @@ class ProgramData:
             DataError: it raised, or it returned something else.
         """
         binding = self._binding(clients=client_id is not None)
-        offered: dict[str, Any] = {"seed": self.seed, "args": user_code.namespace(self.args, self.loaded())}
+        offered: dict[str, Any] = {"args": user_code.namespace(self.args, self.loaded())}
+        if "seed" in binding.required:  # a seed of the program's own stays
+            offered["seed"] = self.seed
         for role, value in (("data_dir", self.data_dir), ("batch_size", self.batch_size), ("client_id", client_id)):
             if value is not None or role in binding.required:
                 offered[role] = value
