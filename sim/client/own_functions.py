@@ -90,12 +90,13 @@ class OwnTrain:
         return binding
 
     def defaults(self) -> dict[str, Any]:
-        """Return the settings for which it has a default of its own."""
-        found = {}
+        """Return the settings for which it has a default of its own; None where that is no value of the setting."""
+        found: dict[str, Any] = {}
         for name, value in self.binding.defaults.items():
             is_known = value in _OPTIMIZERS if isinstance(value, str) else scalar(value) is not None
-            if name in _DEFAULTS and is_known and (name == "optimizer") == isinstance(value, str):
-                found[name] = value
+            is_usable = is_known and (name == "optimizer") == isinstance(value, str)
+            if name in _DEFAULTS and (is_usable or name != "batch_size"):  # loaders need a batch size
+                found[name] = value if is_usable else None
         return found
 
     def __call__(

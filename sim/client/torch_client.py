@@ -23,7 +23,7 @@ TRAIN_SETTINGS = ("lr", "momentum", "weight_decay", "proximal_mu", "optimizer", 
 def train_settings(config: TrainingConfig, number: int, count: int) -> dict[str, Scalar]:
     """Return the keyword arguments of ``train`` in round (or epoch) ``number`` of 1 … ``count``."""
     settings = {
-        "lr": config.lr_in(number, count),
+        "lr": None if config.lr is None and config.train is not None else config.lr_in(number, count),
         "momentum": config.momentum,
         "weight_decay": config.weight_decay,
         "optimizer": config.optimizer,
