@@ -134,8 +134,3 @@ def is_text(binding: Binding, role: str) -> bool:
             parameter = parameters_of(binding.function)[name]
             return isinstance(parameter.default, str) or parameter.annotation in (str, "str")
     return False
-
-
-def has_parameter(function: Callable[..., Any], role: str) -> bool:
-    """Return whether a function has a parameter with this role."""
-    return any(ROLES.get(name.lower()) == role for name in parameters_of(function))

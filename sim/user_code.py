@@ -267,19 +267,6 @@ def accepted(function: Callable[..., Any], offered: dict[str, Any]) -> dict[str,
     return {key: value for key, value in offered.items() if key in names}
 
 
-def require_call(function: Callable[..., Any], spec: str, setting: str, *args: Any, **kwargs: Any) -> None:
-    """Check that ``function`` can be called with these arguments, without calling it.
-
-    Raises:
-        PluginError: the signature does not take the arguments.
-    """
-    try:
-        inspect.signature(function).bind(*args, **kwargs)
-    except (TypeError, ValueError) as error:
-        wanted = ", ".join([*(str(a) for a in args), *kwargs])
-        raise PluginError(f"{setting} {spec}: cannot be called with ({wanted}): {error}") from None
-
-
 def check_arguments(
     function: Callable[..., Any], given: Mapping[str, Any], reserved: set[str], flag: str, name: str
 ) -> None:

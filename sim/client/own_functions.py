@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -298,16 +297,16 @@ class OwnTest:
 def _noting_output() -> Iterator[Callable[[], bool]]:
     """Note whether the block prints; what it prints goes on to where it would have gone."""
 
-    class Noting(io.TextIOBase):
+    class Noting:
         def write(self, text: str) -> int:
             seen.append(bool(text.strip()))
             return target.write(text)
 
-        def flush(self) -> None:
-            target.flush()
+        def __getattr__(self, name: str) -> Any:
+            return getattr(target, name)  # flush, buffer, encoding …
 
     seen: list[bool] = []
-    noting = Noting()
+    noting: Any = Noting()
     target = sys.stdout
     sys.stdout = noting
     try:

@@ -90,14 +90,6 @@ def target_of(batch: Any) -> Any:
     return batch[-1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
 
 
-def inputs_of(batch: Any) -> Any:
-    """Return what a model gets of a batch: all of a list but its target, or all of a dict but its target."""
-    if isinstance(batch, Mapping):
-        target = next((key for key in TARGET_KEYS if key in batch), None)
-        return {key: value for key, value in batch.items() if key != target}
-    return list(batch[:-1]) if isinstance(batch, list | tuple) and len(batch) > 1 else [batch]
-
-
 def class_labels(target: NDArray[Any] | None) -> Labels | None:
     """Return targets as classes int64 [N] if they are whole numbers of at least 0, one for each example; else None."""
     if target is None or target.dtype.kind not in "biuf" or not target.size:

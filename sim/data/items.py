@@ -330,8 +330,6 @@ def resized(place: str, columns: Columns, size: int) -> Columns:
 
 def shape_of_input(split: Any) -> tuple[int, ...] | None:
     """Return the shape of the first input of a split's items; None if two of them differ or it is no array."""
-    if isinstance(split, Columns):
-        return tuple(next(leaves(split.batch)).shape[1:])
     shapes = set()
     with restored():
         for index in {0, len(split) - 1}:

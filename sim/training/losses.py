@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sim.data.columns import TARGET_KEYS
+
 Loss = Callable[..., Tensor]  # (outputs, target, reduction="mean") → a scalar
 
 
@@ -187,7 +189,7 @@ def inputs_and_target(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]
     if isinstance(batch, list | tuple) and len(batch) > 1:
         return tuple(batch[:-1]), {}, batch[-1]
     if isinstance(batch, Mapping):
-        key = next((key for key in ("label", "labels", "target", "targets", "y") if key in batch), None)
+        key = next((key for key in TARGET_KEYS if key in batch), None)
         if key is not None:
             return (), {name: value for name, value in batch.items() if name != key}, batch[key]
     raise ValueError(f"a batch of type {type(batch).__name__} says no target; use your own train and test")
