@@ -324,3 +324,12 @@ def test_defaults_of_the_program_stay(tmp_path: Path) -> None:
     metrics = done.metrics()
     found = metrics[(metrics["phase"] == "fit") & metrics["client_id"].notna()].set_index("name")["value"]
     assert (found["max_steps"], found["precision"], found["lr"]) == (7, 16, 0.5)
+
+
+@pytest.mark.usefixtures("odd")
+def test_a_test_that_only_prints_is_replaced_by_the_built_in_one(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"num_rounds": 1, "results_dir": str(tmp_path)}
+    printed = simulate(odd_config("subset", test="odd_data:test_that_prints", name="printed", **settings))
+    built_in = simulate(odd_config("subset", name="built-in", **settings))
+    columns = ["test_loss", "test_accuracy"]
+    pd.testing.assert_frame_equal(printed.rounds()[columns], built_in.rounds()[columns])

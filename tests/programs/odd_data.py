@@ -1,5 +1,7 @@
 """Data of a user's own in many forms: some that work, and some that cannot."""
 
+import sys
+
 import numpy as np
 import torch
 from torch import nn
@@ -168,3 +170,8 @@ def one_only():
 
 def unlabelled():
     return Items(*X), Items(*X)
+
+
+def test_that_prints(net, loader, device):
+    sys.stdout.buffer.flush()
+    print("Accuracy: 5/12", flush=True)
