@@ -25,6 +25,7 @@ from sim.binding import ROLES
 from sim.data.columns import Columns
 from sim.data.dataset import load_dataset
 from sim.data.items import Items
+from sim.data.loaders import ExampleLoader
 from sim.errors import UsageError
 from sim.program_file import read
 from sim.seeds import Purpose, reseed, restored
@@ -333,3 +334,17 @@ def test_a_test_that_only_prints_is_replaced_by_the_built_in_one(tmp_path: Path)
     built_in = simulate(odd_config("subset", name="built-in", **settings))
     columns = ["test_loss", "test_accuracy"]
     pd.testing.assert_frame_equal(printed.rounds()[columns], built_in.rounds()[columns])
+
+
+@pytest.mark.usefixtures("odd")
+def test_a_sampler_brings_nothing_from_one_client_to_the_next() -> None:
+    found = load_dataset(odd_config("own_sampler")).train
+    assert isinstance(found, Items)
+    passes = []
+    for _ in range(2):
+        with restored():
+            reseed(SEED, Purpose.FIT, 1, 0)
+            loader = ExampleLoader(found, np.arange(12), 2, training=True)
+            passes.append([labels.tolist() for _, labels in loader])
+    assert passes[0] == passes[1]
+    assert sum(map(len, passes[0])) == 12

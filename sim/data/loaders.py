@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
@@ -142,11 +143,25 @@ def _order(
 ) -> dict[str, Any]:
     """Return the arguments of a DataLoader that decide which examples of a client make a batch."""
     if settings.batch_sampler is not None and batch_size is None:
-        return {"batch_sampler": _OwnBatches(settings.batch_sampler, positions, count)}
+        return {"batch_sampler": _OwnBatches(_unused(settings.batch_sampler), positions, count)}
     options: dict[str, Any] = {"batch_size": batch_size or settings.batch_size or 1, "drop_last": settings.drop_last}
     if settings.sampler is None:
         return {**options, "shuffle": settings.shuffle is not False}
-    return {**options, "sampler": _of_client(settings.sampler, positions, count)}
+    return {**options, "sampler": _of_client(_unused(settings.sampler), positions, count)}
+
+
+def _unused(sampler: Any) -> Any:
+    """Return a copy of a sampler that draws from the client's random numbers, not from those of its own generator.
+
+    What a client counts in it, and how far it draws, then does not reach the clients that come after it.
+    """
+    made = copy.copy(sampler)
+    if isinstance(getattr(made, "generator", None), torch.Generator):
+        made.generator = None
+    inner = getattr(made, "sampler", None)
+    if inner is not None:
+        made.sampler = _unused(inner)
+    return made
 
 
 def _of_client(sampler: Any, positions: NDArray[np.int64], count: int) -> Sampler[int]:

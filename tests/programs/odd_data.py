@@ -10,6 +10,7 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     IterableDataset,
+    Sampler,
     Subset,
     SubsetRandomSampler,
     TensorDataset,
@@ -74,6 +75,25 @@ def list_of_arrays():
 def samplers():
     parts = SubsetRandomSampler(range(3, 12)), SubsetRandomSampler([0, 1, 2])
     return tuple(DataLoader(BOTH, 2, sampler=part) for part in parts)
+
+
+class Every(Sampler):
+    """Draws every position, in an order of a generator of its own, and counts its passes."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(1)
+        self.passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return iter(torch.randperm(12, generator=self.generator).tolist()[self.passes - 1 :])
+
+    def __len__(self):
+        return 12
+
+
+def own_sampler():
+    return DataLoader(BOTH, 2, sampler=Every()), BOTH
 
 
 def batches_of_the_test():
