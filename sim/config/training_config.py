@@ -25,8 +25,18 @@ _SIDE = 32  # pixels
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
+class _GivenObjects:
+    """Keeps the objects that a config was given, apart from its settings: ``vars(config)`` holds those alone."""
+
+    __slots__ = ("_objects",)
+    _objects: dict[str, Any]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(_GivenObjects):
     """The settings that federated and centralized training share.
 
     Raises:
