@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Self
 
 from sim.errors import ConfigError, one_line
@@ -127,6 +128,36 @@ class Target:
 def is_target(text: str) -> bool:
     """Return whether a text has the sign of a target."""
     return "<=" in text or ">=" in text
+
+
+_SPELLINGS = {"loss": ("loss",), "accuracy": ("accuracy", "acc")}
+_WHERE = (
+    "train",
+    "training",
+    "eval",
+    "evaluate",
+    "test",
+    "val",
+    "valid",
+    "validation",
+    "central",
+    "centralized",
+    "global",
+)
+
+
+def spelled(measured: Mapping[str, Any], name: str) -> float | None:
+    """Return the number among metrics that is a loss or an accuracy in one of the usual spellings.
+
+    Args:
+        name: ``loss`` or ``accuracy``; ``train_loss``, ``eval-acc`` and ``test_accuracy`` are spellings of them.
+    """
+    exact = {name: measured[name]} if name in measured else {}
+    for key, value in {**exact, **measured}.items():
+        words = [word for word in str(key).lower().replace("-", "_").split("_") if word not in _WHERE]
+        if len(words) == 1 and words[0] in _SPELLINGS[name] and isinstance(value, Real):
+            return float(value)
+    return None
 
 
 def quantiles(values: Sequence[float], *, smaller_is_better: bool = False) -> dict[str, float]:

@@ -173,3 +173,68 @@ def global_hooks() -> list[dict[Any, Any]]:
         for name in names:
             tables += _find(module, name) or []
     return tables
+
+
+def set_task_identity(node_id: int) -> None:
+    """Say who makes the messages of this process, which ``Message(...)`` reads.
+
+    Gain: Flower apps run outside of Flower's own processes. Seen in Flower 1.41 and 1.42; without the name a Flower
+    app cannot run.
+    """
+    found = _find("flwr.supercore.task_identity", "TaskIdentity")
+    if found is not None:
+        found[0].task_id, found[0].run_id, found[0].node_id = 1, 1, node_id
+
+
+def set_message_id(message: Any, message_id: str) -> None:
+    """Give a message its id, as Flower does when it sends it.
+
+    Gain: an app can tell by ``reply_to_message_id`` which message a reply belongs to. Seen in Flower 1.41 and 1.42.
+    Without the name the id is empty.
+    """
+    if not os.environ.get(HIDDEN):
+        message.metadata.__dict__["_message_id"] = message_id
+
+
+def empty_run() -> Any:
+    """Return a ``Run`` of Flower, which ``Grid.run`` gives; None where Flower has another constructor."""
+    found = _find("flwr.supercore.run", "Run")
+    try:
+        return None if found is None else found[0].create_empty(run_id=1)
+    except (AttributeError, TypeError):
+        return None
+
+
+@contextmanager
+def server_app_calls(*, start: Any, start_grid: Any) -> Iterator[None]:
+    """Call our own round loop where a ServerApp calls Flower's.
+
+    Gain: rounds are recorded and can be resumed, and results come in one order. ``Strategy.start`` is public; a class
+    of the user's with a ``start`` of its own keeps it. Seen in Flower 1.41 and 1.42: ``ServerApp`` calls the function
+    ``start_grid`` for a strategy of the older form. Without the names Flower's own loops send their messages through
+    our grid, and such a run cannot be resumed.
+
+    Args:
+        start: (strategy, grid, …) → result, in the place of ``Strategy.start``.
+        start_grid: in the place of the function of that name.
+    """
+    with ExitStack() as stack:
+        found = _find("flwr.serverapp.strategy", "Strategy")
+        if found is not None:
+            own = found[0].start
+            found[0].start = start
+            stack.callback(setattr, found[0], "start", own)
+        stack.enter_context(_replaced("flwr.serverapp.server_app", "start_grid", start_grid))
+        yield
+
+
+def legacy_messages() -> Any:
+    """Return the module that converts FitIns and EvaluateIns to the content of messages, and replies back.
+
+    Gain: a ClientApp answers a strategy of the older form. Seen in Flower 1.42 (``flwr.compat.common``) and 1.41
+    (``flwr.common``). None without it; such an app then cannot run.
+    """
+    for place in ("flwr.compat.common.recorddict_compat", "flwr.common.recorddict_compat"):
+        if _find(place, "fitins_to_recorddict") is not None:
+            return importlib.import_module(place)
+    return None

@@ -30,6 +30,8 @@ class Purpose(IntEnum):
     DATA = 10
     STRAGGLERS = 11
     STRAGGLER_EPOCHS = 12
+    QUERY = 13
+    SERVER_APP = 14
 
 
 def sequence(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0) -> np.random.SeedSequence:

@@ -39,6 +39,7 @@ def simulate(
     test: Callable[..., Any] | None = None,
     load_data: Callable[..., Any] | None = None,
     client: Callable[..., Any] | None = None,
+    client_fn: Callable[..., Any] | None = None,
     strategy: Any = None,
     ray_init_args: dict[str, Any] | None = None,
     on_record: OnRecord | None = None,
@@ -53,6 +54,7 @@ def simulate(
         train, test: the program's own functions; their parameters are bound by name (docs/own-program.md).
         load_data: returns (train, test) of Datasets, DataLoaders or arrays.
         client: a class or function that makes a Flower client.
+        client_fn: a ``client_fn(context)`` of a Flower program, whose clients bring their own data and model.
         strategy: a strategy of ``flwr.server.strategy``, or its class.
         ray_init_args: for ``ray.init``, e.g. ``{"num_cpus": 4, "num_gpus": 1}``; they win over what is found.
         on_record: called with the record of each round after it is on disk.
@@ -61,7 +63,15 @@ def simulate(
         UsageError: the config, the data or the user's modules do not work; nothing was written.
         RunError: the run stopped; the rounds that were done are on disk.
     """
-    objects = _Objects(model=model, train=train, test=test, load_data=load_data, client=client, strategy=strategy)
+    objects = _Objects(
+        model=model,
+        train=train,
+        test=test,
+        load_data=load_data,
+        client=client,
+        client_fn=client_fn,
+        strategy=strategy,
+    )
     return _simulate(config, objects, None, ray_init_args, on_record)
 
 
@@ -73,6 +83,7 @@ def resume(
     test: Callable[..., Any] | None = None,
     load_data: Callable[..., Any] | None = None,
     client: Callable[..., Any] | None = None,
+    client_fn: Callable[..., Any] | None = None,
     strategy: Any = None,
     ray_init_args: dict[str, Any] | None = None,
     on_record: OnRecord | None = None,
@@ -82,7 +93,7 @@ def resume(
     """Continue a run after its last checkpoint, to the bit as if it had not ended.
 
     Args:
-        model, train, test, load_data, client, strategy, ray_init_args, on_record: as for ``simulate``.
+        model, train, test, load_data, client, client_fn, strategy, ray_init_args, on_record: as for ``simulate``.
         allow_changed_code: continue although modules of yours were changed; later rounds are made with the new ones.
         changes: settings that may change, see ``sim.config.choices.CHANGEABLE``; ``num_rounds`` may be raised.
 
@@ -92,7 +103,15 @@ def resume(
     """
     from sim.setup.resume import config_of
 
-    objects = _Objects(model=model, train=train, test=test, load_data=load_data, client=client, strategy=strategy)
+    objects = _Objects(
+        model=model,
+        train=train,
+        test=test,
+        load_data=load_data,
+        client=client,
+        client_fn=client_fn,
+        strategy=strategy,
+    )
     config = config_of(run, changes)
     return _simulate(config, objects, run, ray_init_args, on_record, allow_changed_code=allow_changed_code)
 
@@ -115,7 +134,7 @@ class _Objects:
 def _objects_in(config: RunConfig) -> dict[str, Any]:
     """Return the objects in a config, and those of the script itself, which another process could not import."""
     found = dict(config.objects)
-    for name in ("model", "train", "test", "client", "strategy", "dataset"):
+    for name in ("model", "train", "test", "client", "client_fn", "strategy", "dataset"):
         value = getattr(config, name) or ""
         if name not in found and value.startswith("__main__:"):
             thing = getattr(sys.modules["__main__"], value.partition(":")[2], None)
@@ -219,7 +238,7 @@ def _only_built_in_parts(config: RunConfig) -> bool:
 
     What remains to be checked then needs neither PyTorch nor Flower.
     """
-    names = (config.dataset, config.model, config.train, config.test, config.client, config.strategy)
+    names = (config.dataset, config.model, config.train, config.test, config.client, config.client_fn, config.strategy)
     return (
         not any(name is not None and ":" in name for name in names)
         and not (config.strategy_args or config.dp or config.ray_address or config.gpus_of_a_client)

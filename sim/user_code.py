@@ -39,7 +39,7 @@ _OWN.__path__ = []
 sys.modules[_OWN.__name__] = _OWN
 
 
-def load(spec: Any, setting: str, *, callable_only: bool = True) -> Any:
+def load(spec: Any, setting: str, *, callable_only: bool = True, folder: Path | None = None) -> Any:
     """Import the object ``package.module:name``; modules in the current folder are found, too.
 
     A file in the current folder is taken although a library has its name. Nobody but the user's own files gets it
@@ -49,6 +49,7 @@ def load(spec: Any, setting: str, *, callable_only: bool = True) -> Any:
         spec: its import path, or the object itself, which is returned.
         setting: the flag that named the object, for the error message.
         callable_only: whether the object must be a function or a class.
+        folder: that of the user's files; the current folder for None.
 
     Raises:
         PluginError: the module or the name does not exist, the import raised, or the object cannot be called.
@@ -56,9 +57,9 @@ def load(spec: Any, setting: str, *, callable_only: bool = True) -> Any:
     if not isinstance(spec, str):
         return spec
     module_name, _, name = spec.partition(":")
-    folder = _use_current_folder()
+    used = _use_folder(folder)
     full_name = _full_name(module_name)
-    file = None if module_name in sys.modules else file_of(module_name)
+    file = None if module_name in sys.modules else file_of(module_name, folder)
     if file is not None and file.training_line is not None:
         raise PluginError(
             f"{setting} {spec}: {file.path.name} trains when it is imported (line {file.training_line}), in every "
@@ -68,7 +69,7 @@ def load(spec: Any, setting: str, *, callable_only: bool = True) -> Any:
         with own_command_line():  # a parser at the top of the module would read the words of this command
             module = importlib.import_module(full_name)
     except ModuleNotFoundError as error:
-        place = f"in {folder} or the installed packages"
+        place = f"in {used} or the installed packages"
         is_missing = error.name is not None and f"{full_name}.".startswith(f"{error.name}.")
         reason = f"no module named {module_name} {place}" if is_missing else f"its import failed: {error}"
         raise PluginError(f"{setting} {spec}: {reason}") from error
@@ -98,10 +99,10 @@ def shown_name(spec: Any) -> str:
     return spec if isinstance(spec, str) else name_of(spec)
 
 
-def file_of(module_name: str) -> ProgramFile | None:
+def file_of(module_name: str, folder: Path | None = None) -> ProgramFile | None:
     """Return what is in the user's file for a module, without importing it; None if it is no file of the user's."""
     try:
-        path = Path.cwd().joinpath(*module_name.split("."))
+        path = (folder or Path.cwd()).joinpath(*module_name.split("."))
         candidates = (path.with_suffix(".py"), path / "__init__.py")
         found = next((file for file in candidates if file.is_file()), None)
     except (OSError, ValueError):  # the folder was removed, or a name of 300 letters
@@ -142,10 +143,10 @@ def own_command_line() -> Iterator[None]:
         sys.argv = words
 
 
-def _use_current_folder() -> str | None:
-    """Put the current folder last on ``sys.path``, if it is not there, and return it; None if it was removed."""
+def _use_folder(wanted: Path | None) -> str | None:
+    """Put a folder, or the current one, last on ``sys.path``, if it is not there; None if it was removed."""
     try:
-        folder = str(Path.cwd())
+        folder = str(wanted or Path.cwd())
     except FileNotFoundError:
         return None
     if folder not in sys.path:

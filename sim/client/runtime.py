@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +23,7 @@ from flwr.common import Context
 from torch import nn
 
 from sim import user_code
+from sim.client.flower_program import FlowerRuntime, FlowerSpec
 from sim.client.own_functions import BuiltInTest, BuiltInTrain, OwnReturnError, OwnTest, OwnTrain
 from sim.client.torch_client import TorchClient
 from sim.data import partition
@@ -38,6 +39,7 @@ from sim.training.local import TestSums
 from sim.training.losses import LOSSES, METRICS, inputs_and_target
 from sim.training.models import DataFacts
 from sim.training.vectorized import Trainer
+from sim.training.weights import state_of
 
 # A batch of a test has this many examples, or fewer if they need more memory as float32 (in colour above 74×74 pixels).
 TEST_BATCH_SIZE, _TEST_BATCH_BYTES = 500, 2**25
@@ -78,6 +80,15 @@ class ClientSpec:
     loss: Any = None
     metrics: tuple[str, ...] = ()
     accuracy_in_percent: bool = False
+
+    def open(self) -> ClientRuntime:
+        """Set up in this process what the spec names."""
+        return ClientRuntime(self)
+
+    @property
+    def imported(self) -> list[Any]:
+        """The parts that may be the user's own."""
+        return [self.model, self.train, self.test, self.client]
 
 
 def build_net(spec: ClientSpec, dataset: Dataset) -> nn.Module:
@@ -203,6 +214,11 @@ class ClientRuntime:
         return is_own(spec.model) or callable(self.loss) or any(each is not None for each in own)
 
     @cached_property
+    def weight_names(self) -> Sequence[str]:
+        """Names of the weights, for messages."""
+        return list(state_of(self.net))
+
+    @cached_property
     def train_split(self) -> Split:
         """All training examples, on the device."""
         return resident(self.dataset.train, self.device)
@@ -230,6 +246,10 @@ class ClientRuntime:
             return copy.deepcopy(net)
         except Exception:  # noqa: BLE001 - a model may hold what cannot be copied
             return self._built()
+
+    def own_run_config(self) -> dict[str, Any]:
+        """Return a ``Context.run_config`` for one client: it is empty, because settings come with the instructions."""
+        return {}
 
     def isolated(self) -> AbstractContextManager[None]:
         """Put the settings of the process back after the block, if user code may change them in it."""
@@ -371,15 +391,15 @@ class ClientFn:
     Only its spec travels to another process; the runtime is set up there at the first call.
     """
 
-    def __init__(self, spec: ClientSpec) -> None:
+    def __init__(self, spec: ClientSpec | FlowerSpec) -> None:
         self.spec = spec
 
-    def __reduce__(self) -> tuple[type[ClientFn], tuple[ClientSpec]]:
+    def __reduce__(self) -> tuple[type[ClientFn], tuple[ClientSpec | FlowerSpec]]:
         return ClientFn, (self.spec,)
 
     @cached_property
-    def _runtime(self) -> ClientRuntime:
-        return ClientRuntime(self.spec)
+    def _runtime(self) -> ClientRuntime | FlowerRuntime:
+        return self.spec.open()
 
     def __call__(self, context: Context) -> Client:
         """Make the client of a context."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +89,8 @@ def centralized(arguments: argparse.Namespace) -> None:
 
 
 def _report(run: Any, word: str) -> None:
+    import pandas as pd
+
     from sim.metrics import shown
     from sim.run_folder.measured import column, metric_of, table_of
     from sim.run_folder.plots import ACCURACY
@@ -97,8 +98,12 @@ def _report(run: Any, word: str) -> None:
     metric = metric_of(run) or ACCURACY
     last = table_of(run, [metric]).iloc[-1]
     number = int(last["round"])
-    values = {name: float(last[column("test", name)]) for name in (metric.name, "loss")}
-    known = {name: shown(value) for name, value in values.items() if not math.isnan(value)}
+    known: dict[str, str] = {}
+    for phase in ("evaluate", "test"):  # without a central test, what the clients measured
+        for name in (metric.name, "loss"):
+            value = last.get(column(phase, name))
+            if value is not None and not pd.isna(value):
+                known[name] = shown(float(value))
     loss = f" (loss {known['loss']})" if "loss" in known and metric.name != "loss" else ""
     print(f"run folder      {_shown(run.path)}")
     if metric.name in known:

@@ -6,6 +6,7 @@ pass the same check. Every error message names the place, the value and the vali
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import tomllib
@@ -30,6 +31,9 @@ _NUMBERS = {
     int: re.compile(r"[+-]?[0-9]+"),
     float: re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"),
 }
+
+
+_PAIR = re.compile(r"""[^\s=]+=('[^']*'|"[^"]*"|[^\s'"]\S*)""")  # key=value, key='a text', key="a text"
 
 
 @dataclass(frozen=True)
@@ -271,7 +275,7 @@ def parse_flag(config_type: type, config_field: Field[Any], text: Any) -> Any:
     value: Any = text
     if kind is dict:
         value = {}
-        for word in text:
+        for word in _pairs(text, flag) if config_field.name == "run_config" else text:
             key, equals, right = word.partition("=")
             if not (key and equals):
                 raise ConfigError(f"{flag} {word}: must be key=value")
@@ -286,6 +290,46 @@ def parse_flag(config_type: type, config_field: Field[Any], text: Any) -> Any:
     return check(config_type, config_field, value, f"{flag} {shown}".rstrip())
 
 
+def _pairs(words: Sequence[str], flag: str) -> list[str]:
+    """Return the ``key=value`` words of ``--run-config``, which ``flwr run`` takes as one text or as a file.
+
+    Raises:
+        ConfigError: the file is missing or not valid TOML.
+    """
+    if len(words) == 1 and words[0].endswith(".toml") and "=" not in words[0]:
+        return [f"{key}={json.dumps(value)}" for key, value in flattened(read_table(Path(words[0]), flag)).items()]
+    text = " ".join(words)
+    left = _PAIR.sub("", text).split()
+    if left:
+        raise ConfigError(f"{flag} {left[0]}: must be key=value, a text with spaces in quotation marks")
+    return [pair.group() for pair in _PAIR.finditer(text)]
+
+
+def flattened(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested table with keys such as ``outer.inner``, as Flower's run configs have them."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def read_table(path: Path, flag: str) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Args:
+        flag: the flag that named the file, for the error message.
+
+    Raises:
+        ConfigError: the file is missing or is not valid TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors begin a file with a mark
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # no TOML or no UTF-8, a number of 5,000 digits, nested too deeply
+        raise ConfigError(f"{flag} {path}: not valid TOML: {error}") from None
+
+
 def read_toml(config_type: type, path: Path, flag: str) -> dict[str, Any]:
     """Read settings from a TOML file and check each of them.
 
@@ -296,12 +340,7 @@ def read_toml(config_type: type, path: Path, flag: str) -> dict[str, Any]:
         ConfigError: the file is missing or is not valid TOML, a key is unknown, or a value has the wrong type or is
             not valid.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors begin a file with a mark
-    except OSError as error:
-        raise ConfigError(f"{flag} {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # no TOML or no UTF-8, a number of 5,000 digits, nested too deeply
-        raise ConfigError(f"{flag} {path}: not valid TOML: {error}") from None
+    table = read_table(path, flag)
     known = {f.name: f for f in fields(config_type)}
     unknown = sorted(set(table) - set(known))
     if unknown:

@@ -3,18 +3,68 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from sim.config.choices import PARTITIONERS, STRATEGIES, WITH_COLUMN
-from sim.config.fields import MOST, flag_of, setting
+from sim.config.fields import MOST, default_of, flag_of, setting
 from sim.config.training_config import MACHINE, MODEL, RUN, CentralizedConfig, TrainingConfig
 from sim.errors import ConfigError
 from sim.metrics import Target
 
-__all__ = ["CentralizedConfig", "RunConfig", "TrainingConfig"]
+__all__ = ["AppConfig", "CentralizedConfig", "RunConfig", "TrainingConfig"]
 
 CLIENTS, STRATEGY = "clients", "strategy"
+
+_USED_BY_APPS = (
+    "app",
+    "run_config",
+    "num_clients",
+    "num_rounds",
+    "target_accuracy",
+    "target_metric",
+    "accuracy_in_percent",
+    "num_cpus",
+    "num_gpus",
+    "engine",
+    "ray_address",
+    "torch_threads",
+    "on_client_error",
+    "checkpoint_every",
+    "max_retries",
+    "client_timeout",
+    "seed",
+    "name",
+    "results_dir",
+    "verbose",
+)
+# A Flower program → the settings that it uses; it has its own instead of the others.
+USED_BY = {
+    "app": _USED_BY_APPS,
+    "client_fn": (
+        *(name for name in _USED_BY_APPS if name != "app"),
+        "client_fn",
+        "fraction_fit",
+        "clients_per_round",
+        "fraction_evaluate",
+        "local_epochs",
+        "batch_size",
+        "optimizer",
+        "lr",
+        "lr_decay",
+        "lr_schedule",
+        "momentum",
+        "weight_decay",
+        "model",
+        "model_args",
+        "args",
+        "strategy",
+        "strategy_args",
+        "dp",
+        "dp_args",
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +185,19 @@ class RunConfig(TrainingConfig):
     client: str | None = setting(
         None, "your own flwr NumPyClient or Client, as package.module:Class", MODEL, importable=True
     )
+    client_fn: str | None = setting(
+        None,
+        "your own client_fn(context) or client_fn(cid) of a Flower program, whose clients bring their own data and "
+        "model; a --model gives the first weights",
+        MODEL,
+        importable=True,
+    )
+    app: str | None = setting(None, "folder of a Flower app, with its pyproject.toml; sim app DIR does the same", MODEL)
+    run_config: dict[str, bool | int | float | str] = setting(
+        {},
+        'run config of a Flower program, as for flwr run, e.g. "lr=0.1 local-epochs=2", or a file as FILE.toml',
+        MODEL,
+    )
     strategy: str = setting(
         "fedavg",
         "strategy of Flower, or your own class; qfedavg weights all clients by one loss on the central test data, not "
@@ -217,6 +280,10 @@ class RunConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.app is not None and self.client_fn is not None:
+            raise ConfigError(f"--app {self.app} and --client-fn {self.client_fn}: give one of the two")
+        if self.run_config and not (self.app or self.client_fn or self.client):
+            raise ConfigError(f"--run-config {', '.join(self.run_config)}: belongs to --app or --client-fn")
         if self.fraction_fit is None and self.clients_per_round is None:
             if _share_of(self.num_clients, 0.2):
                 object.__setattr__(self, "fraction_fit", 0.2)
@@ -252,6 +319,32 @@ class RunConfig(TrainingConfig):
                 "needs examples to evaluate on"
             )
 
+    @classmethod
+    def _check_places(cls, values: dict[str, Any], *, but_defaults: bool = False) -> None:
+        super()._check_places(values, but_defaults=but_defaults)
+        for program, used in USED_BY.items():
+            if values.get(program) is None:
+                continue
+            for config_field in fields(cls):
+                name = config_field.name
+                value = values.get(name)
+                is_default = value in (None, {}) or (but_defaults and value == default_of(config_field))
+                if name not in used and name not in USED_BY and not is_default:
+                    reason = "a Flower program has its own data, training and tests"
+                    raise ConfigError(f"{flag_of(name)} {value}: has no effect with {flag_of(program)}; {reason}")
+
+    def is_used(self, name: str) -> bool:
+        """Return whether a setting has an effect, beside the other settings."""
+        for program, used in USED_BY.items():
+            if getattr(self, program) is not None:
+                return name in used
+        return super().is_used(name)
+
+    @property
+    def has_own_data(self) -> bool:
+        """Whether the clients are those of a Flower program, which bring their own data."""
+        return self.app is not None or self.client_fn is not None
+
     @property
     def gpus_of_a_client(self) -> float:
         """Return ``num_gpus`` as a number; it is 0 while ``auto`` is not resolved."""
@@ -277,6 +370,21 @@ class RunConfig(TrainingConfig):
     def num_evaluate_clients(self) -> int:
         """Return the number of clients that evaluate in a round."""
         return _share_of(self.num_clients, self.fraction_evaluate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppConfig(RunConfig):
+    """The settings of a run of a Flower app, which decides its own number of rounds and strategy."""
+
+    num_clients: int = setting(10, "number of clients (supernodes)", CLIENTS, low=1, high=MOST)
+    num_rounds: int = setting(
+        0, "number of rounds instead of the one that the app asks for; 0 for the app's own", CLIENTS, low=0, high=MOST
+    )
+
+
+def config_type_of(values: Mapping[str, Any]) -> type[RunConfig]:
+    """Return the class of the config that has these settings."""
+    return AppConfig if values.get("app") is not None else RunConfig
 
 
 def _share_of(num_clients: int, fraction: float) -> int:

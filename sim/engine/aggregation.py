@@ -21,20 +21,26 @@ class NonFiniteError(ValueError):
     """A client returned NaN or infinite weights."""
 
 
+class MismatchError(ValueError):
+    """Clients returned arrays of different shapes."""
+
+
 def check_finite(weights: NDArrays, sent: NDArrays, names: Sequence[str] = ()) -> None:
     """Check that every weight is a finite number, except where the one that was sent is not (a mask of −∞, say).
 
     Args:
-        sent: what the weights were made from, arrays of the same shapes.
+        sent: what the weights were made from; an array of another shape says nothing about a weight.
         names: of the arrays, for the message.
 
     Raises:
         NonFiniteError: one is NaN or infinite.
     """
-    for number, (array, before) in enumerate(zip(weights, sent, strict=True)):
+    for number, array in enumerate(weights):
         if _all_finite(array):
             continue
-        wrong = ~np.isfinite(array) & ~((array == before) | (np.isnan(array) & np.isnan(before)))
+        wrong = ~np.isfinite(array)
+        if number < len(sent) and sent[number].shape == array.shape:
+            wrong &= ~((array == sent[number]) | (np.isnan(array) & np.isnan(sent[number])))
         if wrong.any():
             kind = "NaN" if np.isnan(array[wrong]).any() else "infinite"
             name = names[number] if number < len(names) else f"array {number}"
@@ -74,14 +80,15 @@ class WeightedSum:
             so that what no client changes stays as it is.
     """
 
-    num_examples: int = 0
+    num_examples: float = 0
     sums: NDArrays = field(default_factory=list)
     dtypes: list[np.dtype[np.generic]] = field(default_factory=list)
     exact: frozenset[int] = frozenset()
 
-    def add(self, weights: NDArrays, num_examples: int) -> None:
+    def add(self, weights: NDArrays, num_examples: float) -> None:
         """Add one client's weights; the arrays are not kept."""
         if self.sums:
+            self._check_shapes(weights)
             for total, array in zip(self.sums, weights, strict=True):
                 _add_scaled(total, array, num_examples)
         else:
@@ -98,10 +105,18 @@ class WeightedSum:
         if not other.sums:
             return
         if self.sums:
+            self._check_shapes(other.sums)
             _add_in_place(self.sums, other.sums)
         else:
             self.sums, self.dtypes = [array.copy() for array in other.sums], other.dtypes
         self.num_examples += other.num_examples
+
+    def _check_shapes(self, weights: NDArrays) -> None:
+        if not same_shapes(weights, self.sums):
+            raise MismatchError(
+                f"arrays of shapes {[np.shape(array) for array in weights]} cannot be averaged with those of other "
+                f"clients, {[total.shape for total in self.sums]}"
+            )
 
     def mean(self) -> NDArrays:
         """Return Σ nᵢ·wᵢ / Σ nᵢ; there must be at least one client."""
@@ -130,6 +145,11 @@ def fitted(weights: NDArrays, like: NDArrays, server_round: int) -> NDArrays:
     return in_dtypes_of(like, weights)
 
 
+def same_shapes(some: NDArrays, others: NDArrays) -> bool:
+    """Return whether two lists have as many arrays, of the same shapes."""
+    return [np.shape(array) for array in some] == [np.shape(array) for array in others]
+
+
 def in_dtypes_of(like: NDArrays, weights: NDArrays) -> NDArrays:
     """Return ``weights`` in the dtypes of ``like``; no copies where they are the same."""
     return [cast(array, kept.dtype) for array, kept in zip(weights, like, strict=True)]
@@ -139,7 +159,7 @@ def _sum_dtype(weights: NDArray, *, exact: bool) -> np.dtype[np.generic]:
     return np.promote_types(weights.dtype, np.float32 if weights.dtype.kind == "f" and not exact else np.float64)
 
 
-def _add_scaled(total: NDArray, array: NDArray, factor: int) -> None:
+def _add_scaled(total: NDArray, array: NDArray, factor: float) -> None:
     """``total += factor · array``, without a copy of the size of either; ``total`` lies in C order."""
     flat, addend = total.reshape(-1), array.reshape(-1)
     scratch = np.empty(min(_BLOCK, flat.size), flat.dtype)

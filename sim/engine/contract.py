@@ -8,9 +8,13 @@ from typing import Protocol
 
 from flwr.common import NDArrays, RecordDict, Scalar
 
+from sim.client.contents import Records
 from sim.engine.aggregation import WeightedSum
+from sim.metrics import spelled
 from sim.run_folder.records import Phase
 from sim.training.local import TestSums
+
+MOST_ACCURACY = 1 + 1e-6  # a mean of float32 numbers can exceed 1 in its last bits
 
 
 @dataclass(frozen=True)
@@ -19,12 +23,31 @@ class Task:
 
     Attributes:
         num_examples: how much work it is, where that is known; otherwise 0.
+        message: what a Flower app gets instead of a FitIns or EvaluateIns.
     """
 
     client_id: int
     config: dict[str, Scalar]
     state: RecordDict | None = None
     num_examples: int = 0
+    message: TaskMessage | None = None
+
+
+@dataclass(frozen=True)
+class TaskMessage:
+    """A message of Flower to one client; its arrays are the weights of the chunk, as bytes.
+
+    Attributes:
+        records: its content, see ``sim.client.contents``.
+        weighted_by: name of the metric by which the reply is weighted in a sum.
+    """
+
+    message_type: str
+    message_id: str
+    group_id: str
+    ttl_seconds: float
+    records: Records
+    weighted_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +85,8 @@ class ClientResult:
         vectorized_with: number of clients that one computation trained; None for one client after another.
         actor: the process that executed it, where there are several.
         lost: it did not raise, but its connection ended or it did not answer in time.
+        accuracy_unit: of a Flower program, what it calls an accuracy of 1 (100 for percent), in whatever spelling.
+        records: content of the reply of a Flower app; its arrays are ``weights``, as bytes, or are in the sum.
     """
 
     client_id: int
@@ -77,12 +102,19 @@ class ClientResult:
     vectorized_with: int | None = None
     actor: int | None = None
     lost: bool = False
+    accuracy_unit: int | None = None
+    records: Records | None = None
 
     @property
     def accuracy(self) -> float | None:
-        """The client's own metric ``accuracy``, if it is a number."""
-        value = self.metrics.get("accuracy")
-        return float(value) if isinstance(value, int | float) else None
+        """The client's own metric ``accuracy``, if it is a number; in a Flower program, if it is a fraction, too."""
+        if self.accuracy_unit is None:
+            value = self.metrics.get("accuracy")
+            return float(value) if isinstance(value, int | float) else None
+        measured = spelled(self.metrics, "accuracy")
+        if measured is None or not 0 <= measured / self.accuracy_unit <= MOST_ACCURACY:
+            return None
+        return measured / self.accuracy_unit
 
 
 @dataclass

@@ -126,7 +126,7 @@ class RemoteDispatcher:
         waited = time.perf_counter() - start
         most = own_examples
         if chunk.phase == "evaluate":  # a client of the user's own may evaluate on the test split
-            most = max(most, self.worker.runtime.dataset.num_test_examples)
+            most = max(most, self.worker.torch_runtime.dataset.num_test_examples)
         try:
             result = _read(chunk, task, answer, most)
             _take_transport_metrics(result, waited)

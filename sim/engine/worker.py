@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import faulthandler
 import logging
+import math
 import os
 import sys
 import time
@@ -17,12 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from flwr.app import DEFAULT_TTL
 from flwr.client import Client, NumPyClient
 from flwr.common import (
     Code,
     Context,
     EvaluateIns,
+    EvaluateRes,
     FitIns,
+    FitRes,
     NDArrays,
     RecordDict,
     Scalar,
@@ -31,20 +35,26 @@ from flwr.common import (
 )
 from torch import Tensor
 
+from sim import private
+from sim.client.contents import Packer, as_bytes, numbers_of, unpack, weights_of, without_arrays
+from sim.client.flower_program import FlowerRuntime, FlowerSpec
 from sim.client.runtime import ClientRuntime, ClientSpec
 from sim.client.torch_client import TorchClient
 from sim.engine import vectorized
-from sim.engine.aggregation import WeightedSum, check_finite, in_dtypes_of
-from sim.engine.contract import Chunk, ChunkResult, ClientResult, Task, TestSlice, other_timeout
+from sim.engine.aggregation import WeightedSum, check_finite, in_dtypes_of, same_shapes
+from sim.engine.contract import MOST_ACCURACY, Chunk, ChunkResult, ClientResult, Task, TestSlice, other_timeout
 from sim.engine.liveness import SETTING_UP, TESTING, Liveness
 from sim.errors import BrokenProcessError, described, many_lines
+from sim.metrics import spelled
 from sim.run_folder.records import Phase
 from sim.seeds import Purpose, reseed, restored, seeded
 from sim.training.local import TestSums
-from sim.training.weights import set_weights, state_of, view_weights
+from sim.training.weights import set_weights, view_weights
 
 MOST_EXAMPLES = 2**53  # beyond it a float64 does not tell two numbers apart
-MOST_ACCURACY = 1 + 1e-6  # a mean of float32 numbers can exceed 1 in its last bits
+
+
+_PURPOSES: dict[Phase, Purpose] = {"fit": Purpose.FIT, "evaluate": Purpose.EVALUATE, "query": Purpose.QUERY}
 
 
 class WrongReturnError(TypeError):
@@ -62,7 +72,7 @@ class Worker:
         client_timeout: seconds after which this process ends itself, where no other process could see that it hangs.
     """
 
-    spec: ClientSpec
+    spec: ClientSpec | FlowerSpec
     num_clients: int
     seed: int
     actor: int = 0
@@ -73,6 +83,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self._can_vectorize = self.spec.vectorized_clients > 1
+        self._decoded: tuple[NDArrays, list[bytes]] = [], []  # arrays of the last messages, as bytes
         self._sentinel = os.open(os.devnull, os.O_RDONLY)  # closed by a client that closes what is not its own
         self._sentinel_stat = os.fstat(self._sentinel)
 
@@ -81,27 +92,33 @@ class Worker:
             os.close(self._sentinel)
 
     @cached_property
-    def runtime(self) -> ClientRuntime:
+    def runtime(self) -> ClientRuntime | FlowerRuntime:
         """Model, data and functions, set up in this process at first use."""
         with self._at(SETTING_UP, other_timeout(self.client_timeout)):
-            return ClientRuntime(self.spec)
+            return self.spec.open()
 
-    @cached_property
-    def _names(self) -> Sequence[str]:
-        return list(state_of(self.runtime.net))
+    @property
+    def torch_runtime(self) -> ClientRuntime:
+        """The runtime of a PyTorch program, which has data, model and central test."""
+        runtime = self.runtime
+        assert isinstance(runtime, ClientRuntime), "a Flower program has its own"
+        return runtime
 
     def run(self, chunk: Chunk) -> ChunkResult:
         """Execute every client of ``chunk``; what a client raises becomes its result."""
         start = time.perf_counter()
         executed = None
         runtime = self.runtime  # before the first client begins, because setting it up takes time
-        if chunk.phase == "fit" and self._can_vectorize and vectorized.can_fit(chunk):
+        if isinstance(runtime, ClientRuntime) and self._vectorizes(chunk):
             executed = self._vectorized(runtime, chunk)
         results, total = executed or self._one_by_one(runtime, chunk)
         self._end()
         for result in results:
             result.actor = self.actor
         return ChunkResult(results, total, [(self.actor, start, time.perf_counter())])
+
+    def _vectorizes(self, chunk: Chunk) -> bool:
+        return chunk.phase == "fit" and self._can_vectorize and vectorized.can_fit(chunk)
 
     def _begin(self, client_id: int, num_clients: int = 1, timeout: float | None = None) -> None:
         if self.liveness is not None:
@@ -140,10 +157,12 @@ class Worker:
             )
             return None
 
-    def _one_by_one(self, runtime: ClientRuntime, chunk: Chunk) -> tuple[list[ClientResult], WeightedSum]:
+    def _one_by_one(
+        self, runtime: ClientRuntime | FlowerRuntime, chunk: Chunk
+    ) -> tuple[list[ClientResult], WeightedSum]:
         total = WeightedSum(exact=chunk.untrained)
         results = []
-        purpose = Purpose.FIT if chunk.phase == "fit" else Purpose.EVALUATE
+        purpose = _PURPOSES[chunk.phase]
         with restored():
             for task in chunk.tasks:
                 start = time.perf_counter()
@@ -154,7 +173,11 @@ class Worker:
                         result = self._call(runtime, chunk, task)
                     if result.weights is not None and chunk.summed:
                         # In the model's dtypes, so that the sum does not depend on which client comes first in it.
-                        total.add(in_dtypes_of(chunk.weights, result.weights), result.num_examples)
+                        by = task.message.weighted_by if task.message else ""
+                        count = _weight(result, by) if by else result.num_examples
+                        same = same_shapes(result.weights, chunk.weights)
+                        weights = in_dtypes_of(chunk.weights, result.weights) if same else result.weights
+                        total.add(weights, count)
                         result.weights = None
                 except KeyboardInterrupt:
                     raise
@@ -194,7 +217,7 @@ class Worker:
         Raises:
             RunError: see ``ClientRuntime.central_test``.
         """
-        runtime = self.runtime
+        runtime = self.torch_runtime
         runtime.renew_net()
         set_weights(runtime.net, weights)
         with (
@@ -203,7 +226,7 @@ class Worker:
         ):
             return runtime.central_test(part.first, part.last)
 
-    def _call(self, runtime: ClientRuntime, chunk: Chunk, task: Task) -> ClientResult:
+    def _call(self, runtime: ClientRuntime | FlowerRuntime, chunk: Chunk, task: Task) -> ClientResult:
         # In a process of its own a task is a copy already; here the server still holds its state.
         state = task.state if self.own_process else copy.deepcopy(task.state)
         context = Context(
@@ -211,8 +234,18 @@ class Worker:
             node_id=task.client_id,
             node_config={"partition-id": task.client_id, "num-partitions": self.num_clients},
             state=RecordDict() if state is None else state,
-            run_config={},
+            run_config=runtime.own_run_config(),
         )
+        if isinstance(runtime, FlowerRuntime):
+            result = self._flower_result(runtime, chunk, task, context)
+        else:
+            result = self._result(runtime, chunk, task, context)
+        if task.state is not None or any(context.state.values()):
+            result.state = copy.deepcopy(context.state)  # the client may keep the one that it was given
+        return result
+
+    def _result(self, runtime: ClientRuntime, chunk: Chunk, task: Task, context: Context) -> ClientResult:
+        """Call a client around a PyTorch program."""
         client: Any = (self.client_fn or runtime.client)(context)
         # Straight to the NumPyClient where there is one: Flower's wrapper would copy the weights to bytes and back.
         client = getattr(client, "numpy_client", client)
@@ -233,10 +266,95 @@ class Worker:
             _check_count(result.num_examples, 0, chunk.phase)
         result.metrics = checked_metrics(result.metrics, chunk.phase)
         if chunk.phase == "fit":
-            result.loss = check_fit(result, chunk.weights, self._names)
-        if task.state is not None or any(context.state.values()):
-            result.state = copy.deepcopy(context.state)  # the client may keep the one that it was given
+            result.loss = check_fit(result, chunk.weights, runtime.weight_names)
         return result
+
+    def _flower_result(self, runtime: FlowerRuntime, chunk: Chunk, task: Task, context: Context) -> ClientResult:
+        """Call a client of a Flower program."""
+        unit = 100 if runtime.spec.accuracy_in_percent else 1
+        if task.message is not None:
+            return self._reply(runtime, chunk, task, context, unit)
+        result = ClientResult(task.client_id, accuracy_unit=unit)
+        client: Any
+        if runtime.client_app is not None:
+            client = AppClient(runtime, context)
+        else:
+            client = runtime.client(context)
+            client = getattr(client, "numpy_client", client)
+        weights = [array.copy() for array in chunk.weights]
+        if chunk.phase == "fit":
+            result.weights, result.num_examples, result.metrics = _fit(client, weights, task)
+        else:
+            result.loss, result.num_examples, result.metrics = _evaluate(client, weights, task)
+            _check_count(result.num_examples, 0, chunk.phase)
+        result.metrics = checked_metrics(result.metrics, chunk.phase, any_accuracy=True)
+        if chunk.phase == "fit":
+            result.loss = check_fit(result, chunk.weights, others=True)
+        return result
+
+    def _reply(self, runtime: FlowerRuntime, chunk: Chunk, task: Task, context: Context, unit: int) -> ClientResult:
+        """Have a Flower app answer a message."""
+        message = task.message
+        assert message is not None
+        if self._decoded[0] is not chunk.weights:
+            self._decoded = chunk.weights, as_bytes(chunk.weights)
+        content = runtime.reply_to(
+            message.message_type,
+            message.message_id,
+            message.group_id,
+            message.ttl_seconds,
+            unpack(message.records, self._decoded[1]),
+            context,
+        )
+        metrics = {name: value for name, value in numbers_of(content).items() if _is_number(value)}
+        count = metrics.get(message.weighted_by or "num-examples", metrics.get("num-examples", 0))
+        result = ClientResult(task.client_id, num_examples=int(count), metrics=metrics, accuracy_unit=unit)
+        result.loss = spelled(metrics, "loss")
+        if chunk.summed:
+            result.weights, result.records = weights_of(content), without_arrays(content)
+            check_finite(result.weights, [])
+        else:
+            packer = Packer()
+            result.records, result.weights = packer.pack(content), packer.arrays
+        return result
+
+
+class AppClient:
+    """A ClientApp as the client of a strategy of the older form, whose instructions travel as messages."""
+
+    def __init__(self, runtime: FlowerRuntime, context: Context) -> None:
+        self._runtime, self._context = runtime, context
+        self._compat = private.legacy_messages()
+
+    def fit(self, ins: FitIns) -> FitRes:
+        """Train, as the app does it."""
+        reply = self._answer("train", self._compat.fitins_to_recorddict(ins, keep_input=True))
+        found: FitRes = self._compat.recorddict_to_fitres(reply, keep_input=False)
+        return found
+
+    def evaluate(self, ins: EvaluateIns) -> EvaluateRes:
+        """Evaluate, as the app does it."""
+        reply = self._answer("evaluate", self._compat.evaluateins_to_recorddict(ins, keep_input=True))
+        found: EvaluateRes = self._compat.recorddict_to_evaluateres(reply)
+        return found
+
+    def _answer(self, message_type: str, content: RecordDict) -> RecordDict:
+        return self._runtime.reply_to(message_type, "1", "", DEFAULT_TTL, content, self._context)
+
+
+def _weight(result: ClientResult, name: str) -> float:
+    """Return the number by which a reply is weighted in a sum.
+
+    Raises:
+        WrongReturnError: there is none.
+    """
+    value = result.metrics.get(name)
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise WrongReturnError(
+            f"the reply has no metric {name!r}, by which the strategy weights it; its metrics are "
+            f"{', '.join(map(repr, result.metrics)) or 'none'}"
+        )
+    return value
 
 
 def _fit(client: Any, weights: NDArrays, task: Task) -> tuple[NDArrays, int, dict[str, Any]]:
@@ -279,8 +397,11 @@ def _plain(value: Any) -> Any:
     return value.item() if is_single else value
 
 
-def checked_metrics(metrics: Any, phase: Phase) -> dict[str, Scalar]:
+def checked_metrics(metrics: Any, phase: Phase, *, any_accuracy: bool = False) -> dict[str, Scalar]:
     """Return what a client measured as numbers and texts of Python.
+
+    Args:
+        any_accuracy: an accuracy may be something else than a fraction.
 
     Raises:
         WrongReturnError: a metric is something else, or an accuracy is not a fraction.
@@ -295,7 +416,7 @@ def checked_metrics(metrics: Any, phase: Phase) -> dict[str, Scalar]:
                 f"{phase} returned the metric {key!r} ({kinds}); a number, text or bytes is expected"
             )
     accuracy = plain.get("accuracy")
-    if isinstance(accuracy, int | float) and not 0 <= accuracy <= MOST_ACCURACY:
+    if isinstance(accuracy, int | float) and not any_accuracy and not 0 <= accuracy <= MOST_ACCURACY:
         raise WrongReturnError(f"{phase} returned accuracy {accuracy}; a fraction 0–1 is expected")
     return plain
 
@@ -323,25 +444,31 @@ def _shape_of(returned: Any) -> str:
     return type(returned).__name__
 
 
-def check_fit(result: ClientResult, sent: NDArrays, names: Sequence[str] = ()) -> float | None:
+def check_fit(result: ClientResult, sent: NDArrays, names: Sequence[str] = (), *, others: bool = False) -> float | None:
     """Check what a client's ``fit`` returned; return its loss, if it gave one.
 
     Args:
         sent: the weights from which the client started.
         names: of the arrays, for the message.
+        others: the client has a model of its own; it may return other arrays than it got, and use no example.
 
     Raises:
         WrongReturnError: the arrays have other shapes or dtypes, or there are no examples.
         NonFiniteError: a weight is NaN or infinite that was not sent so.
     """
     weights = result.weights or []
-    shapes, expected_shapes = [np.shape(w) for w in weights], [w.shape for w in sent]
-    if shapes != expected_shapes:
-        raise WrongReturnError(f"fit returned arrays of shapes {shapes}, the model has {expected_shapes}")
-    dtypes = [(np.asarray(w).dtype, s.dtype) for w, s in zip(weights, sent, strict=True)]
-    if not all(np.can_cast(dtype, expected, "same_kind") for dtype, expected in dtypes):
-        raise WrongReturnError(f"fit returned arrays of types {[d.name for d, _ in dtypes]}, the model has others")
-    _check_count(result.num_examples, 1, "fit")
+    dtypes = [np.asarray(w).dtype for w in weights]
+    if others:
+        if not all(dtype.kind in "biuf" for dtype in dtypes):
+            raise WrongReturnError(f"fit returned arrays of types {[d.name for d in dtypes]}; numbers are expected")
+    else:
+        shapes, expected_shapes = [np.shape(w) for w in weights], [w.shape for w in sent]
+        if shapes != expected_shapes:
+            raise WrongReturnError(f"fit returned arrays of shapes {shapes}, the model has {expected_shapes}")
+        fits = [np.can_cast(dtype, w.dtype, "same_kind") for dtype, w in zip(dtypes, sent, strict=True)]
+        if not all(fits):
+            raise WrongReturnError(f"fit returned arrays of types {[d.name for d in dtypes]}, the model has others")
+    _check_count(result.num_examples, 0 if others else 1, "fit")
     check_finite(weights, sent, names)
     loss = result.metrics.get("loss")
     return float(loss) if isinstance(loss, int | float) else None

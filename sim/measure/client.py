@@ -41,7 +41,7 @@ class MeasurementTask:
         config = prepared.config
         order = generator(config.seed, Purpose.MEASURING, number).permutation(config.num_clients)
         return cls(
-            prepared.spec,
+            prepared.torch_spec,
             config.num_clients,
             prepared.initial_weights,
             {"server_round": 1, **fit_settings(config, 1)},

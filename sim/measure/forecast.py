@@ -16,7 +16,6 @@ import numpy as np
 from flwr.server.client_proxy import ClientProxy
 from numpy.typing import NDArray
 
-from sim.client.runtime import test_slices, tests_whole
 from sim.config.run_config import RunConfig
 from sim.engine.contract import ClientResult
 from sim.errors import ConfigError, EngineError
@@ -90,7 +89,7 @@ def forecast(sized: Sizing, config: RunConfig) -> Forecast:
     fit_seconds = mean_makespan(each, config.num_fit_clients, actors, config.seed)
     test_seconds = float(np.mean([one.test_seconds for one in measured]))
     evaluate_seconds = float(np.mean([one.evaluate_seconds for one in measured]))
-    num_slices = len(test_slices(prepared.dataset.num_test_examples, whole=tests_whole(prepared.spec)))
+    num_slices = len(prepared.test_slices)
     tests = test_seconds * math.ceil(num_slices / actors)
     return Forecast(
         client_seconds=float(each.mean()),
@@ -107,7 +106,7 @@ def forecast(sized: Sizing, config: RunConfig) -> Forecast:
 
 def _train_sizes(prepared: Prepared) -> NDArray[np.int64]:
     sizes = prepared.partition.sizes
-    share = prepared.spec.eval_share
+    share = prepared.torch_spec.eval_share
     kept: NDArray[np.int64] = (sizes * share + 1e-9).astype(np.int64)
     return sizes - kept
 

@@ -27,7 +27,7 @@ from sim.run_folder.records import Phase
 def _execute(task: MeasurementTask) -> Iterator[Measurement | None]:
     """Set up, warm up, yield, measure: the body of a process."""
     worker = Worker(task.spec, task.num_clients, task.spec.seed)
-    runtime = worker.runtime
+    runtime = worker.torch_runtime
     size = task.spec.vectorized_clients
 
     def run(phase: Phase, number: int, settings: dict[str, Scalar]) -> list[ClientResult]:

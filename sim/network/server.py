@@ -66,9 +66,9 @@ class NetworkServer(Server):
             on_record, surroundings: see ``open_session``.
         """
         self.registry = Registry(
-            Shape.of(prepared.dataset, prepared.initial_weights),
+            Shape.of(prepared.data, prepared.initial_weights),
             num_clients=prepared.config.num_clients if counted else None,
-            most_clients=len(prepared.dataset.train),
+            most_clients=len(prepared.data.train),
             min_clients=min_clients,
             timeout_seconds=round_timeout,
             introduction_seconds=introduction_seconds,

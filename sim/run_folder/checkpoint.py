@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from flwr.common import NDArrays, RecordDict
-from flwr.server.strategy import Strategy
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from sim.errors import RunFolderError, StateError
 from sim.run_folder.folder import Run
-from sim.run_folder.state import Arrays, Tree, encode, pack_record, restore, unpack_record
+from sim.run_folder.state import Arrays, Tree, decode, encode, pack_record, unpack_record
 
 Code = dict[str, tuple[str, str]]
 
@@ -72,7 +71,7 @@ class Checkpoint:
         cls,
         server_round: int,
         weights: NDArrays,
-        strategy: Strategy,
+        strategy: Any,
         states: dict[int, RecordDict],
         fits: dict[str, Any],
     ) -> Checkpoint:
@@ -91,14 +90,17 @@ class Checkpoint:
         tree = encode(strategy, "strategy", arrays)
         return cls(server_round, weights, tree, arrays, sorted(states), fits, states=dict(states))
 
-    def restore(self, strategy: Strategy) -> dict[int, RecordDict]:
-        """Set ``strategy`` to its state after that round, and return the states of the clients by client_id.
+    def restore(self, strategy: Any) -> tuple[dict[int, RecordDict], Any]:
+        """Set ``strategy``, or the strategies in it, to their state after that round.
+
+        Returns:
+            The states of the clients by client_id, and the state of ``strategy``.
 
         Raises:
             StateError: the state belongs to another strategy.
         """
-        restore(strategy, self.strategy["strategy"], self.strategy["state"], "strategy", self.arrays)
-        return {client_id: unpack_record(self.arrays[f"client.{client_id}"]) for client_id in self.clients}
+        state = decode(self.strategy, "strategy", self.arrays, strategy)
+        return {client_id: unpack_record(self.arrays[f"client.{client_id}"]) for client_id in self.clients}, state
 
 
 class CheckpointWriter:
@@ -202,7 +204,7 @@ def _read(folder: Path) -> Checkpoint:
         raise RunFolderError(f"{folder}: damaged: {type(error).__name__}: {error}") from error
 
 
-def restored(checkpoint: Checkpoint, strategy: Strategy, place: Path) -> dict[int, RecordDict]:
+def restored(checkpoint: Checkpoint, strategy: Any, place: Path) -> tuple[dict[int, RecordDict], Any]:
     """Call ``Checkpoint.restore`` for a checkpoint that was read from disk, whose content may be wrong.
 
     Args:

@@ -28,12 +28,21 @@ class Console(RichConsole):
         """Ignore the closed pipe."""
 
 
-def measured_first(record: RoundRecord) -> str | None:
-    """Return the accuracy of the central test as text, or its first other metric; None if it has neither."""
-    if record.test_accuracy is not None:
-        return f"accuracy {record.test_accuracy:.4f}"
+def measured_first(record: RoundRecord) -> list[str]:
+    """Return as texts the accuracy of the central test, or its first other metric, and its loss.
+
+    Without a central test, they are what the clients measured.
+    """
+    found = []
     name = next((name for name in record.test_metrics if record.tested(name) is not None), None)
-    return None if name is None else f"{one_line(name, 60)} {shown(record.test_metrics[name])}"
+    is_tested = name is not None or record.test_accuracy is not None or record.test_loss is not None
+    accuracy = record.test_accuracy if is_tested else record.eval_accuracy
+    if accuracy is not None:
+        found.append(f"accuracy {accuracy:.4f}")
+    elif name is not None:
+        found.append(f"{one_line(name, 60)} {shown(record.test_metrics[name])}")
+    loss = record.test_loss if is_tested else record.eval_loss
+    return found if loss is None else [*found, f"loss {loss:.4f}"]
 
 
 class RoundProgress:
@@ -75,12 +84,7 @@ class RoundProgress:
             self._first_round = record.round
             self._start = time.perf_counter()
             self._live.start()
-        parts = [f"{self._word} {record.round}/{self._num_rounds}"]
-        metric = measured_first(record)
-        if metric is not None:
-            parts.append(metric)
-        if record.test_loss is not None:
-            parts.append(f"loss {record.test_loss:.4f}")
+        parts = [f"{self._word} {record.round}/{self._num_rounds}", *measured_first(record)]
         if record.num_clients and record.fit_seconds:
             parts.append(f"{record.num_clients / record.fit_seconds:.1f} clients/s")
         if record.num_failures:

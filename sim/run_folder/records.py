@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     import pandas as pd
 
-Phase = Literal["fit", "evaluate"]
+Phase = Literal["fit", "evaluate", "query"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class MetricRecord(NamedTuple):
     """
 
     round: int
-    phase: Literal["fit", "evaluate", "test"]
+    phase: Literal["fit", "evaluate", "query", "test"]
     client_id: int | None
     num_examples: int | None
     name: str

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from flwr.common import Array, ArrayRecord, ConfigRecord, MetricRecord, NDArray, Parameters, RecordDict
 from flwr.server.strategy import Strategy
+from flwr.serverapp.strategy import Strategy as MessageStrategy
 
 from sim import private
 from sim.errors import StateError
@@ -57,7 +58,10 @@ def encode(value: Any, name: str, arrays: Arrays) -> Tree:  # noqa: PLR0911 - on
             for number, tensor in enumerate(value.tensors):
                 arrays[f"{name}.{number}"] = np.frombuffer(tensor, np.uint8)
             return {"parameters": value.tensor_type, "count": len(value.tensors)}
-        case Strategy():
+        case ArrayRecord() | MetricRecord() | ConfigRecord():
+            arrays[name] = pack_record(RecordDict({"record": value}))
+            return {"record": name}
+        case Strategy() | MessageStrategy():
             state = {key: encode(part, f"{name}.{key}", arrays) for key, part in vars(value).items()}
             return {"strategy": type(value).__qualname__, "state": state}
     if callable(value):
@@ -89,18 +93,21 @@ def decode(tree: Tree, name: str, arrays: Arrays, old: Any = None) -> Any:  # no
         case {"tuple": list(parts)}:
             return tuple(decode(part, f"{name}.{number}", arrays) for number, part in enumerate(parts))
         case {"dict": list(pairs)}:
-            return {key: decode(part, f"{name}.{key}", arrays) for key, part in pairs}
+            olds = old if isinstance(old, dict) else {}
+            return {key: decode(part, f"{name}.{key}", arrays, olds.get(key)) for key, part in pairs}
+        case {"record": str(key)} if key == name:
+            return unpack_record(arrays[key])["record"]
         case {"parameters": str(kind), "count": int(count)}:
             return Parameters([arrays[f"{name}.{number}"].tobytes() for number in range(count)], kind)
         case {"function": str(_)} if callable(old):
             return old
-        case {"strategy": str(kind), "state": dict(state)} if isinstance(old, Strategy):
+        case {"strategy": str(kind), "state": dict(state)} if isinstance(old, Strategy | MessageStrategy):
             restore(old, kind, state, name, arrays)
             return old
     raise StateError(name)
 
 
-def restore(strategy: Strategy, kind: str, state: dict[str, Tree], name: str, arrays: Arrays) -> None:
+def restore(strategy: Strategy | MessageStrategy, kind: str, state: dict[str, Tree], name: str, arrays: Arrays) -> None:
     """Set a strategy to the state that ``encode`` converted.
 
     Args:
@@ -123,7 +130,7 @@ def restore(strategy: Strategy, kind: str, state: dict[str, Tree], name: str, ar
     made_as.update(values)
 
 
-def is_flowers(strategy: Strategy) -> bool:
+def is_flowers(strategy: Any) -> bool:
     """Whether a strategy's class is one of Flower's, whose attributes keep their types."""
     return type(strategy).__module__.startswith("flwr.")
 
@@ -131,7 +138,7 @@ def is_flowers(strategy: Strategy) -> bool:
 def _same_kind(value: Any, made_as: Any) -> bool:
     if value is None or made_as is None or (callable(value) and callable(made_as)):
         return True
-    kinds = (bool, int | float | np.number, str, list, tuple, dict, Parameters, Strategy)
+    kinds = (bool, int | float | np.number, str, list, tuple, dict, Parameters, Strategy, MessageStrategy, ArrayRecord)
     return any(isinstance(value, kind) and isinstance(made_as, kind) for kind in kinds)
 
 

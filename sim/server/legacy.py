@@ -35,10 +35,15 @@ from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from numpy.typing import NDArray
 
+from sim.client.torch_client import fit_settings
+from sim.config.run_config import RunConfig
 from sim.engine.aggregation import cut
 from sim.engine.contract import Chunk, ClientResult, Task
+from sim.errors import RunError
 from sim.run_folder.records import Phase
-from sim.server.results import PhaseResults, numbers_of
+from sim.server.adapter import Evaluated
+from sim.server.results import PhaseResults
+from sim.server.stragglers import with_stragglers
 from sim.server.strategy import BuiltStrategy
 from sim.server.visible_weights import VisibleWeights
 
@@ -80,12 +85,130 @@ class VirtualClientProxy(ClientProxy):
         return DisconnectRes(reason="")
 
 
-def virtual_clients(num_clients: int) -> ClientManager:
-    """Return a client manager with clients 0 … ``num_clients`` − 1."""
-    manager = SimpleClientManager()
+def virtual_clients(num_clients: int, manager: ClientManager | None = None) -> ClientManager:
+    """Return a client manager with clients 0 … ``num_clients`` − 1.
+
+    Args:
+        manager: the user's own, to which they are added.
+    """
+    manager = manager or SimpleClientManager()
     for client_id in range(num_clients):
         manager.register(VirtualClientProxy(client_id))
     return manager
+
+
+class LegacyStrategy:
+    """The adapter of a strategy of ``flwr.server.strategy``."""
+
+    calls = (
+        "initialize_parameters",
+        "configure_fit",
+        "aggregate_fit",
+        "configure_evaluate",
+        "aggregate_evaluate",
+        "evaluate",
+    )
+    tests_last = False
+    may_skip = False
+
+    def __init__(
+        self,
+        built: BuiltStrategy,
+        config: RunConfig,
+        client_manager: ClientManager,
+        sizes: Sequence[int] | NDArray[np.int64],
+        *,
+        sends_settings: bool,
+    ) -> None:
+        """
+        Args:
+            client_manager: the clients that the strategy can sample.
+            sizes: examples of each client; empty where nobody knows.
+            sends_settings: clients get the settings of the training with their instructions.
+        """
+        self.strategy: Any = built.strategy
+        self._built, self._view = built, built.view
+        self._config, self._client_manager, self._sizes = config, client_manager, sizes
+        self._sends_settings = sends_settings
+        self._weights: NDArrays = []
+        self._parameters = Parameters([], "")
+        self._tensors: tuple[bytes, ...] = ()  # of the parameters when they were made; a strategy may change them
+        self._proxies: dict[int, ClientProxy] = {}  # of the present phase
+
+    def restore(self, state: Any) -> None:
+        """Nothing: the strategy was restored in place."""
+
+    def set_weights(self, weights: NDArrays) -> None:
+        """Make ``weights`` the global ones."""
+        self._weights = weights
+        self._parameters = ndarrays_to_parameters(self._view.of(weights))
+        self._tensors = tuple(self._parameters.tensors)
+
+    def changed(self) -> NDArrays | None:
+        """Return the weights if the strategy wrote into the parameters that it was given."""
+        if tuple(self._parameters.tensors) == self._tensors:
+            return None
+        return self._whole(self._parameters, 0)
+
+    def initial(self) -> NDArrays:
+        """Return what the strategy begins with, or the weights of the model if it has none."""
+        parameters = self.strategy.initialize_parameters(self._client_manager)
+        return self._weights if not parameters else self._whole(parameters, 0)
+
+    def configure(self, phase: Phase, server_round: int, states: dict[int, RecordDict]) -> list[Chunk]:
+        """Have the strategy choose clients, and cut its instructions into chunks."""
+        instructions: Instructions
+        if phase == "evaluate":
+            instructions = self.strategy.configure_evaluate(server_round, self._parameters, self._client_manager)
+        else:
+            chosen = self.strategy.configure_fit(server_round, self._parameters, self._client_manager)
+            # What the strategy sends wins.
+            settings = self._settings(server_round)
+            complete = [(proxy, FitIns(ins.parameters, {**settings, **ins.config})) for proxy, ins in chosen]
+            instructions = with_stragglers(complete, self._config, server_round)
+        self._proxies = {int(proxy.cid): proxy for proxy, _ in instructions}
+        return chunks_of(
+            phase,
+            server_round,
+            instructions,
+            global_tensors=self._tensors,
+            weights=self._weights,
+            view=self._view,
+            states=states,
+            sizes=self._sizes,
+            chunk_size=self._config.vectorized_clients,
+            summed=phase == "fit" and self._built.averages,
+        )
+
+    def _settings(self, server_round: int) -> dict[str, Any]:
+        if not self._sends_settings:
+            return {}
+        return {"server_round": server_round, **fit_settings(self._config, server_round)}
+
+    def aggregate_fit(self, server_round: int, results: PhaseResults) -> tuple[NDArrays | None, Mapping[str, Any]]:
+        """Have the strategy make new weights, in the model's dtypes (FedAdam returns float64)."""
+        parameters, metrics = aggregate_fit(self._built, server_round, results, self._proxies)
+        if parameters is None:
+            return None, metrics
+        weights = self._whole(parameters, server_round)
+        return self._view.with_untrained(weights, self._weights, results.succeeded, results.total), metrics
+
+    def aggregate_evaluate(self, server_round: int, results: PhaseResults) -> Evaluated:
+        """Have the strategy aggregate the results of the clients that kept examples."""
+        measured = [r for r in results.succeeded if r.num_examples > 0]
+        each = [
+            (self._proxies[r.client_id], EvaluateRes(_OK, r.loss or 0.0, r.num_examples, r.metrics)) for r in measured
+        ]
+        loss, metrics = _aggregated(self.strategy.aggregate_evaluate(server_round, each, results.failures))
+        return Evaluated(measured, loss, metrics)
+
+    def evaluate(self, server_round: int) -> tuple[float | None, Mapping[str, Any]] | None:
+        """Have the strategy test the global weights; None if it does not."""
+        tested: tuple[float, dict[str, Any]] | None = self.strategy.evaluate(server_round, self._parameters)
+        return tested or None
+
+    def _whole(self, parameters: Parameters, server_round: int) -> NDArrays:
+        return self._view.whole(parameters_to_ndarrays(parameters), self._weights, server_round)
 
 
 def chunks_of(
@@ -141,7 +264,7 @@ def _key(tensors: Sequence[bytes]) -> tuple[int, ...]:
 
 def aggregate_fit(
     built: BuiltStrategy, server_round: int, results: PhaseResults, proxies: dict[int, ClientProxy]
-) -> tuple[Parameters | None, dict[str, float]]:
+) -> tuple[Parameters | None, Mapping[str, Any]]:
     """Call the strategy's ``aggregate_fit``: with every client's weights, or with their mean as the only one.
 
     Where the mean is all that the strategy uses, its metrics function gets every client nevertheless.
@@ -162,32 +285,20 @@ def aggregate_fit(
             finally:
                 strategy.num_sampled_clients = planned
         return _aggregated(strategy.aggregate_fit(server_round, each, failures))
-    mean = ClientResult(results.succeeded[0].client_id, num_examples=results.total.num_examples)
+    if not results.total.num_examples:
+        raise RunError(f"round {server_round}: no client trained on any example, so there is no mean of them")
+    mean = ClientResult(results.succeeded[0].client_id, num_examples=int(results.total.num_examples))
     one = [(proxies[mean.client_id], _fit_res(built.view.of(results.total.mean()), mean))]
     with _metrics_of_every_client(strategy, results.succeeded):
         return _aggregated(strategy.aggregate_fit(server_round, one, results.failures))
 
 
-def aggregate_evaluate(
-    strategy: Any, server_round: int, results: PhaseResults, proxies: dict[int, ClientProxy]
-) -> tuple[list[ClientResult], dict[str, float]]:
-    """Call the strategy's ``aggregate_evaluate``.
-
-    Returns:
-        The results of the clients that kept examples, and what the strategy made of their metrics.
-    """
-    measured = [r for r in results.succeeded if r.num_examples > 0]
-    each = [(proxies[r.client_id], EvaluateRes(_OK, r.loss or 0.0, r.num_examples, r.metrics)) for r in measured]
-    _, aggregated = _aggregated(strategy.aggregate_evaluate(server_round, each, results.failures))
-    return measured, aggregated
-
-
-def _aggregated(returned: Any) -> tuple[Any, dict[str, float]]:
+def _aggregated(returned: Any) -> tuple[Any, Mapping[str, Any]]:
     """Return the two results of an aggregation; what holds no metrics has none."""
     if not isinstance(returned, Sequence) or not returned:
         return None, {}
     metrics = returned[1] if len(returned) > 1 else None
-    return returned[0], numbers_of(metrics) if isinstance(metrics, Mapping) else {}
+    return returned[0], metrics if isinstance(metrics, Mapping) else {}
 
 
 def _fit_res(weights: NDArrays, result: ClientResult) -> FitRes:

@@ -7,7 +7,8 @@ from typing import Any
 
 from flwr.common import NDArrays
 
-from sim.client.runtime import ClientSpec
+from sim.client.flower_program import FlowerSpec
+from sim.client.runtime import ClientSpec, test_slices, tests_whole
 from sim.config.run_config import RunConfig
 from sim.data.dataset import Dataset
 from sim.data.partition import Partition
@@ -40,6 +41,8 @@ class ProgramObjects:
     load_data: Any = None
     client: Any = None
     strategy: Any = None
+    client_fn: Any = None
+    client_app: Any = None
 
 
 @dataclass(frozen=True)
@@ -47,17 +50,37 @@ class Prepared:
     """All that a run needs. What ``config`` left open is decided.
 
     Attributes:
+        dataset: None for a Flower program, whose clients bring their own data.
         objects: parts of the program that were given from Python.
         layout: what the arrays of ``initial_weights`` are.
         strategy: built once to see that it can be; the round loop builds its own with the central test.
     """
 
     config: RunConfig
-    dataset: Dataset
+    dataset: Dataset | None
     partition: Partition
-    spec: ClientSpec
+    spec: ClientSpec | FlowerSpec
     initial_weights: NDArrays
     layout: WeightLayout
     strategy: BuiltStrategy
     objects: ProgramObjects = field(default_factory=ProgramObjects)
     resume_point: ResumePoint | None = None
+
+    @property
+    def data(self) -> Dataset:
+        """The data set of a PyTorch program."""
+        assert self.dataset is not None, "a Flower program has its own data"
+        return self.dataset
+
+    @property
+    def torch_spec(self) -> ClientSpec:
+        """The spec of a PyTorch program."""
+        assert isinstance(self.spec, ClientSpec), "a Flower program has its own data"
+        return self.spec
+
+    @property
+    def test_slices(self) -> list[tuple[int, int]]:
+        """The slices of the central test; none without test examples."""
+        if self.dataset is None:
+            return []
+        return test_slices(self.dataset.num_test_examples, whole=tests_whole(self.torch_spec))

@@ -13,7 +13,7 @@ from flwr.server.strategy import Strategy
 from sim import user_code
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, PluginError, described
-from sim.server.visible_weights import VisibleWeights
+from sim.server.visible_weights import UnknownWeights, VisibleWeights
 from sim.training.weights import WeightLayout
 
 EvaluateFn = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]]]
@@ -79,7 +79,11 @@ class BuiltStrategy:
 
 
 def build(
-    config: RunConfig, initial_weights: NDArrays, layout: WeightLayout, evaluate_fn: EvaluateFn, given: Any = None
+    config: RunConfig,
+    initial_weights: NDArrays,
+    layout: WeightLayout,
+    evaluate_fn: EvaluateFn | None,
+    given: Any = None,
 ) -> BuiltStrategy:
     """Make the configured strategy.
 
@@ -102,7 +106,9 @@ def build(
         if entry
         else given or user_code.load(config.strategy, "--strategy")
     )
-    if entry is None:
+    if not layout.is_known:
+        view: VisibleWeights = UnknownWeights()
+    elif entry is None:
         # With --dp the clients' mean, to which no noise is added, must not replace what has it.
         own_buffers = config.dp is not None or bool(getattr(own, "aggregates_buffers", False))
         view = VisibleWeights.all_of(layout, own_buffers=own_buffers)
@@ -120,7 +126,7 @@ def build(
         "fraction_evaluate": config.fraction_evaluate,
         "min_evaluate_clients": num_evaluate,
         "min_available_clients": max(num_fit, num_evaluate),
-        "initial_parameters": ndarrays_to_parameters(view.of(initial_weights)),
+        "initial_parameters": ndarrays_to_parameters(view.of(initial_weights)) if initial_weights else None,
         "evaluate_fn": evaluate_fn,
     }
     user_code.check_arguments(own, config.strategy_args, set(offered), "--strategy-args", config.strategy)
@@ -158,11 +164,12 @@ def _as_given(config: RunConfig, strategy: Strategy, layout: WeightLayout) -> Bu
     )
     if entry is None:
         own_buffers = config.dp is not None or bool(getattr(strategy, "aggregates_buffers", False))
-        view = VisibleWeights.all_of(layout, own_buffers=own_buffers)
+        view = VisibleWeights.all_of(layout, own_buffers=own_buffers) if layout.is_known else UnknownWeights()
         return _private(config, BuiltStrategy(strategy, bool(getattr(strategy, "averages_clients", False)), view))
+    if not layout.is_known:
+        return _private(config, BuiltStrategy(strategy, entry.averages, UnknownWeights()))
     seen = layout.trained if entry.adaptive or entry.averages else layout.averageable
-    averages = entry.averages and getattr(strategy, "fit_metrics_aggregation_fn", None) is None
-    return _private(config, BuiltStrategy(strategy, averages, VisibleWeights.some_of(layout, seen)))
+    return _private(config, BuiltStrategy(strategy, entry.averages, VisibleWeights.some_of(layout, seen)))
 
 
 def _private(config: RunConfig, built: BuiltStrategy) -> BuiltStrategy:

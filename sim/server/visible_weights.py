@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.common import NDArrays
 
-from sim.engine.aggregation import WeightedSum, fitted
+from sim.engine.aggregation import WeightedSum, fitted, in_dtypes_of
 from sim.engine.contract import ClientResult
 from sim.training.weights import WeightLayout
 
@@ -99,4 +99,27 @@ class VisibleWeights:
     def _with_tied(self, weights: NDArrays) -> NDArrays:
         for position, first in self.tied.items():
             weights[position] = weights[first]
+        return weights
+
+
+class UnknownWeights(VisibleWeights):
+    """Arrays of Flower clients that have a model of their own: the strategy gets what clients send, and that is all."""
+
+    def __init__(self) -> None:
+        super().__init__(visible=(), averaged=(), untrained=frozenset(), tied={})
+
+    def of(self, weights: NDArrays) -> NDArrays:
+        """Return all arrays."""
+        return weights
+
+    def whole(self, visible: NDArrays, others: NDArrays, server_round: int) -> NDArrays:
+        """Return ``visible``: in the dtypes of ``others`` where these have the same shapes, otherwise as they are."""
+        if [array.shape for array in visible] == [array.shape for array in others]:
+            return in_dtypes_of(others, visible)
+        return list(visible)
+
+    def with_untrained(
+        self, weights: NDArrays, before: NDArrays, clients: Sequence[ClientResult], total: WeightedSum
+    ) -> NDArrays:
+        """Return ``weights``."""
         return weights

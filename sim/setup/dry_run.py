@@ -48,9 +48,9 @@ def check_user_code(
     made: list[Any] = []
 
     def client_fn(context: Context) -> Client:
-        loader = _some_examples(worker.runtime)
+        loader = _some_examples(worker.torch_runtime)
         try:
-            made.append(worker.runtime.client_over(loader, loader, context))
+            made.append(worker.torch_runtime.client_over(loader, loader, context))
         except (Exception, SystemExit) as error:
             raise PluginError(
                 f"--client {user_code.shown_name(spec.client)}: cannot be made: {described(error)}"
@@ -58,7 +58,7 @@ def check_user_code(
         return made[0]  # type: ignore[no-any-return]
 
     worker = Worker(spec, 1, 0, client_fn=client_fn)
-    runtime = worker.runtime  # what a module sets when it is imported is part of the program, and stays
+    runtime = worker.torch_runtime  # what a module sets when it is imported is part of the program, and stays
     with restored_settings(), seeded(0, Purpose.TEST):
         if spec.train is not None:
             _check_train(runtime, user_code.shown_name(spec.train), fit_settings, getattr(strategy, "proximal_mu", 0.0))

@@ -15,6 +15,7 @@ import numpy as np
 from flwr.common import NDArrays, Parameters, parameters_to_ndarrays
 from flwr.server.strategy import Strategy
 
+from sim.client.flower_program import FlowerSpec
 from sim.client.runtime import ClientSpec
 from sim.config.choices import CHANGEABLE
 from sim.config.fields import default_of, flag_of, read_toml
@@ -90,16 +91,19 @@ def resumed(run: Run, prepared: Prepared, *, allow_changed_code: bool = False) -
     differences = _differences(then, what_must_fit(prepared, old_data=_OLD_DATA in then))
     if differences:
         raise RunFolderError(f"{place}: does not fit: {'; '.join(differences)}")
-    shapes = [array.shape for array in prepared.initial_weights]
-    if [array.shape for array in checkpoint.weights] != shapes:
-        raise RunFolderError(f"{place}: does not fit: its weights are of another model")
-    if [array.dtype for array in checkpoint.weights] != [array.dtype for array in prepared.initial_weights]:
-        raise RunFolderError(f"{place}: does not fit: its weights have other dtypes")
     built = prepared.strategy
+    like = prepared.initial_weights
+    if prepared.layout.is_known:
+        if [array.shape for array in checkpoint.weights] != [array.shape for array in like]:
+            raise RunFolderError(f"{place}: does not fit: its weights are of another model")
+        if [array.dtype for array in checkpoint.weights] != [array.dtype for array in like]:
+            raise RunFolderError(f"{place}: does not fit: its weights have other dtypes")
+    else:
+        like = checkpoint.weights  # clients may send other arrays than the first ones
     checkpoints.restored(checkpoint, built.strategy, place)
     try:
         check_finite(checkpoint.weights, prepared.initial_weights, prepared.layout.names)
-        _check_arrays(built.strategy, built.view.of(prepared.initial_weights))
+        _check_arrays(built.strategy, built.view.of(like))
     except (ValueError, TypeError, EOFError, OSError) as error:
         raise RunFolderError(f"{place}: damaged: {error}") from None
     number, notes = checkpoint.round, []
@@ -146,13 +150,21 @@ def _check_arrays(strategy: Strategy, like: NDArrays) -> None:
         check_finite(arrays, like, [f"{name} of the strategy, array {number}," for number in range(len(arrays))])
 
 
-def code_of(spec: ClientSpec, config: RunConfig) -> Code:
+def code_of(spec: ClientSpec | FlowerSpec, config: RunConfig) -> Code:
     """Return the user's own modules that this process has imported: name → path and sha256 of the file.
 
     They are all those in the folder where the run was started and beside the modules that the config names, libraries
     aside. The program that is executed itself is none of them: ``simulate`` and ``resume`` stand in different ones.
     """
-    values = (config.model, config.train, config.test, config.client, config.strategy, config.dataset)
+    values = (
+        config.model,
+        config.train,
+        config.test,
+        config.client,
+        config.client_fn,
+        config.strategy,
+        config.dataset,
+    )
     named = [value.partition(":")[0] for value in values if value is not None and ":" in value]
     folder = os.path.join(spec.import_folder, "")  # noqa: PTH118 - texts, because there are thousands of modules
     roots = [folder]
@@ -220,7 +232,9 @@ def what_must_fit(prepared: Prepared, *, old_data: bool = False) -> dict[str, An
     """
     skipped = {*CHANGEABLE, *_PLACES}
     dataset, assigned = prepared.dataset, prepared.partition
-    if old_data and isinstance(dataset.train, Examples) and isinstance(dataset.test, Examples):
+    if dataset is None:
+        data = {"data set": "of the clients"}
+    elif old_data and isinstance(dataset.train, Examples) and isinstance(dataset.test, Examples):
         data = {_OLD_DATA: _fingerprint(dataset.train), "test images": _fingerprint(dataset.test)}
     else:
         counts = f"{len(dataset.train)} training and {dataset.num_test_examples} test images"
@@ -229,7 +243,7 @@ def what_must_fit(prepared: Prepared, *, old_data: bool = False) -> dict[str, An
         "config": {name: value for name, value in asdict(prepared.config).items() if name not in skipped},
         **data,
         "partition": hashlib.sha256(assigned.indices.tobytes() + assigned.offsets.tobytes()).hexdigest()[:16],
-        "device": pick_device(prepared.spec.device).type,
+        "device": "cpu" if isinstance(prepared.spec, FlowerSpec) else pick_device(prepared.spec.device).type,
         "columns of rounds.csv": columns(RoundRecord),
         "columns of clients.csv": columns(ClientRecord),
     }

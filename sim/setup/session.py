@@ -12,6 +12,7 @@ from typing import Any
 
 from flwr.common import NDArrays
 
+from sim.data.dataset import Dataset
 from sim.data.partition import summary
 from sim.errors import BrokenProcessError, RunError, SimError, StateError, WriteError, described
 from sim.interrupts import uninterrupted
@@ -125,7 +126,7 @@ class Session:
 
     def _draw_partition(self) -> None:
         dataset, assigned = self.prepared.dataset, self.prepared.partition
-        if not assigned.is_known:
+        if dataset is None or not assigned.is_known:
             return
         figure = plots.summary_figure(summary(dataset, assigned, self.prepared.config))
         self._writer.write(self.run.partition_path, plots.render(figure, "png"))
@@ -218,8 +219,24 @@ def _notes(prepared: Prepared) -> Iterator[str]:
         parts = {"dataset": config.dataset, "model": config.model, "train": config.train, "test": config.test}
         named = ", ".join(f"{part} {name}" for part, name in parts.items() if name is not None)
         yield f"--program {config.program}: {named}"
-    yield from prepared.dataset.notes
-    loader = getattr(prepared.dataset.train, "loader", None)
+    if prepared.dataset is not None:
+        yield from _notes_of_data(prepared, prepared.dataset)
+    if config.client_fn is not None and not config.fraction_evaluate and ":" not in config.strategy:
+        yield "no client evaluates the model, because --fraction-evaluate is 0; with 1, each does so in each round"
+    if config.client_timeout is not None and config.engine == "inline":
+        yield f"--client-timeout {config.client_timeout:g} has no effect on --engine inline, which is one process"
+    if prepared.layout.has_running_statistics and not config.has_own_data:
+        yield (
+            f"{config.model} keeps running statistics (BatchNorm), which suffer when clients have few classes; "
+            "GroupNorm is the usual choice (Hsieh et al. 2020)"
+        )
+    yield from environment.untested()
+
+
+def _notes_of_data(prepared: Prepared, dataset: Dataset) -> Iterator[str]:
+    config = prepared.config
+    yield from dataset.notes
+    loader = getattr(dataset.train, "loader", None)
     if loader is not None and loader.drop_last and prepared.partition.is_known and config.batch_size is not None:
         few = int((prepared.partition.sizes < config.batch_size).sum())
         if few:
@@ -227,18 +244,10 @@ def _notes(prepared: Prepared) -> Iterator[str]:
                 f"{few} of {config.num_clients} clients have fewer examples than a batch of {config.batch_size} and "
                 "take no step, because the program's loader has drop_last=True"
             )
-    num_examples = len(prepared.dataset.train)
+    num_examples = len(dataset.train)
     left_over = num_examples - len(prepared.partition.indices)
     if left_over and prepared.partition.is_known:
         yield f"{config.partitioner} leaves {left_over} of {num_examples} examples to no client"
-    if config.client_timeout is not None and config.engine == "inline":
-        yield f"--client-timeout {config.client_timeout:g} has no effect on --engine inline, which is one process"
-    if prepared.layout.has_running_statistics:
-        yield (
-            f"{config.model} keeps running statistics (BatchNorm), which suffer when clients have few classes; "
-            "GroupNorm is the usual choice (Hsieh et al. 2020)"
-        )
-    yield from environment.untested()
 
 
 def write_environment(writer: RunWriter, surroundings: dict[str, Any] | None = None) -> None:

@@ -22,12 +22,14 @@ class WeightLayout:
         trained: positions of the parameters that are trained; of tied ones, which are one array, the first.
         averageable: positions of all arrays of finite floating-point numbers, tied ones once.
         tied: position of an array that is the same as an earlier one → position of the earlier one.
+        is_known: False for the arrays of a Flower client, which has a model of its own and may send others each time.
     """
 
     names: list[str]
     trained: tuple[int, ...]
     averageable: tuple[int, ...]
     tied: dict[int, int]
+    is_known: bool = True
 
     @classmethod
     def of(cls, net: nn.Module) -> Self:
@@ -47,6 +49,12 @@ class WeightLayout:
             tuple(i for i, tensor in single if tensor.is_floating_point() and bool(torch.isfinite(tensor).all())),
             tied,
         )
+
+    @classmethod
+    def unknown(cls, names: list[str]) -> Self:
+        """Describe arrays of which only names are known."""
+        positions = tuple(range(len(names)))
+        return cls(names, positions, positions, {}, is_known=False)
 
     @property
     def untrained(self) -> frozenset[int]:

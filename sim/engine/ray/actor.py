@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from flwr.common import NDArrays
 
+    from sim.client.flower_program import FlowerSpec
     from sim.client.runtime import ClientSpec
     from sim.engine.contract import Chunk, ChunkResult, TestSlice
     from sim.engine.ray.shipping import CachedFiles
@@ -39,7 +40,7 @@ class ActorAssignment:
         session: name of a Ray that serves this run alone; empty on a cluster.
     """
 
-    spec: ClientSpec
+    spec: ClientSpec | FlowerSpec
     num_clients: int
     log_path: Path
     liveness_path: Path

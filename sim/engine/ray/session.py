@@ -31,6 +31,7 @@ from sim.errors import ConfigError, EngineError
 from sim.run_folder.log import LOG_FORMAT
 
 if TYPE_CHECKING:  # at run time Ray is imported when it is started
+    from sim.client.flower_program import FlowerSpec
     from sim.client.runtime import ClientSpec
     from sim.engine.contract import RetryPolicy
     from sim.engine.ray.dispatcher import RayDispatcher
@@ -155,7 +156,12 @@ class RaySession:
 
     @contextmanager
     def open(
-        self, spec: ClientSpec, num_clients: int, num_rounds: int, retry_policy: RetryPolicy, log_path: Path
+        self,
+        spec: ClientSpec | FlowerSpec,
+        num_clients: int,
+        num_rounds: int,
+        retry_policy: RetryPolicy,
+        log_path: Path,
     ) -> Iterator[RayDispatcher]:
         """Assign the clients of a run to the actors; Ray ends with it.
 

@@ -8,14 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sim.client.flower_program import FlowerSpec
 from sim.client.runtime import ClientSpec
 from sim.data.cache import cache_folder
 
 CachedFiles = dict[str, dict[str, bytes]]  # kind/key of a folder in the cache → its files
 
 
-def pack(spec: ClientSpec) -> CachedFiles:
-    """Read the data set and the partition of a spec."""
+def pack(spec: ClientSpec | FlowerSpec) -> CachedFiles:
+    """Read the data set and the partition of a spec; a Flower program brings its own."""
+    if isinstance(spec, FlowerSpec):
+        return {}
     folders = [folder for folder in (spec.data.folder, spec.partition_folder) if folder is not None]
     return {
         f"{folder.parent.name}/{folder.name}": {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -23,11 +26,13 @@ def pack(spec: ClientSpec) -> CachedFiles:
     }
 
 
-def unpack(spec: ClientSpec, cached_files: CachedFiles) -> ClientSpec:
+def unpack(spec: ClientSpec | FlowerSpec, cached_files: CachedFiles) -> ClientSpec | FlowerSpec:
     """Put the files into this node's cache, unless they are there; return the spec with this node's folders.
 
     Several processes of a node may do this at once: each writes a folder of its own, and one of them is renamed.
     """
+    if isinstance(spec, FlowerSpec):
+        return spec
     places: dict[str, Path] = {}
     for name, files in cached_files.items():
         folder = cache_folder() / name
@@ -50,10 +55,10 @@ def unpack(spec: ClientSpec, cached_files: CachedFiles) -> ClientSpec:
     return replace(spec, data=data, partition_folder=places.get("partition"))
 
 
-def runtime_env(spec: ClientSpec) -> dict[str, Any]:
+def runtime_env(spec: ClientSpec | FlowerSpec) -> dict[str, Any]:
     """Return what Ray sends to every node: this package, and the current folder if the user's own modules are used."""
     environment: dict[str, Any] = {"py_modules": [str(Path(__file__).resolve().parents[2])]}
-    if any(name and ":" in name for name in (spec.model, spec.train, spec.test, spec.client)):
+    if any(isinstance(name, str) and ":" in name for name in spec.imported):
         environment["working_dir"] = str(spec.import_folder)
         environment["excludes"] = ["results", ".git", ".venv"]
     return environment

@@ -1,0 +1,114 @@
+"""The content of messages on the way between processes: arrays travel as bytes that nobody copies or decodes.
+
+A ``RecordDict`` is taken apart into its arrays and the rest. Arrays that many messages share are sent once, and each
+message has only numbers that say which of them it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from flwr.common import Array, ArrayRecord, ConfigRecord, MetricRecord, NDArrays, RecordDict
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+# (name, kind, entries) of each record; an entry of arrays is (key, dtype, shape, stype, number of the array).
+Records = list[tuple[str, str, list[tuple[Any, ...]]]]
+
+_KINDS = {"metrics": MetricRecord, "config": ConfigRecord}
+
+
+class Packer:
+    """Takes contents apart. Arrays whose bytes are one object are kept once."""
+
+    def __init__(self) -> None:
+        self.arrays: list[Bytes] = []
+        self._numbers: dict[int, int] = {}
+        self._sources: list[Any] = []  # so that no other object gets the id of one of them
+
+    def pack(self, content: RecordDict) -> Records:
+        """Return the records of ``content``; its arrays are added to ``arrays``."""
+        records: Records = []
+        for name, record in content.items():
+            if isinstance(record, ArrayRecord):
+                entries = [
+                    (key, array.dtype, tuple(array.shape), array.stype, self._number_of(array.data))
+                    for key, array in record.items()
+                ]
+                records.append((name, "arrays", entries))
+            else:
+                kind = "metrics" if isinstance(record, MetricRecord) else "config"
+                records.append((name, kind, [(key, _copied(value)) for key, value in record.items()]))
+        return records
+
+    def _number_of(self, data: Any) -> int:
+        number = self._numbers.get(id(data))
+        if number is None:
+            number = self._numbers[id(data)] = len(self.arrays)
+            self.arrays.append(np.frombuffer(data, np.uint8))
+            self._sources.append(data)
+        return number
+
+
+def unpack(records: Records, arrays: Sequence[Any]) -> RecordDict:
+    """Return the content that was packed.
+
+    Args:
+        arrays: the bytes of each array, as ``bytes`` or as a view of memory.
+    """
+    content = RecordDict()
+    for name, kind, entries in records:
+        if kind == "arrays":
+            record = ArrayRecord()
+            for key, dtype, shape, stype, number in entries:
+                record[key] = _array(dtype, shape, stype, arrays[number])
+            content[name] = record
+        else:
+            content[name] = _KINDS[kind]({key: _copied(value) for key, value in entries})
+    return content
+
+
+def _array(dtype: str, shape: tuple[int, ...], stype: str, data: Any) -> Array:
+    array = Array(dtype=dtype, shape=shape, stype=stype, data=data if isinstance(data, bytes) else b"")
+    array.data = data
+    return array
+
+
+def _copied(value: Any) -> Any:
+    return list(value) if isinstance(value, list) else value
+
+
+def as_bytes(arrays: Iterable[Bytes]) -> list[bytes]:
+    """Return arrays as ``bytes``, which user code may expect; without a copy where they were made from such."""
+    return [array.base if isinstance(array.base, bytes) else array.tobytes() for array in arrays]
+
+
+def keys_of(records: Records) -> list[tuple[str, str]]:
+    """Return (record, key) of each array, in order."""
+    return [(name, entry[0]) for name, kind, entries in records if kind == "arrays" for entry in entries]
+
+
+def numbers_of(content: RecordDict) -> dict[str, Any]:
+    """Return the numbers in the metric records of a content; a key that two records have is that of the last."""
+    return {key: value for record in content.metric_records.values() for key, value in record.items()}
+
+
+def weights_of(content: RecordDict) -> NDArrays:
+    """Return all arrays of a content, decoded."""
+    return [array.numpy() for record in content.array_records.values() for array in record.values()]
+
+
+def without_arrays(content: RecordDict) -> Records:
+    """Return the records of a content whose arrays travel elsewhere, as part of a sum."""
+    return [
+        (name, "arrays", [(key, array.dtype, tuple(array.shape), array.stype, -1) for key, array in record.items()])
+        if isinstance(record, ArrayRecord)
+        else (
+            name,
+            "metrics" if isinstance(record, MetricRecord) else "config",
+            [(key, _copied(value)) for key, value in record.items()],
+        )
+        for name, record in content.items()
+    ]

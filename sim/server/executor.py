@@ -1,0 +1,93 @@
+"""Has clients execute chunks through the engine: keeps their states, records failures, and stops the run at one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NoReturn
+
+from flwr.common import RecordDict
+
+from sim.engine.aggregation import MismatchError
+from sim.engine.contract import Chunk, ClientResult, Dispatcher
+from sim.errors import ClientError, RunError, one_line
+from sim.metrics import spelled
+from sim.run_folder.records import Phase
+from sim.server.results import Failures, PhaseResults, client_record
+
+
+class Executor:
+    """The clients of a run, as round loop and grid call them.
+
+    Attributes:
+        states: client_id → what the client left last time.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, *, on_client_error: str) -> None:
+        """
+        Args:
+            on_client_error: stop, or drop for a client that is left out.
+        """
+        self.dispatcher = dispatcher
+        self.states: dict[int, RecordDict] = {}
+        self.failures = Failures()
+        self._stops = on_client_error == "stop"
+        self._noted = False
+
+    def execute(self, phase: Phase, server_round: int, chunks: Sequence[Chunk]) -> PhaseResults:
+        """Have clients execute chunks; collect what comes back, in client order.
+
+        Raises:
+            ClientError: a client raised, and ``on_client_error`` is stop, or no client is left that trains.
+        """
+        collected = PhaseResults()
+        for chunk_result in self.dispatcher.execute(chunks):
+            collected.spans += chunk_result.spans
+            try:
+                collected.total.fold(chunk_result.total)
+            except MismatchError as error:
+                raise RunError(f"round {server_round}: {error}") from error
+            for result in chunk_result.results:
+                if result.error is None and result.state is not None:
+                    self._keep_state(result.client_id, result.state)
+                if result.error is not None:
+                    self.failures.add(result, phase, server_round)
+                    if self._stops and not result.lost:
+                        _stop(result, phase, server_round)
+                self._note_accuracy(result)
+                collected.clients.append(result)
+                collected.records.append(client_record(result, phase, server_round))
+        if phase == "fit" and not collected.succeeded and not all(result.lost for result in collected.clients):
+            others = f"; so did all {len(collected.clients)} clients of the round"
+            _stop(collected.clients[0], phase, server_round, others)
+        return collected
+
+    def _keep_state(self, client_id: int, state: RecordDict) -> None:
+        if any(state.values()):
+            self.states[client_id] = state
+        else:
+            self.states.pop(client_id, None)
+
+    def _note_accuracy(self, result: ClientResult) -> None:
+        value = spelled(result.metrics, "accuracy")
+        if result.accuracy_unit and value is not None and result.accuracy is None and not self._noted:
+            self._noted = True
+            logging.getLogger("sim").warning(
+                "note: client %s returned accuracy %g, which is no fraction, so that it stands in metrics.csv only; "
+                "--accuracy-in-percent says that it is in percent",
+                result.client_id,
+                value,
+            )
+
+    def log_summary(self) -> None:
+        """Log one line per kind of failure."""
+        for line in self.failures.summary():
+            logging.getLogger("sim").warning("%s", line)
+
+
+def _stop(result: ClientResult, phase: Phase, server_round: int, more: str = "") -> NoReturn:
+    if "Expected more than 1 value per channel" in (result.error or ""):
+        more += "; its last batch is a single example, which BatchNorm cannot take: another --batch-size avoids that"
+    raise ClientError(
+        f"client {result.client_id} raised in round {server_round} ({phase}): {one_line(result.error or '')}{more}"
+    ) from result.cause
