@@ -16,13 +16,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from threading import Thread
 
 from sim.commands import inspect, study
 from sim.commands import run as training
 from sim.config.flags import Parser, add_config, add_settings
-from sim.config.run_config import CentralizedConfig, RunConfig
+from sim.config.run_config import USED_BY, AppConfig, CentralizedConfig, RunConfig
 from sim.errors import ClientError, ConfigError, SimError, many_lines, one_line
 from sim.network.options import ClientOptions, ServerOptions
 from sim.scale.cells import SET_BY_THE_GRID
@@ -48,7 +49,15 @@ def _parser() -> Parser:
     run.add_argument("--resume", metavar="RUN", help=f"{about}; not for runs of sim server")
     about = "resume although modules of yours were changed; the later rounds are made with the changed code"
     run.add_argument("--allow-changed-code", action="store_true", help=about)
+    run.add_argument("app_folder", nargs="?", metavar="DIR", help="folder of a Flower app, as for sim app")
     add_config(run, RunConfig)
+    app = add("app", training.app, "run a Flower app as it is, on virtual clients")
+    app.add_argument("app_folder", nargs="?", metavar="DIR", help="folder of the app, with its pyproject.toml")
+    about = "continue this run from its last checkpoint; the result is bit-identical to that of an uninterrupted run"
+    app.add_argument("--resume", metavar="RUN", help=about)
+    about = "resume although files of the app were changed; the later rounds are made with the changed code"
+    app.add_argument("--allow-changed-code", action="store_true", help=about)
+    add_settings(app, AppConfig, without={f.name for f in fields(AppConfig)} - set(USED_BY["app"]) | {"app"})
     add_config(
         add("centralized", training.centralized, "train the same model on all data in one place, without clients"),
         CentralizedConfig,

@@ -215,16 +215,22 @@ def server_app_calls(*, start: Any, start_grid: Any) -> Iterator[None]:
     our grid, and such a run cannot be resumed.
 
     Args:
-        start: (strategy, grid, …) → result, in the place of ``Strategy.start``.
-        start_grid: in the place of the function of that name.
+        start: (Flower's own, strategy, grid, …) → result, in the place of ``Strategy.start``.
+        start_grid: (Flower's own, grid=…, …) → history, in the place of the function of that name.
     """
     with ExitStack() as stack:
         found = _find("flwr.serverapp.strategy", "Strategy")
         if found is not None:
             own = found[0].start
-            found[0].start = start
+
+            def started(strategy: Any, *arguments: Any, **named: Any) -> Any:
+                return start(own, strategy, *arguments, **named)
+
+            found[0].start = started
             stack.callback(setattr, found[0], "start", own)
-        stack.enter_context(_replaced("flwr.serverapp.server_app", "start_grid", start_grid))
+        of_grid = _find("flwr.serverapp.server_app", "start_grid")
+        if of_grid is not None:
+            stack.enter_context(_replaced("flwr.serverapp.server_app", "start_grid", partial(start_grid, of_grid[0])))
         yield
 
 

@@ -169,6 +169,7 @@ def _simulate(
             from sim.server.rounds import RoundServer
             from sim.setup.prepare import prepare
             from sim.setup.resume import resumed
+            from sim.setup.server_app import ServerAppRun
             from sim.setup.session import open_session
 
         prepared = prepare(config, ProgramObjects(**objects.given))
@@ -179,7 +180,10 @@ def _simulate(
             open_session(prepared, on_record, resumable=True) as session,
             _open_engine(prepared, ray_session, num_actors, session.run.log_path) as dispatcher,
         ):
-            RoundServer(prepared, dispatcher, session.on_round).run()
+            if prepared.server_app is not None:
+                ServerAppRun(prepared, dispatcher, session).run()
+            else:
+                RoundServer(prepared, dispatcher, session.on_round).run()
     return session.run
 
 
@@ -211,7 +215,7 @@ def _open_engine(
 ) -> Iterator[Dispatcher]:
     """Open what executes the clients of a run."""
     config, spec = prepared.config, prepared.spec
-    if config.ray_address is None:
+    if config.ray_address is None and prepared.strategy is not None:
         _warn_of_memory(prepared, num_actors)
     if ray_session is None:
         from sim.engine.inline import InlineDispatcher
@@ -228,7 +232,7 @@ def _open_engine(
 
 def _most_clients_at_once(config: RunConfig) -> int:
     """Return how many clients a phase of a round can have; more actors than that would never have any work."""
-    if config.strategy_args or (config.strategy is not None and ":" in config.strategy):
+    if config.app is not None or config.strategy_args or ":" in config.strategy:
         return config.num_clients  # it decides for itself
     return max(config.num_fit_clients, config.num_evaluate_clients, 1)
 
@@ -240,7 +244,8 @@ def _only_built_in_parts(config: RunConfig) -> bool:
     """
     names = (config.dataset, config.model, config.train, config.test, config.client, config.client_fn, config.strategy)
     return (
-        not any(name is not None and ":" in name for name in names)
+        config.app is None
+        and not any(name is not None and ":" in name for name in names)
         and not (config.strategy_args or config.dp or config.ray_address or config.gpus_of_a_client)
         and config.local_training != "vectorized"
         and config.side >= _SMALLEST_BUILT_IN_SIDE
@@ -271,7 +276,7 @@ def _warn_of_memory(prepared: Prepared, num_actors: int) -> None:
 
     config = prepared.config
     model_bytes = sum(array.nbytes for array in prepared.initial_weights)
-    line = shortage(config, model_bytes, num_actors, averages=prepared.strategy.averages)
+    line = shortage(config, model_bytes, num_actors, averages=prepared.averages)
     if line is not None:
         logging.getLogger("sim").warning("note: %s", line)
 

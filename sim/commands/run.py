@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.config.flags import config_from, flags_given, settings_given
-from sim.config.run_config import CentralizedConfig, RunConfig
+from sim.config.run_config import AppConfig, CentralizedConfig, RunConfig
 from sim.errors import ConfigError, one_line
 from sim.network.options import ClientOptions, ServerOptions, networked
 from sim.reaper import nothing_left
@@ -22,7 +22,37 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if arguments.allow_changed_code:
         raise ConfigError("--allow-changed-code: only for --resume; a new run takes the code as it is")
-    config = config_from(RunConfig, arguments)
+    given = settings_given(RunConfig, arguments)
+    if arguments.app_folder is not None or "app" in given:
+        _run_app(arguments)
+        return
+    config = RunConfig(**given)
+    from sim.run_folder.progress import RoundProgress
+    from sim.simulation import simulate
+
+    with RoundProgress(config.num_rounds) as progress:
+        run = simulate(config, on_record=progress.update)
+    _report(run, "round")
+
+
+def app(arguments: argparse.Namespace) -> None:
+    """``sim app``: run a Flower app, or resume its run."""
+    if arguments.resume is not None:
+        _resume(arguments)
+        return
+    if arguments.allow_changed_code:
+        raise ConfigError("--allow-changed-code: only for --resume; a new run takes the code as it is")
+    if arguments.app_folder is None:
+        raise ConfigError("sim app: needs the folder of an app, or --resume RUN")
+    _run_app(arguments)
+
+
+def _run_app(arguments: argparse.Namespace) -> None:
+    given = settings_given(AppConfig, arguments)
+    folder = given.pop("app", None)
+    if folder is not None and arguments.app_folder is not None:
+        raise ConfigError(f"--app {folder} and {arguments.app_folder}: give one of the two")
+    config = AppConfig(**given, app=folder or arguments.app_folder)
     from sim.run_folder.progress import RoundProgress
     from sim.simulation import simulate
 

@@ -107,7 +107,7 @@ def settings_given(config_type: type[TrainingConfig], arguments: argparse.Namesp
         ConfigError: see ``TrainingConfig.given``; or the value of a flag is not valid.
     """
     preset = getattr(arguments, "preset", None)
-    return config_type.given(arguments.config, preset=preset, **flags_given(config_type, arguments))
+    return config_type.given(getattr(arguments, "config", None), preset=preset, **flags_given(config_type, arguments))
 
 
 def config_from(config_type: type[C], arguments: argparse.Namespace) -> C:

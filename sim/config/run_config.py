@@ -71,7 +71,7 @@ USED_BY = {
 class RunConfig(TrainingConfig):
     """The settings of one federated run.
 
-    After construction, exactly one of ``fraction_fit`` and ``clients_per_round`` has a value.
+    After construction, exactly one of ``fraction_fit`` and ``clients_per_round`` has a value, unless an app decides.
 
     Raises:
         ConfigError: a value has the wrong type, is not valid, or contradicts another value.
@@ -284,7 +284,7 @@ class RunConfig(TrainingConfig):
             raise ConfigError(f"--app {self.app} and --client-fn {self.client_fn}: give one of the two")
         if self.run_config and not (self.app or self.client_fn or self.client):
             raise ConfigError(f"--run-config {', '.join(self.run_config)}: belongs to --app or --client-fn")
-        if self.fraction_fit is None and self.clients_per_round is None:
+        if self.fraction_fit is None and self.clients_per_round is None and self.app is None:
             if _share_of(self.num_clients, 0.2):
                 object.__setattr__(self, "fraction_fit", 0.2)
             else:

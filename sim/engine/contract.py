@@ -58,6 +58,7 @@ class Chunk:
         weights: the same list object in every chunk that shares them, so that an engine sends them once.
         summed: return the weighted sum of the clients instead of the weights of each.
         untrained: positions of the weights that are not trained, see ``WeightedSum.exact``.
+        batch: number of the batch of messages that an app sends by itself, of which there may be several in a round.
     """
 
     phase: Phase
@@ -66,6 +67,7 @@ class Chunk:
     weights: NDArrays
     summed: bool
     untrained: frozenset[int] = frozenset()
+    batch: int | None = None
 
     @property
     def num_examples(self) -> int:

@@ -168,7 +168,10 @@ class Worker:
                 start = time.perf_counter()
                 self._begin(task.client_id)
                 try:
-                    reseed(self.seed, purpose, chunk.server_round, task.client_id)
+                    if chunk.batch is None:
+                        reseed(self.seed, purpose, chunk.server_round, task.client_id)
+                    else:
+                        reseed(self.seed, Purpose.QUERY, chunk.batch, task.client_id)
                     with runtime.isolated():
                         result = self._call(runtime, chunk, task)
                     if result.weights is not None and chunk.summed:

@@ -113,7 +113,7 @@ def size(config: RunConfig) -> Sizing:
     prepared = prepare(replace(config, num_gpus=1.0 if gpus else 0.0, num_cpus=min(config.num_cpus, 1.0)))
     model_bytes = sum(array.nbytes for array in prepared.initial_weights)
     own = int(psutil.Process().memory_full_info().uss)
-    driver = own + driver_bytes(config, model_bytes, averages=prepared.strategy.averages)
+    driver = own + driver_bytes(config, model_bytes, averages=prepared.averages)
     machine = Machine(
         environment.available_cpus(),
         # The memory of this process is counted as the driver's.

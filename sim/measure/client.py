@@ -45,7 +45,7 @@ class MeasurementTask:
             config.num_clients,
             prepared.initial_weights,
             {"server_round": 1, **fit_settings(config, 1)},
-            prepared.strategy.averages,
+            prepared.averages,
             [int(client_id) for client_id in order[:_MOST_CLIENTS]],
             config.num_evaluate_clients > 0,
             seconds,

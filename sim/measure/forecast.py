@@ -146,6 +146,7 @@ def mean_makespan(each: NDArray[np.float64], num_sampled: int, num_actors: int, 
 def _aggregate_seconds(prepared: Prepared) -> float:
     """Time the strategy once on as many results as a round has."""
     weights, built = prepared.initial_weights, prepared.strategy
+    assert built is not None, "a PyTorch program has a strategy"
     results = PhaseResults()
     for client_id in range(prepared.config.num_fit_clients):
         each = None if built.averages else weights

@@ -51,7 +51,7 @@ class RoundProgress:
     def __init__(self, num_rounds: int, word: str = "round") -> None:
         """
         Args:
-            num_rounds: number of the last round.
+            num_rounds: number of the last round; 0 where nobody knows it yet.
             word: what a row is called, ``round`` or ``epoch``.
         """
         self._num_rounds = num_rounds
@@ -67,7 +67,7 @@ class RoundProgress:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._live.add_task(f"{word} 0/{num_rounds}", total=num_rounds)
+        self._task = self._live.add_task(f"{word} 0", total=num_rounds or None)
 
     def __enter__(self) -> Self:
         return self
@@ -84,7 +84,8 @@ class RoundProgress:
             self._first_round = record.round
             self._start = time.perf_counter()
             self._live.start()
-        parts = [f"{self._word} {record.round}/{self._num_rounds}", *measured_first(record)]
+        total = f"/{self._num_rounds}" if self._num_rounds else ""
+        parts = [f"{self._word} {record.round}{total}", *measured_first(record)]
         if record.num_clients and record.fit_seconds:
             parts.append(f"{record.num_clients / record.fit_seconds:.1f} clients/s")
         if record.num_failures:
@@ -94,7 +95,7 @@ class RoundProgress:
             self._live.update(self._task, completed=record.round, description=line)
             return
         done = record.round - self._first_round
-        if done > 0:
+        if done > 0 and self._num_rounds:
             seconds_left = (time.perf_counter() - self._start) / done * (self._num_rounds - record.round)
             line += f" · {seconds_left:.0f} s left"
         with suppress(OSError):  # stderr is a file on a full disk; the run goes on

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from flwr.common import NDArrays, RecordDict
 
 from sim.engine.contract import Chunk, ClientResult
+from sim.run_folder.records import Phase
 from sim.server.results import PhaseResults
 
 # The calls of a strategy. The position of each is part of the key of its random numbers, so it must never change.
@@ -38,10 +39,14 @@ class StrategyAdapter(Protocol):
         calls: the names of its six methods, in the order of ``CALLS``.
     """
 
-    calls: Sequence[str]
-    strategy: Any
-    tests_last: bool
-    may_skip: bool
+    @property
+    def calls(self) -> Sequence[str]: ...
+    @property
+    def strategy(self) -> Any: ...
+    @property
+    def tests_last(self) -> bool: ...
+    @property
+    def may_skip(self) -> bool: ...
 
     def restore(self, state: Any) -> None:
         """Take the state of ``strategy`` that a checkpoint has kept; what it could restore in place has it already."""
@@ -55,7 +60,7 @@ class StrategyAdapter(Protocol):
     def initial(self) -> NDArrays:
         """Return the weights with which the first round begins."""
 
-    def configure(self, phase: str, server_round: int, states: dict[int, RecordDict]) -> list[Chunk]:
+    def configure(self, phase: Phase, server_round: int, states: dict[int, RecordDict]) -> list[Chunk]:
         """Have the strategy choose the clients of a phase, ``fit`` or ``evaluate``.
 
         Args:

@@ -74,12 +74,14 @@ class Batch:
         num_clients: int,
         *,
         weighted_by: str = "",
+        batch: int | None = None,
     ) -> Batch:
         """Cut messages into chunks.
 
         Args:
             states: client_id → what the client left last time.
             weighted_by: name of a metric; the replies' arrays are then added up, weighted by it.
+            batch: see ``Chunk``.
 
         Raises:
             RunError: a message goes to a node that there is not.
@@ -107,7 +109,9 @@ class Batch:
                     about.message_type, about.message_id, about.group_id, about.ttl, records, weighted_by
                 )
                 groups[-1][1].append(Task(client_id, {}, states.get(client_id), message=told))
-            chunks += [Chunk(phase, server_round, tasks, arrays, bool(weighted_by)) for arrays, tasks in groups]
+            chunks += [
+                Chunk(phase, server_round, tasks, arrays, bool(weighted_by), batch=batch) for arrays, tasks in groups
+            ]
         return cls(ordered, chunks)
 
     def replies(self, results: PhaseResults) -> list[Message]:
@@ -146,7 +150,7 @@ class MessageStrategy:
         grid: Grid,
         arguments: StartArguments,
         num_clients: int,
-        prepare_message: Callable[[Message], None],
+        prepare_message: Callable[[Message], Any],
     ) -> None:
         """
         Args:

@@ -43,6 +43,7 @@ class ProgramObjects:
     strategy: Any = None
     client_fn: Any = None
     client_app: Any = None
+    server_app: Any = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class Prepared:
         dataset: None for a Flower program, whose clients bring their own data.
         objects: parts of the program that were given from Python.
         layout: what the arrays of ``initial_weights`` are.
-        strategy: built once to see that it can be; the round loop builds its own with the central test.
+        strategy: built once to see that it can be; the round loop builds its own with the central test. None for an
+            app, which brings it later.
+        server_app: the ServerApp of a Flower app.
     """
 
     config: RunConfig
@@ -62,9 +65,15 @@ class Prepared:
     spec: ClientSpec | FlowerSpec
     initial_weights: NDArrays
     layout: WeightLayout
-    strategy: BuiltStrategy
+    strategy: BuiltStrategy | None
     objects: ProgramObjects = field(default_factory=ProgramObjects)
     resume_point: ResumePoint | None = None
+    server_app: Any = None
+
+    @property
+    def averages(self) -> bool:
+        """Whether the strategy needs only the mean of its clients."""
+        return self.strategy is not None and self.strategy.averages
 
     @property
     def data(self) -> Dataset:

@@ -138,13 +138,13 @@ def metric_records(
     rows = []
     values: dict[str, list[tuple[int, float | None]]] = {}
     for client in clients:
-        if not client.num_examples:
+        if not client.num_examples and client.records is None:  # a message need not say how many examples it used
             continue
         numbers = numbers_of(client.metrics)
         if client.loss is not None:
             numbers = {"loss": client.loss, **{n: value for n, value in numbers.items() if n != "loss"}}
         for name, value in numbers.items():
-            rows.append(MetricRecord(server_round, phase, client.client_id, client.num_examples, name, value))
+            rows.append(MetricRecord(server_round, phase, client.client_id, client.num_examples or None, name, value))
             known = values.setdefault(name, [])
             if not math.isnan(value):
                 known.append((client.num_examples, value))
@@ -152,7 +152,7 @@ def metric_records(
     for name in dict.fromkeys([*values, *aggregated]):
         num_examples = sum(n for n, _ in values[name]) if name in values else everyone
         mean = aggregated[name] if name in aggregated else weighted_mean(values[name])
-        rows.append(MetricRecord(server_round, phase, None, num_examples, name, mean))
+        rows.append(MetricRecord(server_round, phase, None, num_examples or None, name, mean))
     return rows
 
 

@@ -80,6 +80,7 @@ class RoundServer:
         config = prepared.config
         self.config = config
         self.history = History()
+        self._owns_executor = executor is None
         self._executor = executor or Executor(dispatcher, on_client_error=config.on_client_error)
         self._dispatcher = dispatcher
         self._on_round = on_round
@@ -137,7 +138,8 @@ class RoundServer:
                 if self._target is not None and self._target.is_reached_by(record.tested(self._target.name)):
                     break
         finally:
-            self._executor.log_summary()
+            if self._owns_executor:
+                self._executor.log_summary()
 
     def _round(self, server_round: int) -> tuple[RoundRecord, list[ClientRecord]]:
         record = RoundRecord(server_round)

@@ -31,7 +31,7 @@ from sim.metrics import configured
 from sim.server import strategy
 from sim.server.prepared import Prepared, ProgramObjects
 from sim.setup import dry_run
-from sim.setup.prepare_flower import prepare_client_fn, with_client_fn
+from sim.setup.prepare_flower import prepare_app, prepare_client_fn, with_client_fn
 from sim.training import local, models
 from sim.training.losses import METRICS
 from sim.training.vectorized import Member, Trainer, drawn
@@ -52,6 +52,8 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
         UsageError: something does not work.
     """
     config, objects = with_client_fn(config, objects or ProgramObjects())
+    if config.app is not None:
+        return prepare_app(config, objects)
     if config.client_fn is not None:
         return prepare_client_fn(config, objects)
     dataset = load_dataset(config, objects.load_data)

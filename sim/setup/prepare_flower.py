@@ -13,9 +13,11 @@ import torch
 from flwr.client import Client
 from flwr.common import Code, Context, GetParametersIns, NDArrays, RecordDict, parameters_to_ndarrays
 from flwr.server.strategy import Strategy
+from flwr.serverapp import ServerApp
 
 from sim import user_code
 from sim.client.flower_program import FlowerRuntime, FlowerSpec, is_client_fn
+from sim.config.app import read_app
 from sim.config.run_config import RunConfig
 from sim.data.partition import Partition
 from sim.engine.aggregation import check_finite
@@ -77,6 +79,36 @@ def prepare_client_fn(config: RunConfig, objects: ProgramObjects) -> Prepared:
     weights, layout = _first_weights(config, objects, client)
     built = strategy.build(config, weights, layout, None, objects.strategy)
     return Prepared(config, None, Partition.unknown(config.num_clients), spec, weights, layout, built, objects)
+
+
+def prepare_app(config: RunConfig, objects: ProgramObjects) -> Prepared:
+    """Read a Flower app and import its two components.
+
+    Raises:
+        UsageError: something does not work.
+    """
+    if objects.server_app is None:
+        assert config.app is not None
+        files = read_app(config.app, config.run_config)
+        server_app = user_code.load(files.server_app, "serverapp", folder=files.folder)
+        spec = FlowerSpec(
+            files.folder,
+            config.seed,
+            config.torch_threads,
+            client_app=files.client_app,
+            run_config=files.run_config,
+            accuracy_in_percent=config.accuracy_in_percent,
+        )
+    else:
+        server_app = objects.server_app
+        spec = replace(flower_spec(config, objects), client_fn=None, client_app=objects.client_app, defaults={})
+    if not isinstance(server_app, ServerApp):
+        raise PluginError(f"serverapp: is of type {type(server_app).__name__}, not a flwr.serverapp.ServerApp")
+    torch.set_num_threads(config.torch_threads)
+    FlowerRuntime(spec)  # imports the other component
+    layout = WeightLayout.unknown([])
+    partition = Partition.unknown(config.num_clients)
+    return Prepared(config, None, partition, spec, [], layout, None, objects, server_app=server_app)
 
 
 def _first_client(config: RunConfig, runtime: FlowerRuntime) -> Client:

@@ -19,14 +19,14 @@ from sim.client.flower_program import FlowerSpec
 from sim.client.runtime import ClientSpec
 from sim.config.choices import CHANGEABLE
 from sim.config.fields import default_of, flag_of, read_toml
-from sim.config.run_config import RunConfig
+from sim.config.run_config import RunConfig, config_type_of
 from sim.data.dataset import Examples
 from sim.engine.aggregation import check_finite
 from sim.errors import ConfigError, RunFolderError, one_line
 from sim.metrics import Target
 from sim.run_folder import checkpoint as checkpoints
 from sim.run_folder import environment
-from sim.run_folder.checkpoint import Code
+from sim.run_folder.checkpoint import Checkpoint, Code
 from sim.run_folder.folder import Run
 from sim.run_folder.records import RENAMED_COLUMNS, ClientRecord, RoundRecord, columns
 from sim.run_folder.state import is_flowers
@@ -48,11 +48,12 @@ def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
         RunFolderError: there is no checkpoint, or nothing is left to do.
     """
     values = read_toml(RunConfig, run.config_path, "--resume")
+    config_type = config_type_of(values)
     for name, value in changes.items():
         if name not in CHANGEABLE and values.get(name) != value:
             allowed = ", ".join(flag_of(setting) for setting in CHANGEABLE)
             raise ConfigError(f"{flag_of(name)}: a resumed run keeps its config; it may change {allowed}")
-    config = RunConfig(**RunConfig.layered([values, changes]))
+    config = config_type(**config_type.layered([values, changes]))
     last = run.last_checkpoint()
     if last is None:
         raise RunFolderError(
@@ -91,21 +92,7 @@ def resumed(run: Run, prepared: Prepared, *, allow_changed_code: bool = False) -
     differences = _differences(then, what_must_fit(prepared, old_data=_OLD_DATA in then))
     if differences:
         raise RunFolderError(f"{place}: does not fit: {'; '.join(differences)}")
-    built = prepared.strategy
-    like = prepared.initial_weights
-    if prepared.layout.is_known:
-        if [array.shape for array in checkpoint.weights] != [array.shape for array in like]:
-            raise RunFolderError(f"{place}: does not fit: its weights are of another model")
-        if [array.dtype for array in checkpoint.weights] != [array.dtype for array in like]:
-            raise RunFolderError(f"{place}: does not fit: its weights have other dtypes")
-    else:
-        like = checkpoint.weights  # clients may send other arrays than the first ones
-    checkpoints.restored(checkpoint, built.strategy, place)
-    try:
-        check_finite(checkpoint.weights, prepared.initial_weights, prepared.layout.names)
-        _check_arrays(built.strategy, built.view.of(like))
-    except (ValueError, TypeError, EOFError, OSError) as error:
-        raise RunFolderError(f"{place}: damaged: {error}") from None
+    _check_weights(checkpoint, prepared, place)
     number, notes = checkpoint.round, []
     if run.metrics_path.name not in checkpoint.tables:
         notes.append(f"metrics.csv begins after round {number}, because the rounds before were made by another version")
@@ -129,6 +116,30 @@ def resumed(run: Run, prepared: Prepared, *, allow_changed_code: bool = False) -
             f"uninterrupted run: {one_line('; '.join(others))}"
         )
     return replace(prepared, resume_point=ResumePoint(run, replace(checkpoint, code=code), tuple(notes)))
+
+
+def _check_weights(checkpoint: Checkpoint, prepared: Prepared, place: Path) -> None:
+    """Check that weights and strategy of a checkpoint are those of the run.
+
+    Raises:
+        RunFolderError: they are others, or damaged.
+    """
+    built, like = prepared.strategy, prepared.initial_weights
+    if prepared.layout.is_known:
+        if [array.shape for array in checkpoint.weights] != [array.shape for array in like]:
+            raise RunFolderError(f"{place}: does not fit: its weights are of another model")
+        if [array.dtype for array in checkpoint.weights] != [array.dtype for array in like]:
+            raise RunFolderError(f"{place}: does not fit: its weights have other dtypes")
+    else:
+        like = checkpoint.weights  # clients may send other arrays than the first ones
+    if built is not None:
+        checkpoints.restored(checkpoint, built.strategy, place)
+    try:
+        check_finite(checkpoint.weights, prepared.initial_weights, prepared.layout.names)
+        if built is not None:
+            _check_arrays(built.strategy, built.view.of(like))
+    except (ValueError, TypeError, EOFError, OSError) as error:
+        raise RunFolderError(f"{place}: damaged: {error}") from None
 
 
 def _check_arrays(strategy: Strategy, like: NDArrays) -> None:

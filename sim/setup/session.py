@@ -22,7 +22,7 @@ from sim.run_folder import log as run_log
 from sim.run_folder.checkpoint import Checkpoint, CheckpointWriter
 from sim.run_folder.folder import Run
 from sim.run_folder.measured import metric_of
-from sim.run_folder.records import RoundRecord
+from sim.run_folder.records import ClientRecord, MetricRecord, RoundRecord
 from sim.run_folder.writer import RunWriter
 from sim.server.prepared import Prepared
 from sim.server.rounds import FinishedRound
@@ -45,7 +45,7 @@ class Session:
         self._fits = what_must_fit(prepared) if self._every else {}
         self._code = code_of(prepared.spec, config) if self._every else {}
         self._unwritten: Checkpoint | None = None  # of the last whole round
-        if self._every:
+        if self._every and prepared.strategy is not None:
             _check_that_it_can_be_kept(prepared, self._fits)
         point = prepared.resume_point
         if point is None:
@@ -68,6 +68,36 @@ class Session:
         self.prepared, self._weights = prepared, prepared.initial_weights
         self._writer.write(self.run.config_path, prepared.config.to_toml().encode())
         self._draw_partition()
+
+    def begin(self, prepared: Prepared, state: Any) -> None:
+        """Take what an app gives to its strategy, before the first round.
+
+        Args:
+            state: of the strategy, for checkpoints.
+        """
+        point = prepared.resume_point
+        self.prepared = prepared
+        self._weights = prepared.initial_weights if point is None else point.checkpoint.weights
+        self._writer.write(self.run.config_path, prepared.config.to_toml().encode())
+        if self._every:
+            try:
+                Checkpoint.of(0, prepared.initial_weights, state, {}, self._fits)
+            except StateError as error:
+                self.keep_no_checkpoints()
+                name = str(error).removeprefix("strategy.")
+                logging.getLogger("sim").warning(
+                    "note: this run cannot be resumed, because its strategy holds %s, which no checkpoint can keep",
+                    name,
+                )
+
+    def keep_no_checkpoints(self) -> None:
+        """Record the rounds that follow without checkpoints."""
+        self._every = 0
+
+    def on_own_round(self, record: RoundRecord, clients: list[ClientRecord], metrics: list[MetricRecord]) -> None:
+        """Record a round that an app makes by itself; nobody else knows its weights."""
+        self._every = 0
+        self.on_round(FinishedRound(record, clients, self._weights, None, {}, metrics))
 
     def on_round(self, finished: FinishedRound) -> None:
         """Record a round; a Ctrl-C during that takes effect after it.
@@ -202,6 +232,7 @@ def _check_that_it_can_be_kept(prepared: Prepared, fits: dict[str, Any]) -> None
         StateError: the strategy holds such a thing.
     """
     try:
+        assert prepared.strategy is not None
         Checkpoint.of(0, prepared.initial_weights, prepared.strategy.strategy, {}, fits)
     except StateError as error:
         name = str(error).removeprefix("strategy.")
@@ -271,5 +302,7 @@ def finish(writer: RunWriter, weight_names: Sequence[str], weights: NDArrays) ->
         writer.write(path, plots.render(plots.curves_figure(curves, [quantity]), "png"))
     # safetensors sorts by dtype and name, so the order of the state_dict is kept beside the arrays.
     names = list(weight_names)
+    if not weights:  # an app that keeps them to itself
+        return
     content = save(dict(zip(names, weights, strict=True)), metadata={"state_dict": json.dumps(names)})
     writer.write(run.model_path, content)

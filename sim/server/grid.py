@@ -1,0 +1,106 @@
+"""The grid of a ServerApp: its messages go to clients through the engine, and come back in the order of the clients."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flwr.common import Message, RecordDict
+from flwr.serverapp import Grid
+
+from sim import private
+from sim.run_folder.records import Phase
+from sim.server.executor import Executor
+from sim.server.messages import Batch, nodes, phase_of
+from sim.server.results import PhaseResults
+
+# Called with (phase, results, seconds) of each batch of messages that an app sends by itself.
+OnBatch = Callable[[Phase, PhaseResults, float], None]
+
+
+class EngineGrid(Grid):
+    """Sends the messages that an app makes itself, outside of ``Strategy.start``.
+
+    Messages that several threads send at the same time are executed together.
+    """
+
+    def __init__(
+        self, executor: Executor, num_clients: int, round_of: Callable[[Phase], int], on_batch: OnBatch
+    ) -> None:
+        """
+        Args:
+            round_of: returns the round of a batch of a phase that begins.
+            on_batch: called after each batch.
+        """
+        self._executor, self._num_clients = executor, num_clients
+        self._round_of, self._on_batch = round_of, on_batch
+        self._run = private.empty_run()
+        self._count = self._num_batches = 0
+        self._lock = threading.Lock()
+        self._engine = threading.Lock()
+        self._waiting: dict[str, Message] = {}
+        self._replies: dict[str, Message] = {}
+
+    def set_run(self, run: Any) -> None:
+        """Set what ``run`` gives."""
+        self._run = run
+
+    @property
+    def run(self) -> Any:
+        """Flower's record of the run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Make a message to a node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of all clients, in their order."""
+        return list(nodes(self._num_clients))
+
+    def number(self, message: Message) -> str:
+        """Give a message its id."""
+        with self._lock:
+            self._count += 1
+            message_id = str(self._count)
+        private.set_message_id(message, message_id)
+        return message_id
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Take messages, which are executed when the first of their replies is pulled."""
+        given = {self.number(message): message for message in messages}
+        with self._lock:
+            self._waiting.update(given)
+        return list(given)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies to messages, each once."""
+        with self._engine:
+            with self._lock:
+                waiting, self._waiting = self._waiting, {}
+            self._execute(waiting)
+        return [self._replies.pop(message_id) for message_id in message_ids if message_id in self._replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send messages and return their replies, in the order of the clients."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def _execute(self, messages: dict[str, Message]) -> None:
+        of_phase: dict[Phase, dict[str, Message]] = {}
+        for message_id, message in messages.items():
+            of_phase.setdefault(phase_of(message.metadata.message_type), {})[message_id] = message
+        for phase, some in of_phase.items():
+            start = time.perf_counter()
+            ids = {id(message): message_id for message_id, message in some.items()}
+            number = self._round_of(phase)
+            self._num_batches += 1
+            states = self._executor.states
+            batch = Batch.of(some.values(), phase, number, states, self._num_clients, batch=self._num_batches)
+            results = self._executor.execute(phase, number, batch.chunks)
+            for message, reply in zip(batch.messages, batch.replies(results), strict=True):
+                self._replies[ids[id(message)]] = reply
+            self._on_batch(phase, results, time.perf_counter() - start)

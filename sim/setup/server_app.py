@@ -1,0 +1,266 @@
+"""Executes a ServerApp in this process: its rounds are those of our own loop, its messages go through the engine."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+
+from flwr.common import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    GetParametersIns,
+    Message,
+    MetricRecord,
+    NDArrays,
+    RecordDict,
+    parameters_to_ndarrays,
+)
+from flwr.server import History, Server, ServerConfig
+from flwr.server.client_manager import ClientManager
+from flwr.server.strategy import FedAvg
+from flwr.server.strategy import Strategy as LegacyForm
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from sim import private
+from sim.client.flower_program import FlowerSpec, node_of
+from sim.engine.contract import Dispatcher
+from sim.errors import RunError, RunFolderError, SimError, StateError, described, many_lines
+from sim.process_settings import restored_settings
+from sim.run_folder.records import ClientRecord, Phase, RoundRecord
+from sim.run_folder.records import MetricRecord as MetricRow
+from sim.seeds import Purpose, seeded
+from sim.server import strategy
+from sim.server.adapter import StrategyAdapter
+from sim.server.executor import Executor
+from sim.server.grid import EngineGrid
+from sim.server.legacy import LegacyStrategy, virtual_clients
+from sim.server.messages import MessageStrategy, StartArguments
+from sim.server.prepared import Prepared
+from sim.server.results import PhaseResults, client_quantiles, metric_records, weighted_mean
+from sim.server.rounds import FinishedRound, RoundServer
+from sim.setup.session import Session
+from sim.training.weights import WeightLayout
+
+
+class ServerAppRun:
+    """One execution of a ServerApp.
+
+    What its first strategy does is executed, recorded and checkpointed round by round. What it sends through the grid
+    by itself is recorded: a round begins with each batch of training messages.
+    """
+
+    def __init__(self, prepared: Prepared, dispatcher: Dispatcher, session: Session) -> None:
+        self._prepared, self._dispatcher, self._session = prepared, dispatcher, session
+        config = prepared.config
+        self._executor = Executor(dispatcher, on_client_error=config.on_client_error)
+        self._grid = EngineGrid(self._executor, config.num_clients, self._round_of, self._on_batch)
+        self._has_started = False  # a strategy of the app
+        self._in_rounds = False
+        self._own: _OwnRound | None = None
+        self._round = 0
+
+    def run(self) -> None:
+        """Execute the app.
+
+        Raises:
+            RunError: it raised; a client raised, and ``on_client_error`` is stop; or nothing can be measured.
+        """
+        config, spec = self._prepared.config, self._prepared.spec
+        assert isinstance(spec, FlowerSpec)
+        private.set_task_identity(node_of(-1))
+        context = Context(1, node_of(-1), {}, RecordDict(), dict(spec.run_config))
+        try:
+            with (
+                private.server_app_calls(start=self._start, start_grid=self._start_grid),
+                restored_settings(),
+                seeded(config.seed, Purpose.SERVER_APP),
+            ):
+                self._prepared.server_app(self._grid, context)
+        except (SimError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            if isinstance(error.__context__, SimError):  # the app has put an error of ours into one of its own
+                raise error.__context__ from None
+            logging.getLogger("flwr").error("the ServerApp raised:\n%s", many_lines(traceback.format_exc()))
+            raise RunError(f"the ServerApp raised {described(error)}") from error
+        finally:
+            self._finish_own_round()
+            self._executor.log_summary()
+        if not self._has_started and self._round == 0 and self._own is None:
+            logging.getLogger("sim").warning("note: the ServerApp ended without a message to any client")
+
+    def _start(
+        self,
+        flowers: Callable[..., Result],
+        used: Strategy,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Execute the rounds of ``Strategy.start``."""
+        arguments = StartArguments(
+            initial_arrays,
+            ConfigRecord() if train_config is None else train_config,
+            ConfigRecord() if evaluate_config is None else evaluate_config,
+            evaluate_fn,
+        )
+        if grid is not self._grid or self._has_started:
+            self._note_second()
+            return flowers(
+                used,
+                grid,
+                initial_arrays,
+                num_rounds,
+                timeout,
+                arguments.train_config,
+                arguments.evaluate_config,
+                evaluate_fn,
+            )
+        used.summary()
+        config = self._prepared.config
+        adapter = MessageStrategy(used, grid, arguments, config.num_clients, self._grid.number)
+        self._run_rounds(adapter, adapter.initial(), adapter.names, num_rounds)
+        return adapter.result
+
+    def _start_grid(
+        self,
+        flowers: Callable[..., History],
+        *,
+        grid: Grid,
+        server: Server | None = None,
+        config: ServerConfig | None = None,
+        strategy: LegacyForm | None = None,
+        client_manager: ClientManager | None = None,
+    ) -> History:
+        """Execute the rounds of a strategy of the older form."""
+        if (server is not None and type(server) is not Server) or self._has_started or grid is not self._grid:
+            if server is not None and type(server) is not Server:
+                self._note_not_resumable(f"its own {type(server).__name__}")
+            return flowers(grid=grid, server=server, config=config, strategy=strategy, client_manager=client_manager)
+        if server is not None:
+            strategy, client_manager = server.strategy, server.client_manager()
+        used = strategy or FedAvg()
+        num_clients = self._prepared.config.num_clients
+        manager = virtual_clients(num_clients, client_manager)
+        weights = self._first_weights(used, manager)
+        names = [f"array_{number}" for number in range(len(weights))]
+        return self._run_legacy(used, manager, weights, names, (config or ServerConfig()).num_rounds)
+
+    def _run_legacy(
+        self, used: LegacyForm, manager: ClientManager, weights: NDArrays, names: list[str], num_rounds: int
+    ) -> History:
+        config = self._prepared.config
+        built = strategy.build(config, weights, WeightLayout.unknown(names), None, used)
+        adapter = LegacyStrategy(built, config, manager, (), sends_settings=False)
+        return self._run_rounds(adapter, weights, names, num_rounds)
+
+    def _first_weights(self, used: LegacyForm, manager: ClientManager) -> NDArrays:
+        """Return what the strategy begins with, or what client 0 answers."""
+        parameters = used.initialize_parameters(manager)
+        if parameters:
+            return parameters_to_ndarrays(parameters)
+        compat = private.legacy_messages()
+        content = compat.getparametersins_to_recorddict(GetParametersIns({}))
+        (reply,) = self._grid.send_and_receive([Message(content, node_of(0), "get_parameters")])
+        if reply.has_error():
+            raise RunError(f"there are no first weights: get_parameters of client 0: {reply.error.reason}")
+        return parameters_to_ndarrays(compat.recorddict_to_getparametersres(reply.content, False).parameters)
+
+    def _run_rounds(self, adapter: StrategyAdapter, weights: NDArrays, names: list[str], num_rounds: int) -> History:
+        self._finish_own_round()
+        config = self._prepared.config
+        prepared = replace(
+            self._prepared,
+            config=replace(config, num_rounds=config.num_rounds or num_rounds),
+            initial_weights=weights,
+            layout=WeightLayout.unknown(names),
+        )
+        self._session.begin(prepared, adapter.strategy)
+        self._has_started = self._in_rounds = True
+        try:
+            rounds = RoundServer(prepared, self._dispatcher, self._on_round, adapter=adapter, executor=self._executor)
+            rounds.run()
+        except StateError as error:
+            raise RunFolderError(f"{self._session.run.path}: does not belong to this strategy: {error}") from error
+        finally:
+            self._in_rounds = False
+        return rounds.history
+
+    def _on_round(self, finished: FinishedRound) -> None:
+        self._round = finished.record.round
+        if self._own is not None:  # queries of the strategy
+            finished = replace(finished, clients=[*self._own.clients, *finished.clients])
+            self._own = None
+        self._session.on_round(finished)
+
+    # What the app sends by itself.
+
+    def _round_of(self, phase: Phase) -> int:
+        """Return the round of a batch; one of training begins a round."""
+        if self._in_rounds:
+            return self._round + 1
+        if phase == "fit":
+            self._finish_own_round()
+            self._round += 1
+            if self._round == 1 and not self._has_started:
+                self._note_not_resumable("its own messages")
+        return self._round
+
+    def _on_batch(self, phase: Phase, results: PhaseResults, seconds: float) -> None:
+        if self._own is None:
+            self._own = _OwnRound(RoundRecord(self._round))
+        self._own.add(phase, results, seconds)
+
+    def _finish_own_round(self) -> None:
+        own, self._own = self._own, None
+        if own is not None and not self._in_rounds:
+            self._session.on_own_round(own.record, own.clients, own.metrics)
+
+    def _note_not_resumable(self, what: str) -> None:
+        self._session.keep_no_checkpoints()
+        logging.getLogger("sim").warning(
+            "note: this run cannot be resumed, because the ServerApp sends %s instead of calling Strategy.start", what
+        )
+
+    def _note_second(self) -> None:
+        logging.getLogger("sim").warning(
+            "note: the ServerApp starts a strategy again; its rounds are recorded behind those of the first, without "
+            "checkpoints"
+        )
+
+
+class _OwnRound:
+    """A round that an app makes of its own messages."""
+
+    def __init__(self, record: RoundRecord) -> None:
+        self.record = record
+        self.clients: list[ClientRecord] = []
+        self.metrics: list[MetricRow] = []
+
+    def add(self, phase: Phase, results: PhaseResults, seconds: float) -> None:
+        """Add a batch of messages."""
+        record, done = self.record, results.succeeded
+        self.clients += results.records
+        self.metrics += metric_records(done, phase, record.round, {})
+        loss = weighted_mean([(r.num_examples, r.loss) for r in done])
+        failures = (record.num_failures or 0) + len(results.failures)
+        record = replace(record, num_failures=failures, round_seconds=(record.round_seconds or 0.0) + seconds)
+        if phase == "fit":
+            record = replace(record, num_clients=len(done), train_loss=loss, fit_seconds=seconds)
+        elif phase == "evaluate":
+            record = replace(
+                record,
+                eval_loss=loss,
+                eval_accuracy=weighted_mean([(r.num_examples, r.accuracy) for r in done]),
+                **client_quantiles([r.accuracy for r in done if r.accuracy is not None]),
+                eval_seconds=seconds,
+            )
+        self.record = record
