@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sim.centralized import train_centralized as train_centralized
     from sim.client.torch_client import CifarClient as CifarClient
     from sim.client.torch_client import TorchClient as TorchClient
+    from sim.config.run_config import AppConfig as AppConfig
     from sim.config.run_config import CentralizedConfig as CentralizedConfig
     from sim.config.run_config import RunConfig as RunConfig
     from sim.errors import ClientError as ClientError
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from sim.errors import StateError as StateError
     from sim.errors import UsageError as UsageError
     from sim.errors import WriteError as WriteError
+    from sim.flower_programs import run_app as run_app
+    from sim.flower_programs import run_simulation as run_simulation
+    from sim.flower_programs import start_simulation as start_simulation
     from sim.run_folder.folder import Run as Run
     from sim.run_folder.folder import list_runs as list_runs
     from sim.run_folder.folder import open_run as open_run
@@ -49,7 +53,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "centralized": ["train_centralized"],
     "client.torch_client": ["CifarClient", "TorchClient"],
-    "config.run_config": ["CentralizedConfig", "RunConfig"],
+    "config.run_config": ["AppConfig", "CentralizedConfig", "RunConfig"],
     "errors": [
         "ClientError",
         "ConfigError",
@@ -65,6 +69,7 @@ _MODULES = {
         "UsageError",
         "WriteError",
     ],
+    "flower_programs": ["run_app", "run_simulation", "start_simulation"],
     "run_folder.folder": ["Run", "list_runs", "open_run"],
     "run_folder.plots": ["curves_figure", "curves_of", "fairness_figure", "partition_figure"],
     "run_folder.records": ["ClientRecord", "RoundRecord"],

@@ -23,6 +23,8 @@ from sim.run_folder.folder import Run
 from sim.run_folder.writer import check_folder
 
 if TYPE_CHECKING:
+    from flwr.server import History
+
     from sim.engine.contract import Dispatcher
     from sim.engine.ray.session import RaySession
     from sim.server.prepared import Prepared
@@ -40,9 +42,13 @@ def simulate(
     load_data: Callable[..., Any] | None = None,
     client: Callable[..., Any] | None = None,
     client_fn: Callable[..., Any] | None = None,
+    client_app: Any = None,
+    server_app: Any = None,
     strategy: Any = None,
+    client_manager: Any = None,
     ray_init_args: dict[str, Any] | None = None,
     on_record: OnRecord | None = None,
+    history: History | None = None,
 ) -> Run:
     """Run a federation of virtual clients on this machine, or on a Ray cluster, and return its run folder.
 
@@ -55,9 +61,12 @@ def simulate(
         load_data: returns (train, test) of Datasets, DataLoaders or arrays.
         client: a class or function that makes a Flower client.
         client_fn: a ``client_fn(context)`` of a Flower program, whose clients bring their own data and model.
-        strategy: a strategy of ``flwr.server.strategy``, or its class.
+        client_app, server_app: the two objects of a Flower app.
+        strategy: a strategy of ``flwr.server.strategy`` or ``flwr.serverapp.strategy``, or its class.
+        client_manager: a Flower ``ClientManager`` of the user's own, to which the clients are added.
         ray_init_args: for ``ray.init``, e.g. ``{"num_cpus": 4, "num_gpus": 1}``; they win over what is found.
         on_record: called with the record of each round after it is on disk.
+        history: is filled as Flower's own loop fills it.
 
     Raises:
         UsageError: the config, the data or the user's modules do not work; nothing was written.
@@ -70,9 +79,12 @@ def simulate(
         load_data=load_data,
         client=client,
         client_fn=client_fn,
+        client_app=client_app,
+        server_app=server_app,
         strategy=strategy,
+        client_manager=client_manager,
     )
-    return _simulate(config, objects, None, ray_init_args, on_record)
+    return _simulate(config, objects, None, ray_init_args, on_record, history=history)
 
 
 def resume(
@@ -116,6 +128,9 @@ def resume(
     return _simulate(config, objects, run, ray_init_args, on_record, allow_changed_code=allow_changed_code)
 
 
+_UNNAMED = ("client_app", "server_app", "client_manager")  # they are no settings
+
+
 class _Objects:
     """The parts of a program that were given; their class is imported later, because it needs Flower."""
 
@@ -126,7 +141,9 @@ class _Objects:
         """Return the config with the names of the objects, which is what a run records of them."""
         names = {"load_data": "dataset"}
         found: dict[str, Any] = {
-            names.get(name, name): user_code.name_of(v) for name, v in self.given.items() if v is not None
+            names.get(name, name): user_code.name_of(v)
+            for name, v in self.given.items()
+            if v is not None and name not in _UNNAMED
         }
         return replace(config, **found)
 
@@ -150,6 +167,7 @@ def _simulate(
     on_record: OnRecord | None,
     *,
     allow_changed_code: bool = False,
+    history: History | None = None,
 ) -> Run:
     objects = _Objects(**{**_objects_in(config), **{k: v for k, v in objects.given.items() if v is not None}})
     config = objects.named_in(config)
@@ -183,7 +201,7 @@ def _simulate(
             if prepared.server_app is not None:
                 ServerAppRun(prepared, dispatcher, session).run()
             else:
-                RoundServer(prepared, dispatcher, session.on_round).run()
+                RoundServer(prepared, dispatcher, session.on_round, history=history).run()
     return session.run
 
 

@@ -44,6 +44,7 @@ class ProgramObjects:
     client_fn: Any = None
     client_app: Any = None
     server_app: Any = None
+    client_manager: Any = None
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ class RoundServer:
         client_manager: ClientManager | None = None,
         adapter: StrategyAdapter | None = None,
         executor: Executor | None = None,
+        history: History | None = None,
     ) -> None:
         """
         Args:
@@ -76,17 +77,19 @@ class RoundServer:
             client_manager: the clients that a strategy can sample; all virtual clients of the config for None.
             adapter: of the strategy; None for the one that the config names.
             executor: calls the clients; None for one of this loop's own.
+            history: is filled as Flower's own loop fills it.
         """
         config = prepared.config
         self.config = config
-        self.history = History()
+        self.history = history or History()
         self._owns_executor = executor is None
         self._executor = executor or Executor(dispatcher, on_client_error=config.on_client_error)
         self._dispatcher = dispatcher
         self._on_round = on_round
         slices = prepared.test_slices
         self._central_test = CentralTest(dispatcher, slices) if slices else None
-        self._adapter = adapter or self._legacy(prepared, client_manager or virtual_clients(config.num_clients))
+        manager = client_manager or virtual_clients(config.num_clients, prepared.objects.client_manager)
+        self._adapter = adapter or self._legacy(prepared, manager)
         self._names = prepared.layout.names
         self._target = Target.of(vars(config))
         self._num_test_examples = 0 if prepared.dataset is None else prepared.dataset.num_test_examples
