@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from sim.client.own_functions import BuiltInTest, BuiltInTrain, OwnTest, OwnTrain
 from sim.config.run_config import RunConfig, TrainingConfig
 from sim.data.loaders import Loader
+from sim.seeds import restored
 from sim.training import local
 from sim.training.weights import get_weights, set_weights
 
@@ -89,6 +91,7 @@ class TorchClient(NumPyClient):
         """
         self.set_parameters(parameters)
         loader = self.train_loader
+        first_loss = self._loss_of(loader) if config.get("first_loss") else None
         if "batch_size" in config:
             loader = loader.with_batch_size(int(config["batch_size"]))
         settings: dict[str, Any] = {key: config[key] for key in TRAIN_SETTINGS if key in config}
@@ -100,7 +103,18 @@ class TorchClient(NumPyClient):
             if config.get("proximal_mu") and not accepts:
                 raise TypeError("the strategy sends proximal_mu, which this train() does not take")
         returned = train(self.net, loader, int(config["local_epochs"]), self.device, **settings)
-        return loader.num_examples, returned if isinstance(returned, dict) else {"loss": float(returned)}
+        metrics = dict(returned) if isinstance(returned, dict) else {"loss": float(returned)}
+        if first_loss is not None:
+            metrics["first_loss"] = first_loss
+        return loader.num_examples, metrics
+
+    def _loss_of(self, loader: Loader) -> float:
+        """Return the mean loss of the weights that the client got on its training examples."""
+        with restored():  # the training draws the same random numbers as without it
+            loss = float(self.test(self.net, loader, self.device)[0])
+        if not math.isfinite(loss):
+            raise ValueError(f"the strategy needs the loss of each client, but test returned {loss}")
+        return loss
 
     def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
         """Evaluate ``parameters`` on the client's own examples; a client that kept none returns 0 examples."""

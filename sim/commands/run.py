@@ -62,10 +62,12 @@ def _run_app(arguments: argparse.Namespace) -> None:
 
 
 def _resume(arguments: argparse.Namespace) -> None:
+    if getattr(arguments, "app_folder", None) is not None:
+        raise ConfigError(f"{arguments.app_folder}: a resumed run uses its own app")
     changes = flags_given(RunConfig, arguments)
     results_dir = changes.pop("results_dir", RunConfig.results_dir)
     for flag in ("config", "preset"):
-        if getattr(arguments, flag) is not None:
+        if getattr(arguments, flag, None) is not None:
             raise ConfigError(f"--{flag} {getattr(arguments, flag)}: a resumed run uses its own config")
     run = open_run(arguments.resume, results_dir)
     from sim.run_folder.progress import RoundProgress

@@ -60,6 +60,7 @@ STRATEGIES = (
     "fedmedian",
     "fedtrimmedavg",
     "krum",
+    "multikrum",
     "bulyan",
     "qfedavg",
 )

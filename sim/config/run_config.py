@@ -200,8 +200,7 @@ class RunConfig(TrainingConfig):
     )
     strategy: str = setting(
         "fedavg",
-        "strategy of Flower, or your own class; qfedavg weights all clients by one loss on the central test data, not "
-        "by each client's own loss as in its paper",
+        "strategy of Flower, or your own class, of flwr.server.strategy or flwr.serverapp.strategy",
         STRATEGY,
         choices=STRATEGIES,
         importable=True,

@@ -22,7 +22,8 @@ from sim.training.vectorized import Member, Trainer, drawn
 
 def can_fit(chunk: Chunk) -> bool:
     """Whether the clients of ``chunk`` can be trained in one computation: all have the same settings."""
-    return all(task.config == chunk.tasks[0].config for task in chunk.tasks)
+    first = chunk.tasks[0].config
+    return "first_loss" not in first and all(task.config == first for task in chunk.tasks)
 
 
 def fit(runtime: ClientRuntime, chunk: Chunk, seed: int) -> tuple[list[ClientResult], WeightedSum]:

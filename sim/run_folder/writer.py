@@ -118,9 +118,12 @@ class RunWriter:
             raise
 
     def append(
-        self, record: RoundRecord, clients: Sequence[ClientRecord] = (), metrics: Sequence[MetricRecord] = ()
+        self, record: RoundRecord | None, clients: Sequence[ClientRecord] = (), metrics: Sequence[MetricRecord] = ()
     ) -> None:
         """Add one round to the tables and sync them to disk.
+
+        Args:
+            record: None for more clients of a round that has its row.
 
         Raises:
             WriteError: the disk is full or the folder was removed; the tables end with the previous round.
@@ -128,7 +131,9 @@ class RunWriter:
         rows: dict[Path, Sequence[Record]] = {
             self.run.metrics_path: metrics,
             self.run.clients_path: clients,
-            self.run.rounds_path: [record],  # the last, because it says which rounds are complete
+            self.run.rounds_path: []
+            if record is None
+            else [record],  # the last, because it says which rounds are complete
         }
         before: list[tuple[_Table, int]] = []
         try:

@@ -25,7 +25,15 @@ from sim.server.adapter import Evaluated
 from sim.server.results import PhaseResults, numbers_of
 
 _PHASES: dict[str, Phase] = {"train": "fit", "evaluate": "evaluate"}
-_RAISED = 2  # ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+MESSAGE_CALLS = (
+    "start",
+    "configure_train",
+    "aggregate_train",
+    "configure_evaluate",
+    "aggregate_evaluate",
+    "evaluate_fn",
+)
+RAISED = 2  # ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 # Their aggregate_train uses nothing but the weighted mean of the replies' arrays.
 _AVERAGING = {
@@ -121,7 +129,7 @@ class Batch:
 
 def _reply(message: Message, result: ClientResult) -> Message:
     if result.error is not None:
-        return Message(Error(code=_RAISED, reason=result.error), reply_to=message)
+        return Message(Error(code=RAISED, reason=result.error), reply_to=message)
     # Arrays in shared memory are not copied: an array of Flower decodes whatever has bytes.
     arrays = [array.data for array in result.weights or []]
     return Message(unpack(result.records or [], arrays), reply_to=message)
@@ -140,7 +148,7 @@ class StartArguments:
 class MessageStrategy:
     """The adapter of a strategy of ``flwr.serverapp.strategy``, with what an app gives to its ``start``."""
 
-    calls = ("start", "configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate", "evaluate_fn")
+    calls = MESSAGE_CALLS
     tests_last = True
     may_skip = True
 

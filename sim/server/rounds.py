@@ -16,6 +16,7 @@ import numpy as np
 from flwr.common import NDArrays, RecordDict, Scalar, log
 from flwr.server import History
 from flwr.server.client_manager import ClientManager
+from flwr.serverapp.strategy import Strategy as NewerStrategy
 
 from sim.engine.aggregation import NonFiniteError, check_finite
 from sim.engine.central_evaluation import CentralTest
@@ -29,6 +30,7 @@ from sim.server import strategy
 from sim.server.adapter import CALLS, StrategyAdapter
 from sim.server.executor import Executor
 from sim.server.legacy import LegacyStrategy, virtual_clients
+from sim.server.messages_to_clients import MessagesToClients
 from sim.server.prepared import Prepared
 from sim.server.results import (
     client_quantiles,
@@ -89,7 +91,7 @@ class RoundServer:
         slices = prepared.test_slices
         self._central_test = CentralTest(dispatcher, slices) if slices else None
         manager = client_manager or virtual_clients(config.num_clients, prepared.objects.client_manager)
-        self._adapter = adapter or self._legacy(prepared, manager)
+        self._adapter = adapter or self._built(prepared, manager)
         self._names = prepared.layout.names
         self._target = Target.of(vars(config))
         self._num_test_examples = 0 if prepared.dataset is None else prepared.dataset.num_test_examples
@@ -105,7 +107,7 @@ class RoundServer:
             self._set_weights(checkpoint.weights)
             self._next_round = checkpoint.round + 1
 
-    def _legacy(self, prepared: Prepared, client_manager: ClientManager) -> LegacyStrategy:
+    def _built(self, prepared: Prepared, client_manager: ClientManager) -> StrategyAdapter:
         config, given = prepared.config, prepared.objects.strategy
         try:
             evaluate_fn = self._evaluate_fn if self._central_test is not None else None
@@ -114,6 +116,9 @@ class RoundServer:
             raise RunError(f"the strategy cannot be built a second time: {error}") from error
         self._view = built.view
         sends_settings = prepared.dataset is not None
+        if isinstance(built.strategy, NewerStrategy):
+            names, sizes = prepared.layout.names, prepared.partition.sizes
+            return MessagesToClients(built.strategy, built.view, names, config, sizes, sends_settings=sends_settings)
         return LegacyStrategy(built, config, client_manager, prepared.partition.sizes, sends_settings=sends_settings)
 
     def run(self) -> None:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import flwr.server.strategy
+import flwr.serverapp.strategy
 from flwr.common import NDArrays, Scalar, ndarrays_to_parameters
 from flwr.server.strategy import Strategy
+from flwr.serverapp.strategy import Strategy as NewerStrategy
 
 from sim import user_code
 from sim.config.run_config import RunConfig
@@ -26,12 +28,14 @@ class Entry:
     Attributes:
         averages: it uses only the weighted mean of the clients, so that one mean can stand for all of them.
         adaptive: it steps from the old weights instead of taking a mean or choosing among clients.
+        is_newer: it is one of ``flwr.serverapp.strategy``, which sends messages.
         defaults: arguments that Flower requires, or whose default does not train a small CNN.
     """
 
     class_name: str
     averages: bool
     adaptive: bool = False
+    is_newer: bool = False
     defaults: dict[str, Any] = field(default_factory=dict)
 
 
@@ -48,9 +52,10 @@ STRATEGIES = {
     # A client with few classes learns little: average the ten closest clients (multi-Krum, Blanchard et al. 2017).
     "krum": Entry("Krum", averages=False, defaults={"num_clients_to_keep": 10}),
     "bulyan": Entry("Bulyan", averages=False, defaults={"to_keep": 0}),
-    # Flower weighs all clients by one central test loss instead of each client's own loss (Li et al. 2020,
-    # algorithm 2), so that it is no fairer than fedavg.
-    "qfedavg": Entry("QFedAvg", averages=False, adaptive=True),
+    "multikrum": Entry("MultiKrum", averages=False, is_newer=True, defaults={"num_nodes_to_select": 10}),
+    # The older form weights all clients by one central test loss; this one weights each by its own loss, as the paper
+    # does (Li et al. 2020, algorithm 2).
+    "qfedavg": Entry("QFedAvg", averages=False, adaptive=True, is_newer=True),
 }
 
 PRIVACY = {
@@ -73,7 +78,7 @@ _CLIENT_SIDE = (
 class BuiltStrategy:
     """A strategy, whether it needs only the mean of its clients, and which arrays of the model it sees."""
 
-    strategy: Strategy
+    strategy: Strategy | NewerStrategy
     averages: bool
     view: VisibleWeights
 
@@ -98,14 +103,10 @@ def build(
         ConfigError: ``strategy_args`` has an unknown argument or a wrong value.
         PluginError: the user's class is missing, cannot be made or is not a Strategy.
     """
-    if isinstance(given, Strategy):
+    if isinstance(given, Strategy | NewerStrategy):
         return _as_given(config, given, layout)
     entry = STRATEGIES.get(config.strategy) if given is None else None
-    own: type[Strategy] = (
-        getattr(flwr.server.strategy, entry.class_name)
-        if entry
-        else given or user_code.load(config.strategy, "--strategy")
-    )
+    own: Any = _class_of(entry) if entry else given or user_code.load(config.strategy, "--strategy")
     if not layout.is_known:
         view: VisibleWeights = UnknownWeights()
     elif entry is None:
@@ -128,8 +129,14 @@ def build(
         "min_available_clients": max(num_fit, num_evaluate),
         "initial_parameters": ndarrays_to_parameters(view.of(initial_weights)) if initial_weights else None,
         "evaluate_fn": evaluate_fn,
+        "fraction_train": num_fit / config.num_clients,
+        "min_train_nodes": num_fit,
+        "min_evaluate_nodes": num_evaluate,
+        "min_available_nodes": max(num_fit, num_evaluate),
+        "client_learning_rate": config.lr or config.BUILT_IN["lr"],
     }
-    user_code.check_arguments(own, config.strategy_args, set(offered), "--strategy-args", config.strategy)
+    reserved = set(offered) - {"client_learning_rate"}
+    user_code.check_arguments(own, config.strategy_args, reserved, "--strategy-args", config.strategy)
     arguments = {
         **user_code.accepted(own, offered),
         **(entry.defaults if entry else {}),
@@ -145,10 +152,9 @@ def build(
         strategy = own(**arguments)
     except (Exception, SystemExit) as error:
         raise PluginError(f"--strategy {config.strategy}: cannot be made: {described(error)}") from error
-    if not isinstance(strategy, Strategy):
-        raise PluginError(
-            f"--strategy {config.strategy}: made a {type(strategy).__name__}, not a flwr.server.strategy.Strategy"
-        )
+    if not isinstance(strategy, Strategy | NewerStrategy):
+        kinds = "a Strategy of flwr.server.strategy or flwr.serverapp.strategy"
+        raise PluginError(f"--strategy {config.strategy}: made a {type(strategy).__name__}, not {kinds}")
     if isinstance(strategy, _CLIENT_SIDE):
         raise PluginError(
             f"--strategy {config.strategy}: adds noise for updates that clients clip, but no client here uses "
@@ -157,11 +163,15 @@ def build(
     return _private(config, BuiltStrategy(strategy, bool(getattr(strategy, "averages_clients", False)), view))
 
 
-def _as_given(config: RunConfig, strategy: Strategy, layout: WeightLayout) -> BuiltStrategy:
+def _class_of(entry: Entry) -> Any:
+    return getattr(flwr.serverapp.strategy if entry.is_newer else flwr.server.strategy, entry.class_name)
+
+
+def _as_given(config: RunConfig, strategy: Strategy | NewerStrategy, layout: WeightLayout) -> BuiltStrategy:
     """Use a strategy that the user has made; one of Flower's own classes averages as it does by its name."""
-    entry = next(
-        (e for e in STRATEGIES.values() if type(strategy) is getattr(flwr.server.strategy, e.class_name)), None
-    )
+    kind = type(strategy)
+    is_flowers = kind.__module__.startswith("flwr.")
+    entry = next((e for e in STRATEGIES.values() if is_flowers and kind.__name__ == e.class_name), None)
     if entry is None:
         own_buffers = config.dp is not None or bool(getattr(strategy, "aggregates_buffers", False))
         view = VisibleWeights.all_of(layout, own_buffers=own_buffers) if layout.is_known else UnknownWeights()
@@ -187,7 +197,8 @@ def _private(config: RunConfig, built: BuiltStrategy) -> BuiltStrategy:
             f"compute; use one of {averaging}"
         )
     entry = PRIVACY[config.dp]
-    wrapper = getattr(flwr.server.strategy, entry.class_name)
+    is_newer = isinstance(built.strategy, NewerStrategy)
+    wrapper = getattr(flwr.serverapp.strategy if is_newer else flwr.server.strategy, entry.class_name)
     user_code.check_arguments(
         wrapper, config.dp_args, {"strategy", "num_sampled_clients"}, "--dp-args", f"--dp {config.dp}"
     )

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from flwr.client import Client
 from flwr.common import Context, NDArrays, Scalar
-from flwr.server.strategy import Strategy
 from torch import nn
 
 from sim import user_code
@@ -31,9 +30,7 @@ from sim.training.models import check_logits, try_out
 from sim.training.weights import set_weights
 
 
-def check_user_code(
-    spec: ClientSpec, weights: NDArrays, fit_settings: dict[str, Scalar], strategy: Strategy | None = None
-) -> None:
+def check_user_code(spec: ClientSpec, weights: NDArrays, fit_settings: dict[str, Scalar], strategy: Any = None) -> None:
     """Call the user's ``train``, ``test`` and client once; the built-in ones are known to work.
 
     Args:

@@ -142,7 +142,7 @@ def _check_weights(checkpoint: Checkpoint, prepared: Prepared, place: Path) -> N
         raise RunFolderError(f"{place}: damaged: {error}") from None
 
 
-def _check_arrays(strategy: Strategy, like: NDArrays) -> None:
+def _check_arrays(strategy: Any, like: NDArrays) -> None:
     """Check the lists of arrays in a strategy of Flower's: they are weights or moments of the arrays that it sees.
 
     Raises:

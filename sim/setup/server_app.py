@@ -61,7 +61,7 @@ class ServerAppRun:
         self._has_started = False  # a strategy of the app
         self._in_rounds = False
         self._own: _OwnRound | None = None
-        self._round = 0
+        self._round, self._recorded = 0, -1
 
     def run(self) -> None:
         """Execute the app.
@@ -175,7 +175,10 @@ class ServerAppRun:
         return parameters_to_ndarrays(compat.recorddict_to_getparametersres(reply.content, False).parameters)
 
     def _run_rounds(self, adapter: StrategyAdapter, weights: NDArrays, names: list[str], num_rounds: int) -> History:
-        self._finish_own_round()
+        if self._round > 0:
+            self._finish_own_round()
+        elif self._prepared.resume_point is not None:
+            self._own = None  # what came before the first round is recorded already
         config = self._prepared.config
         prepared = replace(
             self._prepared,
@@ -195,10 +198,11 @@ class ServerAppRun:
         return rounds.history
 
     def _on_round(self, finished: FinishedRound) -> None:
-        self._round = finished.record.round
-        if self._own is not None:  # queries of the strategy
-            finished = replace(finished, clients=[*self._own.clients, *finished.clients])
-            self._own = None
+        self._round = self._recorded = finished.record.round
+        own, self._own = self._own, None
+        if own is not None:  # what the strategy or the app has asked clients by itself
+            clients, metrics = [*own.clients, *finished.clients], [*own.metrics, *finished.metrics]
+            finished = replace(finished, clients=clients, metrics=metrics)
         self._session.on_round(finished)
 
     # What the app sends by itself.
@@ -222,7 +226,9 @@ class ServerAppRun:
     def _finish_own_round(self) -> None:
         own, self._own = self._own, None
         if own is not None and not self._in_rounds:
-            self._session.on_own_round(own.record, own.clients, own.metrics)
+            record = own.record if own.record.round > self._recorded else None
+            self._recorded = own.record.round
+            self._session.on_own_round(record, own.clients, own.metrics)
 
     def _note_not_resumable(self, what: str) -> None:
         self._session.keep_no_checkpoints()

@@ -94,10 +94,21 @@ class Session:
         """Record the rounds that follow without checkpoints."""
         self._every = 0
 
-    def on_own_round(self, record: RoundRecord, clients: list[ClientRecord], metrics: list[MetricRecord]) -> None:
-        """Record a round that an app makes by itself; nobody else knows its weights."""
-        self._every = 0
+    def on_own_round(
+        self, record: RoundRecord | None, clients: list[ClientRecord], metrics: list[MetricRecord]
+    ) -> None:
+        """Record what an app does by itself; nobody else knows its weights, so that no checkpoint is made.
+
+        Args:
+            record: None for more clients of the round before.
+        """
+        if record is None:
+            with uninterrupted():
+                self._writer.append(None, clients, metrics)
+            return
+        every, self._every = self._every, 0
         self.on_round(FinishedRound(record, clients, self._weights, None, {}, metrics))
+        self._every = every
 
     def on_round(self, finished: FinishedRound) -> None:
         """Record a round; a Ctrl-C during that takes effect after it.

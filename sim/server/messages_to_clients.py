@@ -1,0 +1,232 @@
+"""Strategies of ``flwr.serverapp.strategy`` over clients that get FitIns and EvaluateIns: this package's, or a user's.
+
+A message to a client becomes weights and settings; what the client returns becomes the reply that the strategy expects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flwr.common import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, NDArrays, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from sim import private
+from sim.client.flower_program import client_of, node_of
+from sim.client.torch_client import fit_settings
+from sim.config.run_config import RunConfig
+from sim.engine.aggregation import cut
+from sim.engine.contract import Chunk, ClientResult, Task
+from sim.metrics import spelled
+from sim.run_folder.records import Phase
+from sim.server.adapter import Evaluated
+from sim.server.messages import MESSAGE_CALLS, RAISED, averages, nodes
+from sim.server.results import PhaseResults, numbers_of
+from sim.server.visible_weights import VisibleWeights
+
+_EXAMPLES = "num-examples"
+
+
+class NodesOnly(Grid):
+    """What a strategy may ask for when it chooses clients: their node ids. It sends nothing."""
+
+    def __init__(self, num_clients: int) -> None:
+        self._num_clients = num_clients
+        self._run = private.empty_run()
+
+    def set_run(self, run: Any) -> None:
+        """Set what ``run`` gives."""
+        self._run = run
+
+    @property
+    def run(self) -> Any:
+        """Flower's record of the run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Make a message to a node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of all clients, in their order."""
+        return list(nodes(self._num_clients))
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Not for these clients, which know training and evaluation only."""
+        raise RuntimeError("the strategy sends messages of its own, which only the clients of a Flower app answer")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See ``push_messages``."""
+        return self.push_messages([])  # type: ignore[return-value]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """See ``push_messages``."""
+        return self.push_messages(messages)  # type: ignore[return-value]
+
+
+class MessagesToClients:
+    """The adapter of a strategy of ``flwr.serverapp.strategy`` for clients that know no messages."""
+
+    calls = MESSAGE_CALLS
+    tests_last = False
+    may_skip = False
+
+    def __init__(
+        self,
+        used: Strategy,
+        view: VisibleWeights,
+        names: Sequence[str],
+        config: RunConfig,
+        sizes: Sequence[int] | NDArray[np.int64],
+        *,
+        sends_settings: bool,
+    ) -> None:
+        """
+        Args:
+            view: which arrays the strategy sees.
+            names: of all arrays.
+            sizes: examples of each client; empty where nobody knows.
+            sends_settings: clients get the settings of the training with their instructions.
+        """
+        private.set_task_identity(node_of(-1))
+        self.strategy: Any = used
+        self._view, self._names, self._config, self._sizes = view, names, config, sizes
+        self._sends_settings = sends_settings
+        self._averages = averages(used)
+        self._grid = NodesOnly(config.num_clients)
+        self._configs: dict[Phase, ConfigRecord] = {}
+        self._weights: NDArrays = []
+        self._messages: list[Message] = []
+        self._loss_key: str = getattr(used, "train_loss_key", "loss")
+
+    def restore(self, state: Any) -> None:
+        """Nothing: the strategy was restored in place."""
+
+    def set_weights(self, weights: NDArrays) -> None:
+        """Make ``weights`` the global ones."""
+        self._weights = weights
+
+    def changed(self) -> NDArrays | None:
+        """Return None: the strategy gets copies."""
+        return None
+
+    def initial(self) -> NDArrays:
+        """Return the weights of the model."""
+        return self._weights
+
+    def configure(self, phase: Phase, server_round: int, states: dict[int, RecordDict]) -> list[Chunk]:
+        """Have the strategy make messages, and turn them into instructions."""
+        arrays = self._record_of(self._view.of(self._weights))
+        configure = self.strategy.configure_train if phase == "fit" else self.strategy.configure_evaluate
+        made: list[Message] = list(configure(server_round, arrays, ConfigRecord(), self._grid))
+        self._messages = sorted(made, key=lambda message: message.metadata.dst_node_id)
+        settings: dict[str, Any] = {}
+        if phase == "fit" and self._sends_settings:
+            settings = {"server_round": server_round, **fit_settings(self._config, server_round)}
+            if self._needs_first_loss:
+                settings["first_loss"] = True
+        sent = [array.data for array in arrays.values()]
+        summed = phase == "fit" and self._averages
+        chunks = []
+        for part in cut(self._messages, self._config.vectorized_clients):
+            groups: list[tuple[NDArrays, list[Task]]] = []
+            for message in part:
+                weights, config = self._instructions(message, sent, server_round)
+                if not (groups and groups[-1][0] is weights):
+                    groups.append((weights, []))
+                client_id = client_of(message.metadata.dst_node_id)
+                size = int(self._sizes[client_id]) if len(self._sizes) else 0
+                groups[-1][1].append(Task(client_id, {**settings, **config}, states.get(client_id), size))
+            untrained = self._view.untrained
+            chunks += [Chunk(phase, server_round, tasks, weights, summed, untrained) for weights, tasks in groups]
+        return chunks
+
+    @property
+    def _needs_first_loss(self) -> bool:
+        """Whether the strategy uses the loss of the weights that a client gets, as q-FedAvg does (Li et al. 2020)."""
+        return hasattr(self.strategy, "train_loss_key")
+
+    def _instructions(
+        self, message: Message, sent: Sequence[bytes], server_round: int
+    ) -> tuple[NDArrays, dict[str, Any]]:
+        """Return the weights and the settings in a message; the global weights themselves where it has those."""
+        content = message.content
+        config: dict[str, Any] = {}
+        for record in content.config_records.values():
+            config |= {key.replace("-", "_"): value for key, value in record.items() if not isinstance(value, list)}
+        held = [array for record in content.array_records.values() for array in record.values()]
+        if [id(array.data) for array in held] == [id(data) for data in sent]:
+            return self._weights, config
+        return self._view.whole([array.numpy() for array in held], self._weights, server_round), config
+
+    def aggregate_fit(self, server_round: int, results: PhaseResults) -> tuple[NDArrays | None, Mapping[str, Any]]:
+        """Have the strategy make new weights: from every client's, or from their mean as the only one."""
+        used = self.strategy
+        if self._averages:
+            function, every = used.train_metrics_aggr_fn, [self._measured(r) for r in results.succeeded]
+            used.train_metrics_aggr_fn = lambda _, key: function(every, key)
+            mean = ClientResult(results.succeeded[0].client_id, num_examples=int(results.total.num_examples))
+            mean.weights = results.total.mean()
+            replies = self._replies(results, {mean.client_id: mean})
+            try:
+                arrays, metrics = used.aggregate_train(server_round, replies)
+            finally:
+                used.train_metrics_aggr_fn = function
+        else:
+            arrays, metrics = used.aggregate_train(server_round, self._replies(results))
+        if arrays is None:
+            return None, {}
+        weights = self._view.whole([array.numpy() for array in arrays.values()], self._weights, server_round)
+        weights = self._view.with_untrained(weights, self._weights, results.succeeded, results.total)
+        return weights, dict(metrics or {})
+
+    def _replies(self, results: PhaseResults, only: dict[int, ClientResult] | None = None) -> list[Message]:
+        """Return the replies of clients.
+
+        Args:
+            only: client_id → what stands for all that succeeded.
+        """
+        replies = []
+        for message, result in zip(self._messages, results.clients, strict=True):
+            if result.error is not None:
+                replies.append(Message(Error(code=RAISED, reason=result.error), reply_to=message))
+                continue
+            if only is not None and result.client_id not in only:
+                continue
+            standing = result if only is None else only[result.client_id]
+            content = self._measured(standing)
+            if standing.weights is not None:
+                content["arrays"] = self._record_of(self._view.of(standing.weights))
+            replies.append(Message(content, reply_to=message))
+        return replies
+
+    def _measured(self, result: ClientResult) -> RecordDict:
+        """Return what a client measured, with its loss under the name by which the strategy looks for it."""
+        numbers = {name: value for name, value in numbers_of(result.metrics).items() if name != "loss"}
+        if "first_loss" in numbers:
+            numbers[self._loss_key] = numbers.pop("first_loss")
+        elif result.loss is not None:
+            numbers[self._loss_key] = result.loss
+        return RecordDict({"metrics": MetricRecord({**numbers, _EXAMPLES: result.num_examples})})
+
+    def _record_of(self, visible: NDArrays) -> ArrayRecord:
+        names = [self._names[position] for position in self._view.visible] or [str(n) for n in range(len(visible))]
+        return ArrayRecord({name: Array(np.asarray(a)) for name, a in zip(names, visible, strict=True)})
+
+    def aggregate_evaluate(self, server_round: int, results: PhaseResults) -> Evaluated:
+        """Have the strategy aggregate the results of the clients that kept examples."""
+        kept = [(m, r) for m, r in zip(self._messages, results.clients, strict=True) if r.num_examples > 0 or r.error]
+        some = PhaseResults(clients=[result for _, result in kept])
+        self._messages = [message for message, _ in kept]
+        metrics = self.strategy.aggregate_evaluate(server_round, self._replies(some)) if kept else None
+        values = dict(metrics or {})
+        return Evaluated(some.succeeded, spelled(values, "loss"), values)
+
+    def evaluate(self, server_round: int) -> tuple[float | None, Mapping[str, Any]] | None:
+        """Return None: such a strategy leaves the central test to the round loop."""
+        return None
