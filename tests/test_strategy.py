@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from flwr.common import ArrayRecord, ConfigRecord
 from flwr.server import SimpleClientManager
 from flwr.server.strategy import FedAdam, FedProx
+from flwr.serverapp.strategy import Strategy as NewerStrategy
 from safetensors.numpy import load_file
 
 from conftest import Small
+from sim import private
 from sim.config.fields import rules_of
 from sim.config.run_config import RunConfig
 from sim.data.partitioners import PARTITIONERS
@@ -16,6 +19,7 @@ from sim.engine.contract import ClientResult
 from sim.errors import ConfigError, PluginError
 from sim.server import strategy
 from sim.server.legacy import VirtualClientProxy
+from sim.server.messages_to_clients import NodesOnly
 from sim.training.models import MODELS
 from sim.training.weights import WeightLayout
 
@@ -39,6 +43,14 @@ def test_every_name_that_the_config_offers_is_in_a_table() -> None:
 @pytest.mark.parametrize(("num_clients", "count"), [(100, 29), (3, 1), (5, 5)])
 def test_exactly_the_configured_number_of_clients_is_asked(name: str, num_clients: int, count: int) -> None:
     chosen = _build(strategy=name, num_clients=num_clients, clients_per_round=count, fraction_evaluate=1.0).strategy
+    if isinstance(chosen, NewerStrategy):
+        private.set_task_identity(1)
+        grid, arrays = NodesOnly(num_clients), ArrayRecord()
+        assert len(list(chosen.configure_train(1, arrays, ConfigRecord(), grid))) == count
+        assert len(list(chosen.configure_evaluate(1, arrays, ConfigRecord(), grid))) == num_clients
+        chosen = _build(strategy=name, num_clients=num_clients, clients_per_round=count).strategy
+        assert chosen.configure_evaluate(1, arrays, ConfigRecord(), grid) == []
+        return
     manager = SimpleClientManager()
     for client_id in range(num_clients):
         manager.register(VirtualClientProxy(client_id))

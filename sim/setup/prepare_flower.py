@@ -101,7 +101,14 @@ def prepare_app(config: RunConfig, objects: ProgramObjects) -> Prepared:
         )
     else:
         server_app = objects.server_app
-        spec = replace(flower_spec(config, objects), client_fn=None, client_app=objects.client_app, defaults={})
+        spec = FlowerSpec(
+            Path.cwd(),
+            config.seed,
+            config.torch_threads,
+            client_app=objects.client_app,
+            run_config=config.run_config,
+            accuracy_in_percent=config.accuracy_in_percent,
+        )
     if not isinstance(server_app, ServerApp):
         raise PluginError(f"serverapp: is of type {type(server_app).__name__}, not a flwr.serverapp.ServerApp")
     torch.set_num_threads(config.torch_threads)

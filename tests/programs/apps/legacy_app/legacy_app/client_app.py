@@ -21,7 +21,7 @@ class LineClient(NumPyClient):
             error = a * self.x + b - self.y
             a -= 0.1 * 2 * (error * self.x).mean()
             b -= 0.1 * 2 * error.mean()
-        noise = np.random.normal(size=1) * 1e-3  # the global generator, as users' code draws from it
+        noise = np.random.normal(size=1) * 1e-3  # noqa: NPY002 - the global generator, as users' code draws from it
         return [a + noise, b], len(self.x), {"loss": float((error**2).mean())}
 
     def evaluate(self, parameters, config):

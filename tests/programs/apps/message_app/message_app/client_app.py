@@ -1,5 +1,6 @@
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+
 from message_app.task import Net, load_data, test, train
 
 app = ClientApp()

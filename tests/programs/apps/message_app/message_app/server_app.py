@@ -1,16 +1,25 @@
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp, strategy
+
 from message_app.task import Net, load_data, test
 
 app = ServerApp()
+
+
+class FedAvgOfReplies(strategy.FedAvg):
+    """Has an aggregation of its own, so that it needs every reply."""
+
+    def aggregate_train(self, server_round, replies):
+        return super().aggregate_train(server_round, replies)
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     torch.manual_seed(3)
-    used = getattr(strategy, config["strategy"])(fraction_train=config["fraction-train"])
+    kind = FedAvgOfReplies if config["strategy"] == "FedAvgOfReplies" else getattr(strategy, config["strategy"])
+    used = kind(fraction_train=config["fraction-train"])
     result = used.start(
         grid=grid,
         initial_arrays=ArrayRecord(Net().state_dict()),

@@ -8,7 +8,9 @@ app = ClientApp()
 
 @app.query()
 def size(message: Message, context: Context) -> Message:
-    return Message(RecordDict({"about": MetricRecord({"size": 10 + context.node_config["partition-id"]})}), reply_to=message)
+    return Message(
+        RecordDict({"about": MetricRecord({"size": 10 + context.node_config["partition-id"]})}), reply_to=message
+    )
 
 
 @app.query("draw")

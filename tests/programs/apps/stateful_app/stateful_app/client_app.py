@@ -19,7 +19,8 @@ app = ClientApp(mods=[counting])
 def train(message: Message, context: Context) -> Message:
     own = context.state.get("own")
     seen = own["value"].numpy() if own is not None else np.zeros(3)
-    value = 0.5 * message.content["arrays"]["w"].numpy() + message.content["config"]["lr"] * np.random.rand(3) + 0.1 * seen
+    noise = message.content["config"]["lr"] * np.random.rand(3)  # noqa: NPY002 - as users' code draws
+    value = 0.5 * message.content["arrays"]["w"].numpy() + noise + 0.1 * seen
     context.state["own"] = ArrayRecord({"value": Array(value)})
     metrics = MetricRecord({"num-examples": 1 + context.node_config["partition-id"], "loss": float(value.mean())})
     return Message(RecordDict({"arrays": ArrayRecord({"w": Array(value)}), "metrics": metrics}), reply_to=message)

@@ -1,0 +1,249 @@
+"""Flower apps and client functions as they are: in every engine, interrupted, resumed, and what cannot work."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from conftest import PROGRAMS, Sim, sha256
+from sim import AppConfig, RunConfig, resume, run_app, run_simulation
+from sim.errors import ClientError, RunError, UsageError
+
+APPS = PROGRAMS / "apps"
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Any:
+    """Run one of the apps in this process."""
+
+    def run(folder: Any, ray_init_args: dict[str, Any] | None = None, **settings: Any) -> Any:
+        given = {"num_clients": 5, "engine": "inline", "results_dir": str(tmp_path / "results"), **settings}
+        return run_app(APPS / folder, ray_init_args=ray_init_args, **given)
+
+    return run
+
+
+def _content(run: Any) -> tuple[Any, ...]:
+    """All that a run measured, without its seconds."""
+    rows = [(r.round, r.phase, r.client_id, r.name, r.value) for r in run.metrics().itertuples()]
+    clients = run.clients()[["round", "phase", "client_id", "num_examples", "loss", "accuracy", "status"]]
+    return sha256(run.model_path) if run.model_path.exists() else None, str(rows), clients.to_csv()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", ["message_app", "legacy_app", "stateful_app", "query_app"])
+def test_apps_give_the_same_bits_in_every_engine(app: Any, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    inline = app(name, name="inline")
+    printed = capsys.readouterr().out
+    on_ray = app(name, {"num_cpus": 2}, engine="ray", name="ray")
+    assert _content(on_ray) == _content(inline)
+    assert capsys.readouterr().out == printed
+    assert on_ray.clients().actor.nunique() == 2
+
+
+@pytest.mark.parametrize(("name", "rounds"), [("message_app", 3), ("legacy_app", 3), ("stateful_app", 4)])
+def test_a_resumed_app_is_one_that_was_never_interrupted(app: Any, name: str, rounds: int) -> None:
+    whole, part = app(name, name="whole"), app(name, name="part", num_rounds=1)
+    assert part.rounds()["round"].tolist() == [0, 1]
+    resumed = resume(part, num_rounds=rounds)
+    assert _content(resumed) == _content(whole)
+    assert resumed.rounds()["round"].tolist() == list(range(rounds + 1))
+
+
+def test_the_records_of_an_app(app: Any) -> None:
+    run = app("message_app")
+    rounds, metrics = run.rounds(), run.metrics()
+    assert rounds.num_clients.tolist()[1:] == [5, 5, 5]
+    assert rounds.test_accuracy.notna().all()
+    assert rounds.eval_accuracy.notna().tolist() == [False, True, True, True]
+    sizes = np.array([40 + 4 * client_id for client_id in range(5)])
+    of_clients = metrics[(metrics.phase == "evaluate") & (metrics["round"] == 2) & (metrics.name == "eval_acc")]
+    each = of_clients[of_clients.client_id.notna()].value.to_numpy()
+    mean = of_clients[of_clients.client_id.isna()].value.item()
+    assert mean == pytest.approx((each * sizes).sum() / sizes.sum(), abs=1e-12)
+    assert rounds.eval_accuracy[2] == pytest.approx(mean, abs=1e-12)
+    assert run.config()["num_rounds"] == 3
+    assert sorted(load_file(run.model_path)) == ["fc.bias", "fc.weight"]
+
+
+def test_averages_made_in_the_workers_are_those_of_flower(app: Any) -> None:
+    """FedAvg gets the clients' mean; a class with an aggregation of its own gets every reply."""
+    summed, each = (
+        app("message_app", name="summed"),
+        app("message_app", name="each", run_config={"strategy": "FedAvgOfReplies"}),
+    )
+    ours, flowers = load_file(summed.model_path), load_file(each.model_path)
+    assert all(np.allclose(ours[key], flowers[key], rtol=0, atol=1e-6) for key in flowers)
+    names = ["round", "phase", "name"]
+    means = [run.metrics()[run.metrics().client_id.isna()].set_index(names).value for run in (summed, each)]
+    assert means[0].index.equals(means[1].index)
+    assert np.allclose(means[0], means[1], rtol=0, atol=1e-6)
+
+
+def test_a_run_config_and_the_number_of_rounds_are_overridden(app: Any) -> None:
+    run = app("message_app", run_config={"learning-rate": 1, "fraction-train": 0.4}, num_rounds=2)
+    assert run.rounds().num_clients.tolist()[1:] == [2, 2]
+    assert run.config()["num_rounds"] == 2
+
+
+def test_the_app_asks_clients_by_itself(app: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run = app("query_app")
+    printed = capsys.readouterr()
+    assert "sizes [10, 11, 12, 13, 14]" in printed.out
+    assert "value [4.0, 4.0]" in printed.out  # two rounds of a mean of 0 … 4
+    drawn = [line for line in printed.out.splitlines() if line.startswith("drawn")]
+    assert drawn[0] != drawn[1]
+    assert len({number for line in drawn for number in line.split()[1:]}) == 10
+    assert "this run cannot be resumed" in printed.err
+    assert run.clients().groupby(["round", "phase"]).size().to_dict() == {
+        (0, "query"): 15,
+        (1, "fit"): 5,
+        (2, "fit"): 5,
+    }
+    assert run.rounds().train_loss.tolist()[1:] == [4.0, 8.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "message"),
+    [
+        (("pyproject.toml", "[tool.flwr.app]", "[tool.other]"), {}, r"no Flower app: \[tool.flwr.app\] is missing"),
+        (
+            ("pyproject.toml", "client_app:app", "client_app:nothing"),
+            {},
+            "clientapp message_app.client_app:nothing: .*has no",
+        ),
+        (("pyproject.toml", "server_app:app", "nowhere:app"), {}, "serverapp message_app.nowhere:app: no module named"),
+        (
+            ("pyproject.toml", "dependencies = []", 'dependencies = ["flwr[simulation]>=99"]'),
+            {},
+            "needs flwr>=99; installed",
+        ),
+        (
+            ("pyproject.toml", "server_app:app", "task:Net"),
+            {},
+            "serverapp: is of type type, not a flwr.serverapp.ServerApp",
+        ),
+        (
+            None,
+            {"run_config": {"no-such-key": 1}},
+            "--run-config no-such-key=1: the app has no such key; it has num-server",
+        ),
+        (
+            None,
+            {"run_config": {"local-epochs": "two"}},
+            "--run-config local-epochs=two: must be of the type that .*, as 1",
+        ),
+        (None, {"num_clients": 0}, "num_clients = 0: must be at least 1"),
+    ],
+)
+def test_an_app_that_cannot_run_ends_before_anything_is_written(
+    app: Any, tmp_path: Path, change: Any, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(APPS / "message_app", copy)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "message_app"]:
+        monkeypatch.delitem(sys.modules, name)
+    if change is not None:
+        path, old, new = change
+        text = (copy / path).read_text()
+        assert old in text
+        (copy / path).write_text(text.replace(old, new))
+    with pytest.raises(UsageError, match=message):
+        app(copy, **settings)
+    assert not (tmp_path / "results").exists()
+
+
+def test_what_an_app_raises_is_one_line(tmp_path: Path) -> None:
+    from flwr.app import ArrayRecord, Message, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import ServerApp
+
+    client_app, server_app = ClientApp(), ServerApp()
+
+    @client_app.train()
+    def train(message: Message, context: Any) -> Any:
+        return 3
+
+    @server_app.main()
+    def main(grid: Any, context: Any) -> None:
+        if context.run_config["fails"]:
+            raise ValueError("no model today")
+        list(grid.send_and_receive([Message(RecordDict({"a": ArrayRecord()}), 2, "train")]))
+
+    def run(**settings: Any) -> Any:
+        return run_simulation(server_app, client_app, 2, results_dir=str(tmp_path), engine="inline", **settings)
+
+    with pytest.raises(RunError, match="the ServerApp raised ValueError: no model today"):
+        run(run_config={"fails": True})
+    with pytest.raises(ClientError, match=r"client 0 raised in round 1 .*the ClientApp returned int; a Mess"):
+        run(run_config={"fails": False})
+
+
+@pytest.mark.ray
+def test_old_scripts_get_the_history_of_flower(tmp_path: Path) -> None:
+    """Both in processes of their own, as scripts; one client at a time, where Flower is deterministic."""
+    script = (PROGRAMS / "old_script.py").read_text()
+    histories = []
+    for module in ("flwr.simulation", "sim"):
+        (tmp_path / "script.py").write_text(script.replace("flwr.simulation", module))
+        done = subprocess.run(
+            [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        histories.append(next(line for line in done.stdout.splitlines() if line.startswith("history")))
+    assert histories[0] == histories[1]
+    assert "'got': [(1, 1.25)" in histories[0]
+    assert [path.name for path in tmp_path.glob("results/*/rounds.csv")] == ["rounds.csv"]
+
+
+@pytest.mark.ray
+def test_an_app_survives_the_death_of_an_actor_and_of_the_driver(tmp_path: Path, app: Any) -> None:
+    command = [sys.executable, "-m", "sim", "app", str(APPS / "stateful_app"), "--num-clients", "5"]
+    command += ["--results-dir", str(tmp_path / "results"), "--name", "killed", "--run-config", "num-server-rounds=40"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    path = tmp_path / "results" / "killed" / "rounds.csv"
+    deadline = time.monotonic() + 120
+    while not (path.exists() and path.read_text().count("\n") > 4):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    done = subprocess.run(
+        [*command[:3], "app", "--resume", "killed", "--results-dir", str(tmp_path / "results")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    whole = app("stateful_app", run_config={"num-server-rounds": 40}, name="whole")
+    assert sha256(tmp_path / "results" / "killed" / "model.safetensors") == sha256(whole.model_path)
+
+
+def test_the_folder_of_an_app_may_be_given_to_sim_run(sim: Sim, tmp_path: Path) -> None:
+    done = sim("run", str(APPS / "legacy_app"), "--num-clients", "3", "--engine", "inline", "--name", "r")
+    assert done.returncode == 0, done.stderr
+    assert "final mae" in done.stdout
+    refused = sim("run", "--app", str(APPS / "legacy_app"), "--alpha", "1")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "--alpha 1.0: has no effect with --app" in refused.stderr
+
+
+def test_configs_of_apps_are_checked() -> None:
+    assert AppConfig(app="x").num_rounds == 0
+    with pytest.raises(UsageError, match="--model Net: has no effect with --app"):
+        AppConfig(app="x", model="Net")
+    with pytest.raises(UsageError, match="--run-config lr: belongs to --app or --client-fn"):
+        RunConfig(run_config={"lr": 1})
