@@ -23,8 +23,6 @@ from sim.run_folder.folder import Run
 from sim.run_folder.writer import check_folder
 
 if TYPE_CHECKING:
-    from flwr.server import History
-
     from sim.engine.contract import Dispatcher
     from sim.engine.ray.session import RaySession
     from sim.server.prepared import Prepared
@@ -48,7 +46,7 @@ def simulate(
     client_manager: Any = None,
     ray_init_args: dict[str, Any] | None = None,
     on_record: OnRecord | None = None,
-    history: History | None = None,
+    history: Any = None,
 ) -> Run:
     """Run a federation of virtual clients on this machine, or on a Ray cluster, and return its run folder.
 
@@ -66,7 +64,7 @@ def simulate(
         client_manager: a Flower ``ClientManager`` of the user's own, to which the clients are added.
         ray_init_args: for ``ray.init``, e.g. ``{"num_cpus": 4, "num_gpus": 1}``; they win over what is found.
         on_record: called with the record of each round after it is on disk.
-        history: is filled as Flower's own loop fills it.
+        history: a ``flwr.server.History``, which is filled as Flower's own loop fills it.
 
     Raises:
         UsageError: the config, the data or the user's modules do not work; nothing was written.
@@ -167,7 +165,7 @@ def _simulate(
     on_record: OnRecord | None,
     *,
     allow_changed_code: bool = False,
-    history: History | None = None,
+    history: Any = None,
 ) -> Run:
     objects = _Objects(**{**_objects_in(config), **{k: v for k, v in objects.given.items() if v is not None}})
     config = objects.named_in(config)

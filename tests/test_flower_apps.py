@@ -116,7 +116,7 @@ def test_the_app_asks_clients_by_itself(app: Any, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("change", "settings", "message"),
     [
-        (("pyproject.toml", "[tool.flwr.app]", "[tool.other]"), {}, r"no Flower app: \[tool.flwr.app\] is missing"),
+        (("pyproject.toml", "tool.flwr.app", "tool.other"), {}, r"no Flower app: \[tool.flwr.app\] is missing"),
         (
             ("pyproject.toml", "client_app:app", "client_app:nothing"),
             {},
