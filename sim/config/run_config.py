@@ -380,6 +380,10 @@ class AppConfig(RunConfig):
         0, "number of rounds instead of the one that the app asks for; 0 for the app's own", CLIENTS, low=0, high=MOST
     )
 
+    def is_used(self, name: str) -> bool:
+        """Return whether a setting has an effect."""
+        return super().is_used(name) and (name != "num_rounds" or self.num_rounds > 0)
+
 
 def config_type_of(values: Mapping[str, Any]) -> type[RunConfig]:
     """Return the class of the config that has these settings."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sim.config.fields import Scalar, flag_of, parse_flag, parse_scalar, type_of
-from sim.config.run_config import RunConfig
+from sim.config.run_config import RunConfig, config_type_of
 from sim.errors import ConfigError
 
 _FIXED = {"seed": "--seeds", "name": "the varied values", "results_dir": "--results-dir", "verbose": "--verbose"}
@@ -118,7 +118,8 @@ def variants(given: dict[str, Any], axes: Sequence[Axis], num_seeds: int, result
         layer: dict[str, Any] = {
             axis.setting: value for axis, value in zip(axes, values, strict=True) if not axis.argument
         }
-        settings = RunConfig.layered([given, layer])
+        config_type = config_type_of({**given, **layer})
+        settings = config_type.layered([given, layer])
         for axis, value in zip(axes, values, strict=True):
             if axis.argument:
                 settings[axis.setting] = {**settings.get(axis.setting, {}), axis.argument: value}
@@ -130,7 +131,7 @@ def variants(given: dict[str, Any], axes: Sequence[Axis], num_seeds: int, result
                 name = _shortened(name, f"{labelled} {seed}")
             names.add(name)
             try:
-                config = RunConfig(**{**settings, "seed": seed, "name": name, "results_dir": results_dir})
+                config = config_type(**{**settings, "seed": seed, "name": name, "results_dir": results_dir})
             except ConfigError as error:
                 if not labelled:
                     raise
@@ -171,7 +172,11 @@ def differences(config: dict[str, Any], wanted: RunConfig, skipped: Sequence[str
         value, actual = getattr(wanted, name), config.get(name)
         if value is None and name in RunConfig.BUILT_IN:  # the run's config holds what was chosen
             value = actual if may_have_defaults or actual is None else RunConfig.BUILT_IN[name]
-        resolved = value == "auto" or (name == "vectorized_clients" and wanted.local_training == "auto")
+        resolved = (
+            value == "auto"
+            or (name == "vectorized_clients" and wanted.local_training == "auto")
+            or (name == "num_rounds" and not value)  # an app decides
+        )
         if name not in skipped and not resolved and wanted.is_used(name) and (value or None) != (actual or None):
             found.append(f"{flag_of(name)} {actual}, not {value}")
     return found
