@@ -7,6 +7,7 @@ message has only numbers that say which of them it holds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 Bytes = NDArray[np.uint8]
 # (name, kind, entries) of each record; an entry of arrays is (key, dtype, shape, stype, number of the array).
 Records = list[tuple[str, str, list[tuple[Any, ...]]]]
+
+_HEAD_BYTES = 128  # numpy.save pads the head of an array of numbers to a multiple of 64 bytes
 
 _KINDS = {"metrics": MetricRecord, "config": ConfigRecord}
 
@@ -56,7 +59,7 @@ def unpack(records: Records, arrays: Sequence[Any]) -> RecordDict:
     """Return the content that was packed.
 
     Args:
-        arrays: the bytes of each array, as ``bytes`` or as a view of memory.
+        arrays: the bytes of each array, as ``bytes`` or as an array.
     """
     content = RecordDict()
     for name, kind, entries in records:
@@ -70,10 +73,44 @@ def unpack(records: Records, arrays: Sequence[Any]) -> RecordDict:
     return content
 
 
-def _array(dtype: str, shape: tuple[int, ...], stype: str, data: Any) -> Array:
-    array = Array(dtype=dtype, shape=shape, stype=stype, data=data if isinstance(data, bytes) else b"")
-    array.data = data
-    return array
+def _array(dtype: str, shape: tuple[int, ...], stype: str, data: bytes | Bytes) -> Array:
+    if isinstance(data, bytes):
+        return Array(dtype=dtype, shape=shape, stype=stype, data=data)
+    return ReceivedArray(dtype, shape, stype, data)
+
+
+class ReceivedArray(Array):
+    """An array of Flower whose content stays in the memory where it arrived, which processes may share.
+
+    ``numpy`` copies the numbers once; ``data`` copies the bytes when somebody asks for them.
+    """
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], stype: str, content: Bytes) -> None:
+        self.dtype, self.shape, self.stype = dtype, shape, stype
+        self._content = content
+
+    @property
+    def data(self) -> bytes:
+        """The content as ``numpy.save`` writes it."""
+        return self._content.tobytes()
+
+    @data.setter
+    def data(self, value: bytes) -> None:
+        self._content = np.frombuffer(value, np.uint8)
+
+    def numpy(self) -> NDArray[Any]:
+        """Return a copy of the array."""
+        head = BytesIO(self._content[:_HEAD_BYTES].tobytes())
+        try:
+            if self.stype == "numpy.ndarray" and np.lib.format.read_magic(head) == (1, 0):
+                shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(head)
+                if not dtype.hasobject:
+                    count = int(np.prod(shape, dtype=np.int64))
+                    flat = np.frombuffer(self._content, dtype, count, head.tell())
+                    return flat.reshape(shape, order="F" if is_fortran else "C").copy("K")
+        except ValueError:  # a longer header
+            pass
+        return Array(self.dtype, self.shape, self.stype, self.data).numpy()
 
 
 def _copied(value: Any) -> Any:

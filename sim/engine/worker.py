@@ -54,6 +54,7 @@ from sim.training.weights import set_weights, view_weights
 MOST_EXAMPLES = 2**53  # beyond it a float64 does not tell two numbers apart
 
 
+_EXAMPLES = ("num-examples", "num_examples")  # a client's number of examples, as apps and Flower call it
 _PURPOSES: dict[Phase, Purpose] = {"fit": Purpose.FIT, "evaluate": Purpose.EVALUATE, "query": Purpose.QUERY}
 
 
@@ -310,7 +311,8 @@ class Worker:
             context,
         )
         metrics = {name: value for name, value in numbers_of(content).items() if _is_number(value)}
-        count = metrics.get(message.weighted_by or "num-examples", metrics.get("num-examples", 0))
+        counts = [metrics[name] for name in (message.weighted_by, *_EXAMPLES) if name in metrics]
+        count = counts[0] if counts else 0
         result = ClientResult(task.client_id, num_examples=int(count), metrics=metrics, accuracy_unit=unit)
         result.loss = spelled(metrics, "loss")
         if chunk.summed:

@@ -27,11 +27,11 @@ class EngineGrid(Grid):
     """
 
     def __init__(
-        self, executor: Executor, num_clients: int, round_of: Callable[[Phase], int], on_batch: OnBatch
+        self, executor: Executor, num_clients: int, round_of: Callable[[Phase, str], int], on_batch: OnBatch
     ) -> None:
         """
         Args:
-            round_of: returns the round of a batch of a phase that begins.
+            round_of: returns the round of a batch that begins, from its phase and group id.
             on_batch: called after each batch.
         """
         self._executor, self._num_clients = executor, num_clients
@@ -96,7 +96,7 @@ class EngineGrid(Grid):
         for phase, some in of_phase.items():
             start = time.perf_counter()
             ids = {id(message): message_id for message_id, message in some.items()}
-            number = self._round_of(phase)
+            number = self._round_of(phase, next(iter(some.values())).metadata.group_id)
             self._num_batches += 1
             states = self._executor.states
             batch = Batch.of(some.values(), phase, number, states, self._num_clients, batch=self._num_batches)

@@ -130,9 +130,7 @@ class Batch:
 def _reply(message: Message, result: ClientResult) -> Message:
     if result.error is not None:
         return Message(Error(code=RAISED, reason=result.error), reply_to=message)
-    # Arrays in shared memory are not copied: an array of Flower decodes whatever has bytes.
-    arrays = [array.data for array in result.weights or []]
-    return Message(unpack(result.records or [], arrays), reply_to=message)
+    return Message(unpack(result.records or [], result.weights or []), reply_to=message)
 
 
 @dataclass

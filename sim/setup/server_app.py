@@ -27,7 +27,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from sim import private
 from sim.client.flower_program import FlowerSpec, node_of
-from sim.engine.contract import Dispatcher
+from sim.engine.contract import ClientResult, Dispatcher
 from sim.errors import RunError, RunFolderError, SimError, StateError, described, many_lines
 from sim.process_settings import restored_settings
 from sim.run_folder.records import ClientRecord, Phase, RoundRecord
@@ -62,6 +62,8 @@ class ServerAppRun:
         self._in_rounds = False
         self._own: _OwnRound | None = None
         self._round, self._recorded = 0, -1
+        self._group = ""
+        self._has_noted = False
 
     def run(self) -> None:
         """Execute the app.
@@ -143,7 +145,7 @@ class ServerAppRun:
         """Execute the rounds of a strategy of the older form."""
         if (server is not None and type(server) is not Server) or self._has_started or grid is not self._grid:
             if server is not None and type(server) is not Server:
-                self._note_not_resumable(f"its own {type(server).__name__}")
+                self._note_not_resumable(f"the server {type(server).__name__}")
             return flowers(grid=grid, server=server, config=config, strategy=strategy, client_manager=client_manager)
         if server is not None:
             strategy, client_manager = server.strategy, server.client_manager()
@@ -207,15 +209,16 @@ class ServerAppRun:
 
     # What the app sends by itself.
 
-    def _round_of(self, phase: Phase) -> int:
-        """Return the round of a batch; one of training begins a round."""
+    def _round_of(self, phase: Phase, group_id: str) -> int:
+        """Return the round of a batch; one of training begins a round, unless it is of the same group as the last."""
         if self._in_rounds:
             return self._round + 1
-        if phase == "fit":
+        if phase == "fit" and not (group_id and group_id == self._group):
+            self._group = group_id
             self._finish_own_round()
             self._round += 1
             if self._round == 1 and not self._has_started:
-                self._note_not_resumable("its own messages")
+                self._note_not_resumable("rounds of its own")
         return self._round
 
     def _on_batch(self, phase: Phase, results: PhaseResults, seconds: float) -> None:
@@ -231,9 +234,12 @@ class ServerAppRun:
             self._session.on_own_round(record, own.clients, own.metrics)
 
     def _note_not_resumable(self, what: str) -> None:
+        if self._has_noted:
+            return
+        self._has_noted = True
         self._session.keep_no_checkpoints()
         logging.getLogger("sim").warning(
-            "note: this run cannot be resumed, because the ServerApp sends %s instead of calling Strategy.start", what
+            "note: this run cannot be resumed, because the ServerApp has %s instead of calling Strategy.start", what
         )
 
     def _note_second(self) -> None:
@@ -250,23 +256,27 @@ class _OwnRound:
         self.record = record
         self.clients: list[ClientRecord] = []
         self.metrics: list[MetricRow] = []
+        self._done: dict[Phase, list[ClientResult]] = {}
 
     def add(self, phase: Phase, results: PhaseResults, seconds: float) -> None:
         """Add a batch of messages."""
-        record, done = self.record, results.succeeded
+        record = self.record
         self.clients += results.records
-        self.metrics += metric_records(done, phase, record.round, {})
+        self.metrics += metric_records(results.succeeded, phase, record.round, {})
+        self._done.setdefault(phase, []).extend(results.succeeded)
+        done = self._done[phase]
         loss = weighted_mean([(r.num_examples, r.loss) for r in done])
         failures = (record.num_failures or 0) + len(results.failures)
         record = replace(record, num_failures=failures, round_seconds=(record.round_seconds or 0.0) + seconds)
         if phase == "fit":
-            record = replace(record, num_clients=len(done), train_loss=loss, fit_seconds=seconds)
+            fit_seconds = (record.fit_seconds or 0.0) + seconds
+            record = replace(record, num_clients=len(done), train_loss=loss, fit_seconds=fit_seconds)
         elif phase == "evaluate":
             record = replace(
                 record,
                 eval_loss=loss,
                 eval_accuracy=weighted_mean([(r.num_examples, r.accuracy) for r in done]),
                 **client_quantiles([r.accuracy for r in done if r.accuracy is not None]),
-                eval_seconds=seconds,
+                eval_seconds=(record.eval_seconds or 0.0) + seconds,
             )
         self.record = record
