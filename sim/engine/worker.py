@@ -310,9 +310,10 @@ class Worker:
             unpack(message.records, self._decoded[1]),
             context,
         )
-        metrics = {name: value for name, value in numbers_of(content).items() if _is_number(value)}
-        counts = [metrics[name] for name in (message.weighted_by, *_EXAMPLES) if name in metrics]
+        numbers = {name: value for name, value in numbers_of(content).items() if _is_number(value)}
+        counts = [numbers[name] for name in (message.weighted_by, *_EXAMPLES) if name in numbers]
         count = counts[0] if counts else 0
+        metrics = {name: value for name, value in numbers.items() if name not in _EXAMPLES}
         result = ClientResult(task.client_id, num_examples=int(count), metrics=metrics, accuracy_unit=unit)
         result.loss = spelled(metrics, "loss")
         if chunk.summed:
@@ -348,16 +349,18 @@ class AppClient:
 
 
 def _weight(result: ClientResult, name: str) -> float:
-    """Return the number by which a reply is weighted in a sum.
+    """Return the number in a reply by which it is weighted in a sum.
 
     Raises:
         WrongReturnError: there is none.
     """
-    value = result.metrics.get(name)
+    metrics = {key: value for _, kind, entries in result.records or [] if kind == "metrics" for key, value in entries}
+    value = metrics.get(name)
     if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        problem = "has no" if value is None else f"says {value} for the"
         raise WrongReturnError(
-            f"the reply has no metric {name!r}, by which the strategy weights it; its metrics are "
-            f"{', '.join(map(repr, result.metrics)) or 'none'}"
+            f"the reply {problem} metric {name!r}, by which the strategy weights it; its metrics are "
+            f"{', '.join(map(repr, metrics)) or 'none'}"
         )
     return value
 
