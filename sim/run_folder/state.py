@@ -22,7 +22,7 @@ _DTYPE_BYTES = (1, 2, 4, 8)
 _RECORD_MAGIC = b"sim record 1\n"  # protobuf messages of earlier versions begin with another byte
 
 
-def encode(value: Any, name: str, arrays: Arrays) -> Tree:  # noqa: PLR0911 - one return per kind
+def encode(value: Any, name: str, arrays: Arrays) -> Tree:  # noqa: PLR0911, PLR0912 - one return per kind
     """Convert ``value`` to a JSON object; copies of its arrays are added to ``arrays``, named after ``name``.
 
     Numbers, texts, arrays, lists, tuples, dicts, Parameters and strategies are stored. Of a function, only the name is
@@ -64,6 +64,8 @@ def encode(value: Any, name: str, arrays: Arrays) -> Tree:  # noqa: PLR0911 - on
         case Strategy() | MessageStrategy():
             state = {key: encode(part, f"{name}.{key}", arrays) for key, part in vars(value).items()}
             return {"strategy": type(value).__qualname__, "state": state}
+    if is_flowers(value) and hasattr(value, "load_state_dict"):  # the accountant of differential privacy
+        return {"flower": json.dumps(value.state_dict())}
     if callable(value):
         return {"function": getattr(value, "__qualname__", type(value).__qualname__)}
     raise StateError(f"{name} ({type(value).__name__})")
@@ -99,6 +101,9 @@ def decode(tree: Tree, name: str, arrays: Arrays, old: Any = None) -> Any:  # no
             return unpack_record(arrays[key])["record"]
         case {"parameters": str(kind), "count": int(count)}:
             return Parameters([arrays[f"{name}.{number}"].tobytes() for number in range(count)], kind)
+        case {"flower": str(text)} if hasattr(old, "load_state_dict"):
+            old.load_state_dict(json.loads(text))
+            return old
         case {"function": str(_)} if callable(old):
             return old
         case {"strategy": str(kind), "state": dict(state)} if isinstance(old, Strategy | MessageStrategy):

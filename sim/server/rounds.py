@@ -32,6 +32,7 @@ from sim.server.executor import Executor
 from sim.server.legacy import LegacyStrategy, virtual_clients
 from sim.server.messages_to_clients import MessagesToClients
 from sim.server.prepared import Prepared
+from sim.server.privacy import Privacy
 from sim.server.results import (
     client_quantiles,
     metric_records,
@@ -92,6 +93,7 @@ class RoundServer:
         self._central_test = CentralTest(dispatcher, slices) if slices else None
         manager = client_manager or virtual_clients(config.num_clients, prepared.objects.client_manager)
         self._adapter = adapter or self._built(prepared, manager)
+        self._privacy = Privacy(config, getattr(self._adapter, "used", self._adapter.strategy))
         self._names = prepared.layout.names
         self._target = Target.of(vars(config))
         self._num_test_examples = 0 if prepared.dataset is None else prepared.dataset.num_test_examples
@@ -232,7 +234,8 @@ class RoundServer:
         if weights is not None or not self._adapter.may_skip:
             self._accept(weights, server_round)
         self.history.add_metrics_distributed_fit(server_round, dict(metrics))
-        self._metrics += metric_records(results.succeeded, "fit", server_round, numbers_of(metrics))
+        aggregated = {**numbers_of(metrics), **self._privacy.spent(server_round, results.succeeded)}
+        self._metrics += metric_records(results.succeeded, "fit", server_round, aggregated)
         end = time.perf_counter()
         return replace(
             record,

@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import Strategy as NewerStrategy
 from sim import user_code
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, PluginError, described
+from sim.server.privacy import DELTA
 from sim.server.visible_weights import UnknownWeights, VisibleWeights
 from sim.training.weights import WeightLayout
 
@@ -199,10 +200,12 @@ def _private(config: RunConfig, built: BuiltStrategy) -> BuiltStrategy:
     entry = PRIVACY[config.dp]
     is_newer = isinstance(built.strategy, NewerStrategy)
     wrapper = getattr(flwr.serverapp.strategy if is_newer else flwr.server.strategy, entry.class_name)
-    user_code.check_arguments(
-        wrapper, config.dp_args, {"strategy", "num_sampled_clients"}, "--dp-args", f"--dp {config.dp}"
-    )
-    arguments = {**entry.defaults, "num_sampled_clients": config.num_fit_clients, **config.dp_args}
+    given = {name: value for name, value in config.dp_args.items() if name != "target_delta"}
+    user_code.check_arguments(wrapper, given, {"strategy", "num_sampled_clients"}, "--dp-args", f"--dp {config.dp}")
+    delta = config.dp_args.get("target_delta", DELTA)
+    if not (isinstance(delta, float) and 0 < delta < 1):
+        raise ConfigError(f"--dp-args target_delta={delta}: must be a number above 0 and below 1")
+    arguments = {**entry.defaults, "num_sampled_clients": config.num_fit_clients, **given}
     try:
         private = wrapper(built.strategy, **arguments)
     except ValueError as error:

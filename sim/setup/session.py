@@ -313,6 +313,8 @@ def finish(writer: RunWriter, weight_names: Sequence[str], weights: NDArrays) ->
         writer.write(path, plots.render(plots.curves_figure(curves, [quantity]), "png"))
     # safetensors sorts by dtype and name, so the order of the state_dict is kept beside the arrays.
     names = list(weight_names)
+    if len(names) != len(weights):  # clients of a Flower program sent fewer arrays than the first ones
+        names = [f"array_{number}" for number in range(len(weights))]
     if not weights:  # an app that keeps them to itself
         return
     content = save(dict(zip(names, weights, strict=True)), metadata={"state_dict": json.dumps(names)})
