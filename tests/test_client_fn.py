@@ -122,3 +122,21 @@ def test_what_cannot_work_is_one_line(
     with pytest.raises(error, match=message):
         run(name, **settings)
     assert (tmp_path / "results").exists() == (error is not UsageError)
+
+
+def test_epsilon_is_that_of_the_gaussian_mechanism(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """ε(T) = min over α of T·α/(2σ²) + log(1 − 1/α) − log(δα)/(α − 1) (Mironov 2017; Canonne et al. 2020)."""
+    alpha = np.linspace(1.01, 60, 600_000)
+    expected = [
+        float(np.min(rounds * alpha / 2 + np.log1p(-1 / alpha) - np.log(1e-5 * alpha) / (alpha - 1)))
+        for rounds in (1, 2)
+    ]
+    private = {"dp": "fixed", "dp_args": {"noise_multiplier": 1.0, "clipping_norm": 1.0}}
+    metrics = run("a_client", **private, name="equal").metrics()
+    found = metrics[metrics.name == "epsilon"]
+    assert found["round"].tolist() == [1, 2]
+    assert np.allclose(found.value, expected, rtol=1e-3)  # Flower tries some orders α only
+    assert (found.value >= np.array(expected) - 1e-9).all()
+    unequal = run("by_context", **private, name="unequal").metrics()
+    assert not (unequal.name == "epsilon").any()
+    assert "no epsilon in metrics.csv, because clients have different numbers of examples" in capsys.readouterr().err
