@@ -22,6 +22,8 @@ import torch
 from sim import private
 from sim.user_code import own_command_line
 
+_ENVIRONMENT = private.environment_table()
+_HOOKS = private.global_hooks()
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD, signal.SIGPIPE)
 
 
@@ -35,7 +37,7 @@ def restored_settings() -> Iterator[None]:
     """
     process = os.getpid()
     before = [(read(), read, put) for read, put in _SETTINGS]
-    hooks = [(table, dict(table)) for table in private.global_hooks()]
+    hooks = [(table, dict(table)) for table in _HOOKS]
     is_main = threading.current_thread() is threading.main_thread()
     handlers = [(number, signal.getsignal(number)) for number in _SIGNALS] if is_main else []
     try:
@@ -59,8 +61,11 @@ def restored_settings() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+_DENORMAL, _ONE = 1e-310, 1.0
+
+
 def _flushes_denormal() -> bool:
-    return bool(torch.tensor([1e-310], dtype=torch.float64).mul(1).eq(0))  # PyTorch has a setter only
+    return _DENORMAL * _ONE == 0.0  # PyTorch has a setter only; its flag is the processor's, for all arithmetic
 
 
 def _folder() -> Path | None:
@@ -81,9 +86,9 @@ def _mask() -> int:
     return mask
 
 
-def _put_environment(environment: dict[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
+def _put_environment(environment: dict[bytes, bytes]) -> None:
+    os.environb.clear()
+    os.environb.update(environment)
 
 
 def _attribute(place: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
@@ -109,7 +114,7 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     (np.geterr, lambda errors: np.seterr(**errors)),
     (_folder, _put_folder),
     (_mask, os.umask),
-    (lambda: dict(os.environ), _put_environment),
+    (lambda: dict(_ENVIRONMENT), _put_environment),
     (lambda: list(sys.path), lambda folders: setattr(sys, "path", folders)),
     (lambda: list(warnings.filters), lambda filters: setattr(warnings, "filters", filters)),
     _attribute(sys, "stdout"),
