@@ -2,9 +2,10 @@
 
     scripts/determinism.sh [STRATEGY …]
     scripts/determinism.sh [PROGRAM.py …]
+    scripts/determinism.sh [FOLDER_OF_A_FLOWER_APP …]
 
-A program is one of tests/programs/whole, with 20 clients and FedAvg. Prints one line per strategy or program. The exit
-code is 1 if one has more than one sha256.
+A program is one of tests/programs/whole, with 20 clients and FedAvg; an app has 6 clients. Prints a line per strategy,
+program or app. The exit code is 1 if one has more than one sha256.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sim import Run, RunConfig, resume, simulate
+from sim import AppConfig, Run, RunConfig, resume, simulate
 from sim.run_folder.records import RoundRecord
 from sim.server.strategy import STRATEGIES
 
@@ -36,7 +37,9 @@ def sha256(run: Run) -> str:
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """Return the settings of a strategy, or of a program that is named by its file."""
+    """Return the settings of a strategy, of a program that is named by its file, or of an app by its folder."""
+    if Path(name).is_dir():
+        return {"app": str(Path(name).resolve()), "num_clients": 6}
     if not name.endswith(".py"):
         return {**SETTINGS, "strategy": name}
     os.chdir(PROGRAMS)
@@ -46,14 +49,15 @@ def settings_of(name: str) -> dict[str, Any]:
 def matrix(name: str, results_dir: str) -> dict[str, str]:
     """Run a strategy or a program in all six ways and return the name of the way → sha256."""
     settings = {**settings_of(name), "results_dir": results_dir}
-    found = {"inline": sha256(simulate(RunConfig(**settings, engine="inline", name="inline")))}
+    config_type = AppConfig if "app" in settings else RunConfig
+    found = {"inline": sha256(simulate(config_type(**settings, engine="inline", name="inline")))}
     for count in (1, 2, 3):
-        run = simulate(RunConfig(**settings, name=f"ray-{count}"), ray_init_args={"num_cpus": count})
+        run = simulate(config_type(**settings, name=f"ray-{count}"), ray_init_args={"num_cpus": count})
         found[f"{count} processes"] = sha256(run)
     for engine, count, then in (("inline", 1, 3), ("ray", 2, 1)):
         try:
             simulate(
-                RunConfig(**settings, engine=engine, name=f"cut-{engine}"),
+                config_type(**settings, engine=engine, name=f"cut-{engine}"),
                 ray_init_args={"num_cpus": count},
                 on_record=stop,
             )
