@@ -18,7 +18,7 @@ from sim.engine.aggregation import WeightedSum
 from sim.engine.contract import ClientResult
 from sim.errors import ConfigError, PluginError
 from sim.server import strategy
-from sim.server.legacy import VirtualClientProxy
+from sim.server.legacy import VirtualClientProxy, virtual_clients
 from sim.server.messages_to_clients import NodesOnly
 from sim.training.models import MODELS
 from sim.training.weights import WeightLayout
@@ -45,7 +45,7 @@ def test_exactly_the_configured_number_of_clients_is_asked(name: str, num_client
     chosen = _build(strategy=name, num_clients=num_clients, clients_per_round=count, fraction_evaluate=1.0).strategy
     if isinstance(chosen, NewerStrategy):
         private.set_task_identity(1)
-        grid, arrays = NodesOnly(num_clients), ArrayRecord()
+        grid, arrays = NodesOnly(virtual_clients(num_clients)), ArrayRecord()
         assert len(list(chosen.configure_train(1, arrays, ConfigRecord(), grid))) == count
         assert len(list(chosen.configure_evaluate(1, arrays, ConfigRecord(), grid))) == num_clients
         chosen = _build(strategy=name, num_clients=num_clients, clients_per_round=count).strategy

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from flwr.common import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, NDArrays, RecordDict
+from flwr.server.client_manager import ClientManager
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from sim.engine.contract import Chunk, ClientResult, Task
 from sim.metrics import spelled
 from sim.run_folder.records import Phase
 from sim.server.adapter import Evaluated
-from sim.server.messages import MESSAGE_CALLS, RAISED, averages, nodes
+from sim.server.messages import MESSAGE_CALLS, RAISED, averages
 from sim.server.results import PhaseResults, numbers_of
 from sim.server.visible_weights import VisibleWeights
 
@@ -33,8 +34,8 @@ _EXAMPLES = "num-examples"
 class NodesOnly(Grid):
     """What a strategy may ask for when it chooses clients: their node ids. It sends nothing."""
 
-    def __init__(self, num_clients: int) -> None:
-        self._num_clients = num_clients
+    def __init__(self, client_manager: ClientManager) -> None:
+        self._client_manager = client_manager
         self._run = private.empty_run()
 
     def set_run(self, run: Any) -> None:
@@ -53,8 +54,8 @@ class NodesOnly(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the ids of all clients, in their order."""
-        return list(nodes(self._num_clients))
+        """Return the ids of the clients that are there, in their order."""
+        return sorted(node_of(int(client_id)) for client_id in self._client_manager.all())
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Not for these clients, which know training and evaluation only."""
@@ -82,6 +83,7 @@ class MessagesToClients:
         view: VisibleWeights,
         names: Sequence[str],
         config: RunConfig,
+        client_manager: ClientManager,
         sizes: Sequence[int] | NDArray[np.int64],
         *,
         sends_settings: bool,
@@ -90,6 +92,7 @@ class MessagesToClients:
         Args:
             view: which arrays the strategy sees.
             names: of all arrays.
+            client_manager: the clients that the strategy can choose.
             sizes: examples of each client; empty where nobody knows.
             sends_settings: clients get the settings of the training with their instructions.
         """
@@ -98,7 +101,7 @@ class MessagesToClients:
         self._view, self._names, self._config, self._sizes = view, names, config, sizes
         self._sends_settings = sends_settings
         self._averages = averages(used)
-        self._grid = NodesOnly(config.num_clients)
+        self._grid = NodesOnly(client_manager)
         self._configs: dict[Phase, ConfigRecord] = {}
         self._weights: NDArrays = []
         self._messages: list[Message] = []

@@ -120,7 +120,9 @@ class RoundServer:
         sends_settings = prepared.dataset is not None
         if isinstance(built.strategy, NewerStrategy):
             names, sizes = prepared.layout.names, prepared.partition.sizes
-            return MessagesToClients(built.strategy, built.view, names, config, sizes, sends_settings=sends_settings)
+            return MessagesToClients(
+                built.strategy, built.view, names, config, client_manager, sizes, sends_settings=sends_settings
+            )
         return LegacyStrategy(built, config, client_manager, prepared.partition.sizes, sends_settings=sends_settings)
 
     def run(self) -> None:
