@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import hashlib
 import os
 import shutil
@@ -93,6 +94,13 @@ def _fast_unless_marked(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["SIM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _libraries_are_no_garbage() -> None:
+    """Leave what the imports made out of each search for garbage; Flower's strategies search once for each client."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
