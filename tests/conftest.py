@@ -139,15 +139,18 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.fixture
-def small(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Small:
-    """Run 10 clients for 2 rounds inline; keywords go to RunConfig.
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the pictures of runs in this process be empty files; to draw them takes half of the time of a small run."""
+    for name in ("summary_figure", "curves_figure", "fairness_figure"):
+        monkeypatch.setattr(plots, name, lambda *_: None)
+    monkeypatch.setattr(plots, "render", lambda figure, image_format: b"")
 
-    Pictures take half of the time of such a run, so their files are empty unless the test uses ``pictures``.
-    """
+
+@pytest.fixture
+def small(tmp_path: Path, request: pytest.FixtureRequest) -> Small:
+    """Run 10 clients for 2 rounds inline; keywords go to RunConfig. It draws only if the test uses ``pictures``."""
     if "pictures" not in request.fixturenames:
-        for name in ("summary_figure", "curves_figure", "fairness_figure"):
-            monkeypatch.setattr(plots, name, lambda *_: None)
-        monkeypatch.setattr(plots, "render", lambda figure, image_format: b"")
+        request.getfixturevalue("no_pictures")
 
     def run(ray_init_args: dict[str, Any] | None = None, on_record: Any = None, **settings: Any) -> Run:
         return simulate(
