@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import hashlib
 import os
 import shutil
@@ -95,6 +96,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["SIM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _libraries_are_no_garbage() -> None:
+    """Leave what the imports made out of each search for garbage; Flower's strategies search once for each client."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def sim(tmp_path: Path) -> Sim:
     """Start ``sim`` with these words in a process of its own, in an empty folder, and wait for its end."""
@@ -131,15 +139,18 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.fixture
-def small(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Small:
-    """Run 10 clients for 2 rounds inline; keywords go to RunConfig.
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the pictures of runs in this process be empty files; to draw them takes half of the time of a small run."""
+    for name in ("summary_figure", "curves_figure", "fairness_figure"):
+        monkeypatch.setattr(plots, name, lambda *_: None)
+    monkeypatch.setattr(plots, "render", lambda figure, image_format: b"")
 
-    Pictures take half of the time of such a run, so their files are empty unless the test uses ``pictures``.
-    """
+
+@pytest.fixture
+def small(tmp_path: Path, request: pytest.FixtureRequest) -> Small:
+    """Run 10 clients for 2 rounds inline; keywords go to RunConfig. It draws only if the test uses ``pictures``."""
     if "pictures" not in request.fixturenames:
-        for name in ("summary_figure", "curves_figure", "fairness_figure"):
-            monkeypatch.setattr(plots, name, lambda *_: None)
-        monkeypatch.setattr(plots, "render", lambda figure, image_format: b"")
+        request.getfixturevalue("no_pictures")
 
     def run(ray_init_args: dict[str, Any] | None = None, on_record: Any = None, **settings: Any) -> Run:
         return simulate(

@@ -23,7 +23,7 @@ FEW = ("--num-clients", "10", "--clients-per-round", "4", "--num-rounds", "2", "
 
 @pytest.mark.ray
 def test_a_run_writes_its_folder_and_its_config_repeats_it(sim: Sim, command: Sim, tmp_path: Path) -> None:
-    result = sim("run", *FEW, "--fraction-evaluate", "0.5", "--name", "first")
+    result = sim("run", *FEW, *ONE_ACTOR, "--fraction-evaluate", "0.5", "--name", "first")
     assert result.returncode == 0, result.stderr
     run = Run(tmp_path / "results" / "first")
     assert {path.name for path in run.path.iterdir()} == {

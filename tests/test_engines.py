@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 import pytest
 
@@ -29,19 +30,17 @@ def _no_process_left() -> Iterator[None]:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("_no_process_left")
-@pytest.mark.parametrize(("strategy", "counts"), [("fedavg", (1, 3)), ("fedadam", (2,)), ("krum", (2,))])
-def test_the_engine_and_the_number_of_actors_do_not_change_a_bit(
-    small: Small, strategy: str, counts: tuple[int, ...]
-) -> None:
+@pytest.mark.parametrize(("strategy", "count"), [("fedavg", 3), ("fedadam", 1), ("krum", 2)])
+def test_the_engine_and_the_number_of_actors_do_not_change_a_bit(small: Small, strategy: str, count: int) -> None:
+    """scripts/determinism.sh takes every strategy with 1, 2 and 3 actors."""
     config = {"num_clients": 40, "clients_per_round": 33, "fraction_evaluate": 0.5, "strategy": strategy}
-    runs = {"inline": small(**config, name="inline")}
-    for count in counts:
-        runs[str(count)] = small({"num_cpus": count}, **config, engine="ray", num_cpus=1, name=str(count))
-        assert runs[str(count)].clients().actor.nunique() == count
-    assert len({sha256(run.model_path) for run in runs.values()}) == 1
+    config |= {"max_local_steps": 3}
+    inline = small(**config, name="inline")
+    on_ray = small({"num_cpus": count}, **config, engine="ray", num_cpus=1, name="ray")
+    assert on_ray.clients().actor.nunique() == count
+    assert sha256(inline.model_path) == sha256(on_ray.model_path)
     measured = ["train_loss", "test_loss", "test_accuracy", "eval_loss", "eval_accuracy"]
-    frames = [run.rounds()[measured] for run in runs.values()]
-    assert all(frame.equals(frames[0]) for frame in frames)
+    pd.testing.assert_frame_equal(inline.rounds()[measured], on_ray.rounds()[measured], check_exact=True)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_others(small: Small) -> None:
@@ -94,6 +93,7 @@ def test_what_a_client_prints_and_raises_in_an_actor_is_in_the_log(small: Small,
 @pytest.mark.ray
 @pytest.mark.usefixtures("_no_process_left", "in_programs")
 def test_a_client_whose_process_dies_again_and_again_counts_as_one_that_raised(small: Small) -> None:
+    """Here it is tried again and left out; in test_process_faults.py it ends the run at its first try."""
     settings = {"engine": "ray", "client": "own:Exiting", "clients_per_round": 10, "max_local_steps": 2}
     run = small({"num_cpus": 1}, **settings, on_client_error="drop", max_retries=1)
     clients = run.clients()
@@ -105,8 +105,6 @@ def test_a_client_whose_process_dies_again_and_again_counts_as_one_that_raised(s
     assert "CUDA error: an illegal memory access" in log
     # No other client is blamed, although the next message was waiting at the process that died.
     assert re.findall(r"process 0 died( with client \d+)?;", log) == [f" with client {k}" for k in (3, 3, 5, 5)]
-    with pytest.raises(ClientError, match=r"client 3 raised in round 1 \(fit\): ProcessDied: .*, 1 time$"):
-        small({"num_cpus": 1}, **settings, max_retries=0, num_rounds=1, name="stopped")
 
 
 @pytest.mark.ray
@@ -136,7 +134,7 @@ def test_rays_processes_refuse_whoever_has_no_token(small: Small) -> None:
 
 @pytest.mark.ray
 def test_the_drivers_memory_does_not_grow_with_rounds(tmp_path: Path) -> None:
-    """500 clients, all of them in each of 3 rounds."""
+    """300 clients, all of them in each of 3 rounds: 75 MB of weights each."""
     program = """
         import json, psutil
         from sim import RunConfig, simulate
@@ -144,7 +142,7 @@ def test_the_drivers_memory_does_not_grow_with_rounds(tmp_path: Path) -> None:
         used = []
         def measure(record):
             used.append(psutil.Process().memory_info().rss)
-        run = simulate(RunConfig(dataset="synthetic", num_clients=500, fraction_fit=1.0, num_rounds=3,
+        run = simulate(RunConfig(dataset="synthetic", num_clients=300, fraction_fit=1.0, num_rounds=3,
             local_epochs=1, max_local_steps=1, partitioner="iid"), ray_init_args={"num_cpus": 1}, on_record=measure)
         print(json.dumps([used, run.rounds().num_clients.tolist()[1:]]))
     """
@@ -152,7 +150,7 @@ def test_the_drivers_memory_does_not_grow_with_rounds(tmp_path: Path) -> None:
         [sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     used, clients = json.loads(result.stdout)
-    assert clients == [500, 500, 500]
+    assert clients == [300, 300, 300]
     assert used[3] < 1.1 * used[1]
 
 

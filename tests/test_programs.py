@@ -49,15 +49,15 @@ NAMES = {
 
 
 @pytest.fixture(autouse=True)
-def _in_their_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_their_folder(monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> None:
     monkeypatch.chdir(WHOLE)
     monkeypatch.setattr(sys, "path", [*sys.path])
 
 
 def run(program: str, tmp_path: Path, **settings: Any) -> Run:
-    """Run a program that is named by its file alone."""
+    """Run a program that is named by its file alone; with Ray on one actor."""
     own = {"local_epochs": 1, "partitioner": "iid", "results_dir": str(tmp_path), "seed": SEED, **settings}
-    return simulate(RunConfig(program=f"{program}.py", **own))
+    return simulate(RunConfig(program=f"{program}.py", **own), ray_init_args={"num_cpus": 1})
 
 
 def by_itself(name: str) -> tuple[list[np.ndarray[Any, Any]], dict[str, float]]:
@@ -139,7 +139,7 @@ def test_one_client_with_all_data_is_the_program_by_itself(name: str, tmp_path: 
 @pytest.mark.parametrize("name", ["imagenet", "sentences", "imbalanced"])
 def test_programs_give_the_same_bits_in_every_engine(name: str, tmp_path: Path) -> None:
     """Random transforms, a collate_fn, and a sampler; scripts/determinism.sh takes every program."""
-    settings = {"num_clients": 20, "clients_per_round": 5, "num_rounds": 3}
+    settings = {"num_clients": 20, "clients_per_round": 4, "num_rounds": 2}
     runs = [run(name, tmp_path, engine=engine, name=engine, **settings) for engine in ("inline", "ray")]
     assert runs[0].model_path.read_bytes() == runs[1].model_path.read_bytes()
 
@@ -301,7 +301,8 @@ if __name__ == "__main__":
     for engine in ("inline", "ray"):
         config = RunConfig(num_clients=4, num_rounds=2, engine=engine, partitioner="iid", name=engine)
         run = simulate(config, model=Tiny, train=train, test=test, load_data=load_data,
-                       strategy=FedAvg(fraction_fit=1.0, min_fit_clients=4, min_available_clients=4))
+                       strategy=FedAvg(fraction_fit=1.0, min_fit_clients=4, min_available_clients=4),
+                       ray_init_args={"num_cpus": 1})
         content.append(run.model_path.read_bytes())
     print("same" if content[0] == content[1] else "different")
 """

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from conftest import ONE_ACTOR
 from sim import user_code
 from sim.errors import PluginError
 
@@ -124,5 +125,5 @@ def test_files_of_usual_names_break_no_actor(sim: Any, tmp_path: Path) -> None:
         (tmp_path / f"{name}.py").write_text(TRAP)
     model = "import torch\ndef Net():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 10))\n"
     (tmp_path / "datasets.py").write_text(model)
-    result = sim("run", *FEW, "--engine", "ray", "--model", "datasets:Net")
+    result = sim("run", *FEW, *ONE_ACTOR, "--engine", "ray", "--model", "datasets:Net")
     assert result.returncode == 0, result.stderr
