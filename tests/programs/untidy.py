@@ -86,7 +86,7 @@ class Untidy(TorchClient):
         self.client_id, self.state = client_id, context.state
 
     def fit(self, parameters, config):
-        found = settings()
+        found = {**settings(), "training": self.net.training}
         weights, count, metrics = super().fit(parameters, config)
         if config.get("habit"):
             HABITS[config["habit"]](self.net)
