@@ -209,10 +209,12 @@ def main(words: Sequence[str] | None = None) -> int:
         _discard_output()
         return 0
     except OSError as error:
-        if error.errno not in _DISK_ERRORS or error.filename is not None:
+        if error.errno not in _DISK_ERRORS:
             raise
-        _discard_output()
-        print(f"sim: the output cannot be written: {error.strerror}", file=sys.stderr)
+        if error.filename is None:
+            _discard_output()
+        place = one_line(str(error.filename or "the output"))
+        print(f"sim: {place} cannot be written: {error.strerror}", file=sys.stderr)
         return 1
     return 0
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sim.errors import one_line
+from sim.errors import WriteError, one_line
 
 
 @contextmanager
@@ -130,7 +130,14 @@ class Children:
 
 
 def written(folder: Path, name: str, config_toml: str) -> Path:
-    """Write a file for ``--config`` of a child and return its path."""
+    """Write a file for ``--config`` of a child and return its path.
+
+    Raises:
+        WriteError: the disk is full.
+    """
     path = folder / f"{name}.toml"
-    path.write_text(config_toml, encoding="utf-8")
+    try:
+        path.write_text(config_toml, encoding="utf-8")
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written: {error.strerror}") from None
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from sim import Run, RunConfig, resume
 from sim.engine.aggregation import NonFiniteError, check_finite
 from sim.engine.liveness import Liveness, liveness_file
 from sim.engine.ray import actor
-from sim.errors import ClientError, WriteError
+from sim.errors import ClientError, EngineError, WriteError
 from sim.measure import capacity
 
 
@@ -205,6 +206,20 @@ def test_liveness_is_what_a_process_executes(tmp_path: Path) -> None:
         writer.end(1)
         assert reader.current(1) is None
     assert not path.exists()
+
+
+def test_a_disk_without_room_for_the_file_of_liveness_is_one_line(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as on a full disk, with another reason
+    try:
+        with (
+            pytest.raises(EngineError, match=f"^{tmp_path}/sim-liveness-.*: cannot be written: File too large$"),
+            liveness_file(tmp_path),
+        ):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_does_not_fit_into_memory_is_said_in_one_line() -> None:

@@ -141,9 +141,10 @@ def test_only_trained_weights_are_stepped_and_two_names_are_one_weight(small: Sm
 
 
 @pytest.mark.usefixtures("in_programs")
-def test_what_a_strategy_writes_into_its_parameters_is_sent(small: Small) -> None:
+def test_what_a_strategy_writes_into_its_parameters_is_sent_and_is_the_model(small: Small) -> None:
     run = small(strategy="untidy:InPlace", client="untidy:Sent", max_local_steps=1)
     assert run.clients().loss.tolist() == [0.0] * 8
+    assert not any(array.any() for array in load_file(run.model_path).values())
 
 
 @pytest.mark.usefixtures("in_programs")
@@ -158,7 +159,16 @@ def test_what_a_strategy_writes_into_its_parameters_is_sent(small: Small) -> Non
         ({"strategy": "untidy:Exits"}, RunError, "round 1: aggregate_fit raised SystemExit"),
         ({"train": "untidy:exits"}, PluginError, "--train untidy:exits: raised SystemExit"),
         ({"test": "untidy:exits_in_test"}, RunError, "the central test raised SystemExit"),
-        ({"model": "untidy:exits"}, PluginError, "--model untidy:exits: "),
+        (
+            {"model": "untidy:exits_when_made"},
+            PluginError,
+            r"--model untidy:exits_when_made: cannot be built for .*: SystemExit:$",
+        ),
+        (
+            {"model": "untidy:ExitsWhenCalled"},
+            PluginError,
+            r"--model untidy:ExitsWhenCalled: does not take .*: SystemExit:$",
+        ),
         (
             {"client": "untidy:Odd"},
             ClientError,

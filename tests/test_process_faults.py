@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 
@@ -38,6 +40,44 @@ def test_a_test_and_a_set_up_that_hang_are_executed_by_another_process(small: Sm
     assert f"process 0 hangs (no end after {SHORT:g} s); another one executes it" in log
     assert sha256(hanging.model_path) == sha256(small(name="inline", **ways).model_path)
     assert not [p for p in psutil.Process().children(recursive=True) if p.status() == psutil.STATUS_STOPPED]
+
+
+@pytest.mark.parametrize(
+    ("command_line", "limit", "code", "said"),
+    [
+        (
+            "run --engine ray",
+            "size=64k",
+            2,
+            "TMPDIR={0}: 0.0 MiB are free in {0}, but Ray needs 8 MiB for temporary files; set it to a writable folder "
+            "with a path of at most 26 letters",
+        ),
+        ("sweep --vary lr=0.1 --seeds 1", "size=64k", 1, "{0}/.*/lr-0.1_seed-0.toml: cannot be written: No space .*"),
+        (
+            "sweep --vary lr=0.1 --seeds 1",
+            "nr_inodes=2",
+            1,
+            "{0}/.* cannot be written: No space left on device",
+        ),
+    ],
+)
+def test_a_full_folder_for_temporary_files_is_named(
+    command: Sim, monkeypatch: pytest.MonkeyPatch, command_line: str, limit: str, code: int, said: str, tmp_path: Path
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("a small tmpfs can be mounted by root only")
+    with tempfile.TemporaryDirectory(prefix="full-", dir="/tmp") as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", limit, "tmpfs", folder], check=True)
+        try:
+            Path(folder, "all").write_bytes(bytes(64 * 1024))
+            monkeypatch.setenv("TMPDIR", folder)
+            monkeypatch.setattr(tempfile, "tempdir", folder)
+            result = command(*command_line.split())
+        finally:
+            subprocess.run(["umount", "-l", folder], check=True)
+    assert re.fullmatch(f"sim: {said.format(re.escape(folder))}\n", result.stderr), result.stderr
+    assert result.returncode == code
+    assert not list(tmp_path.glob("results/*/rounds.csv"))
 
 
 @pytest.mark.ray

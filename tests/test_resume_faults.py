@@ -85,6 +85,9 @@ def forge(tmp_path_factory: pytest.TempPathFactory) -> Forge:
     return read
 
 
+COLUMNS = "columns of clients.csv"
+
+
 def _of_strategy(name: str, value: object) -> Callable[[dict[str, Any], dict[str, Any]], object]:
     return lambda about, arrays: about["strategy"]["state"].__setitem__(name, value)
 
@@ -102,6 +105,10 @@ def _of_strategy(name: str, value: object) -> Callable[[dict[str, Any], dict[str
         (lambda about, arrays: arrays["strategy.m_t.0"].fill(np.inf), "m_t of the strategy, array 0, holds infinite"),
         (lambda about, arrays: arrays.update({"strategy.v_t.1": np.zeros(3)}), "v_t of the strategy has the shapes"),
         (_of_strategy("m_t", {"list": [{"value": 1}]}), "m_t of the strategy has the shapes"),
+        (lambda about, arrays: about["fits"].update(config=3), "damaged: what must fit is no table of settings"),
+        (lambda about, arrays: about["fits"].update(config=None), "damaged: what must fit is no table of settings"),
+        (lambda about, arrays: about["fits"].update({COLUMNS: 3}), "damaged: what must fit is no table of settings"),
+        (lambda about, arrays: about["fits"].update({COLUMNS: [[]]}), "damaged: what must fit is no table of settings"),
     ],
 )
 def test_a_forged_state_is_refused(forge: Forge, change: Any, reason: str) -> None:

@@ -5,6 +5,7 @@ import pytest
 from flwr.common import ArrayRecord, ConfigRecord
 from flwr.server import SimpleClientManager
 from flwr.server.strategy import FedAdam, FedProx
+from flwr.serverapp.strategy import FedAdam as NewerFedAdam
 from flwr.serverapp.strategy import Strategy as NewerStrategy
 from safetensors.numpy import load_file
 
@@ -60,6 +61,17 @@ def test_exactly_the_configured_number_of_clients_is_asked(name: str, num_client
     assert len(chosen.configure_evaluate(1, parameters, manager)) == num_clients
     chosen = _build(strategy=name, num_clients=num_clients, clients_per_round=count).strategy
     assert chosen.configure_evaluate(1, parameters, manager) == []
+
+
+@pytest.mark.parametrize("form", [FedAdam, NewerFedAdam])
+def test_a_class_that_takes_any_arguments_gets_those_of_its_own_form(form: type) -> None:
+    def make(self: object, **arguments: object) -> None:
+        form.__init__(self, **arguments)
+
+    own = type("Own", (form,), {"__init__": make})
+    config = RunConfig(num_clients=20, clients_per_round=5)
+    built = strategy.build(config, WEIGHTS, LAYOUT, lambda *_: (0.0, {}), own).strategy
+    assert vars(built)["fraction_fit" if form is FedAdam else "fraction_train"] == 0.25
 
 
 def test_arguments_reach_the_strategy_over_its_defaults() -> None:

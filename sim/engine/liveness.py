@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.errors import EngineError
+
 SETTING_UP, TESTING = -2, -3  # in the place of a client_id
 
 _IDLE = -1.0
@@ -74,11 +76,18 @@ class Liveness:
 
 @contextmanager
 def liveness_file(folder: Path | None) -> Iterator[Path]:
-    """Make the file in ``folder``, or where temporary files are; it is removed at the end."""
+    """Make the file in ``folder``, or where temporary files are; it is removed at the end.
+
+    Raises:
+        EngineError: the disk is full.
+    """
     descriptor, name = tempfile.mkstemp(prefix="sim-liveness-", dir=folder)
     try:
-        os.write(descriptor, np.full((_MOST_ACTORS, _COLUMNS), _IDLE).tobytes())
-        os.close(descriptor)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(np.full((_MOST_ACTORS, _COLUMNS), _IDLE).tobytes())
+        except OSError as error:
+            raise EngineError(f"{name}: cannot be written: {error.strerror}") from None
         yield Path(name)
     finally:
         Path(name).unlink(missing_ok=True)

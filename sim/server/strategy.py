@@ -52,8 +52,8 @@ STRATEGIES = {
     "fedtrimmedavg": Entry("FedTrimmedAvg", averages=False),
     # A client with few classes learns little: average the ten closest clients (multi-Krum, Blanchard et al. 2017).
     "krum": Entry("Krum", averages=False, defaults={"num_clients_to_keep": 10}),
-    "bulyan": Entry("Bulyan", averages=False, defaults={"to_keep": 0}),
     "multikrum": Entry("MultiKrum", averages=False, is_newer=True, defaults={"num_nodes_to_select": 10}),
+    "bulyan": Entry("Bulyan", averages=False, defaults={"to_keep": 0}),
     # The older form weights all clients by one central test loss; this one weights each by its own loss, as the paper
     # does (Li et al. 2020, algorithm 2).
     "qfedavg": Entry("QFedAvg", averages=False, adaptive=True, is_newer=True),
@@ -122,7 +122,7 @@ def build(
         )
     num_fit, num_evaluate = config.num_fit_clients, config.num_evaluate_clients
     # FedAvg samples max(⌊N · fraction⌋, min_clients) clients: the exact number is passed as the minimum.
-    offered: dict[str, Any] = {
+    older: dict[str, Any] = {
         "fraction_fit": num_fit / config.num_clients,
         "min_fit_clients": num_fit,
         "fraction_evaluate": config.fraction_evaluate,
@@ -130,13 +130,20 @@ def build(
         "min_available_clients": max(num_fit, num_evaluate),
         "initial_parameters": ndarrays_to_parameters(view.of(initial_weights)) if initial_weights else None,
         "evaluate_fn": evaluate_fn,
+    }
+    newer: dict[str, Any] = {
         "fraction_train": num_fit / config.num_clients,
+        "fraction_evaluate": config.fraction_evaluate,
         "min_train_nodes": num_fit,
         "min_evaluate_nodes": num_evaluate,
         "min_available_nodes": max(num_fit, num_evaluate),
-        "client_learning_rate": config.lr or config.BUILT_IN["lr"],
     }
-    reserved = set(offered) - {"client_learning_rate"}
+    # One that takes any arguments hands them to a class of Flower's, which takes those of its own form only.
+    is_newer = isinstance(own, type) and issubclass(own, NewerStrategy)
+    where_named = {**(older if is_newer else newer), "client_learning_rate": config.lr or config.BUILT_IN["lr"]}
+    named = user_code.parameters_of(own)
+    offered = {name: value for name, value in where_named.items() if name in named} | (newer if is_newer else older)
+    reserved = {*older, *newer}
     user_code.check_arguments(own, config.strategy_args, reserved, "--strategy-args", config.strategy)
     arguments = {
         **user_code.accepted(own, offered),

@@ -88,7 +88,10 @@ def resumed(run: Run, prepared: Prepared, *, allow_changed_code: bool = False) -
     """
     checkpoint, problems = checkpoints.read_last(run)
     place = run.checkpoints_path / str(checkpoint.round)
-    then = _in_todays_words(checkpoint.fits)
+    try:
+        then = _in_todays_words(checkpoint.fits)
+    except TypeError as error:
+        raise RunFolderError(f"{place}: damaged: what must fit is no table of settings: {error}") from None
     differences = _differences(then, what_must_fit(prepared, old_data=_OLD_DATA in then))
     if differences:
         raise RunFolderError(f"{place}: does not fit: {'; '.join(differences)}")

@@ -86,7 +86,7 @@ class Untidy(TorchClient):
         self.client_id, self.state = client_id, context.state
 
     def fit(self, parameters, config):
-        found = settings()
+        found = {**settings(), "training": self.net.training}
         weights, count, metrics = super().fit(parameters, config)
         if config.get("habit"):
             HABITS[config["habit"]](self.net)
@@ -173,14 +173,22 @@ class OwnAdam(FedAdam):
 
 
 class InPlace(FedAvg):
-    """Writes zeros into the parameters that it was given and sends the same object."""
+    """Writes zeros into the parameters that it was given, sends the same object, and does so after the training."""
 
     averages_clients = True
 
     def configure_fit(self, server_round, parameters, client_manager):
-        zeros = [array * 0 for array in parameters_to_ndarrays(parameters)]
-        parameters.tensors = ndarrays_to_parameters(zeros).tensors
+        _write_zeros(parameters)
         return super().configure_fit(server_round, parameters, client_manager)
+
+    def configure_evaluate(self, server_round, parameters, client_manager):
+        _write_zeros(parameters)
+        return []
+
+
+def _write_zeros(parameters):
+    zeros = [array * 0 for array in parameters_to_ndarrays(parameters)]
+    parameters.tensors = ndarrays_to_parameters(zeros).tensors
 
 
 class Exits(FedAvg):
@@ -257,6 +265,15 @@ def exits_in_test(net, loader, device):
     if len(loader.dataset) > 2:  # not in the dry run
         raise SystemExit
     return 0.0, 0.5
+
+
+def exits_when_made(image_shape):
+    raise SystemExit
+
+
+class ExitsWhenCalled(Gained):
+    def forward(self, x):
+        raise SystemExit
 
 
 class Closes(TorchClient):

@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # at run time Ray is imported when it is started
 _PREFIX = "sim-ray-"
 # Letters of the folder for temporary files: 107 for the path of a socket, less 81 for what Ray and this file append.
 _LONGEST_ROOT = 26
+_LEAST_FREE_BYTES = 8 * 2**20  # a short run takes less than 1 MiB there, a long one more for Ray's logs
 _SWITCH_SECONDS = 0.0002
 _TOKEN = secrets.token_hex(32)
 # Ray's logger keeps the handlers that it has; with configure_logging=False it would lose them, and print.
@@ -73,6 +74,13 @@ class RaySession:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
+        """Prepare for a start.
+
+        Raises:
+            ConfigError: there is no place for temporary files.
+        """
+        if self._is_own:
+            _temporary_root()  # before the run folder is made
         logger = logging.getLogger("ray")
         self._stack.callback(setattr, logger, "handlers", logger.handlers)
         logger.handlers = [logging.NullHandler()]  # until the run's own log is open
@@ -323,15 +331,8 @@ def _session_folder(session: str) -> Iterator[Path]:
     Raises:
         ConfigError: there is no place for it.
     """
-    try:
-        root = Path(tempfile.gettempdir())
-        root = root if len(str(root)) <= _LONGEST_ROOT else Path("/tmp")
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
-    except OSError as error:
-        raise ConfigError(
-            f"TMPDIR={os.environ.get('TMPDIR', '')}: no folder for temporary files can be made ({error.strerror}); "
-            f"set it to a writable folder with a path of at most {_LONGEST_ROOT} letters"
-        ) from None
+    root = _temporary_root()
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
     spec = find_spec("ray")
     ray_folder = Path(str(spec.origin)).resolve().parent if spec is not None else folder
     with reaper.reaped(session, str(folder.resolve()), str(ray_folder)):
@@ -342,6 +343,26 @@ def _session_folder(session: str) -> Iterator[Path]:
             yield folder
         finally:
             lock.close()
+
+
+def _temporary_root() -> Path:
+    """Return the folder for temporary files, whose path is short enough for Ray's sockets.
+
+    Raises:
+        ConfigError: there is none that can be written, or it is full.
+    """
+    advice = f"set it to a writable folder with a path of at most {_LONGEST_ROOT} letters"
+    given = f"TMPDIR={os.environ.get('TMPDIR', '')}"
+    try:
+        root = Path(tempfile.gettempdir())
+        root = root if len(str(root)) <= _LONGEST_ROOT else Path("/tmp")
+        free_bytes = shutil.disk_usage(root).free
+    except OSError as error:
+        raise ConfigError(f"{given}: no folder for temporary files can be made ({error.strerror}); {advice}") from None
+    if free_bytes < _LEAST_FREE_BYTES:
+        room = f"{free_bytes / 2**20:.1f} MiB are free in {root}, but Ray needs {_LEAST_FREE_BYTES // 2**20} MiB"
+        raise ConfigError(f"{given}: {room} for temporary files; {advice}")
+    return root
 
 
 def _locked(folder: Path) -> IO[bytes] | None:
