@@ -285,9 +285,7 @@ def test_the_fault_campaign_passes(tmp_path: Path) -> None:
         import sys
         import campaign
 
-        # The faults need rounds, but neither long ones nor more than a fault needs to happen among them.
-        campaign.NUM_ROUNDS = 12
-        campaign.SETTINGS["max_local_steps"] = 2
+        campaign.SETTINGS["max_local_steps"] = 2  # the faults need rounds, but no long ones
         campaign.FLAGS += ["--max-local-steps", "2"]
         sys.exit(campaign.main())
     """
