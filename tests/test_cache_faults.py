@@ -9,6 +9,7 @@ import stat
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ import pytest
 from sim.config.run_config import RunConfig
 from sim.data import cache, partition
 from sim.data.dataset import Dataset, load_dataset
+from sim.engine.ray.shipping import pack, unpack
 from sim.errors import DataError
+from sim.setup.prepare import prepare
 
 CONFIG = RunConfig(dataset="synthetic", num_examples=20, num_clients=2, fraction_fit=1.0, image_size=8)
 
@@ -186,3 +189,22 @@ def test_a_relative_cache_without_a_current_folder_is_one_line(tmp_path: Path, m
     monkeypatch.setenv("SIM_CACHE", "cache")
     with pytest.raises(DataError, match=r"the cache has no folder: .*set SIM_CACHE"):
         load_dataset(CONFIG)
+
+
+def test_actors_of_a_node_unpack_the_same_files_at_once(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = prepare(replace(CONFIG, model="Mlp")).spec
+    files = pack(spec)
+    monkeypatch.setenv("SIM_CACHE", str(own_cache / "other node"))
+    together = threading.Barrier(8)
+
+    def arrive() -> Path | None:
+        together.wait()
+        return unpack(spec, files).data.folder  # type: ignore[union-attr]
+
+    with ThreadPoolExecutor(8) as pool:
+        folders = {future.result() for future in [pool.submit(arrive) for _ in range(8)]}
+    (folder,) = folders
+    assert folder is not None
+    assert folder.is_relative_to(own_cache / "other node")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files[f"data/{folder.name}"]
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
