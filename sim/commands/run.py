@@ -22,8 +22,11 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if arguments.allow_changed_code:
         raise ConfigError("--allow-changed-code: only for --resume; a new run takes the code as it is")
+    folder = arguments.app_folder
+    if folder is not None and not Path(folder).is_dir():
+        raise ConfigError(f"{folder}: no such flag, and no folder of a Flower app (sim run --help lists all)")
     given = settings_given(RunConfig, arguments)
-    if arguments.app_folder is not None or "app" in given:
+    if folder is not None or "app" in given:
         _run_app(arguments)
         return
     config = RunConfig(**given)

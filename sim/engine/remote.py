@@ -22,6 +22,7 @@ from flwr.common import (
 )
 from flwr.server.client_proxy import ClientProxy
 
+from sim.data.dataset import Dataset
 from sim.engine.aggregation import WeightedSum, in_dtypes_of
 from sim.engine.contract import Chunk, ChunkResult, ClientResult, Task, TestSlice
 from sim.engine.worker import Worker, WrongReturnError, check_fit, checked_metrics
@@ -70,6 +71,12 @@ class RemoteDispatcher:
         self.worker = worker
         self.shared = shared
         self.timeout_seconds = timeout_seconds
+
+    @property
+    def _dataset(self) -> Dataset:
+        runtime: Any = self.worker.runtime  # only PyTorch programs are served over a network
+        found: Dataset = runtime.dataset
+        return found
 
     def wait_until_ready(self) -> None:
         """Return when there are enough clients for a round to begin.
@@ -126,7 +133,7 @@ class RemoteDispatcher:
         waited = time.perf_counter() - start
         most = own_examples
         if chunk.phase == "evaluate":  # a client of the user's own may evaluate on the test split
-            most = max(most, self.worker.torch_runtime.dataset.num_test_examples)
+            most = max(most, self._dataset.num_test_examples)
         try:
             result = _read(chunk, task, answer, most)
             _take_transport_metrics(result, waited)

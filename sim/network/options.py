@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from sim.config.fields import check, setting
+from sim.config.fields import check, flag_of, setting
 from sim.errors import ConfigError
 
 NETWORK = "network"
@@ -164,7 +164,16 @@ class ClientOptions(_Options):
 
 
 def networked(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run over a network: all connected clients train, unless ``given`` says otherwise."""
+    """Return the settings of a run over a network: all connected clients train, unless ``given`` says otherwise.
+
+    Raises:
+        ConfigError: a Flower program, whose clients Flower's own SuperNodes execute.
+    """
+    for name in ("app", "client_fn"):
+        if given.get(name) is not None:
+            raise ConfigError(
+                f"{flag_of(name)} {given[name]}: a Flower program is only simulated, by sim run or sim app"
+            )
     return given if {"fraction_fit", "clients_per_round"} & set(given) else {"fraction_fit": 1.0, **given}
 
 

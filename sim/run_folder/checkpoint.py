@@ -90,17 +90,19 @@ class Checkpoint:
         tree = encode(strategy, "strategy", arrays)
         return cls(server_round, weights, tree, arrays, sorted(states), fits, states=dict(states))
 
-    def restore(self, strategy: Any) -> tuple[dict[int, RecordDict], Any]:
-        """Set ``strategy``, or the strategies in it, to their state after that round.
+    def restore(self, strategy: Any) -> dict[int, RecordDict]:
+        """Set ``strategy``, or a dict that holds one, to its state after that round.
 
         Returns:
-            The states of the clients by client_id, and the state of ``strategy``.
+            The states of the clients by client_id.
 
         Raises:
             StateError: the state belongs to another strategy.
         """
         state = decode(self.strategy, "strategy", self.arrays, strategy)
-        return {client_id: unpack_record(self.arrays[f"client.{client_id}"]) for client_id in self.clients}, state
+        if isinstance(strategy, dict):
+            strategy.update(state)
+        return {client_id: unpack_record(self.arrays[f"client.{client_id}"]) for client_id in self.clients}
 
 
 class CheckpointWriter:
@@ -204,7 +206,7 @@ def _read(folder: Path) -> Checkpoint:
         raise RunFolderError(f"{folder}: damaged: {type(error).__name__}: {error}") from error
 
 
-def restored(checkpoint: Checkpoint, strategy: Any, place: Path) -> tuple[dict[int, RecordDict], Any]:
+def restored(checkpoint: Checkpoint, strategy: Any, place: Path) -> dict[int, RecordDict]:
     """Call ``Checkpoint.restore`` for a checkpoint that was read from disk, whose content may be wrong.
 
     Args:

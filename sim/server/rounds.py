@@ -104,7 +104,8 @@ class RoundServer:
         self._adapter.set_weights(self._weights)
         if prepared.resume_point is not None:
             checkpoint = prepared.resume_point.checkpoint
-            self._executor.states, state = checkpoint.restore(self._adapter.strategy)
+            state = self._adapter.strategy
+            self._executor.states = checkpoint.restore(state)
             self._adapter.restore(state)
             self._set_weights(checkpoint.weights)
             self._next_round = checkpoint.round + 1

@@ -161,8 +161,10 @@ def build(
     except (Exception, SystemExit) as error:
         raise PluginError(f"--strategy {config.strategy}: cannot be made: {described(error)}") from error
     if not isinstance(strategy, Strategy | NewerStrategy):
-        kinds = "a Strategy of flwr.server.strategy or flwr.serverapp.strategy"
-        raise PluginError(f"--strategy {config.strategy}: made a {type(strategy).__name__}, not {kinds}")
+        raise PluginError(
+            f"--strategy {config.strategy}: made a {type(strategy).__name__}, not a flwr.server.strategy.Strategy or "
+            "flwr.serverapp.strategy.Strategy"
+        )
     if isinstance(strategy, _CLIENT_SIDE):
         raise PluginError(
             f"--strategy {config.strategy}: adds noise for updates that clients clip, but no client here uses "

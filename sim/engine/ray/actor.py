@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 from contextlib import suppress
@@ -61,6 +62,7 @@ class ChunkActor:
     def __init__(self) -> None:
         with uncollected():
             import sim.engine.worker  # noqa: F401 - takes seconds, during which the driver prepares the run
+        gc.freeze()  # what was imported is never garbage, and user code may collect garbage for each client
         self.weights: NDArrays = []
 
     def begin(self, assignment: ActorAssignment, cached_files: CachedFiles | None, actor: int) -> None:
