@@ -135,7 +135,8 @@ def start_simulation(
             "in a ServerApp, which sim app runs"
         )
     if server is not None:
-        strategy, client_manager = strategy or server.strategy, client_manager or server.client_manager()
+        strategy = strategy or server.strategy
+        client_manager = server.client_manager() if client_manager is None else client_manager
     count = num_clients if num_clients is not None else len(clients_ids or ())
     if clients_ids is not None and list(clients_ids) != [str(number) for number in range(count)]:
         raise ConfigError(f"clients_ids: must be '0' to '{count - 1}', as many as num_clients")

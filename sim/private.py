@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -216,32 +216,62 @@ def empty_run() -> Any:
 
 
 @contextmanager
-def server_app_calls(*, start: Any, start_grid: Any) -> Iterator[None]:
+def server_app_calls(*, start: Any, start_grid: Any, fit: Any) -> Iterator[None]:
     """Call our own round loop where a ServerApp calls Flower's.
 
     Gain: rounds are recorded and can be resumed, and results come in one order. ``Strategy.start`` is public; a class
-    of the user's with a ``start`` of its own keeps it. Seen in Flower 1.41 and 1.42: ``ServerApp`` calls the function
-    ``start_grid`` for a strategy of the older form. Without the names Flower's own loops send their messages through
-    our grid, and such a run cannot be resumed.
+    of the user's with a ``start`` of its own keeps it; so is ``Server.fit``. Seen in Flower 1.41 and 1.42:
+    ``ServerApp`` calls the function ``start_grid`` for a strategy of the older form. Without the names Flower's own
+    loops send their messages through our grid, and such a run cannot be resumed.
 
     Args:
         start: (Flower's own, strategy, grid, …) → result, in the place of ``Strategy.start``.
         start_grid: (Flower's own, grid=…, …) → history, in the place of the function of that name.
+        fit: (Flower's own, server, num_rounds, timeout) → history and seconds, in the place of ``Server.fit``.
     """
     with ExitStack() as stack:
-        found = _find("flwr.serverapp.strategy", "Strategy")
-        if found is not None:
-            own = found[0].start
-
-            def started(strategy: Any, *arguments: Any, **named: Any) -> Any:
-                return start(own, strategy, *arguments, **named)
-
-            found[0].start = started
-            stack.callback(setattr, found[0], "start", own)
+        for module, name, method, ours in (
+            ("flwr.serverapp.strategy", "Strategy", "start", start),
+            ("flwr.server", "Server", "fit", fit),
+        ):
+            found = _find(module, name)
+            if found is not None:
+                own = getattr(found[0], method)
+                setattr(found[0], method, partialmethod(_with_own, ours, own))
+                stack.callback(setattr, found[0], method, own)
         of_grid = _find("flwr.serverapp.server_app", "start_grid")
         if of_grid is not None:
             stack.enter_context(_replaced("flwr.serverapp.server_app", "start_grid", partial(start_grid, of_grid[0])))
         yield
+
+
+def _with_own(instance: Any, ours: Any, own: Any, *arguments: Any, **named: Any) -> Any:
+    return ours(own, instance, *arguments, **named)
+
+
+def has_own_rounds(server: Any) -> bool:
+    """Return whether the class of a ``flwr.server.Server`` changes what a round does.
+
+    Gain: the rounds of any other class are recorded and can be resumed. Seen in Flower 1.41 and 1.42. Without the names
+    nobody asks, because ``server_app_calls`` then replaces nothing.
+    """
+    found = _find("flwr.server", "Server")
+    steps = ("fit_round", "evaluate_round", "_get_initial_parameters")
+    return found is not None and any(getattr(type(server), s, None) is not getattr(found[0], s, None) for s in steps)
+
+
+def client_proxy(client_id: int, node_id: int, grid: Any) -> Any:
+    """Return a ``ClientProxy`` whose calls are messages of a grid.
+
+    Gain: a strategy may call the clients that it samples, as for their properties. Seen in Flower 1.41 and 1.42. None
+    without the name; such a call then raises.
+    """
+    found = _find("flwr.server.compat.grid_client_proxy", "GridClientProxy")
+    if found is None:
+        return None
+    proxy = found[0](node_id, grid, 1)
+    proxy.cid = str(client_id)
+    return proxy
 
 
 def legacy_messages() -> Any:

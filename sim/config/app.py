@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ def read_app(app: str, overrides: Mapping[str, Any]) -> AppFiles:
         overrides: ``--run-config``.
 
     Raises:
-        ConfigError: there is no app, it needs another version of Flower, or it does not know an override.
+        ConfigError: there is no app, it needs a newer version of Flower, or it does not know an override.
     """
     folder = Path(app).resolve()
     path = folder / "pyproject.toml"
@@ -82,8 +83,10 @@ def _same_kind(value: Any, known: Any) -> bool:
 def _check_versions(path: Path, dependencies: Any) -> None:
     """Check that the app can run with the Flower that is installed, without importing it.
 
+    Many apps name the one version that was the newest when they were written; most of them run with later ones.
+
     Raises:
-        ConfigError: it needs another one.
+        ConfigError: it needs a newer one.
     """
     from importlib.metadata import version
 
@@ -98,5 +101,14 @@ def _check_versions(path: Path, dependencies: Any) -> None:
         except InvalidSpecifier:
             continue
         installed = version("flwr")
-        if not wanted.contains(installed, prereleases=True):
+        if wanted.contains(installed, prereleases=True):
+            continue
+        if any(each.operator in (">=", ">", "==", "~=") and _is_newer(each.version, installed) for each in wanted):
             raise ConfigError(f"--app {path}: the app needs flwr{wanted}; installed is {installed}")
+        logging.getLogger("sim").warning("note: the app asks for flwr%s; installed is %s", wanted, installed)
+
+
+def _is_newer(version: str, installed: str) -> bool:
+    from packaging.version import Version
+
+    return Version(version.removesuffix(".*")) >= Version(installed)

@@ -16,6 +16,7 @@ from sim.server.executor import Executor
 from sim.server.messages import Batch, nodes, phase_of
 from sim.server.results import PhaseResults
 
+_MOST_BATCHES = 2**20  # of a round
 # Called with (phase, results, seconds) of each batch of messages that an app sends by itself.
 OnBatch = Callable[[Phase, PhaseResults, float], None]
 
@@ -37,11 +38,17 @@ class EngineGrid(Grid):
         self._executor, self._num_clients = executor, num_clients
         self._round_of, self._on_batch = round_of, on_batch
         self._run = private.empty_run()
-        self._count = self._num_batches = 0
+        self._count = 0
+        self._last = (0, 0)  # round of the last batch, and its number in it
         self._lock = threading.Lock()
         self._engine = threading.Lock()
         self._waiting: dict[str, Message] = {}
         self._replies: dict[str, Message] = {}
+
+    @property
+    def has_sent(self) -> bool:
+        """Whether a message was executed or waits."""
+        return self._last != (0, 0) or bool(self._waiting)
 
     def set_run(self, run: Any) -> None:
         """Set what ``run`` gives."""
@@ -97,9 +104,13 @@ class EngineGrid(Grid):
             start = time.perf_counter()
             ids = {id(message): message_id for message_id, message in some.items()}
             number = self._round_of(phase, next(iter(some.values())).metadata.group_id)
-            self._num_batches += 1
+            last = self._last[1] if self._last[0] == number else 0
+            self._last = number, last + 1
             states = self._executor.states
-            batch = Batch.of(some.values(), phase, number, states, self._num_clients, batch=self._num_batches)
+            # The same number in a resumed run, in which the batches of earlier rounds are not sent again.
+            batch = Batch.of(
+                some.values(), phase, number, states, self._num_clients, batch=number * _MOST_BATCHES + last
+            )
             results = self._executor.execute(phase, number, batch.chunks)
             for message, reply in zip(batch.messages, batch.replies(results), strict=True):
                 self._replies[ids[id(message)]] = reply

@@ -5,7 +5,7 @@ A strategy samples client proxies. Here they are numbers only: the work goes thr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,15 +85,18 @@ class VirtualClientProxy(ClientProxy):
         return DisconnectRes(reason="")
 
 
-def virtual_clients(num_clients: int, manager: ClientManager | None = None) -> ClientManager:
+def virtual_clients(
+    num_clients: int, manager: ClientManager | None = None, proxy_of: Callable[[int], ClientProxy] = VirtualClientProxy
+) -> ClientManager:
     """Return a client manager with clients 0 … ``num_clients`` − 1.
 
     Args:
         manager: the user's own, to which they are added.
+        proxy_of: makes the proxy of a client.
     """
-    manager = manager or SimpleClientManager()
+    manager = SimpleClientManager() if manager is None else manager  # an empty one counts as false
     for client_id in range(num_clients):
-        manager.register(VirtualClientProxy(client_id))
+        manager.register(proxy_of(client_id))
     return manager
 
 
@@ -134,6 +137,11 @@ class LegacyStrategy:
         self._parameters = Parameters([], "")
         self._tensors: tuple[bytes, ...] = ()  # of the parameters when they were made; a strategy may change them
         self._proxies: dict[int, ClientProxy] = {}  # of the present phase
+
+    @property
+    def parameters(self) -> Parameters:
+        """The global weights as strategies see them."""
+        return self._parameters
 
     def restore(self, state: Any) -> None:
         """Nothing: the strategy was restored in place."""

@@ -91,8 +91,9 @@ class RoundServer:
         self._on_round = on_round
         slices = prepared.test_slices
         self._central_test = CentralTest(dispatcher, slices) if slices else None
-        manager = client_manager or virtual_clients(config.num_clients, prepared.objects.client_manager)
-        self._adapter = adapter or self._built(prepared, manager)
+        if client_manager is None:
+            client_manager = virtual_clients(config.num_clients, prepared.objects.client_manager)
+        self._adapter = adapter or self._built(prepared, client_manager)
         self._privacy = Privacy(config, getattr(self._adapter, "used", self._adapter.strategy))
         self._names = prepared.layout.names
         self._target = Target.of(vars(config))

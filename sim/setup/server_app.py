@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,7 @@ from flwr.common import (
 )
 from flwr.server import History, Server, ServerConfig
 from flwr.server.client_manager import ClientManager
-from flwr.server.strategy import FedAvg
+from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy as LegacyForm
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
@@ -37,7 +38,7 @@ from sim.server import strategy
 from sim.server.adapter import StrategyAdapter
 from sim.server.executor import Executor
 from sim.server.grid import EngineGrid
-from sim.server.legacy import LegacyStrategy, virtual_clients
+from sim.server.legacy import LegacyStrategy, VirtualClientProxy, virtual_clients
 from sim.server.messages import MessageStrategy, StartArguments
 from sim.server.prepared import Prepared
 from sim.server.results import PhaseResults, client_quantiles, metric_records, weighted_mean
@@ -77,11 +78,12 @@ class ServerAppRun:
         context = Context(1, node_of(-1), {}, RecordDict(), dict(spec.run_config))
         try:
             with (
-                private.server_app_calls(start=self._start, start_grid=self._start_grid),
+                private.server_app_calls(start=self._start, start_grid=self._start_grid, fit=self._fit),
                 restored_settings(),
                 seeded(config.seed, Purpose.SERVER_APP),
             ):
                 self._prepared.server_app(self._grid, context)
+                self._grid.pull_messages([])  # what the app has pushed without asking for replies
         except (SimError, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -92,7 +94,7 @@ class ServerAppRun:
         finally:
             self._finish_own_round()
             self._executor.log_summary()
-        if not self._has_started and self._round == 0 and self._own is None:
+        if not self._has_started and not self._grid.has_sent:
             logging.getLogger("sim").warning("note: the ServerApp ended without a message to any client")
 
     def _start(
@@ -142,27 +144,38 @@ class ServerAppRun:
         strategy: LegacyForm | None = None,
         client_manager: ClientManager | None = None,
     ) -> History:
-        """Execute the rounds of a strategy of the older form."""
-        if (server is not None and type(server) is not Server) or self._has_started or grid is not self._grid:
-            if server is not None and type(server) is not Server:
-                self._note_not_resumable(f"the server {type(server).__name__}")
+        """Execute a ``Server``, whose clients are known before it begins."""
+        if self._has_started or grid is not self._grid:
             return flowers(grid=grid, server=server, config=config, strategy=strategy, client_manager=client_manager)
-        if server is not None:
-            strategy, client_manager = server.strategy, server.client_manager()
-        used = strategy or FedAvg()
-        num_clients = self._prepared.config.num_clients
-        manager = virtual_clients(num_clients, client_manager)
-        weights = self._first_weights(used, manager)
-        names = [f"array_{number}" for number in range(len(weights))]
-        return self._run_legacy(used, manager, weights, names, (config or ServerConfig()).num_rounds)
+        manager = client_manager if server is None else server.client_manager()
+        manager = virtual_clients(self._prepared.config.num_clients, manager, self._proxy)
+        used = Server(client_manager=manager, strategy=strategy) if server is None else server
+        plan = config or ServerConfig()
+        history, _ = used.fit(num_rounds=plan.num_rounds, timeout=plan.round_timeout)
+        return history
 
-    def _run_legacy(
-        self, used: LegacyForm, manager: ClientManager, weights: NDArrays, names: list[str], num_rounds: int
-    ) -> History:
+    def _proxy(self, client_id: int) -> ClientProxy:
+        return private.client_proxy(client_id, node_of(client_id), self._grid) or VirtualClientProxy(client_id)
+
+    def _fit(
+        self, flowers: Callable[..., tuple[History, float]], server: Server, num_rounds: int, timeout: float | None
+    ) -> tuple[History, float]:
+        """Execute the rounds of ``Server.fit``."""
+        if self._has_started:
+            self._note_second()
+            return flowers(server, num_rounds, timeout)
+        if private.has_own_rounds(server):
+            self._note_not_resumable(f"the server {type(server).__name__}")
+            return flowers(server, num_rounds, timeout)
+        start = time.perf_counter()
+        weights = self._first_weights(server.strategy, server.client_manager())
+        names = [f"array_{number}" for number in range(len(weights))]
         config = self._prepared.config
-        built = strategy.build(config, weights, WeightLayout.unknown(names), None, used)
-        adapter = LegacyStrategy(built, config, manager, (), sends_settings=False)
-        return self._run_rounds(adapter, weights, names, num_rounds)
+        built = strategy.build(config, weights, WeightLayout.unknown(names), None, server.strategy)
+        adapter = LegacyStrategy(built, config, server.client_manager(), (), sends_settings=False)
+        history = self._run_rounds(adapter, weights, names, num_rounds)
+        server.parameters = adapter.parameters
+        return history, time.perf_counter() - start
 
     def _first_weights(self, used: LegacyForm, manager: ClientManager) -> NDArrays:
         """Return what the strategy begins with, or what client 0 answers."""
@@ -190,6 +203,8 @@ class ServerAppRun:
         )
         self._session.begin(prepared, adapter.strategy)
         self._has_started = self._in_rounds = True
+        point = self._prepared.resume_point
+        self._round = -1 if point is None else point.checkpoint.round  # before the first round that is executed
         try:
             rounds = RoundServer(prepared, self._dispatcher, self._on_round, adapter=adapter, executor=self._executor)
             rounds.run()
