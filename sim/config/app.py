@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,12 +21,14 @@ class AppFiles:
     Attributes:
         server_app, client_app: ``package.module:name``.
         run_config: flat, with the values that override those of the file.
+        notes: what the user should know, one line each.
     """
 
     folder: Path
     server_app: str
     client_app: str
     run_config: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def read_app(app: str, overrides: Mapping[str, Any]) -> AppFiles:
@@ -56,7 +57,7 @@ def read_app(app: str, overrides: Mapping[str, Any]) -> AppFiles:
         if not isinstance(value, str) or not IMPORT_PATH.fullmatch(value):
             problem = "is missing" if value is None else f"is {shown(value)}"
             raise ConfigError(f"--app {path}: {name} in [tool.flwr.app.components] {problem}")
-    _check_versions(path, _table(table, "project").get("dependencies"))
+    notes = _notes_of_versions(path, _table(table, "project").get("dependencies"))
     run_config = flattened(_table(section, "config"))
     for key, value in run_config.items():
         if type(value) not in (bool, int, float, str):
@@ -68,7 +69,7 @@ def read_app(app: str, overrides: Mapping[str, Any]) -> AppFiles:
         if not _same_kind(value, run_config[key]):
             was = shown(run_config[key])
             raise ConfigError(f"--run-config {key}={value}: must be of the type that the app has there, as {was}")
-    return AppFiles(folder, str(found["serverapp"]), str(found["clientapp"]), {**run_config, **overrides})
+    return AppFiles(folder, str(found["serverapp"]), str(found["clientapp"]), {**run_config, **overrides}, notes)
 
 
 def _table(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -80,8 +81,8 @@ def _same_kind(value: Any, known: Any) -> bool:
     return type(value) is type(known) or (type(value) is int and type(known) is float)
 
 
-def _check_versions(path: Path, dependencies: Any) -> None:
-    """Check that the app can run with the Flower that is installed, without importing it.
+def _notes_of_versions(path: Path, dependencies: Any) -> tuple[str, ...]:
+    """Check that the app can run with the Flower that is installed, without importing it; note what may not fit.
 
     Many apps name the one version that was the newest when they were written; most of them run with later ones.
 
@@ -92,6 +93,7 @@ def _check_versions(path: Path, dependencies: Any) -> None:
 
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
+    notes = []
     for dependency in dependencies if isinstance(dependencies, list) else []:
         match = _FLOWER.fullmatch(str(dependency).strip())
         if match is None:
@@ -105,7 +107,8 @@ def _check_versions(path: Path, dependencies: Any) -> None:
             continue
         if any(each.operator in (">=", ">", "==", "~=") and _is_newer(each.version, installed) for each in wanted):
             raise ConfigError(f"--app {path}: the app needs flwr{wanted}; installed is {installed}")
-        logging.getLogger("sim").warning("note: the app asks for flwr%s; installed is %s", wanted, installed)
+        notes.append(f"the app asks for flwr{wanted}; installed is {installed}")
+    return tuple(notes)
 
 
 def _is_newer(version: str, installed: str) -> bool:

@@ -58,6 +58,7 @@ class Prepared:
         strategy: built once to see that it can be; the round loop builds its own with the central test. None for an
             app, which brings it later.
         server_app: the ServerApp of a Flower app.
+        notes: what the user should know, one line each.
     """
 
     config: RunConfig
@@ -70,6 +71,7 @@ class Prepared:
     objects: ProgramObjects = field(default_factory=ProgramObjects)
     resume_point: ResumePoint | None = None
     server_app: Any = None
+    notes: tuple[str, ...] = ()
 
     @property
     def averages(self) -> bool:

@@ -87,9 +87,11 @@ def prepare_app(config: RunConfig, objects: ProgramObjects) -> Prepared:
     Raises:
         UsageError: something does not work.
     """
+    notes: tuple[str, ...] = ()
     if objects.server_app is None:
         assert config.app is not None
         files = read_app(config.app, config.run_config)
+        notes = files.notes
         server_app = user_code.load(files.server_app, "serverapp", folder=files.folder)
         spec = FlowerSpec(
             files.folder,
@@ -115,7 +117,7 @@ def prepare_app(config: RunConfig, objects: ProgramObjects) -> Prepared:
     FlowerRuntime(spec)  # imports the other component
     layout = WeightLayout.unknown([])
     partition = Partition.unknown(config.num_clients)
-    return Prepared(config, None, partition, spec, [], layout, None, objects, server_app=server_app)
+    return Prepared(config, None, partition, spec, [], layout, None, objects, server_app=server_app, notes=notes)
 
 
 def _first_client(config: RunConfig, runtime: FlowerRuntime) -> Client:

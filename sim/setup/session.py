@@ -261,6 +261,7 @@ def _notes(prepared: Prepared) -> Iterator[str]:
         parts = {"dataset": config.dataset, "model": config.model, "train": config.train, "test": config.test}
         named = ", ".join(f"{part} {name}" for part, name in parts.items() if name is not None)
         yield f"--program {config.program}: {named}"
+    yield from prepared.notes
     if prepared.dataset is not None:
         yield from _notes_of_data(prepared, prepared.dataset)
     if config.client_fn is not None and not config.fraction_evaluate and ":" not in config.strategy:
