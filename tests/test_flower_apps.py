@@ -232,6 +232,22 @@ def test_an_app_survives_the_death_of_an_actor_and_of_the_driver(tmp_path: Path,
     assert sha256(tmp_path / "results" / "killed" / "model.safetensors") == sha256(whole.model_path)
 
 
+@pytest.mark.ray
+def test_clients_of_an_app_that_die_or_hang(app: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = app("faulty_app", name="whole")
+    died = app("faulty_app", {"num_cpus": 2}, engine="ray", run_config={"marker": str(tmp_path / "died")}, name="died")
+    assert (tmp_path / "died").exists()
+    assert sha256(died.model_path) == sha256(whole.model_path)
+    capsys.readouterr()
+    hung = {"client_timeout": 3.0, "on_client_error": "drop", "run_config": {"hangs": True}}
+    run = app("faulty_app", {"num_cpus": 2}, engine="ray", name="hung", **hung)
+    clients = run.clients()
+    failed = clients[clients.status == "failed"]
+    assert failed[["round", "client_id", "error"]].to_numpy().tolist() == [[2, 2, "Timeout: no end after 3 s"]]
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("errors")]
+    assert printed == ["errors 1 []", "errors 2 ['Timeout']", "errors 3 []"]
+
+
 def test_the_folder_of_an_app_may_be_given_to_sim_run(sim: Sim, tmp_path: Path) -> None:
     done = sim("run", str(APPS / "legacy_app"), "--num-clients", "3", "--engine", "inline", "--name", "r")
     assert done.returncode == 0, done.stderr
