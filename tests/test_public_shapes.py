@@ -12,7 +12,9 @@ import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
-from flwr.server import ServerConfig, SimpleClientManager
+from flwr.common import ndarrays_to_parameters
+from flwr.server import ServerAppComponents, ServerConfig, SimpleClientManager
+from flwr.server.strategy import FedAvg
 from flwr.serverapp import ServerApp
 from safetensors.numpy import load_file
 
@@ -141,8 +143,6 @@ def test_a_client_manager_of_the_users_own_chooses(tmp_path: Path) -> None:
         def fit(self, parameters: Any, config: Any) -> Any:
             return [parameters[0] + 1], 1, {}
 
-    from flwr.server.strategy import FedAvg
-
     start_simulation(
         client_fn=lambda context: Adds().to_client(),
         num_clients=7,
@@ -164,3 +164,20 @@ def test_an_app_of_an_older_flower_runs_with_a_note(tmp_path: Path, capsys: pyte
     found = run_app(tmp_path / "old", num_clients=2, num_rounds=1, engine="inline", results_dir=str(tmp_path))
     assert found.rounds()["round"].tolist() == [0, 1]
     assert "note: the app asks for flwr==1.17.0; installed is" in capsys.readouterr().err
+
+
+def test_clients_that_return_fewer_arrays_than_the_first_weights_have(tmp_path: Path) -> None:
+    """As in FedRep: the server begins with the whole model, the clients keep their heads to themselves."""
+
+    class Body(NumPyClient):
+        def fit(self, parameters: Any, config: Any) -> Any:
+            return [parameters[0] + 1], 1, {}
+
+    first = ndarrays_to_parameters([np.zeros(2), np.full(3, 7.0)])
+    used = FedAvg(initial_parameters=first, fraction_evaluate=0)
+    server_app = ServerApp(
+        server_fn=lambda context: ServerAppComponents(strategy=used, config=ServerConfig(num_rounds=2))
+    )
+    client_app = ClientApp(client_fn=lambda context: Body().to_client())
+    found = run_simulation(server_app, client_app, 2, results_dir=str(tmp_path), engine="inline")
+    assert {name: array.tolist() for name, array in load_file(found.model_path).items()} == {"array_0": [2.0, 2.0]}
