@@ -181,3 +181,29 @@ def test_clients_that_return_fewer_arrays_than_the_first_weights_have(tmp_path: 
     client_app = ClientApp(client_fn=lambda context: Body().to_client())
     found = run_simulation(server_app, client_app, 2, results_dir=str(tmp_path), engine="inline")
     assert {name: array.tolist() for name, array in load_file(found.model_path).items()} == {"array_0": [2.0, 2.0]}
+
+
+def test_a_strategy_that_comes_to_hold_what_no_checkpoint_keeps_runs_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Keeps(FedAvg):
+        best: Any = None
+
+        def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
+            self.best = Path("best.pt") if server_round == 2 else None
+            return super().aggregate_fit(server_round, results, failures)
+
+    class Adds(NumPyClient):
+        def fit(self, parameters: Any, config: Any) -> Any:
+            return [parameters[0] + 1], 1, {}
+
+    used = Keeps(initial_parameters=ndarrays_to_parameters([np.zeros(1)]), fraction_evaluate=0)
+    server_app = ServerApp(
+        server_fn=lambda context: ServerAppComponents(strategy=used, config=ServerConfig(num_rounds=3))
+    )
+    client_app = ClientApp(client_fn=lambda context: Adds().to_client())
+    found = run_simulation(server_app, client_app, 2, results_dir=str(tmp_path), engine="inline")
+    assert load_file(found.model_path)["array_0"].tolist() == [3.0]
+    assert "note: round 2: the strategy now holds best (PosixPath), which no checkpoint can keep" in (
+        capsys.readouterr().err
+    )

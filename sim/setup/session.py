@@ -140,13 +140,18 @@ class Session:
         if self._on_record is not None:
             self._on_record(record)
 
-    def _checkpoint(self, finished: FinishedRound) -> Checkpoint:
+    def _checkpoint(self, finished: FinishedRound) -> Checkpoint | None:
         number = finished.record.round
         try:
             return Checkpoint.of(number, finished.weights, finished.strategy, finished.client_states, self._fits)
         except StateError as error:  # it was not there at the start
             name = str(error).removeprefix("strategy.")
-            raise RunError(f"round {number}: the strategy now holds {name}, which no checkpoint can keep") from error
+            problem = f"round {number}: the strategy now holds {name}, which no checkpoint can keep"
+            if self.prepared.server_app is None:
+                raise RunError(problem) from error
+            self.keep_no_checkpoints()  # an app runs as it is, even if it cannot be resumed
+            logging.getLogger("sim").warning("note: %s; no later round can be resumed", problem)
+            return None
 
     def _begin(self, checkpoint: Checkpoint) -> None:
         new = code_of(self.prepared.spec, self.prepared.config)  # a module may be imported at any time
