@@ -126,7 +126,7 @@ def centralized(arguments: argparse.Namespace) -> None:
 def _report(run: Any, word: str) -> None:
     import pandas as pd
 
-    from sim.metrics import shown
+    from sim.metrics import shown, spelled
     from sim.run_folder.measured import column, metric_of, table_of
     from sim.run_folder.plots import ACCURACY
 
@@ -139,7 +139,8 @@ def _report(run: Any, word: str) -> None:
             value = last.get(column(phase, name))
             if value is not None and not pd.isna(value):
                 known[name] = shown(float(value))
-    loss = f" (loss {known['loss']})" if "loss" in known and metric.name != "loss" else ""
+    is_loss = spelled({metric.name: 0.0}, "loss") is not None
+    loss = f" (loss {known['loss']})" if "loss" in known and not is_loss else ""
     print(f"run folder      {_shown(run.path)}")
     if metric.name in known:
         print(f"{f'final {one_line(metric.name, 60)}':<15} {known[metric.name]}{loss} after {word} {number}")
