@@ -189,6 +189,35 @@ def test_what_an_app_raises_is_one_line(tmp_path: Path) -> None:
         run(run_config={"fails": False})
 
 
+def test_a_mask_that_was_sent_is_no_error(tmp_path: Path) -> None:
+    from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import ServerApp
+    from flwr.serverapp.strategy import FedAvg
+
+    client_app, server_app = ClientApp(), ServerApp()
+
+    @client_app.train()
+    def train(message: Message, context: Any) -> Message:
+        arrays = message.content["arrays"]
+        arrays["w"] = Array(arrays["w"].numpy() + (np.nan if context.run_config["fails"] else 1.0))
+        metrics = MetricRecord({"num-examples": 1})
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+    @server_app.main()
+    def main(grid: Any, context: Any) -> None:
+        first = {"mask": Array(np.array([0.0, -np.inf])), "w": Array(np.zeros(2))}
+        FedAvg(fraction_evaluate=0.0).start(grid, ArrayRecord(first), num_rounds=2)
+
+    def run(**settings: Any) -> Any:
+        return run_simulation(server_app, client_app, 3, results_dir=str(tmp_path), engine="inline", **settings)
+
+    weights = load_file(run(run_config={"fails": False}, name="mask").model_path)
+    assert (weights["mask"].tolist(), weights["w"].tolist()) == ([0.0, -np.inf], [2.0, 2.0])
+    with pytest.raises(ClientError, match=r"client 0 raised in round 1 .*holds NaN weights"):
+        run(run_config={"fails": True}, name="nan")
+
+
 @pytest.mark.ray
 def test_old_scripts_get_the_history_of_flower(tmp_path: Path) -> None:
     """Both in processes of their own, as scripts; one client at a time, where Flower is deterministic."""

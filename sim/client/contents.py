@@ -6,7 +6,7 @@ message has only numbers that say which of them it holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -33,26 +33,40 @@ class Packer:
 
     def pack(self, content: RecordDict) -> Records:
         """Return the records of ``content``; its arrays are added to ``arrays``."""
-        records: Records = []
-        for name, record in content.items():
-            if isinstance(record, ArrayRecord):
-                entries = [
-                    (key, array.dtype, tuple(array.shape), array.stype, self._number_of(array.data))
-                    for key, array in record.items()
-                ]
-                records.append((name, "arrays", entries))
-            else:
-                kind = "metrics" if isinstance(record, MetricRecord) else "config"
-                records.append((name, kind, [(key, _copied(value)) for key, value in record.items()]))
-        return records
+        return _records(content, self._number_of)
 
-    def _number_of(self, data: Any) -> int:
-        number = self._numbers.get(id(data))
+    def _number_of(self, array: Array) -> int:
+        source = source_of(array)
+        number = self._numbers.get(id(source))
         if number is None:
-            number = self._numbers[id(data)] = len(self.arrays)
-            self.arrays.append(np.frombuffer(data, np.uint8))
-            self._sources.append(data)
+            number = self._numbers[id(source)] = len(self.arrays)
+            self.arrays.append(np.frombuffer(source, np.uint8))
+            self._sources.append(source)
         return number
+
+
+def _records(content: RecordDict, number_of: Callable[[Array], int]) -> Records:
+    records: Records = []
+    for name, record in content.items():
+        if isinstance(record, ArrayRecord):
+            entries = [
+                (key, array.dtype, tuple(array.shape), array.stype, number_of(array)) for key, array in record.items()
+            ]
+            records.append((name, "arrays", entries))
+        else:
+            kind = "metrics" if isinstance(record, MetricRecord) else "config"
+            records.append((name, kind, [(key, _copied(value)) for key, value in record.items()]))
+    return records
+
+
+def without_arrays(content: RecordDict) -> Records:
+    """Return the records of a content whose arrays travel elsewhere, as part of a sum."""
+    return _records(content, lambda _: -1)
+
+
+def source_of(array: Array) -> bytes | Bytes:
+    """Return the object that holds the bytes of an array; arrays that share it are equal."""
+    return array.content if isinstance(array, ReceivedArray) else array.data
 
 
 def unpack(records: Records, arrays: Sequence[Any]) -> RecordDict:
@@ -87,26 +101,26 @@ class ReceivedArray(Array):
 
     def __init__(self, dtype: str, shape: tuple[int, ...], stype: str, content: Bytes) -> None:
         self.dtype, self.shape, self.stype = dtype, shape, stype
-        self._content = content
+        self.content = content
 
     @property
     def data(self) -> bytes:
         """The content as ``numpy.save`` writes it."""
-        return self._content.tobytes()
+        return self.content.tobytes()
 
     @data.setter
     def data(self, value: bytes) -> None:
-        self._content = np.frombuffer(value, np.uint8)
+        self.content = np.frombuffer(value, np.uint8)
 
     def numpy(self) -> NDArray[Any]:
         """Return a copy of the array."""
-        head = BytesIO(self._content[:_HEAD_BYTES].tobytes())
+        head = BytesIO(self.content[:_HEAD_BYTES].tobytes())
         try:
             if self.stype == "numpy.ndarray" and np.lib.format.read_magic(head) == (1, 0):
                 shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(head)
                 if not dtype.hasobject:
                     count = int(np.prod(shape, dtype=np.int64))
-                    flat = np.frombuffer(self._content, dtype, count, head.tell())
+                    flat = np.frombuffer(self.content, dtype, count, head.tell())
                     return flat.reshape(shape, order="F" if is_fortran else "C").copy("K")
         except ValueError:  # a longer header
             pass
@@ -135,17 +149,3 @@ def numbers_of(content: RecordDict) -> dict[str, Any]:
 def weights_of(content: RecordDict) -> NDArrays:
     """Return all arrays of a content, decoded."""
     return [array.numpy() for record in content.array_records.values() for array in record.values()]
-
-
-def without_arrays(content: RecordDict) -> Records:
-    """Return the records of a content whose arrays travel elsewhere, as part of a sum."""
-    return [
-        (name, "arrays", [(key, array.dtype, tuple(array.shape), array.stype, -1) for key, array in record.items()])
-        if isinstance(record, ArrayRecord)
-        else (
-            name,
-            "metrics" if isinstance(record, MetricRecord) else "config",
-            [(key, _copied(value)) for key, value in record.items()],
-        )
-        for name, record in content.items()
-    ]

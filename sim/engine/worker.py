@@ -37,11 +37,11 @@ from torch import Tensor
 
 from sim import private
 from sim.client.contents import Packer, as_bytes, numbers_of, unpack, weights_of, without_arrays
-from sim.client.flower_program import FlowerRuntime, FlowerSpec
+from sim.client.flower_program import FlowerRuntime, FlowerSpec, node_of
 from sim.client.runtime import ClientRuntime, ClientSpec
 from sim.client.torch_client import TorchClient
 from sim.engine import vectorized
-from sim.engine.aggregation import WeightedSum, check_finite, in_dtypes_of, same_shapes
+from sim.engine.aggregation import NonFiniteError, WeightedSum, check_finite, in_dtypes_of, same_shapes
 from sim.engine.contract import MOST_ACCURACY, Chunk, ChunkResult, ClientResult, Task, TestSlice, other_timeout
 from sim.engine.liveness import SETTING_UP, TESTING, Liveness
 from sim.errors import BrokenProcessError, described, many_lines
@@ -233,9 +233,10 @@ class Worker:
     def _call(self, runtime: ClientRuntime | FlowerRuntime, chunk: Chunk, task: Task) -> ClientResult:
         # In a process of its own a task is a copy already; here the server still holds its state.
         state = task.state if self.own_process else copy.deepcopy(task.state)
+        is_app = isinstance(runtime, FlowerRuntime) and runtime.client_app is not None
         context = Context(
-            run_id=0,
-            node_id=task.client_id,
+            run_id=1 if is_app else 0,
+            node_id=node_of(task.client_id) if is_app else task.client_id,
             node_config={"partition-id": task.client_id, "num-partitions": self.num_clients},
             state=RecordDict() if state is None else state,
             run_config=runtime.own_run_config(),
@@ -318,7 +319,10 @@ class Worker:
         result.loss = spelled(metrics, "loss")
         if chunk.summed:
             result.weights, result.records = weights_of(content), without_arrays(content)
-            check_finite(result.weights, [])
+            try:
+                check_finite(result.weights, [])
+            except NonFiniteError:  # a mask of −∞, say, which was sent so
+                check_finite(result.weights, weights_of(unpack(message.records, self._decoded[1])))
         else:
             packer = Packer()
             result.records, result.weights = packer.pack(content), packer.arrays

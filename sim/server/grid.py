@@ -5,15 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
 
-from flwr.common import Message, RecordDict
-from flwr.serverapp import Grid
+from flwr.common import Message
 
 from sim import private
 from sim.run_folder.records import Phase
 from sim.server.executor import Executor
-from sim.server.messages import Batch, nodes, phase_of
+from sim.server.messages import Batch, NodesGrid, nodes, phase_of
 from sim.server.results import PhaseResults
 
 _MOST_BATCHES = 2**20  # of a round
@@ -21,7 +19,7 @@ _MOST_BATCHES = 2**20  # of a round
 OnBatch = Callable[[Phase, PhaseResults, float], None]
 
 
-class EngineGrid(Grid):
+class EngineGrid(NodesGrid):
     """Sends the messages that an app makes itself, outside of ``Strategy.start``.
 
     Messages that several threads send at the same time are executed together.
@@ -35,9 +33,9 @@ class EngineGrid(Grid):
             round_of: returns the round of a batch that begins, from its phase and group id.
             on_batch: called after each batch.
         """
+        super().__init__()
         self._executor, self._num_clients = executor, num_clients
         self._round_of, self._on_batch = round_of, on_batch
-        self._run = private.empty_run()
         self._count = 0
         self._last = (0, 0)  # round of the last batch, and its number in it
         self._lock = threading.Lock()
@@ -49,21 +47,6 @@ class EngineGrid(Grid):
     def has_sent(self) -> bool:
         """Whether a message was executed or waits."""
         return self._last != (0, 0) or bool(self._waiting)
-
-    def set_run(self, run: Any) -> None:
-        """Set what ``run`` gives."""
-        self._run = run
-
-    @property
-    def run(self) -> Any:
-        """Flower's record of the run."""
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Make a message to a node."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of all clients, in their order."""

@@ -14,7 +14,8 @@ from flwr.common import Array, ArrayRecord, ConfigRecord, Error, Message, Metric
 from flwr.serverapp import Grid, strategy
 from flwr.serverapp.strategy import Result, Strategy
 
-from sim.client.contents import Packer, keys_of, unpack
+from sim import private
+from sim.client.contents import Packer, keys_of, source_of, unpack
 from sim.client.flower_program import client_of, node_of
 from sim.engine.aggregation import cut
 from sim.engine.contract import Chunk, ClientResult, Task, TaskMessage
@@ -59,6 +60,28 @@ def averages(used: Strategy) -> bool:
         and getattr(own, "_check_and_log_replies", None) is getattr(plain, "_check_and_log_replies", None)
         and getattr(used, "train_metrics_aggr_fn", None) is plain().train_metrics_aggr_fn
     )
+
+
+class NodesGrid(Grid):
+    """The part of a grid that does not depend on how messages travel."""
+
+    def __init__(self) -> None:
+        self._run = private.empty_run()
+
+    def set_run(self, run: Any) -> None:
+        """Set what ``run`` gives."""
+        self._run = run
+
+    @property
+    def run(self) -> Any:
+        """Flower's record of the run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Make a message to a node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
 
 @dataclass
@@ -106,7 +129,7 @@ class Batch:
                     raise RunError(f"a message goes to node {message.metadata.dst_node_id}, which there is not")
                 content = message.content
                 if id(content) not in packed:
-                    key = tuple(id(a.data) for record in content.array_records.values() for a in record.values())
+                    key = tuple(id(source_of(a)) for record in content.array_records.values() for a in record.values())
                     packer = packers.setdefault(key, Packer())
                     packed[id(content)] = packer.pack(content), packer.arrays
                 records, arrays = packed[id(content)]
@@ -257,7 +280,7 @@ class MessageStrategy:
         if not results.total.num_examples:
             raise RunError(f"the metric {self._weighted_by} of all clients is 0, so there is no mean of them")
         every = [_without_arrays(result) for result in results.succeeded]
-        mean = unpack_mean(first, results.total.mean())
+        mean = _with_mean(first, results.total.mean())
         next(iter(mean.metric_records.values()))[self._weighted_by] = results.total.num_examples
         replies = []
         for message, result in zip(self._batch.messages, results.clients, strict=True):
@@ -294,14 +317,14 @@ class MessageStrategy:
 
 
 def _identity(arrays: ArrayRecord) -> list[tuple[str, int]]:
-    return [(name, id(array.data)) for name, array in arrays.items()]
+    return [(name, id(source_of(array))) for name, array in arrays.items()]
 
 
 def _without_arrays(result: ClientResult) -> RecordDict:
     return unpack([record for record in result.records or [] if record[1] != "arrays"], [])
 
 
-def unpack_mean(first: ClientResult, mean: NDArrays) -> RecordDict:
+def _with_mean(first: ClientResult, mean: NDArrays) -> RecordDict:
     """Return the content of a client's reply with the mean of all clients in the place of its arrays."""
     content = _without_arrays(first)
     arrays = iter(mean)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from flwr.common import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, NDArrays, RecordDict
 from flwr.server.client_manager import ClientManager
-from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
@@ -21,37 +20,23 @@ from sim.client.torch_client import fit_settings
 from sim.config.run_config import RunConfig
 from sim.engine.aggregation import cut
 from sim.engine.contract import Chunk, ClientResult, Task
+from sim.errors import RunError
 from sim.metrics import spelled
 from sim.run_folder.records import Phase
 from sim.server.adapter import Evaluated
-from sim.server.messages import MESSAGE_CALLS, RAISED, averages
+from sim.server.messages import MESSAGE_CALLS, RAISED, NodesGrid, averages
 from sim.server.results import PhaseResults, numbers_of
 from sim.server.visible_weights import VisibleWeights
 
 _EXAMPLES = "num-examples"
 
 
-class NodesOnly(Grid):
+class NodesOnly(NodesGrid):
     """What a strategy may ask for when it chooses clients: their node ids. It sends nothing."""
 
     def __init__(self, client_manager: ClientManager) -> None:
+        super().__init__()
         self._client_manager = client_manager
-        self._run = private.empty_run()
-
-    def set_run(self, run: Any) -> None:
-        """Set what ``run`` gives."""
-        self._run = run
-
-    @property
-    def run(self) -> Any:
-        """Flower's record of the run."""
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Make a message to a node."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of the clients that are there, in their order."""
@@ -102,7 +87,6 @@ class MessagesToClients:
         self._sends_settings = sends_settings
         self._averages = averages(used)
         self._grid = NodesOnly(client_manager)
-        self._configs: dict[Phase, ConfigRecord] = {}
         self._weights: NDArrays = []
         self._messages: list[Message] = []
         self._loss_key: str = getattr(used, "train_loss_key", "loss")
@@ -161,7 +145,10 @@ class MessagesToClients:
         content = message.content
         config: dict[str, Any] = {}
         for record in content.config_records.values():
-            config |= {key.replace("-", "_"): value for key, value in record.items() if not isinstance(value, list)}
+            for key, value in record.items():
+                if isinstance(value, list):
+                    raise RunError(f"the strategy sends the list {key!r}, which only the clients of a Flower app take")
+                config[key.replace("-", "_")] = value
         held = [array for record in content.array_records.values() for array in record.values()]
         if [id(array.data) for array in held] == [id(data) for data in sent]:
             return self._weights, config

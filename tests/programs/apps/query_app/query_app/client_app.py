@@ -9,7 +9,10 @@ app = ClientApp()
 @app.query()
 def size(message: Message, context: Context) -> Message:
     return Message(
-        RecordDict({"about": MetricRecord({"size": 10 + context.node_config["partition-id"]})}), reply_to=message
+        RecordDict(
+            {"about": MetricRecord({"size": 10 + context.node_config["partition-id"], "node": context.node_id})}
+        ),
+        reply_to=message,
     )
 
 

@@ -9,6 +9,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     nodes = list(grid.get_node_ids())
     sizes = grid.send_and_receive([Message(RecordDict(), node, "query") for node in nodes])
+    assert [reply.content["about"]["node"] for reply in sizes] == nodes
+    assert [reply.metadata.src_node_id for reply in sizes] == nodes
     print("sizes", [reply.content["about"]["size"] for reply in sizes])
     for _ in range(2):
         drawn = grid.send_and_receive([Message(RecordDict(), node, "query.draw") for node in nodes])
