@@ -8,7 +8,7 @@ numbers regardless of the process and the time in which it is executed.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
@@ -73,15 +73,25 @@ def reseed(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 
 @contextmanager
 def restored() -> Iterator[None]:
     """Restore the global generators after the block."""
+    put_back = saved()
+    try:
+        yield
+    finally:
+        put_back()
+
+
+def saved() -> Callable[[], None]:
+    """Return a function that sets the global generators back to their present states."""
     import torch
 
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         torch.set_rng_state(states[2])
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+    return put_back

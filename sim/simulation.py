@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim import reaper, user_code
+from sim.config.choices import ALGORITHMS
 from sim.config.run_config import RunConfig
 from sim.data import partition
 from sim.data.dataset import load_dataset
@@ -194,7 +194,7 @@ def _simulate(
         with (
             interruptible(),
             open_session(prepared, on_record, resumable=True) as session,
-            _open_engine(prepared, ray_session, num_actors, session.run.log_path) as dispatcher,
+            _open_engine(prepared, ray_session, num_actors, session.run) as dispatcher,
         ):
             if prepared.server_app is not None:
                 ServerAppRun(prepared, dispatcher, session).run()
@@ -226,11 +226,11 @@ def _ray_session(
 
 
 @contextmanager
-def _open_engine(
-    prepared: Prepared, ray_session: RaySession | None, num_actors: int, log_path: Path
-) -> Iterator[Dispatcher]:
+def _open_engine(prepared: Prepared, ray_session: RaySession | None, num_actors: int, run: Run) -> Iterator[Dispatcher]:
     """Open what executes the clients of a run."""
     config, spec = prepared.config, prepared.spec
+    if prepared.dataset is not None:
+        spec = replace(prepared.torch_spec, states_folder=run.client_states_path)
     if config.ray_address is None and prepared.strategy is not None:
         _warn_of_memory(prepared, num_actors)
     if ray_session is None:
@@ -242,13 +242,14 @@ def _open_engine(
     from sim.engine.contract import RetryPolicy
 
     retry_policy = RetryPolicy(config.max_retries, config.client_timeout)
-    with ray_session.open(spec, config.num_clients, config.num_rounds, retry_policy, log_path) as dispatcher:
+    with ray_session.open(spec, config.num_clients, config.num_rounds, retry_policy, run.log_path) as dispatcher:
         yield dispatcher
 
 
 def _most_clients_at_once(config: RunConfig) -> int:
     """Return how many clients a phase of a round can have; more actors than that would never have any work."""
-    if config.app is not None or config.strategy_args or ":" in config.strategy:
+    arguments = config.server_args if config.strategy in ALGORITHMS else config.strategy_args
+    if config.app is not None or arguments or ":" in config.strategy:
         return config.num_clients  # it decides for itself
     return max(config.num_fit_clients, config.num_evaluate_clients, 1)
 
@@ -261,6 +262,8 @@ def _only_built_in_parts(config: RunConfig) -> bool:
     names = (config.dataset, config.model, config.train, config.test, config.client, config.client_fn, config.strategy)
     return (
         config.app is None
+        and config.strategy not in ALGORITHMS
+        and config.local_parameters is None
         and not any(name is not None and ":" in name for name in names)
         and not (config.strategy_args or config.dp or config.ray_address or config.gpus_of_a_client)
         and config.local_training != "vectorized"

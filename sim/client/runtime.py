@@ -23,6 +23,8 @@ from flwr.common import Context
 from torch import nn
 
 from sim import user_code
+from sim.algorithms.by_name import AlgorithmSpec
+from sim.client.algorithm_client import AlgorithmClient
 from sim.client.flower_program import FlowerRuntime, FlowerSpec
 from sim.client.own_functions import BuiltInTest, BuiltInTrain, OwnReturnError, OwnTest, OwnTrain
 from sim.client.torch_client import TorchClient
@@ -33,13 +35,14 @@ from sim.data.loaders import ExampleLoader, Loader, Split, example_batch, reside
 from sim.data.partition import Partition
 from sim.errors import RunError, described
 from sim.process_settings import restored_settings
+from sim.run_folder.client_states import ClientStates, StatesInFolder, StatesInMemory
 from sim.seeds import Purpose, seeded
 from sim.training import local, models
 from sim.training.local import TestSums
 from sim.training.losses import LOSSES, METRICS, inputs_and_target
 from sim.training.models import DataFacts
 from sim.training.vectorized import Trainer
-from sim.training.weights import state_of
+from sim.training.weights import WeightLayout, state_of
 
 # A batch of a test has this many examples, or fewer if they need more memory as float32 (in colour above 74×74 pixels).
 TEST_BATCH_SIZE, _TEST_BATCH_BYTES = 500, 2**25
@@ -58,6 +61,8 @@ class ClientSpec:
         batch_size: of the loaders that a client is made with; ``TorchClient`` uses the one that the server sends.
         vectorized_clients: how many clients one computation trains.
         vectorized_only: clients are not trained one after another where that fails.
+        algorithm: what clients do beside training; None for nothing.
+        states_folder: where clients keep what they need again; None for in this process.
     """
 
     data: DataSource
@@ -80,6 +85,8 @@ class ClientSpec:
     loss: Any = None
     metrics: tuple[str, ...] = ()
     accuracy_in_percent: bool = False
+    algorithm: AlgorithmSpec | None = None
+    states_folder: Path | None = None
 
     def open(self) -> ClientRuntime:
         """Set up in this process what the spec names."""
@@ -199,6 +206,10 @@ class ClientRuntime:
                 built_in_test,
             )
         self.client_class = user_code.load(spec.client, "--client") if spec.client else TorchClient
+        self.algorithm = spec.algorithm.made() if spec.algorithm is not None else None
+        self.states: ClientStates = (
+            StatesInMemory() if spec.states_folder is None else StatesInFolder(spec.states_folder)
+        )
         # After the imports, because a module is imported once in a process, but several runtimes may be made in it.
         torch.set_num_threads(spec.torch_threads)
 
@@ -233,6 +244,36 @@ class ClientRuntime:
         """The number of examples in a batch of the central test and of a client's evaluation."""
         image_bytes = 4 * math.prod(self.dataset.input_shape or (1,))  # as float32
         return min(TEST_BATCH_SIZE, max(1, _TEST_BATCH_BYTES // image_bytes))
+
+    @cached_property
+    def shared_layout(self) -> WeightLayout:
+        """What the arrays of the model are, without those that stay with clients."""
+        layout = WeightLayout.of(self.net)
+        return layout if self.spec.algorithm is None else layout.without(self.spec.algorithm.local_names)
+
+    def algorithm_client(
+        self,
+        client: TorchClient,
+        client_id: int,
+        received: Any,
+        config: dict[str, Any],
+        server_round: int,
+        state_round: int | None,
+    ) -> AlgorithmClient:
+        """Make what executes the client part of the algorithm.
+
+        Args:
+            state_round: the round in which the client wrote its state; None if it has none.
+
+        Raises:
+            ClientStateError: its state is missing or damaged.
+        """
+        assert self.spec.algorithm is not None
+        assert self.algorithm is not None
+        state = {} if state_round is None else self.states.read(client_id, state_round)
+        return AlgorithmClient(
+            client, self.algorithm, self.spec.algorithm, self.shared_layout, received, config, server_round, state
+        )
 
     def renew_net(self) -> None:
         """Let ``net`` be one in which no client has left anything but weights, which the next one replaces."""

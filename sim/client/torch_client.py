@@ -90,10 +90,28 @@ class TorchClient(NumPyClient):
             TypeError: the strategy sends ``proximal_mu``, which this ``train`` does not accept.
         """
         self.set_parameters(parameters)
+        first_loss = self.loss_of(self.train_loader) if config.get("first_loss") else None
+        metrics = self.train_net(config)
+        if first_loss is not None:
+            metrics["first_loss"] = first_loss
+        return self.train_loader.num_examples, metrics
+
+    def loader_for(self, config: dict[str, Scalar]) -> Loader:
+        """Return the training examples in batches of the size that the server asks for."""
         loader = self.train_loader
-        first_loss = self._loss_of(loader) if config.get("first_loss") else None
-        if "batch_size" in config:
-            loader = loader.with_batch_size(int(config["batch_size"]))
+        return loader.with_batch_size(int(config["batch_size"])) if "batch_size" in config else loader
+
+    def train_net(self, config: dict[str, Scalar], loader: Any = None, epochs: int | None = None) -> dict[str, Scalar]:
+        """Train ``net`` from the weights that it has; return the metrics.
+
+        Args:
+            loader, epochs: in the place of those of ``config``.
+
+        Raises:
+            TypeError: the strategy sends ``proximal_mu``, which this ``train`` does not accept.
+        """
+        loader = self.loader_for(config) if loader is None else loader
+        epochs = int(config["local_epochs"]) if epochs is None else epochs
         settings: dict[str, Any] = {key: config[key] for key in TRAIN_SETTINGS if key in config}
         train = self.train
         if train is not local.train and not isinstance(train, BuiltInTrain | OwnTrain):
@@ -102,13 +120,10 @@ class TorchClient(NumPyClient):
             accepts = train.binding.open_ended or train.binding.takes("proximal_mu")
             if config.get("proximal_mu") and not accepts:
                 raise TypeError("the strategy sends proximal_mu, which this train() does not take")
-        returned = train(self.net, loader, int(config["local_epochs"]), self.device, **settings)
-        metrics = dict(returned) if isinstance(returned, dict) else {"loss": float(returned)}
-        if first_loss is not None:
-            metrics["first_loss"] = first_loss
-        return loader.num_examples, metrics
+        returned = train(self.net, loader, epochs, self.device, **settings)
+        return dict(returned) if isinstance(returned, dict) else {"loss": float(returned)}
 
-    def _loss_of(self, loader: Loader) -> float:
+    def loss_of(self, loader: Loader) -> float:
         """Return the mean loss of the weights that the client got on its training examples."""
         with restored():  # the training draws the same random numbers as without it
             loss = float(self.test(self.net, loader, self.device)[0])
@@ -122,11 +137,16 @@ class TorchClient(NumPyClient):
         if num_examples == 0:
             return 0.0, 0, {}
         self.set_parameters(parameters)
+        loss, metrics = self.test_net()
+        return loss, num_examples, metrics
+
+    def test_net(self) -> tuple[float, dict[str, Scalar]]:
+        """Test ``net`` on the client's own examples; return loss and metrics."""
         test = self.test
         if test is not local.test and not isinstance(test, BuiltInTest | OwnTest):
             test = OwnTest(test, "test")
         loss, metrics = test(self.net, self.test_loader, self.device)
-        return loss, num_examples, dict(metrics) if isinstance(metrics, dict) else {"accuracy": float(metrics)}
+        return loss, dict(metrics) if isinstance(metrics, dict) else {"accuracy": float(metrics)}
 
 
 CifarClient = TorchClient  # the name that Flower's CIFAR-10 tutorial gives it

@@ -50,7 +50,21 @@ WITH_COLUMN = (
     "continuous",
     "distribution",
 )
-STRATEGIES = (
+ALGORITHMS = (
+    "scaffold",
+    "fednova",
+    "feddyn",
+    "moon",
+    "ditto",
+    "fedper",
+    "fedrep",
+    "fedbn",
+    "lg-fedavg",
+    "fedbabu",
+    "apfl",
+    "pfedme",
+)
+STRATEGIES_OF_FLOWER = (
     "fedavg",
     "fedprox",
     "fedavgm",
@@ -64,6 +78,7 @@ STRATEGIES = (
     "bulyan",
     "qfedavg",
 )
+STRATEGIES = (*STRATEGIES_OF_FLOWER, *ALGORITHMS)
 
 # Settings that a resumed run may change: they change no bit of a round, or only the number of rounds.
 CHANGEABLE = (

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from sim.config.choices import PARTITIONERS, STRATEGIES, WITH_COLUMN
+from sim.config.choices import ALGORITHMS, PARTITIONERS, STRATEGIES, STRATEGIES_OF_FLOWER, WITH_COLUMN
 from sim.config.fields import MOST, default_of, flag_of, setting
 from sim.config.training_config import MACHINE, MODEL, RUN, CentralizedConfig, TrainingConfig
 from sim.errors import ConfigError
@@ -200,7 +200,12 @@ class RunConfig(TrainingConfig):
     )
     strategy: str = setting(
         "fedavg",
-        "strategy of Flower, or your own class, of flwr.server.strategy or flwr.serverapp.strategy",
+        "strategy of Flower; an algorithm that also changes what clients do: scaffold (Karimireddy et al. 2020, "
+        "algorithm 1), fednova (Wang et al. 2020, algorithm 1), feddyn (Acar et al. 2021, algorithm 1), moon (Li, He, "
+        "Song 2021, algorithm 1), ditto (Li et al. 2021, algorithm 1), fedper (Arivazhagan et al. 2019, algorithms 1 "
+        "and 2), fedrep (Collins et al. 2021, algorithm 1), fedbn (Li et al. 2021, algorithm 1), lg-fedavg (Liang et "
+        "al. 2020, algorithm 1), fedbabu (Oh et al. 2022, algorithm 1), apfl (Deng et al. 2020, algorithm 1), pfedme "
+        "(Dinh et al. 2020, algorithm 1); or your own class, of flwr.server.strategy or flwr.serverapp.strategy",
         STRATEGY,
         choices=STRATEGIES,
         importable=True,
@@ -210,6 +215,26 @@ class RunConfig(TrainingConfig):
         "arguments of the strategy, e.g. proximal_mu=0.1 or eta=0.01 tau=0.001",
         STRATEGY,
         argument_of="strategy",
+    )
+    local_parameters: str | None = setting(
+        None,
+        "parameters that stay with each client, as names or patterns of the state_dict separated by commas, e.g. "
+        "'fc3.*'; if not given, what the strategy says: the classifier for fedper, fedrep and fedbabu, all but it for "
+        "lg-fedavg, BatchNorm layers for fedbn, and nothing for the others; empty for nothing",
+        STRATEGY,
+    )
+    server_strategy: str = setting(
+        "fedavg",
+        "strategy of Flower by which the server of scaffold, fedrep and the like takes its step, e.g. fedadam",
+        STRATEGY,
+        choices=STRATEGIES_OF_FLOWER,
+        belongs_to=("strategy", ALGORITHMS),
+    )
+    server_args: dict[str, bool | int | float | str] = setting(
+        {},
+        "arguments of --server-strategy, e.g. eta=0.01",
+        STRATEGY,
+        argument_of="server_strategy",
     )
     dp: str | None = setting(
         None,
@@ -279,6 +304,12 @@ class RunConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.server_args and self.strategy not in ALGORITHMS:
+            names = ", ".join(ALGORITHMS)
+            raise ConfigError(f"--server-args {', '.join(self.server_args)}: belong to --strategy {names}")
+        self._check_clients()
+
+    def _check_clients(self) -> None:
         if self.app is not None and self.client_fn is not None:
             raise ConfigError(f"--app {self.app} and --client-fn {self.client_fn}: give one of the two")
         if self.run_config and not (self.app or self.client_fn or self.client):

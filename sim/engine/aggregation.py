@@ -78,27 +78,34 @@ class WeightedSum:
     Attributes:
         exact: positions of arrays that are summed in float64. The mean of equal float32 numbers is then that number,
             so that what no client changes stays as it is.
+        num_extras: how many arrays at the end are no weights: their mean counts each client alike.
+        num_clients: how many clients were added.
     """
 
     num_examples: float = 0
     sums: NDArrays = field(default_factory=list)
     dtypes: list[np.dtype[np.generic]] = field(default_factory=list)
     exact: frozenset[int] = frozenset()
+    num_extras: int = 0
+    num_clients: int = 0
 
     def add(self, weights: NDArrays, num_examples: float) -> None:
         """Add one client's weights; the arrays are not kept."""
+        first_extra = len(weights) - self.num_extras
+        factors = [num_examples if position < first_extra else 1 for position in range(len(weights))]
         if self.sums:
             self._check_shapes(weights)
-            for total, array in zip(self.sums, weights, strict=True):
-                _add_scaled(total, array, num_examples)
+            for total, array, factor in zip(self.sums, weights, factors, strict=True):
+                _add_scaled(total, array, factor)
         else:
             self.dtypes = [w.dtype for w in weights]
             sum_dtypes = [_sum_dtype(w, exact=position in self.exact) for position, w in enumerate(weights)]
             self.sums = [
-                np.multiply(w, num_examples, out=np.empty(w.shape, dtype), dtype=dtype)
-                for w, dtype in zip(weights, sum_dtypes, strict=True)
+                np.multiply(w, factor, out=np.empty(w.shape, dtype), dtype=dtype)
+                for w, dtype, factor in zip(weights, sum_dtypes, factors, strict=True)
             ]
         self.num_examples += num_examples
+        self.num_clients += 1
 
     def fold(self, other: WeightedSum) -> None:
         """Add the sum of another chunk, which comes after this one."""
@@ -109,7 +116,9 @@ class WeightedSum:
             _add_in_place(self.sums, other.sums)
         else:
             self.sums, self.dtypes = [array.copy() for array in other.sums], other.dtypes
+            self.num_extras = other.num_extras
         self.num_examples += other.num_examples
+        self.num_clients += other.num_clients
 
     def _check_shapes(self, weights: NDArrays) -> None:
         if not same_shapes(weights, self.sums):
@@ -120,9 +129,11 @@ class WeightedSum:
 
     def mean(self) -> NDArrays:
         """Return Σ nᵢ·wᵢ / Σ nᵢ; there must be at least one client."""
+        first_extra = len(self.sums) - self.num_extras
+        divisors = [self.num_examples if i < first_extra else self.num_clients for i in range(len(self.sums))]
         return [
-            cast(np.divide(array, self.num_examples, dtype=array.dtype), dtype)
-            for array, dtype in zip(self.sums, self.dtypes, strict=True)
+            cast(np.divide(array, divisor, dtype=array.dtype), dtype)
+            for array, dtype, divisor in zip(self.sums, self.dtypes, divisors, strict=True)
         ]
 
 

@@ -24,6 +24,7 @@ class Task:
     Attributes:
         num_examples: how much work it is, where that is known; otherwise 0.
         message: what a Flower app gets instead of a FitIns or EvaluateIns.
+        state_round: the round in which the client wrote its state, see ``sim.run_folder.client_states``; None for none.
     """
 
     client_id: int
@@ -31,6 +32,7 @@ class Task:
     state: RecordDict | None = None
     num_examples: int = 0
     message: TaskMessage | None = None
+    state_round: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Chunk:
         summed: return the weighted sum of the clients instead of the weights of each.
         untrained: positions of the weights that are not trained, see ``WeightedSum.exact``.
         batch: number of the batch of messages that an app sends by itself, of which there may be several in a round.
+        uniform: the sum counts each client alike, instead of by its examples.
+        num_extras: how many arrays at the end of ``weights`` are sent beside the model.
     """
 
     phase: Phase
@@ -68,6 +72,8 @@ class Chunk:
     summed: bool
     untrained: frozenset[int] = frozenset()
     batch: int | None = None
+    uniform: bool = False
+    num_extras: int = 0
 
     @property
     def num_examples(self) -> int:
@@ -89,6 +95,7 @@ class ClientResult:
         lost: it did not raise, but its connection ended or it did not answer in time.
         accuracy_unit: of a Flower program, what it calls an accuracy of 1 (100 for percent), in whatever spelling.
         records: content of the reply of a Flower app; its arrays are ``weights``, as bytes, or are in the sum.
+        wrote_state: the client has written a state in this round.
     """
 
     client_id: int
@@ -106,6 +113,7 @@ class ClientResult:
     lost: bool = False
     accuracy_unit: int | None = None
     records: Records | None = None
+    wrote_state: bool = False
 
     @property
     def accuracy(self) -> float | None:

@@ -103,11 +103,12 @@ class RemoteDispatcher:
                 packed = chunk.weights, ndarrays_to_parameters(chunk.weights)
             asked.append([_in_a_thread(self._call, chunk, task, packed[1]) for task in chunk.tasks])
         for chunk, futures in zip(chunks, asked, strict=True):
-            total, results = WeightedSum(exact=chunk.untrained), []
+            total, results = WeightedSum(exact=chunk.untrained, num_extras=chunk.num_extras), []
             for future in futures:
                 result = future.result()
                 if result.weights is not None and chunk.summed:
-                    total.add(in_dtypes_of(chunk.weights, result.weights), result.num_examples)
+                    count = 1 if chunk.uniform else result.num_examples
+                    total.add(in_dtypes_of(chunk.weights, result.weights), count)
                     result.weights = None
                 results.append(result)
             yield ChunkResult(results, total)

@@ -161,7 +161,7 @@ class Worker:
     def _one_by_one(
         self, runtime: ClientRuntime | FlowerRuntime, chunk: Chunk
     ) -> tuple[list[ClientResult], WeightedSum]:
-        total = WeightedSum(exact=chunk.untrained)
+        total = WeightedSum(exact=chunk.untrained, num_extras=chunk.num_extras)
         results = []
         purpose = _PURPOSES[chunk.phase]
         with restored():
@@ -178,7 +178,7 @@ class Worker:
                     if result.weights is not None and chunk.summed:
                         # In the model's dtypes, so that the sum does not depend on which client comes first in it.
                         by = task.message.weighted_by if task.message else ""
-                        count = _weight(result, by) if by else result.num_examples
+                        count = _weight(result, by) if by else 1 if chunk.uniform else result.num_examples
                         same = same_shapes(result.weights, chunk.weights)
                         weights = in_dtypes_of(chunk.weights, result.weights) if same else result.weights
                         total.add(weights, count)
@@ -254,6 +254,8 @@ class Worker:
         client: Any = (self.client_fn or runtime.client)(context)
         # Straight to the NumPyClient where there is one: Flower's wrapper would copy the weights to bytes and back.
         client = getattr(client, "numpy_client", client)
+        if runtime.algorithm is not None:
+            return self._with_algorithm(runtime, client, chunk, task)
         weights = chunk.weights
         built_in = type(client) is TorchClient
         if not built_in:
@@ -272,6 +274,25 @@ class Worker:
         result.metrics = checked_metrics(result.metrics, chunk.phase)
         if chunk.phase == "fit":
             result.loss = check_fit(result, chunk.weights, runtime.weight_names)
+        return result
+
+    def _with_algorithm(self, runtime: ClientRuntime, client: TorchClient, chunk: Chunk, task: Task) -> ClientResult:
+        """Have a client execute the client part of the run's algorithm."""
+        result = ClientResult(task.client_id)
+        config, number = dict(task.config), chunk.server_round
+        local = runtime.algorithm_client(client, task.client_id, chunk.weights, config, number, task.state_round)
+        if chunk.phase == "evaluate":
+            result.loss, result.num_examples, metrics = local.evaluate()
+            result.metrics = checked_metrics(metrics, chunk.phase)
+            return result
+        result.weights, result.num_examples, metrics, state = local.fit()
+        result.metrics = checked_metrics(metrics, chunk.phase)
+        result.loss = check_fit(result, chunk.weights, runtime.weight_names)
+        if not chunk.summed:
+            result.weights = [array.copy() for array in result.weights]
+        if any(state.values()):
+            runtime.states.write(task.client_id, number, state)
+            result.wrote_state = True
         return result
 
     def _flower_result(self, runtime: FlowerRuntime, chunk: Chunk, task: Task, context: Context) -> ClientResult:

@@ -52,6 +52,7 @@ class Checkpoint:
         clients: the client_ids of the clients that have a state.
         fits: what must be unchanged when the run continues: config, data, partition and columns.
         code: the user's modules by name: the path of each file, and the sha256 of its content.
+        state_rounds: client_id → the round in which the client wrote its state, see ``client_states``.
         states: client_id → state, of clients whose arrays are not yet in ``arrays``.
         tables: name of each table → its length in bytes up to this round, and the sha256 of these bytes.
     """
@@ -63,6 +64,7 @@ class Checkpoint:
     clients: list[int]
     fits: dict[str, Any]
     code: Code = field(default_factory=dict)
+    state_rounds: dict[int, int] = field(default_factory=dict)
     states: dict[int, RecordDict] = field(default_factory=dict)
     tables: dict[str, tuple[int, str]] = field(default_factory=dict)
 
@@ -142,6 +144,7 @@ class CheckpointWriter:
             "num_weights": len(checkpoint.weights),
             "strategy": checkpoint.strategy,
             "clients": checkpoint.clients,
+            "state_rounds": {str(client_id): number for client_id, number in checkpoint.state_rounds.items()},
             "fits": checkpoint.fits,
             "code": checkpoint.code,
             "tables": checkpoint.tables,
@@ -197,11 +200,12 @@ def _read(folder: Path) -> Checkpoint:
         weights = [arrays.pop(f"weights.{number}") for number in range(_count(about["num_weights"]))]
         tables = {str(name): (_count(size), str(digest)) for name, (size, digest) in about["tables"].items()}
         clients: Sequence[int] = [_count(client_id) for client_id in about["clients"]]
+        rounds = {_count(int(key)): _count(value) for key, value in dict(about.get("state_rounds", {})).items()}
         strategy, fits = dict(about["strategy"]), dict(about["fits"])
         code = {str(name): (str(path), str(digest)) for name, (path, digest) in about.get("code", {}).items()}
         if str(_count(about["round"])) != folder.name:
             raise RunFolderError(f"{folder}: is the checkpoint of round {about['round']}")
-        return Checkpoint(about["round"], weights, strategy, arrays, list(clients), fits, code, tables=tables)
+        return Checkpoint(about["round"], weights, strategy, arrays, list(clients), fits, code, rounds, tables=tables)
     except _DAMAGE as error:
         raise RunFolderError(f"{folder}: damaged: {type(error).__name__}: {error}") from error
 

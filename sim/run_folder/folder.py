@@ -35,6 +35,7 @@ class Run:
         self.model_path = path / "model.safetensors"
         self.log_path = path / "run.log"
         self.checkpoints_path = path / "checkpoints"
+        self.client_states_path = path / "client_states"
 
     def config(self) -> dict[str, Any]:
         """Return the resolved config as it was written, by this or another version.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NoReturn
 
 from flwr.common import RecordDict
@@ -21,6 +22,7 @@ class Executor:
 
     Attributes:
         states: client_id → what the client left last time.
+        state_rounds: client_id → the round in which the client wrote its state of an algorithm.
     """
 
     def __init__(self, dispatcher: Dispatcher, *, on_client_error: str) -> None:
@@ -30,6 +32,7 @@ class Executor:
         """
         self.dispatcher = dispatcher
         self.states: dict[int, RecordDict] = {}
+        self.state_rounds: dict[int, int] = {}
         self.failures = Failures()
         self._stops = on_client_error == "stop"
         self._noted = False
@@ -41,6 +44,9 @@ class Executor:
             ClientError: a client raised, and ``on_client_error`` is stop, or no client is left that trains.
         """
         collected = PhaseResults()
+        if self.state_rounds:
+            chunks = [self._with_state_rounds(chunk) for chunk in chunks]
+        wrote = []
         for chunk_result in self.dispatcher.execute(chunks):
             collected.spans += chunk_result.spans
             try:
@@ -50,6 +56,8 @@ class Executor:
             for result in chunk_result.results:
                 if result.error is None and result.state is not None:
                     self._keep_state(result.client_id, result.state)
+                if result.error is None and result.wrote_state:
+                    wrote.append(result.client_id)
                 if result.error is not None:
                     self.failures.add(result, phase, server_round)
                     if self._stops and not result.lost:
@@ -60,7 +68,13 @@ class Executor:
         if phase == "fit" and not collected.succeeded and not all(result.lost for result in collected.clients):
             others = f"; so did all {len(collected.clients)} clients of the round"
             _stop(collected.clients[0], phase, server_round, others)
+        if wrote:
+            self.state_rounds = {**self.state_rounds, **dict.fromkeys(wrote, server_round)}
         return collected
+
+    def _with_state_rounds(self, chunk: Chunk) -> Chunk:
+        tasks = [replace(task, state_round=self.state_rounds.get(task.client_id)) for task in chunk.tasks]
+        return replace(chunk, tasks=tasks)
 
     def _keep_state(self, client_id: int, state: RecordDict) -> None:
         if any(state.values()):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import flwr.server.strategy
@@ -35,6 +36,7 @@ from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from numpy.typing import NDArray
 
+from sim.algorithms.algorithm import Aggregation
 from sim.client.torch_client import fit_settings
 from sim.config.run_config import RunConfig
 from sim.engine.aggregation import cut
@@ -122,15 +124,19 @@ class LegacyStrategy:
         sizes: Sequence[int] | NDArray[np.int64],
         *,
         sends_settings: bool,
+        trained: Sequence[int] = (),
     ) -> None:
         """
         Args:
             client_manager: the clients that the strategy can sample.
+            trained: positions of the parameters that clients train and share, for the algorithm.
             sizes: examples of each client; empty where nobody knows.
             sends_settings: clients get the settings of the training with their instructions.
         """
-        self.strategy: Any = built.strategy
+        self._strategy: Any = built.strategy
         self._built, self._view = built, built.view
+        self._algorithm, self._trained = built.algorithm, trained
+        self._sent: NDArrays = []  # what clients get: the global weights, and what the algorithm sends beside them
         self._config, self._client_manager, self._sizes = config, client_manager, sizes
         self._sends_settings = sends_settings
         self._weights: NDArrays = []
@@ -143,14 +149,22 @@ class LegacyStrategy:
         """The global weights as strategies see them."""
         return self._parameters
 
+    @property
+    def strategy(self) -> Any:
+        """The strategy, and what the server part of an algorithm keeps."""
+        return self._built.kept
+
     def restore(self, state: Any) -> None:
-        """Nothing: the strategy was restored in place."""
+        """Take what an algorithm keeps; the strategy was restored in place."""
+        if self._algorithm is not None:
+            self._algorithm.restore(state["algorithm"])
 
     def set_weights(self, weights: NDArrays) -> None:
         """Make ``weights`` the global ones."""
         self._weights = weights
         self._parameters = ndarrays_to_parameters(self._view.of(weights))
         self._tensors = tuple(self._parameters.tensors)
+        self._sent = weights if self._algorithm is None else [*weights, *self._algorithm.sent()]
 
     def changed(self) -> NDArrays | None:
         """Return the weights if the strategy wrote into the parameters that it was given."""
@@ -160,33 +174,40 @@ class LegacyStrategy:
 
     def initial(self) -> NDArrays:
         """Return what the strategy begins with, or the weights of the model if it has none."""
-        parameters = self.strategy.initialize_parameters(self._client_manager)
+        parameters = self._strategy.initialize_parameters(self._client_manager)
         return self._weights if not parameters else self._whole(parameters, 0)
 
     def configure(self, phase: Phase, server_round: int, states: dict[int, RecordDict]) -> list[Chunk]:
         """Have the strategy choose clients, and cut its instructions into chunks."""
         instructions: Instructions
         if phase == "evaluate":
-            instructions = self.strategy.configure_evaluate(server_round, self._parameters, self._client_manager)
+            instructions = self._strategy.configure_evaluate(server_round, self._parameters, self._client_manager)
+            if self._algorithm is not None:  # an own model may be fine-tuned first
+                settings = self._settings(server_round)
+                instructions = [(p, EvaluateIns(i.parameters, {**settings, **i.config})) for p, i in instructions]
         else:
-            chosen = self.strategy.configure_fit(server_round, self._parameters, self._client_manager)
+            chosen = self._strategy.configure_fit(server_round, self._parameters, self._client_manager)
             # What the strategy sends wins.
             settings = self._settings(server_round)
             complete = [(proxy, FitIns(ins.parameters, {**settings, **ins.config})) for proxy, ins in chosen]
             instructions = with_stragglers(complete, self._config, server_round)
         self._proxies = {int(proxy.cid): proxy for proxy, _ in instructions}
-        return chunks_of(
+        chunks = chunks_of(
             phase,
             server_round,
             instructions,
             global_tensors=self._tensors,
-            weights=self._weights,
+            weights=self._sent,
             view=self._view,
             states=states,
             sizes=self._sizes,
             chunk_size=self._config.vectorized_clients,
             summed=phase == "fit" and self._built.averages,
         )
+        if self._algorithm is None:
+            return chunks
+        uniform, num_extras = self._algorithm.weighting == "uniform", len(self._sent) - len(self._weights)
+        return [replace(chunk, uniform=uniform, num_extras=num_extras) for chunk in chunks]
 
     def _settings(self, server_round: int) -> dict[str, Any]:
         if not self._sends_settings:
@@ -195,11 +216,31 @@ class LegacyStrategy:
 
     def aggregate_fit(self, server_round: int, results: PhaseResults) -> tuple[NDArrays | None, Mapping[str, Any]]:
         """Have the strategy make new weights, in the model's dtypes (FedAdam returns float64)."""
-        parameters, metrics = aggregate_fit(self._built, server_round, results, self._proxies)
+        parameters, metrics = aggregate_fit(
+            self._built, server_round, results, self._proxies, self._aggregated(results)
+        )
         if parameters is None:
             return None, metrics
         weights = self._whole(parameters, server_round)
         return self._view.with_untrained(weights, self._weights, results.succeeded, results.total), metrics
+
+    def _aggregated(self, results: PhaseResults) -> NDArrays | None:
+        """Return what the algorithm makes of the clients' mean; None where the strategy gets what they sent."""
+        algorithm, total = self._algorithm, results.total
+        if algorithm is None or not self._built.averages or not total.num_examples:
+            return None
+        mean, count = total.mean(), len(self._weights)
+        aggregation = Aggregation(
+            before=[self._weights[position] for position in self._trained],
+            mean=[mean[position] for position in self._trained],
+            extras=mean[count:],
+            share=len(results.succeeded) / self._config.num_clients,
+            clients=[(result.num_examples, result.metrics) for result in results.succeeded],
+        )
+        weights = mean[:count]
+        for position, array in zip(self._trained, algorithm.aggregate(aggregation), strict=True):
+            weights[position] = array
+        return weights
 
     def aggregate_evaluate(self, server_round: int, results: PhaseResults) -> Evaluated:
         """Have the strategy aggregate the results of the clients that kept examples."""
@@ -207,12 +248,12 @@ class LegacyStrategy:
         each = [
             (self._proxies[r.client_id], EvaluateRes(_OK, r.loss or 0.0, r.num_examples, r.metrics)) for r in measured
         ]
-        loss, metrics = _aggregated(self.strategy.aggregate_evaluate(server_round, each, results.failures))
+        loss, metrics = _aggregated(self._strategy.aggregate_evaluate(server_round, each, results.failures))
         return Evaluated(measured, loss, metrics)
 
     def evaluate(self, server_round: int) -> tuple[float | None, Mapping[str, Any]] | None:
         """Have the strategy test the global weights; None if it does not."""
-        tested: tuple[float, dict[str, Any]] | None = self.strategy.evaluate(server_round, self._parameters)
+        tested: tuple[float, dict[str, Any]] | None = self._strategy.evaluate(server_round, self._parameters)
         return tested or None
 
     def _whole(self, parameters: Parameters, server_round: int) -> NDArrays:
@@ -271,18 +312,27 @@ def _key(tensors: Sequence[bytes]) -> tuple[int, ...]:
 
 
 def aggregate_fit(
-    built: BuiltStrategy, server_round: int, results: PhaseResults, proxies: dict[int, ClientProxy]
+    built: BuiltStrategy,
+    server_round: int,
+    results: PhaseResults,
+    proxies: dict[int, ClientProxy],
+    aggregated: NDArrays | None = None,
 ) -> tuple[Parameters | None, Mapping[str, Any]]:
     """Call the strategy's ``aggregate_fit``: with every client's weights, or with their mean as the only one.
 
     Where the mean is all that the strategy uses, its metrics function gets every client nevertheless.
+
+    Args:
+        aggregated: what an algorithm has made of the mean.
 
     Returns:
         The new weights, and what the strategy made of the clients' metrics.
     """
     strategy: Any = built.strategy
     if not built.averages:
-        each = [(proxies[r.client_id], _fit_res(built.view.of(r.weights or []), r)) for r in results.succeeded]
+        alike = built.algorithm is not None and built.algorithm.weighting == "uniform"
+        clients = [replace(r, num_examples=1) if alike else r for r in results.succeeded]
+        each = [(proxies[r.client_id], _fit_res(built.view.of(r.weights or []), r)) for r in clients]
         failures = results.failures
         if failures and isinstance(strategy, _PRIVATE):
             # Noise that is calibrated for the clients that are left protects them as well.
@@ -296,7 +346,8 @@ def aggregate_fit(
     if not results.total.num_examples:
         raise RunError(f"round {server_round}: no client trained on any example, so there is no mean of them")
     mean = ClientResult(results.succeeded[0].client_id, num_examples=int(results.total.num_examples))
-    one = [(proxies[mean.client_id], _fit_res(built.view.of(results.total.mean()), mean))]
+    weights = results.total.mean() if aggregated is None else aggregated
+    one = [(proxies[mean.client_id], _fit_res(built.view.of(weights), mean))]
     with _metrics_of_every_client(strategy, results.succeeded):
         return _aggregated(strategy.aggregate_fit(server_round, one, results.failures))
 

@@ -52,6 +52,7 @@ class FinishedRound:
     strategy: Any
     client_states: dict[int, RecordDict]
     metrics: list[MetricRecord] = field(default_factory=list)
+    state_rounds: dict[int, int] = field(default_factory=dict)
 
 
 OnRound = Callable[[FinishedRound], None]
@@ -107,6 +108,7 @@ class RoundServer:
             checkpoint = prepared.resume_point.checkpoint
             state = self._adapter.strategy
             self._executor.states = checkpoint.restore(state)
+            self._executor.state_rounds = dict(checkpoint.state_rounds)
             self._adapter.restore(state)
             self._set_weights(checkpoint.weights)
             self._next_round = checkpoint.round + 1
@@ -125,7 +127,14 @@ class RoundServer:
             return MessagesToClients(
                 built.strategy, built.view, names, config, client_manager, sizes, sends_settings=sends_settings
             )
-        return LegacyStrategy(built, config, client_manager, prepared.partition.sizes, sends_settings=sends_settings)
+        return LegacyStrategy(
+            built,
+            config,
+            client_manager,
+            prepared.partition.sizes,
+            sends_settings=sends_settings,
+            trained=prepared.layout.trained,
+        )
 
     def run(self) -> None:
         """Test the initial weights, then train for the rounds of the config, or until the target is reached.
@@ -144,7 +153,13 @@ class RoundServer:
                 log(INFO, "[ROUND %s]", server_round)
                 record, clients = self._round(server_round)
                 finished = FinishedRound(
-                    record, clients, self._weights, self._adapter.strategy, self._executor.states, self._metrics
+                    record,
+                    clients,
+                    self._weights,
+                    self._adapter.strategy,
+                    self._executor.states,
+                    self._metrics,
+                    self._executor.state_rounds,
                 )
                 self._on_round(finished)
                 if server_round == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import flwr.server.strategy
@@ -13,6 +13,8 @@ from flwr.server.strategy import Strategy
 from flwr.serverapp.strategy import Strategy as NewerStrategy
 
 from sim import user_code
+from sim.algorithms.algorithm import Algorithm, made
+from sim.algorithms.by_name import ALGORITHMS
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, PluginError, described
 from sim.server.privacy import DELTA
@@ -77,11 +79,25 @@ _CLIENT_SIDE = (
 
 @dataclass(frozen=True)
 class BuiltStrategy:
-    """A strategy, whether it needs only the mean of its clients, and which arrays of the model it sees."""
+    """A strategy, whether it needs only the mean of its clients, and which arrays of the model it sees.
+
+    Attributes:
+        algorithm: turns what clients sent into the mean that the strategy gets.
+    """
 
     strategy: Strategy | NewerStrategy
     averages: bool
     view: VisibleWeights
+    algorithm: Algorithm | None = None
+
+    @property
+    def kept(self) -> Any:
+        """What belongs to a checkpoint: the strategy, and what the server part of the algorithm keeps."""
+        return (
+            self.strategy
+            if self.algorithm is None
+            else {"strategy": self.strategy, "algorithm": self.algorithm.state()}
+        )
 
 
 def build(
@@ -104,6 +120,8 @@ def build(
         ConfigError: ``strategy_args`` has an unknown argument or a wrong value.
         PluginError: the user's class is missing, cannot be made or is not a Strategy.
     """
+    if given is None and config.strategy in ALGORITHMS:
+        return _with_algorithm(config, initial_weights, layout, evaluate_fn)
     if isinstance(given, Strategy | NewerStrategy):
         return _as_given(config, given, layout)
     entry = STRATEGIES.get(config.strategy) if given is None else None
@@ -171,6 +189,41 @@ def build(
             "Flower's clipping mod; use --dp fixed or adaptive, which clip at the server"
         )
     return _private(config, BuiltStrategy(strategy, bool(getattr(strategy, "averages_clients", False)), view))
+
+
+def _with_algorithm(
+    config: RunConfig, initial_weights: NDArrays, layout: WeightLayout, evaluate_fn: EvaluateFn | None
+) -> BuiltStrategy:
+    """Make the strategy by which the server takes its step, with the algorithm in front of it.
+
+    Raises:
+        ConfigError: an argument is wrong, or the two do not go together.
+    """
+    algorithm = made(ALGORITHMS[config.strategy], config.strategy_args, "--strategy-args", config.strategy)
+    if config.dp is not None and not algorithm.SENDS_WEIGHTS:
+        raise ConfigError(
+            f"--dp {config.dp}: its noise is calibrated for weights that clients send and the server averages, but the "
+            f"clients of {config.strategy} send something else; use another strategy"
+        )
+    server = replace(
+        config,
+        strategy=config.server_strategy,
+        strategy_args=config.server_args,
+        server_strategy=RunConfig.server_strategy,
+        server_args={},
+    )
+    try:
+        built = build(server, initial_weights, layout, evaluate_fn)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--strategy-args", "--server-args")) from None
+    if not (algorithm.SENDS_WEIGHTS or STRATEGIES[config.server_strategy].averages):
+        averaging = ", ".join(name for name, entry in STRATEGIES.items() if entry.averages)
+        raise ConfigError(
+            f"--server-strategy {config.server_strategy}: compares the weights of clients, but those of "
+            f"{config.strategy} send something else; use one of {averaging}"
+        )
+    algorithm.begin([initial_weights[position] for position in layout.trained])
+    return replace(built, algorithm=algorithm)
 
 
 def _class_of(entry: Entry) -> Any:

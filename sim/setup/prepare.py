@@ -16,6 +16,8 @@ from flwr.common import NDArrays, Scalar
 from torch import nn
 
 from sim import user_code
+from sim.algorithms.by_name import ALGORITHMS, AlgorithmSpec
+from sim.algorithms.local_parameters import local_names
 from sim.client.own_functions import OwnTrain
 from sim.client.runtime import ClientSpec, build_net
 from sim.client.torch_client import fit_settings, train_settings
@@ -68,6 +70,9 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     net = build_net(spec, dataset)
     dry_run.check_fit_of(spec, dataset, net)
     initial_weights, layout = get_weights(net), WeightLayout.of(net)
+    spec = replace(spec, algorithm=_algorithm(config, net))
+    if spec.algorithm is not None:
+        layout = layout.without(spec.algorithm.local_names)
     vectorized_only = config.local_training == "vectorized"
     if alone:  # one client per process
         config = replace(config, local_training="sequential", vectorized_clients=None)
@@ -113,6 +118,28 @@ def client_spec(config: RunConfig, dataset: Dataset, assigned: Partition, *, alo
         parts["device"] = "cpu"  # in every engine: Ray shows no GPU to a client that has no share of one
     eval_share = config.eval_share if config.fraction_evaluate else 0.0
     return ClientSpec(**parts, partition_folder=assigned.folder, client=config.client, eval_share=eval_share)
+
+
+def _algorithm(config: RunConfig, net: nn.Module) -> AlgorithmSpec | None:
+    """Return what clients do beside training; None for nothing.
+
+    Raises:
+        ConfigError: it does not fit the model or the program.
+    """
+    chosen = ALGORITHMS.get(config.strategy)
+    if chosen is None and not config.local_parameters:
+        return None
+    if config.client is not None:
+        what = f"--strategy {config.strategy}" if chosen else f"--local-parameters {config.local_parameters}"
+        raise ConfigError(f"{what}: has its own client around train, so that --client {config.client} has no place")
+    default = chosen.LOCAL if chosen else ""
+    names = local_names(net, config.local_parameters, default, config.strategy)
+    if chosen is not None and chosen.HAS_PERSONAL_MODEL and names:
+        raise ConfigError(
+            f"--local-parameters {config.local_parameters}: each client of {config.strategy} has a whole model of its "
+            "own already; leave it out"
+        )
+    return AlgorithmSpec(config.strategy, config.strategy_args if chosen else {}, tuple(names))
 
 
 def spec_parts(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:

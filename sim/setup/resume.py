@@ -27,6 +27,7 @@ from sim.metrics import Target
 from sim.run_folder import checkpoint as checkpoints
 from sim.run_folder import environment
 from sim.run_folder.checkpoint import Checkpoint, Code
+from sim.run_folder.client_states import StatesInFolder
 from sim.run_folder.folder import Run
 from sim.run_folder.records import RENAMED_COLUMNS, ClientRecord, RoundRecord, columns
 from sim.run_folder.state import is_flowers
@@ -96,6 +97,7 @@ def resumed(run: Run, prepared: Prepared, *, allow_changed_code: bool = False) -
     if differences:
         raise RunFolderError(f"{place}: does not fit: {'; '.join(differences)}")
     _check_weights(checkpoint, prepared, place)
+    _check_states(checkpoint, run)
     number, notes = checkpoint.round, []
     if run.metrics_path.name not in checkpoint.tables:
         notes.append(f"metrics.csv begins after round {number}, because the rounds before were made by another version")
@@ -136,13 +138,26 @@ def _check_weights(checkpoint: Checkpoint, prepared: Prepared, place: Path) -> N
     else:
         like = checkpoint.weights  # clients may send other arrays than the first ones
     if built is not None:
-        checkpoints.restored(checkpoint, built.strategy, place)
+        checkpoints.restored(checkpoint, built.kept, place)
     try:
         check_finite(checkpoint.weights, prepared.initial_weights, prepared.layout.names)
         if built is not None:
             _check_arrays(built.strategy, built.view.of(like))
     except (ValueError, TypeError, EOFError, OSError) as error:
         raise RunFolderError(f"{place}: damaged: {error}") from None
+
+
+def _check_states(checkpoint: Checkpoint, run: Run) -> None:
+    """Check that what clients kept is there.
+
+    Raises:
+        RunFolderError: it is not.
+    """
+    folder = StatesInFolder(run.client_states_path)
+    missing = [pair for pair in checkpoint.state_rounds.items() if not folder.path(*pair).is_file()]
+    if missing:
+        others = f", and those of {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise RunFolderError(f"{folder.path(*missing[0])}: the state of client {missing[0][0]} is missing{others}")
 
 
 def _check_arrays(strategy: Any, like: NDArrays) -> None:

@@ -20,6 +20,7 @@ from sim.processes import return_free_memory
 from sim.run_folder import environment, plots
 from sim.run_folder import log as run_log
 from sim.run_folder.checkpoint import Checkpoint, CheckpointWriter
+from sim.run_folder.client_states import StatesInFolder, ValidStates
 from sim.run_folder.folder import Run
 from sim.run_folder.measured import metric_of
 from sim.run_folder.records import ClientRecord, MetricRecord, RoundRecord
@@ -57,6 +58,12 @@ class Session:
             self._writer = RunWriter.reopen(point.run, point.checkpoint.tables)
             self._writer.write(self.run.config_path, config.to_toml().encode())
         self._checkpoints = CheckpointWriter(self.run)
+        self._states: ValidStates | None = None
+        algorithm = getattr(prepared.spec, "algorithm", None)
+        if algorithm is not None and algorithm.keeps_state:
+            self.run.client_states_path.mkdir(exist_ok=True)
+            begun = {} if point is None else point.checkpoint.state_rounds
+            self._states = ValidStates(StatesInFolder(self.run.client_states_path), begun)
 
     @property
     def run(self) -> Run:
@@ -130,11 +137,15 @@ class Session:
                 record = replace(record, checkpoint_seconds=time.perf_counter() - start)
             self._writer.append(record, finished.clients, finished.metrics)
             self._weights = finished.weights
+            if self._states is not None:
+                self._states.renew(finished.state_rounds)
             if checkpoint is not None:
                 checkpoint.tables = self._writer.marks()
                 self._unwritten = checkpoint
                 if due:
                     self._commit()
+            if self._states is not None:
+                self._states.prune(min(self.run.checkpoints(), default=record.round))
         if record.round % _ROUNDS_PER_TRIM == 0:
             return_free_memory()
         if self._on_record is not None:
@@ -143,7 +154,9 @@ class Session:
     def _checkpoint(self, finished: FinishedRound) -> Checkpoint | None:
         number = finished.record.round
         try:
-            return Checkpoint.of(number, finished.weights, finished.strategy, finished.client_states, self._fits)
+            checkpoint = Checkpoint.of(number, finished.weights, finished.strategy, finished.client_states, self._fits)
+            checkpoint.state_rounds = finished.state_rounds
+            return checkpoint
         except StateError as error:  # it was not there at the start
             name = str(error).removeprefix("strategy.")
             problem = f"round {number}: the strategy now holds {name}, which no checkpoint can keep"
@@ -249,7 +262,7 @@ def _check_that_it_can_be_kept(prepared: Prepared, fits: dict[str, Any]) -> None
     """
     try:
         assert prepared.strategy is not None
-        Checkpoint.of(0, prepared.initial_weights, prepared.strategy.strategy, {}, fits)
+        Checkpoint.of(0, prepared.initial_weights, prepared.strategy.kept, {}, fits)
     except StateError as error:
         name = str(error).removeprefix("strategy.")
         raise StateError(

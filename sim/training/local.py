@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from sim.training.losses import METRICS, Loss, Metric, cross_entropy, inputs_and_target
+from sim.training.step_hooks import own_step
 
 Loader = Iterable[Any]
 
@@ -100,6 +101,7 @@ class Sgd:
     def __init__(self, weights: list[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
         self._weights = weights
         self._settings: dict[str, Any] = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        self.param_groups = [{"params": weights, **self._settings}]  # as those of an Optimizer
         self._buffers: list[Tensor | None] = [None] * len(weights)
 
     def zero_grad(self) -> None:
@@ -110,6 +112,10 @@ class Sgd:
     @torch.no_grad()
     def step(self) -> None:
         """Step the weights that have a gradient."""
+        with own_step(self):
+            self._step()
+
+    def _step(self) -> None:
         used = [index for index, weight in enumerate(self._weights) if weight.grad is not None]
         grads = [grad for weight in self._weights if (grad := weight.grad) is not None]
         buffers = [self._buffers[index] for index in used]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -55,6 +56,16 @@ class WeightLayout:
         """Describe arrays of which only names are known."""
         positions = tuple(range(len(names)))
         return cls(names, positions, positions, {}, is_known=False)
+
+    def without(self, names: Collection[str]) -> Self:
+        """Return a layout in which the arrays of these names, and those tied to them, are not trained."""
+        chosen = {position for position, name in enumerate(self.names) if name in names}
+        chosen |= {self.tied[position] for position in chosen if position in self.tied}
+        return replace(
+            self,
+            trained=tuple(position for position in self.trained if position not in chosen),
+            averageable=tuple(position for position in self.averageable if position not in chosen),
+        )
 
     @property
     def untrained(self) -> frozenset[int]:

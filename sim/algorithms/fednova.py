@@ -1,0 +1,69 @@
+"""FedNova: updates are divided by the work behind them, so that clients with more steps do not bend the objective.
+
+Wang, Liu, Liang, Joshi, Poor, "Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization",
+NeurIPS 2020, arXiv:2007.07481, algorithm 1 and section 4.1:
+
+    client i, τᵢ steps:  x − yᵢ = η Gᵢ aᵢ,   dᵢ = Gᵢ aᵢ / ‖aᵢ‖₁
+    server:              x ← x − τ_eff · Σ pᵢ η dᵢ,   τ_eff = Σ pᵢ ‖aᵢ‖₁,   pᵢ = nᵢ / n over the round's clients
+
+The weights aᵢ of a client's gradients follow from its optimizer: ones for SGD; with momentum ρ the sums of its powers;
+with a proximal term μ (``mu``) powers of 1 − η μ. ‖aᵢ‖₁ is computed step by step, so that all of them combine. Clients
+send −η dᵢ in the place of their parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sim.algorithms.algorithm import Aggregation, Arrays, Correction, Exchange, GradientCorrection, Update, argument
+from sim.training.step_hooks import Steps
+
+
+@dataclass
+class FedNova(GradientCorrection):
+    """FedNova. The momentum is that of the client's SGD.
+
+    Attributes:
+        mu: μ of a proximal term μ/2 ‖y − x‖² of the clients.
+    """
+
+    SOURCE: ClassVar[str] = "Wang et al. 2020, algorithm 1"
+    SENDS_WEIGHTS: ClassVar[bool] = False
+    FOR_SGD: ClassVar[str] = "its updates are then divided by the number of steps, as if each step counted alike"
+
+    mu: float = argument(0.0, low=0)
+
+    def aggregate(self, aggregation: Aggregation) -> Arrays:
+        """Take τ_eff mean steps."""
+        uniform = self.weighting == "uniform"
+        counts = [1 if uniform else num_examples for num_examples, _ in aggregation.clients]
+        norms = [float(metrics["a_norm"]) for _, metrics in aggregation.clients]
+        tau_eff = sum(n * norm for n, norm in zip(counts, norms, strict=True)) / sum(counts)
+        pairs = zip(aggregation.before, aggregation.mean, strict=True)
+        return [(x + tau_eff * d).astype(x.dtype) for x, d in pairs]
+
+    def correction(self, exchange: Exchange) -> Correction:
+        """Return the proximal term."""
+        return Correction(pull=self.mu)
+
+    def finish(self, exchange: Exchange, trained: Sequence[Tensor], steps: Steps) -> Update:
+        """Send the normalised update."""
+        rates = max(steps.rates, key=len)
+        norm = _norm(rates, steps.momentum, self.mu)
+        return Update(
+            [torch.sub(y, x).div_(norm) for x, y in zip(exchange.start, trained, strict=True)], metrics={"a_norm": norm}
+        )
+
+
+def _norm(rates: Sequence[float], momentum: float, mu: float) -> float:
+    """Return ‖a‖₁ of steps with these learning rates."""
+    norm = counter = 0.0
+    for rate in rates:
+        counter = momentum * counter + 1
+        norm = (1 - rate * mu) * norm + counter
+    return norm

@@ -1,0 +1,101 @@
+"""pFedMe: personal models as the Moreau envelopes of the global one.
+
+Dinh, Tran, Nguyen, "Personalized Federated Learning with Moreau Envelopes", NeurIPS 2020, arXiv:2006.08848, algorithm
+1. Client i, for each of R batches, w beginning at the global model:
+
+    θ ≈ argmin  f(θ; batch) + λ/2 ‖θ − w‖², here by K steps of the program's optimizer on that batch, from the θ before
+    w ← w − η λ (w − θ)
+    server: w ← (1 − β) w + β mean(wᵢ), each client of the round counted alike
+
+θ begins at w in each round and is the client's personal model in the end. R is the number of batches in the local
+epochs, and ``--lr`` the learning rate of the K steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sim.algorithms.algorithm import Aggregation, Algorithm, Arrays, LocalTraining, Update, argument
+
+
+@dataclass
+class PFedMe(Algorithm):
+    """pFedMe.
+
+    Attributes:
+        lambda_: λ, how strongly w attracts θ.
+        K: number of steps by which θ is found for each batch.
+        eta: η, the step size of w.
+        beta: β, the step size of the server.
+    """
+
+    SOURCE: ClassVar[str] = "Dinh et al. 2020, algorithm 1"
+    KEEPS_STATE: ClassVar[bool] = True
+    HAS_PERSONAL_MODEL: ClassVar[bool] = True
+    SENDS_WEIGHTS: ClassVar[bool] = False
+    FOR_SGD: ClassVar[str] = "any optimizer may find θ"
+
+    weighting: str = argument("uniform", choices=("examples", "uniform"))
+    lambda_: float = argument(15.0, low=0)
+    K: int = argument(5, low=1, high=10_000)
+    eta: float = argument(0.005, above=0)
+    beta: float = argument(1.0, above=0)
+
+    def aggregate(self, aggregation: Aggregation) -> Arrays:
+        """Step to the mean by β."""
+        if self.beta == 1:
+            return aggregation.mean
+        pairs = zip(aggregation.before, aggregation.mean, strict=True)
+        return [((1 - self.beta) * w + self.beta * mean).astype(w.dtype) for w, mean in pairs]
+
+    def fit(self, local: LocalTraining) -> Update:
+        """Find θ for each batch, and let w follow."""
+        outer = [start.clone() for start in local.exchange.start]
+        num_steps = 0
+
+        @torch.no_grad()
+        def attract(index: int, parameter: Tensor, rate: float) -> None:
+            assert parameter.grad is not None
+            parameter.grad.add_(parameter - outer[index], alpha=self.lambda_)
+
+        @torch.no_grad()
+        def follow() -> None:
+            nonlocal num_steps
+            num_steps += 1
+            if num_steps % self.K == 0:
+                for w, theta in zip(outer, local.parameters, strict=True):
+                    w.sub_(w - theta, alpha=self.eta * self.lambda_)
+
+        local.train(loader=_Repeated(local.loader, self.K), before=attract, after=follow)
+        local.exchange.state["personal"] = local.weights()
+        return Update(outer)
+
+    def personalize(self, local: LocalTraining) -> bool:
+        """Take θ; a client that never trained has none."""
+        if "personal" not in local.exchange.state:
+            return False
+        local.load(local.exchange.state["personal"])
+        return True
+
+
+class _Repeated:
+    """A loader that gives each batch several times in a row."""
+
+    def __init__(self, loader: Any, times: int) -> None:
+        self._loader, self._times = loader, times
+
+    def __len__(self) -> int:
+        return len(self._loader) * self._times
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            for _ in range(self._times):
+                yield batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)

@@ -1,0 +1,159 @@
+"""A client that executes the client part of an algorithm around the program's own ``train`` and ``test``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.common import NDArrays, Scalar
+from torch import Tensor, nn
+
+from sim.algorithms.algorithm import Algorithm, Exchange, Update
+from sim.algorithms.by_name import AlgorithmSpec
+from sim.client.torch_client import TorchClient
+from sim.run_folder.client_states import ClientState
+from sim.seeds import restored
+from sim.training.step_hooks import BeforeStep, Steps, watched
+from sim.training.weights import WeightLayout, set_weights, state_of, view_weights
+
+_KEPT = "kept"  # in a state: the arrays that stay with the client; the others are the algorithm's
+
+
+class AlgorithmClient:
+    """One call of a client. It is what algorithms know as ``LocalTraining``."""
+
+    def __init__(
+        self,
+        client: TorchClient,
+        algorithm: Algorithm,
+        spec: AlgorithmSpec,
+        layout: WeightLayout,
+        received: NDArrays,
+        config: dict[str, Scalar],
+        server_round: int,
+        state: ClientState,
+    ) -> None:
+        """Put the model into the net: what the client kept of it, and what the server sent of the rest.
+
+        Args:
+            layout: of the net, without what stays with clients.
+            received: the arrays of the model, then those that the server sent beside it.
+            state: what the client kept; empty if it never trained.
+        """
+        self._client, self._algorithm, self._config = client, algorithm, config
+        self.net = client.net
+        num_weights = len(layout.names)
+        self._received, sent = received[:num_weights], received[num_weights:]
+        self.is_personal = bool(spec.local_names) and algorithm.is_personal(server_round)
+        self._kept = [layout.names.index(name) for name in spec.local_names] if self.is_personal else []
+        set_weights(self.net, self._received)
+        tensors: list[Any] = list(state_of(self.net, keep_vars=True).values())
+        self._state_of_client = state
+        self._tensors = tensors
+        self._shared = layout.trained
+        self.parameters: list[nn.Parameter] = [tensors[position] for position in layout.trained]
+        local = set(spec.local_names)
+        self.local_parameters: list[nn.Parameter] = [
+            p for n, p in zip(layout.names, tensors, strict=True) if n in local and p.requires_grad
+        ]
+        own = {name: [self._tensor(array) for array in arrays] for name, arrays in state.items() if name != _KEPT}
+        start = [parameter.detach().clone() for parameter in self.parameters]
+        self.exchange = Exchange(start, [self._tensor(array) for array in sent], own)
+        self.metrics: dict[str, Scalar] = {}
+
+    @property
+    def loader(self) -> Any:
+        """The client's training examples."""
+        return self._client.loader_for(self._config)
+
+    def fit(self) -> tuple[NDArrays, int, dict[str, Scalar], dict[str, list[Any]]]:
+        """Train.
+
+        Returns:
+            What is sent, the number of examples, the metrics and the state. Arrays may be views of the net.
+        """
+        first_loss = None
+        self._take_kept()
+        if self._config.get("first_loss"):
+            first_loss = self._client.loss_of(self._client.train_loader)
+        update = self._algorithm.fit(self)
+        if first_loss is not None:
+            self.metrics["first_loss"] = first_loss
+        trained = view_weights(self.net)
+        state = {name: [_array(tensor) for tensor in tensors] for name, tensors in self.exchange.state.items()}
+        if self._kept:
+            state[_KEPT] = [trained[position] for position in self._kept]
+        num_examples = self._client.train_loader.num_examples
+        return self._to_send(trained, update), num_examples, {**self.metrics, **update.metrics}, state
+
+    def evaluate(self) -> tuple[float, int, dict[str, Scalar]]:
+        """Test the client's own model, and the global one beside it, on the examples that the client kept."""
+        num_examples = self._client.test_loader.num_examples
+        if num_examples == 0:
+            return 0.0, 0, {}
+        with restored():
+            loss, metrics = self._client.test_net()
+        if not self.personalize():
+            return loss, num_examples, metrics
+        in_general = {f"global_{name}": value for name, value in {"loss": loss, **metrics}.items()}
+        loss, metrics = self._client.test_net()
+        return loss, num_examples, {**metrics, **in_general}
+
+    def personalize(self) -> bool:
+        """Turn the net into the client's own model; return whether that is another one than the global one."""
+        has_kept = self._take_kept()
+        return self._algorithm.personalize(self) or has_kept
+
+    def _take_kept(self) -> bool:
+        kept = self._state_of_client.get(_KEPT)
+        if not self._kept or kept is None:
+            return False
+        with torch.no_grad():
+            for position, array in zip(self._kept, kept, strict=True):
+                self._tensors[position].copy_(self._tensor(array))
+        return True
+
+    def _to_send(self, trained: NDArrays, update: Update) -> NDArrays:
+        for position in self._kept:
+            trained[position] = self._received[position]
+        if update.shared is not None:
+            for position, tensor in zip(self._shared, update.shared, strict=True):
+                trained[position] = _array(tensor)
+        return [*trained, *(_array(tensor) for tensor in update.extras)]
+
+    def train(
+        self,
+        *,
+        epochs: int | None = None,
+        loader: Any = None,
+        before: BeforeStep | None = None,
+        after: Callable[[], None] | None = None,
+        prefix: str | None = "",
+    ) -> Steps:
+        """Call the program's ``train`` on the net."""
+        with watched(self.parameters, before, after) as steps:
+            metrics = self._client.train_net(self._config, loader, epochs)
+        if prefix is not None:
+            self.metrics.update({f"{prefix}{name}": value for name, value in metrics.items()})
+        return steps
+
+    def weights(self) -> list[Tensor]:
+        """Return a copy of all arrays of the net."""
+        return [tensor.detach().clone() for tensor in self._tensors]
+
+    @torch.no_grad()
+    def load(self, weights: Sequence[Tensor]) -> None:
+        """Put all arrays into the net."""
+        for tensor, value in zip(self._tensors, weights, strict=True):
+            tensor.copy_(value)
+
+    def _tensor(self, array: Any) -> Tensor:
+        return torch.from_numpy(np.array(array)).to(self._client.device)
+
+
+def _array(tensor: Tensor) -> Any:
+    tensor = tensor.detach().cpu()
+    numpy_has_it = tensor.dtype is not torch.bfloat16
+    return (tensor if numpy_has_it else tensor.float()).numpy()

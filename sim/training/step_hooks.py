@@ -1,0 +1,117 @@
+"""Sees every step that an optimizer takes on some parameters, whoever wrote the training loop around it.
+
+PyTorch calls the public hooks of ``torch.optim.optimizer`` for each optimizer of a process, so that a correction
+reaches a ``train`` that knows nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+BeforeStep = Callable[[int, Tensor, float], None]
+_watching: list[_Watch] = []  # also told of the steps of this package's own SGD, which is no Optimizer
+
+
+@dataclass
+class Steps:
+    """The steps that were taken.
+
+    Attributes:
+        rates: for each parameter, the learning rate of each of its steps.
+        momentum: of the optimizer.
+        optimizers: names of the classes of the optimizers.
+    """
+
+    rates: list[list[float]]
+    momentum: float = 0.0
+    optimizers: set[str] = field(default_factory=set)
+
+    @property
+    def count(self) -> int:
+        """The number of steps of the parameter with the most."""
+        return max(map(len, self.rates), default=0)
+
+
+class _Watch:
+    def __init__(
+        self, parameters: Sequence[Tensor], before: BeforeStep | None, after: Callable[[], None] | None
+    ) -> None:
+        self.steps = Steps([[] for _ in parameters])
+        self._index = {id(parameter): index for index, parameter in enumerate(parameters)}
+        self._before, self._after = before, after
+
+    def prepare(self, optimizer: Any) -> None:
+        """Correct the gradients, and count."""
+        for group in optimizer.param_groups:
+            rate = float(group["lr"])
+            for parameter in group["params"]:
+                index = self._index.get(id(parameter))
+                if index is None or parameter.grad is None:
+                    continue
+                if self._before is not None:
+                    if parameter.grad.is_sparse:
+                        parameter.grad = parameter.grad.to_dense()
+                    self._before(index, parameter, rate)
+                self.steps.rates[index].append(rate)
+                self.steps.momentum = float(group.get("momentum") or 0.0)
+                self.steps.optimizers.add(type(optimizer).__name__)
+
+    def finish(self, optimizer: Any) -> None:
+        """Do what comes after the step."""
+        if self._after is not None and any(id(p) in self._index for g in optimizer.param_groups for p in g["params"]):
+            self._after()
+
+
+@contextmanager
+def watched(
+    parameters: Sequence[Tensor], before: BeforeStep | None = None, after: Callable[[], None] | None = None
+) -> Iterator[Steps]:
+    """Watch the steps that any optimizer takes on ``parameters`` inside the block.
+
+    Args:
+        before: called with the index of each parameter that has a gradient, the parameter and its learning rate; it
+            may write to ``parameter.grad``, and the optimizer sees what it wrote.
+        after: called after each step.
+    """
+    watch = _Watch(parameters, before, after)
+
+    def pre_hook(optimizer: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        closure = named.get("closure") or (arguments[1] if len(arguments) > 1 else None)
+        if closure is None:
+            watch.prepare(optimizer)
+            return None
+
+        def corrected() -> Any:  # the optimizer computes the gradients inside its step
+            loss = closure()
+            watch.prepare(optimizer)
+            return loss
+
+        return arguments[:1], {**named, "closure": corrected}
+
+    def post_hook(optimizer: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        watch.finish(optimizer)
+
+    handles = register_optimizer_step_pre_hook(pre_hook), register_optimizer_step_post_hook(post_hook)
+    _watching.append(watch)
+    try:
+        yield watch.steps
+    finally:
+        _watching.remove(watch)
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def own_step(optimizer: Any) -> Iterator[None]:
+    """Announce a step of what is no ``torch.optim.Optimizer`` but has ``param_groups``."""
+    for watch in _watching:
+        watch.prepare(optimizer)
+    yield
+    for watch in _watching:
+        watch.finish(optimizer)
