@@ -135,6 +135,14 @@ class RunConfig(TrainingConfig):
         above=0,
         belongs_to=("partitioner", WITH_ALPHA),
     )
+    feature_noise: float = setting(
+        0.0,
+        "standard deviation of the Gaussian noise that the last client adds to its training inputs; client i of 0 to "
+        "N-1 adds i/(N-1) of it; for images, pixels are from 0 to 1",
+        CLIENTS,
+        low=0,
+        high=1e6,
+    )
     min_partition_size: int = setting(
         1, "smallest number of examples that a client may have", CLIENTS, unit="examples", low=1, high=MOST
     )
