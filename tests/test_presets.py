@@ -17,7 +17,18 @@ from sim.data.columns import Columns
 from sim.data.dataset import Dataset, DataSource, load_dataset
 from sim.errors import ConfigError
 
-PUBLISHED = ["blazefl", "fedprox-synthetic", "hsu2019", "mcmahan2017", "niid-bench", "pfl-research", "reddi2020"]
+PUBLISHED = [
+    "blazefl",
+    "feddyn",
+    "fedprox-synthetic",
+    "fedrep",
+    "hsu2019",
+    "mcmahan2017",
+    "moon",
+    "niid-bench",
+    "pfl-research",
+    "reddi2020",
+]
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 500))
 
 
@@ -50,6 +61,37 @@ def test_the_settings_of_the_papers() -> None:
     pfl = RunConfig.load(preset="pfl-research")
     assert (pfl.num_clients, pfl.num_fit_clients, pfl.batch_size, pfl.lr) == (1000, 50, 10, 0.1)
     assert RunConfig.load(preset="blazefl").num_fit_clients == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "training"),
+    [
+        ("feddyn", {"alpha": 0.01}, (10, 5, 50, 0.1, None)),
+        ("fedrep", {"head_epochs": 10, "body_epochs": 1}, (10, 1, 10, 0.01, 0.5)),
+        ("moon", {"mu": 5.0, "tau": 0.5}, (10, 10, 64, 0.01, 0.9)),
+    ],
+)
+def test_the_settings_of_the_papers_of_algorithms(
+    name: str, arguments: dict[str, object], training: tuple[object, ...]
+) -> None:
+    config = RunConfig.load(preset=name)
+    assert (config.strategy, config.strategy_args) == (name, arguments)
+    assert (config.num_fit_clients, config.local_epochs, config.batch_size, config.lr, config.momentum) == training
+    compared = RunConfig.load(preset=name, strategy="fedavg")
+    assert (compared.strategy, compared.strategy_args, compared.lr) == ("fedavg", {}, config.lr)
+
+
+def test_the_clients_of_fedrep_have_at_most_two_classes() -> None:
+    assigned = partition.assign(_labels(), RunConfig.load(preset="fedrep"))
+    counts = assigned.label_counts(LABELS, 10)
+    assert assigned.sizes.tolist() == [50] * 100
+    assert (counts > 0).sum(axis=1).max() == 2
+    assert set(counts.flatten()) == {0, 25, 50}
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "scaffold", "fednova"])
+def test_the_algorithms_of_niid_bench(strategy: str) -> None:
+    assert RunConfig.load(preset="niid-bench", strategy=strategy).lr == 0.01
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -110,7 +152,8 @@ def test_a_new_strategy_or_partitioner_removes_the_arguments_of_the_old_one() ->
 
 def test_an_unknown_preset_is_an_error() -> None:
     with pytest.raises(
-        ConfigError, match="--preset mcmahan: must be one of blazefl, fedprox-synthetic, hsu2019, mcmahan2017"
+        ConfigError,
+        match="--preset mcmahan: must be one of blazefl, feddyn, fedprox-synthetic, fedrep, hsu2019, mcmahan2017",
     ):
         RunConfig.load(preset="mcmahan")
 
