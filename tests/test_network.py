@@ -15,13 +15,15 @@ from sim.data.dataset import load_dataset
 def test_clients_give_the_numbers_of_their_simulation(federation: Federation, small: Small) -> None:
     """The same config, simulated and over a network, gives exactly the same weights."""
     shared = ["--num-clients", "3", "--local-epochs", "1", "--fraction-evaluate", "0.7", "--augment", "crop-flip"]
+    shared += ["--feature-noise", "0.2"]
     training = ["--lr", "0.05", "--batch-size", "16", "--num-rounds", "3", "--strategy", "fedprox"]
     server = federation.server(*shared, *training, "--min-clients", "3")
     # Training settings come from the server; a client's own flags for them are ignored.
     clients = [federation.client(i, "--num-clients", "3", "--lr", "9", "--augment", "none") for i in range(3)]
     assert [program.end() for program in (server, *clients)] == [0] * 4, server.lines
     served = federation.run
-    settings = {"local_epochs": 1, "fraction_evaluate": 0.7, "augment": "crop-flip", "lr": 0.05, "batch_size": 16}
+    settings = {"local_epochs": 1, "fraction_evaluate": 0.7, "lr": 0.05, "batch_size": 16}
+    settings |= {"augment": "crop-flip", "feature_noise": 0.2}
     simulated = small(
         num_clients=3, clients_per_round=None, fraction_fit=1.0, num_rounds=3, strategy="fedprox", **settings
     )

@@ -52,6 +52,7 @@ SIZES = {
     "distribution": (30, True),
     "size": (3, False),
     "size-to-id": (30, True),
+    "quantity": (12, True),
 }
 NEEDED: dict[str, dict[str, object]] = {
     "natural": {"partition_by": "label"},
@@ -174,6 +175,33 @@ def test_sizes_follow_the_definition_of_the_partitioner() -> None:
     sizes = _assign(num_clients=4, fraction_fit=1.0, partitioner="exponential").sizes
     assert (sizes[1:] / sizes[:-1]).tolist() == pytest.approx([np.e] * 3, rel=0.05)
     assert _assign(num_clients=8, partitioner="inner-dirichlet").sizes.tolist() == [250] * 8
+
+
+def test_quantity_skew_draws_the_shares_of_the_clients_anew_until_each_has_enough() -> None:
+    settings = {"num_clients": 4, "fraction_fit": 1.0, "partitioner": "quantity", "seed": 2}
+    order = generator(2, Purpose.PARTITION).permutation(2000)
+    rng = np.random.default_rng(int(generator(2, Purpose.PARTITION, 1).integers(2**32)))
+    draws = [
+        np.diff([0, *(int(edge * 2000) for edge in rng.dirichlet([0.5] * 4).cumsum()[:3]), 2000]) for _ in range(5)
+    ]
+    assert [draw.min() for draw in draws] == [5, 33, 13, 31, 224]
+    first, fifth = (_assign(**settings, min_partition_size=minimum) for minimum in (5, 200))
+    assert first.sizes.tolist() == draws[0].tolist() == [108, 5, 1242, 645]
+    assert fifth.sizes.tolist() == draws[4].tolist() == [899, 224, 614, 263]
+    assert first.indices.tolist() == fifth.indices.tolist() == order.tolist()
+    assert _assign(**settings, alpha=100).sizes.tolist() == [558, 518, 395, 529]
+
+
+def test_quantity_skew_needs_no_classes_and_says_what_would_work() -> None:
+    numbers = _data(np.random.default_rng(0).normal(size=2000))
+    config = RunConfig(num_clients=4, fraction_fit=1.0, partitioner="quantity", seed=2)
+    assert partition.assign(numbers, config).sizes.tolist() == _assign(**vars(config)).sizes.tolist()
+    with pytest.raises(
+        PartitionError, match=r"none of 1000 draws gives each of 100 .* 1 of 2000 examples; --alpha 1 or"
+    ):
+        _assign(num_clients=100, partitioner="quantity")
+    with pytest.raises(ConfigError, match="--partitioner-args values=3: quantity takes no arguments"):
+        _assign(partitioner="quantity", partitioner_args={"values": 3})
 
 
 def test_errors_of_the_other_partitioners_are_reported() -> None:

@@ -132,7 +132,9 @@ def test_a_damaged_table_or_config_is_an_error_or_can_be_read(
 @given(
     num_examples=st.integers(1, 300),
     num_clients=st.integers(1, 40),
-    partitioner=st.sampled_from(["iid", "dirichlet", "linear", "square", "exponential", "shard", "pathological"]),
+    partitioner=st.sampled_from(
+        ["iid", "dirichlet", "linear", "square", "exponential", "shard", "pathological", "quantity"]
+    ),
     alpha=st.floats(0.05, 100),
     seed=st.integers(0, 2**40),
 )
@@ -141,7 +143,7 @@ def test_a_partition_uses_each_example_at_most_once_and_no_client_is_empty(
 ) -> None:
     labels = np.arange(num_examples) % 5
     dataset = Dataset(DataSource(), Columns([labels, labels]), None)
-    settings = {"alpha": alpha} if partitioner in ("dirichlet", "inner-dirichlet") else {}
+    settings = {"alpha": alpha} if partitioner in ("dirichlet", "inner-dirichlet", "quantity") else {}
     config = RunConfig(num_clients=num_clients, partitioner=partitioner, seed=seed, fraction_fit=1.0, **settings)
     assigned = None
     with suppress(UsageError):

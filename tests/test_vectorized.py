@@ -39,6 +39,7 @@ DECAYED = {"momentum": 0.9, "weight_decay": 0.1, "lr": 0.003}
         pytest.param({"partitioner": "iid", **DECAYED}, id="equal", marks=pytest.mark.slow),
         pytest.param({"partitioner": "linear", **DECAYED}, id="unequal"),
         pytest.param({"strategy": "fedprox", "augment": "crop-flip", "max_local_steps": 5}, id="proximal"),
+        pytest.param({"feature_noise": 0.5, "lr": 0.003, "max_local_steps": 5}, id="noise"),
         pytest.param({"optimizer": "adam", "lr": 0.001, "strategy": "fedmedian"}, id="adam", marks=pytest.mark.slow),
     ],
 )

@@ -7,9 +7,9 @@ Li, He, Song, "Model-Contrastive Federated Learning", CVPR 2021, arXiv:2103.1625
 
 z, z_glob and z_prev are the features of an example in the net that is trained, in the global model and in the client's
 model after its last training (at first the global one). Features are the inputs of the last Linear layer, or the
-outputs of the module that ``features`` names. The gradient of μ ℓ_con is added where the features pass during the backward pass
-of the program's own loss, which needs no change of ``train``; it is exact where that loss is a mean over the batch and
-is not scaled before the backward pass. The two other models are in evaluation mode.
+outputs of the module that ``features`` names. The gradient of μ ℓ_con is added where the features pass during the
+backward pass of the program's own loss, which needs no change of ``train``; it is exact where that loss is a mean over
+the batch and is not scaled before the backward pass. The two other models are in evaluation mode.
 """
 
 from __future__ import annotations

@@ -59,6 +59,7 @@ class ClientSpec:
         loss: name of a loss, or the user's own function; None for the one that suits the targets.
         metrics: names of metrics, or ``package.module:name``; none for the one that suits the targets.
         batch_size: of the loaders that a client is made with; ``TorchClient`` uses the one that the server sends.
+        noise_step: client i adds noise with i times this standard deviation to the inputs that it trains on.
         vectorized_clients: how many clients one computation trains.
         vectorized_only: clients are not trained one after another where that fails.
         algorithm: what clients do beside training; None for nothing.
@@ -85,6 +86,7 @@ class ClientSpec:
     loss: Any = None
     metrics: tuple[str, ...] = ()
     accuracy_in_percent: bool = False
+    noise_step: float = 0.0
     algorithm: AlgorithmSpec | None = None
     states_folder: Path | None = None
 
@@ -409,6 +411,7 @@ class ClientRuntime:
     def client_over(self, train_loader: Loader, test_loader: Loader, context: Context) -> Client:
         """Make a client over these loaders."""
         self.renew_net()
+        train_loader.noise = self.spec.noise_step * int(context.node_config["partition-id"])
         is_ours = isinstance(self.client_class, type) and issubclass(self.client_class, TorchClient)
         offered = {
             "net": self.net,

@@ -37,6 +37,7 @@ PARTITIONERS = (
     "distribution",
     "size",
     "size-to-id",
+    "quantity",
 )
 # Those that look at a column of the examples.
 WITH_COLUMN = (
@@ -50,6 +51,8 @@ WITH_COLUMN = (
     "continuous",
     "distribution",
 )
+# Those that draw from a Dirichlet distribution.
+WITH_ALPHA = ("auto", "dirichlet", "inner-dirichlet", "quantity")
 ALGORITHMS = (
     "scaffold",
     "fednova",

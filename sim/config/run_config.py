@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from sim.config.choices import ALGORITHMS, PARTITIONERS, STRATEGIES, STRATEGIES_OF_FLOWER, WITH_COLUMN
+from sim.config.choices import ALGORITHMS, PARTITIONERS, STRATEGIES, STRATEGIES_OF_FLOWER, WITH_ALPHA, WITH_COLUMN
 from sim.config.fields import MOST, default_of, flag_of, setting
 from sim.config.training_config import MACHINE, MODEL, RUN, CentralizedConfig, TrainingConfig
 from sim.errors import ConfigError
@@ -129,10 +129,19 @@ class RunConfig(TrainingConfig):
     )
     alpha: float = setting(
         0.5,
-        "concentration of the Dirichlet distribution; with a small value, each client has few classes",
+        "concentration of the Dirichlet distribution; with a small value, each client has few classes, or, by "
+        "--partitioner quantity, few clients have most examples",
         CLIENTS,
         above=0,
-        belongs_to=("partitioner", ("auto", "dirichlet", "inner-dirichlet")),
+        belongs_to=("partitioner", WITH_ALPHA),
+    )
+    feature_noise: float = setting(
+        0.0,
+        "standard deviation of the Gaussian noise that the last client adds to its training inputs; client i of 0 to "
+        "N-1 adds i/(N-1) of it; for images, pixels are from 0 to 1",
+        CLIENTS,
+        low=0,
+        high=1e6,
     )
     min_partition_size: int = setting(
         1, "smallest number of examples that a client may have", CLIENTS, unit="examples", low=1, high=MOST

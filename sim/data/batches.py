@@ -43,7 +43,12 @@ class Batches:
 
     A batch is made by indexing and scaling on the device that holds the examples. With ``shuffle``, each pass draws a
     new order from torch's global generator.
+
+    Attributes:
+        noise: standard deviation of the Gaussian noise that is added to each batch, of pixels from 0 to 1.
     """
+
+    noise = 0.0
 
     def __init__(
         self,
@@ -95,7 +100,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = self._resident.images, self._resident.labels
-        if self.augment != "none":
+        if self.augment != "none" or self.noise:
             for step in self.steps():
                 yield pixels(images[step.chosen], step, channels_last=self.channels_last), labels[step.chosen]
             return
@@ -107,13 +112,15 @@ class Batches:
             yield from zip(*(tensor.split(self.batch_size) for tensor in read), strict=True)
 
     def steps(self) -> Iterator[Step]:
-        """Draw the batches of one pass: the examples of each batch and how their images are augmented."""
+        """Draw the batches of one pass: the examples of each batch and how their images are changed."""
         for batch in self._order().split(self.batch_size):
+            shifts = flips = None
             if self.augment == "crop-flip":
                 shifts = torch.randint(-_PADDING_PIXELS, _PADDING_PIXELS + 1, (len(batch), 2))
-                yield Step(batch, shifts, torch.randint(0, 2, (len(batch), 1), dtype=torch.bool))
-            else:
-                yield Step(batch)
+                flips = torch.randint(0, 2, (len(batch), 1), dtype=torch.bool)
+            # A seed instead of the noise itself: vectorized training draws all batches of a client at once.
+            seed = int(torch.randint(2**63 - 1, ())) if self.noise else 0
+            yield Step(batch, shifts, flips, self.noise, seed)
 
     def _order(self) -> Tensor:
         count = self.num_examples
@@ -129,20 +136,34 @@ class Step:
         chosen: int64 [B], positions of its examples in the split.
         shifts: int64 [B, 2] in pixels (down, right), for ``crop-flip``; otherwise None.
         flips: bool [B, 1], for ``crop-flip``; otherwise None.
+        noise: standard deviation of the noise that is added, of pixels from 0 to 1.
+        noise_seed: from which that noise is drawn.
     """
 
     chosen: Tensor
     shifts: Tensor | None = None
     flips: Tensor | None = None
+    noise: float = 0.0
+    noise_seed: int = 0
 
 
 def pixels(images: Tensor, step: Step, *, channels_last: bool) -> Tensor:
-    """Return images uint8 [B, C, H, W] as the model gets them: augmented as ``step`` says, float32 in −1…1."""
+    """Return images uint8 [B, C, H, W] as the model gets them: changed as ``step`` says, float32 in −1…1 plus noise."""
     if step.shifts is not None and step.flips is not None:
         images = _crop_flip(images, step.shifts.to(images.device), step.flips.to(images.device))
     if not channels_last:
         images = images.contiguous()
-    return images.to(torch.float32).mul_(2 / 255).sub_(1)
+    scaled = images.to(torch.float32).mul_(2 / 255).sub_(1)
+    add_noise(scaled, step)
+    return scaled
+
+
+def add_noise(scaled: Tensor, step: Step) -> None:
+    """Add the noise of a batch to its images float32 [B, C, H, W], whose pixels are in −1…1."""
+    if step.noise:
+        drawing = torch.Generator(scaled.device).manual_seed(step.noise_seed)
+        normal = torch.randn(scaled.shape, generator=drawing, device=scaled.device)
+        scaled.add_(normal, alpha=2 * step.noise)  # from −1 to 1 is twice as far as from 0 to 1
 
 
 def _crop_flip(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:

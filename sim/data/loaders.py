@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset, WeightedRandomSampler
 
 from sim.data.batches import Batches, Resident
-from sim.data.columns import Columns, LoaderSettings, leaves, mapped
+from sim.data.columns import TARGET_KEYS, Columns, LoaderSettings, leaves, mapped
 from sim.data.dataset import Examples
 from sim.data.items import Items
 from sim.seeds import restored
@@ -86,7 +86,12 @@ class ExampleLoader(DataLoader[Any]):
     """A DataLoader over the examples of one client, with the settings of the user's own loader.
 
     Its batches are what the user's loader would give; the order is drawn from torch's global generator.
+
+    Attributes:
+        noise: standard deviation of the Gaussian noise that is added to the inputs of each batch.
     """
+
+    noise = 0.0
 
     def __init__(
         self,
@@ -135,7 +140,41 @@ class ExampleLoader(DataLoader[Any]):
         if batch_size == self.batch_size:
             return self
         examples, positions, training = self._arguments
-        return type(self)(examples, positions, batch_size, training=training)
+        loader = type(self)(examples, positions, batch_size, training=training)
+        loader.noise = self.noise
+        return loader
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches = super().__iter__()
+        return (_with_noise(batch, self.noise) for batch in batches) if self.noise else batches
+
+
+def _on_inputs(batch: Any, function: Callable[[Any], Any]) -> Any:
+    """Return a batch with ``function`` applied to each leaf of its inputs (see ``inputs_and_target``)."""
+    if isinstance(batch, Mapping):
+        target = next((key for key in TARGET_KEYS if key in batch), None)
+        return {key: value if key == target else mapped(value, function) for key, value in batch.items()}
+    if isinstance(batch, list | tuple) and len(batch) > 1:
+        return [*mapped(batch[:-1], function), batch[-1]]
+    return mapped(batch, function)
+
+
+def _takes_noise(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _with_noise(batch: Any, noise: float) -> Any:
+    def noisy(value: Any) -> Any:
+        return value + torch.randn(value.shape).to(value) * noise if _takes_noise(value) else value
+
+    return _on_inputs(batch, noisy)
+
+
+def takes_noise(batch: Any) -> bool:
+    """Return whether a batch has inputs that are floating-point numbers, to which noise can be added."""
+    found: list[bool] = []
+    _on_inputs(batch, lambda value: found.append(_takes_noise(value)))
+    return any(found)
 
 
 def _order(

@@ -88,6 +88,32 @@ def inner_dirichlet(
 Parts = list[NDArray[np.int64]]
 
 _SEARCH_SECONDS = 10.0
+_MOST_DRAWS = 1000
+
+
+def quantity(values: Values, num_partitions: int, alpha: float, seed: int, min_partition_size: int) -> list[Indices]:
+    """Give each client a share of all examples that is drawn from a Dirichlet distribution over the clients.
+
+    This is the quantity skew q ~ Dir_N(β) of Li et al. (2022, arXiv:2102.02079, section 4.3), computed as their program
+    does it (Xtra-Computing/NIID-Bench, utils.py, ``iid-diff-quantity``): the shares are drawn anew until the smallest
+    is large enough, and the cumulative sizes are rounded down. flwr-datasets has no such partitioner.
+
+    Args:
+        values: [N]; only their number matters, as they are in a random order.
+
+    Raises:
+        ValueError: no draw gave each client ``min_partition_size`` examples.
+    """
+    rng = np.random.default_rng(seed)
+    for _ in range(_MOST_DRAWS):
+        shares = rng.dirichlet(np.full(num_partitions, alpha))
+        edges = (np.cumsum(shares)[:-1] * len(values)).astype(np.int64)
+        if np.diff(edges, prepend=0, append=len(values)).min() >= min_partition_size:
+            return np.split(np.arange(len(values)), edges)
+    raise ValueError(
+        f"none of {_MOST_DRAWS} draws gives each of {num_partitions} clients --min-partition-size "
+        f"{min_partition_size} of {len(values)} examples"
+    )
 
 
 def natural(labels: Indices, num_partitions: int) -> list[Indices]:
@@ -162,13 +188,14 @@ class Entry:
     """A partitioner.
 
     Attributes:
-        maker: name of the class in ``flwr_datasets.partitioner``, or a function that makes the partitioner.
+        maker: name of the class in ``flwr_datasets.partitioner``, or a function that makes the partitioner; where no
+            such class exists, the function ``faster``, whose arguments are those that a user may give.
         arguments: function (config, values) → arguments of the constructor; ``values`` are the column.
         faster: function (values, **arguments) → indices of each client; it gives the same partition in less time.
         column: what ``values`` are: ``classes``, ``ids``, ``numbers``, or empty if it looks at no column.
     """
 
-    maker: str | Callable[..., Partitioner]
+    maker: str | Callable[..., Partitioner | Parts]
     arguments: Callable[[RunConfig, Values], dict[str, Any]]
     faster: Callable[..., Parts] | None = None
     column: str = ""
@@ -193,6 +220,12 @@ def _by_label(**defaults: Any) -> Callable[[RunConfig, Values], dict[str, Any]]:
 def _dirichlet(config: RunConfig, values: Values) -> dict[str, Any]:
     own = {"alpha": config.alpha, "min_partition_size": config.min_partition_size}
     return _by_label(**own)(config, values)
+
+
+def _quantity(config: RunConfig, values: Values) -> dict[str, Any]:
+    given = _dirichlet(config, values)
+    del given["partition_by"]
+    return given
 
 
 def _inner_dirichlet(config: RunConfig, values: Values) -> dict[str, Any]:
@@ -222,8 +255,10 @@ PARTITIONERS = {
     "distribution": Entry(distribution, _distribution, column="classes"),
     "size": Entry(size, _no_count),
     "size-to-id": Entry(size_to_id, _count),
+    "quantity": Entry(quantity, _quantity, quantity),
 }
 _RESERVED = {
+    "values",
     "num_partitions",
     "partition_by",
     "seed",

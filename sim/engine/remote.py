@@ -32,7 +32,13 @@ from sim.training.local import TestSums
 # Metrics of the transport alone: the client's seconds, and its loss, which EvaluateRes would round to 32 bits.
 SECONDS, LOSS = "sim_seconds", "sim_loss"
 # Fields of ClientSpec that the server decides → the keys of FitIns.config under which they travel.
-SHARED = {"seed": "sim_seed", "augment": "sim_augment", "eval_share": "sim_eval_share", "batch_size": "sim_batch_size"}
+SHARED = {
+    "seed": "sim_seed",
+    "augment": "sim_augment",
+    "noise_step": "sim_noise_step",
+    "eval_share": "sim_eval_share",
+    "batch_size": "sim_batch_size",
+}
 
 
 class Connections(Protocol):

@@ -76,6 +76,7 @@ def _member(runtime: ClientRuntime, chunk: Chunk, task: Task, config: dict[str, 
     with seeded(*key):
         loader = runtime.training_batches(runtime.train_indices(task.client_id), int(config["batch_size"]))
         assert isinstance(loader, Batches), "the trainer was made for images"
+        loader.noise = runtime.spec.noise_step * task.client_id
         return drawn(loader, int(config["local_epochs"]), int(config.get("max_steps") or 0), dropout, runtime.device)
 
 

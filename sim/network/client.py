@@ -66,8 +66,8 @@ class LastWorker:
 class RemoteClient(Client):
     """Executes the instructions of a server as the worker of a simulation does.
 
-    Seed, augmentation and share of examples for evaluation come from the server with each call, like all settings of
-    the training; the examples are the client's own.
+    Seed, augmentation, noise and share of examples for evaluation come from the server with each call, like all
+    settings of the training; the examples are the client's own.
     """
 
     def __init__(self, spec: ClientSpec, identity: Identity, context: Context, last_worker: LastWorker) -> None:

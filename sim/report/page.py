@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from sim.config.choices import WITH_ALPHA
 from sim.metrics import MetricName
 from sim.report import comparison, figures, numbers
 from sim.report.numbers import Group
@@ -134,7 +135,7 @@ def _configs(runs: Sequence[ReadRun], groups: Sequence[Group]) -> dict[str, Any]
 def _partition(group: numbers.PartitionGroup) -> dict[str, Any]:
     run, config = group.shown, group.shown.config()
     parts = [f"{config.get('num_clients', '?')} clients", str(config.get("partitioner", "unknown partitioner"))]
-    if config.get("partitioner") in ("dirichlet", "inner-dirichlet") and "alpha" in config:
+    if config.get("partitioner") in WITH_ALPHA and "alpha" in config:
         parts.append(f"alpha {config['alpha']}")
     parts += [f"{name} {value}" for name, value in config.get("partitioner_args", {}).items()]
     if config.get("min_partition_size", 1) != 1:

@@ -27,6 +27,7 @@ from sim.data.batches import Batches, Resident
 from sim.data.columns import LoaderSettings
 from sim.data.dataset import Dataset, Examples, load_dataset
 from sim.data.defaults import decided
+from sim.data.loaders import example_batch, takes_noise
 from sim.data.partition import Partition
 from sim.errors import ConfigError, RunError
 from sim.metrics import configured
@@ -117,7 +118,32 @@ def client_spec(config: RunConfig, dataset: Dataset, assigned: Partition, *, alo
     if config.device == "auto" and not config.num_gpus and not alone:
         parts["device"] = "cpu"  # in every engine: Ray shows no GPU to a client that has no share of one
     eval_share = config.eval_share if config.fraction_evaluate else 0.0
-    return ClientSpec(**parts, partition_folder=assigned.folder, client=config.client, eval_share=eval_share)
+    return ClientSpec(
+        **parts,
+        partition_folder=assigned.folder,
+        client=config.client,
+        eval_share=eval_share,
+        noise_step=_noise_step(config, dataset),
+    )
+
+
+def _noise_step(config: RunConfig, dataset: Dataset) -> float:
+    """Return the difference of ``--feature-noise`` between a client and the next.
+
+    Raises:
+        ConfigError: noise would be without effect.
+    """
+    noise = config.feature_noise
+    if not noise:
+        return 0.0
+    if config.num_clients == 1:
+        raise ConfigError(f"--feature-noise {noise:g}: needs at least 2 clients, because the first one adds no noise")
+    if not takes_noise(example_batch(dataset.train, 1)):
+        raise ConfigError(
+            f"--feature-noise {noise:g}: noise is added to floating-point numbers, but the inputs of --dataset "
+            f"{config.dataset} have none"
+        )
+    return noise / (config.num_clients - 1)
 
 
 def _algorithm(config: RunConfig, net: nn.Module) -> AlgorithmSpec | None:

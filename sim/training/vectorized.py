@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from sim.data.batches import Batches, Resident, Step, pixels
+from sim.data.batches import Batches, Resident, Step, add_noise, pixels
 from sim.training.local import OPTIMIZERS
 from sim.training.weights import WeightLayout, Weights
 
@@ -92,11 +92,16 @@ class Trainer:
         params = dict(zip(self.names, stacked, strict=True))
         stepper = OPTIMIZERS[optimizer](list(stacked), lr, momentum, weight_decay)
         schedule = _Schedule.of(members, self.batch_size, self.device)
+        noisy = [k for k, member in enumerate(members) if member.steps[0].noise]
         loss_sums = torch.zeros(count, dtype=torch.float64, device=self.device)
         for number in range(schedule.num_steps):
             step, sizes = schedule.step(number), schedule.sizes[number]
             images = pixels(self.split.images[step.chosen], step, channels_last=self.channels_last)
             images = images.unflatten(0, (count, -1))
+            for k in noisy:
+                if number < len(members[k].steps):
+                    own = members[k].steps[number]
+                    add_noise(images[k, : len(own.chosen)], own)
             labels = self.split.labels[step.chosen].view(count, -1)
             shares = schedule.present[number] / sizes.clamp(min=1)[:, None]
             stepper.zero_grad()
