@@ -10,7 +10,8 @@ ICML 2020, arXiv:1910.06378, algorithm 1:
 
 Both means count each client of the round alike; ``weighting=examples`` weights the first by examples, as NIID-Bench
 does. All variates begin at zero. K η is the sum of the learning rates of all steps, which is the same where the rate
-does not change. The step is exact for plain SGD.
+does not change. With momentum it is the distance by which a constant gradient of 1 moves a parameter, so that a variate
+is a mean gradient, as it is for plain SGD.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ class Scaffold(GradientCorrection):
         """Renew the client's variate by option II; return its change."""
         renewed = []
         own = exchange.state.get("c") or zeros(exchange.start)
-        for c, c_i, x, y, rates in zip(exchange.sent, own, exchange.start, trained, steps.rates, strict=True):
-            total = sum(rates)
+        for index, (c, c_i, x, y) in enumerate(zip(exchange.sent, own, exchange.start, trained, strict=True)):
+            total = steps.total_rate(index)
             renewed.append(torch.sub(x, y).div_(total).add_(c_i).sub_(c) if total else c_i)
         return _kept(exchange, renewed)
 
