@@ -142,6 +142,10 @@ class Algorithm:
         for each in fields(self):
             _check(shown_name(each.name), getattr(self, each.name), each.default, each.metadata)
 
+    def note(self, lr: float | None, local_epochs: int) -> str | None:
+        """Return what a user should know about these settings; None for nothing."""
+        return None
+
     # The server part.
 
     def begin(self, shared: Arrays) -> None:
@@ -194,6 +198,11 @@ class Correction:
 @dataclass
 class GradientCorrection(Algorithm):
     """An algorithm whose clients train by SGD with a corrected gradient; vectorized training can do that, too."""
+
+    @property
+    def can_be_vectorized(self) -> bool:
+        """Whether clients do nothing else."""
+        return True
 
     def correction(self, exchange: Exchange) -> Correction:
         """Return what is added to the gradients."""

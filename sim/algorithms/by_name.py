@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,16 @@ class AlgorithmSpec:
         if self.name not in ALGORITHMS:
             return Algorithm()
         return made(ALGORITHMS[self.name], self.arguments, "--strategy-args", self.name)
+
+    def to_text(self) -> str:
+        """Return all of it as JSON, in which it travels over a network."""
+        return json.dumps([self.name, dict(self.arguments), self.local_names])
+
+    @classmethod
+    def from_text(cls, text: str) -> AlgorithmSpec:
+        """Read what ``to_text`` has returned."""
+        name, arguments, local_names = json.loads(text)
+        return cls(name, arguments, tuple(local_names))
 
     @property
     def keeps_state(self) -> bool:

@@ -35,6 +35,11 @@ class FedRep(FedPer):
     head_epochs: int = argument(10, low=0, high=10**9)
     body_epochs: int = argument(1, low=0, high=10**9)
 
+    def note(self, lr: float | None, local_epochs: int) -> str | None:
+        """Say which epochs count."""
+        epochs = f"head_epochs = {self.head_epochs} and body_epochs = {self.body_epochs}"
+        return f"{epochs} replace --local-epochs {local_epochs}"
+
     def fit(self, local: LocalTraining) -> Update:
         """Train the head, then the body."""
         if not local.is_personal:  # a warm start

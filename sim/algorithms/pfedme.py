@@ -46,6 +46,13 @@ class PFedMe(Algorithm):
     eta: float = argument(0.005, above=0)
     beta: float = argument(1.0, above=0)
 
+    def note(self, lr: float | None, local_epochs: int) -> str | None:
+        """Say where the steps to θ are too long."""
+        if lr is None or lr * self.lambda_ <= 1:
+            return None
+        product = f"--lr {lr:g} times lambda {self.lambda_:g} is {lr * self.lambda_:g}"
+        return f"{product}; above 1 the steps to a personal model overshoot, and from 2 on they diverge"
+
     def aggregate(self, aggregation: Aggregation) -> Arrays:
         """Step to the mean by β."""
         if self.beta == 1:

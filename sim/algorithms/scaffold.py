@@ -57,6 +57,11 @@ class Scaffold(GradientCorrection):
     option: int = argument(2, low=1, high=2)
     eta_g: float = argument(1.0, above=0)
 
+    @property
+    def can_be_vectorized(self) -> bool:
+        """Whether no gradient is taken before."""
+        return self.option == 2
+
     def begin(self, shared: Arrays) -> None:
         """Begin with a variate of zeros."""
         self.c = [np.zeros_like(array) for array in shared]

@@ -62,6 +62,7 @@ class AlgorithmClient:
         start = [parameter.detach().clone() for parameter in self.parameters]
         self.exchange = Exchange(start, [self._tensor(array) for array in sent], own)
         self.metrics: dict[str, Scalar] = {}
+        self.optimizers: set[str] = set()  # names of the classes that took steps
 
     @property
     def loader(self) -> Any:
@@ -135,6 +136,7 @@ class AlgorithmClient:
         """Call the program's ``train`` on the net."""
         with watched(self.parameters, before, after) as steps:
             metrics = self._client.train_net(self._config, loader, epochs)
+        self.optimizers |= steps.optimizers
         if prefix is not None:
             self.metrics.update({f"{prefix}{name}": value for name, value in metrics.items()})
         return steps

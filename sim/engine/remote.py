@@ -39,6 +39,7 @@ SHARED = {
     "eval_share": "sim_eval_share",
     "batch_size": "sim_batch_size",
 }
+ALGORITHM = "sim_algorithm"  # another key, for what clients do beside training
 
 
 class Connections(Protocol):

@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from flwr.common import NDArrays
 from torch import Tensor
 
+from sim.algorithms.algorithm import Exchange, GradientCorrection
 from sim.client.runtime import ClientRuntime
 from sim.client.torch_client import TRAIN_SETTINGS
 from sim.data.batches import Batches
 from sim.engine.aggregation import NonFiniteError, WeightedSum
 from sim.engine.contract import Chunk, ClientResult, Task
 from sim.seeds import Purpose, seeded, sequence
+from sim.training.step_hooks import Steps
 from sim.training.vectorized import Member, Trainer, drawn
 
 
@@ -33,16 +36,20 @@ def fit(runtime: ClientRuntime, chunk: Chunk, seed: int) -> tuple[list[ClientRes
         Their results in order, with weights unless the chunk is summed; and the weighted sum.
     """
     results: list[ClientResult] = []
-    total = WeightedSum()
+    total = WeightedSum(num_extras=chunk.num_extras)
     waiting = list(chunk.tasks)
     while waiting:
         start = time.perf_counter()
         tasks, waiting = waiting[: runtime.vectorized_clients], waiting[runtime.vectorized_clients :]
         config = dict(tasks[0].config)
-        members = [_member(runtime, chunk, task, config, seed) for task in tasks]
+        exchanges = [_exchange(runtime, chunk, task) for task in tasks]
+        members = [
+            _member(runtime, chunk, task, config, seed, exchange)
+            for task, exchange in zip(tasks, exchanges, strict=True)
+        ]
         settings: dict[str, Any] = {k: config[k] for k in TRAIN_SETTINGS if k in config and k != "max_steps"}
         trainer = runtime.trainer(int(config["batch_size"]))
-        groups = _train(runtime, trainer, chunk.weights, members, settings)
+        groups = _train(runtime, trainer, chunk.weights[: len(chunk.weights) - chunk.num_extras], members, settings)
         seconds = (time.perf_counter() - start) / len(tasks)
         sizes = [len(runtime.train_indices(task.client_id)) for task in tasks]
         position = 0
@@ -50,7 +57,7 @@ def fit(runtime: ClientRuntime, chunk: Chunk, seed: int) -> tuple[list[ClientRes
             count = len(losses)
             group = range(position, position + count)
             finite = torch.stack([torch.isfinite(w).flatten(1).all(1) for w in weights]).all(0).tolist()
-            if chunk.summed:
+            if chunk.summed and runtime.algorithm is None:
                 # A weight of 0 would not do: 0 × NaN is NaN.
                 kept = weights if all(finite) else [w[torch.tensor(finite, device=w.device)] for w in weights]
                 total.fold(_sum(kept, [sizes[i] for k, i in enumerate(group) if finite[k]]))
@@ -60,24 +67,72 @@ def fit(runtime: ClientRuntime, chunk: Chunk, seed: int) -> tuple[list[ClientRes
                     error = f"{NonFiniteError.__name__}: the model holds NaN or infinite weights"
                     results.append(ClientResult(client_id, seconds, error=error, vectorized_with=count))
                     continue
-                arrays = None if chunk.summed else [w[k].cpu().numpy() for w in weights]
-                results.append(
-                    ClientResult(
-                        client_id, seconds, sizes[i], loss, {"loss": loss}, weights=arrays, vectorized_with=count
-                    )
-                )
+                exchange, result = exchanges[i], ClientResult(client_id, seconds, sizes[i], loss, {"loss": loss})
+                result.vectorized_with = count
+                if exchange is not None:
+                    _finish(runtime, chunk, result, exchange, [w[k] for w in weights], members[i], config)
+                    if chunk.summed:
+                        total.add(result.weights or [], 1 if chunk.uniform else sizes[i])
+                        result.weights = None
+                elif not chunk.summed:
+                    result.weights = [w[k].cpu().numpy() for w in weights]
+                results.append(result)
             position += count
     return results, total
 
 
-def _member(runtime: ClientRuntime, chunk: Chunk, task: Task, config: dict[str, Any], seed: int) -> Member:
+def _exchange(runtime: ClientRuntime, chunk: Chunk, task: Task) -> Exchange | None:
+    """Return what a client begins with, if the run has an algorithm."""
+    if runtime.algorithm is None:
+        return None
+    count = len(chunk.weights) - chunk.num_extras
+    state = {} if task.state_round is None else runtime.states.read(task.client_id, task.state_round)
+
+    def tensors(arrays: Sequence[Any]) -> list[Tensor]:
+        return [torch.tensor(array, device=runtime.device) for array in arrays]
+
+    own = {name: tensors(arrays) for name, arrays in state.items()}
+    return Exchange(tensors(chunk.weights[:count]), tensors(chunk.weights[count:]), own)
+
+
+def _finish(
+    runtime: ClientRuntime,
+    chunk: Chunk,
+    result: ClientResult,
+    exchange: Exchange,
+    trained: list[Tensor],
+    member: Member,
+    config: dict[str, Any],
+) -> None:
+    """Let the algorithm make what a client sends and keeps."""
+    assert isinstance(runtime.algorithm, GradientCorrection)
+    rates = [float(config["lr"])] * len(member.steps)
+    steps = Steps([rates] * len(trained), float(config.get("momentum") or 0.0))
+    update = runtime.algorithm.finish(exchange, trained, steps)
+    result.metrics = {**result.metrics, **update.metrics}
+    sent = [*(trained if update.shared is None else update.shared), *update.extras]
+    result.weights = [tensor.cpu().numpy() for tensor in sent]
+    state = {name: [tensor.cpu().numpy() for tensor in tensors] for name, tensors in exchange.state.items()}
+    if state:
+        runtime.states.write(result.client_id, chunk.server_round, state)
+        result.wrote_state = True
+
+
+def _member(
+    runtime: ClientRuntime, chunk: Chunk, task: Task, config: dict[str, Any], seed: int, exchange: Exchange | None
+) -> Member:
     key = seed, Purpose.FIT, chunk.server_round, task.client_id
     dropout = int(sequence(seed, Purpose.DROPOUT, chunk.server_round, task.client_id).generate_state(1)[0])
     with seeded(*key):
         loader = runtime.training_batches(runtime.train_indices(task.client_id), int(config["batch_size"]))
         assert isinstance(loader, Batches), "the trainer was made for images"
         loader.noise = runtime.spec.noise_step * task.client_id
-        return drawn(loader, int(config["local_epochs"]), int(config.get("max_steps") or 0), dropout, runtime.device)
+        member = drawn(loader, int(config["local_epochs"]), int(config.get("max_steps") or 0), dropout, runtime.device)
+    if exchange is None:
+        return member
+    assert isinstance(runtime.algorithm, GradientCorrection)
+    correction = runtime.algorithm.correction(exchange)
+    return replace(member, constant=correction.constant, pull=correction.pull)
 
 
 def _train(

@@ -14,6 +14,8 @@ import flwr.client
 import grpc
 from flwr.client import Client
 from flwr.common import (
+    Array,
+    ArrayRecord,
     Code,
     Context,
     EvaluateIns,
@@ -30,22 +32,25 @@ from flwr.common import (
     parameters_to_ndarrays,
 )
 
+from sim.algorithms.by_name import AlgorithmSpec
 from sim.client.runtime import ClientSpec
 from sim.client.torch_client import fit_settings
 from sim.config.run_config import RunConfig
 from sim.engine.contract import Chunk, ClientResult, Task
-from sim.engine.remote import LOSS, SECONDS, SHARED
+from sim.engine.remote import ALGORITHM, LOSS, SECONDS, SHARED
 from sim.engine.worker import Worker
 from sim.errors import ConfigError, EngineError, RefusedError, one_line
 from sim.network.identity import REFUSED, STOPPED, Identity, prepare_client
 from sim.network.options import ClientOptions
 from sim.network.probe import wait_for_server
+from sim.run_folder.client_states import ClientState, StatesInMemory
 from sim.run_folder.log import notes, quiet
 from sim.run_folder.records import Phase
 from sim.setup import dry_run
 from sim.setup.prepare import check_device
 
 _OK = Status(Code.OK, "")
+_KEPT = "sim.algorithm"  # the record of a context that holds what a client of an algorithm keeps
 
 log = logging.getLogger("sim")
 
@@ -114,18 +119,43 @@ class RemoteClient(Client):
         config: dict[str, Any] = dict(ins.config)
         shared = {name: config.pop(key) for name, key in SHARED.items()}
         server_round = int(config["server_round"])
-        task = Task(self.identity.client_id, config, self.context.state)
+        text = config.pop(ALGORITHM, None)
+        algorithm = None if text is None else AlgorithmSpec.from_text(str(text))
+        client_id = self.identity.client_id
+        kept = self.context.state.pop(_KEPT, None)
+        task = Task(client_id, config, self.context.state, state_round=None if kept is None else 0)
         chunk = Chunk(phase, server_round, [task], parameters_to_ndarrays(ins.parameters), summed=False)
-        worker = self._last_worker.get(replace(self.spec, **shared), self.identity.num_clients)
+        spec = replace(self.spec, algorithm=algorithm, **shared)
+        worker = self._last_worker.get(spec, self.identity.num_clients)
+        states = StatesInMemory({} if kept is None else {(client_id, 0): _state_in(kept)})
+        worker.torch_runtime.states = states
         (result,) = worker.run(chunk).results
         if result.state is not None:
             self.context.state = result.state
+        if result.wrote_state:
+            kept = _record_of(states.read(client_id, server_round))
+        if kept is not None:
+            self.context.state[_KEPT] = kept
         if result.error is not None:
             log.error("round %d: %s failed: %s\n%s", server_round, phase, one_line(result.error), result.traceback)
         else:
             loss = "" if result.loss is None else f" · loss {result.loss:.4f}"
             log.info("round %d · %s%s · %.1f s", server_round, phase, loss, result.seconds)
         return result
+
+
+def _record_of(state: ClientState) -> ArrayRecord:
+    """Return what a client of an algorithm keeps, as a record of its context."""
+    return ArrayRecord(
+        {f"{name}.{i}": Array(array) for name, arrays in state.items() for i, array in enumerate(arrays)}
+    )
+
+
+def _state_in(record: Any) -> ClientState:
+    state: ClientState = {}
+    for key, array in record.items():  # in the order in which they were kept
+        state.setdefault(key.rpartition(".")[0], []).append(array.numpy())
+    return state
 
 
 def join(config: RunConfig, options: ClientOptions) -> int:

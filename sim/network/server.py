@@ -22,7 +22,7 @@ from flwr.common import Scalar
 from flwr.server import History, Server, ServerConfig
 
 from sim.config.run_config import RunConfig
-from sim.engine.remote import SHARED, RemoteDispatcher
+from sim.engine.remote import ALGORITHM, SHARED, RemoteDispatcher
 from sim.engine.worker import Worker
 from sim.errors import ConfigError, EngineError, UsageError
 from sim.network.identity import Identity, Shape, fingerprint
@@ -112,6 +112,8 @@ class NetworkServer(Server):
         prepared, spec = session.prepared, session.prepared.spec
         self.registry.begin(partial(_compare_with_partition, prepared))
         shared: dict[str, Scalar] = {SHARED[name]: getattr(spec, name) for name in SHARED}
+        if prepared.torch_spec.algorithm is not None:
+            shared[ALGORITHM] = prepared.torch_spec.algorithm.to_text()
         worker = Worker(spec, prepared.config.num_clients, spec.seed)
         dispatcher = RemoteDispatcher(self.registry, worker, shared, self._round_timeout)
         RoundServer(prepared, dispatcher, session.on_round, self.registry).run()

@@ -108,8 +108,12 @@ class StatesInFolder:
 class StatesInMemory:
     """The states of clients that live in this process."""
 
-    def __init__(self) -> None:
-        self._states: dict[tuple[int, int], ClientState] = {}
+    def __init__(self, states: Mapping[tuple[int, int], ClientState] | None = None) -> None:
+        """
+        Args:
+            states: those that are there, by client_id and round.
+        """
+        self._states: dict[tuple[int, int], ClientState] = dict(states or {})
 
     def read(self, client_id: int, server_round: int) -> ClientState:
         """Return a state."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.client import Client
-from flwr.common import Context, NDArrays, Scalar
+from flwr.common import Context, NDArrays, RecordDict, Scalar
 from torch import nn
 
 from sim import user_code
@@ -21,7 +21,7 @@ from sim.data.items import Items
 from sim.data.loaders import ExampleLoader, ResidentColumns, example_batch, resident
 from sim.engine.contract import Chunk, ClientResult, Task
 from sim.engine.worker import Worker, WrongReturnError
-from sim.errors import DataError, PluginError, described
+from sim.errors import DataError, PluginError, described, one_line
 from sim.process_settings import restored_settings
 from sim.seeds import Purpose, seeded
 from sim.training.local import evaluating
@@ -66,6 +66,36 @@ def check_user_code(spec: ClientSpec, weights: NDArrays, fit_settings: dict[str,
             task = Task(0, {**fit_settings, "server_round": 0, "local_epochs": 1})
             (result,) = worker.run(Chunk("fit", 0, [task], weights, summed=False)).results
             _check_client(user_code.shown_name(spec.client), made, result)
+
+
+def check_algorithm(spec: ClientSpec, received: NDArrays, fit_settings: dict[str, Scalar]) -> set[str]:
+    """Execute the client part of the run's algorithm once, on two examples.
+
+    Args:
+        received: what the server sends: the weights of the model, and what the algorithm adds.
+
+    Returns:
+        The names of the classes of the optimizers that took steps.
+
+    Raises:
+        PluginError: it does not work with the model or with ``train``.
+    """
+    assert spec.algorithm is not None
+    worker = Worker(spec, 1, 0)
+    runtime = worker.torch_runtime
+    name = spec.algorithm.name
+    with restored_settings(), seeded(0, Purpose.TEST):
+        loader = _some_examples(runtime)
+        context = Context(0, 0, {"partition-id": 0, "num-partitions": 1}, RecordDict(), {})
+        client: Any = runtime.client_over(loader, loader, context)
+        settings = {**fit_settings, "local_epochs": 1}
+        try:
+            local = runtime.algorithm_client(client.numpy_client, 0, received, settings, 1, None)
+            local.fit()
+        except (Exception, SystemExit) as error:
+            reason = str(error) if isinstance(error, ValueError) else described(error)
+            raise PluginError(f"--strategy {name}: {one_line(reason)}") from error
+    return local.optimizers
 
 
 def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:

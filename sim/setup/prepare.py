@@ -16,6 +16,7 @@ from flwr.common import NDArrays, Scalar
 from torch import nn
 
 from sim import user_code
+from sim.algorithms.algorithm import GradientCorrection
 from sim.algorithms.by_name import ALGORITHMS, AlgorithmSpec
 from sim.algorithms.local_parameters import local_names
 from sim.client.own_functions import OwnTrain
@@ -82,12 +83,13 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     spec = replace(spec, vectorized_clients=config.vectorized_clients or 1, vectorized_only=vectorized_only)
     built = strategy.build(config, initial_weights, layout, _before_the_engine, objects.strategy)
     dry_run.check_user_code(spec, initial_weights, fit_settings(config, 1), built.strategy)
+    notes = _algorithm_notes(config, spec, built, initial_weights)
     if config.dp and layout.has_running_statistics:
         raise ConfigError(
             f"--dp {config.dp}: {config.model} keeps running statistics of the clients' data, to which no noise is "
             "added; use a model with GroupNorm instead of BatchNorm"
         )
-    return Prepared(config, dataset, assigned, spec, initial_weights, layout, built, objects)
+    return Prepared(config, dataset, assigned, spec, initial_weights, layout, built, objects, notes=notes)
 
 
 C = TypeVar("C", bound=TrainingConfig)
@@ -168,6 +170,34 @@ def _algorithm(config: RunConfig, net: nn.Module) -> AlgorithmSpec | None:
     return AlgorithmSpec(config.strategy, config.strategy_args if chosen else {}, tuple(names))
 
 
+def _algorithm_notes(
+    config: RunConfig, spec: ClientSpec, built: strategy.BuiltStrategy, weights: NDArrays
+) -> tuple[str, ...]:
+    """Try the algorithm of a run; return what the user should know, one line each.
+
+    Raises:
+        PluginError: it does not work with the model or with ``train``.
+    """
+    if spec.algorithm is None:
+        return ()
+    algorithm = spec.algorithm.made()
+    sent = [] if built.algorithm is None else built.algorithm.sent()
+    optimizers = dry_run.check_algorithm(spec, [*weights, *sent], fit_settings(config, 1))
+    notes = []
+    name = f"--strategy {config.strategy}"
+    others = sorted(optimizers - {"Sgd", "SGD"})
+    if others and algorithm.FOR_SGD:
+        notes.append(f"{name}: is defined for SGD, but {', '.join(others)} takes the steps; {algorithm.FOR_SGD}")
+    note = algorithm.note(config.lr, config.local_epochs)
+    if note is not None:
+        notes.append(f"{name}: {note}")
+    if spec.algorithm.local_names:
+        names = list(spec.algorithm.local_names)
+        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        notes.append(f"{shown} are not averaged; the central test uses their initial values")
+    return tuple(notes)
+
+
 def spec_parts(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:
     """Return the parts of a ``ClientSpec`` that federated and centralised training share."""
     return {
@@ -216,7 +246,7 @@ def _resolved(config: RunConfig, spec: ClientSpec, dataset: Dataset, net: nn.Mod
     if asked == "sequential" or (asked == "auto" and device.type != "cuda"):
         return replace(config, local_training="sequential", vectorized_clients=None)
     sample = _Sample(config, dataset, net, device)
-    reason = sample.reason_against(weights)
+    reason = _reason_of(spec.algorithm) or sample.reason_against(weights)
     if reason is not None:
         if asked == "vectorized":
             raise ConfigError(f"--local-training vectorized: {reason}; use sequential or auto")
@@ -224,6 +254,18 @@ def _resolved(config: RunConfig, spec: ClientSpec, dataset: Dataset, net: nn.Mod
         return replace(config, local_training="sequential", vectorized_clients=None)
     count = config.vectorized_clients or sample.clients_that_fit(weights)
     return replace(config, local_training="vectorized", vectorized_clients=count)
+
+
+def _reason_of(spec: AlgorithmSpec | None) -> str | None:
+    """Say why clients of an algorithm cannot be trained in one computation; None if they can."""
+    if spec is None:
+        return None
+    if spec.local_names:
+        return f"parameters stay with each client ({', '.join(spec.local_names[:3])}, …)"
+    algorithm = spec.made()
+    if not (isinstance(algorithm, GradientCorrection) and algorithm.can_be_vectorized):
+        return f"clients of {spec.name} do more than to train with a corrected gradient"
+    return None
 
 
 class _Sample:

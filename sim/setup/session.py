@@ -60,7 +60,7 @@ class Session:
         self._checkpoints = CheckpointWriter(self.run)
         self._states: ValidStates | None = None
         algorithm = getattr(prepared.spec, "algorithm", None)
-        if algorithm is not None and algorithm.keeps_state:
+        if algorithm is not None and algorithm.keeps_state and resumable:  # over a network, clients keep it
             self.run.client_states_path.mkdir(exist_ok=True)
             begun = {} if point is None else point.checkpoint.state_rounds
             self._states = ValidStates(StatesInFolder(self.run.client_states_path), begun)

@@ -27,10 +27,17 @@ _OTHER_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn
 
 @dataclass(frozen=True)
 class Member:
-    """One client of a group: the batches that it draws, and a generator for its dropout."""
+    """One client of a group: the batches that it draws, and a generator for its dropout.
+
+    Attributes:
+        constant: is added to the gradient of each parameter.
+        pull: and so is the distance of the parameter from its start, times this.
+    """
 
     steps: Sequence[Step]
     generator: torch.Generator
+    constant: Sequence[Tensor] | None = None
+    pull: float = 0.0
 
 
 def drawn(loader: Batches, epochs: int, max_steps: int, seed: int, device: torch.device) -> Member:
@@ -93,6 +100,7 @@ class Trainer:
         stepper = OPTIMIZERS[optimizer](list(stacked), lr, momentum, weight_decay)
         schedule = _Schedule.of(members, self.batch_size, self.device)
         noisy = [k for k, member in enumerate(members) if member.steps[0].noise]
+        constants, pull = _stacked([m.constant for m in members], start), members[0].pull
         loss_sums = torch.zeros(count, dtype=torch.float64, device=self.device)
         for number in range(schedule.num_steps):
             step, sizes = schedule.step(number), schedule.sizes[number]
@@ -112,6 +120,7 @@ class Trainer:
                 distance = [(p - p0).square().sum() for p, p0 in zip(stacked, start, strict=True)]
                 objective = objective + proximal_mu / 2 * torch.stack(distance).sum()
             objective.backward()
+            _correct(stacked, start, constants, pull)
             done = None if schedule.all_active[number] else sizes == 0
             before = [p.detach().clone() for p in stacked] if done is not None else []
             stepper.step()
@@ -135,6 +144,24 @@ class Trainer:
             )
             for name, (shape, p) in self.masks.items()
         }
+
+
+def _stacked(constants: Sequence[Sequence[Tensor] | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """Return the members' constants side by side, each [K, …]; nothing if no member has any."""
+    if all(constant is None for constant in constants):
+        return []
+    whole = [[torch.zeros_like(w) for w in like] if constant is None else constant for constant in constants]
+    return [torch.stack(list(each)) for each in zip(*whole, strict=True)]
+
+
+@torch.no_grad()
+def _correct(stacked: Sequence[Tensor], start: Sequence[Tensor], constants: Sequence[Tensor], pull: float) -> None:
+    for index, parameter in enumerate(stacked):
+        assert parameter.grad is not None
+        if constants:
+            parameter.grad.add_(constants[index])
+        if pull:
+            parameter.grad.add_(parameter - start[index], alpha=pull)
 
 
 @dataclass(frozen=True)
