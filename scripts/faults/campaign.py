@@ -34,6 +34,7 @@ from safetensors.numpy import load_file
 from sim import Run, RunConfig, simulate
 from sim.run_folder import environment
 from sim.run_folder.checkpoint import read_last
+from sim.server.strategy import ALGORITHMS
 
 HERE = Path(__file__).resolve().parent
 NUM_ROUNDS = 30
@@ -50,6 +51,7 @@ KINDS = (
     "memory",
     "damaged checkpoint",
 )
+KINDS_OF_PROCESSES = ("kill actor", "kill driver", "full disk", "SIGTERM", "hanging-test", "damaged checkpoint")
 _ON_RAY = ("kill actor", "hang", "hanging-test", "memory")
 _LEFT_OUT = ("raise", "nan", "hang")  # after which the client of the fault is dropped
 SETTINGS: dict[str, Any] = {
@@ -60,7 +62,15 @@ SETTINGS: dict[str, Any] = {
     "client": "faulty:Faulty",
     "test": "faulty:test",
 }
-FLAGS = [word for name, value in SETTINGS.items() for word in ("--" + name.replace("_", "-"), str(value))]
+
+
+def settings_of(strategy: str) -> dict[str, Any]:
+    """Return the settings of the runs of a strategy; an algorithm has a client of its own."""
+    if strategy not in ALGORITHMS:
+        return SETTINGS
+    return {**{name: value for name, value in SETTINGS.items() if name != "client"}, "lr": 0.02}
+
+
 _TIMES = ["seconds", "actor"]
 
 
@@ -84,7 +94,9 @@ def command(folder: Path, trial: Trial, *more: str) -> list[str]:
     timeout = ["--client-timeout", "10"] if trial.kind in ("hang", "hanging-test") else []
     run = ["--strategy", trial.strategy, "--num-rounds", str(NUM_ROUNDS), "--name", "run", *drop, *timeout]
     engine = ["--engine", trial.engine]
-    return [sys.executable, "-m", "sim", "run", "--results-dir", str(folder), *FLAGS, *run, *engine, *more]
+    settings = settings_of(trial.strategy)
+    flags = [word for name, value in settings.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    return [sys.executable, "-m", "sim", "run", "--results-dir", str(folder), *flags, *run, *engine, *more]
 
 
 def resume(folder: Path, engine: str, num_cpus: int) -> list[str]:
@@ -121,7 +133,7 @@ class Campaign:
         if (strategy, where) not in self.undisturbed:
             os.environ["SIM_FAULT"] = f"raise:{where}" if where else ""
             config = RunConfig(
-                **SETTINGS,
+                **settings_of(strategy),
                 strategy=strategy,
                 num_rounds=NUM_ROUNDS,
                 engine="inline",
@@ -134,8 +146,9 @@ class Campaign:
 
     def draw(self, number: int) -> Trial:
         """Choose the kind, the strategy, the engine, the client and the time of a fault."""
-        kind = KINDS[number % len(KINDS)]
         strategy = self.rng.choice(self.strategies)
+        kinds = KINDS_OF_PROCESSES if strategy in ALGORITHMS else KINDS
+        kind = kinds[number % len(kinds)]
         engine = "ray" if kind in _ON_RAY else self.rng.choice(("ray", "inline"))
         fault = ""
         if kind == "hanging-test":

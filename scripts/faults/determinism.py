@@ -19,7 +19,7 @@ from typing import Any
 
 from sim import AppConfig, Run, RunConfig, resume, simulate
 from sim.run_folder.records import RoundRecord
-from sim.server.strategy import STRATEGIES
+from sim.server.strategy import ALGORITHMS, STRATEGIES
 
 PROGRAMS = Path(__file__).parents[2] / "tests" / "programs" / "whole"
 SETTINGS: dict[str, Any] = {"num_clients": 40, "clients_per_round": 20, "num_rounds": 4, "local_epochs": 1}
@@ -32,14 +32,21 @@ def stop(record: RoundRecord) -> None:
 
 
 def sha256(run: Run) -> str:
-    """Return the sha256 of the weights of a run."""
-    return hashlib.sha256(run.model_path.read_bytes()).hexdigest()
+    """Return the sha256 of the weights of a run, and of what the clients measured with models of their own."""
+    digest = hashlib.sha256(run.model_path.read_bytes())
+    if run.config().get("fraction_evaluate"):
+        digest.update(run.metrics_path.read_bytes())
+    return digest.hexdigest()
 
 
 def settings_of(name: str) -> dict[str, Any]:
     """Return the settings of a strategy, of a program that is named by its file, or of an app by its folder."""
     if Path(name).is_dir():
         return {"app": str(Path(name).resolve()), "num_clients": 6}
+    if name in ALGORITHMS:  # with a small learning rate, because pFedMe multiplies it by 15
+        os.chdir(PROGRAMS.parent)
+        model = "own:WithBatchNorm" if name == "fedbn" else "auto"
+        return {**SETTINGS, "strategy": name, "fraction_evaluate": 0.3, "lr": 0.02, "model": model}
     if not name.endswith(".py"):
         return {**SETTINGS, "strategy": name}
     os.chdir(PROGRAMS)
@@ -70,7 +77,7 @@ def matrix(name: str, results_dir: str) -> dict[str, str]:
 def main() -> int:
     """Check the strategies and programs that the arguments name, or all strategies; return the exit code."""
     different = 0
-    for name in sys.argv[1:] or STRATEGIES:
+    for name in sys.argv[1:] or (*STRATEGIES, *ALGORITHMS):
         with tempfile.TemporaryDirectory() as folder:
             found = matrix(name, folder)
         same = len(set(found.values())) == 1 and len(found) == 6

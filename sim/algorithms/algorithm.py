@@ -287,13 +287,12 @@ def _check(name: str, value: Any, default: Any, bounds: Mapping[str, Any]) -> No
         return
     kinds = (int,) if isinstance(default, int) else (int, float)
     low, above, high = bounds.get("low"), bounds.get("above"), bounds.get("high")
-    words = ["a whole number" if kinds == (int,) else "a number"]
-    words += [
-        f"{word} {bound:g}"
-        for word, bound in (("at least", low), ("above", above), ("at most", high))
-        if bound is not None
-    ]
+    kind = "a whole number" if kinds == (int,) else "a number"
+    if low is not None and high is not None:
+        words = f"{kind} from {low:g} to {high:g}"
+    else:
+        words = f"{kind} of at least {low:g}" if low is not None else f"{kind} above {above:g}"
     valid = isinstance(value, kinds) and np.isfinite(value)
     valid = valid and (low is None or value >= low) and (above is None or value > above)
     if not (valid and (high is None or value <= high)):
-        raise ConfigError(f"{name} = {value}: must be {' '.join(words)}")
+        raise ConfigError(f"{name} = {value}: must be {words}")

@@ -96,6 +96,7 @@ class ClientResult:
         accuracy_unit: of a Flower program, what it calls an accuracy of 1 (100 for percent), in whatever spelling.
         records: content of the reply of a Flower app; its arrays are ``weights``, as bytes, or are in the sum.
         wrote_state: the client has written a state in this round.
+        stops_run: what failed is not the client's affair but the run's, as a full disk.
     """
 
     client_id: int
@@ -114,6 +115,7 @@ class ClientResult:
     accuracy_unit: int | None = None
     records: Records | None = None
     wrote_state: bool = False
+    stops_run: bool = False
 
     @property
     def accuracy(self) -> float | None:

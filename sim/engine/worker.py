@@ -46,6 +46,7 @@ from sim.engine.contract import MOST_ACCURACY, Chunk, ChunkResult, ClientResult,
 from sim.engine.liveness import SETTING_UP, TESTING, Liveness
 from sim.errors import BrokenProcessError, described, many_lines
 from sim.metrics import spelled
+from sim.run_folder.client_states import ClientStateError
 from sim.run_folder.records import Phase
 from sim.seeds import Purpose, reseed, restored, seeded
 from sim.training.local import TestSums
@@ -194,6 +195,7 @@ class Worker:
                         error=described(error),
                         traceback=many_lines(traceback.format_exc()),
                         cause=error,
+                        stops_run=isinstance(error, ClientStateError),
                     )
                 self._check_descriptors(task.client_id)
                 result.seconds = time.perf_counter() - start

@@ -76,7 +76,7 @@ class StatesInFolder:
         """Write a state under a temporary name, and rename it."""
         path = self.path(client_id, server_round)
         written = path.with_suffix(f".{os.getpid()}")
-        whole = {name: [np.ascontiguousarray(array) for array in arrays] for name, arrays in state.items()}
+        whole = {name: [np.asarray(array, order="C") for array in arrays] for name, arrays in state.items()}
         arrays = {f"{name}.{number}": array for name, each in whole.items() for number, array in enumerate(each)}
         try:
             save_file(arrays, written, metadata={_CHECKSUM: _checksum(whole)})

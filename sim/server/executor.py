@@ -41,6 +41,7 @@ class Executor:
         """Have clients execute chunks; collect what comes back, in client order.
 
         Raises:
+            RunError: a state of a client cannot be read or written.
             ClientError: a client raised, and ``on_client_error`` is stop, or no client is left that trains.
         """
         collected = PhaseResults()
@@ -58,6 +59,8 @@ class Executor:
                     self._keep_state(result.client_id, result.state)
                 if result.error is None and result.wrote_state:
                     wrote.append(result.client_id)
+                if result.stops_run:
+                    raise RunError(f"round {server_round} ({phase}): {one_line(result.error or '')}")
                 if result.error is not None:
                     self.failures.add(result, phase, server_round)
                     if self._stops and not result.lost:

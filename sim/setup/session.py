@@ -286,7 +286,9 @@ def _notes(prepared: Prepared) -> Iterator[str]:
         yield "no client evaluates the model, because --fraction-evaluate is 0; with 1, each does so in each round"
     if config.client_timeout is not None and config.engine == "inline":
         yield f"--client-timeout {config.client_timeout:g} has no effect on --engine inline, which is one process"
-    if prepared.layout.has_running_statistics and not config.has_own_data:
+    kept = getattr(getattr(prepared.spec, "algorithm", None), "local_names", ())
+    shares_statistics = any(name.endswith("running_var") and name not in kept for name in prepared.layout.names)
+    if shares_statistics and not config.has_own_data:
         yield (
             f"{config.model} keeps running statistics (BatchNorm), which suffer when clients have few classes; "
             "GroupNorm is the usual choice (Hsieh et al. 2020)"
