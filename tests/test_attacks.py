@@ -386,9 +386,7 @@ def test_what_does_not_fit_the_data_the_strategy_or_a_network_is_said_first(comm
     result = command("run", "--attack", "label-flip", "--dataset", "diabetes", "--engine", "inline")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "--attack label-flip: needs one class for each example, which --dataset diabetes does not" in result.stderr
-    with pytest.raises(
-        ConfigError, match=r"bulyan: needs at least 19 clients in a round against 4 .* not 12"
-    ):
+    with pytest.raises(ConfigError, match=r"bulyan: needs at least 19 clients in a round against 4 .* not 12"):
         _prepared(
             attack="ipm", num_clients=20, clients_per_round=12, strategy="bulyan", attack_share=0.33, partitioner="iid"
         )
