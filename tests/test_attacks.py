@@ -322,6 +322,9 @@ def test_robust_strategies_expect_the_share(name: str, share: float, wanted: dic
 
     made = vars(built().strategy)
     assert {key: made[key] for key in wanted} == wanted
+    assert strategy.assumed(RunConfig(strategy="moon", server_strategy=name, attack="ipm", attack_share=share)) == {
+        key: value for key, value in wanted.items() if value != 0.2
+    }
     first = next(iter(wanted))
     given = 0.25 if first == "beta" else 2
     assert vars(built(strategy_args={first: given}).strategy)[first] == given
@@ -390,6 +393,11 @@ def test_what_does_not_fit_the_data_the_strategy_or_a_network_is_said_first(comm
         _prepared(
             attack="ipm", num_clients=20, clients_per_round=12, strategy="bulyan", attack_share=0.33, partitioner="iid"
         )
+    with pytest.raises(
+        ConfigError, match="--attack ipm: replaces the weights that attackers send, but the clients of sca"
+    ):
+        _prepared(attack="ipm", strategy="scaffold")
+    assert _prepared(attack="label-flip", strategy="scaffold").averages
     with pytest.raises(ConfigError, match="--attack ipm: attacks are only simulated"):
         networked({"attack": "ipm"})
 
