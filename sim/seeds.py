@@ -32,6 +32,8 @@ class Purpose(IntEnum):
     STRAGGLER_EPOCHS = 12
     QUERY = 13
     SERVER_APP = 14
+    ATTACKERS = 15
+    ATTACK = 16
 
 
 def sequence(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0) -> np.random.SeedSequence:

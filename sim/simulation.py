@@ -265,7 +265,7 @@ def _only_built_in_parts(config: RunConfig) -> bool:
         and config.strategy not in ALGORITHMS
         and config.local_parameters is None
         and not any(name is not None and ":" in name for name in names)
-        and not (config.strategy_args or config.dp or config.ray_address or config.gpus_of_a_client)
+        and not (config.strategy_args or config.dp or config.attack or config.ray_address or config.gpus_of_a_client)
         and config.local_training != "vectorized"
         and config.side >= _SMALLEST_BUILT_IN_SIDE
     )

@@ -43,7 +43,11 @@ def _sweep_twice(folder: Path) -> None:
     assert 1 <= len(before) < 4
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-2:] == ["tables          s/sweep.csv, s/runs.csv", "picture         s/sweep.png"]
+    assert result.stdout.splitlines()[-3:] == [
+        "tables          s/sweep.csv, s/runs.csv",
+        "picture         s/sweep.png",
+        "final values    s/final.png",
+    ]
     for name, changed in before.items():  # no finished run was executed again
         assert (folder / "s" / name / "rounds.csv").stat().st_mtime_ns == changed
 
@@ -64,7 +68,9 @@ def test_a_killed_sweep_continues_and_has_each_run_once(swept: Path) -> None:
         assert len(rounds) == 4 or reached.iloc[-1]
         assert not reached.iloc[:-1].any()
     assert (swept / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    assert {path.name for path in swept.iterdir()} - set(names) == {"sweep.csv", "runs.csv", "sweep.png"}
+    assert (swept / "final.png").read_bytes().startswith(b"\x89PNG")
+    tables = {"sweep.csv", "runs.csv"}
+    assert {path.name for path in swept.iterdir()} - set(names) == {*tables, "sweep.png", "final.png"}
 
 
 def test_intervals_follow_from_the_tables_of_the_runs(swept: Path) -> None:

@@ -31,7 +31,7 @@ from sim.client.torch_client import TorchClient
 from sim.data import partition
 from sim.data.batches import Batches, Resident
 from sim.data.dataset import Dataset, DataSource, Examples, open_client, open_dataset
-from sim.data.loaders import ExampleLoader, Loader, Split, example_batch, resident
+from sim.data.loaders import ExampleLoader, Loader, Split, example_batch, resident, with_flipped_classes
 from sim.data.partition import Partition
 from sim.errors import RunError, described
 from sim.process_settings import restored_settings
@@ -64,6 +64,7 @@ class ClientSpec:
         vectorized_only: clients are not trained one after another where that fails.
         algorithm: what clients do beside training; None for nothing.
         states_folder: where clients keep what they need again; None for in this process.
+        flipped_clients: those that train on class C − 1 − c instead of c, see ``sim.server.attacks``.
     """
 
     data: DataSource
@@ -89,6 +90,7 @@ class ClientSpec:
     noise_step: float = 0.0
     algorithm: AlgorithmSpec | None = None
     states_folder: Path | None = None
+    flipped_clients: frozenset[int] = frozenset()
 
     def open(self) -> ClientRuntime:
         """Set up in this process what the spec names."""
@@ -237,6 +239,15 @@ class ClientRuntime:
         return resident(self.dataset.train, self.device)
 
     @cached_property
+    def flipped_split(self) -> Split:
+        """All training examples as attackers see them, see ``ClientSpec.flipped_clients``."""
+        return with_flipped_classes(self.train_split, len(self.dataset.classes))
+
+    def is_flipped(self, client_id: int) -> bool:
+        """Return whether a client is an attacker that trains on flipped classes."""
+        return client_id in self.spec.flipped_clients
+
+    @cached_property
     def test_split(self) -> Split:
         """All examples of the central test, on the device."""
         return resident(self.dataset.test, self.device)
@@ -307,9 +318,10 @@ class ClientRuntime:
         for parameter in self._parameters:
             parameter.grad = None
 
-    def training_batches(self, indices: Any, batch_size: int | None) -> Loader:
+    def training_batches(self, indices: Any, batch_size: int | None, *, flipped: bool = False) -> Loader:
         """Make a loader over training examples: shuffled, and augmented as the spec says."""
-        loader = self.batches(self.train_split, indices, batch_size, shuffle=True)
+        split = self.flipped_split if flipped else self.train_split
+        loader = self.batches(split, indices, batch_size, shuffle=True)
         if isinstance(loader, Batches):
             loader.augment = self.spec.augment
         return loader
@@ -403,7 +415,7 @@ class ClientRuntime:
             )
         train_indices, eval_indices = self._split_of(client_id)
         return self.client_over(
-            self.training_batches(train_indices, self.spec.batch_size),
+            self.training_batches(train_indices, self.spec.batch_size, flipped=self.is_flipped(client_id)),
             self.batches(self.train_split, eval_indices, self.test_batch_size, shuffle=False),
             context,
         )

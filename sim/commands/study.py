@@ -30,12 +30,15 @@ def sweep(arguments: argparse.Namespace) -> None:
     from sim.commands.inspect import print_table
     from sim.sweep.execute import sweep
     from sim.sweep.screen import SweepScreen, table_of
+    from sim.sweep.table import FINAL
 
     with SweepScreen() as screen:
         planned = sweep(chosen, results_dir, jobs=jobs, on_change=screen.update)
     print_table(table_of(planned))
     print(f"tables          {results_dir}/sweep.csv, {results_dir}/runs.csv")
     print(f"picture         {results_dir}/sweep.png")
+    if Path(results_dir, FINAL).exists():
+        print(f"final values    {results_dir}/{FINAL}")
     failed = [each for each in planned if each.status == "failed"]
     if failed:
         raise RunError(

@@ -82,6 +82,7 @@ STRATEGIES_OF_FLOWER = (
     "qfedavg",
 )
 STRATEGIES = (*STRATEGIES_OF_FLOWER, *ALGORITHMS)
+ATTACKS = ("label-flip", "sign-flip", "gaussian", "alie", "ipm")
 
 # Settings that a resumed run may change: they change no bit of a round, or only the number of rounds.
 CHANGEABLE = (

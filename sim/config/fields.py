@@ -202,12 +202,13 @@ def _check_entry(key: object, entry: Any, place: str) -> None:
         raise ConfigError(f"{place}: the value of {key} must be one line of text")
 
 
-def dataset_arguments(kind: type[T], given: Mapping[str, Scalar], name: str) -> T:
-    """Return ``--dataset-args`` as the arguments of one data set.
+def arguments_of(kind: type[T], given: Mapping[str, Scalar], flag: str, name: str) -> T:
+    """Return ``--dataset-args`` or ``--attack-args`` as the arguments of one data set or attack.
 
     Args:
         kind: a dataclass of settings.
-        name: of the data set, for the error message.
+        flag: ``--dataset`` or ``--attack``, for the error message.
+        name: what that flag chooses.
 
     Raises:
         ConfigError: there is no such argument, or its value is not valid.
@@ -216,10 +217,8 @@ def dataset_arguments(kind: type[T], given: Mapping[str, Scalar], name: str) -> 
     for key, value in given.items():
         if key not in known:
             takes = f"takes {', '.join(known)}" if known else "takes no arguments"
-            raise ConfigError(f"--dataset-args {key}={value}: --dataset {name} {takes}")
-    return kind(
-        **{key: check(kind, known[key], value, f"--dataset-args {key}={value}") for key, value in given.items()}
-    )
+            raise ConfigError(f"{flag}-args {key}={value}: {flag} {name} {takes}")
+    return kind(**{key: check(kind, known[key], value, f"{flag}-args {key}={value}") for key, value in given.items()})
 
 
 def _is_utf8(text: Any) -> bool:

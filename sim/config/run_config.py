@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from sim.config.choices import ALGORITHMS, PARTITIONERS, STRATEGIES, STRATEGIES_OF_FLOWER, WITH_ALPHA, WITH_COLUMN
+from sim.config.choices import (
+    ALGORITHMS,
+    ATTACKS,
+    PARTITIONERS,
+    STRATEGIES,
+    STRATEGIES_OF_FLOWER,
+    WITH_ALPHA,
+    WITH_COLUMN,
+)
 from sim.config.fields import MOST, default_of, flag_of, setting
 from sim.config.training_config import MACHINE, MODEL, RUN, CentralizedConfig, TrainingConfig
 from sim.errors import ConfigError
@@ -258,6 +266,26 @@ class RunConfig(TrainingConfig):
         STRATEGY,
         argument_of="dp",
     )
+    attack: str | None = setting(
+        None,
+        "what attackers do: train on flipped classes, or send something else than they have trained",
+        STRATEGY,
+        choices=ATTACKS,
+    )
+    attack_share: float = setting(
+        0.2,
+        "fraction of the clients (rounded down) that are attackers; 0 for none",
+        STRATEGY,
+        low=0,
+        below=1,
+        belongs_to=("attack", ATTACKS),
+    )
+    attack_args: dict[str, bool | int | float | str] = setting(
+        {},
+        "arguments of --attack: scale of sign-flip, sigma of gaussian, z and knowledge=all of alie, epsilon of ipm",
+        STRATEGY,
+        argument_of="attack",
+    )
     num_cpus: float = setting(1.0, "CPUs per client, as in Flower's client_resources", MACHINE, low=0.01)
     num_gpus: float | Literal["auto"] = setting(
         0.0,
@@ -341,8 +369,9 @@ class RunConfig(TrainingConfig):
         for name, count in (
             ("fraction_fit", self.num_fit_clients),
             ("fraction_evaluate", self.num_evaluate_clients),
+            ("attack_share", self.num_attackers),
         ):
-            fraction = getattr(self, name)
+            fraction = getattr(self, name) if self.is_used(name) else None
             if fraction and not count:
                 raise ConfigError(
                     f"{flag_of(name)} {fraction:g}: picks none of {self.num_clients} clients; "
@@ -352,10 +381,20 @@ class RunConfig(TrainingConfig):
             raise ConfigError(f"--straggler-policy {self.straggler_policy}: belongs to --stragglers above 0")
         if self.dp_args and self.dp is None:
             raise ConfigError(f"--dp-args {', '.join(self.dp_args)}: belong to --dp fixed or adaptive")
+        self._check_attack()
         if self.fraction_evaluate and not self.eval_share:
             raise ConfigError(
                 f"--eval-share 0: must be above 0, because --fraction-evaluate {self.fraction_evaluate:g} "
                 "needs examples to evaluate on"
+            )
+
+    def _check_attack(self) -> None:
+        if self.attack_args and self.attack is None:
+            raise ConfigError(f"--attack-args {', '.join(self.attack_args)}: belong to --attack {', '.join(ATTACKS)}")
+        if self.attack is not None and self.dp is not None:
+            raise ConfigError(
+                f"--attack {self.attack} and --dp {self.dp}: give one of the two; --dp clips and blurs what attackers "
+                "send, so that a run would measure neither"
             )
 
     @classmethod
@@ -404,6 +443,16 @@ class RunConfig(TrainingConfig):
         if self.clients_per_round is not None:
             return self.clients_per_round
         return _share_of(self.num_clients, self.fraction_fit or 0.0)
+
+    @property
+    def num_attackers(self) -> int:
+        """Return the number of clients that are attackers."""
+        return 0 if self.attack is None else _share_of(self.num_clients, self.attack_share)
+
+    @property
+    def forges_updates(self) -> bool:
+        """Whether attackers send something else than they have trained, for which each client's weights are needed."""
+        return self.num_attackers > 0 and self.attack != "label-flip"
 
     @property
     def num_evaluate_clients(self) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -41,6 +43,45 @@ def resident(examples: Any, device: torch.device) -> Split:
     if isinstance(examples, Examples):
         return Resident.of(examples, device)
     return ResidentColumns(examples, device) if isinstance(examples, Columns) else examples
+
+
+def with_flipped_classes(split: Split, num_classes: int) -> Split:
+    """Return a split in which class c is ``num_classes`` − 1 − c."""
+    flipped = partial(_flipped, num_classes)
+    if isinstance(split, Items):
+        return replace(split, dataset=_WithTargets(split.dataset, flipped))
+    if isinstance(split, ResidentColumns):
+        made = copy.copy(split)
+        made.batch = _with_target(split.batch, flipped)
+        return made
+    return Resident(split.images, flipped(split.labels))  # type: ignore[arg-type]
+
+
+def _flipped(num_classes: int, target: Any) -> Any:
+    is_bool = isinstance(target, Tensor) and target.dtype == torch.bool
+    return ~target if is_bool else num_classes - 1 - target
+
+
+def _with_target(batch: Any, function: Callable[[Any], Any]) -> Any:
+    """Return a batch or an item with ``function`` applied to its target, see ``sim.data.columns.target_of``."""
+    if isinstance(batch, Mapping):
+        key = next(key for key in TARGET_KEYS if key in batch)
+        return {**batch, key: function(batch[key])}
+    return [*batch[:-1], function(batch[-1])]
+
+
+class _WithTargets(Dataset[Any]):
+    """A data set of the user's with other targets."""
+
+    def __init__(self, dataset: Any, function: Callable[[Any], Any]) -> None:
+        self._dataset = dataset
+        self._function = function
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return _with_target(self._dataset[index], self._function)
 
 
 def example_batch(examples: Any, count: int) -> Any:

@@ -128,6 +128,8 @@ def _member(
         assert isinstance(loader, Batches), "the trainer was made for images"
         loader.noise = runtime.spec.noise_step * task.client_id
         member = drawn(loader, int(config["local_epochs"]), int(config.get("max_steps") or 0), dropout, runtime.device)
+    if runtime.is_flipped(task.client_id):
+        member = replace(member, flipped_classes=len(runtime.dataset.classes))
     if exchange is None:
         return member
     assert isinstance(runtime.algorithm, GradientCorrection)

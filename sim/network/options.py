@@ -167,13 +167,18 @@ def networked(given: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a run over a network: all connected clients train, unless ``given`` says otherwise.
 
     Raises:
-        ConfigError: a Flower program, whose clients Flower's own SuperNodes execute.
+        ConfigError: a Flower program, whose clients Flower's own SuperNodes execute, or an attack.
     """
     for name in ("app", "client_fn"):
         if given.get(name) is not None:
             raise ConfigError(
                 f"{flag_of(name)} {given[name]}: a Flower program is only simulated, by sim run or sim app"
             )
+    if given.get("attack") is not None:
+        raise ConfigError(
+            f"--attack {given['attack']}: attacks are only simulated, by sim run; whoever starts a client of a network "
+            "decides what it sends"
+        )
     return given if {"fraction_fit", "clients_per_round"} & set(given) else {"fraction_fit": 1.0, **given}
 
 

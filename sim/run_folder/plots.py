@@ -173,7 +173,7 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str) -> 
         axes.set_title(curves[0].label, fontsize="medium")
     rows = sorted({curve.row_word for curve in curves}, reverse=True)
     axes.set_xlabel(" or ".join(rows) if x == "round" else f"time in {'s or '.join(rows)}s (seconds)")
-    axes.set_ylabel(_label(quantity, curves))
+    axes.set_ylabel(label_of(quantity, curves))
     if axes.get_ylim()[0] >= 0 or not any(np.min(line.get_ydata()) < 0 for line in axes.lines):  # an R² may be below
         axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
@@ -187,7 +187,8 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str) -> 
         axes.legend(frameon=False)
 
 
-def _label(quantity: str, curves: Sequence[Curve]) -> str:
+def label_of(quantity: str, curves: Sequence[Curve]) -> str:
+    """Return the text for the axis of a metric."""
     if quantity == "accuracy":
         return "accuracy (fraction)"
     is_entropy = any(curve.measures(column(phase, "accuracy")) for curve in curves for phase in ("test", "evaluate"))
@@ -227,7 +228,7 @@ def _draw_fairness(axes: Axes, curve: Curve, metric: MetricName) -> None:
     axes.plot(xs[known], worst[known], "--", color="C3", label="mean of the worst 10 %", linewidth=1.5)
     axes.set_title(curve.label, fontsize="medium")
     axes.set_xlabel(curve.row_word)
-    axes.set_ylabel(f"clients' {_label(metric.name, [curve])}")
+    axes.set_ylabel(f"clients' {label_of(metric.name, [curve])}")
     if metric.name == "accuracy":
         axes.set_ylim(0, 1)
     axes.set_xlim(left=0)

@@ -85,7 +85,7 @@ class MessagesToClients:
         self.strategy: Any = used
         self._view, self._names, self._config, self._sizes = view, names, config, sizes
         self._sends_settings = sends_settings
-        self._averages = averages(used)
+        self._averages = averages(used) and not config.forges_updates
         self._grid = NodesOnly(client_manager)
         self._weights: NDArrays = []
         self._messages: list[Message] = []

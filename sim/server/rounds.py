@@ -28,6 +28,7 @@ from sim.run_folder.records import ClientRecord, MetricRecord, RoundRecord
 from sim.seeds import Purpose, seeded
 from sim.server import strategy
 from sim.server.adapter import CALLS, StrategyAdapter
+from sim.server.attacks import Attackers
 from sim.server.executor import Executor
 from sim.server.legacy import LegacyStrategy, virtual_clients
 from sim.server.messages_to_clients import MessagesToClients
@@ -97,6 +98,7 @@ class RoundServer:
         self._adapter = adapter or self._built(prepared, client_manager)
         self._privacy = Privacy(config, getattr(self._adapter, "used", self._adapter.strategy))
         self._names = prepared.layout.names
+        self._attackers = Attackers.of(config, prepared.layout)
         self._target = Target.of(vars(config))
         self._num_test_examples = 0 if prepared.dataset is None else prepared.dataset.num_test_examples
         self._num_tested: int | None = None  # examples of the central test in the present round
@@ -248,6 +250,8 @@ class RoundServer:
             self._dispatcher.wait_until_ready()
             chunks = self._configure_fit(server_round)
         trained = time.perf_counter()
+        if self._attackers is not None:
+            self._attackers.forge(server_round, self._weights, results.succeeded)
         with self._calling(server_round, "aggregate_fit"):
             weights, metrics = self._adapter.aggregate_fit(server_round, results)
         if weights is not None or not self._adapter.may_skip:

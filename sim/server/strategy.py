@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -166,8 +167,10 @@ def build(
     arguments = {
         **user_code.accepted(own, offered),
         **(entry.defaults if entry else {}),
+        **assumed(config),
         **config.strategy_args,
     }
+    _check_bulyan(config, arguments)
     if entry:
         try:
             made = own(**arguments)
@@ -205,15 +208,13 @@ def _with_algorithm(
             f"--dp {config.dp}: its noise is calibrated for weights that clients send and the server averages, but the "
             f"clients of {config.strategy} send something else; use another strategy"
         )
-    server = replace(
-        config,
-        strategy=config.server_strategy,
-        strategy_args=config.server_args,
-        server_strategy=RunConfig.server_strategy,
-        server_args={},
-    )
+    if config.forges_updates and not algorithm.SENDS_WEIGHTS:
+        raise ConfigError(
+            f"--attack {config.attack}: replaces the weights that attackers send, but the clients of {config.strategy} "
+            "send something else; use --attack label-flip or another strategy"
+        )
     try:
-        built = build(server, initial_weights, layout, evaluate_fn)
+        built = build(_of_server(config), initial_weights, layout, evaluate_fn)
     except ConfigError as error:
         raise ConfigError(str(error).replace("--strategy-args", "--server-args")) from None
     if not (algorithm.SENDS_WEIGHTS or STRATEGIES[config.server_strategy].averages):
@@ -224,6 +225,56 @@ def _with_algorithm(
         )
     algorithm.begin([initial_weights[position] for position in layout.trained])
     return replace(built, algorithm=algorithm)
+
+
+def _of_server(config: RunConfig) -> RunConfig:
+    """Return the config of the strategy by which the server takes its step after an algorithm."""
+    return replace(
+        config,
+        strategy=config.server_strategy,
+        strategy_args=config.server_args,
+        server_strategy=RunConfig.server_strategy,
+        server_args={},
+    )
+
+
+def assumed(config: RunConfig) -> dict[str, Any]:
+    """Return what a robust strategy assumes of ``--attack``, apart from what its arguments say.
+
+    It expects as many attackers in a round as their share of the clients, rounded up.
+    """
+    if not config.num_attackers:
+        return {}
+    if config.strategy in ALGORITHMS:
+        config = _of_server(config)
+    clients, share = config.num_fit_clients, config.attack_share
+    malicious = min(clients, math.ceil(share * clients - 1e-9))
+    kept = max(1, min(10, clients - malicious))  # not more than are honest
+    defaults: dict[str, dict[str, Any]] = {
+        "krum": {"num_malicious_clients": malicious, "num_clients_to_keep": kept},
+        "multikrum": {"num_malicious_nodes": malicious, "num_nodes_to_select": kept},
+        "bulyan": {"num_malicious_clients": malicious},
+        # Flower cuts off 0.2 at both ends by default, and takes numbers below 0.5.
+        "fedtrimmedavg": {"beta": min(share, 0.499)} if share > 0.2 else {},
+    }
+    found = defaults.get(config.strategy, {})
+    return {name: value for name, value in found.items() if name not in config.strategy_args}
+
+
+def _check_bulyan(config: RunConfig, arguments: dict[str, Any]) -> None:
+    """Check what Flower's Bulyan would raise in the first round.
+
+    Raises:
+        ConfigError: there are not enough clients in a round.
+    """
+    malicious = arguments.get("num_malicious_clients")
+    clients = config.num_fit_clients
+    if config.strategy == "bulyan" and isinstance(malicious, int) and malicious > 0 and clients < 4 * malicious + 3:
+        raise ConfigError(
+            f"--strategy bulyan: needs at least {4 * malicious + 3} clients in a round against {malicious} malicious "
+            f"ones (4·f + 3), not {clients}; use more clients, a smaller --attack-share, or "
+            f"--strategy-args num_malicious_clients={max(0, (clients - 3) // 4)}"
+        )
 
 
 def _class_of(entry: Entry) -> Any:
@@ -246,11 +297,13 @@ def _as_given(config: RunConfig, strategy: Strategy | NewerStrategy, layout: Wei
 
 
 def _private(config: RunConfig, built: BuiltStrategy) -> BuiltStrategy:
-    """Put differential privacy around an averaging strategy, if it is configured.
+    """Put differential privacy around an averaging strategy, if it is configured; attacks need each client.
 
     Raises:
         ConfigError: ``dp_args`` has a wrong value, or the strategy does not average.
     """
+    if config.forges_updates:  # a mean would hide what each attacker sends
+        return replace(built, averages=False)
     if config.dp is None:
         return built
     if not built.averages:

@@ -32,7 +32,7 @@ from sim.data.loaders import example_batch, takes_noise
 from sim.data.partition import Partition
 from sim.errors import ConfigError, RunError
 from sim.metrics import configured
-from sim.server import strategy
+from sim.server import attacks, strategy
 from sim.server.prepared import Prepared, ProgramObjects
 from sim.setup import dry_run
 from sim.setup.prepare_flower import prepare_app, prepare_client_fn, with_client_fn
@@ -64,6 +64,7 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     config, notes = decided(config, dataset)
     dataset = replace(dataset, notes=(*dataset.notes, *notes))
     config = resolved(config, dataset, objects.train)
+    attacks.check(config, dataset)
     assigned = partition.assign(dataset, config)
     spec = client_spec(config, dataset, assigned, alone=alone)
     given = {name: getattr(objects, name) for name in ("model", "train", "test", "client")}
@@ -120,12 +121,14 @@ def client_spec(config: RunConfig, dataset: Dataset, assigned: Partition, *, alo
     if config.device == "auto" and not config.num_gpus and not alone:
         parts["device"] = "cpu"  # in every engine: Ray shows no GPU to a client that has no share of one
     eval_share = config.eval_share if config.fraction_evaluate else 0.0
+    flipped = frozenset(attacks.attackers_of(config) if config.attack == "label-flip" else ())
     return ClientSpec(
         **parts,
         partition_folder=assigned.folder,
         client=config.client,
         eval_share=eval_share,
         noise_step=_noise_step(config, dataset),
+        flipped_clients=flipped,
     )
 
 

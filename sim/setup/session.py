@@ -12,6 +12,8 @@ from typing import Any
 
 from flwr.common import NDArrays
 
+from sim.config.choices import ALGORITHMS
+from sim.config.run_config import RunConfig
 from sim.data.dataset import Dataset
 from sim.data.partition import summary
 from sim.errors import BrokenProcessError, RunError, SimError, StateError, WriteError, described
@@ -25,8 +27,10 @@ from sim.run_folder.folder import Run
 from sim.run_folder.measured import metric_of
 from sim.run_folder.records import ClientRecord, MetricRecord, RoundRecord
 from sim.run_folder.writer import RunWriter
+from sim.server.attacks import attackers_of
 from sim.server.prepared import Prepared
 from sim.server.rounds import FinishedRound
+from sim.server.strategy import assumed
 from sim.setup.resume import code_of, what_must_fit
 
 OnRecord = Callable[[RoundRecord], None]
@@ -196,6 +200,8 @@ class Session:
             earlier = environment.parts(self.run.environment_path)  # what the earlier rounds were made with is kept
             point = self.prepared.resume_point.checkpoint.round
             surroundings = {**surroundings, "resumed_after_round": point, "earlier": earlier}
+        if self.prepared.config.attack is not None:
+            surroundings = {**surroundings, "attackers": attackers_of(self.prepared.config)}
         write_environment(self._writer, surroundings)
         self._draw_partition()
 
@@ -280,6 +286,8 @@ def _notes(prepared: Prepared) -> Iterator[str]:
         named = ", ".join(f"{part} {name}" for part, name in parts.items() if name is not None)
         yield f"--program {config.program}: {named}"
     yield from prepared.notes
+    if config.attack is not None:
+        yield from _notes_of_attack(config)
     if prepared.dataset is not None:
         yield from _notes_of_data(prepared, prepared.dataset)
     if config.client_fn is not None and not config.fraction_evaluate and ":" not in config.strategy:
@@ -294,6 +302,19 @@ def _notes(prepared: Prepared) -> Iterator[str]:
             "GroupNorm is the usual choice (Hsieh et al. 2020)"
         )
     yield from environment.untested()
+
+
+def _notes_of_attack(config: RunConfig) -> Iterator[str]:
+    counts = f"{config.num_attackers} of {config.num_clients}"
+    yield f"--attack {config.attack}: {counts} clients are attackers, which environment.json lists"
+    arguments = " ".join(f"{name}={value}" for name, value in assumed(config).items())
+    if arguments:
+        server = "server" if config.strategy in ALGORITHMS else ""
+        flag, name = (f"--{server}-strategy", config.server_strategy) if server else ("--strategy", config.strategy)
+        yield (
+            f"{flag} {name} expects {config.attack_share:g} of a round's clients to be attackers: {arguments}; "
+            f"--{server or 'strategy'}-args overrides that"
+        )
 
 
 def _notes_of_data(prepared: Prepared, dataset: Dataset) -> Iterator[str]:

@@ -16,7 +16,7 @@ from sim.run_folder.folder import Run
 from sim.run_folder.writer import locked_folder, remove_run
 from sim.sweep.grid import Variant
 from sim.sweep.planned import Planned
-from sim.sweep.table import write_picture, write_tables
+from sim.sweep.table import write_pictures, write_tables
 
 _POLL_SECONDS = 0.2
 OnChange = Callable[[Sequence[Planned], Planned | None], None]
@@ -25,7 +25,7 @@ OnChange = Callable[[Sequence[Planned], Planned | None], None]
 def sweep(
     variants: Sequence[Variant], results_dir: str, *, jobs: int, on_change: OnChange | None = None
 ) -> list[Planned]:
-    """Execute the runs that are not finished and write ``runs.csv``, ``sweep.csv`` and ``sweep.png``.
+    """Execute the runs that are not finished and write ``runs.csv``, ``sweep.csv`` and the pictures.
 
     Finished runs are not executed again. Interrupted runs continue from their last checkpoint. A run that fails is
     reported and does not stop the other runs.
@@ -62,7 +62,7 @@ def sweep(
         with interruptible(), tempfile.TemporaryDirectory() as configs, Children() as children:
             _execute(planned, children, Path(configs), jobs, folder, on_change or (lambda *_: None))
         write_tables(folder, planned)
-        write_picture(folder, planned)
+        write_pictures(folder, planned)
     return planned
 
 

@@ -1,4 +1,4 @@
-"""Write the results of a sweep: ``runs.csv``, ``sweep.csv`` and ``sweep.png``."""
+"""Write the results of a sweep: ``runs.csv``, ``sweep.csv`` and its pictures."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from sim.metrics import MetricName, Target, configured
 from sim.run_folder import plots
 from sim.run_folder.measured import column, metric_of, table_of
 from sim.run_folder.writer import write_whole
+from sim.sweep.figure import results_figure, varied_number
 from sim.sweep.planned import Planned
 
 _CONFIDENCE = 0.95
+FINAL = "final.png"
 
 
 @dataclass(frozen=True)
@@ -144,17 +146,27 @@ def write_tables(folder: Path, planned: Sequence[Planned]) -> None:
     _write(folder / "sweep.csv", sweep_frame(planned).to_csv(index=False).encode())
 
 
-def write_picture(folder: Path, planned: Sequence[Planned]) -> None:
-    """Write ``sweep.png``, the curves of the finished runs.
+def write_pictures(folder: Path, planned: Sequence[Planned]) -> None:
+    """Write ``sweep.png``, the curves of the finished runs, and ``final.png``, their last values over a varied number.
+
+    There is no ``final.png`` where no number was varied, or more than two settings.
 
     Raises:
-        WriteError: the picture cannot be written, e.g. because the disk is full.
+        WriteError: a picture cannot be written, e.g. because the disk is full.
     """
-    runs = [each.run for each in planned if each.status == "done"]
-    if runs:
-        metric = metric_of_sweep(planned)
-        figure = plots.curves_figure(plots.curves_of(runs, [metric]), [metric.name])
-        _write(folder / "sweep.png", plots.render(figure, "png"))
+    done = [each for each in planned if each.status == "done"]
+    if not done:
+        return
+    metric = metric_of_sweep(planned)
+    curves = plots.curves_of([each.run for each in done], [metric])
+    _write(folder / "sweep.png", plots.render(plots.curves_figure(curves, [metric.name]), "png"))
+    x = varied_number([each.variant.values for each in done])
+    if x is None:
+        return
+    other = next((key for key in done[0].variant.values if key != x), None)
+    label = f"final {plots.label_of(metric.name, curves)}"
+    figure = results_figure(runs_frame(done), x, other, f"final_{metric.name}", label)
+    _write(folder / FINAL, plots.render(figure, "png"))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -32,12 +32,14 @@ class Member:
     Attributes:
         constant: is added to the gradient of each parameter.
         pull: and so is the distance of the parameter from its start, times this.
+        flipped_classes: the number of classes C of an attacker that trains on C − 1 − c instead of c; otherwise 0.
     """
 
     steps: Sequence[Step]
     generator: torch.Generator
     constant: Sequence[Tensor] | None = None
     pull: float = 0.0
+    flipped_classes: int = 0
 
 
 def drawn(loader: Batches, epochs: int, max_steps: int, seed: int, device: torch.device) -> Member:
@@ -102,6 +104,7 @@ class Trainer:
         noisy = [k for k, member in enumerate(members) if member.steps[0].noise]
         constants, pull = _stacked([m.constant for m in members], start), members[0].pull
         loss_sums = torch.zeros(count, dtype=torch.float64, device=self.device)
+        classes = torch.tensor([[member.flipped_classes] for member in members], device=self.device)
         for number in range(schedule.num_steps):
             step, sizes = schedule.step(number), schedule.sizes[number]
             images = pixels(self.split.images[step.chosen], step, channels_last=self.channels_last)
@@ -111,6 +114,7 @@ class Trainer:
                     own = members[k].steps[number]
                     add_noise(images[k, : len(own.chosen)], own)
             labels = self.split.labels[step.chosen].view(count, -1)
+            labels = torch.where(classes > 0, classes - 1 - labels, labels)
             shares = schedule.present[number] / sizes.clamp(min=1)[:, None]
             stepper.zero_grad()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):

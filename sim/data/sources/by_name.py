@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.config.fields import dataset_arguments
+from sim.config.fields import arguments_of
 from sim.config.run_config import TrainingConfig
 from sim.data.cache import cache_folder
 from sim.data.columns import LoadedColumns
@@ -132,7 +132,7 @@ def _fedprox(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loade
     """Synthetic(α, β) of Li et al. (2020): see ``sim.data.sources.fedprox``."""
     from sim.data.sources.fedprox import Arguments, fedprox_synthetic
 
-    arguments = dataset_arguments(Arguments, config.dataset_args, config.dataset)
+    arguments = arguments_of(Arguments, config.dataset_args, "--dataset", config.dataset)
     return {"arguments": asdict(arguments)}, lambda: fedprox_synthetic(arguments)
 
 
@@ -140,7 +140,7 @@ def _text(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]
     """The user's own texts: see ``sim.data.sources.text``."""
     from sim.data.sources.text import Arguments, list_texts, read_texts
 
-    arguments = dataset_arguments(Arguments, config.dataset_args, config.dataset)
+    arguments = arguments_of(Arguments, config.dataset_args, "--dataset", config.dataset)
     paths = list_texts(Path(config.data_dir or ""))
     return {"arguments": asdict(arguments), "files": _state_of(paths)}, lambda: read_texts(paths, arguments)
 
@@ -149,7 +149,7 @@ def _csv(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
     """The user's own tables: see ``sim.data.sources.table``."""
     from sim.data.sources.table import Arguments, paths_of, read_tables
 
-    arguments = dataset_arguments(Arguments, config.dataset_args, config.dataset)
+    arguments = arguments_of(Arguments, config.dataset_args, "--dataset", config.dataset)
     root, target, clients = Path(config.data_dir or ""), config.target or "", config.client_column
     key = {"arguments": asdict(arguments), "target": target, "clients": clients, "files": _state_of(paths_of(root))}
     return key, lambda: read_tables(root, target, clients, arguments)
@@ -159,7 +159,7 @@ def _leaf(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]
     """The user's own files of LEAF: see ``sim.data.sources.leaf``."""
     from sim.data.sources.leaf import Arguments, paths_of, read
 
-    arguments = dataset_arguments(Arguments, config.dataset_args, config.dataset)
+    arguments = arguments_of(Arguments, config.dataset_args, "--dataset", config.dataset)
     paths = paths_of(Path(config.data_dir or ""))
     state = {split: _state_of(files) for split, files in paths.items()}
     return {"arguments": asdict(arguments), "files": state}, lambda: read(paths, arguments)
@@ -229,5 +229,5 @@ def find(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
         DataError: its files are missing or damaged.
     """
     if config.dataset not in _WITH_ARGUMENTS:
-        dataset_arguments(_NoArguments, config.dataset_args, config.dataset)
+        arguments_of(_NoArguments, config.dataset_args, "--dataset", config.dataset)
     return SOURCES[config.dataset](config)
