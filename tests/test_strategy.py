@@ -34,7 +34,7 @@ def _build(**settings: object) -> strategy.BuiltStrategy:
 
 def test_every_name_that_the_config_offers_is_in_a_table() -> None:
     offered = {field.name: rules_of(field).choices for field in RunConfig.__dataclass_fields__.values()}
-    assert offered["strategy"] == tuple(strategy.STRATEGIES)
+    assert offered["strategy"] == (*strategy.STRATEGIES, *strategy.ALGORITHMS)
     assert offered["model"] == ("auto", *MODELS)
     assert offered["dataset"] == tuple(SOURCES)
     assert offered["partitioner"] == ("auto", *PARTITIONERS)
