@@ -152,7 +152,8 @@ class AlgorithmClient:
             tensor.copy_(value)
 
     def _tensor(self, array: Any) -> Tensor:
-        return torch.from_numpy(np.array(array)).to(self._client.device)
+        # Nothing writes to it; a copy is made only of what PyTorch would warn of, because it cannot be written.
+        return torch.from_numpy(array if array.flags.writeable else np.array(array)).to(self._client.device)
 
 
 def _array(tensor: Tensor) -> Any:
