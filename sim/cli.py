@@ -22,6 +22,7 @@ from threading import Thread
 
 from sim.commands import inspect, study
 from sim.commands import run as training
+from sim.commands.evaluate import evaluate
 from sim.config.flags import Parser, add_config, add_settings
 from sim.config.run_config import USED_BY, AppConfig, CentralizedConfig, RunConfig
 from sim.errors import ClientError, ConfigError, SimError, many_lines, one_line
@@ -82,6 +83,8 @@ def _parser() -> Parser:
     about = "name in the results folder, path of a run, or folder of runs"
     report.add_argument("runs", nargs="+", metavar="RUN", help=about)
     report.add_argument("-o", "--output", default="report.html", help="HTML file: .html [default report.html]")
+    about = "evaluate a run's global model and each client's own model on all clients, also after fine-tuning"
+    _add_evaluate(add("evaluate", evaluate, about))
     _add_sweep(add("sweep", study.sweep, "execute a run for each combination of values and each seed"))
     about = "measure one client, and print how many fit on this machine and how long the run will take"
     add_config(add("size", study.size, about), RunConfig)
@@ -96,6 +99,23 @@ def _parser() -> Parser:
         command.add_argument("--metric", metavar="NAME[:min|max]", help=about)
         command.add_argument("--results-dir", default="results", help="where run folders are [default results]")
     return parser
+
+
+def _add_evaluate(evaluation: argparse.ArgumentParser) -> None:
+    evaluation.add_argument("run", metavar="RUN", help="name in the results folder, or path of a run")
+    about = "also evaluate both models after so many epochs of training on the client's examples [default 0: do not]"
+    evaluation.add_argument("--fine-tune-epochs", default="0", metavar="K", help=about)
+    about = "table to write: .csv [default evaluation.csv in the run folder]"
+    evaluation.add_argument("-o", "--output", metavar="FILE", help=about)
+    about = "evaluate although modules of yours were changed after the run"
+    evaluation.add_argument("--allow-changed-code", action="store_true", help=about)
+    for flag, metavar, about in (
+        ("--engine", "TEXT", "ray or inline [default that of the run]"),
+        ("--num-cpus", "X", "CPUs per client [default those of the run]"),
+        ("--num-gpus", "X", "GPUs per client [default those of the run]"),
+        ("--results-dir", "TEXT", f"where run folders are [default {RunConfig.results_dir}]"),
+    ):
+        evaluation.add_argument(flag, default=argparse.SUPPRESS, metavar=metavar, help=about)
 
 
 def _add_sweep(sweep: argparse.ArgumentParser) -> None:
@@ -202,7 +222,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"sim: {_without_memory(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        written = "; what was done is on disk" if words_of[:1] != ["client"] else ""
+        written = "; what was done is on disk" if words_of[:1] not in (["client"], ["evaluate"]) else ""
         print(f"sim: interrupted{written}", file=sys.stderr)
         return _EXIT_INTERRUPTED
     except BrokenPipeError:

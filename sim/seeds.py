@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     SERVER_APP = 14
     ATTACKERS = 15
     ATTACK = 16
+    FINE_TUNE = 17
 
 
 def sequence(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0) -> np.random.SeedSequence:

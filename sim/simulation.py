@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim import reaper, user_code
@@ -20,9 +21,11 @@ from sim.interrupts import interruptible
 from sim.processes import uncollected
 from sim.run_folder.environment import available_cpus
 from sim.run_folder.folder import Run
-from sim.run_folder.writer import check_folder
+from sim.run_folder.writer import check_folder, locked_folder
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from sim.engine.contract import Dispatcher
     from sim.engine.ray.session import RaySession
     from sim.server.prepared import Prepared
@@ -124,6 +127,79 @@ def resume(
     )
     config = config_of(run, changes)
     return _simulate(config, objects, run, ray_init_args, on_record, allow_changed_code=allow_changed_code)
+
+
+def evaluate(
+    run: Run,
+    *,
+    fine_tune_epochs: int = 0,
+    output: str | Path | None = None,
+    model: Any = None,
+    train: Callable[..., Any] | None = None,
+    test: Callable[..., Any] | None = None,
+    load_data: Callable[..., Any] | None = None,
+    client: Callable[..., Any] | None = None,
+    strategy: Any = None,
+    ray_init_args: dict[str, Any] | None = None,
+    allow_changed_code: bool = False,
+    **changes: Any,
+) -> pd.DataFrame:
+    """Evaluate a run's global model and each client's own model on the examples that each client kept.
+
+    Args:
+        fine_tune_epochs: also evaluate both after so many epochs of ``train`` on the client's training examples.
+        output: where the table is written; ``evaluation.csv`` in the run folder for None.
+        model, train, test, load_data, client, strategy, ray_init_args: as for ``simulate``.
+        allow_changed_code: evaluate although modules of yours were changed.
+        changes: settings that change no figure, such as ``engine`` and ``num_cpus``.
+
+    Returns:
+        The table, with a row for each client; results/README.md explains its columns.
+
+    Raises:
+        UsageError: the run cannot be evaluated, or config, data set, partition or files do not fit; nothing was
+            written.
+        RunError: a client raised, or the engine or the disk failed; an earlier table is unchanged.
+    """
+    from sim.setup import evaluation
+
+    path = run.evaluation_path if output is None else Path(output)
+    for written in (path, run.log_path):
+        evaluation.check_output(written)
+    config = evaluation.config_of(run, changes, fine_tune_epochs)
+    given = {
+        "model": model,
+        "train": train,
+        "test": test,
+        "load_data": load_data,
+        "client": client,
+        "strategy": strategy,
+    }
+    objects = _Objects(**{**_objects_in(config), **{name: value for name, value in given.items() if value is not None}})
+    config = objects.named_in(config)
+    arguments: dict[str, Any] = {"num_cpus": available_cpus(), **(ray_init_args or {})}
+    num_actors = config.num_clients
+    if config.ray_address is None:
+        num_actors = min(num_actors, _check_resources(config, arguments))
+    with (
+        locked_folder(run.path),
+        _leftovers_ended(config),
+        _ray_session(config, arguments, num_actors, ray_init_args) as ray_session,
+    ):
+        with uncollected():
+            from sim.run_folder import log
+            from sim.server.prepared import ProgramObjects
+            from sim.setup.prepare import prepare
+
+        prepared = prepare(config, ProgramObjects(**objects.given))
+        found = evaluation.Evaluation.of(run, prepared, fine_tune_epochs, allow_changed_code=allow_changed_code)
+        with interruptible(), log.captured(run.log_path, show=config.verbose):
+            for note in found.notes:
+                logging.getLogger("sim").warning("note: %s", note)
+            with _open_engine(found.prepared, ray_session, num_actors, run) as dispatcher:
+                frame = found.execute(dispatcher)
+    evaluation.write_table(frame, path)
+    return frame
 
 
 _UNNAMED = ("client_app", "server_app", "client_manager")  # they are no settings

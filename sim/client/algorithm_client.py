@@ -18,6 +18,8 @@ from sim.seeds import restored
 from sim.training.step_hooks import BeforeStep, Steps, watched
 from sim.training.weights import WeightLayout, set_weights, state_of, view_weights
 
+# In the config of an evaluation: test the global model and the client's own, also after so many epochs of training.
+FINE_TUNE_EPOCHS = "sim.fine_tune_epochs"
 _KEPT = "kept"  # in a state: the arrays that stay with the client; the others are the algorithm's
 
 
@@ -101,6 +103,40 @@ class AlgorithmClient:
         in_general = {f"global_{name}": value for name, value in {"loss": loss, **metrics}.items()}
         loss, metrics = self._client.test_net()
         return loss, num_examples, {**metrics, **in_general}
+
+    def evaluate_all(self, epochs: int, begin_tuning: Callable[[], None]) -> tuple[int, dict[str, dict[str, Scalar]]]:
+        """Test both models on the examples that the client kept, also after fine-tuning.
+
+        The first two are tested with the random numbers that ``evaluate`` draws.
+
+        Args:
+            epochs: of the fine-tuning, which is the program's ``train`` on the whole model; 0 for none.
+            begin_tuning: seeds a fine-tuning and the test after it.
+
+        Returns:
+            The number of examples, and loss and metrics by model: global, own, global_tuned and own_tuned.
+        """
+        num_examples = self._client.test_loader.num_examples
+        if num_examples == 0:
+            return 0, {}
+        with restored():
+            found = {"global": self._tested()}
+        in_general = self.weights()
+        is_other = self.personalize()
+        found["own"] = self._tested() if is_other else found["global"]
+        if epochs:
+            own = self.weights() if is_other else in_general
+            for name, weights in (("global_tuned", in_general), ("own_tuned", own))[: 1 + is_other]:
+                self.load(weights)
+                begin_tuning()
+                self._client.train_net(self._config, epochs=epochs)
+                found[name] = self._tested()
+            found.setdefault("own_tuned", found["global_tuned"])
+        return num_examples, found
+
+    def _tested(self) -> dict[str, Scalar]:
+        loss, metrics = self._client.test_net()
+        return {**metrics, "loss": loss}
 
     def personalize(self) -> bool:
         """Turn the net into the client's own model; return whether that is another one than the global one."""

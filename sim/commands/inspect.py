@@ -90,7 +90,7 @@ def plot(arguments: argparse.Namespace) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     """``sim report``: write one HTML page about runs."""
-    path = _output_path(arguments.output, ("html",))
+    path = output_path(arguments.output, ("html",))
     from sim.report.page import page_of
     from sim.report.runs import chosen_runs
     from sim.run_folder.writer import write_whole
@@ -114,10 +114,15 @@ def _title(words: Sequence[str]) -> str:
 def _picture_path(text: str) -> Path:
     from sim.run_folder.plots import FORMATS
 
-    return _output_path(text, FORMATS)
+    return output_path(text, FORMATS)
 
 
-def _output_path(text: str, endings: Sequence[str]) -> Path:
+def output_path(text: str, endings: Sequence[str]) -> Path:
+    """Return the path of a file to write.
+
+    Raises:
+        ConfigError: it has another ending, or there is no such folder.
+    """
     path = Path(text)
     if path.suffix.lstrip(".") not in endings:
         known = ", ".join("." + name for name in endings)

@@ -141,13 +141,14 @@ def _report(run: Any, word: str) -> None:
                 known[name] = shown(float(value))
     is_loss = spelled({metric.name: 0.0}, "loss") is not None
     loss = f" (loss {known['loss']})" if "loss" in known and not is_loss else ""
-    print(f"run folder      {_shown(run.path)}")
+    print(f"run folder      {shown_path(run.path)}")
     if metric.name in known:
         print(f"{f'final {one_line(metric.name, 60)}':<15} {known[metric.name]}{loss} after {word} {number}")
     else:
         print(f"final {word:<9} {number}{loss}")
-    print(f"picture         {_shown(run.accuracy_path if metric.name == 'accuracy' else run.metric_path)}")
+    print(f"picture         {shown_path(run.accuracy_path if metric.name == 'accuracy' else run.metric_path)}")
 
 
-def _shown(path: Path) -> Path:
+def shown_path(path: Path) -> Path:
+    """Return a path as people read it: relative to the current folder, if it is in it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

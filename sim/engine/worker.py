@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from flwr.common import (
 from torch import Tensor
 
 from sim import private
+from sim.client.algorithm_client import FINE_TUNE_EPOCHS
 from sim.client.contents import Packer, as_bytes, numbers_of, unpack, weights_of, without_arrays
 from sim.client.flower_program import FlowerRuntime, FlowerSpec, node_of
 from sim.client.runtime import ClientRuntime, ClientSpec
@@ -283,6 +284,13 @@ class Worker:
         result = ClientResult(task.client_id)
         config, number = dict(task.config), chunk.server_round
         local = runtime.algorithm_client(client, task.client_id, chunk.weights, config, number, task.state_round)
+        if chunk.phase == "evaluate" and FINE_TUNE_EPOCHS in config:
+            begin_tuning = partial(reseed, self.seed, Purpose.FINE_TUNE, number, task.client_id)
+            result.num_examples, found = local.evaluate_all(int(config[FINE_TUNE_EPOCHS]), begin_tuning)
+            for model, metrics in found.items():
+                numbers = checked_metrics(metrics, chunk.phase)
+                result.metrics |= {f"{model}_{name}": value for name, value in numbers.items()}
+            return result
         if chunk.phase == "evaluate":
             result.loss, result.num_examples, metrics = local.evaluate()
             result.metrics = checked_metrics(metrics, chunk.phase)

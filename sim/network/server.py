@@ -88,7 +88,8 @@ class NetworkServer(Server):
             RunError: too few clients came, or the round loop stopped.
         """
         start = time.perf_counter()
-        with open_session(self._prepared, self._on_record, **self._surroundings) as session:
+        # "server" says that the examples were elsewhere, also where a runtime of Flower chose the address.
+        with open_session(self._prepared, self._on_record, **{"server": {}, **self._surroundings}) as session:
             self.run = session.run
             reason: str | None = "the server was interrupted"
             try:

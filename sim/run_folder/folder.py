@@ -27,6 +27,7 @@ class Run:
         self.rounds_path = path / "rounds.csv"
         self.clients_path = path / "clients.csv"
         self.metrics_path = path / "metrics.csv"
+        self.evaluation_path = path / "evaluation.csv"
         self.accuracy_path = path / "accuracy.png"
         self.loss_path = path / "loss.png"
         self.metric_path = path / "metric.png"

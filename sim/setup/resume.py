@@ -6,8 +6,9 @@ import hashlib
 import os
 import sys
 import sysconfig
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,7 @@ def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
         ConfigError: its file is broken, or ``changes`` has a setting that may not change.
         RunFolderError: there is no checkpoint, or nothing is left to do.
     """
-    values = read_toml(RunConfig, run.config_path, "--resume")
-    config_type = config_type_of(values)
-    for name, value in changes.items():
-        if name not in CHANGEABLE and values.get(name) != value:
-            allowed = ", ".join(flag_of(setting) for setting in CHANGEABLE)
-            raise ConfigError(f"{flag_of(name)}: a resumed run keeps its config; it may change {allowed}")
-    config = config_type(**config_type.layered([values, changes]))
+    config, values = changed_config(run, changes, CHANGEABLE, "--resume", "a resumed run")
     last = run.last_checkpoint()
     if last is None:
         raise RunFolderError(
@@ -78,11 +73,75 @@ def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
     return config
 
 
+def changed_config(
+    run: Run, changes: dict[str, Any], changeable: Sequence[str], flag: str, what: str
+) -> tuple[RunConfig, dict[str, Any]]:
+    """Return a run's own config with the changes, and its settings without them.
+
+    Args:
+        changeable: the settings that may change.
+        flag, what: names the run, and has its config, for messages.
+
+    Raises:
+        ConfigError: its file is broken, or ``changes`` has a setting that may not change.
+    """
+    values = read_toml(RunConfig, run.config_path, flag)
+    config_type = config_type_of(values)
+    for name, value in changes.items():
+        if name not in changeable and values.get(name) != value:
+            allowed = ", ".join(flag_of(setting) for setting in changeable)
+            raise ConfigError(f"{flag_of(name)}: {what} keeps its config; it may change {allowed}")
+    return config_type(**config_type.layered([values, changes])), values
+
+
+@dataclass(frozen=True)
+class FittingCheckpoint:
+    """The last checkpoint of a run, which fits what is prepared, and what the user should know about it, in one line.
+
+    Attributes:
+        damage: what is wrong with newer checkpoints; empty for nothing.
+        changed_code: files of the user's that have changed since; empty for none.
+        elsewhere: which versions and hardware have changed since; empty for none.
+    """
+
+    checkpoint: Checkpoint
+    damage: str
+    changed_code: str
+    elsewhere: str
+
+
 def resumed(run: Run, prepared: Prepared, *, allow_changed_code: bool = False) -> Prepared:
     """Read a run's last checkpoint and check that it fits; return what is prepared with that checkpoint to begin from.
 
     Args:
         allow_changed_code: continue although the user's modules have changed.
+
+    Raises:
+        RunFolderError: it is damaged, or something differs.
+    """
+    found = fitting_checkpoint(run, prepared, allow_changed_code=allow_changed_code)
+    checkpoint = found.checkpoint
+    number, notes = checkpoint.round, []
+    if run.metrics_path.name not in checkpoint.tables:
+        notes.append(f"metrics.csv begins after round {number}, because the rounds before were made by another version")
+    if found.changed_code:
+        notes.append(f"the rounds after round {number} are made with other code: {found.changed_code}")
+    if found.damage:
+        notes.append(f"the run continues after round {number}, because a newer checkpoint is damaged: {found.damage}")
+    if found.elsewhere:
+        notes.append(
+            f"the rounds after round {number} are made elsewhere, so that their bits may differ from those of an "
+            f"uninterrupted run: {found.elsewhere}"
+        )
+    kept = replace(checkpoint, code=_code_now(checkpoint.code))
+    return replace(prepared, resume_point=ResumePoint(run, kept, tuple(notes)))
+
+
+def fitting_checkpoint(run: Run, prepared: Prepared, *, allow_changed_code: bool = False) -> FittingCheckpoint:
+    """Read a run's last checkpoint and check that it fits what is prepared.
+
+    Args:
+        allow_changed_code: take it although the user's modules have changed.
 
     Raises:
         RunFolderError: it is damaged, or something differs.
@@ -98,29 +157,16 @@ def resumed(run: Run, prepared: Prepared, *, allow_changed_code: bool = False) -
         raise RunFolderError(f"{place}: does not fit: {'; '.join(differences)}")
     _check_weights(checkpoint, prepared, place)
     _check_states(checkpoint, run)
-    number, notes = checkpoint.round, []
-    if run.metrics_path.name not in checkpoint.tables:
-        notes.append(f"metrics.csv begins after round {number}, because the rounds before were made by another version")
     code = _code_now(checkpoint.code)
     changed = [path for name, (path, digest) in checkpoint.code.items() if code.get(name) != (path, digest)]
-    if changed:
-        files = one_line(", ".join(sorted(changed)))
-        if not allow_changed_code:
-            raise RunFolderError(
-                f"{place}: does not fit: the code was changed after it was written: {files}; undo that, or continue "
-                "with the changed code by --allow-changed-code"
-            )
-        notes.append(f"the rounds after round {number} are made with other code: {files}")
-    if problems:
-        damage = one_line("; ".join(problems))
-        notes.append(f"the run continues after round {number}, because a newer checkpoint is damaged: {damage}")
-    others = environment.changes(environment.of_round(run.environment_path, number), environment.describe())
-    if others:
-        notes.append(
-            f"the rounds after round {number} are made elsewhere, so that their bits may differ from those of an "
-            f"uninterrupted run: {one_line('; '.join(others))}"
+    files = one_line(", ".join(sorted(changed)))
+    if changed and not allow_changed_code:
+        raise RunFolderError(
+            f"{place}: does not fit: the code was changed after it was written: {files}; undo that, or continue with "
+            "the changed code by --allow-changed-code"
         )
-    return replace(prepared, resume_point=ResumePoint(run, replace(checkpoint, code=code), tuple(notes)))
+    others = environment.changes(environment.of_round(run.environment_path, checkpoint.round), environment.describe())
+    return FittingCheckpoint(checkpoint, one_line("; ".join(problems)), files, one_line("; ".join(others)))
 
 
 def _check_weights(checkpoint: Checkpoint, prepared: Prepared, place: Path) -> None:
