@@ -157,16 +157,16 @@ def scaffold(f: Federation, option: int = 2, eta_g: float = 1.0, weighting: Weig
 def coefficient_sum(f: Federation, steps: int, mu: float) -> float:
     """Return ‖a‖₁ of FedNova for a local solver: where gradients that are all 1 lead after ``steps`` steps, over −η.
 
-    The gradients enter the sum of a local update linearly, with the coefficients a (Wang et al. 2020, equation 4 and
-    the paragraphs after it). None of them is negative for the settings of the tests, so that this is their norm. The
-    gradient of the proximal term is part of what momentum collects, as for a term of the loss.
+    The gradients enter the sum of a local update linearly, with the coefficients a (Wang et al. 2020, section 4). None
+    of them is negative for the settings of the tests, so that this is their norm. The gradient of the proximal term is
+    part of what momentum collects, as that of a term of the loss would be.
     """
     x = f.sgd(np.zeros(1), f.batches(0)[:1] * steps, lambda w, _: 1 + mu * w)
     return float(-x[0] / f.lr)
 
 
 def fednova(f: Federation, mu: float = 0.0, weighting: Weighting = "examples") -> Result:
-    """Wang et al. 2020, equations 6 and 7: w ← w − τ_eff Σ p_k η d_k with η d_k = (w − w_k) / ‖a_k‖₁."""
+    """Wang et al. 2020, the rule of FedNova: w ← w − τ_eff Σ p_k η d_k with η d_k = (w − w_k) / ‖a_k‖₁."""
     w = f.initial
     for clients in f.rounds:
         p = f.shares(clients, weighting)
@@ -269,7 +269,7 @@ def lg_fedavg(f: Federation, weighting: Weighting = "examples") -> Result:
 
 
 def fedbabu(f: Federation, fine_tune_epochs: int = 5, weighting: Weighting = "examples") -> Result:
-    """Oh et al. 2022, algorithm 1: the head is never trained; evaluation fine-tunes the whole model (section 5.2)."""
+    """Oh et al. 2022, algorithm 1: the head is never trained; evaluation fine-tunes the whole model."""
     w = f.initial
     for clients in f.rounds:
         trained = {k: f.sgd(w, f.batches(k), lambda v, b: np.where(BODY, gradient(v, b), 0)) for k in clients}
@@ -278,7 +278,7 @@ def fedbabu(f: Federation, fine_tune_epochs: int = 5, weighting: Weighting = "ex
 
 
 def apfl(f: Federation, alpha: float = 0.5, adaptive: bool = False, weighting: Weighting = "uniform") -> Result:
-    """Deng et al. 2020, algorithm 1 and equation 10: with v̄ = α v + (1 − α) w, all at the values of step t − 1,
+    """Deng et al. 2020, algorithm 1 and the rule for adaptive α. With v̄ = α v + (1 − α) w, all of step t − 1:
 
     w ← w − η ∇f(w), v ← v − η α ∇f(v̄), and α ← α − η ⟨v − w, ∇f(v̄)⟩, clipped to 0 … 1.
     """

@@ -343,7 +343,7 @@ def test_reductions_of_the_references(case: Reduction) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_the_coefficients_of_fednova(steps: int) -> None:
-    """The closed forms of Wang et al. 2020, section 4.1: SGD, momentum ρ, and the proximal term with α = η μ."""
+    """The closed forms of Wang et al. 2020, section 4: SGD, momentum ρ, and the proximal term with α = η μ."""
     f, rho, mu = federation(), 0.9, 0.5
     assert papers.coefficient_sum(f, steps, 0) == pytest.approx(steps)
     momentum = (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)
