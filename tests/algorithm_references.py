@@ -177,7 +177,11 @@ def fednova(f: Federation, mu: float = 0.0, weighting: Weighting = "examples") -
 
 
 def feddyn(f: Federation, alpha: float = 0.01, weighting: Weighting = "uniform") -> Result:
-    """Acar et al. 2021, algorithm 1, with SGD for the minimum of each client; h is divided by all N clients."""
+    """Acar et al. 2021, algorithm 1, with SGD for the minimum of each client; h is divided by all N clients.
+
+    With weights by examples, which the paper does not have, both means have them: h = 0 is then the first-order
+    condition of the weighted objective.
+    """
     theta, h = f.initial, np.zeros_like(f.initial)
     linear = [h] * f.count  # ∇L_k(θ_k) of the last round in which the client took part
     for clients in f.rounds:
@@ -186,8 +190,9 @@ def feddyn(f: Federation, alpha: float = 0.01, weighting: Weighting = "uniform")
             g = linear[k]
             trained[k] = f.sgd(theta, f.batches(k), lambda w, b, g=g, t=theta: gradient(w, b) - g + alpha * (w - t))  # type: ignore[misc]
             linear[k] = g - alpha * (trained[k] - theta)
-        h = h - alpha / f.count * sum(w - theta for w in trained.values())
-        theta = f.mean(trained, weighting) - h / alpha
+        mean = f.mean(trained, weighting)
+        h = h - alpha * len(clients) / f.count * (mean - theta)
+        theta = mean - h / alpha
     return theta, [theta] * f.count
 
 
@@ -213,12 +218,13 @@ def contrastive_gradient(w: Vector, batch: Batch, w_global: Vector, previous: Ve
 def moon(f: Federation, mu: float = 1.0, tau: float = 0.5, weighting: Weighting = "examples") -> Result:
     """Li, He, Song 2021, algorithm 1 and equation 3; the previous model of a new client is the one that it gets."""
     w = f.initial
-    previous = [f.initial] * f.count
+    previous: dict[int, Vector] = {}
     for clients in f.rounds:
         trained = {}
         for k in clients:
+            before = previous.get(k, w)
 
-            def grad(v: Vector, batch: Batch, w: Vector = w, old: Vector = previous[k]) -> Vector:
+            def grad(v: Vector, batch: Batch, w: Vector = w, old: Vector = before) -> Vector:
                 return gradient(v, batch) + mu * contrastive_gradient(v, batch, w, old, tau)
 
             previous[k] = trained[k] = f.sgd(w, f.batches(k), grad)
@@ -281,21 +287,23 @@ def apfl(f: Federation, alpha: float = 0.5, adaptive: bool = False, weighting: W
     """Deng et al. 2020, algorithm 1 and the rule for adaptive α. With v̄ = α v + (1 − α) w, all of step t − 1:
 
     w ← w − η ∇f(w), v ← v − η α ∇f(v̄), and α ← α − η ⟨v − w, ∇f(v̄)⟩, clipped to 0 … 1.
+
+    The paper leaves open what v begins at; here it is the first w that the client gets, as for Ditto.
     """
     w = f.initial
-    own = [f.initial] * f.count
-    alphas = [alpha] * f.count
+    own: dict[int, Vector] = {}
+    alphas = dict.fromkeys(range(f.count), alpha)
     for clients in f.rounds:
         trained = {}
         for k in clients:
-            u, v, a = w, own[k], alphas[k]
+            u, v, a = w, own.get(k, w), alphas[k]
             for batch in f.batches(k):
                 g = gradient(a * v + (1 - a) * u, batch)
                 new = float(np.clip(a - f.lr * (v - u) @ g, 0, 1)) if adaptive else a
                 u, v, a = u - f.lr * gradient(u, batch), v - f.lr * a * g, new
             trained[k], own[k], alphas[k] = u, v, a
         w = f.mean(trained, weighting)
-    return w, [a * v + (1 - a) * w for a, v in zip(alphas, own, strict=True)]
+    return w, [a * own.get(k, w) + (1 - a) * w for k, a in alphas.items()]
 
 
 def pfedme(
