@@ -136,7 +136,11 @@ def fedavg(f: Federation, weighting: Weighting = "examples") -> Result:
 
 
 def scaffold(f: Federation, option: int = 2, eta_g: float = 1.0, weighting: Weighting = "uniform") -> Result:
-    """Karimireddy et al. 2020, algorithm 1: all control variates begin at zero."""
+    """Karimireddy et al. 2020, algorithm 1: all control variates begin at zero.
+
+    The paper's clients use plain SGD, for which ‖a‖₁ = K. With momentum, K η is the sum of the rates with which the
+    gradients of a round count, so that option II remains a mean of gradients.
+    """
     x, c = f.initial, np.zeros_like(f.initial)
     own = [c] * f.count
     for clients in f.rounds:
@@ -146,7 +150,7 @@ def scaffold(f: Federation, option: int = 2, eta_g: float = 1.0, weighting: Weig
             correction = c - own[k]  # line 10: y ← y − η_l (g(y) − c_k + c)
             y[k] = f.sgd(x, batches, lambda w, b, d=correction: gradient(w, b) + d)  # type: ignore[misc]
             option_1 = gradient(x, f.train[k])  # line 12 (i): one more pass over the client's data at x
-            option_2 = own[k] - c + (x - y[k]) / (len(batches) * f.lr)  # line 12 (ii)
+            option_2 = own[k] - c + (x - y[k]) / (coefficient_sum(f, len(batches), 0) * f.lr)  # line 12 (ii)
             new = option_1 if option == 1 else option_2
             change[k], own[k] = new - own[k], new
         x = x + eta_g * (f.mean(y, weighting) - x)  # lines 16 and 17
