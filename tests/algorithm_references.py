@@ -86,6 +86,7 @@ class Federation:
         train, test: the examples of each client, in the order in which they make batches.
         rounds: the clients that train in each round.
         lr, momentum: of the clients' SGD, which is that of PyTorch.
+        lr_decay: factor of the learning rate after each step of a round.
     """
 
     train: list[Batch]
@@ -96,6 +97,7 @@ class Federation:
     epochs: int
     batch_size: int
     momentum: float = 0.0
+    lr_decay: float = 1.0
 
     @property
     def count(self) -> int:
@@ -112,9 +114,9 @@ class Federation:
     def sgd(self, w: Vector, batches: list[Batch], grad: Gradient = gradient) -> Vector:
         """Return the weights after a step on each batch."""
         buffer = np.zeros_like(w)
-        for batch in batches:
+        for number, batch in enumerate(batches):
             buffer = self.momentum * buffer + grad(w, batch)
-            w = w - self.lr * buffer
+            w = w - self.lr * self.lr_decay**number * buffer
         return w
 
     def shares(self, clients: list[int], weighting: str) -> Vector:
@@ -138,8 +140,8 @@ def fedavg(f: Federation, weighting: Weighting = "examples") -> Result:
 def scaffold(f: Federation, option: int = 2, eta_g: float = 1.0, weighting: Weighting = "uniform") -> Result:
     """Karimireddy et al. 2020, algorithm 1: all control variates begin at zero.
 
-    The paper's clients use plain SGD, for which ‖a‖₁ = K. With momentum, K η is the sum of the rates with which the
-    gradients of a round count, so that option II remains a mean of gradients.
+    The paper's clients use plain SGD with one learning rate, for which ‖a‖₁ = K. With another solver, ‖a‖₁ η is the sum
+    of the rates with which the gradients of a round count, so that option II remains a mean of gradients.
     """
     x, c = f.initial, np.zeros_like(f.initial)
     own = [c] * f.count

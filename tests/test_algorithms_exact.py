@@ -87,6 +87,18 @@ def test(net: nn.Module, loader: Any) -> dict[str, float]:
         return {"loss": nn.functional.mse_loss(net(x), y).item()}
 
 
+def train_with_decay(net: nn.Module, loader: Any, epochs: int, lr: float, momentum: float) -> None:
+    """A user's own training that halves the learning rate after each step."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=momentum)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    for _ in range(epochs):
+        for x, y in loader:
+            optimizer.zero_grad()
+            nn.functional.mse_loss(net(x), y).backward()
+            optimizer.step()
+            scheduler.step()
+
+
 test.__test__ = False  # type: ignore[attr-defined]
 
 
@@ -128,7 +140,8 @@ def run_of(
         **{"fraction_fit": None if "clients_per_round" in settings else 1.0, **settings},
     )
     model = NormalisedModel if len(f.initial) == len(initial(papers.NORMALISED)) else Model
-    return simulate(config, model=model, train=None if built_in else train, test=test, load_data=load_data)
+    own_train = {1.0: train, 0.5: train_with_decay}[f.lr_decay]
+    return simulate(config, model=model, train=None if built_in else own_train, test=test, load_data=load_data)
 
 
 def weights_of(run: Run) -> Vector:
@@ -166,6 +179,7 @@ class Case:
     def __str__(self) -> str:
         words = [f"{name}={value}" for name, value in {**self.arguments, **(self.config or {})}.items()]
         words += ["batch 2"] * (self.f.batch_size == 2) + ["momentum"] * (self.f.momentum > 0)
+        words += ["decay"] * (self.f.lr_decay < 1)
         return " ".join([self.strategy, *words, *(["built-in train"] * self.built_in)])
 
     def check(self, run: Run, f: Federation) -> None:
@@ -193,11 +207,15 @@ CASES = [
     Case("scaffold", {"option": 1, "eta_g": 0.7}, BATCHES, **ONE),
     Case("scaffold", {"option": 2, "eta_g": 0.7}, BATCHES, **ONE),
     Case("scaffold", {}, replace(BATCHES, momentum=0.9, lr=0.02), **ONE),
+    Case("scaffold", {}, replace(BATCHES, lr_decay=0.5), **ONE),
+    Case("scaffold", {}, replace(BATCHES, lr_decay=0.5, momentum=0.9), **ONE),
     Case("scaffold", {"weighting": "examples"}, WHOLE, **ONE),
     Case("fednova", {}, BATCHES, **ONE),
     Case("fednova", {}, replace(BATCHES, momentum=0.9, lr=0.02), **ONE),
     Case("fednova", {"mu": 0.5}, BATCHES, **ONE),
     Case("fednova", {"mu": 0.5}, replace(BATCHES, momentum=0.9, lr=0.02), **ONE),
+    Case("fednova", {}, replace(BATCHES, lr_decay=0.5), **ONE),
+    Case("fednova", {}, replace(BATCHES, lr_decay=0.5, momentum=0.9), **ONE),
     Case("fednova", {"weighting": "uniform"}, BATCHES, **ONE),
     Case("feddyn", {}, WHOLE, **ONE),
     Case("feddyn", {"alpha": 0.5}, BATCHES, **ONE),
@@ -345,11 +363,13 @@ def test_reductions_of_the_references(case: Reduction) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_the_coefficients_of_fednova(steps: int) -> None:
-    """The closed forms of Wang et al. 2020, section 4: SGD, momentum ρ, and the proximal term with α = η μ."""
+    """The closed forms of Wang et al. 2020, section 4: SGD, momentum ρ, a decaying rate, a proximal term."""
     f, rho, mu = federation(), 0.9, 0.5
     assert papers.coefficient_sum(f, steps, 0) == pytest.approx(steps)
     momentum = (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)
     assert papers.coefficient_sum(replace(f, momentum=rho), steps, 0) == pytest.approx(momentum)
+    decayed = 2 * (1 - 0.5**steps)
+    assert papers.coefficient_sum(replace(f, lr_decay=0.5), steps, 0) == pytest.approx(decayed)
     proximal = (1 - (1 - f.lr * mu) ** steps) / (f.lr * mu)
     assert papers.coefficient_sum(f, steps, mu) == pytest.approx(proximal)
 
