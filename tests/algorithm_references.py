@@ -137,7 +137,13 @@ def fedavg(f: Federation, weighting: Weighting = "examples") -> Result:
     return w, [w] * f.count
 
 
-def scaffold(f: Federation, option: int = 2, eta_g: float = 1.0, weighting: Weighting = "uniform") -> Result:
+def scaffold(
+    f: Federation,
+    option: int = 2,
+    eta_g: float = 1.0,
+    weighting: Weighting = "uniform",
+    local: NDArray[np.bool_] = NONE,
+) -> Result:
     """Karimireddy et al. 2020, algorithm 1: all control variates begin at zero.
 
     The paper's clients use plain SGD with one learning rate, for which ‖a‖₁ = K. With another solver, ‖a‖₁ η is the sum
@@ -145,19 +151,21 @@ def scaffold(f: Federation, option: int = 2, eta_g: float = 1.0, weighting: Weig
     """
     x, c = f.initial, np.zeros_like(f.initial)
     own = [c] * f.count
+    kept = [x] * f.count
     for clients in f.rounds:
         y, change = {}, {}
         for k in clients:
             batches = f.batches(k)
-            correction = c - own[k]  # line 10: y ← y − η_l (g(y) − c_k + c)
-            y[k] = f.sgd(x, batches, lambda w, b, d=correction: gradient(w, b) + d)  # type: ignore[misc]
-            option_1 = gradient(x, f.train[k])  # line 12 (i): one more pass over the client's data at x
+            start = np.where(local, kept[k], x)
+            correction = np.where(local, 0, c - own[k])  # line 10: y ← y − η_l (g(y) − c_k + c)
+            y[k] = kept[k] = f.sgd(start, batches, lambda w, b, d=correction: gradient(w, b) + d)  # type: ignore[misc]
+            option_1 = gradient(start, f.train[k])  # line 12 (i): one more pass over the client's data at x
             option_2 = own[k] - c + (x - y[k]) / (coefficient_sum(f, len(batches), 0) * f.lr)  # line 12 (ii)
             new = option_1 if option == 1 else option_2
             change[k], own[k] = new - own[k], new
-        x = x + eta_g * (f.mean(y, weighting) - x)  # lines 16 and 17
+        x = np.where(local, x, x + eta_g * (f.mean(y, weighting) - x))  # lines 16 and 17
         c = c + len(clients) / f.count * f.mean(change, "uniform")
-    return x, [x] * f.count
+    return x, [np.where(local, kept[k], x) for k in range(f.count)]
 
 
 def coefficient_sum(f: Federation, steps: int, mu: float) -> float:

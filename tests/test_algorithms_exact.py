@@ -165,6 +165,7 @@ class Case:
         has_global: the global model alone is evaluated beside the personal ones.
         built_in: the training is the built-in one instead of the user's own.
         loss: of the model.
+        keywords: of the reference, where they are not arguments.
     """
 
     strategy: str
@@ -175,6 +176,7 @@ class Case:
     config: dict[str, Any] | None = None
     built_in: bool = False
     loss: Callable[[Vector, Batch], float] = papers.loss
+    keywords: dict[str, Any] | None = None
 
     def __str__(self) -> str:
         words = [f"{name}={value}" for name, value in {**self.arguments, **(self.config or {})}.items()]
@@ -184,7 +186,7 @@ class Case:
 
     def check(self, run: Run, f: Federation) -> None:
         """Compare the global weights and the losses of all clients."""
-        weights, personal = papers.reference(self.strategy, f, self.arguments)
+        weights, personal = papers.reference(self.strategy, f, {**self.arguments, **(self.keywords or {})})
         assert weights_of(run)[self.shared] == pytest.approx(weights[self.shared], rel=1e-6, abs=1e-6)
         expected = [self.loss(w, batch) for w, batch in zip(personal, f.test, strict=True)]
         assert losses_of(run, "loss") == pytest.approx(expected, rel=1e-6, abs=1e-6)
@@ -196,6 +198,7 @@ class Case:
 WHOLE, BATCHES = federation(), federation(batch_size=2)
 SLOW = federation(lr=0.02)  # λ = 15 pulls by 0.3 of the distance
 HEADS: dict[str, Any] = {"shared": BODY, "has_global": False}  # the head stays with the client
+HEAD_IS_LOCAL = {"local_parameters": "head.*"}
 BODIES: dict[str, Any] = {"shared": HEAD, "has_global": False}
 ONE: dict[str, Any] = {"has_global": False}  # there is one model only
 NORMS: dict[str, Any] = {"shared": ~papers.NORM, "has_global": False, "loss": papers.normalised_loss}
@@ -209,6 +212,10 @@ CASES = [
     Case("scaffold", {}, replace(BATCHES, momentum=0.9, lr=0.02), **ONE),
     Case("scaffold", {}, replace(BATCHES, lr_decay=0.5), **ONE),
     Case("scaffold", {}, replace(BATCHES, lr_decay=0.5, momentum=0.9), **ONE),
+    *(
+        Case("scaffold", {"option": number}, BATCHES, keywords={"local": HEAD}, config=HEAD_IS_LOCAL, **HEADS)
+        for number in (1, 2)
+    ),
     Case("scaffold", {"weighting": "examples"}, WHOLE, **ONE),
     Case("fednova", {}, BATCHES, **ONE),
     Case("fednova", {}, replace(BATCHES, momentum=0.9, lr=0.02), **ONE),
@@ -227,7 +234,7 @@ CASES = [
     Case("ditto", {"lambda": 2.0, "personal_epochs": 3}, BATCHES),
     Case("ditto", {"lambda": 2.0, "weighting": "examples"}, WHOLE),
     Case("fedper", {}, WHOLE, **HEADS),
-    Case("fedper", {"weighting": "uniform"}, BATCHES, config={"local_parameters": "head.*"}, **HEADS),
+    Case("fedper", {"weighting": "uniform"}, BATCHES, config=HEAD_IS_LOCAL, **HEADS),
     Case("fedrep", {}, WHOLE, **HEADS),
     Case("fedrep", {"head_epochs": 3, "body_epochs": 2, "weighting": "examples"}, BATCHES, **HEADS),
     Case("lg-fedavg", {}, WHOLE, **BODIES),
