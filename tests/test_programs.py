@@ -251,6 +251,17 @@ def test_a_program_that_partitions_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("odd")
+def test_a_program_that_partitions_itself_and_tests_itself(tmp_path: Path) -> None:
+    """Its test is whole, but there is no central data set for it."""
+    settings: dict[str, Any] = {"num_rounds": 1, "fraction_fit": 1.0, "fraction_evaluate": 1.0}
+    config = odd_config("of_client", results_dir=str(tmp_path), **settings)
+    done = simulate(config, test=lambda net, loader: (0.5, len(loader) / 4))
+    rounds = done.rounds()
+    assert rounds["test_loss"].isna().all()
+    assert (rounds["eval_loss"].iloc[-1], rounds["eval_accuracy"].iloc[-1]) == (0.5, 0.25)
+
+
+@pytest.mark.usefixtures("odd")
 def test_parameters_whose_shape_the_data_decide(tmp_path: Path) -> None:
     done = simulate(odd_config("subset", model="odd_data:Lazy", num_rounds=1, results_dir=str(tmp_path)))
     with safe_open(done.model_path, "numpy") as file:

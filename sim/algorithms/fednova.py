@@ -7,8 +7,9 @@ NeurIPS 2020, arXiv:2007.07481, algorithm 1 and section 4.1:
     server:              x ← x − τ_eff · Σ pᵢ η dᵢ,   τ_eff = Σ pᵢ ‖aᵢ‖₁,   pᵢ = nᵢ / n over the round's clients
 
 The weights aᵢ of a client's gradients follow from its optimizer: ones for SGD; with momentum ρ the sums of its powers;
-with a proximal term μ (``mu``) powers of 1 − η μ. ‖aᵢ‖₁ is computed step by step, so that all of them combine. Clients
-send −η dᵢ in the place of their parameters.
+with a proximal term μ (``mu``) powers of 1 − η μ; with rates that change within a round, these in units of the first.
+‖aᵢ‖₁ is how far gradients of 1 would have led by the same steps, so that all of them combine; the gradient of the
+proximal term is part of what momentum collects. Clients send −η dᵢ in the place of their parameters.
 """
 
 from __future__ import annotations
@@ -53,17 +54,8 @@ class FedNova(GradientCorrection):
 
     def finish(self, exchange: Exchange, trained: Sequence[Tensor], steps: Steps) -> Update:
         """Send the normalised update."""
-        rates = max(steps.rates, key=len)
-        norm = _norm(rates, steps.momentum, self.mu)
+        most = max(range(len(steps.rates)), key=lambda index: len(steps.rates[index]))
+        norm = steps.total_rate(most, self.mu) / steps.rates[most][0]
         return Update(
             [torch.sub(y, x).div_(norm) for x, y in zip(exchange.start, trained, strict=True)], metrics={"a_norm": norm}
         )
-
-
-def _norm(rates: Sequence[float], momentum: float, mu: float) -> float:
-    """Return ‖a‖₁ of steps with these learning rates."""
-    norm = counter = 0.0
-    for rate in rates:
-        counter = momentum * counter + 1
-        norm = (1 - rate * mu) * norm + counter
-    return norm

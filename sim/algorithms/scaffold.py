@@ -125,10 +125,8 @@ def _gradient_at_start(local: LocalTraining) -> list[Tensor]:
         last[index] = parameter.grad.clone()
         sums[index] += parameter.grad
 
-    def take_back() -> None:
-        with torch.no_grad():
-            for parameter, start in zip(local.parameters, local.exchange.start, strict=True):
-                parameter.copy_(start)
+    def take_back() -> None:  # what stays with the client as well
+        local.load(before)
 
     with torch.enable_grad():
         steps = local.train(epochs=1, before=collect, after=take_back, prefix=None)

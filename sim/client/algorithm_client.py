@@ -45,6 +45,7 @@ class AlgorithmClient:
             state: what the client kept; empty if it never trained.
         """
         self._client, self._algorithm, self._config = client, algorithm, config
+        self._have_own = algorithm.HAS_PERSONAL_MODEL or bool(spec.local_names)  # clients, after they trained
         self.net = client.net
         num_weights = len(layout.names)
         self._received, sent = received[:num_weights], received[num_weights:]
@@ -92,16 +93,22 @@ class AlgorithmClient:
         return self._to_send(trained, update), num_examples, {**self.metrics, **update.metrics}, state
 
     def evaluate(self) -> tuple[float, int, dict[str, Scalar]]:
-        """Test the client's own model, and the global one beside it, on the examples that the client kept."""
+        """Test the client's own model, and the global one beside it, on the examples that the client kept.
+
+        Where clients have own models, one that never trained gives both as well, so that means are over the same
+        clients.
+        """
         num_examples = self._client.test_loader.num_examples
         if num_examples == 0:
             return 0.0, 0, {}
         with restored():
             loss, metrics = self._client.test_net()
-        if not self.personalize():
+        is_own = self.personalize()
+        if not (is_own or self._have_own):
             return loss, num_examples, metrics
         in_general = {f"global_{name}": value for name, value in {"loss": loss, **metrics}.items()}
-        loss, metrics = self._client.test_net()
+        if is_own:
+            loss, metrics = self._client.test_net()
         return loss, num_examples, {**metrics, **in_general}
 
     def evaluate_all(self, epochs: int, begin_tuning: Callable[[], None]) -> tuple[int, dict[str, dict[str, Scalar]]]:

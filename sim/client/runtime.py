@@ -147,7 +147,8 @@ def test_slices(num_test_examples: int, *, whole: bool) -> list[tuple[int, int]]
     Args:
         whole: the test is called once with all examples.
     """
-    num_slices = 1 if whole else min(_MOST_TEST_SLICES, math.ceil(num_test_examples / TEST_BATCH_SIZE))
+    most = 1 if whole else _MOST_TEST_SLICES
+    num_slices = min(most, math.ceil(num_test_examples / TEST_BATCH_SIZE))
     edges = [num_test_examples * i // num_slices for i in range(num_slices + 1)] if num_slices else []
     return list(pairwise(edges))
 

@@ -37,15 +37,18 @@ class Steps:
         """The number of steps of the parameter with the most."""
         return max(map(len, self.rates), default=0)
 
-    def total_rate(self, index: int) -> float:
+    def total_rate(self, index: int, pull: float = 0.0) -> float:
         """Return by how much a constant gradient of 1 would have moved a parameter: Σ η for plain SGD.
 
         With momentum ρ, a gradient counts in the steps after its own, too, with ρ, ρ², ….
+
+        Args:
+            pull: times the distance from the start, was added to each gradient.
         """
         total = velocity = 0.0
         for rate in self.rates[index]:
-            velocity = self.momentum * velocity + rate
-            total += velocity
+            velocity = self.momentum * velocity + 1 - pull * total
+            total += rate * velocity
         return total
 
 
