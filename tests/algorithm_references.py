@@ -288,13 +288,17 @@ def lg_fedavg(f: Federation, weighting: Weighting = "examples") -> Result:
     return fedper(f, BODY, weighting)
 
 
-def fedbabu(f: Federation, fine_tune_epochs: int = 5, weighting: Weighting = "examples") -> Result:
-    """Oh et al. 2022, algorithm 1: the head is never trained; evaluation fine-tunes the whole model."""
+def fedbabu(
+    f: Federation, fine_tune_epochs: int = 5, fine_tune: str = "head", weighting: Weighting = "examples"
+) -> Result:
+    """Oh et al. 2022, algorithm 1: the head is never trained in a round; evaluation fine-tunes it."""
     w = f.initial
     for clients in f.rounds:
         trained = {k: f.sgd(w, f.batches(k), lambda v, b: np.where(BODY, gradient(v, b), 0)) for k in clients}
         w = f.mean(trained, weighting)
-    return w, [f.sgd(w, f.batches(k, fine_tune_epochs)) for k in range(f.count)]
+    tuned = {"head": ~BODY, "body": BODY, "whole": BODY | ~BODY}[fine_tune]
+    batches = [f.batches(k, fine_tune_epochs) for k in range(f.count)]
+    return w, [f.sgd(w, each, lambda v, b: np.where(tuned, gradient(v, b), 0)) for each in batches]
 
 
 def apfl(f: Federation, alpha: float = 0.5, adaptive: bool = False, weighting: Weighting = "uniform") -> Result:

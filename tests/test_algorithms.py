@@ -315,3 +315,30 @@ def test_states_of_wrong_arrays_are_told_apart(tmp_path: Path) -> None:
     save_file({"v.0": np.zeros(2, np.float32)}, folder.path(2, 1))
     with pytest.raises(ClientStateError, match=r"2\.1\.safetensors: the state of client 2 is damaged"):
         folder.read(2, 1)
+
+
+@pytest.fixture(scope="module")
+def poems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four texts, each a client of its own."""
+    folder = tmp_path_factory.mktemp("poems")
+    lines = ["the rose is red, the violet is blue", "the sea is deep and the sky is high", "a cat sat on a mat all day"]
+    for number in range(4):
+        (folder / f"{number}.txt").write_text("\n".join((lines[number % 3 :] + lines) * 8), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [name for name in ALGORITHMS if name != "fedbn"])
+def test_each_learns_regression_and_text(small: Small, poems: Path, strategy: str) -> None:
+    """Columns of numbers with a loss of regression, and sequences of characters through an LSTM."""
+    regression = {"dataset": "diabetes", "model": "Mlp", "loss": "huber", "num_clients": 5, "lr": 0.02}
+    text = {"dataset": "text", "data_dir": str(poems), "model": "CharLstm", "num_clients": 4, "lr": 0.3}
+    text |= {"model_args": {"hidden_size": 16, "embedding_size": 4}, "max_local_steps": 8}
+    if strategy == "pfedme":  # lr · lambda below 1
+        regression, text = {**regression, "lr": 0.05}, {**text, "lr": 0.05}
+    for name, task in {"regression": regression, "text": text}.items():
+        shared = {"clients_per_round": None, "fraction_fit": 1.0, "fraction_evaluate": 1.0, "num_rounds": 4}
+        run = small(name=name, strategy=strategy, **shared, **task)
+        rounds = run.rounds()
+        before, after = rounds.test_loss.iloc[0], rounds.eval_loss.iloc[-1]  # of the clients' own models
+        assert after < before, (name, before, after)

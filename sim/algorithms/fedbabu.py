@@ -2,8 +2,9 @@
 
 Oh, Kim, Yun, "FedBABU: Towards Enhanced Representation for Federated Image Classification", ICLR 2022,
 arXiv:2106.06042, algorithm 1. All clients have the same random head, which is never updated in a round; the server
-averages the bodies, weighted by examples. A client's own model is the global one, fine-tuned as a whole on its training
-examples. The head is ``--local-parameters``, the classifier by default.
+averages the bodies, weighted by examples. A client's own model is the global one with its head fine-tuned on the
+client's training examples (the abstract), or its body, or the whole. The head is ``--local-parameters``, the classifier
+by default.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ class FedBabu(Algorithm):
 
     Attributes:
         fine_tune_epochs: passes over the client's training examples before it evaluates its own model; 0 for none.
+        fine_tune: the part that is fine-tuned: head, body or whole.
     """
 
     SOURCE: ClassVar[str] = "Oh et al. 2022, algorithm 1"
     LOCAL: ClassVar[Literal["", "classifier", "body", "batchnorm"]] = "classifier"
 
     fine_tune_epochs: int = argument(5, low=0, high=10**9)
+
+    fine_tune: str = argument("head", choices=("head", "body", "whole"))
 
     def is_personal(self, server_round: int) -> bool:
         """Return that nothing is kept: the head is the same for all."""
@@ -42,5 +46,7 @@ class FedBabu(Algorithm):
         """Fine-tune the global model."""
         if not self.fine_tune_epochs:
             return False
-        local.train(epochs=self.fine_tune_epochs, prefix=None)
+        others = {"head": local.parameters, "body": local.local_parameters, "whole": []}[self.fine_tune]
+        with frozen(others):
+            local.train(epochs=self.fine_tune_epochs, prefix=None)
         return True

@@ -7,7 +7,7 @@ NeurIPS 2020, arXiv:2007.07481, algorithm 1 and section 4.1:
     server:              x ← x − τ_eff · Σ pᵢ η dᵢ,   τ_eff = Σ pᵢ ‖aᵢ‖₁,   pᵢ = nᵢ / n over the round's clients
 
 The weights aᵢ of a client's gradients follow from its optimizer: ones for SGD; with momentum ρ the sums of its powers;
-with a proximal term μ (``mu``) powers of 1 − η μ; with rates that change within a round, these in units of the first.
+with a proximal term μ (``mu``) powers of 1 − η μ; with rates that change within a round, these in units of the largest.
 ‖aᵢ‖₁ is how far gradients of 1 would have led by the same steps, so that all of them combine; the gradient of the
 proximal term is part of what momentum collects. Clients send −η dᵢ in the place of their parameters.
 """
@@ -55,7 +55,8 @@ class FedNova(GradientCorrection):
     def finish(self, exchange: Exchange, trained: Sequence[Tensor], steps: Steps) -> Update:
         """Send the normalised update."""
         most = max(range(len(steps.rates)), key=lambda index: len(steps.rates[index]))
-        norm = steps.total_rate(most, self.mu) / steps.rates[most][0]
+        largest = max(steps.rates[most])
+        norm = steps.total_rate(most, self.mu) / largest if largest else 1.0  # a rate of 0 moves nothing
         return Update(
             [torch.sub(y, x).div_(norm) for x, y in zip(exchange.start, trained, strict=True)], metrics={"a_norm": norm}
         )
