@@ -50,12 +50,12 @@ def many_lines(text: str, most: int = 200) -> str:
 
 
 def described(error: BaseException) -> str:
-    """Return ``Type: text`` of an error that user code raised, in one line, also if it cannot be shown."""
+    """Return ``Type: text`` of an error that user code raised, or ``Type`` of one without text, in one line."""
     try:
         text = str(error)
     except Exception:  # noqa: BLE001 - its own __str__ raises
         text = "(its text cannot be shown)"
-    return one_line(f"{type(error).__name__}: {text}")
+    return one_line(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
 class SimError(Exception):

@@ -73,6 +73,16 @@ def test_an_error_that_cannot_be_shown_is_a_failure_in_a_process_of_its_own_too(
     assert result.error == "OddError: (its text cannot be shown)"
 
 
+def test_an_interrupt_that_a_client_raises_is_a_failure_in_a_process_of_its_own(untidy: Prepared) -> None:
+    task = Task(9, {**fit_settings(untidy.config, 1), "server_round": 1})
+    chunk = Chunk("fit", 1, [task], untidy.initial_weights, summed=False)
+    spec = replace(untidy.spec, client="untidy:Interrupts")
+    (result,) = Worker(spec, 10, 0, own_process=True).run(chunk).results
+    assert result.error == "KeyboardInterrupt"
+    with pytest.raises(KeyboardInterrupt):
+        Worker(spec, 10, 0).run(chunk)
+
+
 @pytest.mark.usefixtures("in_programs")
 def test_what_a_module_sets_when_it_is_imported_stays_but_for_the_number_of_threads() -> None:
     with restored_settings():
@@ -162,12 +172,12 @@ def test_what_a_strategy_writes_into_its_parameters_is_sent_and_is_the_model(sma
         (
             {"model": "untidy:exits_when_made"},
             PluginError,
-            r"--model untidy:exits_when_made: cannot be built for .*: SystemExit:$",
+            r"--model untidy:exits_when_made: cannot be built for .*: SystemExit$",
         ),
         (
             {"model": "untidy:ExitsWhenCalled"},
             PluginError,
-            r"--model untidy:ExitsWhenCalled: does not take .*: SystemExit:$",
+            r"--model untidy:ExitsWhenCalled: does not take .*: SystemExit$",
         ),
         (
             {"client": "untidy:Odd"},

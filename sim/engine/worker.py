@@ -185,9 +185,9 @@ class Worker:
                         weights = in_dtypes_of(chunk.weights, result.weights) if same else result.weights
                         total.add(weights, count)
                         result.weights = None
-                except KeyboardInterrupt:
-                    raise
-                except BaseException as error:  # noqa: BLE001 - the round loop decides what it means
+                except BaseException as error:
+                    if isinstance(error, KeyboardInterrupt) and not self.own_process:
+                        raise  # Ctrl-C; an actor gets none, so that there a client has raised it
                     if self.own_process and _broke_the_device(error):
                         traceback.print_exc()
                         os._exit(1)  # CUDA no longer works in this process; another one executes its clients

@@ -252,6 +252,11 @@ class Odd(TorchClient):
         raise OddError
 
 
+class Interrupts(TorchClient):
+    def fit(self, parameters, config):
+        raise KeyboardInterrupt
+
+
 class Loud(TorchClient):
     def fit(self, parameters, config):
         raise ValueError("\x1b[31m" + "x" * 1_000_000 + os.fsdecode(b"\xff"))
