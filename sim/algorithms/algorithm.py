@@ -76,7 +76,7 @@ class LocalTraining(Protocol):
         self,
         *,
         epochs: int | None = None,
-        loader: Any = None,
+        repeats: int = 1,
         before: BeforeStep | None = None,
         after: Callable[[], None] | None = None,
         prefix: str | None = "",
@@ -85,7 +85,7 @@ class LocalTraining(Protocol):
 
         Args:
             epochs: None for those of the round.
-            loader: None for the client's own.
+            repeats: how often in a row each batch comes; ``--max-local-steps`` counts the batches.
             before, after: see ``sim.training.step_hooks.watched``.
             prefix: of the names of the metrics that it returns; None for none of them.
         """

@@ -8,14 +8,13 @@ Dinh, Tran, Nguyen, "Personalized Federated Learning with Moreau Envelopes", Neu
     server: w ← (1 − β) w + β mean(wᵢ), each client of the round counted alike
 
 θ begins at w in each round and is the client's personal model in the end. R is the number of batches in the local
-epochs, and ``--lr`` the learning rate of the K steps.
+epochs, at most ``--max-local-steps``, and ``--lr`` the learning rate of the K steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -78,7 +77,7 @@ class PFedMe(Algorithm):
                 for w, theta in zip(outer, local.parameters, strict=True):
                     w.sub_(w - theta, alpha=self.eta * self.lambda_)
 
-        local.train(loader=_Repeated(local.loader, self.K), before=attract, after=follow)
+        local.train(repeats=self.K, before=attract, after=follow)
         local.exchange.state["personal"] = local.weights()
         return Update(outer)
 
@@ -88,21 +87,3 @@ class PFedMe(Algorithm):
             return False
         local.load(local.exchange.state["personal"])
         return True
-
-
-class _Repeated:
-    """A loader that gives each batch several times in a row."""
-
-    def __init__(self, loader: Any, times: int) -> None:
-        self._loader, self._times = loader, times
-
-    def __len__(self) -> int:
-        return len(self._loader) * self._times
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self._loader:
-            for _ in range(self._times):
-                yield batch
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)

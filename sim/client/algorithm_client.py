@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -171,14 +171,18 @@ class AlgorithmClient:
         self,
         *,
         epochs: int | None = None,
-        loader: Any = None,
+        repeats: int = 1,
         before: BeforeStep | None = None,
         after: Callable[[], None] | None = None,
         prefix: str | None = "",
     ) -> Steps:
         """Call the program's ``train`` on the net."""
+        config, loader = self._config, self.loader
+        if repeats > 1:
+            config = {**config, "max_steps": int(config.get("max_steps") or 0) * repeats}
+            loader = _Repeated(loader, repeats)
         with watched(self.parameters, before, after) as steps:
-            metrics = self._client.train_net(self._config, loader, epochs)
+            metrics = self._client.train_net(config, loader, epochs)
         self.optimizers |= steps.optimizers
         if prefix is not None:
             self.metrics.update({f"{prefix}{name}": value for name, value in metrics.items()})
@@ -197,6 +201,24 @@ class AlgorithmClient:
     def _tensor(self, array: Any) -> Tensor:
         # Nothing writes to it; a copy is made only of what PyTorch would warn of, because it cannot be written.
         return torch.from_numpy(array if array.flags.writeable else np.array(array)).to(self._client.device)
+
+
+class _Repeated:
+    """A loader that gives each batch several times in a row."""
+
+    def __init__(self, loader: Any, times: int) -> None:
+        self._loader, self._times = loader, times
+
+    def __len__(self) -> int:
+        return len(self._loader) * self._times
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            for _ in range(self._times):
+                yield batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
 
 
 def _array(tensor: Tensor) -> Any:
