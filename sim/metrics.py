@@ -18,6 +18,17 @@ _COMPARISON = re.compile(r"\s*(.*?)\s*([<>]=)\s*(.*?)\s*")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
+def flattened(measured: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return metrics in which each item of a list is one of its own: ``recall`` → ``recall[0]``, ``recall[1]``, …."""
+    found: dict[Any, Any] = {}
+    for name, value in measured.items():
+        if isinstance(value, list | tuple):
+            found |= {f"{name}[{number}]": item for number, item in enumerate(value)}
+        else:
+            found[name] = value
+    return found
+
+
 @dataclass(frozen=True)
 class MetricName:
     """A metric, and whether smaller values of it are better."""

@@ -72,6 +72,8 @@ def test_the_records_of_an_app(app: Any) -> None:
     mean = of_clients[of_clients.client_id.isna()].value.item()
     assert mean == pytest.approx((each * sizes).sum() / sizes.sum(), abs=1e-12)
     assert rounds.eval_accuracy[2] == pytest.approx(mean, abs=1e-12)
+    in_a_list = metrics[(metrics.phase == "evaluate") & (metrics["round"] == 2) & (metrics.name == "rates[0]")]
+    assert in_a_list.value.to_numpy() == pytest.approx(of_clients.value.to_numpy(), abs=1e-12)
     assert run.config()["num_rounds"] == 3
     assert sorted(load_file(run.model_path)) == ["fc.bias", "fc.weight"]
 

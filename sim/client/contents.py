@@ -14,6 +14,8 @@ import numpy as np
 from flwr.common import Array, ArrayRecord, ConfigRecord, MetricRecord, NDArrays, RecordDict
 from numpy.typing import NDArray
 
+from sim.metrics import flattened
+
 Bytes = NDArray[np.uint8]
 # (name, kind, entries) of each record; an entry of arrays is (key, dtype, shape, stype, number of the array).
 Records = list[tuple[str, str, list[tuple[Any, ...]]]]
@@ -143,7 +145,7 @@ def keys_of(records: Records) -> list[tuple[str, str]]:
 
 def numbers_of(content: RecordDict) -> dict[str, Any]:
     """Return the numbers in the metric records of a content; a key that two records have is that of the last."""
-    return {key: value for record in content.metric_records.values() for key, value in record.items()}
+    return flattened({key: value for record in content.metric_records.values() for key, value in record.items()})
 
 
 def weights_of(content: RecordDict) -> NDArrays:

@@ -117,9 +117,9 @@ def client_quantiles(accuracies: list[float]) -> dict[str, Any]:
 
 
 def numbers_of(measured: Mapping[Any, Any]) -> dict[str, float]:
-    """Return the numbers among metrics, which may also be texts."""
+    """Return the numbers among metrics, which may also be lists of them, or texts."""
     found = {}
-    for name, value in measured.items():
+    for name, value in metrics.flattened(measured).items():
         if isinstance(value, int | float | np.number):
             with suppress(OverflowError):  # an integer of 400 digits
                 found[str(name)] = float(value)

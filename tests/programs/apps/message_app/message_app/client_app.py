@@ -28,5 +28,7 @@ def train_message(message: Message, context: Context) -> Message:
 def evaluate_message(message: Message, context: Context) -> Message:
     loader = _loader(context)
     loss, accuracy = test(_net(message), loader)
-    metrics = MetricRecord({"eval_loss": loss, "eval_acc": accuracy, "num-examples": len(loader.dataset)})
+    rates = [accuracy, 1 - accuracy]
+    counts = {"num-examples": len(loader.dataset)}
+    metrics = MetricRecord({"eval_loss": loss, "eval_acc": accuracy, "rates": rates, **counts})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
