@@ -90,6 +90,21 @@ class LocalTraining(Protocol):
             prefix: of the names of the metrics that it returns; None for none of them.
         """
 
+    def train_by_steps(
+        self,
+        *,
+        epochs: int | None = None,
+        repeats: int = 1,
+        before: BeforeStep | None = None,
+        after: Callable[[], None] | None = None,
+        prefix: str | None = "",
+    ) -> Steps:
+        """Call ``train``, which has to step the net by an optimizer, unless the client's examples fill no batch.
+
+        Raises:
+            ValueError: no optimizer has stepped the net.
+        """
+
     def weights(self) -> list[Tensor]:
         """Return a copy of all arrays of the net, in the order of its ``state_dict``."""
 
@@ -240,10 +255,7 @@ class GradientCorrection(Algorithm):
             if pull:
                 parameter.grad.add_(parameter - exchange.start[index], alpha=pull)
 
-        steps = local.train(before=correct if constant is not None or pull else None)
-        if not steps.count:
-            raise ValueError("train took no step of an optimizer of torch.optim, whose gradients could be corrected")
-        return steps
+        return local.train_by_steps(before=correct if constant is not None or pull else None)
 
 
 def zeros(like: Sequence[Tensor]) -> list[Tensor]:

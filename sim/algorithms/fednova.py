@@ -54,6 +54,8 @@ class FedNova(GradientCorrection):
 
     def finish(self, exchange: Exchange, trained: Sequence[Tensor], steps: Steps) -> Update:
         """Send the normalised update."""
+        if not steps.count:  # no batch of examples: τᵢ = 0
+            return Update([torch.zeros_like(x) for x in exchange.start], metrics={"a_norm": 0.0})
         most = max(range(len(steps.rates)), key=lambda index: len(steps.rates[index]))
         largest = max(steps.rates[most])
         norm = steps.total_rate(most, self.mu) / largest if largest else 1.0  # a rate of 0 moves nothing

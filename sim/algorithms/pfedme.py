@@ -77,7 +77,7 @@ class PFedMe(Algorithm):
                 for w, theta in zip(outer, local.parameters, strict=True):
                     w.sub_(w - theta, alpha=self.eta * self.lambda_)
 
-        local.train(repeats=self.K, before=attract, after=follow)
+        local.train_by_steps(repeats=self.K, before=attract, after=follow)
         local.exchange.state["personal"] = local.weights()
         return Update(outer)
 

@@ -188,6 +188,20 @@ class AlgorithmClient:
             self.metrics.update({f"{prefix}{name}": value for name, value in metrics.items()})
         return steps
 
+    def train_by_steps(self, **how: Any) -> Steps:
+        """Call the program's ``train``, which has to step the net by an optimizer.
+
+        Raises:
+            ValueError: no optimizer has stepped the net, although there are batches.
+        """
+        steps = self.train(**how)
+        if not steps.count and len(self.loader):
+            raise ValueError(
+                "train took no step of an optimizer of torch.optim on the model that it was given, so that its "
+                "gradients could not be corrected"
+            )
+        return steps
+
     def weights(self) -> list[Tensor]:
         """Return a copy of all arrays of the net."""
         return [tensor.detach().clone() for tensor in self._tensors]

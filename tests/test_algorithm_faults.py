@@ -1,0 +1,107 @@
+"""Unusual programs under the algorithms: exactly what the usual form gives, or one line that says why not."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from sim import Run, RunConfig, simulate
+from sim.errors import PluginError
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_pictures")]
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.body(x))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.features(x))
+
+
+def steps(
+    net: nn.Module, loader: Any, epochs: int, optimizers: list[torch.optim.Optimizer], outputs: Any = None
+) -> None:
+    for _ in range(epochs):
+        for x, y in loader:
+            net.zero_grad()
+            nn.functional.cross_entropy((outputs or net)(x), y).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+
+
+def plain(net: nn.Module, loader: Any, epochs: int, lr: float) -> None:
+    steps(net, loader, epochs, [torch.optim.SGD(net.parameters(), lr=lr)])
+
+
+def by_hand(net: nn.Module, loader: Any, lr: float) -> None:
+    for x, y in loader:
+        net.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.sub_(lr * parameter.grad)  # type: ignore[operator]
+
+
+def copied(net: nn.Module, loader: Any, epochs: int, lr: float) -> None:
+    other = copy.deepcopy(net)
+    plain(other, loader, epochs, lr)
+    net.load_state_dict(other.state_dict())
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Run]:
+    """Run two rounds of three clients, which have 2, 5 and 6 examples."""
+
+    def start(strategy: str, train: Any = plain, model: Any = Net, drop_last: bool = False, **settings: Any) -> Run:
+        def load_data(partition_id: int, num_partitions: int) -> Any:
+            rng = np.random.default_rng(partition_id)
+            size = (2, 5, 6)[partition_id]
+            sets = TensorDataset(torch.tensor(rng.normal(size=(size, 3)), dtype=torch.float32), torch.arange(size) % 2)
+            loader = DataLoader(sets, batch_size=3, shuffle=True, drop_last=drop_last)
+            return loader, DataLoader(sets, batch_size=size)
+
+        shared = {"num_clients": 3, "num_rounds": 2, "local_epochs": 2, "fraction_fit": 1.0, "engine": "inline"}
+        config = RunConfig(**{**shared, "lr": 0.05, "strategy": strategy, "results_dir": str(tmp_path), **settings})
+        return simulate(config, model=model, train=train, load_data=load_data)
+
+    return start
+
+
+def weights_of(run: Run) -> dict[str, Any]:
+    return load_file(run.model_path)
+
+
+@pytest.mark.parametrize("train", [by_hand, copied])
+@pytest.mark.parametrize("strategy", ["fednova", "ditto", "apfl", "pfedme"])
+def test_a_train_whose_steps_nobody_sees_is_refused(run: Callable[..., Run], strategy: str, train: Any) -> None:
+    with pytest.raises(PluginError, match=f"--strategy {strategy}: train took no step of an optimizer of torch.optim"):
+        run(strategy, train)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "arguments"),
+    [("scaffold", {}), ("scaffold", {"option": 1}), ("fednova", {}), ("feddyn", {}), ("ditto", {}), ("pfedme", {})],
+)
+def test_a_client_whose_examples_fill_no_batch_sends_what_it_got(
+    run: Callable[..., Run], strategy: str, arguments: dict[str, Any]
+) -> None:
+    """The loader drops a batch that is not full, so that client 0 has none of 3 examples, and nobody has one of 9."""
+    settings = {"drop_last": True, "strategy_args": arguments, "batch_size": 9}
+    one, other = (weights_of(run(strategy, num_rounds=number, **settings)) for number in (1, 3))
+    assert max(np.abs(one[name] - other[name]).max() for name in one) < 1e-7
+    trained = weights_of(run(strategy, num_rounds=1, **{**settings, "batch_size": 3}))
+    assert min(np.abs(one[name] - trained[name]).max() for name in one) > 1e-5
