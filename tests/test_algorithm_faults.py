@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sim import Run, RunConfig, simulate
 from sim.errors import PluginError
+from sim.training.step_hooks import watched
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_pictures")]
 
@@ -105,3 +106,24 @@ def test_a_client_whose_examples_fill_no_batch_sends_what_it_got(
     assert max(np.abs(one[name] - other[name]).max() for name in one) < 1e-7
     trained = weights_of(run(strategy, num_rounds=1, **{**settings, "batch_size": 3}))
     assert min(np.abs(one[name] - trained[name]).max() for name in one) > 1e-5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [{"momentum": 0.9}, {"momentum": 0.9}],  # an optimizer for each epoch, which begins without velocity
+        [{"momentum": 0.9, "nesterov": True}],
+        [{"momentum": 0.5}, {"momentum": 0.9}, {"momentum": 0.0}],
+    ],
+)
+def test_the_total_rate_is_how_far_a_gradient_of_one_leads(settings: list[dict[str, Any]]) -> None:
+    weights = [nn.Parameter(torch.zeros(1, dtype=torch.float64)) for _ in range(2)]
+    with watched(weights) as steps:
+        for each in settings:
+            # The other weight has an optimizer of its own, which comes last in each step.
+            optimizers = [torch.optim.SGD(weights[:1], lr=0.5, **each), torch.optim.SGD(weights[1:], lr=0.25)]
+            for _ in range(3):
+                for weight, optimizer in zip(weights, optimizers, strict=True):
+                    weight.grad = torch.ones(1, dtype=torch.float64)
+                    optimizer.step()
+    assert [steps.total_rate(index) for index in range(2)] == [-weight.item() for weight in weights]
