@@ -127,3 +127,27 @@ def test_the_total_rate_is_how_far_a_gradient_of_one_leads(settings: list[dict[s
                     weight.grad = torch.ones(1, dtype=torch.float64)
                     optimizer.step()
     assert [steps.total_rate(index) for index in range(2)] == [-weight.item() for weight in weights]
+
+
+def with_two_optimizers(net: Any, loader: Any, epochs: int, lr: float) -> None:
+    steps(net, loader, epochs, [torch.optim.SGD(part.parameters(), lr=lr) for part in (net.body, net.head)])
+
+
+def over_a_loader_of_its_own(net: nn.Module, loader: Any, epochs: int, lr: float) -> None:
+    plain(net, DataLoader(loader.dataset, batch_size=3), epochs, lr)
+
+
+def for_one_batch(net: nn.Module, loader: Any, lr: float) -> None:
+    plain(net, [next(iter(loader))], 1, lr)
+
+
+def test_pfedme_takes_body_and_head_with_an_optimizer_each_as_one(run: Callable[..., Run]) -> None:
+    one, other = (weights_of(run("pfedme", train)) for train in (plain, with_two_optimizers))
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_pfedme_refuses_a_train_in_which_no_batch_comes_k_times(run: Callable[..., Run]) -> None:
+    with pytest.raises(PluginError, match="pfedme: train does not iterate over the loader that it gets, which gives"):
+        run("pfedme", over_a_loader_of_its_own)
+    with pytest.raises(PluginError, match=r"pfedme: train took 1 steps, fewer than K = 5, so that w would never"):
+        run("pfedme", for_one_batch)

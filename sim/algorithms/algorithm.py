@@ -8,7 +8,7 @@ part on numpy arrays.
 from __future__ import annotations
 
 import keyword
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sim.errors import ConfigError
-from sim.training.step_hooks import BeforeStep, Steps
+from sim.training.step_hooks import AfterStep, BeforeStep, Steps
 
 Arrays = list[NDArray[Any]]
 State = dict[str, list[Tensor]]
@@ -78,7 +78,7 @@ class LocalTraining(Protocol):
         epochs: int | None = None,
         repeats: int = 1,
         before: BeforeStep | None = None,
-        after: Callable[[], None] | None = None,
+        after: AfterStep | None = None,
         prefix: str | None = "",
     ) -> Steps:
         """Call the program's ``train`` on the net.
@@ -96,7 +96,7 @@ class LocalTraining(Protocol):
         epochs: int | None = None,
         repeats: int = 1,
         before: BeforeStep | None = None,
-        after: Callable[[], None] | None = None,
+        after: AfterStep | None = None,
         prefix: str | None = "",
     ) -> Steps:
         """Call ``train``, which has to step the net by an optimizer, unless the client's examples fill no batch.

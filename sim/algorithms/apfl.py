@@ -50,7 +50,7 @@ class Apfl(Algorithm):
         alpha = float(state["alpha"][0]) if "alpha" in state else self.alpha
         way = [local.exchange.start]
         before, again = local.weights(), saved()
-        local.train_by_steps(after=lambda: way.append([p.detach().clone() for p in parameters]))
+        local.train_by_steps(after=lambda _: way.append([p.detach().clone() for p in parameters]))
         trained = local.weights()
         again()
         local.load(before)
@@ -116,7 +116,7 @@ class _Mixture:
         parameter.grad.mul_(self.alpha)
 
     @torch.no_grad()
-    def advance(self) -> None:
+    def advance(self, indices: Sequence[int]) -> None:
         """Give v the step that the optimizer took."""
         pairs = zip(self.own, self._parameters, self._mixed, strict=True)
         self.own = [v + (after - before) for v, after, before in pairs]

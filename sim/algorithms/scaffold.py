@@ -125,7 +125,7 @@ def _gradient_at_start(local: LocalTraining) -> list[Tensor]:
         last[index] = parameter.grad.clone()
         sums[index] += parameter.grad
 
-    def take_back() -> None:  # what stays with the client as well
+    def take_back(indices: Sequence[int]) -> None:  # what stays with the client as well
         local.load(before)
 
     with torch.enable_grad():

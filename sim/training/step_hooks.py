@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 BeforeStep = Callable[[int, Tensor, float], None]
+AfterStep = Callable[[Sequence[int]], None]
 _watching: list[_Watch] = []  # also told of the steps of this package's own SGD, which is no Optimizer
 
 
@@ -68,9 +69,7 @@ class Steps:
 
 
 class _Watch:
-    def __init__(
-        self, parameters: Sequence[Tensor], before: BeforeStep | None, after: Callable[[], None] | None
-    ) -> None:
+    def __init__(self, parameters: Sequence[Tensor], before: BeforeStep | None, after: AfterStep | None) -> None:
         self.steps = Steps([[] for _ in parameters])
         self._last: list[Any] = [None] * len(parameters)  # the optimizer that stepped each of them last
         self._index = {id(parameter): index for index, parameter in enumerate(parameters)}
@@ -95,20 +94,23 @@ class _Watch:
 
     def finish(self, optimizer: Any) -> None:
         """Do what comes after the step."""
-        if self._after is not None and any(id(p) in self._index for g in optimizer.param_groups for p in g["params"]):
-            self._after()
+        if self._after is not None:
+            own = [p for group in optimizer.param_groups for p in group["params"]]
+            indices = [self._index[id(p)] for p in own if id(p) in self._index]
+            if indices:
+                self._after(indices)
 
 
 @contextmanager
 def watched(
-    parameters: Sequence[Tensor], before: BeforeStep | None = None, after: Callable[[], None] | None = None
+    parameters: Sequence[Tensor], before: BeforeStep | None = None, after: AfterStep | None = None
 ) -> Iterator[Steps]:
     """Watch the steps that any optimizer takes on ``parameters`` inside the block.
 
     Args:
         before: called with the index of each parameter that has a gradient, the parameter and its learning rate; it
             may write to ``parameter.grad``, and the optimizer sees what it wrote.
-        after: called after each step.
+        after: called after each step with the indices of the parameters that the optimizer has.
     """
     watch = _Watch(parameters, before, after)
 
