@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sim import Run, RunConfig, simulate
+from sim.algorithms.moon import Moon
 from sim.errors import PluginError
 from sim.training.step_hooks import watched
 
@@ -151,3 +152,43 @@ def test_pfedme_refuses_a_train_in_which_no_batch_comes_k_times(run: Callable[..
         run("pfedme", over_a_loader_of_its_own)
     with pytest.raises(PluginError, match=r"pfedme: train took 1 steps, fewer than K = 5, so that w would never"):
         run("pfedme", for_one_batch)
+
+
+class Twice(Net):
+    """Calls its head for two halves of its inputs."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.features(x)) + self.head(self.features(-2 * x))
+
+
+def by_parts(net: Any, loader: Any, epochs: int, lr: float) -> None:
+    optimizers: list[Any] = [torch.optim.SGD(net.parameters(), lr=lr)]
+    steps(net, loader, epochs, optimizers, lambda x: net.head(net.features(x)))
+
+
+class FixedBody(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body.requires_grad_(False)
+
+
+def test_moon_refuses_what_it_cannot_contrast(run: Callable[..., Run]) -> None:
+    with pytest.raises(PluginError, match="moon: no features that could be contrasted: train has to call the model"):
+        run("moon", by_parts)
+    with pytest.raises(PluginError, match="and the inputs of head have to depend on parameters that are trained"):
+        run("moon", None, FixedBody)
+
+
+def test_moon_contrasts_each_call_of_a_layer_with_the_same_call_of_the_other_models(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs: list[tuple[Tensor, Tensor]] = []
+
+    def gradient(_: Moon, features: Tensor, reference: Tensor, previous: Tensor) -> Tensor:
+        pairs.append((features, reference))
+        return torch.zeros_like(features)
+
+    monkeypatch.setattr(Moon, "gradient", gradient)
+    run("moon", None, Twice, num_rounds=1, lr=1e-9)
+    assert len(pairs) > 10
+    assert all(torch.allclose(features, reference, atol=1e-4) for features, reference in pairs)
