@@ -192,3 +192,19 @@ def test_moon_contrasts_each_call_of_a_layer_with_the_same_call_of_the_other_mod
     run("moon", None, Twice, num_rounds=1, lr=1e-9)
     assert len(pairs) > 10
     assert all(torch.allclose(features, reference, atol=1e-4) for features, reference in pairs)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.head.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+def test_a_tied_parameter_that_stays_is_averaged_under_no_name(run: Callable[..., Run]) -> None:
+    one, other = (weights_of(run("fedper", None, Tied, num_rounds=number)) for number in (1, 2))
+    assert np.allclose(one["first.weight"], other["first.weight"], rtol=0, atol=1e-7)
+    assert not np.allclose(one["second.weight"], other["second.weight"], rtol=0, atol=1e-7)
