@@ -208,3 +208,14 @@ def test_a_tied_parameter_that_stays_is_averaged_under_no_name(run: Callable[...
     one, other = (weights_of(run("fedper", None, Tied, num_rounds=number)) for number in (1, 2))
     assert np.allclose(one["first.weight"], other["first.weight"], rtol=0, atol=1e-7)
     assert not np.allclose(one["second.weight"], other["second.weight"], rtol=0, atol=1e-7)
+
+
+class FixedHead(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head.requires_grad_(False)
+
+
+def test_fedrep_needs_a_head_that_is_trained(run: Callable[..., Run]) -> None:
+    with pytest.raises(PluginError, match="--strategy fedrep: nothing of what stays with the clients is trained"):
+        run("fedrep", None, FixedHead)

@@ -45,6 +45,8 @@ class FedRep(FedPer):
         if not local.is_personal:  # a warm start
             local.train(epochs=self.body_epochs or self.head_epochs)
             return Update()
+        if not local.local_parameters:
+            raise ValueError("nothing of what stays with the clients is trained, so that there is no head")
         if self.head_epochs:
             with frozen(local.parameters):
                 local.train(epochs=self.head_epochs, prefix="" if not self.body_epochs else "head_")
