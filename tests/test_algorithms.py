@@ -286,6 +286,7 @@ BAD = [
     (["--server-args", "eta=1"], "--server-args eta: belong to --strategy scaffold"),
     (["--strategy", "ditto", "--local-parameters", "fc3"], "has a whole model of its own already"),
     (["--strategy", "moon", "--strategy-args", "features=fc9"], "features = fc9: the model has no such module"),
+    (["--strategy", "fedrep", "--stragglers", "0.5"], "which --strategy-args of fedrep replaces"),
     (["--strategy", "fedrep", "--client", "own:Travelling"], "has its own client around train"),
 ]
 

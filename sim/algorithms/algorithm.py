@@ -144,6 +144,7 @@ class Algorithm:
     LOCAL: ClassVar[Literal["", "classifier", "body", "batchnorm"]] = ""  # what stays with clients if nothing is named
     HAS_PERSONAL_MODEL: ClassVar[bool] = False  # each client has a whole model of its own
     SENDS_WEIGHTS: ClassVar[bool] = True  # the mean of what clients send is the new model
+    USES_LOCAL_EPOCHS: ClassVar[bool] = True  # its arguments do not replace --local-epochs
     FOR_SGD: ClassVar[str] = ""  # what an optimizer other than plain SGD means for it
 
     weighting: str = argument("examples", choices=("examples", "uniform"))

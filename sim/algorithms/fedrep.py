@@ -30,6 +30,7 @@ class FedRep(FedPer):
     """
 
     SOURCE: ClassVar[str] = "Collins et al. 2021, algorithm 1"
+    USES_LOCAL_EPOCHS: ClassVar[bool] = False
 
     weighting: str = argument("uniform", choices=("examples", "uniform"))
     head_epochs: int = argument(10, low=0, high=10**9)
