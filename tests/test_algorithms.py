@@ -22,7 +22,7 @@ from sim.config import choices
 from sim.errors import ConfigError, PluginError, RunFolderError
 from sim.run_folder.client_states import ClientStateError, StatesInFolder, ValidStates
 from sim.run_folder.records import RoundRecord
-from sim.training.step_hooks import watched
+from sim.training.step_hooks import Step, watched
 
 # Small steps, because pFedMe multiplies the learning rate by 15; each client evaluates its own model.
 SHARED: dict[str, Any] = {"lr": 0.02, "fraction_evaluate": 0.5, "clients_per_round": 6}
@@ -263,9 +263,9 @@ def test_steps_of_an_optimizer_with_a_closure_are_corrected() -> None:
         optimizer.step(closure)
     assert weight.item() == 1 - 0.5 * 3
     optimizer.step(closure)
-    assert (steps.count, steps.rates, steps.momentum, steps.optimizers) == (1, [[0.5]], 0.5, {"SGD"})
+    assert (steps.count, steps.taken, steps.optimizers) == (1, [[Step(0.5, 0.5, is_first=True)]], {"SGD"})
     assert steps.total_rate(0) == 0.5
-    steps.rates[0] += [0.5, 0.5]
+    steps.taken[0] += [Step(0.5, 0.5)] * 2
     assert steps.total_rate(0) == 0.5 + 0.75 + 0.875  # a constant gradient of 1, with momentum
 
 
@@ -286,6 +286,7 @@ BAD = [
     (["--server-args", "eta=1"], "--server-args eta: belong to --strategy scaffold"),
     (["--strategy", "ditto", "--local-parameters", "fc3"], "has a whole model of its own already"),
     (["--strategy", "moon", "--strategy-args", "features=fc9"], "features = fc9: the model has no such module"),
+    (["--strategy", "fedrep", "--stragglers", "0.5"], "which --strategy-args of fedrep replaces"),
     (["--strategy", "fedrep", "--client", "own:Travelling"], "has its own client around train"),
 ]
 

@@ -25,7 +25,7 @@ from sim.binding import ROLES
 from sim.data.columns import Columns
 from sim.data.dataset import load_dataset
 from sim.data.items import Items
-from sim.data.loaders import ExampleLoader
+from sim.data.loaders import ExampleLoader, ResidentColumns
 from sim.errors import UsageError
 from sim.program_file import read
 from sim.seeds import Purpose, reseed, restored
@@ -360,3 +360,11 @@ def test_a_sampler_brings_nothing_from_one_client_to_the_next() -> None:
             passes.append([labels.tolist() for _, labels in loader])
     assert passes[0] == passes[1]
     assert sum(map(len, passes[0])) == 12
+
+
+def test_a_loader_of_the_programs_own_over_the_examples_of_a_client() -> None:
+    columns = Columns([np.arange(8, dtype=np.float32).reshape(4, 2), np.arange(4)])
+    loader = ExampleLoader(ResidentColumns(columns, torch.device("cpu")), np.array([1, 3]), 2, training=False)
+    for each in (loader, DataLoader(loader.dataset, batch_size=2)):
+        ((x, y),) = each
+        assert (x.tolist(), y.tolist()) == ([[2, 3], [6, 7]], [1, 3])

@@ -8,7 +8,7 @@ part on numpy arrays.
 from __future__ import annotations
 
 import keyword
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sim.errors import ConfigError
-from sim.training.step_hooks import BeforeStep, Steps
+from sim.training.step_hooks import AfterStep, BeforeStep, Steps
 
 Arrays = list[NDArray[Any]]
 State = dict[str, list[Tensor]]
@@ -78,7 +78,7 @@ class LocalTraining(Protocol):
         epochs: int | None = None,
         repeats: int = 1,
         before: BeforeStep | None = None,
-        after: Callable[[], None] | None = None,
+        after: AfterStep | None = None,
         prefix: str | None = "",
     ) -> Steps:
         """Call the program's ``train`` on the net.
@@ -88,6 +88,21 @@ class LocalTraining(Protocol):
             repeats: how often in a row each batch comes; ``--max-local-steps`` counts the batches.
             before, after: see ``sim.training.step_hooks.watched``.
             prefix: of the names of the metrics that it returns; None for none of them.
+        """
+
+    def train_by_steps(
+        self,
+        *,
+        epochs: int | None = None,
+        repeats: int = 1,
+        before: BeforeStep | None = None,
+        after: AfterStep | None = None,
+        prefix: str | None = "",
+    ) -> Steps:
+        """Call ``train``, which has to step the net by an optimizer, unless the client's examples fill no batch.
+
+        Raises:
+            ValueError: no optimizer has stepped the net.
         """
 
     def weights(self) -> list[Tensor]:
@@ -129,6 +144,7 @@ class Algorithm:
     LOCAL: ClassVar[Literal["", "classifier", "body", "batchnorm"]] = ""  # what stays with clients if nothing is named
     HAS_PERSONAL_MODEL: ClassVar[bool] = False  # each client has a whole model of its own
     SENDS_WEIGHTS: ClassVar[bool] = True  # the mean of what clients send is the new model
+    USES_LOCAL_EPOCHS: ClassVar[bool] = True  # its arguments do not replace --local-epochs
     FOR_SGD: ClassVar[str] = ""  # what an optimizer other than plain SGD means for it
 
     weighting: str = argument("examples", choices=("examples", "uniform"))
@@ -240,10 +256,7 @@ class GradientCorrection(Algorithm):
             if pull:
                 parameter.grad.add_(parameter - exchange.start[index], alpha=pull)
 
-        steps = local.train(before=correct if constant is not None or pull else None)
-        if not steps.count:
-            raise ValueError("train took no step of an optimizer of torch.optim, whose gradients could be corrected")
-        return steps
+        return local.train_by_steps(before=correct if constant is not None or pull else None)
 
 
 def zeros(like: Sequence[Tensor]) -> list[Tensor]:

@@ -50,13 +50,13 @@ class Apfl(Algorithm):
         alpha = float(state["alpha"][0]) if "alpha" in state else self.alpha
         way = [local.exchange.start]
         before, again = local.weights(), saved()
-        local.train(after=lambda: way.append([p.detach().clone() for p in parameters]))
+        local.train_by_steps(after=lambda _: way.append([p.detach().clone() for p in parameters]))
         trained = local.weights()
         again()
         local.load(before)
         mixture = _Mixture(parameters, own, alpha, way, adaptive=self.adaptive)
         mixture.load()
-        local.train(before=mixture.scale, after=mixture.advance, prefix="personal_")
+        local.train_by_steps(before=mixture.scale, after=mixture.advance, prefix="personal_")
         state["v"], state["alpha"] = mixture.own, [torch.tensor(mixture.alpha, dtype=torch.float64)]
         state["mixture"] = local.weights()
         local.load(trained)
@@ -116,7 +116,7 @@ class _Mixture:
         parameter.grad.mul_(self.alpha)
 
     @torch.no_grad()
-    def advance(self) -> None:
+    def advance(self, indices: Sequence[int]) -> None:
         """Give v the step that the optimizer took."""
         pairs = zip(self.own, self._parameters, self._mixed, strict=True)
         self.own = [v + (after - before) for v, after, before in pairs]

@@ -54,8 +54,10 @@ class FedNova(GradientCorrection):
 
     def finish(self, exchange: Exchange, trained: Sequence[Tensor], steps: Steps) -> Update:
         """Send the normalised update."""
-        most = max(range(len(steps.rates)), key=lambda index: len(steps.rates[index]))
-        largest = max(steps.rates[most])
+        if not steps.count:  # no batch of examples: τᵢ = 0
+            return Update([torch.zeros_like(x) for x in exchange.start], metrics={"a_norm": 0.0})
+        most = max(range(len(steps.taken)), key=lambda index: len(steps.taken[index]))
+        largest = max(step.rate for step in steps.taken[most])
         norm = steps.total_rate(most, self.mu) / largest if largest else 1.0  # a rate of 0 moves nothing
         return Update(
             [torch.sub(y, x).div_(norm) for x, y in zip(exchange.start, trained, strict=True)], metrics={"a_norm": norm}

@@ -30,6 +30,7 @@ class FedRep(FedPer):
     """
 
     SOURCE: ClassVar[str] = "Collins et al. 2021, algorithm 1"
+    USES_LOCAL_EPOCHS: ClassVar[bool] = False
 
     weighting: str = argument("uniform", choices=("examples", "uniform"))
     head_epochs: int = argument(10, low=0, high=10**9)
@@ -45,6 +46,8 @@ class FedRep(FedPer):
         if not local.is_personal:  # a warm start
             local.train(epochs=self.body_epochs or self.head_epochs)
             return Update()
+        if not local.local_parameters:
+            raise ValueError("nothing of what stays with the clients is trained, so that there is no head")
         if self.head_epochs:
             with frozen(local.parameters):
                 local.train(epochs=self.head_epochs, prefix="" if not self.body_epochs else "head_")

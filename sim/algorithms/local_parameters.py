@@ -64,6 +64,10 @@ def local_names(net: nn.Module, patterns: str | None, default: str, strategy: st
         found = head if default == "classifier" else [name for name in names if name not in head]
     else:
         return []
+    # A tied parameter is one array under several names, which cannot stay here and be averaged there.
+    state = state_of(net, keep_vars=True)
+    chosen = {id(state[name]) for name in found}
+    found = [name for name in names if id(state[name]) in chosen]
     trained = {name for name, parameter in net.named_parameters(remove_duplicate=False) if parameter.requires_grad}
     if trained and trained <= set(found):
         given = f"--local-parameters {patterns}" if patterns is not None else f"--strategy {strategy}"

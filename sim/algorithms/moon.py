@@ -51,19 +51,24 @@ class Moon(Algorithm):
         if "previous" in state:
             for tensor, array in zip(_tensors(others[1]), state["previous"], strict=True):
                 tensor.copy_(array)
-        seen: list[list[Tensor]] = [[], []]
+        seen: list[list[Tensor]] = [[], []]  # of the last batch, in the order of the calls of the module
+        num_contrasts = 0
         hooks = [watch_features(other, self.features, seen[i].append) for i, other in enumerate(others)]
 
         def look(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
             if torch.is_grad_enabled() and net.training:
+                seen[0].clear()
+                seen[1].clear()
                 with torch.no_grad():
                     for other in others:
                         other(*inputs, **named)
 
         def contrast(features: Tensor) -> Tensor | None:
+            nonlocal num_contrasts
             if not (seen[0] and seen[1] and features.requires_grad):
                 return None
-            reference, previous = seen[0].pop(), seen[1].pop()
+            num_contrasts += 1
+            reference, previous = seen[0].pop(0), seen[1].pop(0)
             gradient = self.gradient(features.detach(), reference, previous)
             return _Added.apply(features, gradient)  # type: ignore[no-any-return]
 
@@ -73,6 +78,12 @@ class Moon(Algorithm):
         finally:
             for hook in hooks:
                 hook.remove()
+        if not num_contrasts and len(local.loader):
+            layer = f"outputs of {self.features}" if self.features else f"inputs of {classifier_of(net)}"
+            raise ValueError(
+                f"no features that could be contrasted: train has to call the model itself, and the {layer} have to "
+                "depend on parameters that are trained"
+            )
         state["previous"] = local.weights()
         return Update()
 

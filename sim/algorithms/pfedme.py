@@ -13,6 +13,7 @@ epochs, at most ``--max-local-steps``, and ``--lr`` the learning rate of the K s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -62,7 +63,7 @@ class PFedMe(Algorithm):
     def fit(self, local: LocalTraining) -> Update:
         """Find θ for each batch, and let w follow."""
         outer = [start.clone() for start in local.exchange.start]
-        num_steps = 0
+        counts = [0] * len(outer)  # steps of each parameter, because body and head may have an optimizer each
 
         @torch.no_grad()
         def attract(index: int, parameter: Tensor, rate: float) -> None:
@@ -70,14 +71,16 @@ class PFedMe(Algorithm):
             parameter.grad.add_(parameter - outer[index], alpha=self.lambda_)
 
         @torch.no_grad()
-        def follow() -> None:
-            nonlocal num_steps
-            num_steps += 1
-            if num_steps % self.K == 0:
-                for w, theta in zip(outer, local.parameters, strict=True):
+        def follow(indices: Sequence[int]) -> None:
+            for index in indices:
+                counts[index] += 1
+                if counts[index] % self.K == 0:
+                    w, theta = outer[index], local.parameters[index]
                     w.sub_(w - theta, alpha=self.eta * self.lambda_)
 
-        local.train(repeats=self.K, before=attract, after=follow)
+        steps = local.train_by_steps(repeats=self.K, before=attract, after=follow)
+        if 0 < steps.count < self.K:
+            raise ValueError(f"train took {steps.count} steps, fewer than K = {self.K}, so that w would never follow θ")
         local.exchange.state["personal"] = local.weights()
         return Update(outer)
 

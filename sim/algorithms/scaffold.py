@@ -100,7 +100,7 @@ class Scaffold(GradientCorrection):
 
     def fit(self, local: LocalTraining) -> Update:
         """Train; with option I, take the gradient at x before."""
-        if self.option == 2:
+        if self.option == 2 or not len(local.loader):  # without a batch there is no gradient, and a variate stays
             return super().fit(local)
         gradient = _gradient_at_start(local)
         self.train(local)
@@ -125,11 +125,11 @@ def _gradient_at_start(local: LocalTraining) -> list[Tensor]:
         last[index] = parameter.grad.clone()
         sums[index] += parameter.grad
 
-    def take_back() -> None:  # what stays with the client as well
+    def take_back(indices: Sequence[int]) -> None:  # what stays with the client as well
         local.load(before)
 
     with torch.enable_grad():
-        steps = local.train(epochs=1, before=collect, after=take_back, prefix=None)
+        steps = local.train_by_steps(epochs=1, before=collect, after=take_back, prefix=None)
     local.load(before)
     num_examples, batch_size = local.loader.num_examples, local.loader.batch_size or 0
     last_size = num_examples - batch_size * (steps.count - 1)

@@ -15,7 +15,7 @@ from sim.algorithms.by_name import AlgorithmSpec
 from sim.client.torch_client import TorchClient
 from sim.run_folder.client_states import ClientState
 from sim.seeds import restored
-from sim.training.step_hooks import BeforeStep, Steps, watched
+from sim.training.step_hooks import AfterStep, BeforeStep, Steps, watched
 from sim.training.weights import WeightLayout, set_weights, state_of, view_weights
 
 # In the config of an evaluation: test the global model and the client's own, also after so many epochs of training.
@@ -173,7 +173,7 @@ class AlgorithmClient:
         epochs: int | None = None,
         repeats: int = 1,
         before: BeforeStep | None = None,
-        after: Callable[[], None] | None = None,
+        after: AfterStep | None = None,
         prefix: str | None = "",
     ) -> Steps:
         """Call the program's ``train`` on the net."""
@@ -183,9 +183,27 @@ class AlgorithmClient:
             loader = _Repeated(loader, repeats)
         with watched(self.parameters, before, after) as steps:
             metrics = self._client.train_net(config, loader, epochs)
+        if repeats > 1 and steps.count and not loader.is_used:
+            raise ValueError(
+                f"train does not iterate over the loader that it gets, which gives each batch {repeats} times"
+            )
         self.optimizers |= steps.optimizers
         if prefix is not None:
             self.metrics.update({f"{prefix}{name}": value for name, value in metrics.items()})
+        return steps
+
+    def train_by_steps(self, **how: Any) -> Steps:
+        """Call the program's ``train``, which has to step the net by an optimizer.
+
+        Raises:
+            ValueError: no optimizer has stepped the net, although there are batches.
+        """
+        steps = self.train(**how)
+        if not steps.count and len(self.loader):
+            raise ValueError(
+                "train took no step of an optimizer of torch.optim on the model that it was given, so that its "
+                "gradients could not be corrected"
+            )
         return steps
 
     def weights(self) -> list[Tensor]:
@@ -208,11 +226,13 @@ class _Repeated:
 
     def __init__(self, loader: Any, times: int) -> None:
         self._loader, self._times = loader, times
+        self.is_used = False
 
     def __len__(self) -> int:
         return len(self._loader) * self._times
 
     def __iter__(self) -> Iterator[Any]:
+        self.is_used = True
         for batch in self._loader:
             for _ in range(self._times):
                 yield batch

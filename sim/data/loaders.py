@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
@@ -112,15 +112,32 @@ class _View(Dataset[Any]):
         row = index if self._positions is None else self._positions[index]
         return mapped(self._columns.batch, lambda column: column[row].clone())  # the mapped file is read-only
 
-    def __getitems__(self, indices: list[int]) -> Any:
+    def __getitems__(self, indices: list[int]) -> _Rows:
+        return _Rows(self, indices)
+
+    def batch(self, indices: list[int]) -> Any:
+        """Return these examples as one batch."""
         rows = torch.as_tensor(indices)
         if self._positions is not None:
             rows = self._positions[rows]
         return mapped(self._columns.batch, lambda column: column[rows.to(column.device)])
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+class _Rows(Sequence[Any]):
+    """Examples of a view: one after another for a DataLoader of the program's own, at once for ``_at_once``."""
+
+    def __init__(self, view: _View, indices: list[int]) -> None:
+        self.view, self.indices = view, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.view[self.indices[number]]
+
+
+def _at_once(rows: _Rows) -> Any:
+    return rows.view.batch(rows.indices)
 
 
 class ExampleLoader(DataLoader[Any]):
@@ -163,7 +180,7 @@ class ExampleLoader(DataLoader[Any]):
         else:
             rows = None if positions is None else torch.from_numpy(np.array(positions))
             data = _View(examples, rows)
-            options["collate_fn"] = _as_it_is
+            options["collate_fn"] = _at_once
         if training:
             places = np.arange(len(examples)) if positions is None else positions
             options |= _order(settings, places, len(examples), batch_size)

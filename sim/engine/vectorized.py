@@ -19,7 +19,7 @@ from sim.data.batches import Batches
 from sim.engine.aggregation import NonFiniteError, WeightedSum
 from sim.engine.contract import Chunk, ClientResult, Task
 from sim.seeds import Purpose, seeded, sequence
-from sim.training.step_hooks import Steps
+from sim.training.step_hooks import Step, Steps
 from sim.training.vectorized import Member, Trainer, drawn
 
 
@@ -106,8 +106,8 @@ def _finish(
 ) -> None:
     """Let the algorithm make what a client sends and keeps."""
     assert isinstance(runtime.algorithm, GradientCorrection)
-    rates = [float(config["lr"])] * len(member.steps)
-    steps = Steps([rates] * len(trained), float(config.get("momentum") or 0.0))
+    step = Step(float(config["lr"]), float(config.get("momentum") or 0.0))
+    steps = Steps([[step] * len(member.steps)] * len(trained))
     update = runtime.algorithm.finish(exchange, trained, steps)
     result.metrics = {**result.metrics, **update.metrics}
     sent = [*(trained if update.shared is None else update.shared), *update.extras]

@@ -163,6 +163,11 @@ def _algorithm(config: RunConfig, net: nn.Module) -> AlgorithmSpec | None:
     if config.client is not None:
         what = f"--strategy {config.strategy}" if chosen else f"--local-parameters {config.local_parameters}"
         raise ConfigError(f"{what}: has its own client around train, so that --client {config.client} has no place")
+    if chosen is not None and not chosen.USES_LOCAL_EPOCHS and config.stragglers and config.straggler_policy == "keep":
+        raise ConfigError(
+            f"--stragglers {config.stragglers:g}: gives slow clients fewer of --local-epochs, which --strategy-args of "
+            f"{config.strategy} replaces; use --straggler-policy drop"
+        )
     default = chosen.LOCAL if chosen else ""
     names = local_names(net, config.local_parameters, default, config.strategy)
     if chosen is not None and chosen.HAS_PERSONAL_MODEL and names:

@@ -9,13 +9,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 BeforeStep = Callable[[int, Tensor, float], None]
+AfterStep = Callable[[Sequence[int]], None]
 _watching: list[_Watch] = []  # also told of the steps of this package's own SGD, which is no Optimizer
+
+
+class Step(NamedTuple):
+    """A step of one parameter.
+
+    Attributes:
+        rate: the learning rate.
+        momentum: ρ of the optimizer.
+        is_nesterov: the optimizer looks ahead by its momentum.
+        is_first: the optimizer has not stepped the parameter before, so that it has no velocity yet.
+    """
+
+    rate: float
+    momentum: float = 0.0
+    is_nesterov: bool = False
+    is_first: bool = False
 
 
 @dataclass
@@ -23,19 +40,17 @@ class Steps:
     """The steps that were taken.
 
     Attributes:
-        rates: for each parameter, the learning rate of each of its steps.
-        momentum: of the optimizer.
+        taken: the steps of each parameter.
         optimizers: names of the classes of the optimizers.
     """
 
-    rates: list[list[float]]
-    momentum: float = 0.0
+    taken: list[list[Step]]
     optimizers: set[str] = field(default_factory=set)
 
     @property
     def count(self) -> int:
         """The number of steps of the parameter with the most."""
-        return max(map(len, self.rates), default=0)
+        return max(map(len, self.taken), default=0)
 
     def total_rate(self, index: int, pull: float = 0.0) -> float:
         """Return by how much a constant gradient of 1 would have moved a parameter: Σ η for plain SGD.
@@ -46,17 +61,17 @@ class Steps:
             pull: times the distance from the start, was added to each gradient.
         """
         total = velocity = 0.0
-        for rate in self.rates[index]:
-            velocity = self.momentum * velocity + 1 - pull * total
-            total += rate * velocity
+        for step in self.taken[index]:
+            gradient = 1 - pull * total
+            velocity = gradient if step.is_first else step.momentum * velocity + gradient
+            total += step.rate * (gradient + step.momentum * velocity if step.is_nesterov else velocity)
         return total
 
 
 class _Watch:
-    def __init__(
-        self, parameters: Sequence[Tensor], before: BeforeStep | None, after: Callable[[], None] | None
-    ) -> None:
+    def __init__(self, parameters: Sequence[Tensor], before: BeforeStep | None, after: AfterStep | None) -> None:
         self.steps = Steps([[] for _ in parameters])
+        self._last: list[Any] = [None] * len(parameters)  # the optimizer that stepped each of them last
         self._index = {id(parameter): index for index, parameter in enumerate(parameters)}
         self._before, self._after = before, after
 
@@ -72,26 +87,30 @@ class _Watch:
                     if parameter.grad.is_sparse:
                         parameter.grad = parameter.grad.to_dense()
                     self._before(index, parameter, rate)
-                self.steps.rates[index].append(rate)
-                self.steps.momentum = float(group.get("momentum") or 0.0)
+                momentum, is_first = float(group.get("momentum") or 0.0), self._last[index] is not optimizer
+                self.steps.taken[index].append(Step(rate, momentum, bool(group.get("nesterov")), is_first))
+                self._last[index] = optimizer
                 self.steps.optimizers.add(type(optimizer).__name__)
 
     def finish(self, optimizer: Any) -> None:
         """Do what comes after the step."""
-        if self._after is not None and any(id(p) in self._index for g in optimizer.param_groups for p in g["params"]):
-            self._after()
+        if self._after is not None:
+            own = [p for group in optimizer.param_groups for p in group["params"]]
+            indices = [self._index[id(p)] for p in own if id(p) in self._index]
+            if indices:
+                self._after(indices)
 
 
 @contextmanager
 def watched(
-    parameters: Sequence[Tensor], before: BeforeStep | None = None, after: Callable[[], None] | None = None
+    parameters: Sequence[Tensor], before: BeforeStep | None = None, after: AfterStep | None = None
 ) -> Iterator[Steps]:
     """Watch the steps that any optimizer takes on ``parameters`` inside the block.
 
     Args:
         before: called with the index of each parameter that has a gradient, the parameter and its learning rate; it
             may write to ``parameter.grad``, and the optimizer sees what it wrote.
-        after: called after each step.
+        after: called after each step with the indices of the parameters that the optimizer has.
     """
     watch = _Watch(parameters, before, after)
 
