@@ -97,6 +97,18 @@ def test_size_measures_a_client_and_forecasts_the_run(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["scaffold", "fedbabu"])
+def test_size_measures_the_clients_of_an_algorithm(
+    command: Sim, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    """Clients of scaffold get variates beside the weights and keep some; those of fedbabu train to evaluate."""
+    monkeypatch.setattr("sim.measure.capacity._MEASURE_SECONDS", 0.1)
+    result = command("size", "--strategy", strategy, "--num-clients", "20", "--fraction-evaluate", "0.1")
+    assert result.returncode == 0, result.stderr
+    assert "one client" in result.stdout
+
+
+@pytest.mark.slow
 def test_a_client_that_raises_is_one_line(command: Sim, tmp_path: Path) -> None:
     result = command("size", "--client", "hungry:Hungry", "--results-dir", str(tmp_path), cwd=PROGRAMS)
     assert result.returncode == 1

@@ -24,11 +24,16 @@ _MOST_CLIENTS = 256
 
 @dataclass(frozen=True)
 class MeasurementTask:
-    """What a process has to measure: clients from the first on, until ``seconds`` have passed."""
+    """What a process has to measure: clients from the first on, until ``seconds`` have passed.
+
+    Attributes:
+        sent: what the server part of an algorithm sends beside the weights.
+    """
 
     spec: ClientSpec
     num_clients: int
     weights: NDArrays
+    sent: NDArrays
     settings: dict[str, Scalar]
     summed: bool
     clients: list[int]
@@ -39,11 +44,13 @@ class MeasurementTask:
     def of(cls, prepared: Prepared, number: int, seconds: float) -> MeasurementTask:
         """Choose clients of a run at random; each process ``number`` gets others."""
         config = prepared.config
+        algorithm = None if prepared.strategy is None else prepared.strategy.algorithm
         order = generator(config.seed, Purpose.MEASURING, number).permutation(config.num_clients)
         return cls(
             prepared.torch_spec,
             config.num_clients,
             prepared.initial_weights,
+            [] if algorithm is None else algorithm.sent(),
             {"server_round": 1, **fit_settings(config, 1)},
             prepared.averages,
             [int(client_id) for client_id in order[:_MOST_CLIENTS]],

@@ -8,8 +8,11 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -26,17 +29,25 @@ from sim.run_folder.records import Phase
 
 def _execute(task: MeasurementTask) -> Iterator[Measurement | None]:
     """Set up, warm up, yield, measure: the body of a process."""
-    worker = Worker(task.spec, task.num_clients, task.spec.seed)
+    states = tempfile.TemporaryDirectory() if task.spec.algorithm is not None else None  # until the process ends
+    spec = task.spec if states is None else replace(task.spec, states_folder=Path(states.name))
+    worker = Worker(spec, task.num_clients, task.spec.seed)
     runtime = worker.torch_runtime
+    wrote: set[int] = set()  # ids of clients
     size = task.spec.vectorized_clients
 
     def run(phase: Phase, number: int, settings: dict[str, Scalar]) -> list[ClientResult]:
         ids = [task.clients[(number * size + i) % len(task.clients)] for i in range(size)]
-        tasks = [Task(client_id, settings) for client_id in (ids if phase == "fit" else ids[:1])]
-        results = worker.run(Chunk(phase, 1, tasks, task.weights, task.summed and phase == "fit")).results
+        tasks = [
+            Task(client_id, settings, state_round=1 if client_id in wrote else None)
+            for client_id in (ids if phase == "fit" else ids[:1])
+        ]
+        weights, is_summed = [*task.weights, *task.sent], task.summed and phase == "fit"
+        results = worker.run(Chunk(phase, 1, tasks, weights, is_summed, num_extras=len(task.sent))).results
         for result in results:
             if result.error is not None:
                 raise EngineError(f"client {result.client_id}: {result.error}")
+        wrote.update(result.client_id for result in results if result.wrote_state)
         return results
 
     slices = runtime.test_slices()
@@ -50,8 +61,9 @@ def _execute(task: MeasurementTask) -> Iterator[Measurement | None]:
         number += 1
         fits += [(result.num_examples, result.seconds) for result in run("fit", number, task.settings)]
     busy = (time.process_time() - used) / (time.perf_counter() - start)
+    tuning = {} if states is None else task.settings  # clients of an algorithm may train before they evaluate
     evaluations = (
-        [run("evaluate", i, {})[0].seconds for i in range(min(5, len(task.clients)))] if task.evaluates else []
+        [run("evaluate", i, tuning)[0].seconds for i in range(min(5, len(task.clients)))] if task.evaluates else []
     )
     start = time.perf_counter()
     for first, last in slices[:4]:
