@@ -286,7 +286,6 @@ def test_the_fault_campaign_passes(tmp_path: Path) -> None:
         import campaign
 
         campaign.SETTINGS["max_local_steps"] = 2  # the faults need rounds, but no long ones
-        campaign.FLAGS += ["--max-local-steps", "2"]
         sys.exit(campaign.main())
     """
     words = ["--trials", "3", "--seed", "1", "--strategies", "fedadam", "-o", str(tmp_path / "faults.csv")]
