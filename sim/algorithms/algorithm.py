@@ -80,6 +80,7 @@ class LocalTraining(Protocol):
         before: BeforeStep | None = None,
         after: AfterStep | None = None,
         prefix: str | None = "",
+        must_step: bool = False,
     ) -> Steps:
         """Call the program's ``train`` on the net.
 
@@ -88,21 +89,10 @@ class LocalTraining(Protocol):
             repeats: how often in a row each batch comes; ``--max-local-steps`` counts the batches.
             before, after: see ``sim.training.step_hooks.watched``.
             prefix: of the names of the metrics that it returns; None for none of them.
-        """
-
-    def train_by_steps(
-        self,
-        *,
-        epochs: int | None = None,
-        repeats: int = 1,
-        before: BeforeStep | None = None,
-        after: AfterStep | None = None,
-        prefix: str | None = "",
-    ) -> Steps:
-        """Call ``train``, which has to step the net by an optimizer, unless the client's examples fill no batch.
+            must_step: it has to step the net by an optimizer, unless the client's examples fill no batch.
 
         Raises:
-            ValueError: no optimizer has stepped the net.
+            ValueError: it must step the net, and has not.
         """
 
     def weights(self) -> list[Tensor]:
@@ -256,7 +246,7 @@ class GradientCorrection(Algorithm):
             if pull:
                 parameter.grad.add_(parameter - exchange.start[index], alpha=pull)
 
-        return local.train_by_steps(before=correct if constant is not None or pull else None)
+        return local.train(before=correct if constant is not None or pull else None, must_step=True)
 
 
 def zeros(like: Sequence[Tensor]) -> list[Tensor]:

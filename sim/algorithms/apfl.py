@@ -50,13 +50,13 @@ class Apfl(Algorithm):
         alpha = float(state["alpha"][0]) if "alpha" in state else self.alpha
         way = [local.exchange.start]
         before, again = local.weights(), saved()
-        local.train_by_steps(after=lambda _: way.append([p.detach().clone() for p in parameters]))
+        local.train(after=lambda _: way.append([p.detach().clone() for p in parameters]), must_step=True)
         trained = local.weights()
         again()
         local.load(before)
         mixture = _Mixture(parameters, own, alpha, way, adaptive=self.adaptive)
         mixture.load()
-        local.train_by_steps(before=mixture.scale, after=mixture.advance, prefix="personal_")
+        local.train(before=mixture.scale, after=mixture.advance, prefix="personal_", must_step=True)
         state["v"], state["alpha"] = mixture.own, [torch.tensor(mixture.alpha, dtype=torch.float64)]
         state["mixture"] = local.weights()
         local.load(trained)

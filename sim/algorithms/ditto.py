@@ -50,7 +50,7 @@ class Ditto(Algorithm):
             assert parameter.grad is not None
             parameter.grad.add_(parameter - start[index], alpha=self.lambda_)
 
-        local.train_by_steps(epochs=self.personal_epochs or None, before=attract, prefix="personal_")
+        local.train(epochs=self.personal_epochs or None, before=attract, prefix="personal_", must_step=True)
         state["personal"] = local.weights()
         local.load(trained)
         return Update()

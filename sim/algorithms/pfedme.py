@@ -78,7 +78,7 @@ class PFedMe(Algorithm):
                     w, theta = outer[index], local.parameters[index]
                     w.sub_(w - theta, alpha=self.eta * self.lambda_)
 
-        steps = local.train_by_steps(repeats=self.K, before=attract, after=follow)
+        steps = local.train(repeats=self.K, before=attract, after=follow, must_step=True)
         if 0 < steps.count < self.K:
             raise ValueError(f"train took {steps.count} steps, fewer than K = {self.K}, so that w would never follow θ")
         local.exchange.state["personal"] = local.weights()

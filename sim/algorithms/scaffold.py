@@ -129,7 +129,7 @@ def _gradient_at_start(local: LocalTraining) -> list[Tensor]:
         local.load(before)
 
     with torch.enable_grad():
-        steps = local.train_by_steps(epochs=1, before=collect, after=take_back, prefix=None)
+        steps = local.train(epochs=1, before=collect, after=take_back, prefix=None, must_step=True)
     local.load(before)
     num_examples, batch_size = local.loader.num_examples, local.loader.batch_size or 0
     last_size = num_examples - batch_size * (steps.count - 1)

@@ -16,7 +16,7 @@ from sim.client.torch_client import TorchClient
 from sim.run_folder.client_states import ClientState
 from sim.seeds import restored
 from sim.training.step_hooks import AfterStep, BeforeStep, Steps, watched
-from sim.training.weights import WeightLayout, set_weights, state_of, view_weights
+from sim.training.weights import WeightLayout, array_of, set_weights, state_of, view_weights
 
 # In the config of an evaluation: test the global model and the client's own, also after so many epochs of training.
 FINE_TUNE_EPOCHS = "sim.fine_tune_epochs"
@@ -86,7 +86,7 @@ class AlgorithmClient:
         if first_loss is not None:
             self.metrics["first_loss"] = first_loss
         trained = view_weights(self.net)
-        state = {name: [_array(tensor) for tensor in tensors] for name, tensors in self.exchange.state.items()}
+        state = {name: [array_of(tensor) for tensor in tensors] for name, tensors in self.exchange.state.items()}
         if self._kept:
             state[_KEPT] = [trained[position] for position in self._kept]
         num_examples = self._client.train_loader.num_examples
@@ -164,8 +164,8 @@ class AlgorithmClient:
             trained[position] = self._received[position]
         if update.shared is not None:
             for position, tensor in zip(self._shared, update.shared, strict=True):
-                trained[position] = _array(tensor)
-        return [*trained, *(_array(tensor) for tensor in update.extras)]
+                trained[position] = array_of(tensor)
+        return [*trained, *(array_of(tensor) for tensor in update.extras)]
 
     def train(
         self,
@@ -175,6 +175,7 @@ class AlgorithmClient:
         before: BeforeStep | None = None,
         after: AfterStep | None = None,
         prefix: str | None = "",
+        must_step: bool = False,
     ) -> Steps:
         """Call the program's ``train`` on the net."""
         config, loader = self._config, self.loader
@@ -187,23 +188,14 @@ class AlgorithmClient:
             raise ValueError(
                 f"train does not iterate over the loader that it gets, which gives each batch {repeats} times"
             )
-        self.optimizers |= steps.optimizers
-        if prefix is not None:
-            self.metrics.update({f"{prefix}{name}": value for name, value in metrics.items()})
-        return steps
-
-    def train_by_steps(self, **how: Any) -> Steps:
-        """Call the program's ``train``, which has to step the net by an optimizer.
-
-        Raises:
-            ValueError: no optimizer has stepped the net, although there are batches.
-        """
-        steps = self.train(**how)
-        if not steps.count and len(self.loader):
+        if must_step and not steps.count and len(loader):
             raise ValueError(
                 "train took no step of an optimizer of torch.optim on the model that it was given, so that its "
                 "gradients could not be corrected"
             )
+        self.optimizers |= steps.optimizers
+        if prefix is not None:
+            self.metrics.update({f"{prefix}{name}": value for name, value in metrics.items()})
         return steps
 
     def weights(self) -> list[Tensor]:
@@ -239,9 +231,3 @@ class _Repeated:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
-
-
-def _array(tensor: Tensor) -> Any:
-    tensor = tensor.detach().cpu()
-    numpy_has_it = tensor.dtype is not torch.bfloat16
-    return (tensor if numpy_has_it else tensor.float()).numpy()

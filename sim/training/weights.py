@@ -94,10 +94,12 @@ def view_weights(net: nn.Module) -> Weights:
 
     What numpy has no type for, such as bfloat16, is returned as float32, which holds the same numbers.
     """
-    return [_array(tensor.detach().cpu()) for tensor in state_of(net).values()]
+    return [array_of(tensor) for tensor in state_of(net).values()]
 
 
-def _array(tensor: Tensor) -> NDArray[Any]:
+def array_of(tensor: Tensor) -> NDArray[Any]:
+    """Return a tensor as an array; on a CPU it changes when the tensor does. See ``view_weights``."""
+    tensor = tensor.detach().cpu()
     return (tensor if _numpy_knows(tensor) else tensor.float()).numpy()
 
 
