@@ -81,7 +81,10 @@ STRATEGIES_OF_FLOWER = (
     "bulyan",
     "qfedavg",
 )
-STRATEGIES = (*STRATEGIES_OF_FLOWER, *ALGORITHMS)
+ASYNCHRONOUS = ("fedasync", "fedbuff")
+STRATEGIES = (*STRATEGIES_OF_FLOWER, *ALGORITHMS, *ASYNCHRONOUS)
+AVAILABILITIES = ("always", "bernoulli", "on-off", "diurnal", "trace")
+SAMPLERS = ("uniform", "by-size", "power-of-choice", "oort", "round-robin")
 ATTACKS = ("label-flip", "sign-flip", "gaussian", "alie", "ipm")
 
 # Settings that a resumed run may change: they change no bit of a round, or only the number of rounds.

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from sim.config.choices import (
     ALGORITHMS,
+    ASYNCHRONOUS,
     ATTACKS,
     PARTITIONERS,
     STRATEGIES,
@@ -18,6 +19,7 @@ from sim.config.choices import (
 )
 from sim.config.fields import MOST, default_of, flag_of, setting
 from sim.config.training_config import MACHINE, MODEL, RUN, CentralizedConfig, TrainingConfig
+from sim.config.virtual_time import VirtualTimeConfig
 from sim.errors import ConfigError
 from sim.metrics import Target
 
@@ -71,12 +73,17 @@ USED_BY = {
         "strategy_args",
         "dp",
         "dp_args",
+        *(each.name for each in fields(VirtualTimeConfig) if each.name not in {f.name for f in fields(TrainingConfig)}),
     ),
 }
 
 
+_OF_ROUNDS = ("over_select", "deadline", "deadline_quantile", "partial_work", "min_reports")
+_OF_DEVICES = (*_OF_ROUNDS, "availability", "client_steps")
+
+
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(TrainingConfig):
+class RunConfig(VirtualTimeConfig):
     """The settings of one federated run.
 
     After construction, exactly one of ``fraction_fit`` and ``clients_per_round`` has a value, unless an app decides.
@@ -222,7 +229,8 @@ class RunConfig(TrainingConfig):
         "Song 2021, algorithm 1), ditto (Li et al. 2021, algorithm 1), fedper (Arivazhagan et al. 2019, algorithms 1 "
         "and 2), fedrep (Collins et al. 2021, algorithm 1), fedbn (Li et al. 2021, algorithm 1), lg-fedavg (Liang et "
         "al. 2020, algorithm 1), fedbabu (Oh et al. 2022, algorithm 1), apfl (Deng et al. 2020, algorithm 1), pfedme "
-        "(Dinh et al. 2020, algorithm 1); or your own class, of flwr.server.strategy or flwr.serverapp.strategy",
+        "(Dinh et al. 2020, algorithm 1); fedasync (Xie et al. 2019, algorithm 1) and fedbuff (Nguyen et al. 2022, "
+        "algorithm 1), which are asynchronous; or your own class, of flwr.server.strategy or flwr.serverapp.strategy",
         STRATEGY,
         choices=STRATEGIES,
         importable=True,
@@ -245,7 +253,7 @@ class RunConfig(TrainingConfig):
         "strategy of Flower by which the server of scaffold, fedrep and the like takes its step, e.g. fedadam",
         STRATEGY,
         choices=STRATEGIES_OF_FLOWER,
-        belongs_to=("strategy", ALGORITHMS),
+        belongs_to=("strategy", (*ALGORITHMS, "fedbuff")),
     )
     server_args: dict[str, bool | int | float | str] = setting(
         {},
@@ -341,8 +349,8 @@ class RunConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.server_args and self.strategy not in ALGORITHMS:
-            names = ", ".join(ALGORITHMS)
+        if self.server_args and self.strategy not in (*ALGORITHMS, "fedbuff"):
+            names = ", ".join((*ALGORITHMS, "fedbuff"))
             raise ConfigError(f"--server-args {', '.join(self.server_args)}: belong to --strategy {names}")
         self._check_clients()
 
@@ -382,6 +390,7 @@ class RunConfig(TrainingConfig):
         if self.dp_args and self.dp is None:
             raise ConfigError(f"--dp-args {', '.join(self.dp_args)}: belong to --dp fixed or adaptive")
         self._check_attack()
+        self._check_virtual_time()
         if self.fraction_evaluate and not self.eval_share:
             raise ConfigError(
                 f"--eval-share 0: must be above 0, because --fraction-evaluate {self.fraction_evaluate:g} "
@@ -395,6 +404,51 @@ class RunConfig(TrainingConfig):
             raise ConfigError(
                 f"--attack {self.attack} and --dp {self.dp}: give one of the two; --dp clips and blurs what attackers "
                 "send, so that a run would measure neither"
+            )
+
+    def _check_virtual_time(self) -> None:
+        if self.mode == "async" and not self.is_asynchronous:
+            raise ConfigError(
+                f"--mode async: belongs to --strategy {' or '.join(ASYNCHRONOUS)}, not to {self.strategy}"
+            )
+        if self.mode == "sync" and self.is_asynchronous:
+            raise ConfigError(f"--mode sync: --strategy {self.strategy} is asynchronous; use --mode async, or auto")
+        if self.is_asynchronous and self.devices is None:
+            object.__setattr__(self, "devices", "uniform")
+        given = {name: getattr(self, name) for name in _OF_DEVICES if getattr(self, name) != getattr(RunConfig, name)}
+        for name, value in given.items():
+            if self.devices is None:
+                raise ConfigError(f"{_with_value(name, value)}: needs the virtual seconds of --devices, e.g. uniform")
+            if self.is_asynchronous and name in _OF_ROUNDS:
+                raise ConfigError(
+                    f"{_with_value(name, value)}: belongs to --mode sync, in which clients wait for others"
+                )
+        if self.availability_args and self.availability is None:
+            names = ", ".join(self.availability_args)
+            raise ConfigError(f"--availability-args {names}: belong to --availability")
+        if self.device_args and self.devices is None:
+            raise ConfigError(f"--device-args {', '.join(self.device_args)}: belong to --devices")
+        if self.deadline is not None and self.deadline_quantile is not None:
+            raise ConfigError(
+                f"--deadline {self.deadline:g} and --deadline-quantile {self.deadline_quantile:g}: give one of the two"
+            )
+        if self.partial_work and self.deadline is None and self.deadline_quantile is None:
+            raise ConfigError("--partial-work: needs --deadline or --deadline-quantile, which clients would miss")
+        if self.over_select > 1 and self.num_asked_clients > self.num_clients:
+            raise ConfigError(
+                f"--over-select {self.over_select:g}: asks {self.num_asked_clients} clients in a round, but there are "
+                f"{self.num_clients}; at most {self.num_clients / self.num_fit_clients:g}"
+            )
+        if self.min_reports > self.num_fit_clients:
+            raise ConfigError(
+                f"--min-reports {self.min_reports}: at most the {self.num_fit_clients} clients that train in a round"
+            )
+        if self.num_concurrent > self.num_clients:
+            raise ConfigError(f"--concurrency {self.num_concurrent}: at most --num-clients {self.num_clients}")
+        if self.client_steps is not None and self.client_fn is None:
+            raise ConfigError(
+                f"--client-steps {self.client_steps}: belongs to --client-fn; the steps of other clients follow from "
+                "their examples"
             )
 
     @classmethod
@@ -445,6 +499,21 @@ class RunConfig(TrainingConfig):
         return _share_of(self.num_clients, self.fraction_fit or 0.0)
 
     @property
+    def num_asked_clients(self) -> int:
+        """Return the number of clients that are asked to train in a round, of which the first ones are taken."""
+        return math.ceil(self.num_fit_clients * self.over_select - 1e-9)
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether a round is a version of the model that is made while other clients train."""
+        return self.strategy in ASYNCHRONOUS
+
+    @property
+    def num_concurrent(self) -> int:
+        """Return the number of clients that train at the same time, where rounds are asynchronous."""
+        return self.concurrency or self.num_fit_clients
+
+    @property
     def num_attackers(self) -> int:
         """Return the number of clients that are attackers."""
         return 0 if self.attack is None else _share_of(self.num_clients, self.attack_share)
@@ -477,6 +546,10 @@ class AppConfig(RunConfig):
 def config_type_of(values: Mapping[str, Any]) -> type[RunConfig]:
     """Return the class of the config that has these settings."""
     return AppConfig if values.get("app") is not None else RunConfig
+
+
+def _with_value(name: str, value: Any) -> str:
+    return flag_of(name) if value is True else f"{flag_of(name)} {value}"
 
 
 def _share_of(num_clients: int, fraction: float) -> int:

@@ -26,6 +26,9 @@ class RoundRecord:
     ``fit_seconds`` is the sum of the four columns behind it: until the first client begins, in clients and idle (means
     over the actors), and after the last client. ``eval_accuracy_p10`` is the quantile below which 10 % of the clients
     are, ``eval_accuracy_worst10`` the mean of the worst 10 %. ``checkpoint_seconds`` are spent after the round.
+    ``virtual_seconds`` are those from the start of the run to the end of this round. ``bytes_down`` and ``bytes_up``
+    are sums over the clients. ``num_late`` and ``num_offline`` count clients that did not finish in virtual time.
+    ``staleness_mean`` is the mean over the clients of the versions that were made while they trained.
     ``test_metrics``, which is no column, has every number of the central test but its loss; NaN is one not measured.
     """
 
@@ -53,6 +56,12 @@ class RoundRecord:
     eval_seconds: float | None = None
     round_seconds: float | None = None
     checkpoint_seconds: float | None = None
+    virtual_seconds: float | None = None
+    bytes_down: int | None = None
+    bytes_up: int | None = None
+    num_late: int | None = None
+    num_offline: int | None = None
+    staleness_mean: float | None = None
     test_metrics: Mapping[str, float] = field(default_factory=dict, metadata={"is_column": False})
 
     def tested(self, name: str) -> float | None:
@@ -70,6 +79,10 @@ class ClientRecord:
         seconds: the time of the client in its process; an equal share of it for clients of one computation.
         actor: the process.
         vectorized_with: number of clients that one computation trained; None for one client after another.
+        status: late and offline are clients that did not finish in virtual time.
+        virtual_start, virtual_end: virtual seconds since the start of the run.
+        staleness: versions that were made while the client trained.
+        bytes_down, bytes_up: what was sent to the client and what it sent.
     """
 
     round: int
@@ -81,8 +94,13 @@ class ClientRecord:
     seconds: float | None
     actor: int | None
     vectorized_with: int | None
-    status: Literal["ok", "failed"]
+    status: Literal["ok", "failed", "late", "offline"]
     error: str | None
+    virtual_start: float | None = None
+    virtual_end: float | None = None
+    staleness: int | None = None
+    bytes_down: int | None = None
+    bytes_up: int | None = None
 
 
 class MetricRecord(NamedTuple):
@@ -115,6 +133,7 @@ def columns(record_type: RecordType) -> list[str]:
 
 RENAMED_COLUMNS = {"together": "vectorized_with"}  # names in files of earlier versions → today's
 _INTEGERS = {"round", "num_clients", "num_failures", "client_id", "num_examples", "actor", "vectorized_with"}
+_INTEGERS |= {"bytes_down", "bytes_up", "num_late", "num_offline", "staleness"}
 _TEXTS = {"phase", "status", "error", "name"}
 
 

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from sim.errors import RunFolderError, WriteError
 from sim.run_folder.folder import Run
-from sim.run_folder.records import ClientRecord, MetricRecord, Record, RecordType, RoundRecord, columns
+from sim.run_folder.records import RENAMED_COLUMNS, ClientRecord, MetricRecord, Record, RecordType, RoundRecord, columns
 
 _MASK = os.umask(0o022)  # it can only be read by setting it
 os.umask(_MASK)
@@ -247,7 +247,7 @@ def _header(record_type: RecordType) -> bytes:
 
 def _row_of(record: Record, names: Sequence[str]) -> list[Any]:
     """Return the cells of a record; NaN is an empty one, as everything that was not measured."""
-    cells = record if isinstance(record, tuple) else [getattr(record, name) for name in names]
+    cells = [getattr(record, RENAMED_COLUMNS.get(name, name), None) for name in names]
     return [None if cell != cell else cell for cell in cells]  # noqa: PLR0124 - NaN
 
 
@@ -259,6 +259,7 @@ class _Table:
         content = path.read_bytes()
         self.size = len(content)
         self.sha256 = hashlib.sha256(content)
+        self._columns = content.partition(b"\n")[0].decode().split(",")  # an earlier version may have had fewer
         self._file = path.open("ab", buffering=0)
 
     def append(self, records: Sequence[Record]) -> None:
@@ -268,8 +269,7 @@ class _Table:
             WriteError: the rows cannot be written.
         """
         text = io.StringIO()
-        names = columns(type(records[0])) if records else []
-        csv.writer(text, lineterminator="\n").writerows(_row_of(record, names) for record in records)
+        csv.writer(text, lineterminator="\n").writerows(_row_of(record, self._columns) for record in records)
         content = text.getvalue().encode()
         try:
             if not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):

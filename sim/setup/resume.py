@@ -30,7 +30,6 @@ from sim.run_folder import environment
 from sim.run_folder.checkpoint import Checkpoint, Code
 from sim.run_folder.client_states import StatesInFolder
 from sim.run_folder.folder import Run
-from sim.run_folder.records import RENAMED_COLUMNS, ClientRecord, RoundRecord, columns
 from sim.run_folder.state import is_flowers
 from sim.server.prepared import Prepared, ResumePoint
 from sim.training.local import pick_device
@@ -281,11 +280,11 @@ def _sha256(path: str) -> str:
 
 
 def _in_todays_words(fits: dict[str, Any]) -> dict[str, Any]:
-    """Return what an earlier version wrote under today's names of columns."""
-    name = "columns of clients.csv"
+    """Return what an earlier version wrote, without the columns of its tables, which go on as they are."""
     defaults = {f.name: default_of(f) for f in fields(RunConfig) if f.name not in {*CHANGEABLE, *_PLACES}}
     config = {**defaults, **fits.get("config", {})}
-    return {**fits, "config": config, name: [RENAMED_COLUMNS.get(column, column) for column in fits.get(name, [])]}
+    others = {name: value for name, value in fits.items() if not name.startswith("columns of ")}
+    return {**others, "config": config}
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -319,8 +318,6 @@ def what_must_fit(prepared: Prepared, *, old_data: bool = False) -> dict[str, An
         **data,
         "partition": hashlib.sha256(assigned.indices.tobytes() + assigned.offsets.tobytes()).hexdigest()[:16],
         "device": "cpu" if isinstance(prepared.spec, FlowerSpec) else pick_device(prepared.spec.device).type,
-        "columns of rounds.csv": columns(RoundRecord),
-        "columns of clients.csv": columns(ClientRecord),
     }
 
 
