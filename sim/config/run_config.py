@@ -434,6 +434,9 @@ class RunConfig(VirtualTimeConfig):
             )
         if self.partial_work and self.deadline is None and self.deadline_quantile is None:
             raise ConfigError("--partial-work: needs --deadline or --deadline-quantile, which clients would miss")
+        self._check_numbers_of_clients()
+
+    def _check_numbers_of_clients(self) -> None:
         if self.over_select > 1 and self.num_asked_clients > self.num_clients:
             raise ConfigError(
                 f"--over-select {self.over_select:g}: asks {self.num_asked_clients} clients in a round, but there are "

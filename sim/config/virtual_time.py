@@ -18,8 +18,8 @@ class VirtualTimeConfig(TrainingConfig):
     devices: str | None = setting(
         None,
         "devices of the clients, from which virtual seconds are computed: uniform, lognormal, flash (Yang et al. "
-        "2021), fedscale:FILE or fedscale:FILE:FILE (capacity and availability, Lai et al. 2022), or a table as FILE.csv or "
-        "FILE.json; no virtual time if not given",
+        "2021), fedscale:FILE or fedscale:FILE:FILE (capacity and availability, Lai et al. 2022), or a table as "
+        "FILE.csv or FILE.json; no virtual time if not given",
         VIRTUAL_TIME,
     )
     device_args: dict[str, bool | int | float | str] = setting(
