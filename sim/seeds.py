@@ -35,11 +35,21 @@ class Purpose(IntEnum):
     ATTACKERS = 15
     ATTACK = 16
     FINE_TUNE = 17
+    DEVICE = 18
+    AVAILABILITY = 19
+    SAMPLER = 20
 
 
-def sequence(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0) -> np.random.SeedSequence:
-    """Return the seed sequence of one stream; all four numbers are integers ≥ 0."""
-    return np.random.SeedSequence(entropy=seed, spawn_key=(int(purpose), server_round, client_id))
+def sequence(
+    seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0, repeat: int = 0
+) -> np.random.SeedSequence:
+    """Return the seed sequence of one stream; all numbers are integers ≥ 0.
+
+    Args:
+        repeat: how often the client has drawn from this stream before, which asynchronous rounds allow.
+    """
+    key = int(purpose), server_round, client_id
+    return np.random.SeedSequence(entropy=seed, spawn_key=(*key, repeat) if repeat else key)
 
 
 def generator(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0) -> np.random.Generator:
@@ -48,22 +58,22 @@ def generator(seed: int, purpose: Purpose, server_round: int = 0, client_id: int
 
 
 @contextmanager
-def seeded(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0) -> Iterator[None]:
+def seeded(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0, repeat: int = 0) -> Iterator[None]:
     """Seed the global ``random``, ``numpy`` and ``torch`` generators inside the block, and restore them after it.
 
     Code without access to the streams (Flower's strategies, dropout, a user's ``train``) draws from the global
     generators. They are restored, so that such code does not change the numbers that later code draws.
     """
     with restored():
-        reseed(seed, purpose, server_round, client_id)
+        reseed(seed, purpose, server_round, client_id, repeat)
         yield
 
 
-def reseed(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0) -> None:
+def reseed(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0, repeat: int = 0) -> None:
     """Seed the global ``random``, ``numpy`` and ``torch`` generators for one stream."""
     import torch
 
-    words = sequence(seed, purpose, server_round, client_id).generate_state(8)
+    words = sequence(seed, purpose, server_round, client_id, repeat).generate_state(8)
     random.seed(int.from_bytes(words[:4].tobytes(), "little"))
     np.random.seed(words[4:6])  # noqa: NPY002
     seed_of_torch = int.from_bytes(words[6:8].tobytes(), "little")

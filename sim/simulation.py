@@ -324,6 +324,8 @@ def _open_engine(prepared: Prepared, ray_session: RaySession | None, num_actors:
 
 def _most_clients_at_once(config: RunConfig) -> int:
     """Return how many clients a phase of a round can have; more actors than that would never have any work."""
+    if config.is_asynchronous:
+        return max(config.num_concurrent, config.num_evaluate_clients)
     arguments = config.server_args if config.strategy in ALGORITHMS else config.strategy_args
     if config.app is not None or arguments or ":" in config.strategy:
         return config.num_clients  # it decides for itself
@@ -340,6 +342,9 @@ def _only_built_in_parts(config: RunConfig) -> bool:
         config.app is None
         and config.strategy not in ALGORITHMS
         and config.local_parameters is None
+        and config.devices is None
+        and config.sampler == RunConfig.sampler
+        and not config.compress
         and not any(name is not None and ":" in name for name in names)
         and not (config.strategy_args or config.dp or config.attack or config.ray_address or config.gpus_of_a_client)
         and config.local_training != "vectorized"

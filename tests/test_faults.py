@@ -177,10 +177,13 @@ def test_two_runs_at_once_and_one_that_was_killed(tmp_path: Path, small: Small) 
     table = tmp_path / "results" / "killed" / "rounds.csv"
     wait_until(lambda: table.exists() and table.read_text().count("\n") > 2)
     family = psutil.Process(killed.pid).children(recursive=True)
-    started = " ".join(word for process in family for word in process.cmdline())
-    assert "ChunkActor" in started
-    assert "monitor.py" not in started  # Ray's own, for clusters and for logs that we do not forward
-    assert "dashboard.py" not in started
+
+    def started() -> str:
+        return " ".join(word for process in family for word in process.cmdline())
+
+    wait_until(lambda: "ChunkActor" in started())  # an actor has its name while it is at work
+    assert "monitor.py" not in started()  # Ray's own, for clusters and for logs that we do not forward
+    assert "dashboard.py" not in started()
     sessions = set(Path(tempfile.gettempdir()).glob("sim-ray-*"))
     beside = small({"num_cpus": 1}, engine="ray", name="beside")
     assert killed.poll() is None

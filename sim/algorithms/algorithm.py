@@ -176,6 +176,16 @@ class Algorithm:
 
     # The client part.
 
+    def num_steps(self, batches: int, epochs: int, most: int) -> int:
+        """Return how many training steps a client takes, for its virtual seconds.
+
+        Args:
+            batches: of the client's examples.
+            epochs: local epochs of the round.
+            most: ``--max-local-steps``, which limits each call of ``train``; 0 for any number.
+        """
+        return limited(batches * epochs, most)
+
     def is_personal(self, server_round: int) -> bool:
         """Return whether clients keep parameters to themselves in this round."""
         return True
@@ -247,6 +257,11 @@ class GradientCorrection(Algorithm):
                 parameter.grad.add_(parameter - exchange.start[index], alpha=pull)
 
         return local.train(before=correct if constant is not None or pull else None, must_step=True)
+
+
+def limited(steps: int, most: int) -> int:
+    """Return at most ``most`` steps, of which 0 means any number."""
+    return min(steps, most) if most else steps
 
 
 def zeros(like: Sequence[Tensor]) -> list[Tensor]:

@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sim.algorithms.algorithm import Algorithm, LocalTraining, Update, argument
+from sim.algorithms.algorithm import Algorithm, LocalTraining, Update, argument, limited
 from sim.seeds import saved
 
 
@@ -42,6 +42,10 @@ class Apfl(Algorithm):
     weighting: str = argument("uniform", choices=("examples", "uniform"))
     alpha: float = argument(0.5, low=0, high=1)
     adaptive: bool = argument(False)
+
+    def num_steps(self, batches: int, epochs: int, most: int) -> int:
+        """Return the steps of both models."""
+        return 2 * limited(batches * epochs, most)
 
     def fit(self, local: LocalTraining) -> Update:
         """Train w, then v along the way that w took."""

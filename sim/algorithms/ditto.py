@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sim.algorithms.algorithm import Algorithm, LocalTraining, Update, argument
+from sim.algorithms.algorithm import Algorithm, LocalTraining, Update, argument, limited
 
 
 @dataclass
@@ -36,6 +36,10 @@ class Ditto(Algorithm):
     weighting: str = argument("uniform", choices=("examples", "uniform"))
     lambda_: float = argument(0.1, low=0)
     personal_epochs: int = argument(0, low=0, high=10**9)
+
+    def num_steps(self, batches: int, epochs: int, most: int) -> int:
+        """Return the steps of both models."""
+        return limited(batches * epochs, most) + limited(batches * (self.personal_epochs or epochs), most)
 
     def fit(self, local: LocalTraining) -> Update:
         """Train the model that is sent, then the personal one."""

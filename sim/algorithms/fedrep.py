@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from sim.algorithms.algorithm import LocalTraining, Update, argument
+from sim.algorithms.algorithm import LocalTraining, Update, argument, limited
 from sim.algorithms.fedper import FedPer
 
 
@@ -40,6 +40,10 @@ class FedRep(FedPer):
         """Say which epochs count."""
         epochs = f"head_epochs = {self.head_epochs} and body_epochs = {self.body_epochs}"
         return f"{epochs} replace --local-epochs {local_epochs}"
+
+    def num_steps(self, batches: int, epochs: int, most: int) -> int:
+        """Return the steps of head and body."""
+        return limited(batches * self.head_epochs, most) + limited(batches * self.body_epochs, most)
 
     def fit(self, local: LocalTraining) -> Update:
         """Train the head, then the body."""

@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sim.algorithms.algorithm import Aggregation, Algorithm, Arrays, LocalTraining, Update, argument
+from sim.algorithms.algorithm import Aggregation, Algorithm, Arrays, LocalTraining, Update, argument, limited
 
 
 @dataclass
@@ -59,6 +59,10 @@ class PFedMe(Algorithm):
             return aggregation.mean
         pairs = zip(aggregation.before, aggregation.mean, strict=True)
         return [((1 - self.beta) * w + self.beta * mean).astype(w.dtype) for w, mean in pairs]
+
+    def num_steps(self, batches: int, epochs: int, most: int) -> int:
+        """Return the K steps for each batch."""
+        return self.K * limited(batches * epochs, most)
 
     def fit(self, local: LocalTraining) -> Update:
         """Find θ for each batch, and let w follow."""

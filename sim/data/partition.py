@@ -60,13 +60,18 @@ class Partition:
     def split(self, client_id: int, eval_share: float) -> tuple[Indices, Indices]:
         """Split the n examples of one client: the last ⌊n · eval_share⌋ are for evaluation, the others for training."""
         indices = self.of(client_id)
-        # 1e-9, because 0.29 · 100 is 28.999…; a share below 1 leaves an example for training all the same.
-        num_eval = min(int(len(indices) * eval_share + 1e-9), max(0, len(indices) - 1))
-        return indices[: len(indices) - num_eval], indices[len(indices) - num_eval :]
+        num_train = num_training_examples(len(indices), eval_share)
+        return indices[:num_train], indices[num_train:]
 
     def label_counts(self, labels: Labels, num_classes: int) -> NDArray[np.int64]:
         """Return the number of examples of each class at each client, int64 [num_clients, num_classes]."""
         return np.stack([np.bincount(labels[self.of(c)], minlength=num_classes) for c in range(self.num_clients)])
+
+
+def num_training_examples(size: int, eval_share: float) -> int:
+    """Return how many of a client's examples are for training."""
+    # 1e-9, because 0.29 · 100 is 28.999…; a share below 1 leaves an example for training all the same.
+    return size - min(int(size * eval_share + 1e-9), max(0, size - 1))
 
 
 def assign(dataset: Dataset, config: RunConfig) -> Partition:

@@ -25,6 +25,8 @@ class Task:
         num_examples: how much work it is, where that is known; otherwise 0.
         message: what a Flower app gets instead of a FitIns or EvaluateIns.
         state_round: the round in which the client wrote its state, see ``sim.run_folder.client_states``; None for none.
+        state_number: under which it writes its next state; None for the number of the round.
+        repeat: how often the client has begun with the same weights before, in asynchronous rounds.
     """
 
     client_id: int
@@ -33,6 +35,8 @@ class Task:
     num_examples: int = 0
     message: TaskMessage | None = None
     state_round: int | None = None
+    state_number: int | None = None
+    repeat: int = 0
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,8 @@ def fit(runtime: ClientRuntime, chunk: Chunk, seed: int) -> tuple[list[ClientRes
                 exchange, result = exchanges[i], ClientResult(client_id, seconds, sizes[i], loss, {"loss": loss})
                 result.vectorized_with = count
                 if exchange is not None:
-                    _finish(runtime, chunk, result, exchange, [w[k] for w in weights], members[i], config)
+                    number = tasks[i].state_number or chunk.server_round
+                    _finish(runtime, number, result, exchange, [w[k] for w in weights], members[i], config)
                     if chunk.summed:
                         total.add(result.weights or [], 1 if chunk.uniform else sizes[i])
                         result.weights = None
@@ -97,7 +98,7 @@ def _exchange(runtime: ClientRuntime, chunk: Chunk, task: Task) -> Exchange | No
 
 def _finish(
     runtime: ClientRuntime,
-    chunk: Chunk,
+    state_number: int,
     result: ClientResult,
     exchange: Exchange,
     trained: list[Tensor],
@@ -114,16 +115,16 @@ def _finish(
     result.weights = [tensor.cpu().numpy() for tensor in sent]
     state = {name: [tensor.cpu().numpy() for tensor in tensors] for name, tensors in exchange.state.items()}
     if state:
-        runtime.states.write(result.client_id, chunk.server_round, state)
+        runtime.states.write(result.client_id, state_number, state)
         result.wrote_state = True
 
 
 def _member(
     runtime: ClientRuntime, chunk: Chunk, task: Task, config: dict[str, Any], seed: int, exchange: Exchange | None
 ) -> Member:
-    key = seed, Purpose.FIT, chunk.server_round, task.client_id
-    dropout = int(sequence(seed, Purpose.DROPOUT, chunk.server_round, task.client_id).generate_state(1)[0])
-    with seeded(*key):
+    key = chunk.server_round, task.client_id, task.repeat
+    dropout = int(sequence(seed, Purpose.DROPOUT, *key).generate_state(1)[0])
+    with seeded(seed, Purpose.FIT, *key):
         loader = runtime.training_batches(runtime.train_indices(task.client_id), int(config["batch_size"]))
         assert isinstance(loader, Batches), "the trainer was made for images"
         loader.noise = runtime.spec.noise_step * task.client_id

@@ -172,7 +172,7 @@ class Worker:
                 self._begin(task.client_id)
                 try:
                     if chunk.batch is None:
-                        reseed(self.seed, purpose, chunk.server_round, task.client_id)
+                        reseed(self.seed, purpose, chunk.server_round, task.client_id, task.repeat)
                     else:
                         reseed(self.seed, Purpose.QUERY, chunk.batch, task.client_id)
                     with runtime.isolated():
@@ -301,7 +301,7 @@ class Worker:
         if not chunk.summed:
             result.weights = [array.copy() for array in result.weights]
         if any(state.values()):
-            runtime.states.write(task.client_id, number, state)
+            runtime.states.write(task.client_id, task.state_number or number, state)
             result.wrote_state = True
         return result
 

@@ -149,11 +149,11 @@ class ValidStates:
                 elif server_round < valid:
                     self._replaced.append((client_id, server_round, valid))
 
-    def renew(self, rounds: Mapping[int, int]) -> None:
+    def renew(self, rounds: Mapping[int, int], server_round: int) -> None:
         """Take the valid states after a round."""
-        for client_id, server_round in rounds.items():
+        for client_id, number in rounds.items():
             before = self.rounds.get(client_id)
-            if before is not None and before != server_round:
+            if before is not None and before != number:
                 self._replaced.append((client_id, before, server_round))
         self.rounds = dict(rounds)
 

@@ -81,6 +81,7 @@ class ClientRecord:
         vectorized_with: number of clients that one computation trained; None for one client after another.
         status: late and offline are clients that did not finish in virtual time.
         virtual_start, virtual_end: virtual seconds since the start of the run.
+        virtual_download_seconds, virtual_upload_seconds: the time between them that is not spent on training.
         staleness: versions that were made while the client trained.
         bytes_down, bytes_up: what was sent to the client and what it sent.
     """
@@ -98,6 +99,8 @@ class ClientRecord:
     error: str | None
     virtual_start: float | None = None
     virtual_end: float | None = None
+    virtual_download_seconds: float | None = None
+    virtual_upload_seconds: float | None = None
     staleness: int | None = None
     bytes_down: int | None = None
     bytes_up: int | None = None

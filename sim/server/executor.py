@@ -47,7 +47,6 @@ class Executor:
         collected = PhaseResults()
         if self.state_rounds:
             chunks = [self._with_state_rounds(chunk) for chunk in chunks]
-        wrote = []
         for chunk_result in self.dispatcher.execute(chunks):
             collected.spans += chunk_result.spans
             try:
@@ -55,25 +54,32 @@ class Executor:
             except MismatchError as error:
                 raise RunError(f"round {server_round}: {error}") from error
             for result in chunk_result.results:
-                if result.error is None and result.state is not None:
-                    self._keep_state(result.client_id, result.state)
-                if result.error is None and result.wrote_state:
-                    wrote.append(result.client_id)
-                if result.stops_run:
-                    raise RunError(f"round {server_round} ({phase}): {one_line(result.error or '')}")
-                if result.error is not None:
-                    self.failures.add(result, phase, server_round)
-                    if self._stops and not result.lost:
-                        _stop(result, phase, server_round)
-                self._note_accuracy(result)
-                collected.clients.append(result)
-                collected.records.append(client_record(result, phase, server_round))
+                self.take(result, phase, server_round, collected)
         if phase == "fit" and not collected.succeeded and not all(result.lost for result in collected.clients):
             others = f"; so did all {len(collected.clients)} clients of the round"
             _stop(collected.clients[0], phase, server_round, others)
+        wrote = [result.client_id for result in collected.succeeded if result.wrote_state]
         if wrote:
             self.state_rounds = {**self.state_rounds, **dict.fromkeys(wrote, server_round)}
         return collected
+
+    def take(self, result: ClientResult, phase: Phase, server_round: int, collected: PhaseResults) -> None:
+        """Record what came back from a client, and keep its state.
+
+        Raises:
+            RunError, ClientError: see ``execute``.
+        """
+        if result.error is None and result.state is not None:
+            self._keep_state(result.client_id, result.state)
+        if result.stops_run:
+            raise RunError(f"round {server_round} ({phase}): {one_line(result.error or '')}")
+        if result.error is not None:
+            self.failures.add(result, phase, server_round)
+            if self._stops and not result.lost:
+                _stop(result, phase, server_round)
+        self._note_accuracy(result)
+        collected.clients.append(result)
+        collected.records.append(client_record(result, phase, server_round))
 
     def _with_state_rounds(self, chunk: Chunk) -> Chunk:
         tasks = [replace(task, state_round=self.state_rounds.get(task.client_id)) for task in chunk.tasks]

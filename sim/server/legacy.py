@@ -347,7 +347,7 @@ def aggregate_fit(
         raise RunError(f"round {server_round}: no client trained on any example, so there is no mean of them")
     mean = ClientResult(results.succeeded[0].client_id, num_examples=int(results.total.num_examples))
     weights = results.total.mean() if aggregated is None else aggregated
-    one = [(proxies[mean.client_id], _fit_res(built.view.of(weights), mean))]
+    one = [(proxies.get(mean.client_id) or VirtualClientProxy(mean.client_id), _fit_res(built.view.of(weights), mean))]
     with _metrics_of_every_client(strategy, results.succeeded):
         return _aggregated(strategy.aggregate_fit(server_round, one, results.failures))
 

@@ -26,6 +26,7 @@ from sim.run_folder.records import Phase
 from sim.server.adapter import Evaluated
 from sim.server.messages import MESSAGE_CALLS, RAISED, NodesGrid, averages
 from sim.server.results import PhaseResults, numbers_of
+from sim.server.sampled_clients import SampledClients
 from sim.server.visible_weights import VisibleWeights
 
 _EXAMPLES = "num-examples"
@@ -39,8 +40,10 @@ class NodesOnly(NodesGrid):
         self._client_manager = client_manager
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the ids of the clients that are there, in their order."""
-        return sorted(node_of(int(client_id)) for client_id in self._client_manager.all())
+        """Return the ids of the clients that are there, in their order; those that a sampler has chosen for a round."""
+        manager = self._client_manager
+        chosen = manager.chosen_ids() if isinstance(manager, SampledClients) else None
+        return sorted(node_of(int(c)) for c in (manager.all() if chosen is None else chosen))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Not for these clients, which know training and evaluation only."""
@@ -182,7 +185,9 @@ class MessagesToClients:
             only: client_id → what stands for all that succeeded.
         """
         replies = []
-        for message, result in zip(self._messages, results.clients, strict=True):
+        messages = {client_of(message.metadata.dst_node_id): message for message in self._messages}
+        for result in results.clients:
+            message = messages[result.client_id]
             if result.error is not None:
                 replies.append(Message(Error(code=RAISED, reason=result.error), reply_to=message))
                 continue
@@ -210,10 +215,8 @@ class MessagesToClients:
 
     def aggregate_evaluate(self, server_round: int, results: PhaseResults) -> Evaluated:
         """Have the strategy aggregate the results of the clients that kept examples."""
-        kept = [(m, r) for m, r in zip(self._messages, results.clients, strict=True) if r.num_examples > 0 or r.error]
-        some = PhaseResults(clients=[result for _, result in kept])
-        self._messages = [message for message, _ in kept]
-        metrics = self.strategy.aggregate_evaluate(server_round, self._replies(some)) if kept else None
+        some = PhaseResults(clients=[result for result in results.clients if result.num_examples > 0 or result.error])
+        metrics = self.strategy.aggregate_evaluate(server_round, self._replies(some)) if some.clients else None
         values = dict(metrics or {})
         return Evaluated(some.succeeded, spelled(values, "loss"), values)
 

@@ -12,6 +12,7 @@ from sim.client.runtime import ClientSpec, test_slices, tests_whole
 from sim.config.run_config import RunConfig
 from sim.data.dataset import Dataset
 from sim.data.partition import Partition
+from sim.devices.by_name import Devices
 from sim.run_folder.checkpoint import Checkpoint
 from sim.run_folder.folder import Run
 from sim.server.strategy import BuiltStrategy
@@ -58,6 +59,7 @@ class Prepared:
         strategy: built once to see that it can be; the round loop builds its own with the central test. None for an
             app, which brings it later.
         server_app: the ServerApp of a Flower app.
+        devices: of the clients; None without virtual time.
         notes: what the user should know, one line each.
     """
 
@@ -71,6 +73,7 @@ class Prepared:
     objects: ProgramObjects = field(default_factory=ProgramObjects)
     resume_point: ResumePoint | None = None
     server_app: Any = None
+    devices: Devices | None = None
     notes: tuple[str, ...] = ()
 
     @property

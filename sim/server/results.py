@@ -164,6 +164,19 @@ def test_records(
     return [MetricRecord(server_round, "test", None, num_examples, name, value) for name, value in numbers.items()]
 
 
+def totals(clients: Sequence[ClientRecord]) -> dict[str, Any]:
+    """Return what a round's row has of all its clients: columns of ``RoundRecord``; empty without virtual time."""
+    trained = [client for client in clients if client.phase == "fit"]
+    if not any(client.virtual_start is not None for client in trained):
+        return {}
+    staleness = [client.staleness for client in trained if client.status == "ok" and client.staleness is not None]
+    return {
+        "num_late": sum(client.status == "late" for client in trained),
+        "num_offline": sum(client.status == "offline" for client in trained),
+        "staleness_mean": float(np.mean(staleness)) if staleness else None,
+    }
+
+
 def client_record(result: ClientResult, phase: Phase, server_round: int) -> ClientRecord:
     """Return a client's row of ``clients.csv``."""
     succeeded = result.error is None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from logging import ERROR, INFO
@@ -28,6 +29,7 @@ from sim.run_folder.records import ClientRecord, MetricRecord, RoundRecord
 from sim.seeds import Purpose, seeded
 from sim.server import strategy
 from sim.server.adapter import CALLS, StrategyAdapter
+from sim.server.async_rounds import AsyncRounds
 from sim.server.attacks import Attackers
 from sim.server.executor import Executor
 from sim.server.legacy import LegacyStrategy, virtual_clients
@@ -35,12 +37,16 @@ from sim.server.messages_to_clients import MessagesToClients
 from sim.server.prepared import Prepared
 from sim.server.privacy import Privacy
 from sim.server.results import (
+    PhaseResults,
     client_quantiles,
     metric_records,
     numbers_of,
     test_records,
+    totals,
     weighted_mean,
 )
+from sim.server.round_schedule import RoundSchedule
+from sim.server.virtual_rounds import VirtualRounds, clock_of, not_finished, with_virtual_time
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,27 @@ class FinishedRound:
     client_states: dict[int, RecordDict]
     metrics: list[MetricRecord] = field(default_factory=list)
     state_rounds: dict[int, int] = field(default_factory=dict)
+
+
+_STREAMS_PER_ATTEMPT = 100
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """The clients that have trained in a round.
+
+    Attributes:
+        records: of all clients that were asked, also of those that are not among the results.
+        begin, end: of the execution, in seconds of ``time.perf_counter()``.
+        virtual_seconds: when the round ends; None without devices.
+    """
+
+    results: PhaseResults
+    records: list[ClientRecord]
+    begin: float
+    end: float
+    virtual_seconds: float | None = None
+    schedule: RoundSchedule | None = None
 
 
 OnRound = Callable[[FinishedRound], None]
@@ -93,7 +120,15 @@ class RoundServer:
         self._on_round = on_round
         slices = prepared.test_slices
         self._central_test = CentralTest(dispatcher, slices) if slices else None
-        if client_manager is None:
+        self._clock: VirtualRounds | None = None
+        self._asynchronous: AsyncRounds | None = None
+        if prepared.strategy is not None and config.is_asynchronous:
+            self._asynchronous = AsyncRounds(prepared, self._executor)
+            client_manager = virtual_clients(config.num_clients)
+        elif prepared.strategy is not None and prepared.strategy.has_clock:
+            self._clock = clock_of(prepared)
+            client_manager = virtual_clients(config.num_clients, self._clock.clients)
+        elif client_manager is None:
             client_manager = virtual_clients(config.num_clients, prepared.objects.client_manager)
         self._adapter = adapter or self._built(prepared, client_manager)
         self._privacy = Privacy(config, getattr(self._adapter, "used", self._adapter.strategy))
@@ -108,8 +143,12 @@ class RoundServer:
         self._adapter.set_weights(self._weights)
         if prepared.resume_point is not None:
             checkpoint = prepared.resume_point.checkpoint
-            state = self._adapter.strategy
+            state = self._kept()
             self._executor.states = checkpoint.restore(state)
+            if self._clock is not None:
+                self._clock.restore(state["clock"])
+            if self._asynchronous is not None:
+                self._asynchronous.restore(state["clock"], checkpoint.round)
             self._executor.state_rounds = dict(checkpoint.state_rounds)
             self._adapter.restore(state)
             self._set_weights(checkpoint.weights)
@@ -138,6 +177,13 @@ class RoundServer:
             trained=prepared.layout.trained,
         )
 
+    def _kept(self) -> Any:
+        """Return what belongs to a checkpoint, see ``BuiltStrategy.kept``."""
+        kept, clock = self._adapter.strategy, self._clock or self._asynchronous
+        if clock is None:
+            return kept
+        return {**(kept if isinstance(kept, dict) else {"strategy": kept}), "clock": clock.state()}
+
     def run(self) -> None:
         """Test the initial weights, then train for the rounds of the config, or until the target is reached.
 
@@ -158,7 +204,7 @@ class RoundServer:
                     record,
                     clients,
                     self._weights,
-                    self._adapter.strategy,
+                    self._kept(),
                     self._executor.states,
                     self._metrics,
                     self._executor.state_rounds,
@@ -173,7 +219,8 @@ class RoundServer:
                 self._executor.log_summary()
 
     def _round(self, server_round: int) -> tuple[RoundRecord, list[ClientRecord]]:
-        record = RoundRecord(server_round)
+        clock = self._clock or self._asynchronous
+        record = RoundRecord(server_round, virtual_seconds=None if clock is None else clock.seconds)
         clients: list[ClientRecord] = []
         self._metrics, self._num_tested = [], None
         start = time.perf_counter()
@@ -183,7 +230,7 @@ class RoundServer:
         for step in reversed(steps) if self._adapter.tests_last else steps:
             record, more = step(record)
             clients = [*clients, *more]
-        return replace(record, round_seconds=time.perf_counter() - start), clients
+        return replace(record, **totals(clients), round_seconds=time.perf_counter() - start), clients
 
     def _test(self, record: RoundRecord) -> tuple[RoundRecord, list[ClientRecord]]:
         server_round = record.round
@@ -238,40 +285,80 @@ class RoundServer:
         return value
 
     def _fit(self, record: RoundRecord) -> tuple[RoundRecord, list[ClientRecord]]:
-        server_round = record.round
-        start = time.perf_counter()
-        chunks = self._configure_fit(server_round)
-        if not chunks:
+        server_round, start = record.round, time.perf_counter()
+        trained = self._version(server_round) if self._asynchronous is not None else self._trained(server_round)
+        if trained is None:
             return replace(record, num_clients=0, num_failures=0), []
-        configured = time.perf_counter()
-        lost: list[ClientRecord] = []
-        while not (results := self._executor.execute("fit", server_round, chunks)).succeeded:
-            lost += results.records  # every client was lost: begin the round anew with those that come
-            self._dispatcher.wait_until_ready()
-            chunks = self._configure_fit(server_round)
-        trained = time.perf_counter()
+        results, succeeded = trained.results, trained.results.succeeded
         if self._attackers is not None:
-            self._attackers.forge(server_round, self._weights, results.succeeded)
-        with self._calling(server_round, "aggregate_fit"):
-            weights, metrics = self._adapter.aggregate_fit(server_round, results)
-        if weights is not None or not self._adapter.may_skip:
-            self._accept(weights, server_round)
+            self._attackers.forge(server_round, self._weights, succeeded)
+        metrics: Mapping[str, Any] = {}
+        if succeeded:
+            with self._calling(server_round, "aggregate_fit"):
+                weights, metrics = self._adapter.aggregate_fit(server_round, results)
+                if self._clock is not None:
+                    self._clock.observe(server_round, trained.schedule, succeeded)
+            if weights is not None or not self._adapter.may_skip:
+                self._accept(weights, server_round)
+        if self._asynchronous is not None:
+            self._asynchronous.set_weights(server_round, self._weights)
         self.history.add_metrics_distributed_fit(server_round, dict(metrics))
-        aggregated = {**numbers_of(metrics), **self._privacy.spent(server_round, results.succeeded)}
-        self._metrics += metric_records(results.succeeded, "fit", server_round, aggregated)
-        end = time.perf_counter()
+        aggregated = {**numbers_of(metrics), **self._privacy.spent(server_round, succeeded)}
+        self._metrics += metric_records(succeeded, "fit", server_round, aggregated)
         return replace(
             record,
-            num_clients=len(results.succeeded),
-            num_failures=len(results.failures) + len(lost),
-            train_loss=weighted_mean([(r.num_examples, r.loss) for r in results.succeeded]),
-            fit_seconds=trained - configured,
-            **results.parts(configured, trained),
-            aggregate_seconds=(configured - start) + (end - trained),
-        ), [*lost, *results.records]
+            num_clients=len(succeeded),
+            num_failures=sum(client.status == "failed" for client in trained.records),
+            train_loss=weighted_mean([(r.num_examples, r.loss) for r in succeeded]),
+            fit_seconds=trained.end - trained.begin,
+            **results.parts(trained.begin, trained.end),
+            aggregate_seconds=(trained.begin - start) + (time.perf_counter() - trained.end),
+            virtual_seconds=trained.virtual_seconds,
+        ), trained.records
 
-    def _configure_fit(self, server_round: int) -> list[Chunk]:
-        with self._calling(server_round, "configure_fit"):
+    def _version(self, server_round: int) -> _Trained:
+        """Have clients train until there are enough updates for a new version of an asynchronous run."""
+        assert self._asynchronous is not None
+        begin = time.perf_counter()
+        results, records = self._asynchronous.execute(server_round)
+        return _Trained(results, records, begin, time.perf_counter(), self._asynchronous.seconds)
+
+    def _trained(self, server_round: int) -> _Trained | None:
+        """Have the clients that the strategy chooses train; None if it chooses none."""
+        others: list[ClientRecord] = []  # of clients that are not among the results
+        chunks, schedule = self._begin_fit(server_round, others)
+        if not chunks:
+            return None
+        begin = time.perf_counter()
+        while not (results := self._executor.execute("fit", server_round, chunks)).succeeded:
+            others += results.records  # every client was lost: begin the round anew with those that come
+            self._dispatcher.wait_until_ready()
+            chunks, schedule = self._begin_fit(server_round, others)
+        end = time.perf_counter()
+        if schedule is None:
+            return _Trained(results, [*others, *results.records], begin, end)
+        records = with_virtual_time(results.records, schedule.participations)
+        return _Trained(results, [*others, *records], begin, end, schedule.end, schedule)
+
+    def _begin_fit(self, server_round: int, others: list[ClientRecord]) -> tuple[Sequence[Chunk], RoundSchedule | None]:
+        """Have the strategy choose clients; repeat that where too few of them finish in virtual time.
+
+        Args:
+            others: gets the records of the clients that do not finish.
+        """
+        if self._clock is None:
+            return self._configure_fit(server_round), None
+        for attempt in itertools.count():
+            self._clock.begin(server_round, attempt)
+            planned = self._clock.planned(self._configure_fit(server_round, attempt))
+            if planned.schedule is not None:
+                others += not_finished(planned.schedule, server_round)
+            if not self._clock.is_void(planned):
+                return planned.chunks, planned.schedule
+        raise AssertionError("the clock gives up before")
+
+    def _configure_fit(self, server_round: int, attempt: int = 0) -> list[Chunk]:
+        with self._calling(server_round, "configure_fit", attempt):
             chunks = self._adapter.configure("fit", server_round, self._executor.states)
         if not chunks and not self._adapter.may_skip:
             raise RunError(f"round {server_round}: the strategy chose no clients")
@@ -330,11 +417,16 @@ class RoundServer:
         return self._central_test(server_round, weights, {})
 
     @contextmanager
-    def _calling(self, server_round: int, call: str) -> Iterator[None]:
-        """Seed a call of the strategy (or of the central test), and name it if it raises."""
+    def _calling(self, server_round: int, call: str, attempt: int = 0) -> Iterator[None]:
+        """Seed a call of the strategy (or of the central test), and name it if it raises.
+
+        Args:
+            attempt: how often the call was made in this round.
+        """
         number = CALLS.index(call)
+        stream = number + attempt * _STREAMS_PER_ATTEMPT
         try:
-            with restored_settings(), seeded(self.config.seed, Purpose.STRATEGY, server_round, number):
+            with restored_settings(), seeded(self.config.seed, Purpose.STRATEGY, server_round, stream):
                 yield
         except (RunError, KeyboardInterrupt):
             raise

@@ -18,6 +18,7 @@ from sim.algorithms.algorithm import Algorithm, made
 from sim.algorithms.by_name import ALGORITHMS
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, PluginError, described
+from sim.server.async_rules import rule_of
 from sim.server.privacy import DELTA
 from sim.server.visible_weights import UnknownWeights, VisibleWeights
 from sim.training.weights import WeightLayout
@@ -84,24 +85,37 @@ class BuiltStrategy:
 
     Attributes:
         algorithm: turns what clients sent into the mean that the strategy gets.
+        has_clock: clients are chosen in virtual time or by a sampler, which have a state, too.
     """
 
     strategy: Strategy | NewerStrategy
     averages: bool
     view: VisibleWeights
     algorithm: Algorithm | None = None
+    has_clock: bool = False
 
     @property
     def kept(self) -> Any:
-        """What belongs to a checkpoint: the strategy, and what the server part of the algorithm keeps."""
-        return (
-            self.strategy
-            if self.algorithm is None
-            else {"strategy": self.strategy, "algorithm": self.algorithm.state()}
-        )
+        """What belongs to a checkpoint: the strategy, the server part of the algorithm, and the clock."""
+        others: dict[str, Any] = {} if self.algorithm is None else {"algorithm": self.algorithm.state()}
+        if self.has_clock:
+            others["clock"] = {}
+        return {"strategy": self.strategy, **others} if others else self.strategy
 
 
 def build(
+    config: RunConfig,
+    initial_weights: NDArrays,
+    layout: WeightLayout,
+    evaluate_fn: EvaluateFn | None,
+    given: Any = None,
+) -> BuiltStrategy:
+    """Make the configured strategy, see ``_build``."""
+    built = _build(config, initial_weights, layout, evaluate_fn, given)
+    return replace(built, has_clock=config.devices is not None or config.sampler != "uniform")
+
+
+def _build(
     config: RunConfig,
     initial_weights: NDArrays,
     layout: WeightLayout,
@@ -123,6 +137,9 @@ def build(
     """
     if given is None and config.strategy in ALGORITHMS:
         return _with_algorithm(config, initial_weights, layout, evaluate_fn)
+    if given is None and config.is_asynchronous:
+        rule_of(config)
+        return _of_mean(config, initial_weights, layout, evaluate_fn)
     if isinstance(given, Strategy | NewerStrategy):
         return _as_given(config, given, layout)
     entry = STRATEGIES.get(config.strategy) if given is None else None
@@ -139,7 +156,7 @@ def build(
         view = VisibleWeights.some_of(
             layout, layout.trained if entry.adaptive or entry.averages else layout.averageable
         )
-    num_fit, num_evaluate = config.num_fit_clients, config.num_evaluate_clients
+    num_fit, num_evaluate = config.num_asked_clients, config.num_evaluate_clients
     # FedAvg samples max(⌊N · fraction⌋, min_clients) clients: the exact number is passed as the minimum.
     older: dict[str, Any] = {
         "fraction_fit": num_fit / config.num_clients,
@@ -213,18 +230,35 @@ def _with_algorithm(
             f"--attack {config.attack}: replaces the weights that attackers send, but the clients of {config.strategy} "
             "send something else; use --attack label-flip or another strategy"
         )
-    try:
-        built = build(_of_server(config), initial_weights, layout, evaluate_fn)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("--strategy-args", "--server-args")) from None
-    if not (algorithm.SENDS_WEIGHTS or STRATEGIES[config.server_strategy].averages):
-        averaging = ", ".join(name for name, entry in STRATEGIES.items() if entry.averages)
-        raise ConfigError(
-            f"--server-strategy {config.server_strategy}: compares the weights of clients, but those of "
-            f"{config.strategy} send something else; use one of {averaging}"
-        )
+    built = _of_mean(config, initial_weights, layout, evaluate_fn, needs_mean=not algorithm.SENDS_WEIGHTS)
     algorithm.begin([initial_weights[position] for position in layout.trained])
     return replace(built, algorithm=algorithm)
+
+
+def _of_mean(
+    config: RunConfig,
+    initial_weights: NDArrays,
+    layout: WeightLayout,
+    evaluate_fn: EvaluateFn | None,
+    *,
+    needs_mean: bool = True,
+) -> BuiltStrategy:
+    """Make the strategy by which the server takes its step from the mean that an algorithm makes.
+
+    Raises:
+        ConfigError: an argument is wrong; or it compares clients, although it ``needs_mean`` only.
+    """
+    try:
+        built = _build(_of_server(config), initial_weights, layout, evaluate_fn)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--strategy-args", "--server-args")) from None
+    if needs_mean and not STRATEGIES[config.server_strategy].averages:
+        averaging = ", ".join(name for name, entry in STRATEGIES.items() if entry.averages)
+        raise ConfigError(
+            f"--server-strategy {config.server_strategy}: compares the weights of clients, but there is only one mean "
+            f"of those of {config.strategy}; use one of {averaging}"
+        )
+    return built
 
 
 def _of_server(config: RunConfig) -> RunConfig:
@@ -235,6 +269,9 @@ def _of_server(config: RunConfig) -> RunConfig:
         strategy_args=config.server_args,
         server_strategy=RunConfig.server_strategy,
         server_args={},
+        mode="auto",
+        concurrency=None,
+        max_staleness=None,
     )
 
 

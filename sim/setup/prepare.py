@@ -36,6 +36,7 @@ from sim.server import attacks, strategy
 from sim.server.prepared import Prepared, ProgramObjects
 from sim.setup import dry_run
 from sim.setup.prepare_flower import prepare_app, prepare_client_fn, with_client_fn
+from sim.setup.virtual_time import with_devices
 from sim.training import local, models
 from sim.training.losses import METRICS
 from sim.training.vectorized import Member, Trainer, drawn
@@ -90,7 +91,7 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
             f"--dp {config.dp}: {config.model} keeps running statistics of the clients' data, to which no noise is "
             "added; use a model with GroupNorm instead of BatchNorm"
         )
-    return Prepared(config, dataset, assigned, spec, initial_weights, layout, built, objects, notes=notes)
+    return with_devices(Prepared(config, dataset, assigned, spec, initial_weights, layout, built, objects, notes=notes))
 
 
 C = TypeVar("C", bound=TrainingConfig)

@@ -27,6 +27,7 @@ from sim.seeds import Purpose, seeded
 from sim.server import strategy
 from sim.server.legacy import virtual_clients
 from sim.server.prepared import Prepared, ProgramObjects
+from sim.setup.virtual_time import with_devices
 from sim.training import models
 from sim.training.models import DataFacts
 from sim.training.weights import WeightLayout, get_weights
@@ -78,7 +79,8 @@ def prepare_client_fn(config: RunConfig, objects: ProgramObjects) -> Prepared:
     client = _first_client(config, runtime)
     weights, layout = _first_weights(config, objects, client)
     built = strategy.build(config, weights, layout, None, objects.strategy)
-    return Prepared(config, None, Partition.unknown(config.num_clients), spec, weights, layout, built, objects)
+    assigned = Partition.unknown(config.num_clients)
+    return with_devices(Prepared(config, None, assigned, spec, weights, layout, built, objects))
 
 
 def prepare_app(config: RunConfig, objects: ProgramObjects) -> Prepared:

@@ -142,7 +142,7 @@ class Session:
             self._writer.append(record, finished.clients, finished.metrics)
             self._weights = finished.weights
             if self._states is not None:
-                self._states.renew(finished.state_rounds)
+                self._states.renew(finished.state_rounds, record.round)
             if checkpoint is not None:
                 checkpoint.tables = self._writer.marks()
                 self._unwritten = checkpoint

@@ -1,0 +1,201 @@
+"""Executes the schedule of an asynchronous run: each round is one new version of the model.
+
+Clients that are at work at the same time do not depend on each other, so that they are executed together, as soon as
+the versions that they began with are there. Their updates are used in the order of the schedule.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from flwr.common import NDArrays
+
+from sim.client.torch_client import fit_settings
+from sim.engine.aggregation import cut, in_dtypes_of, same_shapes
+from sim.engine.contract import Chunk, ClientResult, Task
+from sim.errors import RunError
+from sim.run_folder.records import ClientRecord
+from sim.server.async_rules import Arrived, rule_of
+from sim.server.async_schedule import AsyncSchedule, Start, Version
+from sim.server.executor import Executor
+from sim.server.prepared import Prepared
+from sim.server.results import PhaseResults
+from sim.server.samplers import sampler_of
+from sim.server.virtual_rounds import time_of, unfinished, with_virtual_time
+
+_MOST_BYTES_AHEAD = 2**30  # of updates that wait for their turn
+
+
+class AsyncRounds:
+    """The versions of a run, one after another."""
+
+    def __init__(self, prepared: Prepared, executor: Executor) -> None:
+        """
+        Args:
+            executor: keeps the states of the clients, each from the moment at which its update arrives.
+        """
+        time = time_of(prepared)
+        assert time is not None, "asynchronous rounds happen in virtual time"
+        config = prepared.config
+        self._config, self._executor, self._layout = config, executor, prepared.layout
+        self._sizes = prepared.partition.sizes
+        self._sends_settings = prepared.dataset is not None
+        self._rule = rule_of(config)
+        schedule = AsyncSchedule(config, time, sampler_of(config, self._sizes), self._rule.num_arrivals)
+        self._versions = schedule.versions()
+        self._ahead: deque[Version] = deque()  # versions that are not made yet
+        self._made: Version | None = None  # the last one
+        self._weights: dict[int, NDArrays] = {0: prepared.initial_weights}  # of versions that clients began with
+        self._results: dict[int, ClientResult] = {}  # number of the start → what waits for its turn
+
+    @property
+    def seconds(self) -> float:
+        """Virtual seconds since the start of the run."""
+        return 0.0 if self._made is None else self._made.seconds
+
+    def set_weights(self, server_round: int, weights: NDArrays) -> None:
+        """Take the weights of the newest version."""
+        self._weights[server_round] = weights
+        at_work = () if self._made is None else self._made.at_work
+        needed = {start.version for start in at_work if start.is_used and self._counts(start, server_round)}
+        self._weights = {number: held for number, held in self._weights.items() if number in {*needed, server_round}}
+
+    def _counts(self, start: Start, newest: int) -> bool:
+        most = self._config.max_staleness
+        return most is None or newest - start.version <= most
+
+    def execute(self, server_round: int) -> tuple[PhaseResults, list[ClientRecord]]:
+        """Collect the updates that make a version.
+
+        Returns:
+            What arrived, whose sum stands for the mean of the clients; and the records of all clients that ended.
+
+        Raises:
+            RunError, ClientError: see ``Executor.execute``; or no client is ever online again.
+        """
+        version = self._next()
+        collected, records = PhaseResults(), []
+        arrived: list[Arrived] = []
+        for position, start in enumerate(version.ended):
+            if not start.is_used:
+                records.append(replace(unfinished(start.participation, server_round), staleness=start.staleness))
+                continue
+            if start.number not in self._results:
+                self._compute(version.ended[position:], server_round, collected)
+            result = self._results.pop(start.number)
+            self._executor.take(result, "fit", server_round, collected)
+            if result.wrote_state:
+                rounds = self._executor.state_rounds
+                self._executor.state_rounds = {**rounds, result.client_id: start.number + 1}
+            records += [
+                replace(record, staleness=start.staleness)
+                for record in with_virtual_time(collected.records[-1:], [start.participation])
+            ]
+            if result.error is None:
+                arrived.append(self._arrived(start, result))
+        self._made = version
+        if arrived:
+            newest = self._weights[server_round - 1]
+            untrained = self._layout.untrained
+            mean = self._rule.mean(newest, arrived, untrained)
+            collected.total.add(mean, sum(each.num_examples for each in arrived) or 1)
+        return collected, records
+
+    def _arrived(self, start: Start, result: ClientResult) -> Arrived:
+        trained, begun = result.weights or [], self._weights[start.version]
+        if not same_shapes(trained, begun):
+            raise RunError(
+                f"client {start.client_id} returned arrays of shapes {[array.shape for array in trained]}, but an "
+                f"asynchronous strategy needs those that it was sent, {[array.shape for array in begun]}"
+            )
+        return Arrived(trained, begun, start.staleness or 0, result.num_examples)
+
+    def _next(self) -> Version:
+        return self._ahead.popleft() if self._ahead else next(self._versions)
+
+    def _upcoming(self, rest: Sequence[Start], server_round: int) -> Iterator[Start]:
+        """Yield the starts whose updates come next, as far as this run goes."""
+        yield from rest
+        for number in range(self._config.num_rounds - server_round):
+            if number == len(self._ahead):
+                self._ahead.append(next(self._versions))
+            yield from self._ahead[number].ended
+
+    def _compute(self, rest: Sequence[Start], server_round: int, collected: PhaseResults) -> None:
+        """Execute the first of ``rest``, and what else can be executed now of what comes next."""
+        newest = self._weights[server_round - 1]
+        each = max(1, sum(array.nbytes for array in newest))
+        most = max(1, min(self._config.num_concurrent, _MOST_BYTES_AHEAD // each))
+        batch: list[Start] = []
+        seen: set[int] = set()
+        used = 0
+        for start in self._upcoming(rest, server_round):
+            if not start.is_used:
+                continue
+            used += 1
+            # A client that comes twice needs the state that it has after the first time.
+            if start.client_id not in seen and start.version < server_round and start.number not in self._results:
+                batch.append(start)
+            seen.add(start.client_id)
+            if used >= most:
+                break
+        batch.sort(key=lambda start: (start.version, start.number))
+        chunks = []
+        for version, starts in groupby(batch, key=lambda start: start.version):
+            tasks = [self._task(start) for start in starts]
+            weights = self._weights[version]
+            chunks += [
+                Chunk("fit", version + 1, part, weights, summed=False, untrained=self._layout.untrained)
+                for part in cut(tasks, self._config.vectorized_clients)
+            ]
+        numbers = iter(batch)
+        for chunk_result in self._executor.dispatcher.execute(chunks):
+            collected.spans += chunk_result.spans
+            for result in chunk_result.results:
+                self._results[next(numbers).number] = result
+
+    def _task(self, start: Start) -> Task:
+        client_id, number = start.client_id, start.version + 1
+        settings: dict[str, Any] = dict(self._rule.client_settings)
+        if self._sends_settings:
+            settings = {"server_round": number, **fit_settings(self._config, number), **settings}
+        return Task(
+            client_id,
+            settings,
+            self._executor.states.get(client_id),
+            int(self._sizes[client_id]) if len(self._sizes) else 0,
+            state_round=self._executor.state_rounds.get(client_id),
+            state_number=start.number + 1,
+            repeat=start.repeat,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return what belongs to a checkpoint: the clients at work, and the versions that they began with."""
+        at_work = () if self._made is None else self._made.at_work
+        queue = [
+            [start.number, start.client_id, start.version, start.participation.start, start.participation.end]
+            for start in at_work
+        ]
+        return {"now": self.seconds, "at_work": queue, "versions": self._weights}
+
+    def restore(self, state: Mapping[str, Any], server_round: int) -> None:
+        """Go to the version after which ``state`` was kept.
+
+        Raises:
+            RunError: this schedule is another one.
+        """
+        for _ in range(server_round):
+            self._made = next(self._versions)
+        known = self.state()
+        if [known["now"], known["at_work"]] != [state["now"], state["at_work"]]:
+            raise RunError(f"round {server_round}: the clients at work are others than in the checkpoint")
+        like = next(iter(self._weights.values()))
+        self._weights = {
+            int(number): in_dtypes_of(like, [np.asarray(array) for array in arrays]) if like else list(arrays)
+            for number, arrays in state["versions"].items()
+        }

@@ -1,0 +1,255 @@
+"""Synchronous rounds in virtual time: who is online, chosen and done in time, and what the clock says afterwards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from flwr.serverapp.strategy import Strategy as NewerStrategy
+
+from sim.config.run_config import RunConfig
+from sim.engine.contract import Chunk, ClientResult, Task
+from sim.errors import ConfigError, RunError
+from sim.run_folder.records import ClientRecord
+from sim.server.prepared import Prepared
+from sim.server.round_schedule import RoundSchedule, scheduled
+from sim.server.sampled_clients import SampledClients
+from sim.server.samplers import Report, Sampler, sampler_of
+from sim.server.virtual_time import Participation, VirtualTime
+
+_MOST_ATTEMPTS = 1000  # of one round
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What is left of a round's chunks, and what becomes of all clients that were asked.
+
+    Attributes:
+        schedule: None without devices, where all clients take part.
+    """
+
+    chunks: list[Chunk]
+    schedule: RoundSchedule | None
+
+
+class VirtualRounds:
+    """The clock of a run, and the choice of its clients.
+
+    Attributes:
+        clients: what strategies sample from.
+        now: virtual seconds since the start of the run.
+    """
+
+    def __init__(
+        self, config: RunConfig, time: VirtualTime | None, sampler: Sampler, clients: SampledClients, num_online: int
+    ) -> None:
+        """
+        Args:
+            time: None without devices.
+            num_online: clients that must be online for a round to begin.
+        """
+        self.clients, self.now = clients, 0.0
+        self._config, self._time, self._sampler, self._num_online = config, time, sampler, num_online
+
+    @property
+    def seconds(self) -> float | None:
+        """Virtual seconds since the start of the run; None without devices."""
+        return None if self._time is None else self.now
+
+    def begin(self, server_round: int, attempt: int) -> None:
+        """Let the strategy choose among the clients that are online; wait in virtual time until there are enough.
+
+        Raises:
+            RunError: they never are, or the round was void too often.
+        """
+        if attempt >= _MOST_ATTEMPTS:
+            raise RunError(
+                f"round {server_round}: was void {attempt} times, because fewer than --min-reports "
+                f"{self._config.min_reports} clients finished; see clients.csv"
+            )
+        if self._time is not None:
+            begun = self._time.when_online(self._num_online, self.now)
+            if math.isinf(begun):
+                raise RunError(
+                    f"round {server_round}: from {self.now:g} virtual seconds on, {self._num_online} clients are never "
+                    "online together"
+                )
+            self.now = begun
+            self.clients.begin(server_round, attempt, self._time.online(self.now))
+        else:
+            self.clients.begin(server_round, attempt, np.arange(self._config.num_clients))
+
+    def planned(self, chunks: Sequence[Chunk]) -> Planned:
+        """Return the clients that will finish, with the steps that they have time for; the clock moves on."""
+        self.clients.end()
+        time, config = self._time, self._config
+        tasks = [task for chunk in chunks for task in chunk.tasks]
+        if time is None or not tasks:
+            return Planned(list(chunks), None)
+        asked = [
+            time.participation(task.client_id, self.now, time.steps(task.client_id, task.config)) for task in tasks
+        ]
+        schedule = scheduled(
+            time,
+            asked,
+            len(tasks) if config.over_select == 1 else min(config.num_fit_clients, len(tasks)),
+            deadline_seconds=config.deadline,
+            deadline_quantile=config.deadline_quantile,
+            partial_work=config.partial_work,
+        )
+        self.now = schedule.end
+        by_client = {each.client_id: each for each in schedule.taken}
+        full = {each.client_id: each.steps for each in asked}
+        left = []
+        for chunk in chunks:
+            kept = [
+                _with_steps(task, by_client[task.client_id], full[task.client_id])
+                for task in chunk.tasks
+                if task.client_id in by_client
+            ]
+            if kept:
+                left.append(replace(chunk, tasks=kept))
+        return Planned(left, schedule)
+
+    def is_void(self, planned: Planned) -> bool:
+        """Whether too few clients finish."""
+        return planned.schedule is not None and len(planned.schedule.taken) < self._config.min_reports
+
+    def observe(self, server_round: int, schedule: RoundSchedule | None, succeeded: Sequence[ClientResult]) -> None:
+        """Tell the sampler what clients reported."""
+        took = {} if schedule is None else {each.client_id: each.end - each.start for each in schedule.taken}
+        observe: Callable[..., Any] | None = getattr(self._sampler, "observe", None)
+        if observe is not None:
+            observe(
+                server_round,
+                [Report(r.client_id, r.num_examples, r.loss, took.get(r.client_id, 0.0)) for r in succeeded],
+            )
+        if self._time is not None:
+            self._time.told_steps.update(told_steps(succeeded))
+
+    def state(self) -> dict[str, Any]:
+        """Return what belongs to a checkpoint."""
+        is_own = ":" in self._config.sampler
+        kept = {name: value for name, value in vars(self._sampler).items() if is_own or not name.startswith("_")}
+        return {"now": self.now, "sampler": kept, "told_steps": {} if self._time is None else self._time.told_steps}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take what ``state`` has returned."""
+        self.now = float(state["now"])
+        vars(self._sampler).update(state["sampler"])
+        if self._time is not None:
+            self._time.told_steps = dict(state["told_steps"])
+
+
+def clock_of(prepared: Prepared) -> VirtualRounds:
+    """Make the clock of a run."""
+    config, strategy = prepared.config, prepared.strategy
+    assert strategy is not None, "an app has no virtual time"
+    sampler = sampler_of(config, prepared.partition.sizes)
+    draws_itself = isinstance(strategy.strategy, NewerStrategy)  # and waits where there are too few to draw from
+    num_online = config.num_asked_clients if draws_itself else config.min_reports
+    return VirtualRounds(config, time_of(prepared), sampler, SampledClients(config, sampler), num_online)
+
+
+def time_of(prepared: Prepared) -> VirtualTime | None:
+    """Return how long clients work; None without devices."""
+    if prepared.devices is None:
+        return None
+    strategy = prepared.strategy
+    algorithm = None if strategy is None else strategy.algorithm
+    sent = [*prepared.initial_weights, *([] if algorithm is None else algorithm.sent())]
+    num_bytes = sum(array.nbytes for array in sent)
+    loader = None if prepared.dataset is None else getattr(prepared.dataset.train, "loader", None)
+    return VirtualTime(
+        prepared.config,
+        prepared.devices,
+        prepared.partition.sizes,
+        (num_bytes, num_bytes),
+        algorithm,
+        drops_last=bool(getattr(loader, "drop_last", False)),
+    )
+
+
+def told_steps(results: Sequence[ClientResult]) -> dict[int, int]:
+    """Return the training steps that clients say they took, by client_id: their metric ``num_steps``."""
+    found = {}
+    for result in results:
+        told = result.metrics.get("num_steps")
+        if isinstance(told, int | float) and not isinstance(told, bool) and told >= 1:
+            found[result.client_id] = int(told)
+    return found
+
+
+def with_virtual_time(records: Sequence[ClientRecord], participations: Sequence[Participation]) -> list[ClientRecord]:
+    """Return the records of clients with their virtual seconds."""
+    by_client = {each.client_id: each for each in participations}
+    return [
+        replace(record, **_columns(by_client[record.client_id])) if record.client_id in by_client else record
+        for record in records
+    ]
+
+
+def not_finished(schedule: RoundSchedule, server_round: int) -> list[ClientRecord]:
+    """Return a record of each client that did not finish."""
+    return [unfinished(each, server_round) for each in schedule.participations if each.status != "ok"]
+
+
+def unfinished(participation: Participation, server_round: int) -> ClientRecord:
+    """Return the record of a client that did not finish."""
+    return ClientRecord(
+        server_round,
+        "fit",
+        participation.client_id,
+        num_examples=None,
+        loss=None,
+        accuracy=None,
+        seconds=None,
+        actor=None,
+        vectorized_with=None,
+        status="late" if participation.status == "late" else "offline",
+        error=None,
+        **_columns(participation),
+    )
+
+
+def check_deadline(config: RunConfig, time: VirtualTime, client_settings: Mapping[str, Any]) -> None:
+    """Check that enough clients can meet the deadline at all.
+
+    Args:
+        client_settings: those of ``FitIns.config`` in the first round.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if config.deadline is None:
+        return
+    able, fastest = 0, math.inf
+    for client_id in range(config.num_clients):
+        steps = time.steps(client_id, client_settings)
+        due = time.participation(client_id, 0.0, min(1, steps) if config.partial_work else steps).due
+        able, fastest = able + (due <= config.deadline), min(fastest, due)
+        if able >= config.min_reports:
+            return
+    what = "a single step" if config.partial_work else "its round"
+    raise ConfigError(
+        f"--deadline {config.deadline:g}: {able} of {config.num_clients} clients can meet it, but --min-reports is "
+        f"{config.min_reports}; the fastest one needs {fastest:.6g} virtual seconds for {what}"
+    )
+
+
+def _columns(participation: Participation) -> dict[str, Any]:
+    return {
+        "virtual_start": participation.start,
+        "virtual_end": participation.end,
+        "virtual_download_seconds": participation.download_seconds,
+        "virtual_upload_seconds": participation.upload_seconds,
+    }
+
+
+def _with_steps(task: Task, participation: Participation, full_steps: int) -> Task:
+    if participation.steps == full_steps:
+        return task
+    return replace(task, config={**task.config, "max_steps": participation.steps})

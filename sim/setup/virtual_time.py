@@ -1,0 +1,67 @@
+"""Devices, availability, sampler and deadline of a run: made once and checked, so that nothing of it fails later."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sim.algorithms.algorithm import Algorithm
+from sim.client.torch_client import fit_settings
+from sim.config.run_config import RunConfig
+from sim.devices.by_name import devices_of
+from sim.errors import ConfigError
+from sim.server.prepared import Prepared
+from sim.server.samplers import sampler_of
+from sim.server.virtual_rounds import check_deadline, time_of
+
+_NEED_RESULTS = ("power-of-choice", "oort")  # of earlier rounds
+
+
+def with_devices(prepared: Prepared) -> Prepared:
+    """Return what is prepared with its devices, if it has some.
+
+    Raises:
+        UsageError: a setting does not work, or does not go with another one.
+    """
+    config, strategy = prepared.config, prepared.strategy
+    if strategy is None or not strategy.has_clock:
+        return prepared
+    if prepared.objects.client_manager is not None:
+        raise ConfigError("client_manager: chooses the clients itself, so that --devices and --sampler have no place")
+    sampler_of(config, prepared.partition.sizes)
+    if config.devices is None:
+        return prepared
+    prepared = replace(prepared, devices=devices_of(config))
+    if config.is_asynchronous:
+        _check_asynchronous(config)
+    if config.partial_work:
+        _check_partial_work(prepared)
+    time = time_of(prepared)
+    assert time is not None
+    settings = fit_settings(config, 1) if prepared.dataset is not None else {}
+    check_deadline(config, time, settings)
+    return prepared
+
+
+def _check_asynchronous(config: RunConfig) -> None:
+    if config.sampler in _NEED_RESULTS:
+        raise ConfigError(
+            f"--sampler {config.sampler}: needs the results of a round before the next one; in mode async use uniform, "
+            "by-size or round-robin"
+        )
+    for flag, value in (("--dp", config.dp), ("--attack", config.attack if config.forges_updates else None)):
+        if value is not None:
+            raise ConfigError(f"{flag} {value}: needs all clients of a round at once, and mode async has none")
+    if config.stragglers:
+        raise ConfigError(f"--stragglers {config.stragglers:g}: belongs to --mode sync; use slow --devices instead")
+
+
+def _check_partial_work(prepared: Prepared) -> None:
+    config = prepared.config
+    if prepared.dataset is None:
+        raise ConfigError("--partial-work: the clients of --client-fn decide themselves how many steps they take")
+    algorithm = prepared.strategy.algorithm if prepared.strategy is not None else None
+    if algorithm is not None and type(algorithm).num_steps is not Algorithm.num_steps:
+        raise ConfigError(
+            f"--partial-work: clients of {config.strategy} take steps with several models, and nothing says which of "
+            "them are left out"
+        )
