@@ -13,7 +13,7 @@ from torch import nn
 
 from sim.client.own_functions import BuiltInTest, BuiltInTrain, OwnTest, OwnTrain
 from sim.config.run_config import RunConfig, TrainingConfig
-from sim.data.loaders import Loader
+from sim.data.loaders import LimitedLoader, Loader
 from sim.seeds import restored
 from sim.training import local
 from sim.training.weights import get_weights, set_weights
@@ -117,6 +117,10 @@ class TorchClient(NumPyClient):
         if train is not local.train and not isinstance(train, BuiltInTrain | OwnTrain):
             train = OwnTrain(train, "train")
         if isinstance(train, OwnTrain):
+            most = int(config.get("max_steps") or 0)
+            if most and not (train.binding.open_ended or train.binding.takes("max_steps")):
+                epochs = min(epochs, math.ceil(most / max(1, len(loader))))  # an epoch without a batch may divide by 0
+                loader = LimitedLoader(loader, most)
             accepts = train.binding.open_ended or train.binding.takes("proximal_mu")
             if config.get("proximal_mu") and not accepts:
                 raise TypeError("the strategy sends proximal_mu, which this train() does not take")

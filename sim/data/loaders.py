@@ -35,6 +35,26 @@ class ResidentColumns:
         return len(next(leaves(self.batch)))
 
 
+class LimitedLoader:
+    """A loader that ends after a number of batches, counted over all epochs."""
+
+    def __init__(self, loader: Any, num_batches: int) -> None:
+        self._loader, self._left = loader, num_batches
+
+    def __len__(self) -> int:
+        return min(len(self._loader), self._left)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader if self._left else ():
+            yield batch
+            self._left -= 1
+            if not self._left:
+                return
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+
 Split = Examples | Resident | ResidentColumns | Items  # what a loader can be made over
 
 

@@ -59,6 +59,7 @@ class RoundProgress:
         self._console = Console()
         self._start = time.perf_counter()
         self._started, self._first_round = False, 0
+        self._clients, self._seconds = 0, 0.0
         self._live = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -87,7 +88,12 @@ class RoundProgress:
         total = f"/{self._num_rounds}" if self._num_rounds else ""
         parts = [f"{self._word} {record.round}{total}", *measured_first(record)]
         if record.num_clients and record.fit_seconds:
-            parts.append(f"{record.num_clients / record.fit_seconds:.1f} clients/s")
+            is_alone = record.staleness_mean is None  # otherwise clients have trained while others did
+            self._clients = record.num_clients + (0 if is_alone else self._clients)
+            self._seconds = record.fit_seconds + (0.0 if is_alone else self._seconds)
+            parts.append(f"{self._clients / self._seconds:.1f} clients/s")
+        if record.virtual_seconds is not None:
+            parts.append(f"{record.virtual_seconds:.4g} virtual s")
         if record.num_failures:
             parts.append(f"{record.num_failures} failed")
         line = " · ".join(parts)

@@ -36,7 +36,7 @@ from sim.server import attacks, strategy
 from sim.server.prepared import Prepared, ProgramObjects
 from sim.setup import dry_run
 from sim.setup.prepare_flower import prepare_app, prepare_client_fn, with_client_fn
-from sim.setup.virtual_time import with_devices
+from sim.setup.virtual_time import check_real_time, with_devices
 from sim.training import local, models
 from sim.training.losses import METRICS
 from sim.training.vectorized import Member, Trainer, drawn
@@ -56,6 +56,8 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     Raises:
         UsageError: something does not work.
     """
+    if alone:
+        check_real_time(config)
     config, objects = with_client_fn(config, objects or ProgramObjects())
     if config.app is not None:
         return prepare_app(config, objects)

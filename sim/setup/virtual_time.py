@@ -42,6 +42,25 @@ def with_devices(prepared: Prepared) -> Prepared:
     return prepared
 
 
+def check_real_time(config: RunConfig) -> None:
+    """Check that nothing of virtual time is asked of clients that take the time that they take.
+
+    Raises:
+        ConfigError: something is.
+    """
+    sampler = config.sampler if config.sampler != RunConfig.sampler else None
+    asynchronous = config.strategy if config.is_asynchronous else None
+    compressed = " ".join(f"{key}={value}" for key, value in config.compress.items()) or None
+    for flag, value in (
+        ("--strategy", asynchronous),
+        ("--devices", config.devices),
+        ("--sampler", sampler),
+        ("--compress", compressed),
+    ):
+        if value is not None:
+            raise ConfigError(f"{flag} {value}: is simulated by sim run only; the clients of a network take real time")
+
+
 def _check_asynchronous(config: RunConfig) -> None:
     if config.sampler in _NEED_RESULTS:
         raise ConfigError(
