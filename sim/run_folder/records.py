@@ -79,7 +79,8 @@ class ClientRecord:
         seconds: the time of the client in its process; an equal share of it for clients of one computation.
         actor: the process.
         vectorized_with: number of clients that one computation trained; None for one client after another.
-        status: late and offline are clients that did not finish in virtual time.
+        status: late and offline are clients that did not finish in virtual time; void is one that did, in a round that
+            was repeated because too few others did.
         virtual_start, virtual_end: virtual seconds since the start of the run.
         virtual_download_seconds, virtual_upload_seconds: the time between them that is not spent on training.
         staleness: versions that were made while the client trained.
@@ -95,7 +96,7 @@ class ClientRecord:
     seconds: float | None
     actor: int | None
     vectorized_with: int | None
-    status: Literal["ok", "failed", "late", "offline"]
+    status: Literal["ok", "failed", "late", "offline", "void"]
     error: str | None
     virtual_start: float | None = None
     virtual_end: float | None = None

@@ -74,7 +74,7 @@ def scheduled(
     for position, (each, left) in enumerate(zip(offered, leaves, strict=True)):
         if position in taken:
             found.append(each)
-        elif left < min(each.due, end):
+        elif left < each.due and left <= end:
             found.append(each.ended("offline", left))
         else:
             found.append(each.ended("late", end))

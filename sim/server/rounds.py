@@ -46,7 +46,7 @@ from sim.server.results import (
     weighted_mean,
 )
 from sim.server.round_schedule import RoundSchedule
-from sim.server.virtual_rounds import VirtualRounds, clock_of, not_finished, with_virtual_time
+from sim.server.virtual_rounds import VirtualRounds, clock_of, not_used, with_virtual_time
 
 
 @dataclass(frozen=True)
@@ -351,9 +351,9 @@ class RoundServer:
         for attempt in itertools.count():
             self._clock.begin(server_round, attempt)
             planned = self._clock.planned(self._configure_fit(server_round, attempt))
-            if planned.schedule is not None:
-                others += not_finished(planned.schedule, server_round)
-            if not self._clock.is_void(planned):
+            is_void = self._clock.is_void(planned)
+            others += not_used(planned, server_round, is_void=is_void)
+            if not is_void:
                 return planned.chunks, planned.schedule
         raise AssertionError("the clock gives up before")
 

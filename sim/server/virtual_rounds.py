@@ -192,13 +192,14 @@ def with_virtual_time(records: Sequence[ClientRecord], participations: Sequence[
     ]
 
 
-def not_finished(schedule: RoundSchedule, server_round: int) -> list[ClientRecord]:
-    """Return a record of each client that did not finish."""
-    return [unfinished(each, server_round) for each in schedule.participations if each.status != "ok"]
+def not_used(planned: Planned, server_round: int, *, is_void: bool) -> list[ClientRecord]:
+    """Return a record of each client whose update is not used: all of them, if the round is void."""
+    asked = [] if planned.schedule is None else planned.schedule.participations
+    return [unfinished(each, server_round) for each in asked if is_void or each.status != "ok"]
 
 
 def unfinished(participation: Participation, server_round: int) -> ClientRecord:
-    """Return the record of a client that did not finish."""
+    """Return the record of a client whose update is not used."""
     return ClientRecord(
         server_round,
         "fit",
@@ -209,7 +210,7 @@ def unfinished(participation: Participation, server_round: int) -> ClientRecord:
         seconds=None,
         actor=None,
         vectorized_with=None,
-        status="late" if participation.status == "late" else "offline",
+        status="void" if participation.status == "ok" else participation.status,
         error=None,
         **_columns(participation),
     )

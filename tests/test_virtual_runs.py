@@ -1,0 +1,184 @@
+"""Whole runs in virtual time: what is recorded, the same bits on any number of processes, resumed, and after faults."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from conftest import PROGRAMS, Sim, Small, sha256
+from federation import wait_until
+from sim import Run, RunConfig, resume, simulate
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+SLOW_AND_FAST: dict[str, Any] = {"devices": "lognormal", "device_args": {"sigma": 1.0}}
+ASYNCHRONOUS: dict[str, dict[str, Any]] = {
+    "fedasync": {"strategy": "fedasync", "concurrency": 4, "num_rounds": 12},
+    "fedbuff": {"strategy": "fedbuff", "strategy_args": {"buffer_size": 3}, "concurrency": 6, "num_rounds": 5},
+}
+
+
+def test_the_same_clients_are_chosen_with_and_without_devices(small: Small) -> None:
+    assert sha256(small(name="plain").model_path) == sha256(small(name="timed", devices="uniform").model_path)
+
+
+def test_clients_that_are_late_are_not_executed(small: Small) -> None:
+    run = small(**SLOW_AND_FAST, over_select=2.0, num_rounds=3)
+    clients, rounds = run.clients(), run.rounds()
+    for number in (1, 2, 3):
+        asked = clients[clients["round"] == number]
+        taken, late = asked[asked.status == "ok"], asked[asked.status == "late"]
+        assert (len(taken), len(late)) == (4, 4)
+        assert set(late.virtual_end) == {taken.virtual_end.max()} == {rounds.virtual_seconds[number]}
+        assert set(asked.virtual_start) == {rounds.virtual_seconds[number - 1]}
+        assert late.seconds.isna().all()
+    assert rounds.num_late.tolist()[1:] == [4, 4, 4]
+    assert rounds.num_clients.tolist()[1:] == [4, 4, 4]
+    assert rounds.num_failures.tolist()[1:] == [0, 0, 0]
+
+
+def test_a_round_with_too_few_reports_is_void_and_repeated(small: Small) -> None:
+    seconds = small(**SLOW_AND_FAST, num_rounds=4, name="all").clients()
+    deadline = float((seconds.virtual_end - seconds.virtual_start).quantile(0.4))
+    run = small(**SLOW_AND_FAST, deadline=deadline, min_reports=3, num_rounds=4, name="few")
+    clients, rounds = run.clients(), run.rounds()
+    for number, of_round in clients.groupby("round"):
+        *void, last = [of_attempt.status.tolist() for _, of_attempt in of_round.groupby("virtual_start")]
+        assert all(len(statuses) == 4 and statuses.count("void") < 3 and "ok" not in statuses for statuses in void)
+        assert last.count("ok") >= 3
+        assert last.count("void") == 0
+        assert rounds.virtual_seconds[number] - rounds.virtual_seconds[number - 1] <= (len(void) + 1) * deadline + 1e-9
+        assert rounds.num_late[number] == (of_round.status == "late").sum()
+    assert (clients.status == "void").any()
+    ok = clients[clients.status == "ok"]
+    assert (ok.virtual_end - ok.virtual_start).max() <= deadline + 1e-9
+
+
+def test_partial_work_limits_a_train_that_knows_no_steps(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROGRAMS)
+    settings = {**SLOW_AND_FAST, "partial_work": True, "num_rounds": 1, "clients_per_round": 10, "local_epochs": 3}
+    run = small(**settings, deadline=2.0, train="own:counting_train")
+    clients = run.clients().set_index("client_id")
+    taken = clients[clients.status == "ok"]
+    steps = run.metrics().query("name == 'steps' and client_id == client_id").set_index("client_id").value
+    full = np.ceil(taken.num_examples / 8) * 3
+    assert (steps <= full).all()
+    assert (steps < full).any()
+    assert (taken.virtual_end <= 2.0).all()
+    fednova = small(**settings, deadline=2.0, strategy="fednova", name="fednova")  # which counts the steps itself
+    assert fednova.rounds().num_clients.tolist()[1:] == [len(taken)]
+
+
+def test_fedbuff_with_equal_devices_is_fedavg(small: Small) -> None:
+    """All clients train at the same time for equally long, and the buffer holds all of them."""
+    everyone = {"partitioner": "iid", "clients_per_round": 10, "num_rounds": 3, "lr": 0.01}
+    fedavg = small(**everyone, devices="uniform", name="fedavg")
+    whole = {"buffer_size": 10, "weighting": "examples"}
+    fedbuff = small(**everyone, strategy="fedbuff", strategy_args=whole, concurrency=10, name="fedbuff")
+    for name, array in load_file(fedavg.model_path).items():
+        assert load_file(fedbuff.model_path)[name] == pytest.approx(array, abs=1e-6)
+    assert fedbuff.rounds().staleness_mean.tolist()[1:] == [0, 0, 0]
+    assert fedbuff.rounds().virtual_seconds.tolist() == fedavg.rounds().virtual_seconds.tolist()
+
+
+class Scalar(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w.expand(len(x), 1)
+
+
+def towards_its_mean(net: Scalar, loader: Any, epochs: int) -> dict[str, float]:
+    """One exact step towards the mean target of the client."""
+    mean = torch.cat([y for _, y in loader]).double().mean()
+    with torch.no_grad():
+        net.w += 0.5 * (mean - net.w)
+    return {"loss": float(mean), "target": float(mean)}
+
+
+def squared(net: Scalar, loader: Any) -> tuple[float, float]:
+    return float(net.w), 0.0
+
+
+def numbers() -> tuple[Any, Any]:
+    targets = torch.randn(200, 1, generator=torch.Generator().manual_seed(0))
+    return TensorDataset(torch.zeros(200, 1), targets), TensorDataset(torch.zeros(4, 1), torch.zeros(4, 1))
+
+
+@pytest.mark.parametrize("name", ASYNCHRONOUS)
+def test_a_scalar_follows_the_equations(tmp_path: Path, name: str) -> None:
+    config = RunConfig(
+        **{**ASYNCHRONOUS[name], **SLOW_AND_FAST, "num_clients": 10, "engine": "inline", "name": name},
+        partitioner="iid",
+        batch_size=8,
+        loss="mse",
+        results_dir=str(tmp_path),
+    )
+    run = simulate(config, model=Scalar, train=towards_its_mean, test=squared, load_data=numbers)
+    metrics = run.metrics()
+    targets = metrics[metrics.name == "target"].groupby("client_id").value.first()
+    versions = [1.0]
+    for number, arrived in run.clients().groupby("round"):
+        x, updates = versions[-1], []
+        for client_id, staleness in zip(arrived.client_id, arrived.staleness, strict=True):
+            begun = versions[number - 1 - staleness]
+            trained = begun + 0.5 * (targets[client_id] - begun)
+            updates.append((begun, trained, (1 + staleness) ** -0.5))
+        if name == "fedasync":
+            ((_, trained, factor),) = updates
+            versions.append((1 - 0.6 * factor) * x + 0.6 * factor * trained)
+        else:
+            versions.append(x + sum(factor * (trained - begun) for begun, trained, factor in updates) / 3)
+    assert run.clients().staleness.max() > 0
+    assert run.rounds().test_loss.tolist() == pytest.approx(versions, abs=1e-12)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", ASYNCHRONOUS)
+def test_asynchronous_runs_have_the_same_bits_everywhere(
+    small: Small, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(PROGRAMS)
+    monkeypatch.setenv("DIED", str(tmp_path / "died"))
+    settings = {**ASYNCHRONOUS[name], **SLOW_AND_FAST, "max_local_steps": 3, "fraction_evaluate": 0.2}
+    inline = small(**settings, name="inline")
+    expected = sha256(inline.model_path)
+    for actors in (1, 2, 3) if name == "fedbuff" else (2,):  # the other one differs in the equations alone
+        assert sha256(small({"num_cpus": actors}, engine="ray", **settings, name=f"ray{actors}").model_path) == expected
+    half = small(**{**settings, "num_rounds": settings["num_rounds"] // 2}, name="half")
+    resumed = resume(half, num_rounds=settings["num_rounds"])
+    assert sha256(resumed.model_path) == expected
+    columns = ["round", "client_id", "status", "virtual_start", "virtual_end", "staleness", "loss"]
+    assert resumed.clients()[columns].equals(inline.clients()[columns])
+    dying = small({"num_cpus": 2}, engine="ray", client="own:DyingOnce", **settings, name="dying")
+    assert (tmp_path / "died").exists()
+    assert sha256(dying.model_path) == expected
+
+
+def test_a_killed_asynchronous_run_is_resumed(sim: Sim, tmp_path: Path) -> None:
+    flags = ["--strategy", "fedbuff", "--strategy-args", "buffer_size=2", "--concurrency", "6", "--num-clients", "20"]
+    flags += ["--devices", "lognormal", "--device-args", "sigma=1.0", "--engine", "inline", "--local-epochs", "1"]
+    command = [sys.executable, "-m", "sim", "run", *flags, "--num-rounds", "1000", "--name", "killed"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    table = tmp_path / "results" / "killed" / "rounds.csv"
+    wait_until(lambda: table.exists() and table.read_text().count("\n") > 5)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = Run(tmp_path / "results" / "killed").last_checkpoint() or 0
+    ended = sim("run", "--resume", "results/killed", "--num-rounds", str(done + 4))
+    assert ended.returncode == 0, ended.stderr
+    whole = sim("run", *flags, "--num-rounds", str(done + 4), "--name", "whole")
+    assert whole.returncode == 0, whole.stderr
+    assert sha256(tmp_path / "results/killed/model.safetensors") == sha256(tmp_path / "results/whole/model.safetensors")
