@@ -43,7 +43,7 @@ class AsyncRounds:
         assert time is not None, "asynchronous rounds happen in virtual time"
         config = prepared.config
         self._config, self._executor, self._layout = config, executor, prepared.layout
-        self._sizes = prepared.partition.sizes
+        self._sizes = prepared.known_sizes
         self._sends_settings = prepared.dataset is not None
         self._rule = rule_of(config)
         schedule = AsyncSchedule(config, time, sampler_of(config, self._sizes), self._rule.num_arrivals)

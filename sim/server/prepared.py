@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from flwr.common import NDArrays
+from numpy.typing import NDArray
 
 from sim.client.flower_program import FlowerSpec
 from sim.client.runtime import ClientSpec, test_slices, tests_whole
@@ -77,9 +79,14 @@ class Prepared:
     notes: tuple[str, ...] = ()
 
     @property
+    def known_sizes(self) -> NDArray[np.int64]:
+        """Examples of each client, int64 [num_clients]; empty where only the clients know."""
+        return self.partition.sizes if self.partition.is_known else np.zeros(0, np.int64)
+
+    @property
     def averages(self) -> bool:
         """Whether the strategy needs only the mean of its clients."""
-        return self.strategy is not None and self.strategy.averages
+        return self.strategy is not None and self.strategy.averages and not self.config.is_asynchronous
 
     @property
     def data(self) -> Dataset:

@@ -148,7 +148,7 @@ def clock_of(prepared: Prepared) -> VirtualRounds:
     """Make the clock of a run."""
     config, strategy = prepared.config, prepared.strategy
     assert strategy is not None, "an app has no virtual time"
-    sampler = sampler_of(config, prepared.partition.sizes)
+    sampler = sampler_of(config, prepared.known_sizes)
     draws_itself = isinstance(strategy.strategy, NewerStrategy)  # and waits where there are too few to draw from
     num_online = config.num_asked_clients if draws_itself else config.min_reports
     return VirtualRounds(config, time_of(prepared), sampler, SampledClients(config, sampler), num_online)
@@ -166,7 +166,7 @@ def time_of(prepared: Prepared) -> VirtualTime | None:
     return VirtualTime(
         prepared.config,
         prepared.devices,
-        prepared.partition.sizes,
+        prepared.known_sizes,
         (num_bytes, num_bytes),
         algorithm,
         drops_last=bool(getattr(loader, "drop_last", False)),

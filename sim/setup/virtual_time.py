@@ -27,7 +27,7 @@ def with_devices(prepared: Prepared) -> Prepared:
         return prepared
     if prepared.objects.client_manager is not None:
         raise ConfigError("client_manager: chooses the clients itself, so that --devices and --sampler have no place")
-    sampler_of(config, prepared.partition.sizes)
+    sampler_of(config, prepared.known_sizes)
     if config.devices is None:
         return prepared
     prepared = replace(prepared, devices=devices_of(config))
