@@ -35,6 +35,8 @@ class Purpose(IntEnum):
     ATTACKERS = 15
     ATTACK = 16
     FINE_TUNE = 17
+    DEVICE = 18
+    AVAILABILITY = 19
 
 
 def sequence(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0) -> np.random.SeedSequence:
