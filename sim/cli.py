@@ -22,6 +22,7 @@ from threading import Thread
 
 from sim.commands import inspect, study
 from sim.commands import run as training
+from sim.commands.devices import devices
 from sim.commands.evaluate import evaluate
 from sim.config.flags import Parser, add_config, add_settings
 from sim.config.run_config import USED_BY, AppConfig, CentralizedConfig, RunConfig
@@ -75,6 +76,7 @@ def _parser() -> Parser:
         "-o", "--output", default="partition.png", help="picture file: .png, .svg or .pdf [default partition.png]"
     )
     add_config(partition, RunConfig)
+    _add_devices(add("devices", devices, "show how fast the clients' devices are and when they are online"))
     plot = add("plot", inspect.plot, "draw the metrics and the loss of one or many runs")
     plot.add_argument("runs", nargs="+", metavar="RUN", help="name in the results folder, or path of a run")
     plot.add_argument("--x", choices=("round", "seconds"), default="round", help="horizontal axis [default round]")
@@ -116,6 +118,19 @@ def _add_evaluate(evaluation: argparse.ArgumentParser) -> None:
         ("--results-dir", "TEXT", f"where run folders are [default {RunConfig.results_dir}]"),
     ):
         evaluation.add_argument(flag, default=argparse.SUPPRESS, metavar=metavar, help=about)
+
+
+def _add_devices(devices: argparse.ArgumentParser) -> None:
+    about = "time over which clients are online or not"
+    devices.add_argument("--hours", default="24", metavar="X", help=f"{about} [default 24]")
+    for flag, metavar, about in (
+        ("--steps", "N", "training steps of a client per round [default those of the partition]"),
+        ("--model-bytes", "N", "bytes that a client downloads, and uploads [default those of the model]"),
+    ):
+        devices.add_argument(flag, metavar=metavar, help=about)
+    about = "picture file: .png, .svg or .pdf [default devices.png]"
+    devices.add_argument("-o", "--output", default="devices.png", help=about)
+    add_config(devices, RunConfig)
 
 
 def _add_sweep(sweep: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def partition(arguments: argparse.Namespace) -> None:
     """``sim partition``: print a table of the partition and write its picture."""
     config = config_from(RunConfig, arguments)
-    picture = _picture_path(arguments.output)
+    picture = picture_path(arguments.output)
     from sim.data import partition
     from sim.data.dataset import load_dataset
     from sim.data.defaults import decided
@@ -42,7 +42,7 @@ def partition(arguments: argparse.Namespace) -> None:
     num_unassigned = len(dataset.train) - len(assigned.indices)
     if num_unassigned:
         print(f"unassigned      {num_unassigned} of {len(dataset.train)} examples belong to no client")
-    _write_picture(picture, plots.summary_figure(summary))
+    write_picture(picture, plots.summary_figure(summary))
 
 
 def _partition_table(summary: Summary) -> Table:
@@ -73,7 +73,7 @@ def _partition_table(summary: Summary) -> Table:
 
 def plot(arguments: argparse.Namespace) -> None:
     """``sim plot``: draw the curves of runs, for one metric or for what stands for them and the loss."""
-    picture = _picture_path(arguments.output)
+    picture = picture_path(arguments.output)
     from sim.run_folder import plots
     from sim.run_folder.measured import metric_of, metric_of_all
 
@@ -85,7 +85,7 @@ def plot(arguments: argparse.Namespace) -> None:
     else:
         metrics = [metric_of_all(runs, arguments.metric)]
         names = [metrics[0].name]
-    _write_picture(picture, plots.curves_figure(plots.curves_of(runs, metrics), names, arguments.x))
+    write_picture(picture, plots.curves_figure(plots.curves_of(runs, metrics), names, arguments.x))
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -111,7 +111,8 @@ def _title(words: Sequence[str]) -> str:
     return ", ".join(names) if len(names) < 4 else f"{', '.join(names[:2])} and {len(names) - 2} more"
 
 
-def _picture_path(text: str) -> Path:
+def picture_path(text: str) -> Path:
+    """Return the path of a picture to write; see ``output_path``."""
     from sim.run_folder.plots import FORMATS
 
     return output_path(text, FORMATS)
@@ -136,7 +137,12 @@ def output_path(text: str, endings: Sequence[str]) -> Path:
     return path
 
 
-def _write_picture(path: Path, figure: Any) -> None:
+def write_picture(path: Path, figure: Any) -> None:
+    """Write a figure, and say so.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
     from sim.run_folder.plots import render
 
     try:

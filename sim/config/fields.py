@@ -202,23 +202,27 @@ def _check_entry(key: object, entry: Any, place: str) -> None:
         raise ConfigError(f"{place}: the value of {key} must be one line of text")
 
 
-def arguments_of(kind: type[T], given: Mapping[str, Scalar], flag: str, name: str) -> T:
+def arguments_of(
+    kind: type[T], given: Mapping[str, Scalar], flag: str, name: str, *, args_flag: str | None = None
+) -> T:
     """Return ``--dataset-args`` or ``--attack-args`` as the arguments of one data set or attack.
 
     Args:
         kind: a dataclass of settings.
         flag: ``--dataset`` or ``--attack``, for the error message.
         name: what that flag chooses.
+        args_flag: the flag of the arguments, if it is not that flag with -args.
 
     Raises:
         ConfigError: there is no such argument, or its value is not valid.
     """
+    args_flag = args_flag or f"{flag}-args"
     known = {config_field.name: config_field for config_field in fields(kind)}  # type: ignore[arg-type]
     for key, value in given.items():
         if key not in known:
             takes = f"takes {', '.join(known)}" if known else "takes no arguments"
-            raise ConfigError(f"{flag}-args {key}={value}: {flag} {name} {takes}")
-    return kind(**{key: check(kind, known[key], value, f"{flag}-args {key}={value}") for key, value in given.items()})
+            raise ConfigError(f"{args_flag} {key}={value}: {flag} {name} {takes}")
+    return kind(**{key: check(kind, known[key], value, f"{args_flag} {key}={value}") for key, value in given.items()})
 
 
 def _is_utf8(text: Any) -> bool:
