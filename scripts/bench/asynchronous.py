@@ -3,11 +3,11 @@
     scripts/bench_async.sh [--repeats 3] [-o TABLE.csv]
 
 The clients of the first part are those of pfl-research's workload: 1,000 clients with 50 synthetic CIFAR-sized images
-each, batch size 10, Net, 50 at a time, on lognormal devices. FedAvg has 50 clients per round, FedBuff a buffer of 10 and
-of 50, FedAsync a version per client; each executes the same number of clients. The second part has 100 and 100,000
-registered clients with one image each, 100 of which work at a time. Each row is the median over the repeats, which run in
-turn, of the seconds from the third round or version to the end ÷ clients or versions, and of the driver's memory at the
-end (USS).
+each, batch size 10, Net, 50 at a time, on lognormal devices. FedAvg has 50 clients per round, FedBuff a buffer of 10
+and of 50, FedAsync a version per client; each executes the same number of clients. The second part has 100 and 100,000
+registered clients with one image each, 100 of which work at a time. Each row is the median over the repeats, which run
+in turn, of the seconds from the third round or version to the end ÷ clients or versions, and of the driver's memory at
+the end (USS).
 """
 
 from __future__ import annotations

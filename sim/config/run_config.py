@@ -58,6 +58,8 @@ USED_BY = {
         "fraction_fit",
         "clients_per_round",
         "fraction_evaluate",
+        "test_every",
+        "evaluate_every",
         "local_epochs",
         "batch_size",
         "optimizer",
@@ -112,6 +114,16 @@ class RunConfig(VirtualTimeConfig):
     )
     fraction_evaluate: float = setting(
         0.0, "fraction of the clients that evaluate the new model in a round", CLIENTS, low=0, high=1
+    )
+    test_every: int = setting(
+        1, "rounds between two central tests; the first and the last round are always tested", CLIENTS, low=1, high=MOST
+    )
+    evaluate_every: int = setting(
+        1,
+        "rounds between two evaluations by clients; the last round always has one",
+        CLIENTS,
+        low=1,
+        high=MOST,
     )
     num_rounds: int = setting(30, "number of training rounds", CLIENTS, low=1, high=MOST)
     target_accuracy: float | None = setting(
@@ -387,6 +399,8 @@ class RunConfig(VirtualTimeConfig):
                 )
         if self.straggler_policy != "keep" and not self.stragglers:
             raise ConfigError(f"--straggler-policy {self.straggler_policy}: belongs to --stragglers above 0")
+        if self.evaluate_every > 1 and not self.fraction_evaluate:
+            raise ConfigError(f"--evaluate-every {self.evaluate_every}: needs --fraction-evaluate above 0")
         if self.dp_args and self.dp is None:
             raise ConfigError(f"--dp-args {', '.join(self.dp_args)}: belong to --dp fixed or adaptive")
         self._check_attack()

@@ -84,6 +84,7 @@ class _Trained:
 
 
 OnRound = Callable[[FinishedRound], None]
+_Step = Callable[[RoundRecord], tuple[RoundRecord, list[ClientRecord]]]
 
 
 class RoundServer:
@@ -226,11 +227,18 @@ class RoundServer:
         start = time.perf_counter()
         if server_round > 0:
             record, clients = self._fit(record)
-        steps = [self._test, self._evaluate] if server_round > 0 else [self._test]
+        steps: list[_Step] = []
+        if self._is_due(server_round, self.config.test_every):
+            steps.append(self._test)
+        if server_round > 0 and self._is_due(server_round, self.config.evaluate_every):
+            steps.append(self._evaluate)
         for step in reversed(steps) if self._adapter.tests_last else steps:
             record, more = step(record)
             clients = [*clients, *more]
         return replace(record, **totals(clients), round_seconds=time.perf_counter() - start), clients
+
+    def _is_due(self, server_round: int, every: int) -> bool:
+        return server_round % every == 0 or server_round == self.config.num_rounds
 
     def _test(self, record: RoundRecord) -> tuple[RoundRecord, list[ClientRecord]]:
         server_round = record.round
