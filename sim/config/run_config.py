@@ -399,8 +399,6 @@ class RunConfig(VirtualTimeConfig):
                 )
         if self.straggler_policy != "keep" and not self.stragglers:
             raise ConfigError(f"--straggler-policy {self.straggler_policy}: belongs to --stragglers above 0")
-        if self.evaluate_every > 1 and not self.fraction_evaluate:
-            raise ConfigError(f"--evaluate-every {self.evaluate_every}: needs --fraction-evaluate above 0")
         if self.dp_args and self.dp is None:
             raise ConfigError(f"--dp-args {', '.join(self.dp_args)}: belong to --dp fixed or adaptive")
         self._check_attack()
@@ -448,6 +446,8 @@ class RunConfig(VirtualTimeConfig):
             )
         if self.partial_work and self.deadline is None and self.deadline_quantile is None:
             raise ConfigError("--partial-work: needs --deadline or --deadline-quantile, which clients would miss")
+        if self.evaluate_every > 1 and not self.fraction_evaluate:
+            raise ConfigError(f"--evaluate-every {self.evaluate_every}: needs --fraction-evaluate above 0")
         self._check_numbers_of_clients()
 
     def _check_numbers_of_clients(self) -> None:
