@@ -143,10 +143,10 @@ def test_valid_states_are_those_of_the_round(tmp_path: Path) -> None:
     folder = StatesInFolder(tmp_path)
     for client_id, number in ((0, 1), (0, 3), (1, 2), (2, 4)):
         folder.write(client_id, number, {"c": [np.full(2, number, np.float32)]})
-    valid = ValidStates(folder, {0: 1, 1: 2})
+    valid = ValidStates(folder, {0: 1, 1: 2}, 3)
     assert folder.rounds() == {0: [1], 1: [2]}
     folder.write(0, 4, {"c": [np.zeros(2, np.float32)]})
-    valid.renew({0: 4, 1: 2})
+    valid.renew({0: 4, 1: 2}, 4)
     valid.prune(3)
     assert folder.rounds() == {0: [1, 4], 1: [2]}
     valid.prune(4)

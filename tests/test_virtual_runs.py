@@ -145,6 +145,18 @@ def test_a_scalar_follows_the_equations(tmp_path: Path, name: str) -> None:
     assert run.rounds().test_loss.tolist() == pytest.approx(versions, abs=1e-12)
 
 
+def test_what_stays_with_clients_is_resumed(small: Small) -> None:
+    settings = {**ASYNCHRONOUS["fedbuff"], **SLOW_AND_FAST, "max_local_steps": 3, "fraction_evaluate": 0.5}
+    settings |= {"local_parameters": "fc3.*", "server_strategy": "fedavgm"}
+    whole = small(**settings, name="whole")
+    half = small(**{**settings, "num_rounds": 2}, name="half")
+    resumed = resume(half, num_rounds=5)
+    assert sha256(resumed.model_path) == sha256(whole.model_path)
+    assert resumed.metrics().equals(whole.metrics())
+    files = [{path.name: sha256(path) for path in run.client_states_path.iterdir()} for run in (whole, resumed)]
+    assert files[0] == files[1]  # those of the last two checkpoints, and of clients that were executed ahead
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("name", ASYNCHRONOUS)
 def test_asynchronous_runs_have_the_same_bits_everywhere(

@@ -136,18 +136,18 @@ class ValidStates:
         rounds: client_id → the round in which its valid state was written.
     """
 
-    def __init__(self, folder: StatesInFolder, rounds: Mapping[int, int]) -> None:
-        """Begin after a round: states of later rounds are removed."""
+    def __init__(self, folder: StatesInFolder, rounds: Mapping[int, int], server_round: int) -> None:
+        """Begin after round ``server_round``: later states are removed."""
         self.rounds = dict(rounds)
         self._folder = folder
         self._replaced: list[tuple[int, int, int]] = []  # (client_id, round of the state, round that replaced it)
         for client_id, found in folder.rounds().items():
             valid = self.rounds.get(client_id, -1)
-            for server_round in found:
-                if server_round > valid:
-                    folder.remove(client_id, server_round)
-                elif server_round < valid:
-                    self._replaced.append((client_id, server_round, valid))
+            for number in found:
+                if number > valid:
+                    folder.remove(client_id, number)
+                elif number < valid:
+                    self._replaced.append((client_id, number, server_round))
 
     def renew(self, rounds: Mapping[int, int], server_round: int) -> None:
         """Take the valid states after a round."""

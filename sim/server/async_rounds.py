@@ -104,6 +104,7 @@ class AsyncRounds:
             untrained = self._layout.untrained
             mean = self._rule.mean(newest, arrived, untrained)
             collected.total.add(mean, sum(each.num_examples for each in arrived) or 1)
+            collected.total.dtypes = [array.dtype for array in newest]
         return collected, records
 
     def _arrived(self, start: Start, result: ClientResult) -> Arrived:

@@ -66,8 +66,8 @@ class Session:
         algorithm = getattr(prepared.spec, "algorithm", None)
         if algorithm is not None and algorithm.keeps_state and resumable:  # over a network, clients keep it
             self.run.client_states_path.mkdir(exist_ok=True)
-            begun = {} if point is None else point.checkpoint.state_rounds
-            self._states = ValidStates(StatesInFolder(self.run.client_states_path), begun)
+            begun, number = ({}, 0) if point is None else (point.checkpoint.state_rounds, point.checkpoint.round)
+            self._states = ValidStates(StatesInFolder(self.run.client_states_path), begun, number)
 
     @property
     def run(self) -> Run:
