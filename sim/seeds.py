@@ -35,6 +35,8 @@ class Purpose(IntEnum):
     ATTACKERS = 15
     ATTACK = 16
     FINE_TUNE = 17
+    COMPRESS_UP = 28
+    COMPRESS_DOWN = 29
 
 
 def sequence(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0) -> np.random.SeedSequence:
