@@ -15,6 +15,7 @@ from sim.errors import ClientError, RunError, one_line
 from sim.metrics import spelled
 from sim.run_folder.records import Phase
 from sim.server.results import Failures, PhaseResults, client_record
+from sim.server.traffic import Traffic
 
 
 class Executor:
@@ -25,12 +26,13 @@ class Executor:
         state_rounds: client_id → the round in which the client wrote its state of an algorithm.
     """
 
-    def __init__(self, dispatcher: Dispatcher, *, on_client_error: str) -> None:
+    def __init__(self, dispatcher: Dispatcher, *, on_client_error: str, traffic: Traffic | None = None) -> None:
         """
         Args:
             on_client_error: stop, or drop for a client that is left out.
+            traffic: encodes what clients get, and counts bytes; None where that is not simulated.
         """
-        self.dispatcher = dispatcher
+        self.dispatcher, self.traffic = dispatcher, traffic
         self.states: dict[int, RecordDict] = {}
         self.state_rounds: dict[int, int] = {}
         self.failures = Failures()
@@ -47,14 +49,20 @@ class Executor:
         collected = PhaseResults()
         if self.state_rounds:
             chunks = [self._with_state_rounds(chunk) for chunk in chunks]
+        if self.traffic is not None:
+            chunks = self.traffic.sent(phase, chunks)
         wrote = []
-        for chunk_result in self.dispatcher.execute(chunks):
+        for chunk, chunk_result in zip(chunks, self.dispatcher.execute(chunks), strict=True):
+            bytes_down = None if self.traffic is None else self.traffic.bytes_down(chunk)
             collected.spans += chunk_result.spans
             try:
                 collected.total.fold(chunk_result.total)
             except MismatchError as error:
                 raise RunError(f"round {server_round}: {error}") from error
             for result in chunk_result.results:
+                # A client that failed has sent nothing, and one that evaluated nothing but metrics.
+                bytes_up = None if self.traffic is None else result.bytes_up or 0
+                result.bytes_down, result.bytes_up = bytes_down, bytes_up
                 if result.error is None and result.state is not None:
                     self._keep_state(result.client_id, result.state)
                 if result.error is None and result.wrote_state:

@@ -35,12 +35,14 @@ from sim.server.messages_to_clients import MessagesToClients
 from sim.server.prepared import Prepared
 from sim.server.privacy import Privacy
 from sim.server.results import (
+    bytes_of,
     client_quantiles,
     metric_records,
     numbers_of,
     test_records,
     weighted_mean,
 )
+from sim.server.traffic import Traffic
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class RoundServer:
         adapter: StrategyAdapter | None = None,
         executor: Executor | None = None,
         history: History | None = None,
+        *,
+        counts_bytes: bool = True,
     ) -> None:
         """
         Args:
@@ -83,12 +87,16 @@ class RoundServer:
             adapter: of the strategy; None for the one that the config names.
             executor: calls the clients; None for one of this loop's own.
             history: is filled as Flower's own loop fills it.
+            counts_bytes: clients are simulated, and so is what they send.
         """
         config = prepared.config
         self.config = config
         self.history = history or History()
         self._owns_executor = executor is None
-        self._executor = executor or Executor(dispatcher, on_client_error=config.on_client_error)
+        if executor is None:
+            traffic = Traffic(prepared) if counts_bytes else None
+            executor = Executor(dispatcher, on_client_error=config.on_client_error, traffic=traffic)
+        self._executor = executor
         self._dispatcher = dispatcher
         self._on_round = on_round
         slices = prepared.test_slices
@@ -183,7 +191,7 @@ class RoundServer:
         for step in reversed(steps) if self._adapter.tests_last else steps:
             record, more = step(record)
             clients = [*clients, *more]
-        return replace(record, round_seconds=time.perf_counter() - start), clients
+        return replace(record, **bytes_of(clients), round_seconds=time.perf_counter() - start), clients
 
     def _test(self, record: RoundRecord) -> tuple[RoundRecord, list[ClientRecord]]:
         server_round = record.round
