@@ -17,13 +17,9 @@ from sim.compression.topk import TopK
 from sim.errors import ConfigError, one_line
 
 MOST_BITS = 16
-_SPELLED = {
-    "topk": "topk:SHARE",
-    "qsgd": "qsgd:BITS",
-    "int8": "int8",
-    "fp16": "fp16",
-    "bf16": "bf16",
-    "sign": "sign",
+_CHOICES = {
+    "up": ("topk:SHARE", "qsgd:BITS", "int8", "fp16", "bf16", "sign"),
+    "down": ("qsgd:BITS", "int8", "fp16", "bf16"),
 }
 _PLAIN: dict[str, Callable[[], Codec]] = {"int8": Int8, "fp16": Fp16, "bf16": Bf16, "sign": Sign}
 _KEYS = ("up", "down", "error_feedback")
@@ -62,11 +58,10 @@ class Compression:
             )
         down = codecs.get("down")
         if down is not None and not down.FITS_WEIGHTS:
-            fitting = ", ".join(spelled for name, spelled in _SPELLED.items() if name not in ("topk", "sign"))
             lost = "sets most of the weights to 0" if isinstance(down, TopK) else "leaves only the signs of the weights"
             raise ConfigError(
-                f"{_shown(given, 'down')}: {lost}, which are sent whole, not as differences; down must be one of "
-                f"{fitting}"
+                f"{_shown(given, 'down')}: {lost}, which are sent whole, not as differences; must be one of "
+                f"{', '.join(_CHOICES['down'])}"
             )
         return cls(codecs.get("up"), down, feedback)
 
@@ -92,7 +87,7 @@ def _codec(given: Mapping[str, Any], key: str) -> Codec:
                 f"{_shown(given, key)}: needs the bits of a level, a whole number from 1 to {MOST_BITS}, e.g. qsgd:8"
             )
         return Qsgd(int(number))
-    raise ConfigError(f"{_shown(given, key)}: must be one of {', '.join(_SPELLED.values())}")
+    raise ConfigError(f"{_shown(given, key)}: must be one of {', '.join(_CHOICES[key])}")
 
 
 def _share(text: str) -> Fraction | None:
