@@ -17,11 +17,17 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from conftest import Sim, sha256
 from sim import Run, RunConfig, resume, simulate
+from sim.client.torch_client import fit_settings
 from sim.compression.by_name import Compression
 from sim.compression.codec import Codec
 from sim.compression.message import RESIDUAL, Message, expected_bytes
+from sim.engine.contract import Chunk, Task
+from sim.engine.worker import Worker
 from sim.errors import ConfigError, RunFolderError
 from sim.run_folder.client_states import StatesInFolder
+from sim.server.prepared import ProgramObjects
+from sim.server.traffic import Traffic
+from sim.setup.prepare import prepare
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -278,6 +284,26 @@ def test_clients_begin_from_what_they_received(run: Any) -> None:
     assert {row[3:] for row in rows(done)} == {(6 + FROZEN + COUNT, W + FROZEN + COUNT)}
 
 
+def test_a_version_is_encoded_once_and_chunks_that_share_weights_still_do() -> None:
+    prepared = prepare(RunConfig(compress={"up": "topk:0.5", "down": "qsgd:4"}))
+    traffic, weights, others = Traffic(prepared), prepared.initial_weights, list(prepared.initial_weights)
+    chunks = [Chunk("evaluate", 1, [], each, False) for each in (weights, others, weights)]
+    first, second, third = (chunk.weights for chunk in traffic.sent("evaluate", chunks))
+    assert first is third
+    assert not np.array_equal(first[0], second[0]), "other random numbers"
+    (again,) = traffic.sent("fit", [Chunk("fit", 2, [], weights, True)])
+    assert again.weights is first
+    (resumed,) = Traffic(prepared).sent("fit", [Chunk("fit", 2, [], weights, True)])
+    assert all(map(np.array_equal, resumed.weights, first))
+    (later,) = traffic.sent("fit", [Chunk("fit", 3, [], weights, True)])
+    assert not np.array_equal(later.weights[0], first[0])
+    sizes = [array.size for array in weights]
+    down = sum(4 + math.ceil(5 * size / 8) for size in sizes)
+    up = sum(math.ceil(size / 2) * (4 + (1 if size <= 256 else 2)) for size in sizes)
+    assert traffic.expected_bytes(weights, 2) == (down, up)
+    assert traffic.bytes_down(later) == down
+
+
 def test_krum_compares_what_the_server_reconstructs(run: Any) -> None:
     moves = {0: [4.0, 3.0, 2.0], 1: [4.0, -3.0, 2.0], 2: [0.0, 0.0, 9.0]}
     arguments = {"num_malicious_clients": 0, "num_clients_to_keep": 0}
@@ -305,6 +331,26 @@ def test_scaffold_sends_its_variates_encoded(run: Any) -> None:
     assert sorted(state) == ["c", RESIDUAL]
     assert [array.size for array in state[RESIDUAL]] == [3, 0, 0, 3]
     assert weights_of(done) != weights_of(plain)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fednova", "scaffold"])
+def test_only_weights_are_sent_as_differences(strategy: str) -> None:
+    x = torch.tensor([MOVES[0]])
+    loader = DataLoader(TensorDataset(x, x[:, 0]), batch_size=10)
+    objects = ProgramObjects(model=Three, train=train_by_sgd, load_data=lambda partition_id, num_partitions: loader)
+    names = {name: f"here:{name}" for name in ("model", "train", "dataset")}
+    given = {"num_clients": 1, "fraction_fit": 1.0, "lr": 0.01, "loss": "mse", "compress": {"up": "topk:0.3"}}
+    prepared = prepare(RunConfig(**given, **names, strategy=strategy), objects)
+    start = [np.array([1.0, 2.0, 3.0], np.float32), *prepared.initial_weights[1:]]
+    extras = [np.array([5.0, 6.0, 7.0], np.float32)] if strategy == "scaffold" else []
+    task = Task(0, fit_settings(prepared.config, 1))
+    untrained = frozenset({1, 2})
+    chunk = Chunk("fit", 1, [task], [*start, *extras], False, untrained, num_extras=len(extras))
+    (result,) = Worker(prepared.spec, 1, 0).run(chunk).results
+    assert result.weights is not None
+    w, _, _, *changes = result.weights
+    assert np.count_nonzero(w if strategy == "fednova" else w - start[0]) == 1
+    assert [np.count_nonzero(change) for change in changes] == [1] * len(extras)
 
 
 def test_what_stays_with_clients_takes_no_bytes_after_the_warm_start(tmp_path: Path) -> None:
