@@ -38,6 +38,8 @@ class Purpose(IntEnum):
     DEVICE = 18
     AVAILABILITY = 19
     SAMPLER = 20
+    COMPRESS_UP = 28
+    COMPRESS_DOWN = 29
 
 
 def sequence(
@@ -52,9 +54,11 @@ def sequence(
     return np.random.SeedSequence(entropy=seed, spawn_key=(*key, repeat) if repeat else key)
 
 
-def generator(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0) -> np.random.Generator:
+def generator(
+    seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0, repeat: int = 0
+) -> np.random.Generator:
     """Return a numpy generator for one stream."""
-    return np.random.default_rng(sequence(seed, purpose, server_round, client_id))
+    return np.random.default_rng(sequence(seed, purpose, server_round, client_id, repeat))
 
 
 @contextmanager

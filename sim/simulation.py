@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim import reaper, user_code
+from sim.compression.by_name import Compression
 from sim.config.choices import ALGORITHMS
 from sim.config.run_config import RunConfig
 from sim.data import partition
@@ -304,9 +305,8 @@ def _ray_session(
 @contextmanager
 def _open_engine(prepared: Prepared, ray_session: RaySession | None, num_actors: int, run: Run) -> Iterator[Dispatcher]:
     """Open what executes the clients of a run."""
-    config, spec = prepared.config, prepared.spec
-    if prepared.dataset is not None:
-        spec = replace(prepared.torch_spec, states_folder=run.client_states_path)
+    config = prepared.config
+    spec = replace(prepared.spec, states_folder=run.client_states_path)
     if config.ray_address is None and prepared.strategy is not None:
         _warn_of_memory(prepared, num_actors)
     if ray_session is None:
@@ -359,6 +359,7 @@ def _check_data_and_folder(config: RunConfig) -> None:
         UsageError: the data set, the partition or the run folder does not work.
     """
     check_folder(config.results_dir, config.name)
+    Compression.of(config.compress)
     partition.assign(load_dataset(config), config)
 
 

@@ -134,6 +134,7 @@ class Algorithm:
     LOCAL: ClassVar[Literal["", "classifier", "body", "batchnorm"]] = ""  # what stays with clients if nothing is named
     HAS_PERSONAL_MODEL: ClassVar[bool] = False  # each client has a whole model of its own
     SENDS_WEIGHTS: ClassVar[bool] = True  # the mean of what clients send is the new model
+    SENDS_UPDATES: ClassVar[bool] = False  # what clients send in the place of parameters are differences already
     USES_LOCAL_EPOCHS: ClassVar[bool] = True  # its arguments do not replace --local-epochs
     FOR_SGD: ClassVar[str] = ""  # what an optimizer other than plain SGD means for it
 
@@ -189,6 +190,10 @@ class Algorithm:
     def is_personal(self, server_round: int) -> bool:
         """Return whether clients keep parameters to themselves in this round."""
         return True
+
+    def sends_local(self, server_round: int) -> bool:
+        """Return whether server and clients send each other in this round what later stays with the clients."""
+        return not self.is_personal(server_round)
 
     def fit(self, local: LocalTraining) -> Update:
         """Train, and return what is sent."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,16 @@ class AlgorithmSpec:
         """Read what ``to_text`` has returned."""
         name, arguments, local_names = json.loads(text)
         return cls(name, arguments, tuple(local_names))
+
+    def kept_positions(self, names: Sequence[str], server_round: int) -> frozenset[int]:
+        """Return the positions of the arrays that stay with the clients in a round, so that they are not sent.
+
+        Args:
+            names: the keys of the ``state_dict``, in its order.
+        """
+        if not self.local_names or self.made().sends_local(server_round):
+            return frozenset()
+        return frozenset(position for position, name in enumerate(names) if name in self.local_names)
 
     @property
     def keeps_state(self) -> bool:

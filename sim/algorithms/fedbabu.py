@@ -36,6 +36,10 @@ class FedBabu(Algorithm):
         """Return that nothing is kept: the head is the same for all."""
         return False
 
+    def sends_local(self, server_round: int) -> bool:
+        """Return that the head is never sent: every client has its initial weights."""
+        return False
+
     def fit(self, local: LocalTraining) -> Update:
         """Train the body."""
         with frozen(local.local_parameters):

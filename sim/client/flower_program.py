@@ -17,8 +17,10 @@ from flwr.client import Client, ClientApp, NumPyClient
 from flwr.common import Context, Message, RecordDict
 
 from sim import private, user_code
+from sim.compression.by_name import Compression
 from sim.errors import PluginError
 from sim.process_settings import restored_settings
+from sim.run_folder.client_states import ClientStates, states_in
 from sim.seeds import Purpose, seeded
 
 
@@ -31,6 +33,8 @@ class FlowerSpec:
         client_app: a ``flwr.clientapp.ClientApp``; None for a ``client_fn``.
         run_config: what ``Context.run_config`` holds.
         defaults: what ``Context.run_config[key]`` gives for a key that ``run_config`` does not hold.
+        states_folder: where clients keep what they need again; None for in this process.
+        compression: of what clients send.
     """
 
     import_folder: Path
@@ -44,6 +48,8 @@ class FlowerSpec:
     # A client of such a program is trained by itself.
     vectorized_clients: int = 1
     vectorized_only: bool = False
+    states_folder: Path | None = None
+    compression: Compression = field(default_factory=Compression)
 
     def open(self) -> FlowerRuntime:
         """Set the program up in this process."""
@@ -53,6 +59,11 @@ class FlowerSpec:
     def imported(self) -> list[Any]:
         """The parts that may be the user's own."""
         return [self.client_fn, self.client_app]
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether clients keep something from round to round, beside their contexts."""
+        return self.compression.error_feedback
 
 
 _SERVER_NODE = 1
@@ -97,6 +108,7 @@ class FlowerRuntime:
             PluginError: it cannot be imported, or is of another type.
         """
         self.spec = spec
+        self.states: ClientStates = states_in(spec.states_folder)
         with seeded(spec.seed, Purpose.INITIAL_WEIGHTS):
             self.client_app = self._app() if spec.client_app is not None else None
             self._client_fn = self._function() if spec.client_fn is not None else None

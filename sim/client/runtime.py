@@ -28,6 +28,8 @@ from sim.client.algorithm_client import AlgorithmClient
 from sim.client.flower_program import FlowerRuntime, FlowerSpec
 from sim.client.own_functions import BuiltInTest, BuiltInTrain, OwnReturnError, OwnTest, OwnTrain
 from sim.client.torch_client import TorchClient
+from sim.compression.by_name import Compression
+from sim.compression.message import Message
 from sim.data import partition
 from sim.data.batches import Batches, Resident
 from sim.data.dataset import Dataset, DataSource, Examples, open_client, open_dataset
@@ -35,7 +37,7 @@ from sim.data.loaders import ExampleLoader, Loader, Split, example_batch, reside
 from sim.data.partition import Partition
 from sim.errors import RunError, described
 from sim.process_settings import restored_settings
-from sim.run_folder.client_states import ClientStates, StatesInFolder, StatesInMemory
+from sim.run_folder.client_states import ClientState, ClientStates, states_in
 from sim.seeds import Purpose, seeded
 from sim.training import local, models
 from sim.training.local import TestSums
@@ -65,6 +67,7 @@ class ClientSpec:
         algorithm: what clients do beside training; None for nothing.
         states_folder: where clients keep what they need again; None for in this process.
         flipped_clients: those that train on class C − 1 − c instead of c, see ``sim.server.attacks``.
+        compression: of what clients send.
     """
 
     data: DataSource
@@ -91,6 +94,7 @@ class ClientSpec:
     algorithm: AlgorithmSpec | None = None
     states_folder: Path | None = None
     flipped_clients: frozenset[int] = frozenset()
+    compression: Compression = field(default_factory=Compression)
 
     def open(self) -> ClientRuntime:
         """Set up in this process what the spec names."""
@@ -100,6 +104,11 @@ class ClientSpec:
     def imported(self) -> list[Any]:
         """The parts that may be the user's own."""
         return [self.model, self.train, self.test, self.client]
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether clients keep something from round to round."""
+        return self.compression.error_feedback or (self.algorithm is not None and self.algorithm.keeps_state)
 
 
 def build_net(spec: ClientSpec, dataset: Dataset) -> nn.Module:
@@ -115,6 +124,20 @@ def build_net(spec: ClientSpec, dataset: Dataset) -> nn.Module:
             inputs, named, _ = inputs_and_target(example_batch(dataset.train, 2))
             models.try_out(net, inputs, named, f"--model {user_code.shown_name(spec.model)}")
         return net
+
+
+def message_of(
+    spec: ClientSpec | FlowerSpec, layout: WeightLayout, server_round: int, untrained: frozenset[int]
+) -> Message:
+    """Return which arrays of a model are sent, and how; of a Flower program's, which its own client sends, all are.
+
+    Args:
+        untrained: positions of the arrays that are not trained.
+    """
+    if isinstance(spec, FlowerSpec):
+        return Message(untrained)
+    kept = frozenset() if spec.algorithm is None else spec.algorithm.kept_positions(layout.names, server_round)
+    return Message(untrained, kept, layout.tied)
 
 
 def is_own(model: Any) -> bool:
@@ -212,9 +235,7 @@ class ClientRuntime:
             )
         self.client_class = user_code.load(spec.client, "--client") if spec.client else TorchClient
         self.algorithm = spec.algorithm.made() if spec.algorithm is not None else None
-        self.states: ClientStates = (
-            StatesInMemory() if spec.states_folder is None else StatesInFolder(spec.states_folder)
-        )
+        self.states: ClientStates = states_in(spec.states_folder)
         # After the imports, because a module is imported once in a process, but several runtimes may be made in it.
         torch.set_num_threads(spec.torch_threads)
 
@@ -268,23 +289,18 @@ class ClientRuntime:
     def algorithm_client(
         self,
         client: TorchClient,
-        client_id: int,
         received: Any,
         config: dict[str, Any],
         server_round: int,
-        state_round: int | None,
+        state: ClientState,
     ) -> AlgorithmClient:
         """Make what executes the client part of the algorithm.
 
         Args:
-            state_round: the round in which the client wrote its state; None if it has none.
-
-        Raises:
-            ClientStateError: its state is missing or damaged.
+            state: what the algorithm kept of the client; empty if it never trained.
         """
         assert self.spec.algorithm is not None
         assert self.algorithm is not None
-        state = {} if state_round is None else self.states.read(client_id, state_round)
         return AlgorithmClient(
             client, self.algorithm, self.spec.algorithm, self.shared_layout, received, config, server_round, state
         )

@@ -101,6 +101,7 @@ class ClientResult:
         records: content of the reply of a Flower app; its arrays are ``weights``, as bytes, or are in the sum.
         wrote_state: the client has written a state in this round.
         stops_run: what failed is not the client's affair but the run's, as a full disk.
+        bytes_down, bytes_up: what was sent to the client and what it sent, where that is simulated.
     """
 
     client_id: int
@@ -120,6 +121,8 @@ class ClientResult:
     records: Records | None = None
     wrote_state: bool = False
     stops_run: bool = False
+    bytes_down: int | None = None
+    bytes_up: int | None = None
 
     @property
     def accuracy(self) -> float | None:

@@ -13,7 +13,7 @@ from flwr.common import NDArrays
 from torch import Tensor
 
 from sim.algorithms.algorithm import Exchange, GradientCorrection
-from sim.client.runtime import ClientRuntime
+from sim.client.runtime import ClientRuntime, message_of
 from sim.client.torch_client import TRAIN_SETTINGS
 from sim.data.batches import Batches
 from sim.engine.aggregation import NonFiniteError, WeightedSum
@@ -38,6 +38,8 @@ def fit(runtime: ClientRuntime, chunk: Chunk, seed: int) -> tuple[list[ClientRes
     results: list[ClientResult] = []
     total = WeightedSum(num_extras=chunk.num_extras)
     waiting = list(chunk.tasks)
+    message = message_of(runtime.spec, runtime.shared_layout, chunk.server_round, chunk.untrained)
+    bytes_up = message.num_bytes(chunk.weights, None)  # arrays of the same shapes, as they are
     while waiting:
         start = time.perf_counter()
         tasks, waiting = waiting[: runtime.vectorized_clients], waiting[runtime.vectorized_clients :]
@@ -68,7 +70,7 @@ def fit(runtime: ClientRuntime, chunk: Chunk, seed: int) -> tuple[list[ClientRes
                     results.append(ClientResult(client_id, seconds, error=error, vectorized_with=count))
                     continue
                 exchange, result = exchanges[i], ClientResult(client_id, seconds, sizes[i], loss, {"loss": loss})
-                result.vectorized_with = count
+                result.vectorized_with, result.bytes_up = count, bytes_up
                 if exchange is not None:
                     number = tasks[i].state_number or chunk.server_round
                     _finish(runtime, number, result, exchange, [w[k] for w in weights], members[i], config)

@@ -39,19 +39,20 @@ from sim import private
 from sim.client.algorithm_client import FINE_TUNE_EPOCHS
 from sim.client.contents import Packer, as_bytes, numbers_of, unpack, weights_of, without_arrays
 from sim.client.flower_program import FlowerRuntime, FlowerSpec, node_of
-from sim.client.runtime import ClientRuntime, ClientSpec
+from sim.client.runtime import ClientRuntime, ClientSpec, message_of
 from sim.client.torch_client import TorchClient
+from sim.compression.message import RESIDUAL
 from sim.engine import vectorized
 from sim.engine.aggregation import NonFiniteError, WeightedSum, check_finite, in_dtypes_of, same_shapes
 from sim.engine.contract import MOST_ACCURACY, Chunk, ChunkResult, ClientResult, Task, TestSlice, other_timeout
 from sim.engine.liveness import SETTING_UP, TESTING, Liveness
 from sim.errors import BrokenProcessError, described, many_lines
 from sim.metrics import spelled
-from sim.run_folder.client_states import ClientStateError
+from sim.run_folder.client_states import ClientState, ClientStateError
 from sim.run_folder.records import Phase
-from sim.seeds import Purpose, reseed, restored, seeded
+from sim.seeds import Purpose, generator, reseed, restored, seeded
 from sim.training.local import TestSums
-from sim.training.weights import set_weights, view_weights
+from sim.training.weights import WeightLayout, set_weights, view_weights
 
 MOST_EXAMPLES = 2**53  # beyond it a float64 does not tell two numbers apart
 
@@ -257,8 +258,9 @@ class Worker:
         client: Any = (self.client_fn or runtime.client)(context)
         # Straight to the NumPyClient where there is one: Flower's wrapper would copy the weights to bytes and back.
         client = getattr(client, "numpy_client", client)
+        state = self._state_of(runtime, chunk, task)
         if runtime.algorithm is not None:
-            return self._with_algorithm(runtime, client, chunk, task)
+            return self._with_algorithm(runtime, client, chunk, task, state)
         weights = chunk.weights
         built_in = type(client) is TorchClient
         if not built_in:
@@ -277,13 +279,17 @@ class Worker:
         result.metrics = checked_metrics(result.metrics, chunk.phase)
         if chunk.phase == "fit":
             result.loss = check_fit(result, chunk.weights, runtime.weight_names)
+            self._send(runtime, chunk, task, result, state)
         return result
 
-    def _with_algorithm(self, runtime: ClientRuntime, client: TorchClient, chunk: Chunk, task: Task) -> ClientResult:
+    def _with_algorithm(
+        self, runtime: ClientRuntime, client: TorchClient, chunk: Chunk, task: Task, state: ClientState
+    ) -> ClientResult:
         """Have a client execute the client part of the run's algorithm."""
         result = ClientResult(task.client_id)
         config, number = dict(task.config), chunk.server_round
-        local = runtime.algorithm_client(client, task.client_id, chunk.weights, config, number, task.state_round)
+        of_algorithm = {name: arrays for name, arrays in state.items() if name != RESIDUAL}
+        local = runtime.algorithm_client(client, chunk.weights, config, number, of_algorithm)
         if chunk.phase == "evaluate" and FINE_TUNE_EPOCHS in config:
             begin_tuning = partial(reseed, self.seed, Purpose.FINE_TUNE, number, task.client_id)
             result.num_examples, found = local.evaluate_all(int(config[FINE_TUNE_EPOCHS]), begin_tuning)
@@ -295,15 +301,58 @@ class Worker:
             result.loss, result.num_examples, metrics = local.evaluate()
             result.metrics = checked_metrics(metrics, chunk.phase)
             return result
-        result.weights, result.num_examples, metrics, state = local.fit()
+        result.weights, result.num_examples, metrics, new_state = local.fit()
         result.metrics = checked_metrics(metrics, chunk.phase)
         result.loss = check_fit(result, chunk.weights, runtime.weight_names)
+        self._send(runtime, chunk, task, result, state, new_state)
         if not chunk.summed:
             result.weights = [array.copy() for array in result.weights]
-        if any(state.values()):
-            runtime.states.write(task.client_id, task.state_number or number, state)
-            result.wrote_state = True
         return result
+
+    def _state_of(self, runtime: ClientRuntime | FlowerRuntime, chunk: Chunk, task: Task) -> ClientState:
+        """Return what a client kept in the round in which it last trained; empty if it never did."""
+        is_needed = isinstance(runtime, ClientRuntime) and runtime.algorithm is not None
+        if task.state_round is None or not (is_needed or chunk.phase == "fit"):
+            return {}
+        return runtime.states.read(task.client_id, task.state_round)
+
+    def _send(
+        self,
+        runtime: ClientRuntime | FlowerRuntime,
+        chunk: Chunk,
+        task: Task,
+        result: ClientResult,
+        state: ClientState,
+        new_state: Mapping[str, Sequence[Any]] | None = None,
+    ) -> None:
+        """Let a result hold what the server makes of what the client sends, and keep the client's state.
+
+        Args:
+            state, new_state: what the client kept before, and what its algorithm keeps now.
+        """
+        kept = dict(new_state or {})
+        layout, sends_updates = WeightLayout.unknown([]), False
+        if isinstance(runtime, ClientRuntime):
+            layout = runtime.shared_layout
+            sends_updates = runtime.algorithm is not None and runtime.algorithm.SENDS_UPDATES
+        message = message_of(runtime.spec, layout, chunk.server_round, chunk.untrained)
+        compression, weights = runtime.spec.compression, result.weights or []
+        if compression.up is None:
+            result.bytes_up = message.num_bytes(weights, None)
+        else:
+            result.weights, result.bytes_up, residual = message.reconstructed(
+                weights,
+                chunk.weights,
+                compression,
+                generator(self.seed, Purpose.COMPRESS_UP, chunk.server_round, task.client_id, task.repeat),
+                residual=state.get(RESIDUAL, ()),
+                values=range(0 if sends_updates else len(weights) - chunk.num_extras, len(weights)),
+            )
+            if residual:
+                kept[RESIDUAL] = residual
+        if any(kept.values()):
+            runtime.states.write(task.client_id, task.state_number or chunk.server_round, kept)
+            result.wrote_state = True
 
     def _flower_result(self, runtime: FlowerRuntime, chunk: Chunk, task: Task, context: Context) -> ClientResult:
         """Call a client of a Flower program."""
@@ -326,6 +375,7 @@ class Worker:
         result.metrics = checked_metrics(result.metrics, chunk.phase, any_accuracy=True)
         if chunk.phase == "fit":
             result.loss = check_fit(result, chunk.weights, others=True)
+            self._send(runtime, chunk, task, result, self._state_of(runtime, chunk, task))
         return result
 
     def _reply(self, runtime: FlowerRuntime, chunk: Chunk, task: Task, context: Context, unit: int) -> ClientResult:

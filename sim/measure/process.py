@@ -29,7 +29,8 @@ from sim.run_folder.records import Phase
 
 def _execute(task: MeasurementTask) -> Iterator[Measurement | None]:
     """Set up, warm up, yield, measure: the body of a process."""
-    states = tempfile.TemporaryDirectory() if task.spec.algorithm is not None else None  # until the process ends
+    keeps_state = task.spec.algorithm is not None or task.spec.keeps_state
+    states = tempfile.TemporaryDirectory() if keeps_state else None  # until the process ends
     spec = task.spec if states is None else replace(task.spec, states_folder=Path(states.name))
     worker = Worker(spec, task.num_clients, task.spec.seed)
     runtime = worker.torch_runtime

@@ -179,6 +179,11 @@ def networked(given: dict[str, Any]) -> dict[str, Any]:
             f"--attack {given['attack']}: attacks are only simulated, by sim run; whoever starts a client of a network "
             "decides what it sends"
         )
+    if given.get("compress"):
+        pairs = " ".join(f"{key}={value}" for key, value in given["compress"].items())
+        raise ConfigError(
+            f"--compress {pairs}: encodings are only simulated, by sim run; over a network arrays are sent as they are"
+        )
     return given if {"fraction_fit", "clients_per_round"} & set(given) else {"fraction_fit": 1.0, **given}
 
 

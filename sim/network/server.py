@@ -117,7 +117,7 @@ class NetworkServer(Server):
             shared[ALGORITHM] = prepared.torch_spec.algorithm.to_text()
         worker = Worker(spec, prepared.config.num_clients, spec.seed)
         dispatcher = RemoteDispatcher(self.registry, worker, shared, self._round_timeout)
-        RoundServer(prepared, dispatcher, session.on_round, self.registry).run()
+        RoundServer(prepared, dispatcher, session.on_round, self.registry, counts_bytes=False).run()
 
 
 def _compare_with_partition(prepared: Prepared, identity: Identity) -> None:

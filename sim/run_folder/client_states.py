@@ -129,6 +129,11 @@ class StatesInMemory:
         self._states[client_id, server_round] = {name: [np.array(a) for a in arrays] for name, arrays in state.items()}
 
 
+def states_in(folder: Path | None) -> ClientStates:
+    """Return the states in a folder; None for those of this process."""
+    return StatesInMemory() if folder is None else StatesInFolder(folder)
+
+
 class ValidStates:
     """Which state of each client is valid, and which files are needed no longer.
 

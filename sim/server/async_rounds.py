@@ -51,7 +51,8 @@ class AsyncRounds:
         self._ahead: deque[Version] = deque()  # versions that are not made yet
         self._made: Version | None = None  # the last one
         self._weights: dict[int, NDArrays] = {0: prepared.initial_weights}  # of versions that clients began with
-        self._results: dict[int, ClientResult] = {}  # number of the start → what waits for its turn
+        # number of the start → what waits for its turn, and the weights from which the client began
+        self._results: dict[int, tuple[ClientResult, NDArrays]] = {}
 
     @property
     def seconds(self) -> float:
@@ -87,7 +88,7 @@ class AsyncRounds:
                 continue
             if start.number not in self._results:
                 self._compute(version.ended[position:], server_round, collected)
-            result = self._results.pop(start.number)
+            result, begun = self._results.pop(start.number)
             self._executor.take(result, "fit", server_round, collected)
             if result.wrote_state:
                 rounds = self._executor.state_rounds
@@ -97,7 +98,7 @@ class AsyncRounds:
                 for record in with_virtual_time(collected.records[-1:], [start.participation])
             ]
             if result.error is None:
-                arrived.append(self._arrived(start, result))
+                arrived.append(_arrived(start, result, begun))
         self._made = version
         if arrived:
             newest = self._weights[server_round - 1]
@@ -106,15 +107,6 @@ class AsyncRounds:
             collected.total.add(mean, sum(each.num_examples for each in arrived) or 1)
             collected.total.dtypes = [array.dtype for array in newest]
         return collected, records
-
-    def _arrived(self, start: Start, result: ClientResult) -> Arrived:
-        trained, begun = result.weights or [], self._weights[start.version]
-        if not same_shapes(trained, begun):
-            raise RunError(
-                f"client {start.client_id} returned arrays of shapes {[array.shape for array in trained]}, but an "
-                f"asynchronous strategy needs those that it was sent, {[array.shape for array in begun]}"
-            )
-        return Arrived(trained, begun, start.staleness or 0, result.num_examples)
 
     def _next(self) -> Version:
         return self._ahead.popleft() if self._ahead else next(self._versions)
@@ -155,10 +147,10 @@ class AsyncRounds:
                 for part in cut(tasks, self._config.vectorized_clients)
             ]
         numbers = iter(batch)
-        for chunk_result in self._executor.dispatcher.execute(chunks):
+        for chunk, chunk_result in self._executor.dispatch("fit", chunks):
             collected.spans += chunk_result.spans
             for result in chunk_result.results:
-                self._results[next(numbers).number] = result
+                self._results[next(numbers).number] = result, chunk.weights
 
     def _task(self, start: Start) -> Task:
         client_id, number = start.client_id, start.version + 1
@@ -200,3 +192,13 @@ class AsyncRounds:
             int(number): in_dtypes_of(like, [np.asarray(array) for array in arrays]) if like else list(arrays)
             for number, arrays in state["versions"].items()
         }
+
+
+def _arrived(start: Start, result: ClientResult, begun: NDArrays) -> Arrived:
+    trained = result.weights or []
+    if not same_shapes(trained, begun):
+        raise RunError(
+            f"client {start.client_id} returned arrays of shapes {[array.shape for array in trained]}, but an "
+            f"asynchronous strategy needs those that it was sent, {[array.shape for array in begun]}"
+        )
+    return Arrived(trained, begun, start.staleness or 0, result.num_examples)

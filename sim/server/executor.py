@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
 from flwr.common import RecordDict
 
 from sim.engine.aggregation import MismatchError
-from sim.engine.contract import Chunk, ClientResult, Dispatcher
+from sim.engine.contract import Chunk, ChunkResult, ClientResult, Dispatcher
 from sim.errors import ClientError, RunError, one_line
 from sim.metrics import spelled
 from sim.run_folder.records import Phase
 from sim.server.results import Failures, PhaseResults, client_record
+from sim.server.traffic import Traffic
 
 
 class Executor:
@@ -25,12 +26,13 @@ class Executor:
         state_rounds: client_id → the round in which the client wrote its state of an algorithm.
     """
 
-    def __init__(self, dispatcher: Dispatcher, *, on_client_error: str) -> None:
+    def __init__(self, dispatcher: Dispatcher, *, on_client_error: str, traffic: Traffic | None = None) -> None:
         """
         Args:
             on_client_error: stop, or drop for a client that is left out.
+            traffic: encodes what clients get, and counts bytes; None where that is not simulated.
         """
-        self.dispatcher = dispatcher
+        self.dispatcher, self.traffic = dispatcher, traffic
         self.states: dict[int, RecordDict] = {}
         self.state_rounds: dict[int, int] = {}
         self.failures = Failures()
@@ -47,7 +49,7 @@ class Executor:
         collected = PhaseResults()
         if self.state_rounds:
             chunks = [self._with_state_rounds(chunk) for chunk in chunks]
-        for chunk_result in self.dispatcher.execute(chunks):
+        for _, chunk_result in self.dispatch(phase, chunks):
             collected.spans += chunk_result.spans
             try:
                 collected.total.fold(chunk_result.total)
@@ -62,6 +64,20 @@ class Executor:
         if wrote:
             self.state_rounds = {**self.state_rounds, **dict.fromkeys(wrote, server_round)}
         return collected
+
+    def dispatch(self, phase: Phase, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, ChunkResult]]:
+        """Send chunks to the engine; yield what clients received and their results, in order, with the bytes of both.
+
+        What came back is recorded by ``take``.
+        """
+        traffic = self.traffic
+        sent = chunks if traffic is None else traffic.sent(phase, chunks)
+        for chunk, chunk_result in zip(sent, self.dispatcher.execute(sent), strict=True):
+            bytes_down = None if traffic is None else traffic.bytes_down(chunk)
+            for result in chunk_result.results:
+                # A client that failed has sent nothing, and one that evaluated nothing but metrics.
+                result.bytes_down, result.bytes_up = bytes_down, None if traffic is None else result.bytes_up or 0
+            yield chunk, chunk_result
 
     def take(self, result: ClientResult, phase: Phase, server_round: int, collected: PhaseResults) -> None:
         """Record what came back from a client, and keep its state.

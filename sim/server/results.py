@@ -193,4 +193,13 @@ def client_record(result: ClientResult, phase: Phase, server_round: int) -> Clie
         vectorized_with=result.vectorized_with,
         status="ok" if succeeded else "failed",
         error=result.error,
+        bytes_down=result.bytes_down,
+        bytes_up=result.bytes_up,
     )
+
+
+def bytes_of(records: Sequence[ClientRecord]) -> dict[str, Any]:
+    """Return the sums over the clients of a round: columns of ``RoundRecord``; empty where nothing was counted."""
+    columns = ("bytes_down", "bytes_up")
+    known = {name: [value for r in records if (value := getattr(r, name)) is not None] for name in columns}
+    return {name: sum(values) for name, values in known.items() if values}

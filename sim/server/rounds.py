@@ -38,6 +38,7 @@ from sim.server.prepared import Prepared
 from sim.server.privacy import Privacy
 from sim.server.results import (
     PhaseResults,
+    bytes_of,
     client_quantiles,
     metric_records,
     numbers_of,
@@ -46,6 +47,7 @@ from sim.server.results import (
     weighted_mean,
 )
 from sim.server.round_schedule import RoundSchedule
+from sim.server.traffic import Traffic
 from sim.server.virtual_rounds import VirtualRounds, clock_of, not_used, with_virtual_time
 
 
@@ -103,6 +105,8 @@ class RoundServer:
         adapter: StrategyAdapter | None = None,
         executor: Executor | None = None,
         history: History | None = None,
+        *,
+        counts_bytes: bool = True,
     ) -> None:
         """
         Args:
@@ -111,12 +115,16 @@ class RoundServer:
             adapter: of the strategy; None for the one that the config names.
             executor: calls the clients; None for one of this loop's own.
             history: is filled as Flower's own loop fills it.
+            counts_bytes: clients are simulated, and so is what they send.
         """
         config = prepared.config
         self.config = config
         self.history = history or History()
         self._owns_executor = executor is None
-        self._executor = executor or Executor(dispatcher, on_client_error=config.on_client_error)
+        if executor is None:
+            traffic = Traffic(prepared) if counts_bytes else None
+            executor = Executor(dispatcher, on_client_error=config.on_client_error, traffic=traffic)
+        self._executor = executor
         self._dispatcher = dispatcher
         self._on_round = on_round
         slices = prepared.test_slices
@@ -235,7 +243,9 @@ class RoundServer:
         for step in reversed(steps) if self._adapter.tests_last else steps:
             record, more = step(record)
             clients = [*clients, *more]
-        return replace(record, **totals(clients), round_seconds=time.perf_counter() - start), clients
+        return replace(
+            record, **totals(clients), **bytes_of(clients), round_seconds=time.perf_counter() - start
+        ), clients
 
     def _is_due(self, server_round: int, every: int) -> bool:
         return server_round % every == 0 or server_round == self.config.num_rounds

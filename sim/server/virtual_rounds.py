@@ -18,6 +18,7 @@ from sim.server.prepared import Prepared
 from sim.server.round_schedule import RoundSchedule, scheduled
 from sim.server.sampled_clients import SampledClients
 from sim.server.samplers import Report, Sampler, sampler_of
+from sim.server.traffic import Traffic
 from sim.server.virtual_time import Participation, VirtualTime
 
 _MOST_ATTEMPTS = 1000  # of one round
@@ -161,13 +162,12 @@ def time_of(prepared: Prepared) -> VirtualTime | None:
     strategy = prepared.strategy
     algorithm = None if strategy is None else strategy.algorithm
     sent = [*prepared.initial_weights, *([] if algorithm is None else algorithm.sent())]
-    num_bytes = sum(array.nbytes for array in sent)
     loader = None if prepared.dataset is None else getattr(prepared.dataset.train, "loader", None)
     return VirtualTime(
         prepared.config,
         prepared.devices,
         prepared.known_sizes,
-        (num_bytes, num_bytes),
+        Traffic(prepared).expected_bytes(sent, 1),
         algorithm,
         drops_last=bool(getattr(loader, "drop_last", False)),
     )
@@ -213,6 +213,7 @@ def unfinished(participation: Participation, server_round: int) -> ClientRecord:
         status="void" if participation.status == "ok" else participation.status,
         error=None,
         **_columns(participation),
+        **dict(zip(("bytes_down", "bytes_up"), participation.bytes_sent, strict=True)),
     )
 
 

@@ -32,6 +32,7 @@ class Participation:
         start: virtual seconds since the start of the run.
         steps: training steps that it takes.
         status: ok if its update arrives and is used.
+        bytes_down, bytes_up: what it would download and upload as a whole.
         left_at: when it left, or its round ended without it, before its upload was complete.
     """
 
@@ -41,6 +42,8 @@ class Participation:
     download_seconds: float
     compute_seconds: float
     upload_seconds: float
+    bytes_down: int = 0
+    bytes_up: int = 0
     status: Status = "ok"
     left_at: float | None = None
 
@@ -53,6 +56,17 @@ class Participation:
     def end(self) -> float:
         """When the client stopped working for the round."""
         return self.due if self.left_at is None else self.left_at
+
+    @property
+    def bytes_sent(self) -> tuple[int, int]:
+        """What was downloaded and uploaded until ``end``, rounded down."""
+        if self.left_at is None or self.left_at >= self.due:
+            return self.bytes_down, self.bytes_up
+        worked = self.left_at - self.start
+        uploading = worked - self.download_seconds - self.compute_seconds
+        return _part(self.bytes_down, worked, self.download_seconds), _part(
+            self.bytes_up, uploading, self.upload_seconds
+        )
 
     def ended(self, status: Status, at_seconds: float) -> Participation:
         """Return the same of a client whose update does not arrive."""
@@ -114,6 +128,8 @@ class VirtualTime:
             self.bytes_down / device.download_bytes_per_second,
             steps * device.seconds_per_step,
             self.bytes_up / device.upload_bytes_per_second,
+            self.bytes_down,
+            self.bytes_up,
         )
 
     def shortened(self, participation: Participation, limit: float) -> Participation | None:
@@ -154,6 +170,10 @@ class VirtualTime:
                 return math.inf
             now = coming[0]
         return math.inf
+
+
+def _part(num_bytes: int, seconds: float, whole_seconds: float) -> int:
+    return num_bytes if seconds >= whole_seconds else int(num_bytes * max(0.0, seconds) / whole_seconds)
 
 
 _MOST_LOOKS = 10_000  # at clients that come, while others go

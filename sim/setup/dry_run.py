@@ -90,7 +90,7 @@ def check_algorithm(spec: ClientSpec, received: NDArrays, fit_settings: dict[str
         client: Any = runtime.client_over(loader, loader, context)
         settings = {**fit_settings, "local_epochs": 1}
         try:
-            local = runtime.algorithm_client(client.numpy_client, 0, received, settings, 1, None)
+            local = runtime.algorithm_client(client.numpy_client, received, settings, 1, {})
             local.fit()
         except (Exception, SystemExit) as error:
             reason = str(error) if isinstance(error, ValueError) else described(error)

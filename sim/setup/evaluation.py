@@ -28,6 +28,7 @@ from sim.run_folder.writer import write_whole
 from sim.server.executor import Executor
 from sim.server.prepared import Prepared
 from sim.server.results import numbers_of
+from sim.server.traffic import Traffic
 from sim.setup.resume import changed_config, fitting_checkpoint
 
 if TYPE_CHECKING:
@@ -179,7 +180,8 @@ class Evaluation:
         import pandas as pd
 
         config = self.prepared.config
-        executor = Executor(dispatcher, on_client_error=config.on_client_error)
+        traffic = Traffic(self.prepared)  # clients evaluate what they get, as in the run
+        executor = Executor(dispatcher, on_client_error=config.on_client_error, traffic=traffic)
         executor.state_rounds = dict(self.state_rounds)
         settings: dict[str, Scalar] = {}
         if config.client is None:
@@ -190,7 +192,8 @@ class Evaluation:
             }
         sizes = self.prepared.partition.sizes
         tasks = [Task(c, settings, self.states.get(c), int(sizes[c])) for c in range(config.num_clients)]
-        chunks = [Chunk("evaluate", self.number, part, self.weights, summed=False) for part in cut(tasks)]
+        untrained = frozenset() if self.prepared.strategy is None else self.prepared.strategy.view.untrained
+        chunks = [Chunk("evaluate", self.number, part, self.weights, False, untrained) for part in cut(tasks)]
         dispatcher.wait_until_ready()
         try:
             rows = [self._row(result) for result in executor.execute("evaluate", self.number, chunks).clients]

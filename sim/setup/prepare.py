@@ -22,6 +22,7 @@ from sim.algorithms.local_parameters import local_names
 from sim.client.own_functions import OwnTrain
 from sim.client.runtime import ClientSpec, build_net
 from sim.client.torch_client import fit_settings, train_settings
+from sim.compression.by_name import Compression
 from sim.config.run_config import RunConfig, TrainingConfig
 from sim.data import partition
 from sim.data.batches import Batches, Resident
@@ -63,6 +64,7 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
         return prepare_app(config, objects)
     if config.client_fn is not None:
         return prepare_client_fn(config, objects)
+    Compression.of(config.compress)  # before the data are loaded, which may take minutes
     dataset = load_dataset(config, objects.load_data)
     config, notes = decided(config, dataset)
     dataset = replace(dataset, notes=(*dataset.notes, *notes))
@@ -132,6 +134,7 @@ def client_spec(config: RunConfig, dataset: Dataset, assigned: Partition, *, alo
         eval_share=eval_share,
         noise_step=_noise_step(config, dataset),
         flipped_clients=flipped,
+        compression=Compression.of(config.compress),
     )
 
 
@@ -257,7 +260,7 @@ def _resolved(config: RunConfig, spec: ClientSpec, dataset: Dataset, net: nn.Mod
     if asked == "sequential" or (asked == "auto" and device.type != "cuda"):
         return replace(config, local_training="sequential", vectorized_clients=None)
     sample = _Sample(config, dataset, net, device)
-    reason = _reason_of(spec.algorithm) or sample.reason_against(weights)
+    reason = _reason_of(config, spec) or sample.reason_against(weights)
     if reason is not None:
         if asked == "vectorized":
             raise ConfigError(f"--local-training vectorized: {reason}; use sequential or auto")
@@ -267,15 +270,17 @@ def _resolved(config: RunConfig, spec: ClientSpec, dataset: Dataset, net: nn.Mod
     return replace(config, local_training="vectorized", vectorized_clients=count)
 
 
-def _reason_of(spec: AlgorithmSpec | None) -> str | None:
-    """Say why clients of an algorithm cannot be trained in one computation; None if they can."""
-    if spec is None:
+def _reason_of(config: RunConfig, spec: ClientSpec) -> str | None:
+    """Say why what clients do beside training cannot be done in one computation; None if it can."""
+    if spec.compression.up is not None:
+        return f"--compress up={config.compress['up']} encodes what each client sends by itself"
+    if spec.algorithm is None:
         return None
-    if spec.local_names:
-        return f"parameters stay with each client ({', '.join(spec.local_names[:3])}, …)"
-    algorithm = spec.made()
+    if spec.algorithm.local_names:
+        return f"parameters stay with each client ({', '.join(spec.algorithm.local_names[:3])}, …)"
+    algorithm = spec.algorithm.made()
     if not (isinstance(algorithm, GradientCorrection) and algorithm.can_be_vectorized):
-        return f"clients of {spec.name} do more than to train with a corrected gradient"
+        return f"clients of {spec.algorithm.name} do more than to train with a corrected gradient"
     return None
 
 

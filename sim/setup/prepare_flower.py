@@ -17,6 +17,7 @@ from flwr.serverapp import ServerApp
 
 from sim import user_code
 from sim.client.flower_program import FlowerRuntime, FlowerSpec, is_client_fn
+from sim.compression.by_name import Compression
 from sim.config.app import read_app
 from sim.config.run_config import RunConfig
 from sim.data.partition import Partition
@@ -61,6 +62,7 @@ def flower_spec(config: RunConfig, objects: ProgramObjects) -> FlowerSpec:
         run_config=config.run_config,
         accuracy_in_percent=config.accuracy_in_percent,
         defaults={key: value for key, value in defaults.items() if value is not None},
+        compression=Compression.of(config.compress),
     )
 
 

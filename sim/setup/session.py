@@ -63,8 +63,7 @@ class Session:
             self._writer.write(self.run.config_path, config.to_toml().encode())
         self._checkpoints = CheckpointWriter(self.run)
         self._states: ValidStates | None = None
-        algorithm = getattr(prepared.spec, "algorithm", None)
-        if algorithm is not None and algorithm.keeps_state and resumable:  # over a network, clients keep it
+        if prepared.spec.keeps_state and resumable:  # over a network, clients keep it
             self.run.client_states_path.mkdir(exist_ok=True)
             begun, number = ({}, 0) if point is None else (point.checkpoint.state_rounds, point.checkpoint.round)
             self._states = ValidStates(StatesInFolder(self.run.client_states_path), begun, number)
