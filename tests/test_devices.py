@@ -154,6 +154,26 @@ def test_flash_has_the_phones_and_links_of_its_authors() -> None:
     assert set(FLASH_MILLISECONDS) == {"femnist", "celeba", "reddit", "shakespeare"}
 
 
+def test_flash_by_hand() -> None:
+    """Kilobytes per second of one link, and milliseconds of one phone, each from one normal number."""
+    key, made, repeated = key_of(2, Purpose.DEVICE), devices("flash", seed=2), 0
+    for client_id in range(100):
+        u, v = uniforms_of_one(key, client_id, 0)
+        phone = 0 if u < 18820 / 35407 else 1 if u < (18820 + 16428) / 35407 else 2
+        down, down_sd, up, up_sd = FLASH_LINKS[int(19 * v)]
+        device = made.device(client_id)
+        assert device.kind == list(FLASH_PHONES)[phone]
+        for number, mean, sd, value in (
+            (0, *FLASH_MILLISECONDS["femnist"][phone], 1000 * device.seconds_per_step),
+            (1, down, down_sd, device.download_bytes_per_second / 1000),
+            (2, up, up_sd, device.upload_bytes_per_second / 1000),
+        ):
+            drawn = mean + sd * float(normals(key, np.array([client_id]), 1 + number)[0][0])
+            repeated += drawn < mean / 10
+            assert value >= mean / 10 if drawn < mean / 10 else value == pytest.approx(drawn)
+    assert 0 < repeated < 10
+
+
 def test_fedscale_takes_three_inferences_a_step_and_kbits_of_1024(tmp_path: Path) -> None:
     name = f"fedscale:{written(tmp_path / 'capacity.json', CAPACITY)}"
     made = devices(name, 3, clients_per_round=1, batch_size=10)
