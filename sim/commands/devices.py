@@ -207,6 +207,8 @@ def _figure(
 
 def _draw_shares(axes: Axes, curves: dict[str, NDArray[np.float64]], label: str) -> None:
     """Draw the cumulative distribution of values; infinite ones are to the right of the picture."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     every: list[Any] = []
     for name, values in curves.items():
         finite = np.sort(values[np.isfinite(values)])
@@ -219,6 +221,10 @@ def _draw_shares(axes: Axes, curves: dict[str, NDArray[np.float64]], label: str)
         axes.plot(xs, ys, drawstyle="steps-post", linewidth=1.8, label=name or None)
     if every and max(every) >= _LOG_RATIO * min(every):
         axes.set_xscale("log")
+        few = max(every) < 1000 * min(every)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # without the powers of 10
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(label)
     axes.set_ylabel("share of clients with at most this")
     if len(curves) > 1 and every:

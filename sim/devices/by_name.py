@@ -101,7 +101,7 @@ def drawn_rows(key: tuple[int, int], client_ids: NDArray[np.int64], num_rows: in
 
 
 def _own_rows(num_rows: int, num_clients: int) -> NDArray[np.int64] | None:
-    """Return row i for client i, as FedScale assigns them; None if the file has too few."""
+    """Return row i for client i; None if the file has too few."""
     return np.arange(num_clients) if num_rows >= num_clients else None
 
 

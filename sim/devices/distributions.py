@@ -69,7 +69,7 @@ class Lognormal(Uniform):
 # models/utils/device_util/device_util.py of FLASH: how many phones of the authors' trace are nearest to each of three
 # phones that were measured (``unknown``), and mean and standard deviation of the milliseconds of a batch on each
 # (``get_train_time``). In supported_devices.json beside it, the three are Google Nexus S, Xiaomi Redmi Note 7 Pro and
-# Google Pixel 4; a comment names the phones that were measured Nexus 6, Redmi Note 8 and Samsung Note 10.
+# Google Pixel 4, in this order.
 FLASH_PHONES = {"low-end": 18820, "mid-range": 16428, "high-end": 159}
 FLASH_MILLISECONDS = {
     "femnist": ((1642, 99.5), (588, 23.9), (179, 2.3)),
