@@ -456,7 +456,7 @@ class RunConfig(VirtualTimeConfig):
                 f"--over-select {self.over_select:g}: asks {self.num_asked_clients} clients in a round, but there are "
                 f"{self.num_clients}; at most {self.num_clients / self.num_fit_clients:g}"
             )
-        if self.min_reports > self.num_fit_clients:
+        if self.app is None and self.min_reports > self.num_fit_clients:
             raise ConfigError(
                 f"--min-reports {self.min_reports}: at most the {self.num_fit_clients} clients that train in a round"
             )
