@@ -158,7 +158,7 @@ def test_the_table_grows_by_complete_rounds(tmp_path: Path, monkeypatch: pytest.
     writer.append(RoundRecord(0, test_loss=math.nan), [], first)
     text = 'round,phase,client_id,num_examples,name,value\n0,test,,40,"a, b",\n0,fit,7,,mae,inf\n'
     assert writer.run.metrics_path.read_text() == text
-    assert writer.run.rounds_path.read_text().splitlines()[1] == "0" + 23 * ","
+    assert writer.run.rounds_path.read_text().splitlines()[1] == "0" + 29 * ","
     frame = writer.run.metrics()
     assert frame["name"].tolist() == ["a, b", "mae"]
     assert frame["client_id"].isna().tolist() == [True, False]

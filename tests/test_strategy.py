@@ -19,6 +19,7 @@ from sim.engine.aggregation import WeightedSum
 from sim.engine.contract import ClientResult
 from sim.errors import ConfigError, PluginError
 from sim.server import strategy
+from sim.server.async_rules import RULES
 from sim.server.legacy import VirtualClientProxy, virtual_clients
 from sim.server.messages_to_clients import NodesOnly
 from sim.training.models import MODELS
@@ -34,7 +35,7 @@ def _build(**settings: object) -> strategy.BuiltStrategy:
 
 def test_every_name_that_the_config_offers_is_in_a_table() -> None:
     offered = {field.name: rules_of(field).choices for field in RunConfig.__dataclass_fields__.values()}
-    assert offered["strategy"] == (*strategy.STRATEGIES, *strategy.ALGORITHMS)
+    assert offered["strategy"] == (*strategy.STRATEGIES, *strategy.ALGORITHMS, *RULES)
     assert offered["model"] == ("auto", *MODELS)
     assert offered["dataset"] == tuple(SOURCES)
     assert offered["partitioner"] == ("auto", *PARTITIONERS)
