@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 from conftest import PROGRAMS, Sim, Small, sha256
 from federation import wait_until
 from sim import Run, RunConfig, resume, simulate
+from sim.errors import RunError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -194,3 +195,56 @@ def test_a_killed_asynchronous_run_is_resumed(sim: Sim, tmp_path: Path) -> None:
     whole = sim("run", *flags, "--num-rounds", str(done + 4), "--name", "whole")
     assert whole.returncode == 0, whole.stderr
     assert sha256(tmp_path / "results/killed/model.safetensors") == sha256(tmp_path / "results/whole/model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--deadline 5", "--deadline 5.0: needs the virtual seconds of --devices, e.g. uniform"),
+        (
+            "--devices uniform --deadline 0.001",
+            "--deadline 0.001: 0 of 100 clients can meet it, but --min-reports is 1",
+        ),
+        ("--devices uniform --partial-work", "--partial-work: needs --deadline or --deadline-quantile"),
+        ("--devices uniform --over-select 9", "--over-select 9: asks 180 clients in a round, but there are 100"),
+        ("--devices uniform --min-reports 21", "--min-reports 21: at most the 20 clients that train in a round"),
+        ("--availability bernoulli", "--availability bernoulli: needs the virtual seconds of --devices"),
+        ("--mode async", "--mode async: belongs to --strategy fedasync or fedbuff, not to fedavg"),
+        ("--mode sync --strategy fedbuff", "--mode sync: --strategy fedbuff is asynchronous"),
+        ("--strategy fedbuff --concurrency 101", "--concurrency 101: at most --num-clients 100"),
+        ("--strategy fedbuff --deadline 5", "--deadline 5.0: belongs to --mode sync"),
+        ("--strategy fedbuff --strategy-args alpha=1", "--strategy-args alpha=1: --strategy fedbuff takes buffer_size"),
+        ("--strategy fedasync --strategy-args alpha=2", "--strategy-args alpha=2: must be above 0 and at most 1"),
+        ("--strategy fedbuff --server-strategy krum", "--server-strategy krum: compares the weights of clients"),
+        ("--strategy fedbuff --sampler oort", "--sampler oort: needs the results of a round before the next one"),
+        ("--strategy fedbuff --dp fixed", "--dp fixed: needs all clients of a round at once"),
+        ("--strategy fedbuff --attack ipm", "--attack ipm: needs all clients of a round at once"),
+        ("--sampler-args candidates=3", "--sampler-args candidates: --sampler uniform takes no arguments"),
+        ("--client-steps 0", "--client-steps 0: must be at least 1"),
+        ("--evaluate-every 2", "--evaluate-every 2: needs --fraction-evaluate above 0"),
+        (
+            "--devices uniform --strategy ditto --deadline 9 --partial-work",
+            "--partial-work: clients of ditto take steps",
+        ),
+    ],
+)
+def test_what_cannot_work_is_one_line(command: Sim, tmp_path: Path, words: str, message: str) -> None:
+    result = command("run", *words.split())
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert message in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_cannot_go_on_says_why(small: Small, tmp_path: Path) -> None:
+    """Everybody goes offline after a second, which is too short for a client."""
+    trace = tmp_path / "online.json"
+    trace.write_text('{"0": {"active": [0], "inactive": [1], "finish_time": 10}}')
+    online = {
+        "availability": "trace",
+        "availability_args": {"file": str(trace)},
+        "device_args": {"seconds_per_step": 9.0},
+    }
+    with pytest.raises(
+        RunError, match=r"round 1: was void 1000 times, .*of the last 4, 0 were late and 4 went offline"
+    ):
+        small(devices="uniform", **online)

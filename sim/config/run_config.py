@@ -440,6 +440,8 @@ class RunConfig(VirtualTimeConfig):
             raise ConfigError(f"--availability-args {names}: belong to --availability")
         if self.device_args and self.devices is None:
             raise ConfigError(f"--device-args {', '.join(self.device_args)}: belong to --devices")
+        if self.sampler_args and self.sampler == RunConfig.sampler:
+            raise ConfigError(f"--sampler-args {', '.join(self.sampler_args)}: --sampler uniform takes no arguments")
         if self.deadline is not None and self.deadline_quantile is not None:
             raise ConfigError(
                 f"--deadline {self.deadline:g} and --deadline-quantile {self.deadline_quantile:g}: give one of the two"

@@ -21,6 +21,7 @@ class VirtualTimeConfig(TrainingConfig):
         "2021), fedscale:FILE or fedscale:FILE:FILE (capacity and availability, Lai et al. 2022), or a table as "
         "FILE.csv or FILE.json; no virtual time if not given",
         VIRTUAL_TIME,
+        separator=":",
     )
     device_args: dict[str, bool | int | float | str] = setting(
         {},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -54,6 +55,7 @@ class VirtualRounds:
         """
         self.clients, self.now = clients, 0.0
         self._config, self._time, self._sampler, self._num_online = config, time, sampler, num_online
+        self._last: list[Participation] = []  # the clients that were asked the last time
 
     @property
     def seconds(self) -> float | None:
@@ -67,9 +69,11 @@ class VirtualRounds:
             RunError: they never are, or the round was void too often.
         """
         if attempt >= _MOST_ATTEMPTS:
+            statuses = Counter(each.status for each in self._last)
             raise RunError(
                 f"round {server_round}: was void {attempt} times, because fewer than --min-reports "
-                f"{self._config.min_reports} clients finished; see clients.csv"
+                f"{self._config.min_reports} clients finished; of the last {len(self._last)}, {statuses['late']} were "
+                f"late and {statuses['offline']} went offline"
             )
         if self._time is not None:
             begun = self._time.when_online(self._num_online, self.now)
@@ -101,7 +105,7 @@ class VirtualRounds:
             deadline_quantile=config.deadline_quantile,
             partial_work=config.partial_work,
         )
-        self.now = schedule.end
+        self.now, self._last = schedule.end, schedule.participations
         by_client = {each.client_id: each for each in schedule.taken}
         full = {each.client_id: each.steps for each in asked}
         left = []
