@@ -15,8 +15,8 @@ from conftest import Sim
 from sim import RunConfig
 from sim.devices.availability import Availability, Trace
 from sim.devices.by_name import devices_of
-from sim.devices.counter import key_of, uniforms_of_one
 from sim.devices.files import Periods, read_availability
+from sim.devices.philox import key_of, uniforms_of_one
 from sim.seeds import Purpose
 
 HOUR = 3600

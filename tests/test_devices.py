@@ -18,9 +18,9 @@ import pytest
 from conftest import Sim
 from sim import RunConfig
 from sim.devices.by_name import Devices, devices_of
-from sim.devices.counter import key_of, normals, philox, uniforms, uniforms_of_one
 from sim.devices.device import Device, DeviceTable
 from sim.devices.distributions import FLASH_LINKS, FLASH_MILLISECONDS, FLASH_PHONES
+from sim.devices.philox import key_of, normals, philox, uniforms, uniforms_of_one
 from sim.devices.round_seconds import expected_median, expected_rank
 from sim.errors import ConfigError
 from sim.seeds import Purpose

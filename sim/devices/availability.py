@@ -7,7 +7,7 @@
     trace      each client repeats the intervals of an entry of a file, see ``sim.devices.files``
 
 Virtual time begins with second 0; in ``diurnal`` that is midnight at longitude 0. A client is online from the begin of
-an interval to just before its end. Everything is a function of (seed, client_id, time), see ``sim.devices.counter``:
+an interval to just before its end. Everything is a function of (seed, client_id, time), see ``sim.devices.philox``:
 nothing depends on the order of the questions.
 
 Sources: Bonawitz et al. 2019, "Towards Federated Learning at Scale: System Design" (MLSys), where phones take part when
@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.config.fields import setting
-from sim.devices.counter import uniforms, uniforms_of_one
 from sim.devices.files import Periods
+from sim.devices.philox import uniforms, uniforms_of_one
 from sim.errors import ConfigError
 
 _MOST_SECONDS = 1e9

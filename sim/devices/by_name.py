@@ -24,10 +24,10 @@ from sim.devices.availability import (
     OnOffArguments,
     Trace,
 )
-from sim.devices.counter import key_of, uniforms
 from sim.devices.device import Device, DeviceModel, DeviceTable
 from sim.devices.distributions import Flash, Lognormal, Uniform
 from sim.devices.files import read_availability, read_capacity, read_table
+from sim.devices.philox import key_of, uniforms
 from sim.errors import ConfigError, one_line
 from sim.seeds import Purpose
 

@@ -99,7 +99,7 @@ class DeviceModel(Protocol):
         """Return the devices of some clients; each depends on the key and its own client_id alone.
 
         Args:
-            key: of the random numbers, see ``sim.devices.counter``.
+            key: of the random numbers, see ``sim.devices.philox``.
             client_ids: int64 [n].
         """
 

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.config.fields import setting
-from sim.devices.counter import normals, uniforms
 from sim.devices.device import BYTES_OF_MBIT, DeviceTable, alike
+from sim.devices.philox import normals, uniforms
 
 _STEP = "one training step on one batch"
 

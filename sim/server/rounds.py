@@ -205,6 +205,8 @@ class RoundServer:
                 with self._calling(0, "initial"):
                     initial = self._adapter.initial()
                 self._accept(initial, 0)
+                if self._asynchronous is not None:
+                    self._asynchronous.set_weights(0, self._weights)
             for server_round in range(self._next_round, self.config.num_rounds + 1):
                 self._dispatcher.wait_until_ready()
                 log(INFO, "[ROUND %s]", server_round)
