@@ -63,14 +63,24 @@ def test_seeds_are_step_functions_on_one_grid(tmp_path: Path) -> None:
     runs = [_run(tmp_path, f"s{seed}", values, seed) for seed, values in enumerate((FIRST, SECOND))]
     (curve,) = plots.curves_of(runs)
     xs, mean, deviation = curve.series("test_accuracy", "virtual_seconds")
-    assert xs.tolist() == [0, 2, 3, 5]  # not 6, which the second seed does not reach
-    assert mean.tolist() == pytest.approx([(0.1 + 0.2) / 2, (0.3 + 0.2) / 2, (0.3 + 0.4) / 2, (0.3 + 0.8) / 2])
-    assert deviation.tolist() == pytest.approx([x / math.sqrt(2) for x in (0.1, 0.1, 0.1, 0.5)])
+    assert xs.tolist() == [0, 2, 3, 5, 6]
+    steps = [(0.1, 0.2), (0.3, 0.2), (0.3, 0.4), (0.3, 0.8), (0.5, 0.8)]
+    assert mean.tolist() == pytest.approx([(first + second) / 2 for first, second in steps])
+    assert deviation.tolist() == pytest.approx([abs(first - second) / math.sqrt(2) for first, second in steps])
     xs, mean, _ = curve.series("test_accuracy", "bytes")
-    assert xs.tolist() == [0, 500_000, 1_000_000, 1_100_000]
-    assert mean.tolist() == pytest.approx([0.15, (0.3 + 0.2) / 2, (0.3 + 0.4) / 2, (0.5 + 0.4) / 2])
+    assert xs.tolist() == [0, 500_000, 1_000_000, 1_100_000, 2_500_000]
+    assert mean.tolist() == pytest.approx([0.15, (0.3 + 0.2) / 2, (0.3 + 0.4) / 2, (0.5 + 0.4) / 2, (0.5 + 0.8) / 2])
     for x in ("virtual_seconds", "bytes", "seconds"):
         assert [len(values) for values in curve.series("test_loss", x)] == [0, 0, 0]  # was not measured
+
+
+def test_a_line_ends_with_the_first_seed_that_is_not_complete(tmp_path: Path) -> None:
+    runs = [_run(tmp_path, f"s{seed}", values, seed) for seed, values in enumerate((FIRST, SECOND))]
+    (curve,) = plots.curves_of(runs)
+    runs[0].model_path.unlink()
+    assert curve.series("test_accuracy", "virtual_seconds")[0].tolist() == [0, 2, 3, 5, 6]
+    runs[1].model_path.unlink()
+    assert curve.series("test_accuracy", "virtual_seconds")[0].tolist() == [0, 2, 3, 5]
 
 
 def test_a_round_without_a_test_keeps_the_value_before_it(tmp_path: Path) -> None:
@@ -78,8 +88,8 @@ def test_a_round_without_a_test_keeps_the_value_before_it(tmp_path: Path) -> Non
     runs = [_run(tmp_path, f"s{seed}", values, seed) for seed, values in enumerate((untested, SECOND))]
     (curve,) = plots.curves_of(runs)
     xs, mean, _ = curve.series("test_accuracy", "virtual_seconds")
-    assert xs.tolist() == [0, 3, 5]
-    assert mean.tolist() == pytest.approx([0.15, (0.1 + 0.4) / 2, (0.1 + 0.8) / 2])
+    assert xs.tolist() == [0, 3, 5, 6]
+    assert mean.tolist() == pytest.approx([0.15, (0.1 + 0.4) / 2, (0.1 + 0.8) / 2, (0.5 + 0.8) / 2])
 
 
 def test_the_axes_have_units(tmp_path: Path) -> None:

@@ -68,8 +68,9 @@ class Curve:
 
         The deviation of a single run is NaN, as is all that was not measured. Against rounds, only the rounds that all
         runs have are used. Everything else is different in each run. Therefore each of several runs is a step function
-        there: at any place it has the last value that it has reached. The points are all places at which one of the
-        runs has a new value, from where each has its first one to where the first run ends.
+        there: at any place it has the last value that it has reached, also behind its end if it is complete. The points
+        are all places at which one of the runs has a new value, from where each has its first one to the end of the
+        longest run, or to the end of the first one that is not complete.
 
         Args:
             x: a key of ``measured.X_AXES``, see ``measured.spent``.
@@ -77,7 +78,8 @@ class Curve:
         frames = [frame if column in frame else frame.assign(**{column: np.nan}) for frame in self.frames]
         if x != "round" and len(frames) > 1:
             places = [spent(frame, x).to_numpy(float) for frame in frames]
-            xs, values = _on_one_grid(places, [frame[column].to_numpy(float) for frame in frames])
+            are_done = [run.is_done() for run in self.runs] or [False] * len(frames)
+            xs, values = _on_one_grid(places, [frame[column].to_numpy(float) for frame in frames], are_done)
         else:
             length = min(len(frame) for frame in frames)
             xs = spent(frames[0], x).to_numpy(float)[:length]
@@ -85,7 +87,9 @@ class Curve:
         return xs, values.mean(axis=0), sample_sd(values)
 
 
-def _on_one_grid(places: Sequence[NDArray[Any]], values: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _on_one_grid(
+    places: Sequence[NDArray[Any]], values: Sequence[NDArray[Any]], are_done: Sequence[bool]
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the points of ``Curve.series``, and float64 [num_runs, num_points] of step functions."""
     known = [np.isfinite(xs) & ~np.isnan(ys) for xs, ys in zip(places, values, strict=True)]
     if not all(each.any() for each in known):
@@ -93,7 +97,8 @@ def _on_one_grid(places: Sequence[NDArray[Any]], values: Sequence[NDArray[Any]])
     places = [xs[each] for xs, each in zip(places, known, strict=True)]
     values = [ys[each] for ys, each in zip(values, known, strict=True)]
     grid = np.unique(np.concatenate(places))
-    grid = grid[(grid >= max(xs[0] for xs in places)) & (grid <= min(xs[-1] for xs in places))]
+    end = min((xs[-1] for xs, is_done in zip(places, are_done, strict=True) if not is_done), default=np.inf)
+    grid = grid[(grid >= max(xs[0] for xs in places)) & (grid <= end)]
     reached = [np.searchsorted(xs, grid, side="right") - 1 for xs in places]
     return grid, np.array([ys[each] for ys, each in zip(values, reached, strict=True)])
 
