@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from sim.run_folder.plots import partition_figure as partition_figure
     from sim.run_folder.records import ClientRecord as ClientRecord
     from sim.run_folder.records import RoundRecord as RoundRecord
+    from sim.run_folder.timeline import timeline_figure as timeline_figure
     from sim.simulation import evaluate as evaluate
     from sim.simulation import resume as resume
     from sim.simulation import simulate as simulate
@@ -74,6 +75,7 @@ _MODULES = {
     "run_folder.folder": ["Run", "list_runs", "open_run"],
     "run_folder.plots": ["curves_figure", "curves_of", "fairness_figure", "partition_figure"],
     "run_folder.records": ["ClientRecord", "RoundRecord"],
+    "run_folder.timeline": ["timeline_figure"],
     "simulation": ["evaluate", "resume", "simulate"],
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

@@ -77,10 +77,8 @@ def _parser() -> Parser:
     )
     add_config(partition, RunConfig)
     _add_devices(add("devices", devices, "show how fast the clients' devices are and when they are online"))
-    plot = add("plot", inspect.plot, "draw the metrics and the loss of one or many runs")
-    plot.add_argument("runs", nargs="+", metavar="RUN", help="name in the results folder, or path of a run")
-    plot.add_argument("--x", choices=("round", "seconds"), default="round", help="horizontal axis [default round]")
-    plot.add_argument("-o", "--output", default="plot.png", help="picture file: .png, .svg or .pdf [default plot.png]")
+    plot = add("plot", inspect.plot, "draw the metrics and the loss of one or many runs, or when clients worked")
+    _add_plot(plot)
     report = add("report", inspect.report, "write one HTML page about one or many runs")
     about = "name in the results folder, path of a run, or folder of runs"
     report.add_argument("runs", nargs="+", metavar="RUN", help=about)
@@ -101,6 +99,22 @@ def _parser() -> Parser:
         command.add_argument("--metric", metavar="NAME[:min|max]", help=about)
         command.add_argument("--results-dir", default="results", help="where run folders are [default results]")
     return parser
+
+
+def _add_plot(plot: argparse.ArgumentParser) -> None:
+    plot.add_argument("runs", nargs="+", metavar="RUN", help="name in the results folder, or path of a run")
+    about = (
+        "horizontal axis: rounds, seconds on the clock, virtual seconds since the start, or bytes that all clients "
+        "have received and sent [default rounds]"
+    )
+    plot.add_argument(
+        "--x", type=lambda text: "rounds" if text == "round" else text, choices=tuple(inspect.X_NAMES), help=about
+    )
+    about = "draw instead when each client of one run downloads, computes and uploads, in virtual seconds"
+    plot.add_argument("--timeline", action="store_true", help=about)
+    about = "rounds that --timeline shows [default as many as can be read, with at most 40 clients]"
+    plot.add_argument("--first-rounds", metavar="N", help=about)
+    plot.add_argument("-o", "--output", default="plot.png", help="picture file: .png, .svg or .pdf [default plot.png]")
 
 
 def _add_evaluate(evaluation: argparse.ArgumentParser) -> None:

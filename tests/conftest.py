@@ -19,7 +19,7 @@ import pytest
 
 from federation import Federation
 from sim import Run, RunConfig, cli, simulate
-from sim.run_folder import plots
+from sim.run_folder import plots, timeline
 from sim.run_folder.environment import available_cpus
 
 if TYPE_CHECKING:
@@ -143,6 +143,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the pictures of runs in this process be empty files; to draw them takes half of the time of a small run."""
     for name in ("summary_figure", "curves_figure", "fairness_figure"):
         monkeypatch.setattr(plots, name, lambda *_: None)
+    monkeypatch.setattr(timeline, "timeline_figure", lambda *_: None)
     monkeypatch.setattr(plots, "render", lambda figure, image_format: b"")
 
 

@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sim.config.fields import parse_number
 from sim.config.flags import config_from
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, RunFolderError, one_line
 from sim.run_folder.folder import list_runs, open_run
+
+X_NAMES = {"rounds": "round", "seconds": "seconds", "virtual-seconds": "virtual_seconds", "bytes": "bytes"}
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -72,8 +75,13 @@ def _partition_table(summary: Summary) -> Table:
 
 
 def plot(arguments: argparse.Namespace) -> None:
-    """``sim plot``: draw the curves of runs, for one metric or for what stands for them and the loss."""
+    """``sim plot``: draw the curves of runs, for one metric or for what stands for them and the loss; or a timeline."""
     picture = picture_path(arguments.output)
+    if arguments.timeline:
+        _plot_timeline(arguments, picture)
+        return
+    if arguments.first_rounds is not None:
+        raise ConfigError("--first-rounds: only with --timeline")
     from sim.run_folder import plots
     from sim.run_folder.measured import metric_of, metric_of_all
 
@@ -85,7 +93,24 @@ def plot(arguments: argparse.Namespace) -> None:
     else:
         metrics = [metric_of_all(runs, arguments.metric)]
         names = [metrics[0].name]
-    write_picture(picture, plots.curves_figure(plots.curves_of(runs, metrics), names, arguments.x))
+    x = X_NAMES[arguments.x or "rounds"]
+    write_picture(picture, plots.curves_figure(plots.curves_of(runs, metrics), names, x))
+
+
+def _plot_timeline(arguments: argparse.Namespace, picture: Path) -> None:
+    for flag, value in (("--x", arguments.x), ("--metric", arguments.metric)):
+        if value is not None:
+            raise ConfigError(f"{flag} {value}: not with --timeline, which draws when clients worked")
+    if len(arguments.runs) > 1:
+        raise ConfigError(f"--timeline: draws one run, not {len(arguments.runs)}: {', '.join(arguments.runs)}")
+    first_rounds = None
+    if arguments.first_rounds is not None:
+        first_rounds = parse_number(int, arguments.first_rounds)
+        if first_rounds is None or first_rounds < 1:
+            raise ConfigError(f"--first-rounds {arguments.first_rounds}: must be a whole number of at least 1")
+    from sim.run_folder.timeline import timeline_figure
+
+    write_picture(picture, timeline_figure(open_run(arguments.runs[0], arguments.results_dir), first_rounds))
 
 
 def report(arguments: argparse.Namespace) -> None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sim.metrics import MetricName
+from sim.metrics import MetricName, Target
 from sim.report.runs import ReadRun
-from sim.run_folder.measured import column, tested_last
+from sim.run_folder.measured import column, spent_to_target, table_of, tested_last
 from sim.run_folder.plots import ACCURACY, Curve, curves_of, sample_sd
 
 if TYPE_CHECKING:
@@ -73,6 +73,18 @@ class Summary:
     minutes: float | None
     updates_per_second: float | None
     failures: int | None
+
+
+@dataclass(frozen=True)
+class ToTarget:
+    """What the runs of one curve had spent when they first reached their target; None for what was not measured."""
+
+    target: Target
+    num_reached: int
+    rounds: SeedStatistics | None
+    minutes: SeedStatistics | None
+    virtual_seconds: SeedStatistics | None
+    num_bytes: SeedStatistics | None
 
 
 @dataclass(frozen=True)
@@ -151,6 +163,30 @@ def summary_of(group: Group, metric: MetricName) -> Summary:
         minutes=float(np.mean(seconds)) / 60 if max(map(len, frames)) else None,
         updates_per_second=updates / training if training and not central else None,
         failures=None if central else sum(int(frame.num_failures.fillna(0).sum()) for frame in frames),
+    )
+
+
+def to_target_of(group: Group) -> ToTarget | None:
+    """Return what one curve had spent when its runs reached their target; None if they have none.
+
+    The minutes are those of rounds and checkpoints, without the start of the run.
+    """
+    target = group.runs[0].target()
+    if target is None:
+        return None
+    of_seeds = [spent_to_target(table_of(run, [target.metric]), target) for run in group.runs]
+
+    def over_seeds(name: str, unit: float = 1.0) -> SeedStatistics | None:
+        values = [value / unit for found in of_seeds if (value := found[name]) is not None]
+        return SeedStatistics(values) if values else None
+
+    return ToTarget(
+        target,
+        num_reached=sum(found["rounds_to_target"] is not None for found in of_seeds),
+        rounds=over_seeds("rounds_to_target"),
+        minutes=over_seeds("seconds_to_target", 60.0),
+        virtual_seconds=over_seeds("virtual_seconds_to_target"),
+        num_bytes=over_seeds("bytes_to_target"),
     )
 
 

@@ -14,6 +14,7 @@ from sim.metrics import MetricName
 from sim.report import comparison, figures, numbers
 from sim.report.numbers import Group
 from sim.report.runs import ReadRun
+from sim.run_folder import plots
 from sim.run_folder.measured import metric_of_all
 
 _MAX_FAILURE_KINDS = 50  # there may be many, e.g. if each error text contains the client's number
@@ -73,6 +74,7 @@ def page_of(runs: Sequence[ReadRun], title: str, asked: str | None = None) -> st
         unfinished=numbers.unfinished(runs),
         **_configs(runs, groups),
         curves={name: figures.curves_picture(groups, name) for name in dict.fromkeys((metric.name, "loss"))},
+        **_to_target(groups),
         summaries=[(group, numbers.summary_of(group, metric)) for group in groups],
         partitions=[_partition(group) for group in numbers.partitions_of(runs)],
         fairness=_fairness(groups, metric),
@@ -130,6 +132,13 @@ def _configs(runs: Sequence[ReadRun], groups: Sequence[Group]) -> dict[str, Any]
         "config_rows": rows,
         "common": common,
     }
+
+
+def _to_target(groups: Sequence[Group]) -> dict[str, Any]:
+    """Return the rows about targets, and the unit of their traffic and its bytes; None if no run has traffic."""
+    rows = [(group, found) for group in groups if (found := numbers.to_target_of(group)) is not None]
+    traffic = [found.num_bytes.mean for _, found in rows if found.num_bytes is not None]
+    return {"to_target": rows, "traffic_unit": plots.bytes_unit(max(traffic)) if traffic else None}
 
 
 def _partition(group: numbers.PartitionGroup) -> dict[str, Any]:

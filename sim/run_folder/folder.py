@@ -32,6 +32,7 @@ class Run:
         self.loss_path = path / "loss.png"
         self.metric_path = path / "metric.png"
         self.fairness_path = path / "fairness.png"
+        self.timeline_path = path / "timeline.png"
         self.partition_path = path / "partition.png"
         self.model_path = path / "model.safetensors"
         self.log_path = path / "run.log"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sim.errors import ConfigError
-from sim.metrics import PERCENTS, MetricName, named, quantiles
+from sim.metrics import PERCENTS, MetricName, Target, named, quantiles
 from sim.run_folder.folder import Run
 from sim.run_folder.records import RoundRecord, columns
 
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 QUANTILES = (*(f"p{percent}" for percent in PERCENTS), "worst10")
 _PREFIXES = {"test": "test", "fit": "train", "evaluate": "eval"}
 _ROUND_COLUMNS = frozenset(columns(RoundRecord))
+# What curves are drawn against → the columns that it is computed from.
+X_AXES = {
+    "round": ("round",),
+    "seconds": ("round_seconds",),
+    "virtual_seconds": ("virtual_seconds",),
+    "bytes": ("bytes_down", "bytes_up"),
+}
 
 
 def column(phase: str, name: str, quantile: str = "") -> str:
@@ -53,6 +60,55 @@ def table_of(run: Run, metrics: Iterable[MetricName] = (), *, with_quantiles: bo
         if with_quantiles and not (metric.name == "accuracy" and not metric.smaller_is_better):
             found |= _quantiles(rows, metric)
     return table.assign(**{name: table["round"].map(values).astype("float64") for name, values in found.items()})
+
+
+def unmeasured(table: pd.DataFrame, x: str) -> list[str]:
+    """Return the columns that ``spent`` needs for ``x`` and that have no value in any round."""
+    return [name for name in X_AXES[x] if name not in table or not table[name].notna().any()]
+
+
+def spent(table: pd.DataFrame, x: str) -> pd.Series:
+    """Return what a run had spent at the end of each round, as float64; NaN if it was not measured.
+
+    Args:
+        x: a key of ``X_AXES``: the number of the round, wall-clock seconds in rounds, virtual seconds since the start
+            of the run, or bytes that all clients were sent and have sent since then.
+    """
+    import pandas as pd
+
+    names = X_AXES[x]
+    if unmeasured(table, x):
+        return pd.Series(math.nan, table.index)
+    if x in ("round", "virtual_seconds"):
+        return table[names[0]].astype("float64")
+    return table[list(names)].astype("float64").fillna(0.0).sum(axis=1).cumsum()
+
+
+TO_TARGET = ("rounds_to_target", "seconds_to_target", "virtual_seconds_to_target", "bytes_to_target")
+
+
+def spent_to_target(table: pd.DataFrame, target: Target | None) -> dict[str, float | None]:
+    """Return what a run had spent when the central test first reached a target, by the names of ``TO_TARGET``.
+
+    The seconds are those of rounds and checkpoints, without the start of the run. None is a value that was not
+    measured, as are all if there is no target or it was not reached.
+
+    Args:
+        table: that of ``table_of``, with the metric of the target.
+    """
+    found: dict[str, float | None] = dict.fromkeys(TO_TARGET)
+    reached = [] if target is None else [target.is_reached_by(v) for v in table[column("test", target.name)]]
+    if not any(reached):
+        return found
+    first = reached.index(True)
+    checkpoints = table["checkpoint_seconds"].fillna(0).cumsum()
+    series = [spent(table, x) for x in ("round", "seconds", "virtual_seconds", "bytes")]
+    series[1] = series[1].fillna(0) + checkpoints
+    values = [float(each.iloc[first]) for each in series]
+    whole = ("rounds_to_target", "bytes_to_target")
+    for name, value in zip(TO_TARGET, values, strict=True):
+        found[name] = None if math.isnan(value) else int(value) if name in whole else value
+    return found
 
 
 def _quantiles(rows: pd.DataFrame, metric: MetricName) -> dict[str, dict[int, float]]:

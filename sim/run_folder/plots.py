@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
-from sim.errors import one_line
+from sim.errors import ConfigError, one_line
 from sim.metrics import MetricName
-from sim.run_folder.measured import QUANTILES, column, table_of
+from sim.run_folder.measured import QUANTILES, X_AXES, column, spent, table_of, unmeasured
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +34,7 @@ ACCURACY = MetricName("accuracy", smaller_is_better=False)
 _PHASES = {"test": "test examples", "fit": "training", "evaluate": "clients' own examples"}
 _MAX_LEGEND_LINES = 5
 _LINE_STYLES = ("-", "--", ":")
+_BYTE_UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 @dataclass(frozen=True)
@@ -63,23 +64,43 @@ class Curve:
         return any(name in frame and frame[name].notna().any() for frame in self.frames)
 
     def series(self, column: str, x: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Return x, mean and sample standard deviation of ``column`` over the runs, each float64 [num_rounds].
+        """Return x, mean and sample standard deviation of ``column`` over the runs, each float64 [num_points].
 
-        Only the rounds that all runs have are used. The deviation of a single run is NaN, as is all that was not
-        measured.
+        The deviation of a single run is NaN, as is all that was not measured. Against rounds, only the rounds that all
+        runs have are used. Everything else is different in each run. Therefore each of several runs is a step function
+        there: at any place it has the last value that it has reached, also behind its end if it is complete. The points
+        are all places at which one of the runs has a new value, from where each has its first one to the end of the
+        longest run, or to the end of the first one that is not complete.
 
         Args:
-            x: ``round``, or ``seconds`` for the mean of the time since the start of each run.
+            x: a key of ``measured.X_AXES``, see ``measured.spent``.
         """
-        length = min(len(frame) for frame in self.frames)
-        if x == "round":
-            xs = self.frames[0]["round"].to_numpy(float)[:length]
-        else:
-            seconds = [frame["round_seconds"].fillna(0).cumsum().to_numpy(float)[:length] for frame in self.frames]
-            xs = np.mean(seconds, axis=0)
         frames = [frame if column in frame else frame.assign(**{column: np.nan}) for frame in self.frames]
-        values = np.array([frame[column].to_numpy(float)[:length] for frame in frames])
+        if x != "round" and len(frames) > 1:
+            places = [spent(frame, x).to_numpy(float) for frame in frames]
+            are_done = [run.is_done() for run in self.runs] or [False] * len(frames)
+            xs, values = _on_one_grid(places, [frame[column].to_numpy(float) for frame in frames], are_done)
+        else:
+            length = min(len(frame) for frame in frames)
+            xs = spent(frames[0], x).to_numpy(float)[:length]
+            values = np.array([frame[column].to_numpy(float)[:length] for frame in frames])
         return xs, values.mean(axis=0), sample_sd(values)
+
+
+def _on_one_grid(
+    places: Sequence[NDArray[Any]], values: Sequence[NDArray[Any]], are_done: Sequence[bool]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the points of ``Curve.series``, and float64 [num_runs, num_points] of step functions."""
+    known = [np.isfinite(xs) & ~np.isnan(ys) for xs, ys in zip(places, values, strict=True)]
+    if not all(each.any() for each in known):
+        return np.empty(0), np.empty((len(places), 0))
+    places = [xs[each] for xs, each in zip(places, known, strict=True)]
+    values = [ys[each] for ys, each in zip(values, known, strict=True)]
+    grid = np.unique(np.concatenate(places))
+    end = min((xs[-1] for xs, is_done in zip(places, are_done, strict=True) if not is_done), default=np.inf)
+    grid = grid[(grid >= max(xs[0] for xs in places)) & (grid <= end)]
+    reached = [np.searchsorted(xs, grid, side="right") - 1 for xs in places]
+    return grid, np.array([ys[each] for ys, each in zip(values, reached, strict=True)])
 
 
 def sample_sd(values: NDArray[Any]) -> NDArray[Any]:
@@ -133,10 +154,18 @@ def _common_start(names: list[str]) -> Iterator[str]:
 
 
 def curves_figure(curves: Sequence[Curve], quantities: Sequence[str], x: str = "round") -> Figure:
-    """Draw metrics over ``round`` or ``seconds``, such as ``accuracy`` and ``loss``.
+    """Draw metrics such as ``accuracy`` and ``loss``.
 
     For a single curve, every measured series is drawn; for several curves, only the results on the test examples.
+
+    Args:
+        x: what they are drawn against: ``round``, ``seconds`` of wall-clock time in rounds, ``virtual_seconds`` since
+            the start of the run, or ``bytes`` that all clients together were sent and have sent since then.
+
+    Raises:
+        ConfigError: there is no such ``x``, or a run has not measured it.
     """
+    _check_x(curves, x)
     below = 0.2 * len(curves) if len(curves) > _MAX_LEGEND_LINES else 0.0
     figure = Figure(figsize=(6.4 * len(quantities), 4.2 + below), layout="constrained")
     for axes, quantity in zip(np.atleast_1d(figure.subplots(1, len(quantities))), quantities, strict=True):
@@ -144,35 +173,58 @@ def curves_figure(curves: Sequence[Curve], quantities: Sequence[str], x: str = "
     return figure
 
 
+def _check_x(curves: Sequence[Curve], x: str) -> None:
+    if x not in X_AXES:
+        raise ConfigError(f"x {one_line(x, 60)}: must be one of {', '.join(X_AXES)}")
+    if x in ("round", "seconds"):  # a run without its first round has not measured them yet
+        return
+    for curve in curves:
+        for number, frame in enumerate(curve.frames):
+            missing = unmeasured(frame, x)
+            if missing:
+                name = curve.runs[number].name if curve.runs else curve.name
+                needed = "; only runs with --devices have virtual time" if x == "virtual_seconds" else ""
+                raise ConfigError(
+                    f"--x {x.replace('_', '-')}: {one_line(name)} has no {' and '.join(missing)} in rounds.csv{needed}"
+                )
+
+
+def bytes_unit(num_bytes: float) -> tuple[str, float]:
+    """Return the unit in which a number of bytes is shown, of which it is at least one, and its bytes."""
+    return next((unit for unit in _BYTE_UNITS if num_bytes >= unit[1]), _BYTE_UNITS[-1])
+
+
+def _x_label(curves: Sequence[Curve], x: str, unit: str) -> str:
+    rows = sorted({curve.row_word for curve in curves}, reverse=True)
+    return {
+        "round": " or ".join(rows),
+        "seconds": f"time in {'s or '.join(rows)}s (seconds)",
+        "virtual_seconds": "virtual seconds since the start",
+        "bytes": f"traffic of all clients since the start, down + up ({unit})",
+    }[x]
+
+
 def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str) -> None:
+    unit, scale = "", 1.0
+    if x == "bytes":
+        unit, scale = bytes_unit(max(spent(frame, x).max() for curve in curves for frame in curve.frames))
+    # The mean of step functions is one, and what it is compared with is drawn alike.
+    has_steps = x != "round" and any(len(curve.frames) > 1 for curve in curves)
     for number, curve in enumerate(curves):
         series = {column(phase, quantity): words for phase, words in _PHASES.items()}
         drawn = [name for name in series if curve.measures(name)]
         if len(curves) > 1:
             drawn = [name for name in drawn if name == column("test", quantity)]
         for name, style in zip(drawn, _LINE_STYLES, strict=False):
-            words = series[name]
             xs, mean, deviation = curve.series(name, x)
             measured = np.isfinite(mean)
-            if not measured.any():
-                continue
-            label = curve.label if len(curves) > 1 else words
-            (line,) = axes.plot(xs[measured], mean[measured], style, color=f"C{number}", label=label, linewidth=1.8)
-            if len(xs[measured]) < 10:
-                line.set_marker("o")
-            if len(curve.frames) > 1:
-                axes.fill_between(
-                    xs[measured],
-                    (mean - deviation)[measured],
-                    (mean + deviation)[measured],
-                    color=line.get_color(),
-                    alpha=0.2,
-                    linewidth=0,
-                )
+            label = curve.label if len(curves) > 1 else series[name]
+            if measured.any():
+                points = (xs[measured] / scale, mean[measured], deviation[measured])
+                _draw_line(axes, points, style, f"C{number}", label, has_steps)
     if len(curves) == 1:
         axes.set_title(curves[0].label, fontsize="medium")
-    rows = sorted({curve.row_word for curve in curves}, reverse=True)
-    axes.set_xlabel(" or ".join(rows) if x == "round" else f"time in {'s or '.join(rows)}s (seconds)")
+    axes.set_xlabel(_x_label(curves, x, unit))
     axes.set_ylabel(label_of(quantity, curves))
     if axes.get_ylim()[0] >= 0 or not any(np.min(line.get_ydata()) < 0 for line in axes.lines):  # an R² may be below
         axes.set_ylim(bottom=0)
@@ -185,6 +237,20 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str) -> 
         axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.14))
     elif axes.lines:
         axes.legend(frameon=False)
+
+
+def _draw_line(
+    axes: Axes, points: tuple[NDArray[Any], ...], style: str, color: str, label: str, has_steps: bool
+) -> None:
+    xs, mean, deviation = points
+    (line,) = axes.plot(xs, mean, style, color=color, label=label, linewidth=1.8)
+    if has_steps:
+        line.set_drawstyle("steps-post")
+    if len(xs) < 10:
+        line.set_marker("o")
+    if not np.isnan(deviation).all():  # several seeds
+        step: Any = "post" if has_steps else None
+        axes.fill_between(xs, mean - deviation, mean + deviation, color=color, alpha=0.2, linewidth=0, step=step)
 
 
 def label_of(quantity: str, curves: Sequence[Curve]) -> str:

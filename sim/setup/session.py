@@ -19,7 +19,7 @@ from sim.data.partition import summary
 from sim.errors import BrokenProcessError, RunError, SimError, StateError, WriteError, described
 from sim.interrupts import uninterrupted
 from sim.processes import return_free_memory
-from sim.run_folder import environment, plots
+from sim.run_folder import environment, plots, timeline
 from sim.run_folder import log as run_log
 from sim.run_folder.checkpoint import Checkpoint, CheckpointWriter
 from sim.run_folder.client_states import StatesInFolder, ValidStates
@@ -352,6 +352,8 @@ def finish(writer: RunWriter, weight_names: Sequence[str], weights: NDArrays) ->
     first = run.accuracy_path if metric.name == "accuracy" else run.metric_path
     for quantity, path in ((metric.name, first), ("loss", run.loss_path)):
         writer.write(path, plots.render(plots.curves_figure(curves, [quantity]), "png"))
+    if timeline.has_virtual_time(run):
+        writer.write(run.timeline_path, plots.render(timeline.timeline_figure(run), "png"))
     # safetensors sorts by dtype and name, so the order of the state_dict is kept beside the arrays.
     names = list(weight_names)
     if len(names) != len(weights):  # clients of a Flower program sent fewer arrays than the first ones

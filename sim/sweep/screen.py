@@ -13,6 +13,7 @@ from rich.table import Table
 from sim.errors import one_line
 from sim.metrics import Target, shown
 from sim.run_folder import measured
+from sim.run_folder.plots import bytes_unit
 from sim.run_folder.progress import Console
 from sim.sweep.planned import Planned
 from sim.sweep.table import metric_of_sweep, sweep_frame
@@ -64,8 +65,10 @@ def table_of(planned: Sequence[Planned]) -> Table:
     frame, metric = sweep_frame(planned), metric_of_sweep(planned)
     target, name = Target.of(vars(planned[0].config)), one_line(metric.name, 60)
     table = Table("variant", "done", "running", f"final {name}", f"best {name}", box=None)
-    if target is not None:
-        table.add_column(f"rounds to {f'{target.value:g}' if target.name == 'accuracy' else target}")
+    to_target = {} if target is None else _to_target(frame)
+    aim = f"{target.value:g}" if target is not None and target.name == "accuracy" else str(target)
+    for words, _ in to_target.values():
+        table.add_column(f"{words} to {aim}")
     table.add_column("failed")
     for column in table.columns[1:]:
         column.justify, column.no_wrap = "right", True
@@ -76,14 +79,24 @@ def table_of(planned: Sequence[Planned]) -> Table:
         now = ", ".join(f"{e.num_rounds}/{e.config.num_rounds}" for e in runs if e.status == "running")
         cells = [label, f"{int(row.num_done)}/{len(runs)}", now]
         cells += [_shown(row, f"final_{metric.name}", 4), _shown(row, f"best_{metric.name}", 4)]
-        if target is not None:
-            cells.append(_shown(row, "rounds_to_target", 1))
+        cells += [_shown(row, measure, 1, unit) for measure, (_, unit) in to_target.items()]
         table.add_row(*cells, str(int(row.num_failed)) if row.num_failed else "")
     return table
 
 
-def _shown(row: pd.Series, measure: str, digits: int) -> str:
-    mean, high = (float(row[f"{measure}_{part}"]) for part in ("mean", "high"))
+def _to_target(frame: pd.DataFrame) -> dict[str, tuple[str, float]]:
+    """Return what is shown of the way to the target, once a run has it: a measure → its unit, and how many are one."""
+    columns = {"rounds_to_target": ("rounds", 1.0)}
+    if frame["virtual_seconds_to_target_mean"].notna().any():
+        columns["virtual_seconds_to_target"] = ("virtual s", 1.0)
+    largest = frame["bytes_to_target_mean"].max()
+    if not math.isnan(largest):
+        columns["bytes_to_target"] = bytes_unit(largest)
+    return columns
+
+
+def _shown(row: pd.Series, measure: str, digits: int, unit: float = 1.0) -> str:
+    mean, high = (float(row[f"{measure}_{part}"]) / unit for part in ("mean", "high"))
     if math.isnan(mean):
         return ""
     return f"{mean:.{digits}f}" + ("" if math.isnan(high) else f" ± {high - mean:.{digits}f}")

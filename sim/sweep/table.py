@@ -14,7 +14,7 @@ import pandas as pd
 from sim.errors import WriteError
 from sim.metrics import MetricName, Target, configured
 from sim.run_folder import plots
-from sim.run_folder.measured import column, metric_of, table_of
+from sim.run_folder.measured import TO_TARGET, column, metric_of, spent_to_target, table_of
 from sim.run_folder.writer import write_whole
 from sim.sweep.figure import results_figure, varied_number
 from sim.sweep.planned import Planned
@@ -74,18 +74,17 @@ def metric_of_sweep(planned: Sequence[Planned]) -> MetricName:
 
 
 def _measures(metric: MetricName) -> tuple[str, ...]:
-    return (f"final_{metric.name}", f"best_{metric.name}", "rounds_to_target", "seconds_to_target")
+    return (f"final_{metric.name}", f"best_{metric.name}", *TO_TARGET)
 
 
 _KEYS = ["variant", "seed", "run", "status", "error", "num_rounds"]
 
 
 def runs_frame(planned: Sequence[Planned]) -> pd.DataFrame:
-    """Return one row per run: the varied values, seed, name, status, error, finished rounds, and the four measures.
+    """Return one row per run: the varied values, seed, name, status, error, finished rounds, and the measures.
 
-    The measures are the final and the best value of the sweep's metric in the central test, and ``rounds_to_target``
-    and ``seconds_to_target``, which count until the target was reached, and are missing if there is no target or it was
-    not reached. The seconds are those of rounds and checkpoints, without the start of the run.
+    The measures are the final and the best value of the sweep's metric in the central test, and what ``TO_TARGET``
+    names, which is missing if there is no target or it was not reached.
     """
     metric = metric_of_sweep(planned)
     rows = []
@@ -106,12 +105,7 @@ def _measured(each: Planned, metric: MetricName) -> dict[str, Any]:
     measured = values.dropna().tolist()
     found: dict[str, Any] = {**dict.fromkeys(names), final: values.iloc[-1]}
     found[best] = metric.best(measured) if measured else math.nan
-    reached = [] if target is None else [target.is_reached_by(v) for v in rounds[column("test", target.name)]]
-    if any(reached):
-        first = reached.index(True)
-        spent = rounds.round_seconds.fillna(0) + rounds.checkpoint_seconds.fillna(0)
-        found["rounds_to_target"] = int(rounds["round"].iloc[first])
-        found["seconds_to_target"] = float(spent.iloc[: first + 1].sum())
+    found |= spent_to_target(rounds, target)
     each.measures = found
     return found
 
@@ -120,7 +114,7 @@ def sweep_frame(planned: Sequence[Planned]) -> pd.DataFrame:
     """Return one row per variant: the varied values, numbers of runs, and the ``Interval`` of each measure over seeds.
 
     ``num_done``, ``num_failed`` and ``num_reached`` count the runs that finished, failed and reached the target. The
-    intervals of ``rounds_to_target`` and ``seconds_to_target`` cover the runs that reached it.
+    intervals of what ``TO_TARGET`` names cover the runs that reached it.
     """
     runs, metric = runs_frame(planned), metric_of_sweep(planned)
     rows = []
