@@ -22,7 +22,6 @@ from threading import Thread
 
 from sim.commands import inspect, study
 from sim.commands import run as training
-from sim.commands.devices import devices
 from sim.commands.evaluate import evaluate
 from sim.config.flags import Parser, add_config, add_settings
 from sim.config.run_config import USED_BY, AppConfig, CentralizedConfig, RunConfig
@@ -76,7 +75,7 @@ def _parser() -> Parser:
         "-o", "--output", default="partition.png", help="picture file: .png, .svg or .pdf [default partition.png]"
     )
     add_config(partition, RunConfig)
-    _add_devices(add("devices", devices, "show how fast the clients' devices are and when they are online"))
+    _add_devices(add("devices", _devices, "show how fast the clients' devices are and when they are online"))
     plot = add("plot", inspect.plot, "draw the metrics and the loss of one or many runs, or when clients worked")
     _add_plot(plot)
     report = add("report", inspect.report, "write one HTML page about one or many runs")
@@ -132,6 +131,12 @@ def _add_evaluate(evaluation: argparse.ArgumentParser) -> None:
         ("--results-dir", "TEXT", f"where run folders are [default {RunConfig.results_dir}]"),
     ):
         evaluation.add_argument(flag, default=argparse.SUPPRESS, metavar=metavar, help=about)
+
+
+def _devices(arguments: argparse.Namespace) -> None:
+    from sim.commands.devices import devices  # it needs numpy, without which the others start
+
+    devices(arguments)
 
 
 def _add_devices(devices: argparse.ArgumentParser) -> None:

@@ -417,7 +417,7 @@ def test_steps_and_bytes_are_those_of_the_partition_and_the_model(command: Sim, 
     assert result.returncode == 0, result.stderr
     # 1,437 examples are 143 or 144 a client, which are 9 batches; Net has 61,706 parameters for images in grey.
     assert result.stdout.splitlines()[-4:] == [
-        "round           10 of 10 clients; 2 local epochs in batches of 16, 18 to 18 steps; 246,824 bytes down and up",
+        "round           10 of 10 clients; 18 steps; 246,824 bytes down and up",
         "median client   18 s expected",
         "slowest client  18 s expected",
         "picture         devices.png",
@@ -428,4 +428,4 @@ def test_steps_and_bytes_are_those_of_the_partition_and_the_model(command: Sim, 
     held = command(
         "devices", "--devices", "uniform", *arguments, *iid, "--fraction-evaluate", "1", "--eval-share", "0.5"
     )
-    assert "in batches of 8, 18 to 18 steps" in held.stdout  # 72 examples
+    assert "10 clients; 18 steps;" in held.stdout  # 72 examples in batches of 8, twice

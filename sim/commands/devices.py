@@ -38,12 +38,12 @@ class _Work:
 
     Attributes:
         num_steps: training steps of each client, float64 [num_clients].
-        num_bytes: of the model, which is downloaded and uploaded.
+        num_bytes: that it downloads and uploads.
         words: the same for the user.
     """
 
     num_steps: NDArray[np.float64]
-    num_bytes: int
+    num_bytes: tuple[int, int]
     words: str
 
 
@@ -77,7 +77,7 @@ def devices(arguments: argparse.Namespace) -> None:
     if (decided.num_clients, decided.batch_size) != (config.num_clients, config.batch_size):
         made = devices_of(decided)
     table, online = made.table(), _online(made.availability, made.num_clients, hours)
-    seconds = table.seconds(work.num_steps, work.num_bytes, work.num_bytes)
+    seconds = table.seconds(work.num_steps, *work.num_bytes)
     print_table(_quantile_table(table, online, seconds, hours))
     if len(table.kinds) > 1:
         for number, kind in enumerate(table.kinds):
@@ -107,34 +107,29 @@ def _work(config: RunConfig, steps: int | None, model_bytes: int | None) -> tupl
     Raises:
         UsageError: data, partition or model are needed for it, and do not work.
     """
+    decided, num_bytes = config, (model_bytes or 0,) * 2
+    num_steps = np.full(config.num_clients, float(steps or 0))
     if steps is None or model_bytes is None:
+        from sim.client.torch_client import fit_settings
+        from sim.server.virtual_rounds import time_of
         from sim.setup.prepare import prepare
 
         try:
             prepared = prepare(config)
         except UsageError as error:
             raise UsageError(f"{error}; with --steps and --model-bytes, no data and no model are needed") from None
-        decided = prepared.config
+        decided, time = prepared.config, time_of(prepared)
+        assert time is not None, "the config has devices"
         if model_bytes is None:
-            model_bytes = sum(array.nbytes for array in prepared.initial_weights)
-        examples = prepared.partition.sizes if prepared.partition.is_known else None
-    else:
-        decided, examples = config.resolved({}), None
-    sent = f"{model_bytes:,} bytes down and up"
-    if steps is None and examples is not None:
-        if decided.fraction_evaluate:
-            held = (examples * decided.eval_share + 1e-9).astype(np.int64)
-            examples = examples - np.minimum(held, np.maximum(0, examples - 1))
-        assert decided.batch_size is not None
-        num_steps = decided.local_epochs * np.ceil(examples / decided.batch_size)
-        if decided.max_local_steps is not None:
-            num_steps = np.minimum(num_steps, decided.max_local_steps)
-        epochs = f"{decided.local_epochs} local epoch{'s' if decided.local_epochs > 1 else ''}"
-        words = f"{epochs} in batches of {decided.batch_size}, {num_steps.min():g} to {num_steps.max():g} steps; {sent}"
-        return decided, _Work(num_steps, model_bytes, words)
-    steps = steps or decided.client_steps or 1
-    words = f"{steps} step{'s' if steps > 1 else ''}; {sent}"
-    return decided, _Work(np.full(decided.num_clients, float(steps)), model_bytes, words)
+            num_bytes = time.bytes_down, time.bytes_up
+        if steps is None:
+            settings = fit_settings(decided, 1) if prepared.dataset is not None else {}
+            num_steps = np.array([float(time.steps(c, settings)) for c in range(decided.num_clients)])
+    low, high = int(num_steps.min()), int(num_steps.max())
+    counted = f"{low} step{'s' * (low > 1)}" if low == high else f"{low} to {high} steps"
+    down, up = num_bytes
+    sent = f"{down:,} bytes down and up" if down == up else f"{down:,} bytes down and {up:,} up"
+    return decided, _Work(num_steps, num_bytes, f"{counted}; {sent}")
 
 
 def _online(availability: Availability, num_clients: int, hours: float) -> _Online:
