@@ -19,6 +19,7 @@ from typing import Any
 
 from sim import AppConfig, Run, RunConfig, resume, simulate
 from sim.run_folder.records import RoundRecord
+from sim.server.async_rules import RULES
 from sim.server.strategy import ALGORITHMS, STRATEGIES
 
 PROGRAMS = Path(__file__).parents[2] / "tests" / "programs" / "whole"
@@ -47,6 +48,17 @@ def settings_of(name: str) -> dict[str, Any]:
         os.chdir(PROGRAMS.parent)
         model = "own:WithBatchNorm" if name == "fedbn" else "auto"
         return {**SETTINGS, "strategy": name, "fraction_evaluate": 0.3, "lr": 0.02, "model": model}
+    if name in RULES:  # of slow devices that come and go, with everything that keeps a state
+        return {
+            **SETTINGS,
+            "strategy": name,
+            "devices": "lognormal",
+            "availability": "on-off",
+            "availability_args": {"mean_on_seconds": 20.0, "mean_off_seconds": 10.0},
+            "compress": {"up": "qsgd:4", "down": "fp16", "error_feedback": True},
+            "local_parameters": "fc3.*",
+            "fraction_evaluate": 0.3,
+        }
     if not name.endswith(".py"):
         return {**SETTINGS, "strategy": name}
     os.chdir(PROGRAMS)
@@ -77,7 +89,7 @@ def matrix(name: str, results_dir: str) -> dict[str, str]:
 def main() -> int:
     """Check the strategies and programs that the arguments name, or all strategies; return the exit code."""
     different = 0
-    for name in sys.argv[1:] or (*STRATEGIES, *ALGORITHMS):
+    for name in sys.argv[1:] or (*STRATEGIES, *ALGORITHMS, *RULES):
         with tempfile.TemporaryDirectory() as folder:
             found = matrix(name, folder)
         same = len(set(found.values())) == 1 and len(found) == 6
