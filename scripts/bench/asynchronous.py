@@ -36,10 +36,12 @@ WORKLOAD: dict[str, Any] = {
     "devices": "lognormal",
     "device_args": {"sigma": 1.0},
     "checkpoint_every": 0,
+    "test_every": 1_000_000,
 }
 CLIENTS = 500
 CONTENDERS: dict[str, dict[str, Any]] = {
     "fedavg, 50 per round": {"clients_per_round": 50, "num_rounds": CLIENTS // 50},
+    "fedavg, 10 per round": {"clients_per_round": 10, "num_rounds": CLIENTS // 10},
     "fedbuff, buffer of 50": {"strategy": "fedbuff", "strategy_args": {"buffer_size": 50}, "num_rounds": CLIENTS // 50},
     "fedbuff, buffer of 10": {"strategy": "fedbuff", "strategy_args": {"buffer_size": 10}, "num_rounds": CLIENTS // 10},
     "fedasync": {"strategy": "fedasync", "num_rounds": CLIENTS},
@@ -57,6 +59,7 @@ REGISTERED: dict[str, Any] = {
     "concurrency": 100,
     "num_rounds": 40,
     "checkpoint_every": 0,
+    "test_every": 1_000_000,
 }
 
 
