@@ -25,6 +25,7 @@ from sim.commands import run as training
 from sim.commands.devices import devices
 from sim.commands.evaluate import evaluate
 from sim.commands.export import FORMATS, export
+from sim.commands.predict import predict
 from sim.config.flags import Parser, add_config, add_settings
 from sim.config.run_config import USED_BY, AppConfig, CentralizedConfig, RunConfig
 from sim.errors import ClientError, ConfigError, SimError, many_lines, one_line
@@ -116,7 +117,11 @@ def _add_model_commands(add: Add) -> None:
     exporting.add_argument("--format", choices=tuple(FORMATS), help=about)
     about = "file to write: .pt or .pth, .onnx, or .safetensors [default model.pt, model.onnx or model.safetensors]"
     exporting.add_argument("-o", "--output", metavar="FILE", help=about)
-    exporting.add_argument("--results-dir", default="results", help="where run folders are [default results]")
+    predicting = add("predict", predict, "print which classes the model of a run sees in images")
+    predicting.add_argument("run", metavar="RUN", help="name in the results folder, or path of a run")
+    predicting.add_argument("images", metavar="IMAGE", nargs="+", help="image file")
+    for command in (exporting, predicting):
+        command.add_argument("--results-dir", default="results", help="where run folders are [default results]")
 
 
 def _add_evaluate(evaluation: argparse.ArgumentParser) -> None:

@@ -256,10 +256,16 @@ def code_of(spec: ClientSpec | FlowerSpec, config: RunConfig) -> Code:
     return found
 
 
-def changed_code(code: Code) -> str:
-    """Return which of the user's files are not what they were, in one line; empty for none."""
+def changed_code(code: Code, *, with_missing: bool = True) -> str:
+    """Return which of the user's files are not what they were, in one line; empty for none.
+
+    Args:
+        with_missing: also those that are no longer there, or not seen from the current folder.
+    """
     now = _code_now(code)
-    return one_line(", ".join(sorted(path for name, (path, digest) in code.items() if now.get(name) != (path, digest))))
+    changed = [path for name, (path, digest) in code.items() if now.get(name) != (path, digest)]
+    seen = {path for path, _ in now.values()}
+    return one_line(", ".join(sorted(path for path in changed if with_missing or path in seen)))
 
 
 def _code_now(code: Code) -> Code:

@@ -116,7 +116,8 @@ def _read(run: Run) -> tuple[list[str], Weights, int, list[str]]:
         raise RunFolderError(f"{run.path}: has neither model.safetensors nor a checkpoint that could be read")
     if not run.is_done():
         notes.append(f"the run is not done: the model is that after {number} of {run.num_rounds}")
-    changed = changed_code(checkpoint.code) if checkpoint is not None else ""
+    # What the model is made of is there, or it could not be rebuilt.
+    changed = changed_code(checkpoint.code, with_missing=False) if checkpoint is not None else ""
     if changed:
         notes.append(f"the code was changed after the run: {changed}")
     return names, weights, number, notes
