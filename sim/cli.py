@@ -22,6 +22,7 @@ from threading import Thread
 
 from sim.commands import inspect, study
 from sim.commands import run as training
+from sim.commands.cache import cache
 from sim.commands.devices import devices
 from sim.commands.evaluate import evaluate
 from sim.commands.export import FORMATS, export
@@ -91,6 +92,7 @@ def _parser() -> Parser:
     report.add_argument("runs", nargs="+", metavar="RUN", help=about)
     report.add_argument("-o", "--output", default="report.html", help="HTML file: .html [default report.html]")
     _add_model_commands(add)
+    _add_disk_commands(add)
     _add_sweep(add("sweep", study.sweep, "execute a run for each combination of values and each seed"))
     about = "measure one client, and print how many fit on this machine and how long the run will take"
     add_config(add("size", study.size, about), RunConfig)
@@ -122,6 +124,14 @@ def _add_model_commands(add: Add) -> None:
     predicting.add_argument("images", metavar="IMAGE", nargs="+", help="image file")
     for command in (exporting, predicting):
         command.add_argument("--results-dir", default="results", help="where run folders are [default results]")
+
+
+def _add_disk_commands(add: Add) -> None:
+    caching = add("cache", cache, "list or clear the cache of decoded data sets and partitions")
+    about = "list the entries with their size and last use, or remove them; what a running process uses is kept"
+    caching.add_argument("what", choices=("list", "clear"), help=about)
+    about = "only entries that nobody has used for so many days [default all]"
+    caching.add_argument("--older-than", metavar="DAYS", help=about)
 
 
 def _add_evaluate(evaluation: argparse.ArgumentParser) -> None:
