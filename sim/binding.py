@@ -108,6 +108,11 @@ class Binding:
 
     def call(self, offered: Mapping[str, Any]) -> Any:
         """Call the function with those of the offered arguments, by role, that it takes."""
+        positional, keywords = self.arguments(offered)
+        return self.function(*positional, **keywords)
+
+    def arguments(self, offered: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Return those of the offered arguments, by role, that the function takes: by position, and by name."""
         positional: list[Any] = []
         keywords: dict[str, Any] = {}
         for name, parameter in parameters_of(self.function).items():
@@ -120,7 +125,7 @@ class Binding:
                 keywords[name] = offered[role]
         if self.open_ended:
             keywords |= {role: value for role, value in offered.items() if role not in self.roles.values()}
-        return self.function(*positional, **keywords)
+        return positional, keywords
 
 
 def _choices(offered: Collection[str]) -> str:

@@ -22,7 +22,10 @@ from threading import Thread
 
 from sim.commands import inspect, study
 from sim.commands import run as training
+from sim.commands.cache import cache
 from sim.commands.evaluate import evaluate
+from sim.commands.export import FORMATS, export
+from sim.commands.predict import predict
 from sim.config.flags import Parser, add_config, add_settings
 from sim.config.run_config import USED_BY, AppConfig, CentralizedConfig, RunConfig
 from sim.errors import ClientError, ConfigError, SimError, many_lines, one_line
@@ -32,6 +35,9 @@ from sim.scale.cells import SET_BY_THE_GRID
 _EXIT_INTERRUPTED = 130
 _LAST_SECONDS = 3.0  # for what Python does at its end
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
+
+Add = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
 
 
 def _parser() -> Parser:
@@ -82,8 +88,8 @@ def _parser() -> Parser:
     about = "name in the results folder, path of a run, or folder of runs"
     report.add_argument("runs", nargs="+", metavar="RUN", help=about)
     report.add_argument("-o", "--output", default="report.html", help="HTML file: .html [default report.html]")
-    about = "evaluate a run's global model and each client's own model on all clients, also after fine-tuning"
-    _add_evaluate(add("evaluate", evaluate, about))
+    _add_model_commands(add)
+    _add_disk_commands(add)
     _add_sweep(add("sweep", study.sweep, "execute a run for each combination of values and each seed"))
     about = "measure one client, and print how many fit on this machine and how long the run will take"
     add_config(add("size", study.size, about), RunConfig)
@@ -114,6 +120,31 @@ def _add_plot(plot: argparse.ArgumentParser) -> None:
     about = "rounds that --timeline shows [default as many as can be read, with at most 40 clients]"
     plot.add_argument("--first-rounds", metavar="N", help=about)
     plot.add_argument("-o", "--output", default="plot.png", help="picture file: .png, .svg or .pdf [default plot.png]")
+
+
+def _add_model_commands(add: Add) -> None:
+    about = "evaluate a run's global model and each client's own model on all clients, also after fine-tuning"
+    _add_evaluate(add("evaluate", evaluate, about))
+    about = "write a run's model as a file of PyTorch, ONNX or safetensors, and print how it is used"
+    exporting = add("export", export, about)
+    exporting.add_argument("run", metavar="RUN", help="name in the results folder, or path of a run")
+    about = "form of the file [default what the ending of -o says, or torch]"
+    exporting.add_argument("--format", choices=tuple(FORMATS), help=about)
+    about = "file to write: .pt or .pth, .onnx, or .safetensors [default model.pt, model.onnx or model.safetensors]"
+    exporting.add_argument("-o", "--output", metavar="FILE", help=about)
+    predicting = add("predict", predict, "print which classes the model of a run sees in images")
+    predicting.add_argument("run", metavar="RUN", help="name in the results folder, or path of a run")
+    predicting.add_argument("images", metavar="IMAGE", nargs="+", help="image file")
+    for command in (exporting, predicting):
+        command.add_argument("--results-dir", default="results", help="where run folders are [default results]")
+
+
+def _add_disk_commands(add: Add) -> None:
+    caching = add("cache", cache, "list or clear the cache of decoded data sets and partitions")
+    about = "list the entries with their size and last use, or remove them; what a running process uses is kept"
+    caching.add_argument("what", choices=("list", "clear"), help=about)
+    about = "only entries that nobody has used for so many days [default all]"
+    caching.add_argument("--older-than", metavar="DAYS", help=about)
 
 
 def _add_evaluate(evaluation: argparse.ArgumentParser) -> None:

@@ -73,6 +73,7 @@ def test_every_strategy_resumes_to_the_bit(small: Small, tmp_path: Path, strateg
         {"client": "own:Counting", "num_clients": 4},  # each client counts its calls in Context.state
         {"model": "own:WithBatchNorm", "strategy": "fedadam"},
         {"model": "own:WithDropout", "lr_decay": 0.9, "momentum": 0.5, "augment": "crop-flip"},
+        {"keep_checkpoints": 1},
         {"checkpoint_every": 3},  # the interruption writes the one that is due later
         {"local_training": "vectorized", "vectorized_clients": 3},
     ],
@@ -82,6 +83,18 @@ def test_what_clients_and_models_keep_is_resumed(small: Small, tmp_path: Path, s
     settings = {"num_rounds": 5, "max_local_steps": 3, **settings}
     whole = small(name="whole", **settings)
     assert_same(resume(_interrupted(small, tmp_path, 2, **settings)), whole)
+
+
+def test_as_many_checkpoints_are_kept_as_was_asked_for(small: Small) -> None:
+    run = small(num_rounds=5, keep_checkpoints=3, strategy="scaffold", clients_per_round=10)
+    assert run.checkpoints() == [3, 4, 5]
+    kept = {int(path.stem.split(".")[-1]) for path in run.client_states_path.rglob("*.safetensors")}
+    assert kept == {3, 4, 5}  # what the oldest one needs is there
+    resume(run, num_rounds=6, keep_checkpoints=1)
+    assert run.checkpoints() == [6]
+    assert run.config()["keep_checkpoints"] == 1
+    with pytest.raises(ConfigError, match=r"^keep_checkpoints = 0: must be at least 1 and at most 1000000000$"):
+        small(keep_checkpoints=0)
 
 
 def test_a_finished_run_continues_to_more_rounds(small: Small) -> None:

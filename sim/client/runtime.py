@@ -111,6 +111,11 @@ class ClientSpec:
         return self.compression.error_feedback or (self.algorithm is not None and self.algorithm.keeps_state)
 
 
+def facts_of(dataset: Dataset) -> DataFacts:
+    """Return what a model may be told of the data."""
+    return DataFacts(dataset.input_shape, dataset.num_outputs, dataset.vocab_size, dataset.target_shape)
+
+
 def build_net(spec: ClientSpec, dataset: Dataset) -> nn.Module:
     """Build the model of a run on the CPU; its weights follow from the seed, in every process.
 
@@ -118,8 +123,7 @@ def build_net(spec: ClientSpec, dataset: Dataset) -> nn.Module:
         PluginError: the user's model cannot be imported or built.
     """
     with restored_settings() if is_own(spec.model) else nullcontext(), seeded(spec.seed, Purpose.INITIAL_WEIGHTS):
-        facts = DataFacts(dataset.input_shape, dataset.num_outputs, dataset.vocab_size, dataset.target_shape)
-        net = models.build(spec.model, facts, spec.model_args, spec.args)
+        net = models.build(spec.model, facts_of(dataset), spec.model_args, spec.args)
         if models.is_lazy(net):
             inputs, named, _ = inputs_and_target(example_batch(dataset.train, 2))
             models.try_out(net, inputs, named, f"--model {user_code.shown_name(spec.model)}")

@@ -97,6 +97,7 @@ CHANGEABLE = (
     "engine",
     "ray_address",
     "checkpoint_every",
+    "keep_checkpoints",
     "on_client_error",
     "max_retries",
     "client_timeout",

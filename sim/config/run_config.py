@@ -42,6 +42,7 @@ _USED_BY_APPS = (
     "torch_threads",
     "on_client_error",
     "checkpoint_every",
+    "keep_checkpoints",
     "max_retries",
     "client_timeout",
     "seed",
@@ -340,6 +341,13 @@ class RunConfig(VirtualTimeConfig):
         RUN,
         unit="rounds",
         low=0,
+        high=MOST,
+    )
+    keep_checkpoints: int = setting(
+        2,
+        "number of checkpoints that are kept; with 1, a run whose checkpoint is damaged cannot be resumed",
+        RUN,
+        low=1,
         high=MOST,
     )
     max_retries: int = setting(

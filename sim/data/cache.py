@@ -3,6 +3,9 @@
 Its folder is ``$SIM_CACHE``, by default ``~/.cache/sim``. Beside the files of an entry, ``files.json`` has their sizes
 and checksums. ``cached`` reads an entry whole once in a process, so that a single changed byte is found; processes
 that map the entry afterwards do not read it again.
+
+A process that uses an entry has a shared lock on its folder, so that ``sim cache clear`` leaves it. The time at which
+the folder itself was changed is that of the last use.
 """
 
 from __future__ import annotations
@@ -18,17 +21,22 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.disk import bytes_of
 from sim.errors import DataError
 
 _FORMAT = 3  # part of every key; increase it when the format of the stored files changes
 _MAKING = ".making-"
 _CHECKED: dict[Path, tuple[Any, str]] = {}  # entries that this process has read whole → (times and sizes, checksum)
+_MOST_USED = 64  # entries that one process keeps locked; a run has two, and a process may make many runs
+# Entries that this process uses, the last one at the end → file descriptor of the lock, and of which file it is.
+_USED: dict[Path, tuple[int, os.stat_result]] = {}
 
 
 def cache_folder() -> Path:
@@ -54,6 +62,7 @@ def cached(kind: str, key: dict[str, Any], make: Callable[[Path], None]) -> Path
     text = json.dumps({"format": _FORMAT, **key}, sort_keys=True)
     folder = cache_folder() / kind / hashlib.sha256(text.encode()).hexdigest()[:20]
     try:
+        use(folder)  # first, so that it is not removed while it is read
         if folder in _CHECKED and folder.is_dir() and _CHECKED[folder][0] == _times(folder):
             return folder
         problem = _damage(folder) if folder.is_dir() else None
@@ -69,6 +78,94 @@ def cached(kind: str, key: dict[str, Any], make: Callable[[Path], None]) -> Path
             f"the cache {folder.parent} cannot be used: {error.strerror}; set SIM_CACHE to a folder that you can write"
         ) from error
     return folder
+
+
+def use(folder: Path) -> None:
+    """Lock an entry for this process, if it is there, so that no other removes it, and note the time."""
+    with suppress(OSError):  # it is not there, or it belongs to another user
+        if folder in _USED and not os.path.samestat(_USED[folder][1], folder.stat()):
+            _release(folder)
+        if folder not in _USED:
+            lock = os.open(folder, os.O_RDONLY)
+            _USED[folder] = lock, os.fstat(lock)
+            if len(_USED) > _MOST_USED:
+                _release(next(iter(_USED)))
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        _USED[folder] = _USED.pop(folder)
+        os.utime(folder)
+
+
+def _release(folder: Path) -> None:
+    lock, known = _USED.pop(folder)
+    with suppress(OSError):  # user code has closed it
+        if os.path.samestat(os.fstat(lock), known):  # and has not opened another file, which got its number
+            os.close(lock)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the cache holds for one key.
+
+    Attributes:
+        key: what the content depends on, see ``cached``; empty if it cannot be read.
+        used_at: time of the last use, in seconds since 1970.
+        removed: whether ``clear`` has removed it.
+        problem: why it has not.
+    """
+
+    folder: Path
+    key: dict[str, Any]
+    num_bytes: int
+    used_at: float
+    removed: bool = False
+    problem: str = ""
+
+
+def entries() -> list[Entry]:
+    """Return what is in the cache, the entry that was used last at the end.
+
+    Raises:
+        DataError: the cache cannot be read.
+    """
+    found = []
+    try:
+        kinds = [path for path in cache_folder().iterdir() if path.is_dir()]
+        for folder in (each for kind in kinds for each in kind.iterdir() if (each / "key.json").is_file()):
+            if not folder.name.startswith("."):  # it is being made
+                with suppress(FileNotFoundError):  # another process has removed it meanwhile
+                    found.append(Entry(folder, _key_of(folder), bytes_of(folder), folder.stat().st_mtime))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DataError(f"the cache {cache_folder()} cannot be read: {error.strerror}") from error
+    return sorted(found, key=lambda entry: (entry.used_at, entry.folder))
+
+
+def _key_of(folder: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError, RecursionError):
+        key = json.loads((folder / "key.json").read_text(encoding="utf-8"))
+        return key if isinstance(key, dict) else {}
+    return {}
+
+
+def clear(entry: Entry) -> Entry:
+    """Remove an entry that no running process uses; return what became of it."""
+    folder, parent = entry.folder, entry.folder.parent
+    lock = None
+    try:
+        with _locked(parent):
+            lock = _lock(folder)
+            if lock is None:
+                return replace(entry, problem="a running process uses it")
+            target = Path(tempfile.mkdtemp(prefix=_MAKING, dir=parent))
+            folder.rename(target)  # so that nobody sees half of it
+        shutil.rmtree(target)
+    except OSError as error:
+        return replace(entry, problem=error.strerror or "cannot be removed")
+    finally:
+        if lock is not None:
+            os.close(lock)
+    return replace(entry, removed=True)
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:
@@ -110,6 +207,7 @@ def _make(folder: Path, key: str, make: Callable[[Path], None]) -> None:
         _set_mode(target, mode & 0o755)
         with _locked(parent):
             if folder.is_dir() and _damage(folder) is None:
+                use(folder)
                 return  # another process was faster
             damaged = Path(tempfile.mkdtemp(prefix=_MAKING, dir=parent))
             try:
@@ -119,6 +217,10 @@ def _make(folder: Path, key: str, make: Callable[[Path], None]) -> None:
             finally:
                 shutil.rmtree(damaged, ignore_errors=True)
             _CHECKED[folder] = _times(folder), _content(files)
+            if lock is not None:
+                os.close(lock)
+                lock = None
+            use(folder)  # nobody removes entries in this block
     finally:
         shutil.rmtree(target, ignore_errors=True)
         if lock is not None:

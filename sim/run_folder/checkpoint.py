@@ -1,8 +1,8 @@
 """Checkpoints: ``checkpoints/<round>/`` holds everything that a run needs to continue after that round.
 
 ``arrays.safetensors`` holds the weights and all arrays of the strategy and the clients, ``state.json`` the rest. A
-checkpoint is written under a temporary name, synced and renamed, so it is either complete or absent. The last two are
-kept.
+checkpoint is written under a temporary name, synced and renamed, so it is either complete or absent. The last ones are
+kept, as many as ``keep_checkpoints`` says.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from sim.run_folder.state import Arrays, Tree, decode, encode, pack_record, unpa
 Code = dict[str, tuple[str, str]]
 
 FORMAT = 1
-_KEPT = 2
 # What reading a damaged file can raise: RecursionError for one that is nested deep, OverflowError for infinite numbers.
 _DAMAGE = (
     OSError,
@@ -110,8 +109,12 @@ class Checkpoint:
 class CheckpointWriter:
     """Writes checkpoints in two steps: ``begin`` writes the arrays, which takes time; ``commit`` makes them valid."""
 
-    def __init__(self, run: Run) -> None:
-        self._run, self._folder = run, run.checkpoints_path
+    def __init__(self, run: Run, keep: int = 2) -> None:
+        """
+        Args:
+            keep: number of checkpoints that are kept.
+        """
+        self._run, self._folder, self._keep = run, run.checkpoints_path, keep
         self._begun: Path | None = None
         self._sha256 = ""
 
@@ -132,7 +135,7 @@ class CheckpointWriter:
         _write_synced(self._begun / "arrays.safetensors", content)
 
     def commit(self, checkpoint: Checkpoint) -> None:
-        """Complete the checkpoint that ``begin`` started, and remove all but the last two checkpoints.
+        """Complete the checkpoint that ``begin`` started, and remove all but the last ones.
 
         Raises:
             OSError: the disk is full, or the folder was removed.
@@ -158,7 +161,7 @@ class CheckpointWriter:
         shutil.rmtree(target, ignore_errors=True)
         self._begun.rename(target)
         _sync_folder(self._folder)
-        for old in self._run.checkpoints()[:-_KEPT]:
+        for old in self._run.checkpoints()[: -self._keep]:
             shutil.rmtree(self._folder / str(old), ignore_errors=True)
 
 

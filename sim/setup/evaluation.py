@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flwr.common import NDArrays, RecordDict, Scalar
-from safetensors import SafetensorError, safe_open
 
 from sim.algorithms.by_name import AlgorithmSpec
 from sim.client.algorithm_client import FINE_TUNE_EPOCHS
 from sim.client.torch_client import fit_settings
 from sim.config.fields import MOST, flag_of
 from sim.config.run_config import RunConfig
-from sim.engine.aggregation import NonFiniteError, check_finite, cut
+from sim.engine.aggregation import cut
 from sim.engine.contract import Chunk, ClientResult, Dispatcher, Task
 from sim.errors import ConfigError, RunFolderError, WriteError
 from sim.run_folder import environment
@@ -30,6 +28,7 @@ from sim.server.prepared import Prepared
 from sim.server.results import numbers_of
 from sim.server.traffic import Traffic
 from sim.setup.resume import changed_config, fitting_checkpoint
+from sim.setup.trained import check_weights, read_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -249,18 +248,6 @@ def _weights_of_model(run: Run, prepared: Prepared) -> NDArrays:
     Raises:
         RunFolderError: it is damaged, or of another model.
     """
-    path, like = run.model_path, prepared.initial_weights
-    try:
-        with safe_open(path, framework="np") as file:
-            names = json.loads((file.metadata() or {})["state_dict"])
-            weights = [file.get_tensor(name) for name in names]
-    except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
-        raise RunFolderError(f"{path}: damaged: {type(error).__name__}: {error}") from None
-    kinds, expected = ([(array.shape, array.dtype) for array in arrays] for arrays in (weights, like))
-    if list(names) != list(prepared.layout.names) or kinds != expected:
-        raise RunFolderError(f"{path}: does not fit: its weights are of another model")
-    try:
-        check_finite(weights, like, names)
-    except NonFiniteError as error:
-        raise RunFolderError(f"{path}: damaged: {error}") from None
+    names, weights = read_model(run.model_path)
+    check_weights(run.model_path, weights, prepared.initial_weights, prepared.layout.names, names)
     return weights

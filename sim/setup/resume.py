@@ -156,10 +156,8 @@ def fitting_checkpoint(run: Run, prepared: Prepared, *, allow_changed_code: bool
         raise RunFolderError(f"{place}: does not fit: {'; '.join(differences)}")
     _check_weights(checkpoint, prepared, place)
     _check_states(checkpoint, run)
-    code = _code_now(checkpoint.code)
-    changed = [path for name, (path, digest) in checkpoint.code.items() if code.get(name) != (path, digest)]
-    files = one_line(", ".join(sorted(changed)))
-    if changed and not allow_changed_code:
+    files = changed_code(checkpoint.code)
+    if files and not allow_changed_code:
         raise RunFolderError(
             f"{place}: does not fit: the code was changed after it was written: {files}; undo that, or continue with "
             "the changed code by --allow-changed-code"
@@ -256,6 +254,18 @@ def code_of(spec: ClientSpec | FlowerSpec, config: RunConfig) -> Code:
             with suppress(OSError):
                 found[name] = path.removeprefix(folder), _sha256(path)
     return found
+
+
+def changed_code(code: Code, *, with_missing: bool = True) -> str:
+    """Return which of the user's files are not what they were, in one line; empty for none.
+
+    Args:
+        with_missing: also those that are no longer there, or not seen from the current folder.
+    """
+    now = _code_now(code)
+    changed = [path for name, (path, digest) in code.items() if now.get(name) != (path, digest)]
+    seen = {path for path, _ in now.values()}
+    return one_line(", ".join(sorted(path for path in changed if with_missing or path in seen)))
 
 
 def _code_now(code: Code) -> Code:

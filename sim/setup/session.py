@@ -61,7 +61,7 @@ class Session:
             self._code = {**point.checkpoint.code, **self._code}
             self._writer = RunWriter.reopen(point.run, point.checkpoint.tables)
             self._writer.write(self.run.config_path, config.to_toml().encode())
-        self._checkpoints = CheckpointWriter(self.run)
+        self._checkpoints = CheckpointWriter(self.run, config.keep_checkpoints)
         self._states: ValidStates | None = None
         if prepared.spec.keeps_state and resumable:  # over a network, clients keep it
             self.run.client_states_path.mkdir(exist_ok=True)

@@ -187,7 +187,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "Logistic": Logistic,
     "CharLstm": CharLstm,
 }
-_TORCHVISION = "torchvision:"
+TORCHVISION = "torchvision:"
 _WITH_MORE_OUTPUTS = ("googlenet", "inception_v3")  # in training, unless told otherwise
 
 
@@ -203,16 +203,16 @@ def _classifier(name: str) -> Callable[..., nn.Module]:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3) or known
         raise ConfigError(
-            f"--model {_TORCHVISION}{name}: torchvision has no such classifier; it has {', '.join(close)}"
+            f"--model {TORCHVISION}{name}: torchvision has no such classifier; it has {', '.join(close)}"
             + (f" and {len(known) - len(close)} more" if len(close) < len(known) else "")
         )
     more: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name in _WITH_MORE_OUTPUTS else {}
 
     def make(num_classes: int, **given: Any) -> nn.Module:
-        net: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **{**more, **given})
+        net: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **given)
         return net
 
-    return make
+    return partial(make, **more)
 
 
 @dataclass(frozen=True)
@@ -252,6 +252,27 @@ def build(
 ) -> nn.Module:
     """Make a model by its name, with the user's own function, or from a module of the user's, which is copied.
 
+    Raises:
+        PluginError: the model cannot be imported or built, or it is not a ``torch.nn.Module``.
+        ConfigError: the model does not take one of ``model_args``.
+    """
+    place = f"--model {user_code.shown_name(model)}"
+    try:
+        net = maker(model, facts, model_args, args)()
+    except (PluginError, ConfigError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{place}: cannot be built for {_shown(facts)}: {described(error)}") from error
+    if not isinstance(net, nn.Module):
+        raise PluginError(f"{place}: returned {type(net).__name__}, not a torch.nn.Module")
+    return net
+
+
+def maker(
+    model: Any, facts: DataFacts, model_args: Mapping[str, Any] | None = None, args: Mapping[str, Any] | None = None
+) -> partial[Any]:
+    """Return what makes a model, with all its arguments; for a module that is made already, what copies it.
+
     A function or class gets what its parameters ask for by name, such as ``num_classes`` or ``image_shape``; see
     ``sim.binding``. A parameter ``args`` gets a namespace with all of that and the program's own arguments.
 
@@ -261,20 +282,20 @@ def build(
         args: the program's own arguments, see ``--args``.
 
     Raises:
-        PluginError: the model cannot be imported or built, or it is not a ``torch.nn.Module``.
+        PluginError: the model cannot be imported, or a parameter of it is not known.
         ConfigError: the model does not take one of ``model_args``.
     """
     factory = MODELS.get(model) if isinstance(model, str) else None
-    if isinstance(model, str) and model.startswith(_TORCHVISION):
-        factory = _classifier(model.removeprefix(_TORCHVISION))
+    if isinstance(model, str) and model.startswith(TORCHVISION):
+        factory = _classifier(model.removeprefix(TORCHVISION))
     factory = factory or user_code.load(model, "--model", callable_only=False)
-    name = model if isinstance(model, str) else user_code.name_of(model)
+    name = user_code.shown_name(model)
     place = f"--model {name}"
     given = dict(model_args or {})
     if isinstance(factory, nn.Module):
         if given:
             raise ConfigError(f"--model-args {next(iter(given))}: {name} is made already, and takes no arguments")
-        return _copy(factory, place)
+        return partial(_copy, factory, place)
     if not callable(factory):
         raise PluginError(f"{place}: is of type {type(factory).__name__}, neither a class, a function nor a module")
     if given:
@@ -282,18 +303,13 @@ def build(
     offered = {role: value for role, value in facts.offered().items() if role not in {ROLES.get(k) for k in given}}
     known = {each: value for role, value in offered.items() for each in names_of(role)}
     offered["args"] = user_code.namespace({**known, **(args or {}), **given}, factory)
-    try:
-        binding = Binding.of(partial(factory, **given) if given else factory, offered, place)
-        # What has a default of the program's own keeps it, but for what makes a model fit any data set.
-        taken = {*binding.required, "num_classes", "image_shape", "target_shape", *(["args"] if args else [])}
-        net = binding.call({role: value for role, value in offered.items() if role in taken and binding.takes(role)})
-    except PluginError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise PluginError(f"{place}: cannot be built for {_shown(facts)}: {described(error)}") from error
-    if not isinstance(net, nn.Module):
-        raise PluginError(f"{place}: returned {type(net).__name__}, not a torch.nn.Module")
-    return net
+    made = partial(factory, **given)
+    binding = Binding.of(made if given else factory, offered, place)
+    # What has a default of the program's own keeps it, but for what makes a model fit any data set.
+    taken = {*binding.required, "num_classes", "image_shape", "target_shape", *(["args"] if args else [])}
+    chosen = {role: value for role, value in offered.items() if role in taken and binding.takes(role)}
+    positional, keywords = binding.arguments(chosen)
+    return partial(made, *positional, **keywords)
 
 
 def _copy(net: nn.Module, place: str) -> nn.Module:

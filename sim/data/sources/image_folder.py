@@ -69,6 +69,22 @@ def _entries(folder: Path) -> list[Path]:
         raise DataError(f"--data-dir: {folder}: {error.strerror}; {_SHAPE}") from None
 
 
+def read_image(path: Path, mode: str = "RGB") -> Image.Image:
+    """Read an image, and convert its colours to ``mode`` of Pillow's.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a named pipe would be read for ever
+            raise DataError(f"{path}: is no file")
+        with Image.open(path) as opened:
+            return opened.convert(mode)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or "not a complete image in a known format"
+        raise DataError(f"{path}: {reason}") from error
+
+
 def decode(paths: list[Path], size: int) -> NDArray[np.uint8]:
     """Decode images to RGB uint8 [N, size, size, 3].
 
@@ -78,13 +94,10 @@ def decode(paths: list[Path], size: int) -> NDArray[np.uint8]:
     images = np.empty((len(paths), size, size, 3), np.uint8)
 
     def decode_one(index: int) -> None:
-        path = paths[index]
         try:
-            with Image.open(path) as opened:
-                image = opened.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = getattr(error, "strerror", None) or "not a complete image in a known format"
-            raise DataError(f"--data-dir: {path}: {reason}; repair or remove that file") from error
+            image = read_image(paths[index])
+        except DataError as error:
+            raise DataError(f"--data-dir: {error}; repair or remove that file") from error
         if image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.BILINEAR)
         images[index] = np.asarray(image)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sim.client.flower_program import FlowerSpec
 from sim.client.runtime import ClientSpec
-from sim.data.cache import cache_folder
+from sim.data.cache import cache_folder, use
 
 CachedFiles = dict[str, dict[str, bytes]]  # kind/key of a folder in the cache → its files
 
@@ -37,6 +37,7 @@ def unpack(spec: ClientSpec | FlowerSpec, cached_files: CachedFiles) -> ClientSp
     for name, files in cached_files.items():
         folder = cache_folder() / name
         places[name.split("/")[0]] = folder
+        use(folder)
         if folder.is_dir():
             continue
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +52,7 @@ def unpack(spec: ClientSpec | FlowerSpec, cached_files: CachedFiles) -> ClientSp
                 raise
         finally:
             shutil.rmtree(arriving, ignore_errors=True)
+        use(folder)
     data = replace(spec.data, folder=places.get("data"))
     return replace(spec, data=data, partition_folder=places.get("partition"))
 

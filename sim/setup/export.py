@@ -1,0 +1,193 @@
+"""A trained model → a file of another tool's, and the lines of Python that use it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sim.config.choices import MODELS
+from sim.data.dataset import Dataset, Examples
+from sim.data.loaders import example_batch
+from sim.errors import ConfigError, DataError, PluginError, described
+from sim.setup.trained import TrainedModel
+from sim.training.losses import inputs_and_target
+from sim.training.models import TORCHVISION
+from sim.training.weights import state_of
+
+_FOR_ONNX = ("onnx", "onnxscript")
+_CHANNELS = {1: "grey", 3: "RGB", 4: "RGBA"}
+
+
+def check_format(name: str) -> None:
+    """Check that the libraries that a format needs are installed.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    missing = [each for each in _FOR_ONNX if find_spec(each) is None] if name == "onnx" else []
+    if missing:
+        raise ConfigError(f"--format onnx: needs {' and '.join(missing)}; pip install {' '.join(missing)}")
+
+
+def content_of(trained: TrainedModel, name: str) -> bytes:
+    """Return the content of the file for a model: ``torch``, ``onnx`` or ``safetensors``.
+
+    Raises:
+        UsageError: this model has no such form.
+    """
+    return _MADE[name](trained)
+
+
+def _state(trained: TrainedModel) -> dict[str, Tensor]:
+    """Return the ``state_dict``, each tensor with memory of its own and, where the net is known, with its dtype."""
+    state = {name: torch.tensor(array) for name, array in trained.weights.items()}
+    like = {} if trained.net is None else state_of(trained.net)
+    return {name: tensor.to(like[name].dtype) if name in like else tensor for name, tensor in state.items()}
+
+
+def _torch(trained: TrainedModel) -> bytes:
+    file = io.BytesIO()
+    torch.save(_state(trained), file)
+    return file.getvalue()
+
+
+def _safetensors(trained: TrainedModel) -> bytes:
+    from safetensors.torch import save
+
+    content: bytes = save(_state(trained), metadata={"format": "pt"})
+    return content
+
+
+def _onnx(trained: TrainedModel) -> bytes:
+    if trained.net is None or trained.dataset is None:
+        raise ConfigError(f"--format onnx: {trained.notes[-1]}; torch and safetensors have its arrays")
+    inputs, named = _example(trained.dataset)
+    names = list(named) or [f"inputs_{number}" if number else "inputs" for number in range(len(inputs))]
+    shapes: Any = {name: {0: "batch"} for name in named} if named else tuple({0: "batch"} for _ in inputs)
+    shown = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.CRITICAL)
+    try:
+        # The exporter writes about its own progress and deprecations.
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program: Any = torch.onnx.export(
+                trained.net,
+                inputs,
+                kwargs=named or None,
+                input_names=names,
+                output_names=["output"],
+                dynamic_shapes=shapes,
+                dynamo=True,
+                verbose=False,
+            )
+            content: bytes = program.model_proto.SerializeToString()
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"--format onnx: torch.onnx cannot export the model {trained.config.model}: {described(error)}"
+        ) from error
+    finally:
+        logging.getLogger("torch.onnx").setLevel(shown)
+    return content
+
+
+def _example(dataset: Dataset) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the inputs of two examples, by position and by name.
+
+    Raises:
+        DataError: a batch does not say what its inputs are.
+    """
+    try:
+        inputs, named, _ = inputs_and_target(example_batch(dataset.train, 2))
+    except ValueError as error:
+        raise DataError(f"--format onnx: {error}") from None
+    return inputs, named
+
+
+_MADE: dict[str, Callable[[TrainedModel], bytes]] = {"torch": _torch, "onnx": _onnx, "safetensors": _safetensors}
+
+
+def snippet(trained: TrainedModel, name: str, path: str) -> list[str]:
+    """Return lines of Python that load the file of a model and call it; those about images take any ``images``."""
+    if name == "onnx":
+        inputs, call = _inputs(trained, onnx=True)
+        first = ["import onnxruntime", "", f"session = onnxruntime.InferenceSession({path!r})"]
+        return [*first, *inputs, f"(outputs,) = session.run(None, {call})", *_classes(trained)]
+    if name == "torch":
+        first, load = ["import torch"], f"torch.load({path!r}, weights_only=True)"
+    else:
+        first, load = ["from safetensors.torch import load_file"], f"load_file({path!r})"
+    if trained.net is None:
+        about = "# net: the model of your program"
+        return [*first, "", f"state = {load}", about, _IN_ORDER]
+    imported, made = _made(trained)
+    strict = set(trained.net.state_dict()) == set(trained.weights)
+    loaded = load if strict else f"{load}, strict=False"  # state that is no tensor stays with the model
+    inputs, call = _inputs(trained)
+    lines = [*first, *imported, "", f"net = {made}", f"net.load_state_dict({loaded})", "net.eval()"]
+    return [*lines, *inputs, f"outputs = net({call})", *_classes(trained)]
+
+
+_IN_ORDER = "net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))"
+
+
+def _made(trained: TrainedModel) -> tuple[list[str], str]:
+    """Return the imports and the expression that make the model of a run."""
+    model, maker = trained.config.model, trained.maker
+    assert isinstance(maker, partial)
+    arguments = [repr(value) for value in maker.args]
+    arguments += [f"{name}={value!r}" for name, value in maker.keywords.items()]
+    imports = (
+        ["from argparse import Namespace"] if any(isinstance(v, Namespace) for v in maker.keywords.values()) else []
+    )
+    if model.startswith(TORCHVISION):
+        name = model.removeprefix(TORCHVISION)
+        call = ", ".join([repr(name), "weights=None", *arguments])
+        return ["from torchvision.models import get_model"], f"get_model({call})"
+    module, _, name = model.partition(":")
+    if model in MODELS:
+        module, name = maker.func.__module__, maker.func.__qualname__
+    imports.append(f"from {module} import {name.partition('.')[0]}")
+    return imports, name if trained.is_made_already else f"{name}({', '.join(arguments)})"
+
+
+def _inputs(trained: TrainedModel, *, onnx: bool = False) -> tuple[list[str], str]:
+    """Return the lines that make the inputs of a model, and what it is called with."""
+    dataset = trained.dataset
+    assert dataset is not None
+    if isinstance(dataset.train, Examples):
+        assert dataset.image_shape is not None
+        channels, height, width = dataset.image_shape
+        kind = _CHANNELS.get(channels, f"{channels} channels")
+        line = f"# images: uint8 [B, {height}, {width}, {channels}] in 0..255, {kind}; the model gets float32"
+        if onnx:
+            scaled = 'inputs = images.transpose(0, 3, 1, 2).astype("float32") * (2 / 255) - 1'
+            return [f"{line} [B, {channels}, {height}, {width}] in -1..1", scaled], '{"inputs": inputs}'
+        scaled = "inputs = images.permute(0, 3, 1, 2).float() * (2 / 255) - 1"
+        return [f"{line} [B, {channels}, {height}, {width}] in -1..1", scaled], "inputs"
+    inputs, named = _example(dataset)
+    shapes = named or {f"inputs_{n}" if n else "inputs": value for n, value in enumerate(inputs)}
+    about = [
+        f"# {name}: {str(value.dtype).removeprefix('torch.')} [{', '.join(map(str, ('B', *value.shape[1:])))}], as the "
+        "data set has it"
+        for name, value in shapes.items()
+        if isinstance(value, Tensor)
+    ]
+    if onnx:
+        return about, "{" + ", ".join(f'"{name}": {name}' for name in shapes) + "}"
+    return about, ", ".join(f"{name}={name}" for name in named) or ", ".join(shapes)
+
+
+def _classes(trained: TrainedModel) -> list[str]:
+    assert trained.dataset is not None
+    classes = trained.dataset.classes
+    return [f"classes = {list(classes)!r}"] if classes else []

@@ -1,0 +1,158 @@
+"""A run folder → its trained model, rebuilt from the config of the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.common import NDArrays
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from sim.algorithms.by_name import ALGORITHMS
+from sim.algorithms.local_parameters import local_names
+from sim.client.runtime import ClientSpec, build_net, facts_of
+from sim.config.fields import flag_of, read_toml
+from sim.config.run_config import CentralizedConfig, RunConfig, TrainingConfig, config_type_of
+from sim.data.dataset import Dataset, load_dataset
+from sim.data.defaults import decided
+from sim.engine.aggregation import NonFiniteError, check_finite
+from sim.errors import RunFolderError, one_line
+from sim.run_folder import checkpoint as checkpoints
+from sim.run_folder.folder import Run
+from sim.setup.prepare import spec_parts
+from sim.setup.resume import changed_code
+from sim.training import models
+from sim.training.weights import Weights, get_weights, set_weights, state_of
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The model that a run has trained.
+
+    Attributes:
+        net: with its weights, on the CPU; None for a Flower program's, which only the program itself can build.
+        maker: what made ``net``, with all arguments.
+        weights: name → array, in the order of the ``state_dict``.
+        number: the round after which the model had these weights; epochs are counted like rounds.
+        notes: what the user should know, one line each.
+    """
+
+    config: TrainingConfig
+    dataset: Dataset | None
+    net: nn.Module | None
+    maker: Any
+    weights: dict[str, Any]
+    number: int
+    notes: tuple[str, ...]
+
+    @property
+    def is_made_already(self) -> bool:
+        """Whether the program names a module, and not what makes one."""
+        return bool(self.maker.args) and isinstance(self.maker.args[0], nn.Module)
+
+    @classmethod
+    def of(cls, run: Run) -> TrainedModel:
+        """Rebuild the model of a run, and read its weights.
+
+        They are those of ``model.safetensors``; a run that was killed has none, and then those of its last checkpoint.
+
+        Raises:
+            UsageError: something that the model is made of is missing, damaged, or does not fit the weights.
+        """
+        config = _config_of(run)
+        names, weights, number, notes = _read(run)
+        if isinstance(config, RunConfig) and config.has_own_data:
+            flag = flag_of("app" if config.app is not None else "client_fn")
+            notes.append(f"the model is that of {flag}, which only the program itself can build")
+            named = names or [f"array_{position}" for position in range(len(weights))]
+            return cls(config, None, None, None, dict(zip(named, weights, strict=True)), number, tuple(notes))
+        dataset = load_dataset(config)
+        config, _ = decided(config, dataset)
+        spec = ClientSpec(**spec_parts(config, dataset))
+        net = build_net(spec, dataset)
+        own = list(state_of(net))
+        check_weights(run.model_path if names else run.path, weights, get_weights(net), own, names)
+        set_weights(net, weights)
+        if isinstance(config, RunConfig):
+            chosen = ALGORITHMS.get(config.strategy)
+            default = chosen.LOCAL if chosen else ""
+            kept = local_names(net, config.local_parameters, default, config.strategy)
+            if kept:
+                notes.append(f"{one_line(', '.join(kept), 200)} stay with each client, and have their initial values")
+        maker = models.maker(config.model, facts_of(dataset), config.model_args, config.args)
+        return cls(config, dataset, net.eval(), maker, dict(zip(own, weights, strict=True)), number, tuple(notes))
+
+
+def _config_of(run: Run) -> TrainingConfig:
+    if run.is_central:
+        return CentralizedConfig(**read_toml(CentralizedConfig, run.config_path, "the run's"))
+    values = read_toml(RunConfig, run.config_path, "the run's")
+    config_type = config_type_of(values)
+    return config_type(**config_type.layered([values]))
+
+
+def _read(run: Run) -> tuple[list[str], Weights, int, list[str]]:
+    """Return the names and the weights of a run, their round, and notes; a checkpoint has no names.
+
+    Raises:
+        RunFolderError: there are none, or they are damaged.
+    """
+    rounds = run.rounds()
+    number = int(rounds["round"].max()) if len(rounds) else 0
+    notes, names = [], list[str]()
+    checkpoint = None
+    with suppress(RunFolderError):  # it is needed only where there is no model
+        checkpoint, _ = checkpoints.read_last(run)
+    if run.model_path.exists():
+        names, weights = read_model(run.model_path)
+    elif checkpoint is not None:
+        weights, number = checkpoint.weights, checkpoint.round
+    else:
+        raise RunFolderError(f"{run.path}: has neither model.safetensors nor a checkpoint that could be read")
+    if not run.is_done():
+        notes.append(f"the run is not done: the model is that after {number} of {run.num_rounds}")
+    # What the model is made of is there, or it could not be rebuilt.
+    changed = changed_code(checkpoint.code, with_missing=False) if checkpoint is not None else ""
+    if changed:
+        notes.append(f"the code was changed after the run: {changed}")
+    return names, weights, number, notes
+
+
+def read_model(path: Path) -> tuple[list[str], Weights]:
+    """Read ``model.safetensors``: the names of the ``state_dict`` and the arrays, in its order.
+
+    Raises:
+        RunFolderError: it is damaged.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            names = json.loads((file.metadata() or {})["state_dict"])
+            return list(names), [file.get_tensor(name) for name in names]
+    except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+        raise RunFolderError(f"{path}: damaged: {type(error).__name__}: {error}") from None
+
+
+def check_weights(
+    place: Path, weights: NDArrays, like: NDArrays, names: Sequence[str], stored: Sequence[str] = ()
+) -> None:
+    """Check that weights are those of a model.
+
+    Args:
+        names: of the model's own ``state_dict``.
+        stored: the names that were read; none for a checkpoint.
+
+    Raises:
+        RunFolderError: they are of another model, or damaged.
+    """
+    kinds, expected = ([(array.shape, array.dtype) for array in arrays] for arrays in (weights, like))
+    if kinds != expected or list(stored or names) != list(names):
+        raise RunFolderError(f"{place}: does not fit: its weights are of another model")
+    try:
+        check_finite(weights, like, names)
+    except NonFiniteError as error:
+        raise RunFolderError(f"{place}: damaged: {error}") from None
