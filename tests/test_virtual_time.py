@@ -120,6 +120,9 @@ def test_steps_follow_from_examples_and_settings() -> None:
     assert [time.steps(client_id, {}) for client_id in range(3)] == [3, 6, 15]  # half of the examples are kept
     assert [time.steps(2, {"batch_size": 20, "local_epochs": epochs}) for epochs in (1, 2)] == [3, 6]
     assert time.steps(2, {"max_steps": 7}) == 7
+    limited = virtual_time(local_epochs=3, max_local_steps=4)  # an asynchronous schedule has no settings of a round
+    assert [limited.steps(client_id, {}) for client_id in range(3)] == [4, 4, 4]
+    assert limited.steps(2, {"max_steps": 2}) == 2
     assert virtual_time(client_steps=12, client_fn="own:client_fn", batch_size=None).steps(2, {}) == 12
 
 
