@@ -17,6 +17,7 @@ from sim.errors import ConfigError
 from sim.server.async_rules import Arrived, FedAsync, FedBuff, staleness_factor
 from sim.server.async_schedule import AsyncSchedule, Start
 from sim.server.round_schedule import RoundSchedule, scheduled
+from sim.server.run_sampler import RunSampler
 from sim.server.samplers import BySize, Oort, OortArguments, PowerOfChoice, Report, RoundRobin, sampler_of
 from sim.server.samplers import PowerOfChoiceArguments as Candidates
 from sim.server.virtual_time import VirtualTime
@@ -137,7 +138,7 @@ def versions(count: int, num_arrivals: int, **settings: Any) -> list[Any]:
     """Versions of the three devices, two of which work at a time."""
     windows = settings.pop("windows", None)
     time = virtual_time(windows, strategy="fedbuff", concurrency=2, sampler="round-robin", **settings)
-    schedule = AsyncSchedule(time._config, time, sampler_of(time._config, SIZES), num_arrivals)
+    schedule = AsyncSchedule(time._config, time, RunSampler(time._config, SIZES), num_arrivals)
     return list(islice(schedule.versions(), count))
 
 
@@ -196,7 +197,7 @@ def test_equal_devices_begin_together_with_the_newest_version() -> None:
     devices: Any = Devices(Windows(num_clients=4), [DEVICES[0]] * 4)
     config = RunConfig(num_clients=4, batch_size=10, local_epochs=1, strategy="fedbuff", concurrency=4)
     time = VirtualTime(config, devices, [20] * 4, (100, 50))
-    made = list(islice(AsyncSchedule(config, time, sampler_of(config, [20] * 4), 4).versions(), 3))
+    made = list(islice(AsyncSchedule(config, time, RunSampler(config, [20] * 4), 4).versions(), 3))
     assert [version.seconds for version in made] == [4.0, 8.0, 12.0]
     assert [[start.staleness for start in version.ended] for version in made] == [[0] * 4] * 3
     assert all(not version.at_work for version in made)

@@ -25,7 +25,7 @@ from sim.server.async_schedule import AsyncSchedule, Start, Version
 from sim.server.executor import Executor
 from sim.server.prepared import Prepared
 from sim.server.results import PhaseResults
-from sim.server.samplers import sampler_of
+from sim.server.run_sampler import RunSampler
 from sim.server.virtual_rounds import time_of, unfinished, with_virtual_time
 
 _MOST_BYTES_AHEAD = 2**30  # of updates that wait for their turn
@@ -46,7 +46,7 @@ class AsyncRounds:
         self._sizes = prepared.known_sizes
         self._sends_settings = prepared.dataset is not None
         self._rule = rule_of(config)
-        schedule = AsyncSchedule(config, time, sampler_of(config, self._sizes), self._rule.num_arrivals)
+        schedule = AsyncSchedule(config, time, RunSampler(config, self._sizes), self._rule.num_arrivals)
         self._versions = schedule.versions()
         self._ahead: deque[Version] = deque()  # versions that are not made yet
         self._made: Version | None = None  # the last one
