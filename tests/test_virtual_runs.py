@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 from conftest import PROGRAMS, Sim, Small, sha256
 from federation import wait_until
 from sim import Run, RunConfig, resume, simulate
-from sim.errors import RunError
+from sim.errors import ClientError, RunError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -156,6 +156,32 @@ def test_what_stays_with_clients_is_resumed(small: Small) -> None:
     assert resumed.metrics().equals(whole.metrics())
     files = [{path.name: sha256(path) for path in run.client_states_path.iterdir()} for run in (whole, resumed)]
     assert files[0] == files[1]  # those of the last two checkpoints, and of clients that were executed ahead
+
+
+def test_clients_that_are_evaluated_while_they_train_are_resumed(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a client left in an evaluation is there in its next training, whether that was executed ahead or not."""
+    monkeypatch.chdir(PROGRAMS)
+    settings = {**ASYNCHRONOUS["fedbuff"], **SLOW_AND_FAST, "max_local_steps": 1, "fraction_evaluate": 0.5}
+    settings["client"] = "own:CountingBoth"
+    whole = small(**settings, name="whole")
+    resumed = resume(small(**{**settings, "num_rounds": 2}, name="half"), num_rounds=5)
+    assert resumed.metrics().equals(whole.metrics())
+    assert sha256(resumed.model_path) == sha256(whole.model_path)
+    metrics = whole.metrics().query("phase == 'fit' and client_id == client_id")
+    assert metrics[metrics.name == "evaluate"].value.max() > 1
+    counts = metrics[metrics.name == "fit"].groupby("client_id").value.apply(list)
+    assert all(values == list(range(1, len(values) + 1)) for values in counts)
+
+
+def test_a_run_ends_where_nobody_trains(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROGRAMS)
+    settings = {**ASYNCHRONOUS["fedbuff"], "client": "own:Lost", "on_client_error": "drop"}
+    problem = r"client \d raised in round 2 \(fit\): MemoryError: all of them; so did the 5 clients before$"
+    with pytest.raises(ClientError, match=problem):
+        small(**settings)
+    run = small(**{**settings, "num_rounds": 1}, name="resumed")
+    with pytest.raises(ClientError, match=problem):
+        resume(run, num_rounds=5)
 
 
 @pytest.mark.ray
