@@ -173,6 +173,15 @@ def test_clients_that_are_evaluated_while_they_train_are_resumed(small: Small, m
     assert all(values == list(range(1, len(values) + 1)) for values in counts)
 
 
+def test_groups_that_a_resumed_run_would_not_make_again_are_noted(small: Small) -> None:
+    settings = {**ASYNCHRONOUS["fedbuff"], "num_rounds": 1, "max_local_steps": 1}
+    note = "note: a resumed run may differ in the last bits, because it trains other clients together"
+    together = small(**settings, local_training="vectorized", name="together")
+    assert note in together.log_path.read_text()
+    assert together.clients().vectorized_with.max() > 1
+    assert note not in small(**settings, name="alone").log_path.read_text()
+
+
 def test_a_run_ends_where_nobody_trains(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROGRAMS)
     settings = {**ASYNCHRONOUS["fedbuff"], "client": "own:Lost", "on_client_error": "drop"}

@@ -293,6 +293,11 @@ def _notes(prepared: Prepared) -> Iterator[str]:
         named = ", ".join(f"{part} {name}" for part, name in parts.items() if name is not None)
         yield f"--program {config.program}: {named}"
     yield from prepared.notes
+    if config.is_asynchronous and config.vectorized_clients is not None:
+        yield (
+            "a resumed run may differ in the last bits, because it trains other clients together in --local-training "
+            "vectorized"
+        )
     if config.attack is not None:
         yield from _notes_of_attack(config)
     if prepared.dataset is not None:
