@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 from conftest import PROGRAMS, Sim, Small, sha256
 from federation import wait_until
 from sim import Run, RunConfig, resume, simulate
-from sim.errors import ClientError, RunError
+from sim.errors import ClientError, ConfigError, RunError, RunFolderError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -283,3 +283,62 @@ def test_a_run_that_cannot_go_on_says_why(small: Small, tmp_path: Path) -> None:
         RunError, match=r"round 1: was void 1000 times, .*of the last 4, 0 were late and 4 went offline"
     ):
         small(devices="uniform", **online)
+
+
+FEDSCALE = {
+    "capacity.json": '{"0": {"computation": 10, "communication": 9000}}',
+    "online.json": '{"0": {"active": [0], "inactive": [1000], "finish_time": 2000}}',
+    "own.csv": "seconds_per_step,download_mbps,upload_mbps\n0.1,10,10\n",
+}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "changed"),
+    [
+        ({"devices": "fedscale:capacity.json:online.json"}, "capacity.json"),
+        ({"devices": "fedscale:capacity.json:online.json"}, "online.json"),
+        ({"devices": "own.csv"}, "own.csv"),
+        (
+            {"devices": "own.csv", "availability": "trace", "availability_args": {"file": "online.json"}},
+            "online.json",
+        ),
+    ],
+)
+def test_files_of_devices_that_have_changed_do_not_fit(
+    small: Small,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    changed: str,
+    *,
+    asynchronous: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in FEDSCALE.items():
+        Path(name).write_text(text)
+    others = {"strategy": "fedbuff", "strategy_args": {"buffer_size": 2}} if asynchronous else {}
+    run = small(**settings, **others, num_rounds=1, max_local_steps=1)
+    text = FEDSCALE[changed]
+    Path(changed).write_text(text.replace("10", "20", 1))
+    with pytest.raises(RunFolderError, match=rf"checkpoints/1: does not fit: content of {changed} was \w+, is \w+$"):
+        resume(run, num_rounds=2)
+    Path(changed).unlink()
+    with pytest.raises(ConfigError, match=rf"{changed}: No such file or directory"):
+        resume(run, num_rounds=2)
+    Path(changed).write_text(text)
+    assert resume(run, num_rounds=2).last_checkpoint() == 2
+
+
+def test_a_sampler_that_has_changed_is_noticed(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its module is not in the folder where the run was started."""
+    code = "from samplers import First\n\n\nclass Last(First):\n    pass\n"
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "last_sampler.py").write_text(code)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.chdir(PROGRAMS)
+    run = small(sampler="last_sampler:Last", num_rounds=1)
+    (folder / "last_sampler.py").write_text(code + "\n")
+    with pytest.raises(RunFolderError, match=r"the code was changed after it was written: .*last_sampler\.py"):
+        resume(run, num_rounds=2)
