@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 from conftest import PROGRAMS, Sim, Small, sha256
 from federation import wait_until
 from sim import Run, RunConfig, resume, simulate
-from sim.errors import RunError
+from sim.errors import ClientError, ConfigError, RunError, RunFolderError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -158,6 +158,41 @@ def test_what_stays_with_clients_is_resumed(small: Small) -> None:
     assert files[0] == files[1]  # those of the last two checkpoints, and of clients that were executed ahead
 
 
+def test_clients_that_are_evaluated_while_they_train_are_resumed(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a client left in an evaluation is there in its next training, whether that was executed ahead or not."""
+    monkeypatch.chdir(PROGRAMS)
+    settings = {**ASYNCHRONOUS["fedbuff"], **SLOW_AND_FAST, "max_local_steps": 1, "fraction_evaluate": 0.5}
+    settings["client"] = "own:CountingBoth"
+    whole = small(**settings, name="whole")
+    resumed = resume(small(**{**settings, "num_rounds": 2}, name="half"), num_rounds=5)
+    assert resumed.metrics().equals(whole.metrics())
+    assert sha256(resumed.model_path) == sha256(whole.model_path)
+    metrics = whole.metrics().query("phase == 'fit' and client_id == client_id")
+    assert metrics[metrics.name == "evaluate"].value.max() > 1
+    counts = metrics[metrics.name == "fit"].groupby("client_id").value.apply(list)
+    assert all(values == list(range(1, len(values) + 1)) for values in counts)
+
+
+def test_groups_that_a_resumed_run_would_not_make_again_are_noted(small: Small) -> None:
+    settings = {**ASYNCHRONOUS["fedbuff"], "num_rounds": 1, "max_local_steps": 1}
+    note = "note: a resumed run may differ in the last bits, because it trains other clients together"
+    together = small(**settings, local_training="vectorized", name="together")
+    assert note in together.log_path.read_text()
+    assert together.clients().vectorized_with.max() > 1
+    assert note not in small(**settings, name="alone").log_path.read_text()
+
+
+def test_a_run_ends_where_nobody_trains(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROGRAMS)
+    settings = {**ASYNCHRONOUS["fedbuff"], "client": "own:Lost", "on_client_error": "drop"}
+    problem = r"client \d raised in round 2 \(fit\): MemoryError: all of them; so did the 5 clients before$"
+    with pytest.raises(ClientError, match=problem):
+        small(**settings)
+    run = small(**{**settings, "num_rounds": 1}, name="resumed")
+    with pytest.raises(ClientError, match=problem):
+        resume(run, num_rounds=5)
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("name", ASYNCHRONOUS)
 def test_asynchronous_runs_have_the_same_bits_everywhere(
@@ -248,3 +283,62 @@ def test_a_run_that_cannot_go_on_says_why(small: Small, tmp_path: Path) -> None:
         RunError, match=r"round 1: was void 1000 times, .*of the last 4, 0 were late and 4 went offline"
     ):
         small(devices="uniform", **online)
+
+
+FEDSCALE = {
+    "capacity.json": '{"0": {"computation": 10, "communication": 9000}}',
+    "online.json": '{"0": {"active": [0], "inactive": [1000], "finish_time": 2000}}',
+    "own.csv": "seconds_per_step,download_mbps,upload_mbps\n0.1,10,10\n",
+}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "changed"),
+    [
+        ({"devices": "fedscale:capacity.json:online.json"}, "capacity.json"),
+        ({"devices": "fedscale:capacity.json:online.json"}, "online.json"),
+        ({"devices": "own.csv"}, "own.csv"),
+        (
+            {"devices": "own.csv", "availability": "trace", "availability_args": {"file": "online.json"}},
+            "online.json",
+        ),
+    ],
+)
+def test_files_of_devices_that_have_changed_do_not_fit(
+    small: Small,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    changed: str,
+    *,
+    asynchronous: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in FEDSCALE.items():
+        Path(name).write_text(text)
+    others = {"strategy": "fedbuff", "strategy_args": {"buffer_size": 2}} if asynchronous else {}
+    run = small(**settings, **others, num_rounds=1, max_local_steps=1)
+    text = FEDSCALE[changed]
+    Path(changed).write_text(text.replace("10", "20", 1))
+    with pytest.raises(RunFolderError, match=rf"checkpoints/1: does not fit: content of {changed} was \w+, is \w+$"):
+        resume(run, num_rounds=2)
+    Path(changed).unlink()
+    with pytest.raises(ConfigError, match=rf"{changed}: No such file or directory"):
+        resume(run, num_rounds=2)
+    Path(changed).write_text(text)
+    assert resume(run, num_rounds=2).last_checkpoint() == 2
+
+
+def test_a_sampler_that_has_changed_is_noticed(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its module is not in the folder where the run was started."""
+    code = "from samplers import First\n\n\nclass Last(First):\n    pass\n"
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "last_sampler.py").write_text(code)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.chdir(PROGRAMS)
+    run = small(sampler="last_sampler:Last", num_rounds=1)
+    (folder / "last_sampler.py").write_text(code + "\n")
+    with pytest.raises(RunFolderError, match=r"the code was changed after it was written: .*last_sampler\.py"):
+        resume(run, num_rounds=2)

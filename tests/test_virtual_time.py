@@ -17,6 +17,7 @@ from sim.errors import ConfigError
 from sim.server.async_rules import Arrived, FedAsync, FedBuff, staleness_factor
 from sim.server.async_schedule import AsyncSchedule, Start
 from sim.server.round_schedule import RoundSchedule, scheduled
+from sim.server.run_sampler import RunSampler
 from sim.server.samplers import BySize, Oort, OortArguments, PowerOfChoice, Report, RoundRobin, sampler_of
 from sim.server.samplers import PowerOfChoiceArguments as Candidates
 from sim.server.virtual_time import VirtualTime
@@ -120,6 +121,9 @@ def test_steps_follow_from_examples_and_settings() -> None:
     assert [time.steps(client_id, {}) for client_id in range(3)] == [3, 6, 15]  # half of the examples are kept
     assert [time.steps(2, {"batch_size": 20, "local_epochs": epochs}) for epochs in (1, 2)] == [3, 6]
     assert time.steps(2, {"max_steps": 7}) == 7
+    limited = virtual_time(local_epochs=3, max_local_steps=4)  # an asynchronous schedule has no settings of a round
+    assert [limited.steps(client_id, {}) for client_id in range(3)] == [4, 4, 4]
+    assert limited.steps(2, {"max_steps": 2}) == 2
     assert virtual_time(client_steps=12, client_fn="own:client_fn", batch_size=None).steps(2, {}) == 12
 
 
@@ -134,7 +138,7 @@ def versions(count: int, num_arrivals: int, **settings: Any) -> list[Any]:
     """Versions of the three devices, two of which work at a time."""
     windows = settings.pop("windows", None)
     time = virtual_time(windows, strategy="fedbuff", concurrency=2, sampler="round-robin", **settings)
-    schedule = AsyncSchedule(time._config, time, sampler_of(time._config, SIZES), num_arrivals)
+    schedule = AsyncSchedule(time._config, time, RunSampler(time._config, SIZES), num_arrivals)
     return list(islice(schedule.versions(), count))
 
 
@@ -193,7 +197,7 @@ def test_equal_devices_begin_together_with_the_newest_version() -> None:
     devices: Any = Devices(Windows(num_clients=4), [DEVICES[0]] * 4)
     config = RunConfig(num_clients=4, batch_size=10, local_epochs=1, strategy="fedbuff", concurrency=4)
     time = VirtualTime(config, devices, [20] * 4, (100, 50))
-    made = list(islice(AsyncSchedule(config, time, sampler_of(config, [20] * 4), 4).versions(), 3))
+    made = list(islice(AsyncSchedule(config, time, RunSampler(config, [20] * 4), 4).versions(), 3))
     assert [version.seconds for version in made] == [4.0, 8.0, 12.0]
     assert [[start.staleness for start in version.ended] for version in made] == [[0] * 4] * 3
     assert all(not version.at_work for version in made)

@@ -170,6 +170,19 @@ def devices_of(config: RunConfig, num_clients: int | None = None) -> Devices:
     )
 
 
+def files_of(config: RunConfig) -> list[str]:
+    """Return the files from which the devices of a config are made."""
+    name, files = config.devices or "", []
+    if name.partition(":")[0] == _FEDSCALE:
+        files = name.split(":")[1:]
+    elif Path(name).suffix.lower() in _TABLES:
+        files = [name]
+    if config.availability is None:
+        return files
+    # Another availability than that of the second file of FedScale.
+    return [*files[:1], *([str(config.availability_args["file"])] if config.availability == "trace" else [])]
+
+
 def _device_model(config: RunConfig, num_clients: int) -> tuple[DeviceModel, Path | None]:
     """Return what draws devices, and the availability file that ``--devices`` names."""
     given, name = config.device_args, config.devices

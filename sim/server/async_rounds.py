@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 import numpy as np
-from flwr.common import NDArrays
+from flwr.common import NDArrays, RecordDict
 
 from sim.client.torch_client import fit_settings
 from sim.engine.aggregation import cut, in_dtypes_of, same_shapes
@@ -22,13 +22,27 @@ from sim.errors import RunError
 from sim.run_folder.records import ClientRecord
 from sim.server.async_rules import Arrived, rule_of
 from sim.server.async_schedule import AsyncSchedule, Start, Version
-from sim.server.executor import Executor
+from sim.server.executor import Executor, stop
 from sim.server.prepared import Prepared
 from sim.server.results import PhaseResults
-from sim.server.samplers import sampler_of
+from sim.server.run_sampler import RunSampler
 from sim.server.virtual_rounds import time_of, unfinished, with_virtual_time
 
 _MOST_BYTES_AHEAD = 2**30  # of updates that wait for their turn
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """What waits for its turn.
+
+    Attributes:
+        begun: the weights from which the client began.
+        state: what the client had left before.
+    """
+
+    result: ClientResult
+    begun: NDArrays
+    state: RecordDict | None
 
 
 class AsyncRounds:
@@ -46,13 +60,13 @@ class AsyncRounds:
         self._sizes = prepared.known_sizes
         self._sends_settings = prepared.dataset is not None
         self._rule = rule_of(config)
-        schedule = AsyncSchedule(config, time, sampler_of(config, self._sizes), self._rule.num_arrivals)
+        schedule = AsyncSchedule(config, time, RunSampler(config, self._sizes), self._rule.num_arrivals)
         self._versions = schedule.versions()
         self._ahead: deque[Version] = deque()  # versions that are not made yet
         self._made: Version | None = None  # the last one
         self._weights: dict[int, NDArrays] = {0: prepared.initial_weights}  # of versions that clients began with
-        # number of the start → what waits for its turn, and the weights from which the client began
-        self._results: dict[int, tuple[ClientResult, NDArrays]] = {}
+        self._results: dict[int, _Waiting] = {}  # by the number of the start
+        self._num_failed = 0  # clients in succession that raised
 
     @property
     def seconds(self) -> float:
@@ -80,6 +94,8 @@ class AsyncRounds:
             RunError, ClientError: see ``Executor.execute``; or no client is ever online again.
         """
         version = self._next()
+        # An evaluation may have changed what a client left, since it was executed ahead.
+        self._results = {number: each for number, each in self._results.items() if self._is_valid(each)}
         collected, records = PhaseResults(), []
         arrived: list[Arrived] = []
         for position, start in enumerate(version.ended):
@@ -88,8 +104,10 @@ class AsyncRounds:
                 continue
             if start.number not in self._results:
                 self._compute(version.ended[position:], server_round, collected)
-            result, begun = self._results.pop(start.number)
+            waiting = self._results.pop(start.number)
+            result = waiting.result
             self._executor.take(result, "fit", server_round, collected)
+            self._count_failures(result, server_round)
             if result.wrote_state:
                 rounds = self._executor.state_rounds
                 self._executor.state_rounds = {**rounds, result.client_id: start.number + 1}
@@ -98,7 +116,7 @@ class AsyncRounds:
                 for record in with_virtual_time(collected.records[-1:], [start.participation])
             ]
             if result.error is None:
-                arrived.append(_arrived(start, result, begun))
+                arrived.append(_arrived(start, result, waiting.begun))
         self._made = version
         if arrived:
             newest = self._weights[server_round - 1]
@@ -107,6 +125,20 @@ class AsyncRounds:
             collected.total.add(mean, sum(each.num_examples for each in arrived) or 1)
             collected.total.dtypes = [array.dtype for array in newest]
         return collected, records
+
+    def _is_valid(self, waiting: _Waiting) -> bool:
+        state = self._executor.states.get(waiting.result.client_id)
+        return waiting.state is state or waiting.state == state
+
+    def _count_failures(self, result: ClientResult, server_round: int) -> None:
+        """Stop the run where as many clients in succession have raised as work at the same time, or make a version.
+
+        Raises:
+            ClientError: they have.
+        """
+        self._num_failed = 0 if result.error is None else self._num_failed + 1
+        if self._num_failed >= max(self._config.num_concurrent, self._rule.num_arrivals):
+            stop(result, "fit", server_round, f"; so did the {self._num_failed - 1} clients before")
 
     def _next(self) -> Version:
         return self._ahead.popleft() if self._ahead else next(self._versions)
@@ -150,7 +182,8 @@ class AsyncRounds:
         for chunk, chunk_result in self._executor.dispatch("fit", chunks):
             collected.spans += chunk_result.spans
             for result in chunk_result.results:
-                self._results[next(numbers).number] = result, chunk.weights
+                state = self._executor.states.get(result.client_id)
+                self._results[next(numbers).number] = _Waiting(result, chunk.weights, state)
 
     def _task(self, start: Start) -> Task:
         client_id, number = start.client_id, start.version + 1
@@ -174,7 +207,12 @@ class AsyncRounds:
             [start.number, start.client_id, start.version, start.participation.start, start.participation.end]
             for start in at_work
         ]
-        return {"now": self.seconds, "at_work": queue, "versions": self._weights}
+        return {
+            "now": self.seconds,
+            "at_work": queue,
+            "versions": self._weights,
+            "num_failed": self._num_failed,
+        }
 
     def restore(self, state: Mapping[str, Any], server_round: int) -> None:
         """Go to the version after which ``state`` was kept.
@@ -187,6 +225,7 @@ class AsyncRounds:
         known = self.state()
         if [known["now"], known["at_work"]] != [state["now"], state["at_work"]]:
             raise RunError(f"round {server_round}: the clients at work are others than in the checkpoint")
+        self._num_failed = int(state["num_failed"])
         like = next(iter(self._weights.values()))
         self._weights = {
             int(number): in_dtypes_of(like, [np.asarray(array) for array in arrays]) if like else list(arrays)

@@ -20,8 +20,7 @@ import numpy as np
 
 from sim.config.run_config import RunConfig
 from sim.errors import RunError
-from sim.seeds import Purpose, generator
-from sim.server.samplers import Sampler
+from sim.server.run_sampler import RunSampler
 from sim.server.virtual_time import Participation, VirtualTime
 
 _MOST_QUIET = 1_000_000
@@ -74,7 +73,7 @@ class Version(NamedTuple):
 class AsyncSchedule:
     """The schedule of a run."""
 
-    def __init__(self, config: RunConfig, time: VirtualTime, sampler: Sampler, num_arrivals: int) -> None:
+    def __init__(self, config: RunConfig, time: VirtualTime, sampler: RunSampler, num_arrivals: int) -> None:
         """
         Args:
             num_arrivals: updates that make a version.
@@ -153,9 +152,7 @@ class AsyncSchedule:
             if not len(candidates):
                 self._wait()
                 continue
-            rng = generator(self._config.seed, Purpose.SAMPLER, self._num_starts)
-            client_id = int(self._sampler.sample(candidates, 1, self._version + 1, rng)[0])
-            self._start(client_id)
+            self._start(self._sampler.sample(candidates, 1, self._version + 1, self._num_starts)[0])
 
     def _start(self, client_id: int) -> None:
         repeat = self._begun_with_newest.get(client_id, 0)

@@ -59,7 +59,7 @@ class Executor:
                 self.take(result, phase, server_round, collected)
         if phase == "fit" and not collected.succeeded and not all(result.lost for result in collected.clients):
             others = f"; so did all {len(collected.clients)} clients of the round"
-            _stop(collected.clients[0], phase, server_round, others)
+            stop(collected.clients[0], phase, server_round, others)
         wrote = [result.client_id for result in collected.succeeded if result.wrote_state]
         if wrote:
             self.state_rounds = {**self.state_rounds, **dict.fromkeys(wrote, server_round)}
@@ -92,7 +92,7 @@ class Executor:
         if result.error is not None:
             self.failures.add(result, phase, server_round)
             if self._stops and not result.lost:
-                _stop(result, phase, server_round)
+                stop(result, phase, server_round)
         self._note_accuracy(result)
         collected.clients.append(result)
         collected.records.append(client_record(result, phase, server_round))
@@ -124,7 +124,12 @@ class Executor:
             logging.getLogger("sim").warning("%s", line)
 
 
-def _stop(result: ClientResult, phase: Phase, server_round: int, more: str = "") -> NoReturn:
+def stop(result: ClientResult, phase: Phase, server_round: int, more: str = "") -> NoReturn:
+    """Stop a run at a client that raised.
+
+    Raises:
+        ClientError: always.
+    """
     if "Expected more than 1 value per channel" in (result.error or ""):
         more += "; its last batch is a single example, which BatchNorm cannot take: another --batch-size avoids that"
     raise ClientError(

@@ -24,6 +24,8 @@ from sim import user_code
 from sim.config.fields import MOST, arguments_of, setting
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, PluginError, described
+from sim.process_settings import restored_settings
+from sim.seeds import Purpose, seeded
 
 ClientIds = NDArray[np.int64]
 Sizes = NDArray[np.int64]
@@ -53,7 +55,7 @@ class Sampler(Protocol):
 
         Args:
             candidates: those that are online, in ascending order, int64 [C].
-            num_clients: how many are wanted, at most C.
+            num_clients: how many different ones are wanted, at most C.
             rng: the random numbers of this round.
         """
 
@@ -264,11 +266,16 @@ def _own(config: RunConfig, sizes: Sizes) -> Sampler:
     offered = {"num_clients": config.num_clients, "sizes": sizes, "seed": config.seed}
     user_code.check_arguments(loaded, config.sampler_args, set(offered), "--sampler-args", config.sampler)
     try:
-        sampler: Sampler = loaded(**{**user_code.accepted(loaded, offered), **config.sampler_args})
+        with restored_settings(), seeded(config.seed, Purpose.SAMPLER):  # it may draw from the global generators
+            sampler: Sampler = loaded(**{**user_code.accepted(loaded, offered), **config.sampler_args})
     except (Exception, SystemExit) as error:
         raise PluginError(f"--sampler {config.sampler}: cannot be made: {described(error)}") from error
     if not callable(getattr(sampler, "sample", None)):
         raise PluginError(f"--sampler {config.sampler}: made a {type(sampler).__name__} without a method sample")
+    if not hasattr(sampler, "__dict__") or any("__slots__" in vars(kind) for kind in type(sampler).__mro__):
+        raise PluginError(
+            f"--sampler {config.sampler}: has __slots__, but what checkpoints keep of a sampler is its __dict__"
+        )
     return sampler
 
 

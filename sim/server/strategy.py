@@ -86,6 +86,7 @@ class BuiltStrategy:
     Attributes:
         algorithm: turns what clients sent into the mean that the strategy gets.
         has_clock: clients are chosen in virtual time or by a sampler, which have a state, too.
+        clock: that state, as it is before the first round.
     """
 
     strategy: Strategy | NewerStrategy
@@ -93,13 +94,14 @@ class BuiltStrategy:
     view: VisibleWeights
     algorithm: Algorithm | None = None
     has_clock: bool = False
+    clock: dict[str, Any] = field(default_factory=dict)
 
     @property
     def kept(self) -> Any:
         """What belongs to a checkpoint: the strategy, the server part of the algorithm, and the clock."""
         others: dict[str, Any] = {} if self.algorithm is None else {"algorithm": self.algorithm.state()}
         if self.has_clock:
-            others["clock"] = {}
+            others["clock"] = self.clock
         return {"strategy": self.strategy, **others} if others else self.strategy
 
 
@@ -112,7 +114,7 @@ def build(
 ) -> BuiltStrategy:
     """Make the configured strategy, see ``_build``."""
     built = _build(config, initial_weights, layout, evaluate_fn, given)
-    return replace(built, has_clock=config.devices is not None or config.sampler != "uniform")
+    return replace(built, has_clock=_has_clock(config))
 
 
 def _build(
@@ -172,7 +174,8 @@ def _build(
         "fraction_evaluate": config.fraction_evaluate,
         "min_train_nodes": num_fit,
         "min_evaluate_nodes": num_evaluate,
-        "min_available_nodes": max(num_fit, num_evaluate),
+        # It waits for them before it chooses, among the clients of a round where a sampler has drawn these.
+        "min_available_nodes": num_fit if _has_clock(config) else max(num_fit, num_evaluate),
     }
     # One that takes any arguments hands them to a class of Flower's, which takes those of its own form only.
     is_newer = isinstance(own, type) and issubclass(own, NewerStrategy)
@@ -312,6 +315,10 @@ def _check_bulyan(config: RunConfig, arguments: dict[str, Any]) -> None:
             f"ones (4·f + 3), not {clients}; use more clients, a smaller --attack-share, or "
             f"--strategy-args num_malicious_clients={max(0, (clients - 3) // 4)}"
         )
+
+
+def _has_clock(config: RunConfig) -> bool:
+    return config.devices is not None or config.sampler != "uniform"
 
 
 def _class_of(entry: Entry) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +17,10 @@ from sim.errors import ConfigError, RunError
 from sim.run_folder.records import ClientRecord
 from sim.server.prepared import Prepared
 from sim.server.round_schedule import RoundSchedule, scheduled
+from sim.server.run_sampler import RunSampler
 from sim.server.sampled_clients import SampledClients
-from sim.server.samplers import Report, Sampler, sampler_of
+from sim.server.samplers import Report
+from sim.server.strategy import BuiltStrategy
 from sim.server.traffic import Traffic
 from sim.server.virtual_time import Participation, VirtualTime
 
@@ -46,7 +48,7 @@ class VirtualRounds:
     """
 
     def __init__(
-        self, config: RunConfig, time: VirtualTime | None, sampler: Sampler, clients: SampledClients, num_online: int
+        self, config: RunConfig, time: VirtualTime | None, sampler: RunSampler, clients: SampledClients, num_online: int
     ) -> None:
         """
         Args:
@@ -126,25 +128,20 @@ class VirtualRounds:
     def observe(self, server_round: int, schedule: RoundSchedule | None, succeeded: Sequence[ClientResult]) -> None:
         """Tell the sampler what clients reported."""
         took = {} if schedule is None else {each.client_id: each.end - each.start for each in schedule.taken}
-        observe: Callable[..., Any] | None = getattr(self._sampler, "observe", None)
-        if observe is not None:
-            observe(
-                server_round,
-                [Report(r.client_id, r.num_examples, r.loss, took.get(r.client_id, 0.0)) for r in succeeded],
-            )
+        reports = [Report(r.client_id, r.num_examples, r.loss, took.get(r.client_id, 0.0)) for r in succeeded]
+        self._sampler.observe(server_round, reports)
         if self._time is not None:
             self._time.told_steps.update(told_steps(succeeded))
 
     def state(self) -> dict[str, Any]:
         """Return what belongs to a checkpoint."""
-        is_own = ":" in self._config.sampler
-        kept = {name: value for name, value in vars(self._sampler).items() if is_own or not name.startswith("_")}
-        return {"now": self.now, "sampler": kept, "told_steps": {} if self._time is None else self._time.told_steps}
+        told = {} if self._time is None else self._time.told_steps
+        return {"now": self.now, "sampler": self._sampler.state(), "told_steps": told}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take what ``state`` has returned."""
         self.now = float(state["now"])
-        vars(self._sampler).update(state["sampler"])
+        self._sampler.restore(state["sampler"])
         if self._time is not None:
             self._time.told_steps = dict(state["told_steps"])
 
@@ -153,10 +150,21 @@ def clock_of(prepared: Prepared) -> VirtualRounds:
     """Make the clock of a run."""
     config, strategy = prepared.config, prepared.strategy
     assert strategy is not None, "an app has no virtual time"
-    sampler = sampler_of(config, prepared.known_sizes)
-    draws_itself = isinstance(strategy.strategy, NewerStrategy)  # and waits where there are too few to draw from
-    num_online = config.num_asked_clients if draws_itself else config.min_reports
+    sampler = RunSampler(config, prepared.known_sizes)
+    num_online = num_waited_for(config, strategy)
     return VirtualRounds(config, time_of(prepared), sampler, SampledClients(config, sampler), num_online)
+
+
+def num_waited_for(config: RunConfig, strategy: BuiltStrategy) -> int:
+    """Return how many clients must be there before a round begins."""
+    used: Any = strategy.strategy
+    if not isinstance(used, NewerStrategy):
+        return config.min_reports
+    numbers = [config.num_asked_clients]
+    while used is not None:  # one of these waits for ever where there are fewer
+        numbers += [getattr(used, name, 0) for name in ("min_available_nodes", "min_train_nodes")]
+        used = getattr(used, "strategy", None)  # in a wrapper for privacy
+    return max(numbers)
 
 
 def time_of(prepared: Prepared) -> VirtualTime | None:

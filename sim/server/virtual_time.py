@@ -113,7 +113,7 @@ class VirtualTime:
         batch_size = int(settings.get("batch_size") or config.batch_size or 1)
         epochs = int(settings.get("local_epochs") or config.local_epochs)
         batches = num_examples // batch_size if self._drops_last else math.ceil(num_examples / batch_size)
-        longest = int(settings.get("max_steps") or 0)
+        longest = int(settings.get("max_steps", config.max_local_steps) or 0)
         if self._algorithm is None:
             return min(batches * epochs, longest) if longest else batches * epochs
         return self._algorithm.num_steps(batches, epochs, longest)

@@ -257,7 +257,8 @@ def _resolved(config: RunConfig, spec: ClientSpec, dataset: Dataset, net: nn.Mod
         ConfigError: ``vectorized`` was asked for, and this model or these functions cannot be trained so.
     """
     asked, device = config.local_training, local.pick_device(spec.device)
-    if asked == "sequential" or (asked == "auto" and device.type != "cuda"):
+    # Which clients would be trained together in asynchronous rounds depends on where a run was resumed.
+    if asked == "sequential" or (asked == "auto" and (device.type != "cuda" or config.is_asynchronous)):
         return replace(config, local_training="sequential", vectorized_clients=None)
     sample = _Sample(config, dataset, net, device)
     reason = _reason_of(config, spec) or sample.reason_against(weights)

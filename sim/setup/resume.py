@@ -19,9 +19,10 @@ from flwr.server.strategy import Strategy
 from sim.client.flower_program import FlowerSpec
 from sim.client.runtime import ClientSpec
 from sim.config.choices import CHANGEABLE
-from sim.config.fields import default_of, flag_of, read_toml
+from sim.config.fields import default_of, flag_of, read_toml, rules_of
 from sim.config.run_config import RunConfig, config_type_of
 from sim.data.dataset import Examples
+from sim.devices.by_name import files_of
 from sim.engine.aggregation import check_finite
 from sim.errors import ConfigError, RunFolderError, one_line
 from sim.metrics import Target
@@ -228,15 +229,8 @@ def code_of(spec: ClientSpec | FlowerSpec, config: RunConfig) -> Code:
     They are all those in the folder where the run was started and beside the modules that the config names, libraries
     aside. The program that is executed itself is none of them: ``simulate`` and ``resume`` stand in different ones.
     """
-    values = (
-        config.model,
-        config.train,
-        config.test,
-        config.client,
-        config.client_fn,
-        config.strategy,
-        config.dataset,
-    )
+    values = [getattr(config, f.name) for f in fields(config) if rules_of(f).importable]
+    values += (config.metric or "").split(",")
     named = [value.partition(":")[0] for value in values if value is not None and ":" in value]
     folder = os.path.join(spec.import_folder, "")  # noqa: PTH118 - texts, because there are thousands of modules
     roots = [folder]
@@ -323,7 +317,10 @@ def what_must_fit(prepared: Prepared, *, old_data: bool = False) -> dict[str, An
     else:
         counts = f"{len(dataset.train)} training and {dataset.num_test_examples} test images"
         data = {"data set": f"{counts} of {dataset.fingerprint[:16]}"}
+    # A table of devices says how long a client works, as its partition says on what.
+    files = {f"content of {path}": _sha256(path)[:16] for path in files_of(prepared.config)} if prepared.devices else {}
     return {
+        **({"device files": files} if files else {}),
         "config": {name: value for name, value in asdict(prepared.config).items() if name not in skipped},
         **data,
         "partition": hashlib.sha256(assigned.indices.tobytes() + assigned.offsets.tobytes()).hexdigest()[:16],

@@ -161,8 +161,9 @@ class Session:
             checkpoint.state_rounds = finished.state_rounds
             return checkpoint
         except StateError as error:  # it was not there at the start
-            name = str(error).removeprefix("strategy.")
-            problem = f"round {number}: the strategy now holds {name}, which no checkpoint can keep"
+            flag, what = _holder(self.prepared.config, error)
+            who = flag if flag.startswith("--sampler") else "the strategy"
+            problem = f"round {number}: {who} now holds {what}, which no checkpoint can keep"
             if self.prepared.server_app is None:
                 raise RunError(problem) from error
             self.keep_no_checkpoints()  # an app runs as it is, even if it cannot be resumed
@@ -269,11 +270,18 @@ def _check_that_it_can_be_kept(prepared: Prepared, fits: dict[str, Any]) -> None
         assert prepared.strategy is not None
         Checkpoint.of(0, prepared.initial_weights, prepared.strategy.kept, {}, fits)
     except StateError as error:
-        name = str(error).removeprefix("strategy.")
+        flag, what = _holder(prepared.config, error)
         raise StateError(
-            f"--strategy {prepared.config.strategy}: holds {name}, which a checkpoint cannot keep (numbers, texts, "
-            "arrays, lists, dicts, Parameters and strategies it can); --checkpoint-every 0 runs without"
+            f"{flag}: holds {what}, which a checkpoint cannot keep (numbers, texts, arrays, lists, dicts, Parameters "
+            "and strategies it can); --checkpoint-every 0 runs without"
         ) from None
+
+
+def _holder(config: RunConfig, error: StateError) -> tuple[str, str]:
+    """Return the flag of the strategy or of the sampler, and what it holds that cannot be kept."""
+    name = str(error).removeprefix("strategy.")
+    held = name.removeprefix("clock.sampler.")
+    return (f"--strategy {config.strategy}", name) if held == name else (f"--sampler {config.sampler}", held)
 
 
 def _notes(prepared: Prepared) -> Iterator[str]:
@@ -285,6 +293,11 @@ def _notes(prepared: Prepared) -> Iterator[str]:
         named = ", ".join(f"{part} {name}" for part, name in parts.items() if name is not None)
         yield f"--program {config.program}: {named}"
     yield from prepared.notes
+    if config.is_asynchronous and config.vectorized_clients is not None:
+        yield (
+            "a resumed run may differ in the last bits, because it trains other clients together in --local-training "
+            "vectorized"
+        )
     if config.attack is not None:
         yield from _notes_of_attack(config)
     if prepared.dataset is not None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from flwr.server.strategy import Strategy
+from flwr.serverapp.strategy import Strategy as NewerStrategy
+
 from sim.algorithms.algorithm import Algorithm
 from sim.client.torch_client import fit_settings
 from sim.config.run_config import RunConfig
 from sim.devices.by_name import devices_of
 from sim.errors import ConfigError
 from sim.server.prepared import Prepared
+from sim.server.run_sampler import RunSampler
 from sim.server.samplers import sampler_of
-from sim.server.virtual_rounds import check_deadline, time_of
+from sim.server.strategy import BuiltStrategy
+from sim.server.virtual_rounds import check_deadline, num_waited_for, time_of
 
 _NEED_RESULTS = ("power-of-choice", "oort")  # of earlier rounds
 
@@ -27,7 +32,10 @@ def with_devices(prepared: Prepared) -> Prepared:
         return prepared
     if prepared.objects.client_manager is not None:
         raise ConfigError("client_manager: chooses the clients itself, so that --devices and --sampler have no place")
-    sampler_of(config, prepared.known_sizes)
+    _check_sampler(prepared, strategy)
+    if not config.is_asynchronous:  # whose schedule is made anew in a resumed run
+        clock = {"sampler": RunSampler(config, prepared.known_sizes).state()}
+        prepared = replace(prepared, strategy=replace(strategy, clock=clock))
     if config.devices is None:
         return prepared
     prepared = replace(prepared, devices=devices_of(config))
@@ -59,6 +67,33 @@ def check_real_time(config: RunConfig) -> None:
     ):
         if value is not None:
             raise ConfigError(f"{flag} {value}: is simulated by sim run only; the clients of a network take real time")
+
+
+def _check_sampler(prepared: Prepared, strategy: BuiltStrategy) -> None:
+    """Check that the sampler can be made, and that the strategy goes with it.
+
+    Raises:
+        UsageError: it cannot, or does not.
+    """
+    config = prepared.config
+    sampler = sampler_of(config, prepared.known_sizes)
+    if config.is_asynchronous and hasattr(sampler, "observe") and ":" in config.sampler:
+        raise ConfigError(
+            f"--sampler {config.sampler}: has a method observe, but in mode async clients are chosen before anything "
+            "is computed, so that nobody would call it"
+        )
+    if config.over_select != 1 and isinstance(prepared.objects.strategy, Strategy | NewerStrategy):
+        raise ConfigError(
+            f"--over-select {config.over_select:g}: the strategy was made before, so that it decides itself how many "
+            "clients it asks; give its class, or a name"
+        )
+    waited_for = num_waited_for(config, strategy)
+    there = config.num_clients if config.sampler == "uniform" else config.num_asked_clients
+    if waited_for > there:
+        raise ConfigError(
+            f"--strategy {config.strategy}: waits for {waited_for} clients, but there are {there} that "
+            f"--sampler {config.sampler} offers it in a round; lower its min_available_nodes and min_train_nodes"
+        )
 
 
 def _check_asynchronous(config: RunConfig) -> None:

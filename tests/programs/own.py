@@ -254,3 +254,27 @@ class Remembering(FedAvg):
     def aggregate_fit(self, server_round, results, failures):
         self.seen = {server_round}
         return super().aggregate_fit(server_round, results, failures)
+
+
+class CountingBoth(CifarClient):
+    """Counts its trainings and its evaluations in Context.state, and returns weights that depend on both."""
+
+    def __init__(self, net, train_loader, test_loader, device, train, test, context):
+        super().__init__(net, train_loader, test_loader, device, train, test)
+        self.state = context.state
+
+    def counted(self, call):
+        counts = dict(self.state["counts"]) if "counts" in self.state else {"fit": 0, "evaluate": 0}
+        counts[call] += 1
+        self.state["counts"] = MetricRecord(counts)
+        return counts
+
+    def fit(self, parameters, config):
+        counts = self.counted("fit")
+        weights, num_examples, metrics = super().fit(parameters, config)
+        moved = 1e-3 * counts["evaluate"] + 1e-4 * counts["fit"]
+        return [array + np.float32(moved) for array in weights], num_examples, {**metrics, **counts}
+
+    def evaluate(self, parameters, config):
+        self.counted("evaluate")
+        return super().evaluate(parameters, config)
