@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 from conftest import PROGRAMS, Sim, Small, sha256
 from federation import wait_until
-from sim import Run, RunConfig, resume, simulate
+from sim import Run, RunConfig, evaluate, resume, simulate
 from sim.errors import ClientError, ConfigError, RunError, RunFolderError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -156,6 +156,16 @@ def test_what_stays_with_clients_is_resumed(small: Small) -> None:
     assert resumed.metrics().equals(whole.metrics())
     files = [{path.name: sha256(path) for path in run.client_states_path.iterdir()} for run in (whole, resumed)]
     assert files[0] == files[1]  # those of the last two checkpoints, and of clients that were executed ahead
+
+
+def test_an_evaluation_without_checkpoints_takes_the_states_of_the_last_version(small: Small) -> None:
+    """Not those of clients that were executed ahead, whose updates have not arrived."""
+    settings = {**ASYNCHRONOUS["fedbuff"], **SLOW_AND_FAST, "max_local_steps": 3, "local_parameters": "fc3.*"}
+    settings["fraction_evaluate"] = 0.1
+    kept, unkept = small(**settings, name="kept"), small(**settings, checkpoint_every=0, name="unkept")
+    frame = evaluate(kept)
+    assert evaluate(unkept).equals(frame)
+    assert (frame.own_loss != frame.global_loss).sum() == (frame.num_rounds_trained > 0).sum()
 
 
 def test_clients_that_are_evaluated_while_they_train_are_resumed(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -53,15 +53,12 @@ class AsyncRounds:
         Args:
             executor: keeps the states of the clients, each from the moment at which its update arrives.
         """
-        time = time_of(prepared)
-        assert time is not None, "asynchronous rounds happen in virtual time"
         config = prepared.config
         self._config, self._executor, self._layout = config, executor, prepared.layout
         self._sizes = prepared.known_sizes
         self._sends_settings = prepared.dataset is not None
         self._rule = rule_of(config)
-        schedule = AsyncSchedule(config, time, RunSampler(config, self._sizes), self._rule.num_arrivals)
-        self._versions = schedule.versions()
+        self._versions = _versions(prepared)
         self._ahead: deque[Version] = deque()  # versions that are not made yet
         self._made: Version | None = None  # the last one
         self._weights: dict[int, NDArrays] = {0: prepared.initial_weights}  # of versions that clients began with
@@ -231,6 +228,21 @@ class AsyncRounds:
             int(number): in_dtypes_of(like, [np.asarray(array) for array in arrays]) if like else list(arrays)
             for number, arrays in state["versions"].items()
         }
+
+
+def states_after(prepared: Prepared, server_round: int) -> dict[int, int]:
+    """Return for each client the number under which it wrote its newest valid state, if it wrote one."""
+    found: dict[int, int] = {}
+    for version in islice(_versions(prepared), server_round):
+        found.update({start.client_id: start.number + 1 for start in version.ended if start.is_used})
+    return found
+
+
+def _versions(prepared: Prepared) -> Iterator[Version]:
+    config, time = prepared.config, time_of(prepared)
+    assert time is not None, "asynchronous rounds happen in virtual time"
+    sampler = RunSampler(config, prepared.known_sizes)
+    return AsyncSchedule(config, time, sampler, rule_of(config).num_arrivals).versions()
 
 
 def _arrived(start: Start, result: ClientResult, begun: NDArrays) -> Arrived:

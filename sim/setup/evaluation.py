@@ -23,6 +23,7 @@ from sim.run_folder.checkpoint import restored
 from sim.run_folder.client_states import StatesInFolder
 from sim.run_folder.folder import Run
 from sim.run_folder.writer import write_whole
+from sim.server.async_rounds import states_after
 from sim.server.executor import Executor
 from sim.server.prepared import Prepared
 from sim.server.results import numbers_of
@@ -160,7 +161,7 @@ class Evaluation:
         if not done:
             notes.append(f"round {number} of {prepared.config.num_rounds} is evaluated, because the run is not done")
         if state_rounds is None:
-            state_rounds = _newest_states(run, number)
+            state_rounds = _newest_states(run, prepared, number)
         trained = clients[(clients["phase"] == "fit") & (clients["status"] == "ok") & (clients["round"] <= number)]
         counts = trained.groupby("client_id")["round"].nunique()
         if prepared.config.client is None:  # clients train and test by an algorithm, at least by federated averaging
@@ -232,11 +233,14 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
         raise WriteError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _newest_states(run: Run, number: int) -> dict[int, int]:
-    """Return for each client the last round up to ``number`` in which it wrote a state that is there."""
+def _newest_states(run: Run, prepared: Prepared, number: int) -> dict[int, int]:
+    """Return for each client the number of the last state that it wrote up to round ``number``, and that is there."""
+    last = states_after(prepared, number) if prepared.config.is_asynchronous else {}
+    default = 0 if prepared.config.is_asynchronous else number
     found = {}
     for client_id, written in StatesInFolder(run.client_states_path).rounds().items():
-        whole = [each for each in written if each <= number]  # a later round was interrupted
+        # A later round was interrupted, or the client was executed ahead.
+        whole = [each for each in written if each <= last.get(client_id, default)]
         if whole:
             found[client_id] = whole[-1]
     return found
