@@ -264,6 +264,12 @@ def test_a_killed_asynchronous_run_is_resumed(sim: Sim, tmp_path: Path) -> None:
         ("--strategy fedbuff --sampler oort", "--sampler oort: needs the results of a round before the next one"),
         ("--strategy fedbuff --dp fixed", "--dp fixed: needs all clients of a round at once"),
         ("--strategy fedbuff --attack ipm", "--attack ipm: needs all clients of a round at once"),
+        (
+            "--dp fixed --devices uniform --deadline 60 --min-reports 19",
+            "--dp fixed: its noise is calibrated for the mean of 20 clients, of which clients that are late are left "
+            "out; add --min-reports 20",
+        ),
+        ("--dp fixed --devices uniform --availability on-off", "of which clients that are offline are left out"),
         ("--sampler-args candidates=3", "--sampler-args candidates: --sampler uniform takes no arguments"),
         ("--client-steps 0", "--client-steps 0: must be at least 1"),
         ("--evaluate-every 2", "--evaluate-every 2: needs --fraction-evaluate above 0"),

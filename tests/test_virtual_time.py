@@ -13,6 +13,7 @@ import pytest
 
 from sim.config.run_config import RunConfig
 from sim.devices.device import Device
+from sim.engine.contract import ClientResult
 from sim.errors import ConfigError
 from sim.server.async_rules import Arrived, FedAsync, FedBuff, staleness_factor
 from sim.server.async_schedule import AsyncSchedule, Start
@@ -20,6 +21,7 @@ from sim.server.round_schedule import RoundSchedule, scheduled
 from sim.server.run_sampler import RunSampler
 from sim.server.samplers import BySize, Oort, OortArguments, PowerOfChoice, Report, RoundRobin, sampler_of
 from sim.server.samplers import PowerOfChoiceArguments as Candidates
+from sim.server.virtual_rounds import told_steps
 from sim.server.virtual_time import VirtualTime
 
 # Seconds for 100 bytes down, 2, 4 and 10 steps, and 50 bytes up: 1 + 2 + 1, 2 + 2 + 1, and 0.5 + 2 + 2.
@@ -125,6 +127,12 @@ def test_steps_follow_from_examples_and_settings() -> None:
     assert [limited.steps(client_id, {}) for client_id in range(3)] == [4, 4, 4]
     assert limited.steps(2, {"max_steps": 2}) == 2
     assert virtual_time(client_steps=12, client_fn="own:client_fn", batch_size=None).steps(2, {}) == 12
+
+
+def test_clients_say_how_many_steps_they_took() -> None:
+    told: list[Any] = [7, 3.0, 0, True, math.inf, math.nan, "9"]
+    results = [ClientResult(client_id, metrics={"num_steps": value}) for client_id, value in enumerate(told)]
+    assert told_steps(results) == {0: 7, 1: 3}
 
 
 def test_a_time_is_found_at_which_enough_clients_are_online() -> None:

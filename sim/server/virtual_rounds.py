@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from flwr.serverapp.strategy import Strategy as NewerStrategy
 
+from sim.config.fields import MOST
 from sim.config.run_config import RunConfig
 from sim.engine.contract import Chunk, ClientResult, Task
 from sim.errors import ConfigError, RunError
@@ -190,7 +191,7 @@ def told_steps(results: Sequence[ClientResult]) -> dict[int, int]:
     found = {}
     for result in results:
         told = result.metrics.get("num_steps")
-        if isinstance(told, int | float) and not isinstance(told, bool) and told >= 1:
+        if isinstance(told, int | float) and not isinstance(told, bool) and 1 <= told <= MOST:
             found[result.client_id] = int(told)
     return found
 

@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import Strategy as NewerStrategy
 from sim.algorithms.algorithm import Algorithm
 from sim.client.torch_client import fit_settings
 from sim.config.run_config import RunConfig
-from sim.devices.by_name import devices_of
+from sim.devices.by_name import Devices, devices_of
 from sim.errors import ConfigError
 from sim.server.prepared import Prepared
 from sim.server.run_sampler import RunSampler
@@ -43,6 +43,8 @@ def with_devices(prepared: Prepared) -> Prepared:
         _check_asynchronous(config)
     if config.partial_work:
         _check_partial_work(prepared)
+    if config.dp is not None:
+        _check_privacy(config, prepared.devices)
     time = time_of(prepared)
     assert time is not None
     settings = fit_settings(config, 1) if prepared.dataset is not None else {}
@@ -107,6 +109,22 @@ def _check_asynchronous(config: RunConfig) -> None:
             raise ConfigError(f"{flag} {value}: needs all clients of a round at once, and mode async has none")
     if config.stragglers:
         raise ConfigError(f"--stragglers {config.stragglers:g}: belongs to --mode sync; use slow --devices instead")
+
+
+def _check_privacy(config: RunConfig, devices: Devices | None) -> None:
+    """Check that a mean is never that of fewer clients than its noise was calibrated for.
+
+    Raises:
+        ConfigError: it may be.
+    """
+    has_deadline = config.deadline is not None or config.deadline_quantile is not None
+    always = devices is None or devices.availability.is_always
+    if config.min_reports < config.num_fit_clients and (has_deadline or not always):
+        why = "clients that are late" if has_deadline else "clients that are offline"
+        raise ConfigError(
+            f"--dp {config.dp}: its noise is calibrated for the mean of {config.num_fit_clients} clients, of which "
+            f"{why} are left out; add --min-reports {config.num_fit_clients}"
+        )
 
 
 def _check_partial_work(prepared: Prepared) -> None:
