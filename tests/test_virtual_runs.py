@@ -92,6 +92,19 @@ def test_fedbuff_with_equal_devices_is_fedavg(small: Small) -> None:
     assert fedbuff.rounds().virtual_seconds.tolist() == fedavg.rounds().virtual_seconds.tolist()
 
 
+def test_fedbuff_steps_as_another_strategy_with_clients_of_ones_own(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(PROGRAMS)
+    settings = {"client_fn": "client_fns:by_context", "num_clients": 4, "clients_per_round": 4, "num_rounds": 1}
+    settings |= {"strategy": "fedbuff", "strategy_args": {"buffer_size": 4}, "results_dir": str(tmp_path)}
+    made = []
+    for name, arguments in (("fedavg", {}), ("fedavgm", {"server_learning_rate": 0.5, "server_momentum": 0.0})):
+        run = simulate(RunConfig(**settings, server_strategy=name, server_args=arguments, name=name, engine="inline"))
+        made.append(load_file(run.model_path)["array_1"])
+    # Client i of 0 to 3 goes from 1 half of the way to i, and a little beyond.
+    assert made[0] == pytest.approx(np.full(3, 1.25), abs=0.02)
+    assert made[1] == pytest.approx((1 + made[0]) / 2, abs=1e-12)
+
+
 class Scalar(nn.Module):
     def __init__(self) -> None:
         super().__init__()
