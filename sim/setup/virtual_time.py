@@ -96,6 +96,13 @@ def _check_sampler(prepared: Prepared, strategy: BuiltStrategy) -> None:
             f"--strategy {config.strategy}: waits for {waited_for} clients, but there are {there} that "
             f"--sampler {config.sampler} offers it in a round; lower its min_available_nodes and min_train_nodes"
         )
+    used = getattr(strategy.strategy, "strategy", strategy.strategy)  # in a wrapper for privacy
+    taken = max(int(there * getattr(used, "fraction_train", 1.0)), getattr(used, "min_train_nodes", 0))
+    if config.sampler != "uniform" and isinstance(used, NewerStrategy) and taken != there:
+        raise ConfigError(
+            f"--strategy {config.strategy}: draws {taken} of the {there} clients that --sampler {config.sampler} has "
+            "chosen; give it fraction_train=1.0, or give its class"
+        )
 
 
 def _check_asynchronous(config: RunConfig) -> None:
