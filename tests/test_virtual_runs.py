@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from conftest import PROGRAMS, Sim, Small, sha256
 from federation import wait_until
@@ -78,6 +78,39 @@ def test_partial_work_limits_a_train_that_knows_no_steps(small: Small, monkeypat
     assert (taken.virtual_end <= 2.0).all()
     fednova = small(**settings, deadline=2.0, strategy="fednova", name="fednova")  # which counts the steps itself
     assert fednova.rounds().num_clients.tolist()[1:] == [len(taken)]
+
+
+def own_part(partition_id: int, num_partitions: int) -> tuple[Any, Any]:
+    """2, 4, 6 and 8 batches."""
+    examples = TensorDataset(torch.zeros(8 * (partition_id + 1), 1), torch.zeros(8 * (partition_id + 1), 1))
+    return DataLoader(examples, batch_size=4), DataLoader(examples)
+
+
+def counted(net: nn.Module, loader: Any) -> dict[str, float]:
+    return {"loss": 0.5, "num_steps": sum(1 for _ in loader)}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_program_that_partitions_itself_says_how_many_steps_it_takes(tmp_path: Path, *, asynchronous: bool) -> None:
+    config: dict[str, Any] = {"num_clients": 4, "clients_per_round": 4, "engine": "inline", "num_rounds": 4}
+    config |= {"devices": "uniform", "device_args": {"seconds_per_step": 1.0}, "results_dir": str(tmp_path)}
+    if asynchronous:
+        config |= {"strategy": "fedbuff", "strategy_args": {"buffer_size": 4}, "client_steps": 5, "num_rounds": 1}
+    else:
+        config |= {"deadline": 5.5, "partial_work": True}
+    objects = {"model": Scalar, "train": counted, "test": squared, "load_data": own_part}
+    run = simulate(RunConfig(**config, local_epochs=1, loss="mse"), **objects)
+    clients = run.clients()
+    traffic = clients.virtual_download_seconds + clients.virtual_upload_seconds
+    steps = (clients.virtual_end - clients.virtual_start - traffic).round(6).groupby(clients["round"]).apply(list)
+    taken = run.metrics().query("name == 'num_steps' and client_id == client_id").groupby("round").value.apply(sorted)
+    whole = [2.0, 4.0, 6.0, 8.0]
+    if asynchronous:
+        assert (steps.tolist(), taken.tolist()) == ([[5.0] * 4], [whole])
+    else:
+        # In the first round nobody knows; what a deadline has cut is no number of steps for the next one.
+        assert steps.tolist() == [[1.0] * 4, *[[2.0, 4.0, 5.0, 5.0]] * 3]
+        assert taken.tolist() == [whole, *[[2.0, 4.0, 5.0, 5.0]] * 3]
 
 
 def test_fedbuff_with_equal_devices_is_fedavg(small: Small) -> None:
@@ -284,6 +317,7 @@ def test_a_killed_asynchronous_run_is_resumed(sim: Sim, tmp_path: Path) -> None:
         ),
         ("--dp fixed --devices uniform --availability on-off", "of which clients that are offline are left out"),
         ("--sampler-args candidates=3", "--sampler-args candidates: --sampler uniform takes no arguments"),
+        ("--devices uniform --client-steps 5", "--client-steps 5: belongs to --client-fn, and to a program that parti"),
         ("--client-steps 0", "--client-steps 0: must be at least 1"),
         ("--evaluate-every 2", "--evaluate-every 2: needs --fraction-evaluate above 0"),
         (

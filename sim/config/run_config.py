@@ -479,11 +479,6 @@ class RunConfig(VirtualTimeConfig):
             )
         if self.num_concurrent > self.num_clients:
             raise ConfigError(f"--concurrency {self.num_concurrent}: at most --num-clients {self.num_clients}")
-        if self.client_steps is not None and self.client_fn is None:
-            raise ConfigError(
-                f"--client-steps {self.client_steps}: belongs to --client-fn; the steps of other clients follow from "
-                "their examples"
-            )
 
     @classmethod
     def _check_places(cls, values: dict[str, Any], *, but_defaults: bool = False) -> None:

@@ -38,6 +38,11 @@ def with_devices(prepared: Prepared) -> Prepared:
         prepared = replace(prepared, strategy=replace(strategy, clock=clock))
     if config.devices is None:
         return prepared
+    if config.client_steps is not None and len(prepared.known_sizes):
+        raise ConfigError(
+            f"--client-steps {config.client_steps}: belongs to --client-fn, and to a program that partitions its data "
+            "itself; the steps of other clients follow from their examples"
+        )
     prepared = replace(prepared, devices=devices_of(config))
     if config.is_asynchronous:
         _check_asynchronous(config)
