@@ -110,6 +110,7 @@ def test_strategies_of_both_forms_as_objects(run: Any) -> None:
         ("makes_nothing", {}, UsageError, "client 0 cannot be made: TypeError: client_fn returned NoneType; a flwr"),
         ("without_parameters", {}, UsageError, "there are no first weights; get_parameters of the client"),
         ("by_context", {"alpha": 1.0}, UsageError, "--alpha 1.0: has no effect with --client-fn"),
+        ("by_context", {"strategy": "ditto"}, UsageError, "--strategy ditto: changes what clients do, but those of"),
         ("by_context", {"model": "Net"}, UsageError, "--model Net: a Flower program needs its own model here"),
         ("unequal", {}, RunError, "cannot be averaged with those of other clients"),
         ("infinite", {}, ClientError, "client 0 raised in round 1 .*holds infinite weights|holds NaN weights"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from conftest import PROGRAMS, Sim, Small, sha256
 from federation import wait_until
@@ -80,6 +80,39 @@ def test_partial_work_limits_a_train_that_knows_no_steps(small: Small, monkeypat
     assert fednova.rounds().num_clients.tolist()[1:] == [len(taken)]
 
 
+def own_part(partition_id: int, num_partitions: int) -> tuple[Any, Any]:
+    """2, 4, 6 and 8 batches."""
+    examples = TensorDataset(torch.zeros(8 * (partition_id + 1), 1), torch.zeros(8 * (partition_id + 1), 1))
+    return DataLoader(examples, batch_size=4), DataLoader(examples)
+
+
+def counted(net: nn.Module, loader: Any) -> dict[str, float]:
+    return {"loss": 0.5, "num_steps": sum(1 for _ in loader)}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_program_that_partitions_itself_says_how_many_steps_it_takes(tmp_path: Path, *, asynchronous: bool) -> None:
+    config: dict[str, Any] = {"num_clients": 4, "clients_per_round": 4, "engine": "inline", "num_rounds": 4}
+    config |= {"devices": "uniform", "device_args": {"seconds_per_step": 1.0}, "results_dir": str(tmp_path)}
+    if asynchronous:
+        config |= {"strategy": "fedbuff", "strategy_args": {"buffer_size": 4}, "client_steps": 5, "num_rounds": 1}
+    else:
+        config |= {"deadline": 5.5, "partial_work": True}
+    objects = {"model": Scalar, "train": counted, "test": squared, "load_data": own_part}
+    run = simulate(RunConfig(**config, local_epochs=1, loss="mse"), **objects)
+    clients = run.clients()
+    traffic = clients.virtual_download_seconds + clients.virtual_upload_seconds
+    steps = (clients.virtual_end - clients.virtual_start - traffic).round(6).groupby(clients["round"]).apply(list)
+    taken = run.metrics().query("name == 'num_steps' and client_id == client_id").groupby("round").value.apply(sorted)
+    whole = [2.0, 4.0, 6.0, 8.0]
+    if asynchronous:
+        assert (steps.tolist(), taken.tolist()) == ([[5.0] * 4], [whole])
+    else:
+        # In the first round nobody knows; what a deadline has cut is no number of steps for the next one.
+        assert steps.tolist() == [[1.0] * 4, *[[2.0, 4.0, 5.0, 5.0]] * 3]
+        assert taken.tolist() == [whole, *[[2.0, 4.0, 5.0, 5.0]] * 3]
+
+
 def test_fedbuff_with_equal_devices_is_fedavg(small: Small) -> None:
     """All clients train at the same time for equally long, and the buffer holds all of them."""
     everyone = {"partitioner": "iid", "clients_per_round": 10, "num_rounds": 3, "lr": 0.01}
@@ -90,6 +123,19 @@ def test_fedbuff_with_equal_devices_is_fedavg(small: Small) -> None:
         assert load_file(fedbuff.model_path)[name] == pytest.approx(array, abs=1e-6)
     assert fedbuff.rounds().staleness_mean.tolist()[1:] == [0, 0, 0]
     assert fedbuff.rounds().virtual_seconds.tolist() == fedavg.rounds().virtual_seconds.tolist()
+
+
+def test_fedbuff_steps_as_another_strategy_with_clients_of_ones_own(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(PROGRAMS)
+    settings = {"client_fn": "client_fns:by_context", "num_clients": 4, "clients_per_round": 4, "num_rounds": 1}
+    settings |= {"strategy": "fedbuff", "strategy_args": {"buffer_size": 4}, "results_dir": str(tmp_path)}
+    made = []
+    for name, arguments in (("fedavg", {}), ("fedavgm", {"server_learning_rate": 0.5, "server_momentum": 0.0})):
+        run = simulate(RunConfig(**settings, server_strategy=name, server_args=arguments, name=name, engine="inline"))
+        made.append(load_file(run.model_path)["array_1"])
+    # Client i of 0 to 3 goes from 1 half of the way to i, and a little beyond.
+    assert made[0] == pytest.approx(np.full(3, 1.25), abs=0.02)
+    assert made[1] == pytest.approx((1 + made[0]) / 2, abs=1e-12)
 
 
 class Scalar(nn.Module):
@@ -271,6 +317,7 @@ def test_a_killed_asynchronous_run_is_resumed(sim: Sim, tmp_path: Path) -> None:
         ),
         ("--dp fixed --devices uniform --availability on-off", "of which clients that are offline are left out"),
         ("--sampler-args candidates=3", "--sampler-args candidates: --sampler uniform takes no arguments"),
+        ("--devices uniform --client-steps 5", "--client-steps 5: belongs to --client-fn, and to a program that parti"),
         ("--client-steps 0", "--client-steps 0: must be at least 1"),
         ("--evaluate-every 2", "--evaluate-every 2: needs --fraction-evaluate above 0"),
         (

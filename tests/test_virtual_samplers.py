@@ -88,6 +88,8 @@ def test_newer_strategies_do_not_wait_for_clients_that_never_come(small: Small) 
     config = RunConfig(num_clients=10, clients_per_round=4, engine="inline", sampler="round-robin", num_rounds=1)
     with pytest.raises(ConfigError, match="waits for 6 clients, but there are 4 that --sampler round-robin offers it"):
         simulate(config, strategy=NewerFedAvg(fraction_train=0.4, min_available_nodes=6))
+    with pytest.raises(ConfigError, match="draws 2 of the 4 clients that --sampler round-robin has chosen; give it"):
+        simulate(config, strategy=NewerFedAvg(fraction_train=0.6))
     with pytest.raises(ConfigError, match=r"--over-select 1\.5: the strategy was made before"):
         simulate(RunConfig(num_clients=10, devices="uniform", over_select=1.5, engine="inline"), strategy=NewerFedAvg())
 

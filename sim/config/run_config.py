@@ -74,6 +74,8 @@ USED_BY = {
         "args",
         "strategy",
         "strategy_args",
+        "server_strategy",
+        "server_args",
         "dp",
         "dp_args",
         *(each.name for each in fields(VirtualTimeConfig) if each.name not in {f.name for f in fields(TrainingConfig)}),
@@ -372,6 +374,11 @@ class RunConfig(VirtualTimeConfig):
         if self.server_args and self.strategy not in (*ALGORITHMS, "fedbuff"):
             names = ", ".join((*ALGORITHMS, "fedbuff"))
             raise ConfigError(f"--server-args {', '.join(self.server_args)}: belong to --strategy {names}")
+        if self.client_fn is not None and self.strategy in ALGORITHMS:
+            raise ConfigError(
+                f"--strategy {self.strategy}: changes what clients do, but those of --client-fn {self.client_fn} are "
+                "whole already; use --program with its model and data"
+            )
         self._check_clients()
 
     def _check_clients(self) -> None:
@@ -472,11 +479,6 @@ class RunConfig(VirtualTimeConfig):
             )
         if self.num_concurrent > self.num_clients:
             raise ConfigError(f"--concurrency {self.num_concurrent}: at most --num-clients {self.num_clients}")
-        if self.client_steps is not None and self.client_fn is None:
-            raise ConfigError(
-                f"--client-steps {self.client_steps}: belongs to --client-fn; the steps of other clients follow from "
-                "their examples"
-            )
 
     @classmethod
     def _check_places(cls, values: dict[str, Any], *, but_defaults: bool = False) -> None:

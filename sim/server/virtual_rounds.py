@@ -59,6 +59,7 @@ class VirtualRounds:
         self.clients, self.now = clients, 0.0
         self._config, self._time, self._sampler, self._num_online = config, time, sampler, num_online
         self._last: list[Participation] = []  # the clients that were asked the last time
+        self._shortened: set[int] = set()  # those of them that take fewer steps than they have
 
     @property
     def seconds(self) -> float | None:
@@ -111,6 +112,7 @@ class VirtualRounds:
         self.now, self._last = schedule.end, schedule.participations
         by_client = {each.client_id: each for each in schedule.taken}
         full = {each.client_id: each.steps for each in asked}
+        self._shortened = {client_id for client_id, each in by_client.items() if each.steps < full[client_id]}
         left = []
         for chunk in chunks:
             kept = [
@@ -132,7 +134,8 @@ class VirtualRounds:
         reports = [Report(r.client_id, r.num_examples, r.loss, took.get(r.client_id, 0.0)) for r in succeeded]
         self._sampler.observe(server_round, reports)
         if self._time is not None:
-            self._time.told_steps.update(told_steps(succeeded))
+            told = told_steps(succeeded)
+            self._time.told_steps.update({c: steps for c, steps in told.items() if c not in self._shortened})
 
     def state(self) -> dict[str, Any]:
         """Return what belongs to a checkpoint."""

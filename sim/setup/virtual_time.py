@@ -38,6 +38,11 @@ def with_devices(prepared: Prepared) -> Prepared:
         prepared = replace(prepared, strategy=replace(strategy, clock=clock))
     if config.devices is None:
         return prepared
+    if config.client_steps is not None and len(prepared.known_sizes):
+        raise ConfigError(
+            f"--client-steps {config.client_steps}: belongs to --client-fn, and to a program that partitions its data "
+            "itself; the steps of other clients follow from their examples"
+        )
     prepared = replace(prepared, devices=devices_of(config))
     if config.is_asynchronous:
         _check_asynchronous(config)
@@ -95,6 +100,13 @@ def _check_sampler(prepared: Prepared, strategy: BuiltStrategy) -> None:
         raise ConfigError(
             f"--strategy {config.strategy}: waits for {waited_for} clients, but there are {there} that "
             f"--sampler {config.sampler} offers it in a round; lower its min_available_nodes and min_train_nodes"
+        )
+    used = getattr(strategy.strategy, "strategy", strategy.strategy)  # in a wrapper for privacy
+    taken = max(int(there * getattr(used, "fraction_train", 1.0)), getattr(used, "min_train_nodes", 0))
+    if config.sampler != "uniform" and isinstance(used, NewerStrategy) and taken != there:
+        raise ConfigError(
+            f"--strategy {config.strategy}: draws {taken} of the {there} clients that --sampler {config.sampler} has "
+            "chosen; give it fraction_train=1.0, or give its class"
         )
 
 
