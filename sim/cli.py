@@ -23,8 +23,10 @@ from threading import Thread
 from sim.commands import inspect, study
 from sim.commands import run as training
 from sim.commands.cache import cache
+from sim.commands.clean import clean
 from sim.commands.evaluate import evaluate
 from sim.commands.export import FORMATS, export
+from sim.commands.listing import ORDERS, show_list
 from sim.commands.predict import predict
 from sim.config.flags import Parser, add_config, add_settings
 from sim.config.run_config import USED_BY, AppConfig, CentralizedConfig, RunConfig
@@ -95,7 +97,7 @@ def _parser() -> Parser:
     add_config(add("size", study.size, about), RunConfig)
     about = "measure throughput, scaling and memory for different numbers of clients and actors"
     _add_scale(add("scale", study.scale, about))
-    listing = add("list", inspect.show_list, "list the runs with their rounds, and the final and best of a metric")
+    listing = _add_list(add("list", show_list, "list the runs with their rounds, and the final and best of a metric"))
     about = (
         "metric to show, e.g. accuracy, loss or f1; NAME:min and NAME:max say whether smaller or larger is better "
         "[default accuracy, or the first metric of a run without]"
@@ -143,8 +145,23 @@ def _add_disk_commands(add: Add) -> None:
     caching = add("cache", cache, "list or clear the cache of decoded data sets and partitions")
     about = "list the entries with their size and last use, or remove them; what a running process uses is kept"
     caching.add_argument("what", choices=("list", "clear"), help=about)
+    about = "remove checkpoints and client states of runs that are done, which then cannot be given more rounds"
+    cleaning = add("clean", clean, about)
+    about = "name in the results folder, or path of a run"
+    cleaning.add_argument("runs", nargs="*", metavar="RUN", help=about)
+    cleaning.add_argument("--all", action="store_true", help="all runs in the results folder")
+    cleaning.add_argument("--dry-run", action="store_true", help="only print what would be removed")
+    cleaning.add_argument("--results-dir", default="results", help="where run folders are [default results]")
     about = "only entries that nobody has used for so many days [default all]"
     caching.add_argument("--older-than", metavar="DAYS", help=about)
+
+
+def _add_list(listing: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    about = "column that orders the runs; of numbers, the best, the largest or the most come first [default run]"
+    listing.add_argument("--sort", choices=tuple(ORDERS), default="run", help=about)
+    about = "only runs with this setting, e.g. alpha=0.5 or strategy_args.eta=0.01; several --filter must all fit"
+    listing.add_argument("--filter", action="append", default=[], metavar="SETTING=VALUE", help=about)
+    return listing
 
 
 def _add_evaluate(evaluation: argparse.ArgumentParser) -> None:
