@@ -28,6 +28,7 @@ from sim.commands.evaluate import evaluate
 from sim.commands.export import FORMATS, export
 from sim.commands.listing import ORDERS, show_list
 from sim.commands.predict import predict
+from sim.commands.table import table
 from sim.config.flags import Parser, add_config, add_settings
 from sim.config.run_config import USED_BY, AppConfig, CentralizedConfig, RunConfig
 from sim.errors import ClientError, ConfigError, SimError, many_lines, one_line
@@ -90,7 +91,7 @@ def _parser() -> Parser:
     about = "name in the results folder, path of a run, or folder of runs"
     report.add_argument("runs", nargs="+", metavar="RUN", help=about)
     report.add_argument("-o", "--output", default="report.html", help="HTML file: .html [default report.html]")
-    _add_model_commands(add)
+    _add_result_commands(add)
     _add_disk_commands(add)
     _add_sweep(add("sweep", study.sweep, "execute a run for each combination of values and each seed"))
     about = "measure one client, and print how many fit on this machine and how long the run will take"
@@ -124,7 +125,7 @@ def _add_plot(plot: argparse.ArgumentParser) -> None:
     plot.add_argument("-o", "--output", default="plot.png", help="picture file: .png, .svg or .pdf [default plot.png]")
 
 
-def _add_model_commands(add: Add) -> None:
+def _add_result_commands(add: Add) -> None:
     about = "evaluate a run's global model and each client's own model on all clients, also after fine-tuning"
     _add_evaluate(add("evaluate", evaluate, about))
     about = "write a run's model as a file of PyTorch, ONNX or safetensors, and print how it is used"
@@ -137,6 +138,7 @@ def _add_model_commands(add: Add) -> None:
     predicting = add("predict", predict, "print which classes the model of a run sees in images")
     predicting.add_argument("run", metavar="RUN", help="name in the results folder, or path of a run")
     predicting.add_argument("images", metavar="IMAGE", nargs="+", help="image file")
+    _add_table(add("table", table, "write the results of sweeps as a table of LaTeX, Markdown or CSV"))
     for command in (exporting, predicting):
         command.add_argument("--results-dir", default="results", help="where run folders are [default results]")
 
@@ -211,6 +213,29 @@ def _add_sweep(sweep: argparse.ArgumentParser) -> None:
     about = "number of runs at the same time [default 1; with --engine inline the number of CPUs]"
     sweep.add_argument("--jobs", metavar="N", help=about)
     add_config(sweep, RunConfig)
+
+
+def _add_table(table: argparse.ArgumentParser) -> None:
+    table.add_argument("sweeps", nargs="+", metavar="SWEEP", help="folder of a sweep, with its runs.csv")
+    for flag, what in (("--rows", "rows"), ("--columns", "columns")):
+        about = f"settings whose values are in the {what}, separated by commas [default those that the sweeps vary]"
+        table.add_argument(flag, metavar="SETTING,SETTING", help=about)
+    about = "metric; NAME:min and NAME:max say whether smaller or larger is better [default accuracy, or the first one]"
+    table.add_argument("--metric", metavar="NAME[:min|max]", help=about)
+    table.add_argument("--value", choices=("final", "best"), default="final", help="round to show [default final]")
+    about = "test for the central test, evaluate for the mean over the clients [default test]"
+    table.add_argument("--phase", choices=("test", "evaluate"), default="test", help=about)
+    about = "beside the mean: sample standard deviation, 95 %% interval or nothing [default sd]"
+    table.add_argument("--spread", choices=("sd", "ci", "none"), default="sd", help=about)
+    about = "in what the best mean is bold [default row, or column if there is one column only]"
+    table.add_argument("--bold", choices=("row", "column", "none"), help=about)
+    about = "test each cell against the one with this value, paired over the seeds, e.g. strategy=fedavg"
+    table.add_argument("--baseline", metavar="SETTING=VALUE", help=about)
+    about = "paired t-test, or Wilcoxon's signed-rank test [default t]"
+    table.add_argument("--test", choices=("t", "wilcoxon"), default="t", help=about)
+    table.add_argument("--digits", default="3", metavar="N", help="decimals [default 3]")
+    about = "file to write: .tex, .md or .csv [default table.tex]"
+    table.add_argument("-o", "--output", metavar="FILE", default="table.tex", help=about)
 
 
 def _add_scale(scale: argparse.ArgumentParser) -> None:

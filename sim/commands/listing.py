@@ -148,6 +148,6 @@ def _fits(config: dict[str, Any], wanted: Sequence[tuple[str, str, Any]]) -> boo
         found = config.get(setting)
         if argument:
             found = found.get(argument) if isinstance(found, dict) else None
-        if found is None or isinstance(found, bool) is not isinstance(value, bool) or found != value:
+        if isinstance(found, bool) is not isinstance(value, bool) or found != value:
             return False
     return True
