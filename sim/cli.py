@@ -23,9 +23,12 @@ from threading import Thread
 from sim.commands import inspect, study
 from sim.commands import run as training
 from sim.commands.cache import cache
+from sim.commands.clean import clean
 from sim.commands.evaluate import evaluate
 from sim.commands.export import FORMATS, export
+from sim.commands.listing import ORDERS, show_list
 from sim.commands.predict import predict
+from sim.commands.table import table
 from sim.config.flags import Parser, add_config, add_settings
 from sim.config.run_config import USED_BY, AppConfig, CentralizedConfig, RunConfig
 from sim.errors import ClientError, ConfigError, SimError, many_lines, one_line
@@ -88,14 +91,14 @@ def _parser() -> Parser:
     about = "name in the results folder, path of a run, or folder of runs"
     report.add_argument("runs", nargs="+", metavar="RUN", help=about)
     report.add_argument("-o", "--output", default="report.html", help="HTML file: .html [default report.html]")
-    _add_model_commands(add)
+    _add_result_commands(add)
     _add_disk_commands(add)
     _add_sweep(add("sweep", study.sweep, "execute a run for each combination of values and each seed"))
     about = "measure one client, and print how many fit on this machine and how long the run will take"
     add_config(add("size", study.size, about), RunConfig)
     about = "measure throughput, scaling and memory for different numbers of clients and actors"
     _add_scale(add("scale", study.scale, about))
-    listing = add("list", inspect.show_list, "list the runs with their rounds, and the final and best of a metric")
+    listing = _add_list(add("list", show_list, "list the runs with their rounds, and the final and best of a metric"))
     about = (
         "metric to show, e.g. accuracy, loss or f1; NAME:min and NAME:max say whether smaller or larger is better "
         "[default accuracy, or the first metric of a run without]"
@@ -122,7 +125,7 @@ def _add_plot(plot: argparse.ArgumentParser) -> None:
     plot.add_argument("-o", "--output", default="plot.png", help="picture file: .png, .svg or .pdf [default plot.png]")
 
 
-def _add_model_commands(add: Add) -> None:
+def _add_result_commands(add: Add) -> None:
     about = "evaluate a run's global model and each client's own model on all clients, also after fine-tuning"
     _add_evaluate(add("evaluate", evaluate, about))
     about = "write a run's model as a file of PyTorch, ONNX or safetensors, and print how it is used"
@@ -135,6 +138,7 @@ def _add_model_commands(add: Add) -> None:
     predicting = add("predict", predict, "print which classes the model of a run sees in images")
     predicting.add_argument("run", metavar="RUN", help="name in the results folder, or path of a run")
     predicting.add_argument("images", metavar="IMAGE", nargs="+", help="image file")
+    _add_table(add("table", table, "write the results of sweeps as a table of LaTeX, Markdown or CSV"))
     for command in (exporting, predicting):
         command.add_argument("--results-dir", default="results", help="where run folders are [default results]")
 
@@ -143,8 +147,23 @@ def _add_disk_commands(add: Add) -> None:
     caching = add("cache", cache, "list or clear the cache of decoded data sets and partitions")
     about = "list the entries with their size and last use, or remove them; what a running process uses is kept"
     caching.add_argument("what", choices=("list", "clear"), help=about)
+    about = "remove checkpoints and client states of runs that are done, which then cannot be given more rounds"
+    cleaning = add("clean", clean, about)
+    about = "name in the results folder, or path of a run"
+    cleaning.add_argument("runs", nargs="*", metavar="RUN", help=about)
+    cleaning.add_argument("--all", action="store_true", help="all runs in the results folder")
+    cleaning.add_argument("--dry-run", action="store_true", help="only print what would be removed")
+    cleaning.add_argument("--results-dir", default="results", help="where run folders are [default results]")
     about = "only entries that nobody has used for so many days [default all]"
     caching.add_argument("--older-than", metavar="DAYS", help=about)
+
+
+def _add_list(listing: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    about = "column that orders the runs; of numbers, the best, the largest or the most come first [default run]"
+    listing.add_argument("--sort", choices=tuple(ORDERS), default="run", help=about)
+    about = "only runs with this setting, e.g. alpha=0.5 or strategy_args.eta=0.01; several --filter must all fit"
+    listing.add_argument("--filter", action="append", default=[], metavar="SETTING=VALUE", help=about)
+    return listing
 
 
 def _add_evaluate(evaluation: argparse.ArgumentParser) -> None:
@@ -194,6 +213,29 @@ def _add_sweep(sweep: argparse.ArgumentParser) -> None:
     about = "number of runs at the same time [default 1; with --engine inline the number of CPUs]"
     sweep.add_argument("--jobs", metavar="N", help=about)
     add_config(sweep, RunConfig)
+
+
+def _add_table(table: argparse.ArgumentParser) -> None:
+    table.add_argument("sweeps", nargs="+", metavar="SWEEP", help="folder of a sweep, with its runs.csv")
+    for flag, what in (("--rows", "rows"), ("--columns", "columns")):
+        about = f"settings whose values are in the {what}, separated by commas [default those that the sweeps vary]"
+        table.add_argument(flag, metavar="SETTING,SETTING", help=about)
+    about = "metric; NAME:min and NAME:max say whether smaller or larger is better [default accuracy, or the first one]"
+    table.add_argument("--metric", metavar="NAME[:min|max]", help=about)
+    table.add_argument("--value", choices=("final", "best"), default="final", help="round to show [default final]")
+    about = "test for the central test, evaluate for the mean over the clients [default test]"
+    table.add_argument("--phase", choices=("test", "evaluate"), default="test", help=about)
+    about = "beside the mean: sample standard deviation, 95 %% interval or nothing [default sd]"
+    table.add_argument("--spread", choices=("sd", "ci", "none"), default="sd", help=about)
+    about = "in what the best mean is bold [default row, or column if there is one column only]"
+    table.add_argument("--bold", choices=("row", "column", "none"), help=about)
+    about = "test each cell against the one with this value, paired over the seeds, e.g. strategy=fedavg"
+    table.add_argument("--baseline", metavar="SETTING=VALUE", help=about)
+    about = "paired t-test, or Wilcoxon's signed-rank test [default t]"
+    table.add_argument("--test", choices=("t", "wilcoxon"), default="t", help=about)
+    table.add_argument("--digits", default="3", metavar="N", help="decimals [default 3]")
+    about = "file to write: .tex, .md or .csv [default table.tex]"
+    table.add_argument("-o", "--output", metavar="FILE", default="table.tex", help=about)
 
 
 def _add_scale(scale: argparse.ArgumentParser) -> None:

@@ -309,7 +309,8 @@ def test_plot_and_list_take_any_metric(tmp_path: Path, command: Sim) -> None:
     def listed(*words: str) -> list[list[str]]:
         result = command("list", *words)
         assert (result.returncode, result.stderr) == (0, "")
-        return [line.split() for line in result.stdout.splitlines()]
+        heading, *rows = [line.split() for line in result.stdout.splitlines()]
+        return [heading, *(row[:-2] for row in rows)]  # without the size
 
     assert listed()[0][2:6] == ["final", "mae", "best", "mae"]
     assert listed()[1] == ["one", "2/2", "0.5000", "0.3000"]

@@ -58,6 +58,16 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "sweep", _sweep_twice) / "s"
 
 
+def test_its_table_has_the_numbers_of_the_sweep(swept: Path, sim: Sim, tmp_path: Path) -> None:
+    done = sim("table", str(swept), "-o", "t.csv", "--baseline", "alpha=0.3")
+    assert (done.returncode, done.stderr) == (0, "")
+    found, expected = pd.read_csv(tmp_path / "t.csv"), pd.read_csv(swept / "sweep.csv")
+    names = ["alpha", *(f"final_accuracy_{part}" for part in ("mean", "sd", "low", "high"))]
+    pd.testing.assert_frame_equal(found[names], expected[names], check_exact=True)
+    assert found["num_pairs"].tolist()[1:] == [2]
+    assert 0 < found["p_value"].iloc[1] < 1
+
+
 def test_a_killed_sweep_continues_and_has_each_run_once(swept: Path) -> None:
     names = [run.name for run in list_runs(str(swept))]
     assert names == [f"alpha-{alpha}_strategy-fedprox_seed-{seed}" for alpha in ("0.3", "10.0") for seed in (0, 1)]

@@ -1,4 +1,4 @@
-"""The commands that show runs and partitions: sim partition, plot, list and report."""
+"""The commands that show runs and partitions: sim partition, plot and report."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from sim.config.fields import parse_number
 from sim.config.flags import config_from
 from sim.config.run_config import RunConfig
-from sim.errors import ConfigError, RunFolderError, one_line
-from sim.run_folder.folder import list_runs, open_run
+from sim.errors import ConfigError, one_line
+from sim.run_folder.folder import open_run
 
 X_NAMES = {"rounds": "round", "seconds": "seconds", "virtual-seconds": "virtual_seconds", "bytes": "bytes"}
 
@@ -175,45 +175,6 @@ def write_picture(path: Path, figure: Any) -> None:
     except OSError as error:
         raise ConfigError(f"-o {path}: cannot be written: {error.strerror}") from None
     print(f"picture         {path}")
-
-
-def show_list(arguments: argparse.Namespace) -> None:
-    """``sim list``: print a table of the runs, with the metric that was asked for or that stands for each run."""
-    from rich.table import Table
-
-    from sim.metrics import MetricName, shown
-    from sim.run_folder.measured import column, direction_of, metric_of, table_of
-
-    asked = None if arguments.metric is None else MetricName.parse(arguments.metric)
-    rows, names = [], set()
-    for run in list_runs(arguments.results_dir):
-        try:
-            wanted, rounds, is_done = run.num_rounds, run.rounds(), run.is_done()
-            metric = metric_of(run) if asked is None else direction_of(asked, arguments.metric, run)
-            values = [] if metric is None else table_of(run, [metric])[column("test", metric.name)].dropna().tolist()
-        except RunFolderError as error:
-            print(f"sim: {error}", file=sys.stderr)  # the other runs are still shown
-            continue
-        done = int(rounds["round"].max()) if len(rounds) else "–"
-        last = run.last_checkpoint()
-        waiting = last is not None and not is_done
-        name = final = best = ""
-        if metric is not None and values:
-            name, final, best = one_line(metric.name, 60), shown(values[-1]), shown(metric.best(values))
-            names.add(name)
-        ends = f"round {last}" if waiting else ""
-        rows.append((one_line(run.name), f"{done}/{'?' if wanted is None else wanted}", name, final, best, ends))
-    of_all = names.pop() if len(names) == 1 else "accuracy" if not names else None
-    headers = ["run", "rounds", "metric", "final", "best", "--resume continues after"]
-    if of_all is not None:
-        headers[3:5] = [f"final {of_all}", f"best {of_all}"]
-    kept = [number for number, header in enumerate(headers) if header != "metric" or of_all is None]
-    table = Table(*(headers[number] for number in kept), box=None)
-    for each in table.columns[1:]:
-        each.justify = "right"
-    for row in rows:
-        table.add_row(*(row[number] for number in kept))
-    print_table(table)
 
 
 def print_table(table: Any) -> None:

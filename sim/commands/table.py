@@ -1,0 +1,51 @@
+"""The command ``sim table``: sweeps → a table for a paper."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sim.commands.inspect import output_path
+from sim.config.fields import parse_number
+from sim.errors import ConfigError
+
+ENDINGS = ("tex", "md", "csv")
+_MOST_DIGITS = 10
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """``sim table``: write the results of sweeps as LaTeX, Markdown or CSV."""
+    path = output_path(arguments.output, ENDINGS)
+    digits = parse_number(int, arguments.digits)
+    if digits is None or not 0 <= digits <= _MOST_DIGITS:
+        raise ConfigError(f"--digits {arguments.digits}: must be a whole number, at least 0 and at most {_MOST_DIGITS}")
+    rows, columns = (
+        None if text is None else tuple(name.strip().replace("-", "_") for name in text.split(",") if name.strip())
+        for text in (arguments.rows, arguments.columns)
+    )
+    from sim.run_folder.writer import write_whole
+    from sim.sweep import typeset
+    from sim.sweep.cells import table_cells
+
+    cells = table_cells(
+        [Path(sweep) for sweep in arguments.sweeps],
+        rows,
+        columns,
+        metric=arguments.metric,
+        value=arguments.value,
+        phase=arguments.phase,
+        baseline=arguments.baseline,
+        test=arguments.test,
+    )
+    bold = arguments.bold or ("row" if len(cells.column_keys) > 1 else "column")
+    look = typeset.Look(arguments.spread, bold, digits)
+    form = {"tex": typeset.latex, "md": typeset.markdown, "csv": typeset.comma_separated}[path.suffix[1:]]
+    content = form(cells, look, path.stem)
+    try:
+        write_whole(path, content.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise ConfigError(f"-o {path}: cannot be written: {error.strerror}") from None
+    if cells.num_missing:
+        print(f"note            {cells.num_missing} runs are not done and left out")
+    print(typeset.markdown(cells, look), end="")
+    print(f"table           {path}")

@@ -1,0 +1,250 @@
+"""``sim table``: exact numbers, which runs share a cell, tests against a baseline, and the three forms."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Sim
+from sim import RunConfig
+from sim.run_folder.records import MetricRecord, RoundRecord
+from sim.run_folder.writer import RunWriter
+from sim.sweep.cells import p_value
+
+# Test accuracy in the last round, by seed.
+FINAL = {
+    (0.5, "fedavg"): [0.50, 0.52, 0.54],
+    (0.5, "fedadam"): [0.51, 0.54, 0.57],  # differences 0.01, 0.02, 0.03
+    (10.0, "fedavg"): [0.7, 0.8, 0.9],
+    (10.0, "fedadam"): [0.6, 0.7, 0.8],
+}
+
+
+def run(folder: Path, name: str, values: list[float], *, done: bool = True, **settings: Any) -> None:
+    config = RunConfig(num_rounds=len(values) - 1, name=name, results_dir=str(folder), **settings)
+    writer = RunWriter.create(str(folder), name, config.to_toml(), clients=True)
+    for number, value in enumerate(values):
+        means = [MetricRecord(number, "evaluate", None, 10, "accuracy", value / 2)]
+        writer.append(RoundRecord(number, test_accuracy=value, eval_accuracy=value / 2), metrics=means)
+    writer.close()
+    if done:
+        (folder / name / "model.safetensors").write_bytes(b"")
+
+
+def sweep(folder: Path, finals: dict[tuple[float, str], list[float]] = FINAL, **settings: Any) -> Path:
+    """A folder as ``sim sweep --vary alpha=… --vary strategy=…`` leaves it; the best round is 0.01 better."""
+    rows = ["alpha,strategy,seed,run,status,error"]
+    for (alpha, strategy), values in finals.items():
+        for seed, value in enumerate(values):
+            name = f"alpha-{alpha}_strategy-{strategy}_seed-{seed}"
+            run(folder, name, [0.1, value + 0.01, value], alpha=alpha, strategy=strategy, seed=seed, **settings)
+            rows.append(f"{alpha},{strategy},{seed},{name},done,")
+    (folder / "runs.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def swept(tmp_path: Path) -> Path:
+    return sweep(tmp_path / "swept")
+
+
+MARKDOWN = r"""| alpha \\ strategy | fedavg | fedadam |
+| --- | ---: | ---: |
+| 0.5 | 0.520 ± 0.020 | **0.540** ± 0.030 |
+| 10 | **0.800** ± 0.100 | 0.700 ± 0.100\*\* |
+
+Final accuracy of the central test: mean ± sample standard deviation over 3 seeds. The best of each row is bold. \* p \< 0.05, \*\* p \< 0.01 against strategy = fedavg by a paired t-test over the seeds, two-sided, not corrected for 2 comparisons.
+"""  # noqa: E501 - as it is written
+
+LATEX = r"""% needs \usepackage{booktabs}
+\begin{table}
+  \centering
+  \caption{Final accuracy of the central test: mean $\pm$ sample standard deviation over 3 seeds. The best of each row is bold. * p $<$ 0.05, ** p $<$ 0.01 against strategy = fedavg by a paired t-test over the seeds, two-sided, not corrected for 2 comparisons.}
+  \label{tab:my-table}
+  \smallskip
+  \setlength{\tabcolsep}{8pt}
+  \begin{tabular}{lrr}
+    \toprule
+     & \multicolumn{2}{c}{strategy} \\
+    \cmidrule(lr){2-3}
+    alpha & fedavg & fedadam \\
+    \midrule
+    0.5 & 0.520 $\pm$ 0.020 & \textbf{0.540} $\pm$ 0.030 \\
+    10 & \textbf{0.800} $\pm$ 0.100 & 0.700 $\pm$ 0.100\rlap{$^{**}$} \\
+    \bottomrule
+  \end{tabular}
+\end{table}
+"""  # noqa: E501 - as it is written
+
+
+def test_markdown_and_latex(swept: Path, command: Sim, tmp_path: Path) -> None:
+    done = command("table", "swept", "--baseline", "strategy=fedavg", "-o", "t.md")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{MARKDOWN}table           t.md\n"
+    assert (tmp_path / "t.md").read_text(encoding="utf-8") == MARKDOWN
+    done = command("table", "swept", "--baseline", "strategy=fedavg", "-o", "my_table.tex")
+    assert (done.returncode, done.stdout) == (0, f"{MARKDOWN}table           my_table.tex\n")
+    assert (tmp_path / "my_table.tex").read_text(encoding="utf-8") == LATEX
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_csv_has_all_digits(swept: Path, command: Sim, tmp_path: Path) -> None:
+    assert command("table", "swept", "--baseline", "strategy=fedavg", "-o", "t.csv").returncode == 0
+    found = rows_of((tmp_path / "t.csv").read_text(encoding="utf-8"))
+    assert [(row["alpha"], row["strategy"], row["num_seeds"]) for row in found] == [
+        *(("0.5", "fedavg", "3"), ("0.5", "fedadam", "3"), ("10", "fedavg", "3"), ("10", "fedadam", "3"))
+    ]
+    first, second, *_, last = found
+    assert (first["num_pairs"], first["p_value"]) == ("", "")
+    assert float(first["final_accuracy_mean"]) == pytest.approx(0.52, abs=1e-12)
+    assert float(second["final_accuracy_sd"]) == pytest.approx(0.03, abs=1e-12)
+    t = 4.302652729696142  # of 2 degrees of freedom at 97.5 %
+    assert float(second["final_accuracy_high"]) == pytest.approx(0.54 + t * 0.03 / math.sqrt(3), abs=1e-9)
+    # Of 2 degrees of freedom, the p-value is 1 − t/√(t² + 2); here t is mean / sd · √3 = 2√3.
+    assert second["num_pairs"] == "3"
+    assert float(second["p_value"]) == pytest.approx(1 - math.sqrt(12 / 14), abs=1e-9)
+    assert float(last["p_value"]) < 1e-9  # the differences are the same but for rounding
+
+
+def test_values_spreads_and_digits(swept: Path, command: Sim) -> None:
+    def cells(*words: str) -> list[list[str]]:
+        done = command("table", "swept", "-o", "t.md", *words)
+        assert done.returncode == 0, done.stderr
+        lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+        return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in (lines[0], *lines[2:])]
+
+    assert cells("--value", "best", "--spread", "none", "--digits", "2") == [
+        [r"alpha \\ strategy", "fedavg", "fedadam"],
+        ["0.5", "0.53", "**0.55**"],
+        ["10", "**0.81**", "0.71"],
+    ]
+    assert cells("--spread", "ci", "--bold", "none")[1] == [
+        *("0.5", r"0.520 \[0.470, 0.570\]", r"0.540 \[0.465, 0.615\]")
+    ]
+    assert cells("--rows", "strategy", "--spread", "none", "--bold", "column") == [
+        [r"strategy \\ alpha", "0.5", "10"],
+        ["fedavg", "0.520", "**0.800**"],
+        ["fedadam", "**0.540**", "0.700"],
+    ]
+    assert cells("--metric", "accuracy:min", "--spread", "none")[1] == ["0.5", "**0.520**", "0.540"]
+    assert cells("--phase", "evaluate", "--spread", "none")[2] == ["10", "**0.400**", "0.350"]
+    assert cells("--rows", "strategy,alpha", "--columns", "", "--spread", "none") == [
+        ["strategy", "alpha", "final accuracy"],
+        ["fedavg", "0.5", "0.520"],
+        ["fedavg", "10", "**0.800**"],
+        ["fedadam", "0.5", "0.540"],
+        ["fedadam", "10", "0.700"],
+    ]
+
+
+def test_several_sweeps_and_runs_that_are_not_done(swept: Path, command: Sim, tmp_path: Path) -> None:
+    sweep(tmp_path / "more", {(2.0, "fedavg"): [0.6], (2.0, "fedadam"): [0.65]})
+    with (tmp_path / "more" / "runs.csv").open("a", encoding="utf-8") as file:
+        file.write("2.0,fedavg,1,cut,failed,\n2.0,fedavg,2,never,waiting,\n")
+    run(tmp_path / "more", "cut", [0.1, 0.2], done=False, alpha=2.0, seed=1)
+    done = command("table", "swept", "more", "--baseline", "strategy=fedavg", "-o", "t.md")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "note            2 runs are not done and left out"
+    assert [line.split(" | ")[0] for line in lines[3:6]] == ["| 0.5", "| 2", "| 10"]
+    assert lines[4] == "| 2 | 0.600 | **0.650** |"
+    assert "over 1 to 3 seeds." in done.stdout
+    assert "for 2 comparisons." in done.stdout
+
+
+def test_wilcoxon(command: Sim, tmp_path: Path) -> None:
+    sweep(tmp_path / "many", {(1.0, "fedavg"): [0.5] * 6, (1.0, "fedadam"): [0.51, 0.52, 0.53, 0.54, 0.55, 0.56]})
+    words = ("--baseline", "strategy=fedavg", "--test", "wilcoxon")
+    done = command("table", "many", *words, "-o", "t.csv")
+    assert done.returncode == 0, done.stderr
+    assert float(rows_of((tmp_path / "t.csv").read_text(encoding="utf-8"))[1]["p_value"]) == 2 / 2**6
+    assert r"0.535** ± 0.019\*" in done.stdout
+    assert "by Wilcoxon's signed-rank test over the seeds" in done.stdout
+
+
+def test_p_values_at_the_limits() -> None:
+    for test in ("t", "wilcoxon"):
+        assert math.isnan(p_value([], test))
+        assert math.isnan(p_value([0.5], test))
+        assert p_value([0.0, 0.0, 0.0], test) == 1.0
+    assert p_value([0.25, 0.25, 0.25], "t") == 0.0
+    assert p_value([0.0, 0.0, 1.0], "wilcoxon") == 1.0
+
+
+def test_names_are_escaped(command: Sim, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    for seed in range(2):
+        run(folder, f"a{seed}", [0.1, 0.2], seed=seed, model="my_models:Net_2", args={"note": "50 % & #1 {x} a|b"})
+        run(folder, f"b{seed}", [0.1, 0.3], seed=seed, model="my_models:Net_2", args={"note": -1})
+    rows = [f"x,{seed},{name}{seed}" for name in "ab" for seed in range(2)]
+    (folder / "runs.csv").write_text("\n".join(["args.note,seed,run", *rows]) + "\n", encoding="utf-8")
+    done = command("table", "odd", "--rows", "model,args.note", "-o", "t.tex")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "t.tex").read_text(encoding="utf-8")
+    assert r"    my\_models:Net\_2 & 50 \% \& \#1 \{x\} a|b & 0.200 $\pm$ 0.000 \\" in text
+    assert r"    my\_models:Net\_2 & $-$1 & \textbf{0.300} $\pm$ 0.000 \\" in text
+    assert r"| my\_models:Net\_2 | 50 % & #1 \{x\} a\|b | 0.200 ± 0.000 |" in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_latex_compiles(swept: Path, command: Sim, tmp_path: Path) -> None:
+    assert command("table", "swept", "--baseline", "strategy=fedavg", "-o", "t.tex").returncode == 0
+    document = r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{t}\end{document}"
+    (tmp_path / "doc.tex").write_text(document, encoding="utf-8")
+    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "doc.tex"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("-o", "t.txt"), "-o t.txt: the ending must be one of .tex, .md, .csv"),
+        (("--digits", "-1"), "--digits -1: must be a whole number, at least 0 and at most 10"),
+        (("--rows", "alpha,alpha"), "--rows and --columns alpha alpha: name the same setting twice"),
+        (("--rows", "beta"), "--rows and --columns: no run has the setting beta; the sweeps vary alpha, strategy"),
+        (
+            ("--rows", "alpha", "--columns", ""),
+            "alpha 0.5: {0}/alpha-0.5_strategy-fedavg_seed-0 and {0}/alpha-0.5_strategy-fedadam_seed-0 both have the "
+            "seed 0; they differ in strategy, which --rows or --columns can name",
+        ),
+        (("--baseline", "lr=1"), "--baseline lr=1: must be setting=value, with one of alpha, strategy"),
+        (
+            ("--baseline", "strategy=fedprox"),
+            "--baseline strategy=fedprox: no run has this value; strategy is one of fedavg, fedadam",
+        ),
+        (
+            ("--metric", "f1"),
+            "--metric f1: alpha-0.5_strategy-fedavg_seed-0 has not measured it; it has accuracy",
+        ),
+    ],
+)
+def test_wrong_words(swept: Path, command: Sim, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    done = command("table", "swept", *words)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"sim: {message.format('swept')}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["swept"]
+
+
+def test_folders_that_are_no_sweep(swept: Path, command: Sim, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = command("table", "swept", "empty")
+    message = "sim: empty: is no folder of a sweep: runs.csv: No such file or directory\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+    for content in (b"", b"a,b\n1,2\n", b"seed\n1\n", b"\xff\xfe"):
+        (tmp_path / "empty" / "runs.csv").write_bytes(content)
+        done = command("table", "empty")
+        message = "sim: empty/runs.csv: is no table of a sweep, which has the columns seed and run\n"
+        assert (done.returncode, done.stderr) == (2, message), content
+    (tmp_path / "empty" / "runs.csv").write_text("seed,run\n0,waits\n", encoding="utf-8")
+    done = command("table", "empty")
+    assert (done.returncode, done.stderr) == (2, "sim: empty: no run is done\n")
