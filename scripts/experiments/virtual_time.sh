@@ -27,3 +27,9 @@ run fp16-0 "${rounds[@]}" --compress up=fp16
 run qsgd-8-0 "${rounds[@]}" --compress up=qsgd:8
 run topk-0.01-0 "${rounds[@]}" --compress up=topk:0.01
 run topk-ef-0 "${rounds[@]}" --compress up=topk:0.01 error_feedback=true
+
+at() { for name in "$@"; do echo "$folder/$name"; done; }
+mapfile -t runs < <(at fedavg-0 over-0 fedbuff-0 fedasync-0)
+"$VENV"/bin/sim plot "${runs[@]}" --x virtual-seconds -o results/published/virtual_time.png
+mapfile -t runs < <(at fedavg-0 fp16-0 qsgd-8-0 topk-0.01-0 topk-ef-0)
+"$VENV"/bin/sim plot "${runs[@]}" --x bytes -o results/published/traffic.png
