@@ -7,13 +7,15 @@ import math
 import time
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sim.commands.inspect import print_table
 from sim.config.fields import parse_number
-from sim.data.cache import Entry, cache_folder, clear, entries
 from sim.disk import shown_bytes
 from sim.errors import ConfigError, RunError, one_line
+
+if TYPE_CHECKING:
+    from sim.data.cache import Entry
 
 _DAY_SECONDS = 24 * 3600
 _MOST_DAYS = 36_500
@@ -30,6 +32,8 @@ def cache(arguments: argparse.Namespace) -> None:
             raise ConfigError(
                 f"--older-than {arguments.older_than}: must be a number of days, at least 0 and at most {_MOST_DAYS}"
             )
+    from sim.data.cache import cache_folder, clear, entries
+
     latest = time.time() - days * _DAY_SECONDS
     chosen = [entry for entry in entries() if not days or entry.used_at <= latest]
     if arguments.what == "clear":
