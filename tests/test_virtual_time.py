@@ -118,6 +118,17 @@ def test_a_client_that_goes_offline_drops_out_of_the_round() -> None:
     assert [status for status, _, _ in ends(schedule)] == ["offline"] * 3
 
 
+def test_what_was_sent_until_a_client_left() -> None:
+    time = virtual_time()
+    at_work = time.participation(1, 10.0, 4)  # 2 seconds, 2 seconds and 1 second for 100 bytes, 4 steps and 50 bytes
+    sent = [at_work.ended("late", 10 + seconds).bytes_sent for seconds in (0, 1, 3, 4.5, 5, 9)]
+    assert sent == [(0, 0), (50, 0), (100, 0), (100, 25), (100, 50), (100, 50)]
+    devices: Any = Devices(Windows(), [Device(0.5, math.inf, math.inf)] * 3)
+    time = VirtualTime(RunConfig(num_clients=3, devices="uniform"), devices, SIZES, (100, 50))
+    at_work = time.participation(1, 10.0, 4)
+    assert [at_work.ended("late", 10 + seconds).bytes_sent for seconds in (0, 1, 2)] == [(100, 0), (100, 0), (100, 50)]
+
+
 def test_steps_follow_from_examples_and_settings() -> None:
     time = virtual_time(fraction_evaluate=1.0, eval_share=0.5, local_epochs=3)
     assert [time.steps(client_id, {}) for client_id in range(3)] == [3, 6, 15]  # half of the examples are kept

@@ -173,7 +173,9 @@ class VirtualTime:
 
 
 def _part(num_bytes: int, seconds: float, whole_seconds: float) -> int:
-    return num_bytes if seconds >= whole_seconds else int(num_bytes * max(0.0, seconds) / whole_seconds)
+    if seconds >= whole_seconds:
+        return num_bytes
+    return int(num_bytes * seconds / whole_seconds) if seconds > 0 else 0  # a transfer may take no time at all
 
 
 _MOST_LOOKS = 10_000  # at clients that come, while others go
