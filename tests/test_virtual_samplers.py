@@ -11,7 +11,7 @@ from flwr.server.criterion import Criterion
 from flwr.serverapp.strategy import FedAvg as NewerFedAvg
 
 from conftest import PROGRAMS, Small, sha256
-from sim import RunConfig, resume, simulate
+from sim import Run, RunConfig, resume, simulate
 from sim.errors import ConfigError, PluginError, RunError, StateError
 from sim.server.legacy import virtual_clients
 from sim.server.run_sampler import RunSampler
@@ -47,6 +47,13 @@ def test_what_a_sampler_does_wrong_is_one_line(small: Small, settings: dict[str,
 def test_a_client_is_chosen_once(small: Small) -> None:
     with pytest.raises(RunError, match="round 1: --sampler samplers:Twice: sample returned client 0 twice"):
         small(sampler="samplers:Twice")
+
+
+@pytest.mark.parametrize("settings", [{}, {"strategy": "multikrum"}, ASYNCHRONOUS], ids=["older", "newer", "async"])
+def test_rounds_before_a_fault_are_done(small: Small, tmp_path: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(RunError, match=r"^round 3: --sampler samplers:Raising: sample raised ArithmeticError: enough"):
+        small(**settings, sampler="samplers:Raising", num_rounds=9, name="faulty")
+    assert Run(tmp_path / "results" / "faulty").last_checkpoint() == 2
 
 
 def test_an_observer_that_raises_is_named_and_one_that_nobody_calls_is_refused(small: Small) -> None:

@@ -60,6 +60,7 @@ class AsyncRounds:
         self._rule = rule_of(config)
         self._versions = _versions(prepared)
         self._ahead: deque[Version] = deque()  # versions that are not made yet
+        self._end: RunError | None = None  # why no version comes after these
         self._made: Version | None = None  # the last one
         self._weights: dict[int, NDArrays] = {0: prepared.initial_weights}  # of versions that clients began with
         self._results: dict[int, _Waiting] = {}  # by the number of the start
@@ -138,14 +139,26 @@ class AsyncRounds:
             stop(result, "fit", server_round, f"; so did the {self._num_failed - 1} clients before")
 
     def _next(self) -> Version:
-        return self._ahead.popleft() if self._ahead else next(self._versions)
+        if not self._ahead and not self._look_ahead():
+            assert self._end is not None
+            raise self._end
+        return self._ahead.popleft()
+
+    def _look_ahead(self) -> bool:
+        """Take one more version from the schedule; return False if there is none, which matters when its turn comes."""
+        if self._end is None:
+            try:
+                self._ahead.append(next(self._versions))
+            except RunError as error:
+                self._end = error
+        return self._end is None
 
     def _upcoming(self, rest: Sequence[Start], server_round: int) -> Iterator[Start]:
         """Yield the starts whose updates come next, as far as this run goes."""
         yield from rest
         for number in range(self._config.num_rounds - server_round):
-            if number == len(self._ahead):
-                self._ahead.append(next(self._versions))
+            if number == len(self._ahead) and not self._look_ahead():
+                return
             yield from self._ahead[number].ended
 
     def _compute(self, rest: Sequence[Start], server_round: int, collected: PhaseResults) -> None:

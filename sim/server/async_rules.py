@@ -11,7 +11,8 @@ Sources:
 
 - fedasync: Xie, Koyejo, Gupta 2019, "Asynchronous Federated Optimization" (arXiv:1903.03934), algorithm 1 and section
   5.2. Each update makes a version: x_{t+1} = (1 − α_t) · x_t + α_t · x_new with α_t = α · s(t − τ). Clients minimise
-  f(x) + ρ ÷ 2 · ‖x − x_τ‖².
+  f(x) + ρ ÷ 2 · ‖x − x_τ‖². Algorithm 1 writes t for the version that is made, x_t from x_{t−1}, so that its t − τ is
+  at least 1; here an update during which no version was made has the staleness 0, as in fedbuff, and the share α.
 - fedbuff: Nguyen et al. 2022, "Federated Learning with Buffered Asynchronous Aggregation" (AISTATS), algorithm 1. K
   updates Δ_i = x_new − x_τ make a version: x_{t+1} = x_t + η_g · (1 ÷ K) · Σ s(t − τ_i) · Δ_i with a = 1/2, so that
   s = 1 ÷ √(1 + t − τ) (section 4). The paper subtracts x_τ − x_new, which is the same. ``--server-strategy`` takes the

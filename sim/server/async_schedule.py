@@ -111,8 +111,8 @@ class AsyncSchedule:
                     at_work = tuple(sorted((each for _, _, each in self._queue), key=lambda each: each.number))
                     made.append(Version(self._version, self._now, tuple(ended), at_work))
                     ended, num_arrived = [], 0
-            self._begin(free)
             yield from made
+            self._begin(free)
             quiet = 0 if made else quiet + 1
             if quiet > _MOST_QUIET:
                 raise RunError(

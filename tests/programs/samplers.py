@@ -92,3 +92,10 @@ class Counting(First):
         self._count += 1
         self.rounds = {**self.rounds, server_round: self._count}
         return np.roll(candidates, -num_clients * (self._count - 1))[:num_clients]
+
+
+class Raising(First):
+    def sample(self, candidates, num_clients, server_round, rng):
+        if server_round == 3:
+            raise ArithmeticError("enough")
+        return candidates[:num_clients]
