@@ -85,9 +85,6 @@ def forge(tmp_path_factory: pytest.TempPathFactory) -> Forge:
     return read
 
 
-COLUMNS = "columns of clients.csv"
-
-
 def _of_strategy(name: str, value: object) -> Callable[[dict[str, Any], dict[str, Any]], object]:
     return lambda about, arrays: about["strategy"]["state"].__setitem__(name, value)
 
@@ -107,8 +104,6 @@ def _of_strategy(name: str, value: object) -> Callable[[dict[str, Any], dict[str
         (_of_strategy("m_t", {"list": [{"value": 1}]}), "m_t of the strategy has the shapes"),
         (lambda about, arrays: about["fits"].update(config=3), "damaged: what must fit is no table of settings"),
         (lambda about, arrays: about["fits"].update(config=None), "damaged: what must fit is no table of settings"),
-        (lambda about, arrays: about["fits"].update({COLUMNS: 3}), "damaged: what must fit is no table of settings"),
-        (lambda about, arrays: about["fits"].update({COLUMNS: [[]]}), "damaged: what must fit is no table of settings"),
     ],
 )
 def test_a_forged_state_is_refused(forge: Forge, change: Any, reason: str) -> None:

@@ -18,6 +18,7 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +38,7 @@ _CHECKED: dict[Path, tuple[Any, str]] = {}  # entries that this process has read
 _MOST_USED = 64  # entries that one process keeps locked; a run has two, and a process may make many runs
 # Entries that this process uses, the last one at the end → file descriptor of the lock, and of which file it is.
 _USED: dict[Path, tuple[int, os.stat_result]] = {}
+_USING = threading.Lock()  # a program may use the cache from several threads
 
 
 def cache_folder() -> Path:
@@ -82,7 +84,7 @@ def cached(kind: str, key: dict[str, Any], make: Callable[[Path], None]) -> Path
 
 def use(folder: Path) -> None:
     """Lock an entry for this process, if it is there, so that no other removes it, and note the time."""
-    with suppress(OSError):  # it is not there, or it belongs to another user
+    with suppress(OSError), _USING:  # it is not there, or it belongs to another user
         if folder in _USED and not os.path.samestat(_USED[folder][1], folder.stat()):
             _release(folder)
         if folder not in _USED:
