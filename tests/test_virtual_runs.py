@@ -333,6 +333,14 @@ def test_what_cannot_work_is_one_line(command: Sim, tmp_path: Path, words: str, 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_train_that_takes_no_proximal_term_is_refused_before_the_run(command: Sim, tmp_path: Path) -> None:
+    words = ("--strategy", "fedasync", "--strategy-args", "rho=0.1", "--train", "own:counting_train")
+    result = command("run", *words, "--results-dir", str(tmp_path), cwd=PROGRAMS)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "takes no proximal_mu, which the strategy sends to every client" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_that_cannot_go_on_says_why(small: Small, tmp_path: Path) -> None:
     """Everybody goes offline after a second, which is too short for a client."""
     trace = tmp_path / "online.json"

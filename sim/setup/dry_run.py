@@ -56,9 +56,10 @@ def check_user_code(spec: ClientSpec, weights: NDArrays, fit_settings: dict[str,
 
     worker = Worker(spec, 1, 0, client_fn=client_fn)
     runtime = worker.torch_runtime  # what a module sets when it is imported is part of the program, and stays
+    proximal_mu: Any = getattr(strategy, "proximal_mu", fit_settings.get("proximal_mu", 0.0))
     with restored_settings(), seeded(0, Purpose.TEST):
         if spec.train is not None:
-            _check_train(runtime, user_code.shown_name(spec.train), fit_settings, getattr(strategy, "proximal_mu", 0.0))
+            _check_train(runtime, user_code.shown_name(spec.train), fit_settings, proximal_mu)
             set_weights(runtime.net, weights)
         if spec.test is not None:
             _check_test(runtime, user_code.shown_name(spec.test))

@@ -34,6 +34,7 @@ from sim.data.partition import Partition
 from sim.errors import ConfigError, RunError
 from sim.metrics import configured
 from sim.server import attacks, strategy
+from sim.server.async_rules import rule_of
 from sim.server.prepared import Prepared, ProgramObjects
 from sim.setup import dry_run
 from sim.setup.prepare_flower import prepare_app, prepare_client_fn, with_client_fn
@@ -88,7 +89,10 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
         config = _resolved(config, spec, dataset, net, initial_weights)
     spec = replace(spec, vectorized_clients=config.vectorized_clients or 1, vectorized_only=vectorized_only)
     built = strategy.build(config, initial_weights, layout, _before_the_engine, objects.strategy)
-    dry_run.check_user_code(spec, initial_weights, fit_settings(config, 1), built.strategy)
+    settings = fit_settings(config, 1)
+    if config.is_asynchronous:
+        settings.update(rule_of(config).client_settings)
+    dry_run.check_user_code(spec, initial_weights, settings, built.strategy)
     notes = _algorithm_notes(config, spec, built, initial_weights)
     if config.dp and layout.has_running_statistics:
         raise ConfigError(
