@@ -21,7 +21,7 @@ from sim.seeds import Purpose, seeded
 from sim.server.results import test_records
 from sim.setup import dry_run
 from sim.setup.prepare import check_device, resolved, spec_parts
-from sim.setup.session import finish, write_environment
+from sim.setup.run_in_progress import finish, write_environment
 from sim.training.local import means
 from sim.training.weights import get_weights, state_of
 

@@ -20,14 +20,19 @@ from dataclasses import fields
 from pathlib import Path
 from threading import Thread
 
-from sim.commands import inspect, study
 from sim.commands import run as training
 from sim.commands.cache import cache
 from sim.commands.clean import clean
 from sim.commands.evaluate import evaluate
 from sim.commands.export import FORMATS, export
-from sim.commands.listing import ORDERS, show_list
+from sim.commands.list import ORDERS, show_list
+from sim.commands.partition import partition
+from sim.commands.plot import X_NAMES, plot
 from sim.commands.predict import predict
+from sim.commands.report import report
+from sim.commands.scale import scale
+from sim.commands.size import size
+from sim.commands.sweep import sweep
 from sim.commands.table import table
 from sim.config.flags import Parser, add_config, add_settings
 from sim.config.run_config import USED_BY, AppConfig, CentralizedConfig, RunConfig
@@ -79,31 +84,31 @@ def _parser() -> Parser:
     add_settings(client, ClientOptions)
     add_config(client, RunConfig)
     about = "show how many examples of each class every client gets, without training"
-    partition = add("partition", inspect.partition, about)
-    partition.add_argument(
+    shown = add("partition", partition, about)
+    shown.add_argument(
         "-o", "--output", default="partition.png", help="picture file: .png, .svg or .pdf [default partition.png]"
     )
-    add_config(partition, RunConfig)
+    add_config(shown, RunConfig)
     _add_devices(add("devices", _devices, "show how fast the clients' devices are and when they are online"))
-    plot = add("plot", inspect.plot, "draw the metrics and the loss of one or many runs, or when clients worked")
-    _add_plot(plot)
-    report = add("report", inspect.report, "write one HTML page about one or many runs")
+    drawn = add("plot", plot, "draw the metrics and the loss of one or many runs, or when clients worked")
+    _add_plot(drawn)
+    reported = add("report", report, "write one HTML page about one or many runs")
     about = "name in the results folder, path of a run, or folder of runs"
-    report.add_argument("runs", nargs="+", metavar="RUN", help=about)
-    report.add_argument("-o", "--output", default="report.html", help="HTML file: .html [default report.html]")
+    reported.add_argument("runs", nargs="+", metavar="RUN", help=about)
+    reported.add_argument("-o", "--output", default="report.html", help="HTML file: .html [default report.html]")
     _add_result_commands(add)
     _add_disk_commands(add)
-    _add_sweep(add("sweep", study.sweep, "execute a run for each combination of values and each seed"))
+    _add_sweep(add("sweep", sweep, "execute a run for each combination of values and each seed"))
     about = "measure one client, and print how many fit on this machine and how long the run will take"
-    add_config(add("size", study.size, about), RunConfig)
+    add_config(add("size", size, about), RunConfig)
     about = "measure throughput, scaling and memory for different numbers of clients and actors"
-    _add_scale(add("scale", study.scale, about))
-    listing = _add_list(add("list", show_list, "list the runs with their rounds, and the final and best of a metric"))
+    _add_scale(add("scale", scale, about))
+    listed = _add_list(add("list", show_list, "list the runs with their rounds, and the final and best of a metric"))
     about = (
         "metric to show, e.g. accuracy, loss or f1; NAME:min and NAME:max say whether smaller or larger is better "
         "[default accuracy, or the first metric of a run without]"
     )
-    for command in (plot, report, listing):
+    for command in (drawn, reported, listed):
         command.add_argument("--metric", metavar="NAME[:min|max]", help=about)
         command.add_argument("--results-dir", default="results", help="where run folders are [default results]")
     return parser
@@ -116,7 +121,7 @@ def _add_plot(plot: argparse.ArgumentParser) -> None:
         "have received and sent [default rounds]"
     )
     plot.add_argument(
-        "--x", type=lambda text: "rounds" if text == "round" else text, choices=tuple(inspect.X_NAMES), help=about
+        "--x", type=lambda text: "rounds" if text == "round" else text, choices=tuple(X_NAMES), help=about
     )
     about = "draw instead when each client of one run downloads, computes and uploads, in virtual seconds"
     plot.add_argument("--timeline", action="store_true", help=about)

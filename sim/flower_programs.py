@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flwr.server.strategy import Strategy
     from flwr.serverapp import ServerApp
 
-    from sim.setup.session import OnRecord
+    from sim.setup.run_in_progress import OnRecord
 
 
 def run_app(

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from sim import private
+from sim import private_names
 from sim.user_code import own_command_line
 
-_ENVIRONMENT = private.environment_table()
-_HOOKS = private.global_hooks()
+_ENVIRONMENT = private_names.environment_table()
+_HOOKS = private_names.global_hooks()
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD, signal.SIGPIPE)
 
 

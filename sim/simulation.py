@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sim.engine.contract import Dispatcher
     from sim.engine.ray.session import RaySession
     from sim.server.prepared import Prepared
-    from sim.setup.session import OnRecord
+    from sim.setup.run_in_progress import OnRecord
 
 _SMALLEST_BUILT_IN_SIDE = 32  # pixels; every built-in model takes images of at least this height and width
 
@@ -262,8 +262,8 @@ def _simulate(
             from sim.server.rounds import RoundServer
             from sim.setup.prepare import prepare
             from sim.setup.resume import resumed
+            from sim.setup.run_in_progress import open_session
             from sim.setup.server_app import ServerAppRun
-            from sim.setup.session import open_session
 
         prepared = prepare(config, ProgramObjects(**objects.given))
         if old is not None:
@@ -310,8 +310,8 @@ def _open_engine(prepared: Prepared, ray_session: RaySession | None, num_actors:
     if config.ray_address is None and prepared.strategy is not None:
         _warn_of_memory(prepared, num_actors)
     if ray_session is None:
+        from sim.engine.client_execution import Worker
         from sim.engine.inline import InlineDispatcher
-        from sim.engine.worker import Worker
 
         yield InlineDispatcher(Worker(spec, config.num_clients, config.seed))
         return

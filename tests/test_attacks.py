@@ -22,9 +22,9 @@ from sim.config.fields import rules_of
 from sim.data.columns import Columns
 from sim.data.dataset import Examples
 from sim.data.loaders import resident, with_flipped_classes
+from sim.engine.client_execution import Worker
 from sim.engine.contract import Chunk, ClientResult, Task
 from sim.engine.inline import InlineDispatcher
-from sim.engine.worker import Worker
 from sim.errors import ConfigError
 from sim.network.options import networked
 from sim.seeds import Purpose, generator

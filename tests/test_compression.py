@@ -21,8 +21,8 @@ from sim.client.torch_client import fit_settings
 from sim.compression.by_name import Compression
 from sim.compression.codec import Codec
 from sim.compression.message import RESIDUAL, Message, expected_bytes
+from sim.engine.client_execution import Worker
 from sim.engine.contract import Chunk, Task
-from sim.engine.worker import Worker
 from sim.errors import ConfigError, RunFolderError
 from sim.run_folder.client_states import StatesInFolder
 from sim.server.prepared import ProgramObjects

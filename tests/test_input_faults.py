@@ -15,7 +15,7 @@ import pytest
 from rich.table import Table
 
 from sim import cli
-from sim.commands.inspect import print_table
+from sim.commands.output import print_table
 from sim.config.fields import parse_scalar
 from sim.config.run_config import CentralizedConfig, RunConfig
 from sim.errors import ConfigError, SimError, many_lines

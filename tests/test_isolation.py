@@ -18,8 +18,8 @@ from conftest import PROGRAMS, Sim, Small, sha256
 from sim import Run, resume
 from sim.client.torch_client import fit_settings
 from sim.config.run_config import RunConfig
+from sim.engine.client_execution import Worker
 from sim.engine.contract import Chunk, ClientResult, Task
-from sim.engine.worker import Worker
 from sim.errors import ClientError, PluginError, RunError
 from sim.process_settings import restored_settings
 from sim.server.prepared import Prepared

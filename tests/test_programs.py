@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader
 
 from conftest import PROGRAMS
 from sim import Run, RunConfig, simulate
-from sim.binding import ROLES
 from sim.data.columns import Columns
 from sim.data.dataset import load_dataset
 from sim.data.items import Items
 from sim.data.loaders import ExampleLoader, ResidentColumns
 from sim.errors import UsageError
+from sim.parameter_roles import ROLES
 from sim.program_file import read
 from sim.seeds import Purpose, reseed, restored
 

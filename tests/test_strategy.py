@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import Strategy as NewerStrategy
 from safetensors.numpy import load_file
 
 from conftest import Small
-from sim import private
+from sim import private_names
 from sim.config.fields import rules_of
 from sim.config.run_config import RunConfig
 from sim.data.partitioners import PARTITIONERS
@@ -20,8 +20,8 @@ from sim.engine.contract import ClientResult
 from sim.errors import ConfigError, PluginError
 from sim.server import strategy
 from sim.server.async_rules import RULES
-from sim.server.legacy import VirtualClientProxy, virtual_clients
-from sim.server.messages_to_clients import NodesOnly
+from sim.server.fit_ins_strategies import VirtualClientProxy, virtual_clients
+from sim.server.message_to_fit_ins import NodesOnly
 from sim.training.models import MODELS
 from sim.training.weights import WeightLayout
 
@@ -46,7 +46,7 @@ def test_every_name_that_the_config_offers_is_in_a_table() -> None:
 def test_exactly_the_configured_number_of_clients_is_asked(name: str, num_clients: int, count: int) -> None:
     chosen = _build(strategy=name, num_clients=num_clients, clients_per_round=count, fraction_evaluate=1.0).strategy
     if isinstance(chosen, NewerStrategy):
-        private.set_task_identity(1)
+        private_names.set_task_identity(1)
         grid, arrays = NodesOnly(virtual_clients(num_clients)), ArrayRecord()
         assert len(list(chosen.configure_train(1, arrays, ConfigRecord(), grid))) == count
         assert len(list(chosen.configure_evaluate(1, arrays, ConfigRecord(), grid))) == num_clients

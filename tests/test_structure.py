@@ -28,7 +28,7 @@ ALLOWED = {
     "flwr": "client engine server setup measure network flower_app flower_programs run_folder.state"
     " run_folder.checkpoint",
     "torch": "seeds process_settings data.batches data.items data.loaders training algorithms client engine setup"
-    " measure run_folder.environment simulation commands.study",
+    " measure run_folder.environment simulation commands.scale",
 }
 # What Ray, Flower and PyTorch do not document, besides names that begin with an underscore.
 PRIVATE = ("flwr.proto", "flwr.supercore", "flwr.superlink", "flwr.server.superlink")
@@ -95,7 +95,7 @@ def test_data_goes_one_way_and_libraries_stay_in_their_rooms(module: str) -> Non
     source = SOURCES[module].read_text(encoding="utf-8")
     assert not downward(module, source)
     assert not foreign(module, source)
-    if module != "sim.private":
+    if module != "sim.private_names":
         assert not private_names(source)
 
 

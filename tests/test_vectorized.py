@@ -18,8 +18,8 @@ from sim.client.torch_client import fit_settings
 from sim.data.batches import Resident
 from sim.data.dataset import Examples
 from sim.engine import vectorized
+from sim.engine.client_execution import Worker
 from sim.engine.contract import Chunk, Task
-from sim.engine.worker import Worker
 from sim.errors import ConfigError
 from sim.setup import prepare
 from sim.training.vectorized import Trainer, drawn

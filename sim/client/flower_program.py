@@ -16,7 +16,7 @@ import torch
 from flwr.client import Client, ClientApp, NumPyClient
 from flwr.common import Context, Message, RecordDict
 
-from sim import private, user_code
+from sim import private_names, user_code
 from sim.compression.by_name import Compression
 from sim.errors import PluginError
 from sim.process_settings import restored_settings
@@ -153,9 +153,9 @@ class FlowerRuntime:
             RuntimeError: it answered with an error.
         """
         assert self.client_app is not None, "a client_fn gets no messages"
-        private.set_task_identity(_SERVER_NODE)
+        private_names.set_task_identity(_SERVER_NODE)
         message = Message(content, context.node_id, message_type, ttl=ttl_seconds, group_id=group_id)
-        private.set_message_id(message, message_id)
+        private_names.set_message_id(message, message_id)
         reply = self.client_app(message, context)
         if not isinstance(reply, Message):
             raise TypeError(f"the ClientApp returned {type(reply).__name__}; a Message is expected")

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sim.binding import Binding, is_text
 from sim.errors import PluginError
+from sim.parameter_roles import Binding, is_text
 from sim.training import local
 from sim.training.losses import CRITERIA, LOSSES
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sim.commands.inspect import print_table
+from sim.commands.output import print_table
 from sim.config.fields import parse_number
 from sim.disk import shown_bytes
 from sim.errors import ConfigError, RunError, one_line

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from sim.commands.inspect import print_table
+from sim.commands.output import print_table
 from sim.disk import bytes_of, shown_bytes
 from sim.errors import ConfigError, RunError, RunFolderError, one_line
 from sim.run_folder.folder import Run, list_runs, open_run

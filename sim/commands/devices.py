@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.commands.inspect import picture_path, print_table, write_picture
-from sim.commands.study import whole_number
+from sim.commands.output import picture_path, print_table, write_picture
 from sim.config.fields import MOST, parse_number
-from sim.config.flags import config_from
+from sim.config.flags import config_from, whole_number
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, UsageError
 

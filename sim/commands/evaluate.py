@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from sim.commands.inspect import output_path, print_table
-from sim.commands.run import shown_path
+from sim.commands.output import output_path, print_table, shown_path
 from sim.config.fields import parse_number
 from sim.config.flags import flags_given
 from sim.config.run_config import RunConfig

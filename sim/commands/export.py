@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from sim.commands.inspect import output_path
-from sim.commands.run import shown_path
+from sim.commands.output import output_path, shown_path
 from sim.errors import ConfigError
 from sim.run_folder.folder import open_run
 

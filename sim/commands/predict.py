@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sim.commands.inspect import print_table
+from sim.commands.output import print_table
 from sim.errors import one_line
 from sim.run_folder.folder import open_run
 

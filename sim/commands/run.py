@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sim.commands.output import shown_path
 from sim.config.flags import config_from, flags_given, settings_given
 from sim.config.run_config import AppConfig, CentralizedConfig, RunConfig
 from sim.errors import ConfigError, one_line
@@ -147,8 +148,3 @@ def _report(run: Any, word: str) -> None:
     else:
         print(f"final {word:<9} {number}{loss}")
     print(f"picture         {shown_path(run.accuracy_path if metric.name == 'accuracy' else run.metric_path)}")
-
-
-def shown_path(path: Path) -> Path:
-    """Return a path as people read it: relative to the current folder, if it is in it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sim.commands.inspect import output_path
+from sim.commands.output import output_path
 from sim.config.fields import parse_number
 from sim.errors import ConfigError
 

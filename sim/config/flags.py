@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from sim.config.fields import default_of, flag_of, parse_flag, rules_of, type_of
+from sim.config.fields import MOST, default_of, flag_of, parse_flag, parse_number, rules_of, type_of
 from sim.config.presets import preset_names
 from sim.config.run_config import RunConfig, TrainingConfig
 from sim.errors import ConfigError, one_line
@@ -119,3 +119,15 @@ def config_from(config_type: type[C], arguments: argparse.Namespace) -> C:
         ConfigError: see ``settings_given``; or two values contradict each other.
     """
     return config_type(**settings_given(config_type, arguments))
+
+
+def whole_number(flag: str, text: str, most: int = MOST) -> int:
+    """Parse a whole number from 1 to ``most``.
+
+    Raises:
+        ConfigError: the text is not such a number.
+    """
+    number = parse_number(int, text)
+    if number is None or not 1 <= number <= most:
+        raise ConfigError(f"{flag} {text}: must be a whole number, at least 1 and at most {most}")
+    return int(number)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from flwr.common import NDArrays
 
+from sim.engine.client_execution import Worker
 from sim.engine.contract import Chunk, ChunkResult, TestSlice
-from sim.engine.worker import Worker
 from sim.training.local import TestSums
 
 

@@ -23,7 +23,7 @@ from sim.measure.capacity import Sizing
 from sim.measure.client import MeasurementTask, measure
 from sim.processes import Child, written
 from sim.seeds import Purpose, generator, seeded
-from sim.server.legacy import VirtualClientProxy, aggregate_fit
+from sim.server.fit_ins_strategies import VirtualClientProxy, aggregate_fit
 from sim.server.prepared import Prepared
 from sim.server.results import PhaseResults
 

@@ -19,9 +19,9 @@ import psutil
 import torch
 from flwr.common import Scalar
 
+from sim.engine.client_execution import Worker
 from sim.engine.contract import Chunk, ClientResult, Task, TestSlice
 from sim.engine.ray import actor  # noqa: F401 - what an actor imports is part of its memory
-from sim.engine.worker import Worker
 from sim.errors import EngineError
 from sim.measure.client import Measurement, MeasurementTask
 from sim.run_folder.records import Phase

@@ -36,9 +36,9 @@ from sim.algorithms.by_name import AlgorithmSpec
 from sim.client.runtime import ClientSpec
 from sim.client.torch_client import fit_settings
 from sim.config.run_config import RunConfig
+from sim.engine.client_execution import Worker
 from sim.engine.contract import Chunk, ClientResult, Task
 from sim.engine.remote import ALGORITHM, LOSS, SECONDS, SHARED
-from sim.engine.worker import Worker
 from sim.errors import ConfigError, EngineError, RefusedError, one_line
 from sim.network.identity import REFUSED, STOPPED, Identity, prepare_client
 from sim.network.options import ClientOptions

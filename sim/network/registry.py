@@ -26,7 +26,7 @@ from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.criterion import Criterion
 
-from sim import private
+from sim import private_names
 from sim.errors import EngineError, one_line
 from sim.network.identity import REFUSED, STOPPED, Identity, Shape
 
@@ -117,7 +117,7 @@ class Registry(ClientManager):
     def unregister(self, client: ClientProxy) -> None:
         """Close and remove a connection; its client may connect again."""
         connection = client.connection if isinstance(client, IdentifiedClient) else client
-        private.close_connection(connection)
+        private_names.close_connection(connection)
         with self._changed:
             self._connections.pop(connection.cid, None)
             left = next((key for key, known in self._joined.items() if known.connection is connection), None)
@@ -134,7 +134,7 @@ class Registry(ClientManager):
             result = client.get_properties(GetPropertiesIns({}), self.introduction_seconds, None)
         except Exception as error:  # noqa: BLE001 - it left, did not answer, or sent something else
             # Programs other than sim often connect, and leave when they are asked; an error of a client matters.
-            foreign = private.is_closed_connection(error)
+            foreign = private_names.is_closed_connection(error)
             logger, level = (logging.getLogger("flwr"), logging.INFO) if foreign else (log, logging.WARNING)
             text = one_line(str(error)) or type(error).__name__
             logger.log(level, "a connection did not identify itself: %s", text)

@@ -22,8 +22,8 @@ from flwr.common import Scalar
 from flwr.server import History, Server, ServerConfig
 
 from sim.config.run_config import RunConfig
+from sim.engine.client_execution import Worker
 from sim.engine.remote import ALGORITHM, SHARED, RemoteDispatcher
-from sim.engine.worker import Worker
 from sim.errors import ConfigError, EngineError, UsageError
 from sim.network.identity import Identity, Shape, fingerprint
 from sim.network.options import ServerOptions
@@ -33,7 +33,7 @@ from sim.run_folder.folder import Run
 from sim.server.prepared import Prepared
 from sim.server.rounds import RoundServer
 from sim.setup.prepare import check_device, prepare
-from sim.setup.session import OnRecord, Session, open_session
+from sim.setup.run_in_progress import OnRecord, Session, open_session
 
 
 class NetworkServer(Server):

@@ -10,7 +10,7 @@ from flwr.common import Array, ArrayRecord, ConfigRecord, MetricRecord, NDArray,
 from flwr.server.strategy import Strategy
 from flwr.serverapp.strategy import Strategy as MessageStrategy
 
-from sim import private
+from sim import private_names
 from sim.errors import StateError
 
 Arrays = dict[str, NDArray]
@@ -174,7 +174,7 @@ def unpack_record(content: NDArray) -> RecordDict:
     data = content.tobytes()
     try:
         if not data.startswith(_RECORD_MAGIC):
-            found: RecordDict = private.record_from_protobuf(data)
+            found: RecordDict = private_names.record_from_protobuf(data)
             return found
         header, _, rest = data.removeprefix(_RECORD_MAGIC).partition(b"\n")
         state = RecordDict()

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 
 from flwr.common import Message
 
-from sim import private
+from sim import private_names
 from sim.run_folder.records import Phase
 from sim.server.executor import Executor
-from sim.server.messages import Batch, NodesGrid, nodes, phase_of
+from sim.server.message_strategies import Batch, NodesGrid, nodes, phase_of
 from sim.server.results import PhaseResults
 
 _MOST_BATCHES = 2**20  # of a round
@@ -57,7 +57,7 @@ class EngineGrid(NodesGrid):
         with self._lock:
             self._count += 1
             message_id = str(self._count)
-        private.set_message_id(message, message_id)
+        private_names.set_message_id(message, message_id)
         return message_id
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:

@@ -32,8 +32,8 @@ from sim.server.adapter import CALLS, StrategyAdapter
 from sim.server.async_rounds import AsyncRounds
 from sim.server.attacks import Attackers
 from sim.server.executor import Executor
-from sim.server.legacy import LegacyStrategy, virtual_clients
-from sim.server.messages_to_clients import MessagesToClients
+from sim.server.fit_ins_strategies import LegacyStrategy, virtual_clients
+from sim.server.message_to_fit_ins import MessagesToClients
 from sim.server.prepared import Prepared
 from sim.server.privacy import Privacy
 from sim.server.results import (

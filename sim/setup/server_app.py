@@ -26,7 +26,7 @@ from flwr.server.strategy import Strategy as LegacyForm
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from sim import private
+from sim import private_names
 from sim.client.flower_program import FlowerSpec, node_of
 from sim.engine.contract import ClientResult, Dispatcher
 from sim.errors import RunError, RunFolderError, SimError, StateError, described, many_lines
@@ -37,13 +37,13 @@ from sim.seeds import Purpose, seeded
 from sim.server import strategy
 from sim.server.adapter import StrategyAdapter
 from sim.server.executor import Executor
+from sim.server.fit_ins_strategies import LegacyStrategy, VirtualClientProxy, virtual_clients
 from sim.server.grid import EngineGrid
-from sim.server.legacy import LegacyStrategy, VirtualClientProxy, virtual_clients
-from sim.server.messages import MessageStrategy, StartArguments
+from sim.server.message_strategies import MessageStrategy, StartArguments
 from sim.server.prepared import Prepared
 from sim.server.results import PhaseResults, client_quantiles, metric_records, weighted_mean
 from sim.server.rounds import FinishedRound, RoundServer
-from sim.setup.session import Session
+from sim.setup.run_in_progress import Session
 from sim.training.weights import WeightLayout
 
 
@@ -74,11 +74,11 @@ class ServerAppRun:
         """
         config, spec = self._prepared.config, self._prepared.spec
         assert isinstance(spec, FlowerSpec)
-        private.set_task_identity(node_of(-1))
+        private_names.set_task_identity(node_of(-1))
         context = Context(1, node_of(-1), {}, RecordDict(), dict(spec.run_config))
         try:
             with (
-                private.server_app_calls(start=self._start, start_grid=self._start_grid, fit=self._fit),
+                private_names.server_app_calls(start=self._start, start_grid=self._start_grid, fit=self._fit),
                 restored_settings(),
                 seeded(config.seed, Purpose.SERVER_APP),
             ):
@@ -155,7 +155,7 @@ class ServerAppRun:
         return history
 
     def _proxy(self, client_id: int) -> ClientProxy:
-        return private.client_proxy(client_id, node_of(client_id), self._grid) or VirtualClientProxy(client_id)
+        return private_names.client_proxy(client_id, node_of(client_id), self._grid) or VirtualClientProxy(client_id)
 
     def _fit(
         self, flowers: Callable[..., tuple[History, float]], server: Server, num_rounds: int, timeout: float | None
@@ -164,7 +164,7 @@ class ServerAppRun:
         if self._has_started:
             self._note_second()
             return flowers(server, num_rounds, timeout)
-        if private.has_own_rounds(server):
+        if private_names.has_own_rounds(server):
             self._note_not_resumable(f"the server {type(server).__name__}")
             return flowers(server, num_rounds, timeout)
         start = time.perf_counter()
@@ -182,7 +182,7 @@ class ServerAppRun:
         parameters = used.initialize_parameters(manager)
         if parameters:
             return parameters_to_ndarrays(parameters)
-        compat = private.legacy_messages()
+        compat = private_names.legacy_messages()
         content = compat.getparametersins_to_recorddict(GetParametersIns({}))
         (reply,) = self._grid.send_and_receive([Message(content, node_of(0), "get_parameters")])
         if reply.has_error():

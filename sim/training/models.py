@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from torch.nn.parameter import is_lazy as is_uninitialized
 
 from sim import user_code
-from sim.binding import ROLES, Binding, names_of
 from sim.errors import ConfigError, PluginError, described
+from sim.parameter_roles import ROLES, Binding, names_of
 from sim.training.local import evaluating
 
 ImageShape = tuple[int, int, int]
@@ -232,7 +232,7 @@ class DataFacts:
     target_shape: tuple[int, ...] | None = None
 
     def offered(self) -> dict[str, Any]:
-        """Return the facts that are known, by role (see ``sim.binding``)."""
+        """Return the facts that are known, by role (see ``sim.parameter_roles``)."""
         shape, facts = self.input_shape, dict[str, Any]()
         if self.num_outputs is not None:
             facts |= {"num_classes": self.num_outputs, "num_outputs": self.num_outputs}
@@ -274,7 +274,7 @@ def maker(
     """Return what makes a model, with all its arguments; for a module that is made already, what copies it.
 
     A function or class gets what its parameters ask for by name, such as ``num_classes`` or ``image_shape``; see
-    ``sim.binding``. A parameter ``args`` gets a namespace with all of that and the program's own arguments.
+    ``sim.parameter_roles``. A parameter ``args`` gets a namespace with all of that and the program's own arguments.
 
     Args:
         model: a name in ``MODELS``, ``torchvision:name`` of a classifier, ``package.module:name``, or the object.

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim import user_code
-from sim.binding import Binding
 from sim.data.columns import Columns
 from sim.data.items import Items, opened
 from sim.errors import DataError, PluginError, described, one_line
+from sim.parameter_roles import Binding
 from sim.process_settings import restored_settings
 from sim.seeds import Purpose, seeded
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from sim.client.flower_program import FlowerSpec
     from sim.client.runtime import ClientSpec
+    from sim.engine.client_execution import Worker
     from sim.engine.contract import Chunk, ChunkResult, TestSlice
     from sim.engine.ray.shipping import CachedFiles
-    from sim.engine.worker import Worker
     from sim.training.local import TestSums
 
 
@@ -61,7 +61,7 @@ class ChunkActor:
 
     def __init__(self) -> None:
         with uncollected():
-            import sim.engine.worker  # noqa: F401 - takes seconds, during which the driver prepares the run
+            import sim.engine.client_execution  # noqa: F401 - takes seconds, during which the driver prepares the run
         gc.freeze()  # what was imported is never garbage, and user code may collect garbage for each client
         self.weights: NDArrays = []
 
@@ -72,9 +72,9 @@ class ChunkActor:
             cached_files: data set and partition, for the nodes of a cluster where the driver is not.
             actor: the number of this actor in the run.
         """
+        from sim.engine.client_execution import Worker
         from sim.engine.liveness import Liveness
         from sim.engine.ray.shipping import unpack
-        from sim.engine.worker import Worker
         from sim.reaper import SESSION_VARIABLE
 
         if assignment.session:

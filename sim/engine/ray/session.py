@@ -26,7 +26,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 import psutil
 
-from sim import private, reaper
+from sim import private_names, reaper
 from sim.errors import ConfigError, EngineError
 from sim.run_folder.log import LOG_FORMAT
 
@@ -130,11 +130,11 @@ class RaySession:
 
             from sim.engine.ray.actor import INLINE_BYTES, start_actor
 
-            arguments = {**private.ray_job_config(), **arguments}
-            with private.ray_errors_in_the_log():
+            arguments = {**private_names.ray_job_config(), **arguments}
+            with private_names.ray_errors_in_the_log():
                 if self._is_own:
                     arguments = {"_system_config": {"max_direct_call_object_size": INLINE_BYTES}, **arguments}
-                    with private.fewer_ray_processes(dashboard=arguments["include_dashboard"]):
+                    with private_names.fewer_ray_processes(dashboard=arguments["include_dashboard"]):
                         ray.init(**arguments)
                     assert self._folder is not None
                     self._folder.chmod(0o700)  # Ray opens it for all users
@@ -403,7 +403,7 @@ def _token_required() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in names}
     imported = "ray" in sys.modules
     os.environ.update(names)
-    if imported and not private.reread_ray_authentication() and not _imported_with_token:
+    if imported and not private_names.reread_ray_authentication() and not _imported_with_token:
         logging.getLogger("sim").warning("note: Ray was imported before; other users of this machine can reach it")
         _restore(before)
         yield
@@ -413,7 +413,7 @@ def _token_required() -> Iterator[None]:
         yield
     finally:
         _restore(before)
-        private.reread_ray_authentication()
+        private_names.reread_ray_authentication()
 
 
 _imported_with_token: list[bool] = []  # not empty once a run of this process has made Ray read the token

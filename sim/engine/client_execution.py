@@ -35,7 +35,7 @@ from flwr.common import (
 )
 from torch import Tensor
 
-from sim import private
+from sim import private_names
 from sim.client.algorithm_client import FINE_TUNE_EPOCHS
 from sim.client.contents import Packer, as_bytes, numbers_of, unpack, weights_of, without_arrays
 from sim.client.flower_program import FlowerRuntime, FlowerSpec, node_of
@@ -415,7 +415,7 @@ class AppClient:
 
     def __init__(self, runtime: FlowerRuntime, context: Context) -> None:
         self._runtime, self._context = runtime, context
-        self._compat = private.legacy_messages()
+        self._compat = private_names.legacy_messages()
 
     def fit(self, ins: FitIns) -> FitRes:
         """Train, as the app does it."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sim.commands.inspect import print_table
+from sim.commands.output import print_table
 from sim.config.fields import parse_flag, parse_scalar, type_of
 from sim.config.run_config import CentralizedConfig, RunConfig
 from sim.disk import bytes_of, shown_bytes

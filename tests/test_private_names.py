@@ -12,7 +12,7 @@ import pytest
 from flwr.common import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from conftest import ONE_ACTOR, Sim, Small, sha256
-from sim import private
+from sim import private_names
 from sim.errors import StateError
 from sim.run_folder.state import pack_record, unpack_record
 
@@ -24,7 +24,7 @@ def test_hidden_names_and_no_start_simulation_change_no_bit(
     sim: Sim, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sums = {sha256(small(name="inline").model_path)}  # the inline engine uses neither
-    hidden = sim(*FEW, *ONE_ACTOR, "--name", "hidden", env={**os.environ, private.HIDDEN: "1"})
+    hidden = sim(*FEW, *ONE_ACTOR, "--name", "hidden", env={**os.environ, private_names.HIDDEN: "1"})
     assert hidden.returncode == 0, hidden.stderr
     assert "Traceback" not in hidden.stderr
     sums.add(sha256(tmp_path / "results" / "hidden" / "model.safetensors"))
@@ -36,13 +36,13 @@ def test_hidden_names_and_no_start_simulation_change_no_bit(
 
 
 def test_no_name_is_found_while_all_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert private._find("ray._raylet", "Config") is not None
-    assert private._find("ray._raylet", "NoSuchName") is None
-    monkeypatch.setenv(private.HIDDEN, "1")
-    assert private._find("ray._raylet", "Config") is None
-    assert private.reread_ray_authentication() is False
+    assert private_names._find("ray._raylet", "Config") is not None
+    assert private_names._find("ray._raylet", "NoSuchName") is None
+    monkeypatch.setenv(private_names.HIDDEN, "1")
+    assert private_names._find("ray._raylet", "Config") is None
+    assert private_names.reread_ray_authentication() is False
     with pytest.raises(ValueError, match="cannot read the state of a client"):
-        private.record_from_protobuf(b"")
+        private_names.record_from_protobuf(b"")
 
 
 def _state() -> RecordDict:

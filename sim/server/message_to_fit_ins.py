@@ -14,7 +14,7 @@ from flwr.server.client_manager import ClientManager
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from sim import private
+from sim import private_names
 from sim.client.flower_program import client_of, node_of
 from sim.client.torch_client import fit_settings
 from sim.config.run_config import RunConfig
@@ -24,7 +24,7 @@ from sim.errors import RunError
 from sim.metrics import spelled
 from sim.run_folder.records import Phase
 from sim.server.adapter import Evaluated
-from sim.server.messages import MESSAGE_CALLS, RAISED, NodesGrid, averages
+from sim.server.message_strategies import MESSAGE_CALLS, RAISED, NodesGrid, averages
 from sim.server.results import PhaseResults, numbers_of
 from sim.server.sampled_clients import SampledClients
 from sim.server.visible_weights import VisibleWeights
@@ -84,7 +84,7 @@ class MessagesToClients:
             sizes: examples of each client; empty where nobody knows.
             sends_settings: clients get the settings of the training with their instructions.
         """
-        private.set_task_identity(node_of(-1))
+        private_names.set_task_identity(node_of(-1))
         self.strategy: Any = used
         self._view, self._names, self._config, self._sizes = view, names, config, sizes
         self._sends_settings = sends_settings

@@ -14,7 +14,7 @@ from flwr.common import Array, ArrayRecord, ConfigRecord, Error, Message, Metric
 from flwr.serverapp import Grid, strategy
 from flwr.serverapp.strategy import Result, Strategy
 
-from sim import private
+from sim import private_names
 from sim.client.contents import Packer, keys_of, source_of, unpack
 from sim.client.flower_program import client_of, node_of
 from sim.engine.aggregation import cut
@@ -66,7 +66,7 @@ class NodesGrid(Grid):
     """The part of a grid that does not depend on how messages travel."""
 
     def __init__(self) -> None:
-        self._run = private.empty_run()
+        self._run = private_names.empty_run()
 
     def set_run(self, run: Any) -> None:
         """Set what ``run`` gives."""

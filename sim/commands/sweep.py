@@ -1,0 +1,60 @@
+"""The command ``sim sweep``: a run for each combination of values and each seed."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from sim.commands.output import print_table
+from sim.config.flags import settings_given, whole_number
+from sim.config.run_config import RunConfig
+from sim.errors import ConfigError, RunError
+from sim.run_folder.environment import available_cpus
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    """``sim sweep``: execute a run for each combination of values and each seed."""
+    from sim.sweep.grid import MOST_RUNS, parse_axis, variants
+
+    given = settings_without_name(arguments)
+    results_dir = given.pop("results_dir", RunConfig.results_dir)
+    num_seeds = whole_number("--seeds", arguments.seeds, MOST_RUNS)
+    axes = [parse_axis(text) for text in arguments.vary]
+    chosen = variants(given, axes, num_seeds, results_dir)
+    engines = {config.engine for variant in chosen for config in variant.configs}
+    jobs = available_cpus() if engines == {"inline"} else 1
+    if arguments.jobs is not None:
+        jobs = whole_number("--jobs", arguments.jobs)
+    from sim.sweep.execute import sweep
+    from sim.sweep.screen import SweepScreen, table_of
+    from sim.sweep.table import FINAL
+
+    with SweepScreen() as screen:
+        planned = sweep(chosen, results_dir, jobs=jobs, on_change=screen.update)
+    print_table(table_of(planned))
+    print(f"tables          {results_dir}/sweep.csv, {results_dir}/runs.csv")
+    print(f"picture         {results_dir}/sweep.png")
+    if Path(results_dir, FINAL).exists():
+        print(f"final values    {results_dir}/{FINAL}")
+    failed = [each for each in planned if each.status == "failed"]
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {len(planned)} runs failed, first {failed[0].run.name}: {failed[0].error}; "
+            "run the same command again to retry them"
+        )
+
+
+def settings_without_name(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that the user gave.
+
+    The name in a config file is dropped, because it is the name of another run.
+
+    Raises:
+        ConfigError: a name was given as a flag, or a setting is wrong.
+    """
+    if "name" in vars(arguments):
+        raise ConfigError(f"--name {arguments.name}: cannot be set, because each run is named after its settings")
+    given = settings_given(RunConfig, arguments)
+    given.pop("name", None)
+    return given
