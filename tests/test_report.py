@@ -18,8 +18,8 @@ from sim.centralized import train_centralized
 from sim.config.run_config import CentralizedConfig, RunConfig
 from sim.errors import RunFolderError
 from sim.report import comparison, figures, numbers, runs
-from sim.report.runs import ReadRun
 from sim.run_folder.folder import Run
+from sim.run_folder.read_run import ReadRun
 from sim.run_folder.records import RoundRecord
 from sim.run_folder.writer import RunWriter
 

@@ -16,6 +16,7 @@ from sim.errors import ConfigError, RunFolderError, one_line
 from sim.metrics import MetricName, shown
 from sim.run_folder.folder import Run, list_runs
 from sim.run_folder.measured import column, direction_of, metric_of, table_of
+from sim.run_folder.read_run import ReadRun
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def show_list(arguments: argparse.Namespace) -> None:
     for run in list_runs(arguments.results_dir):
         try:
             if _fits(run.config(), wanted):
-                rows.append(_row_of(run, asked, arguments.metric))
+                rows.append(_row_of(ReadRun(run.path), asked, arguments.metric))
         except RunFolderError as error:
             print(f"sim: {error}", file=sys.stderr)  # the other runs are still shown
     order = ORDERS[arguments.sort]

@@ -23,8 +23,9 @@ def plot(arguments: argparse.Namespace) -> None:
         raise ConfigError("--first-rounds: only with --timeline")
     from sim.run_folder import plots
     from sim.run_folder.measured import metric_of, metric_of_all
+    from sim.run_folder.read_run import ReadRun
 
-    runs = [open_run(name, arguments.results_dir) for name in arguments.runs]
+    runs = [ReadRun(open_run(name, arguments.results_dir).path) for name in arguments.runs]
     if arguments.metric is None:
         found = {metric.name: metric for run in runs if (metric := metric_of(run)) is not None}
         metrics = list(found.values()) or [plots.ACCURACY]

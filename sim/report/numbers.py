@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim.metrics import MetricName, Target
-from sim.report.runs import ReadRun
 from sim.run_folder.measured import column, spent_to_target, table_of, tested_last
 from sim.run_folder.plots import ACCURACY, Curve, curves_of, sample_sd
+from sim.run_folder.read_run import ReadRun
 
 if TYPE_CHECKING:
     import pandas as pd

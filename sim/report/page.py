@@ -13,9 +13,9 @@ from sim.config.choices import WITH_ALPHA
 from sim.metrics import MetricName
 from sim.report import comparison, figures, numbers
 from sim.report.numbers import Group
-from sim.report.runs import ReadRun
 from sim.run_folder import plots
 from sim.run_folder.measured import metric_of_all
+from sim.run_folder.read_run import ReadRun
 
 _MAX_FAILURE_KINDS = 50  # there may be many, e.g. if each error text contains the client's number
 

@@ -1,93 +1,18 @@
-"""Find the runs that a report shows, and read each of their files once."""
+"""Find the runs that a report shows."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 from sim.errors import RunFolderError
 from sim.run_folder.folder import Run, is_run, list_runs, open_run
+from sim.run_folder.read_run import ReadRun
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-
-class ReadRun(Run):
-    """A run that reads each of its files once, so that a page is consistent even while the run continues."""
-
-    def read(self) -> Self:
-        """Read all files now.
-
-        Raises:
-            RunFolderError: one of them cannot be read.
-        """
-        _ = self.config(), self.rounds(), self.environment
-        if not self.is_central:
-            self.clients()
-        if self.metrics_path.exists():  # not in runs of earlier versions
-            self.metrics()
-        return self
-
-    def config(self) -> dict[str, Any]:
-        """Return the same as ``Run.config``, read once."""
-        return self._config
-
-    def rounds(self) -> pd.DataFrame:
-        """Return the same as ``Run.rounds``, read once."""
-        return self._rounds
-
-    def clients(self) -> pd.DataFrame:
-        """Return the same as ``Run.clients``, without rows of a round that ``rounds`` does not have yet."""
-        return self._clients
-
-    def metrics(self) -> pd.DataFrame:
-        """Return the same as ``Run.metrics``, without rows of a round that ``rounds`` does not have yet."""
-        return self._metrics
-
-    @cached_property
-    def _config(self) -> dict[str, Any]:
-        return super().config()
-
-    @cached_property
-    def _rounds(self) -> pd.DataFrame:
-        return super().rounds()
-
-    @cached_property
-    def _clients(self) -> pd.DataFrame:
-        frame = super().clients()
-        return frame[frame["round"] <= self.last_round]
-
-    @cached_property
-    def _metrics(self) -> pd.DataFrame:
-        frame = super().metrics()
-        return frame[frame["round"] <= self.last_round]
-
-    @cached_property
-    def environment(self) -> dict[str, Any]:
-        """The content of ``environment.json``; empty if there is no such file.
-
-        Raises:
-            RunFolderError: the file cannot be read or is not a JSON object.
-        """
-        try:
-            content = json.loads(self.environment_path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, RecursionError) as error:
-            raise RunFolderError(f"{self.environment_path}: {error}") from error
-        if not isinstance(content, dict):
-            raise RunFolderError(f"{self.environment_path}: holds a {type(content).__name__}, not an object")
-        return content
-
-    @property
-    def last_round(self) -> int:
-        """The last recorded round (0 is before training); -1 if there is none yet."""
-        rounds = self.rounds()
-        return int(rounds["round"].max()) if len(rounds) else -1
+    pass
 
 
 def chosen_runs(
