@@ -19,7 +19,7 @@ from sim.data import partition
 from sim.data.dataset import load_dataset
 from sim.errors import ConfigError
 from sim.interrupts import interruptible
-from sim.processes import uncollected
+from sim.processes import imports_are_no_garbage, uncollected
 from sim.run_folder.environment import available_cpus
 from sim.run_folder.folder import Run
 from sim.run_folder.writer import check_folder, locked_folder
@@ -270,6 +270,7 @@ def _simulate(
             prepared = resumed(old, prepared, allow_changed_code=allow_changed_code)
         with (
             interruptible(),
+            imports_are_no_garbage(),
             open_session(prepared, on_record, resumable=True) as session,
             _open_engine(prepared, ray_session, num_actors, session.run) as dispatcher,
         ):

@@ -393,16 +393,15 @@ def test_a_client_that_fails_sends_nothing(run: Any) -> None:
 COMPRESSED = {"up": "qsgd:4", "down": "qsgd:8", "error_feedback": True}
 
 
-@pytest.mark.ray
-@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "krum"])
+@pytest.mark.parametrize("strategy", ["fedavg", pytest.param("scaffold", marks=pytest.mark.ray), "krum"])
 def test_the_same_bits_in_every_engine_and_after_a_resume(small: Any, strategy: str) -> None:
     given = {"compress": COMPRESSED, "strategy": strategy, "num_rounds": 3, "fraction_evaluate": 0.3}
     whole = small(**given, name="whole")
-    on_ray = small({"num_cpus": 2}, **given, engine="ray", name="ray")
+    others = [small({"num_cpus": 2}, **given, engine="ray", name="ray")] if strategy == "scaffold" else []
     part = small(**{**given, "num_rounds": 1}, name="part")
-    resumed = resume(part, num_rounds=3)
-    assert len({sha256(each.model_path) for each in (whole, on_ray, resumed)}) == 1
-    for other in (on_ray, resumed):
+    others.append(resume(part, num_rounds=3))
+    for other in others:
+        assert sha256(other.model_path) == sha256(whole.model_path)
         assert rows(other) == rows(whole)
         assert other.rounds()["eval_loss"].tolist()[1:] == whole.rounds()["eval_loss"].tolist()[1:]
     sums = whole.clients().groupby("round")[["bytes_down", "bytes_up"]].sum()

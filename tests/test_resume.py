@@ -306,7 +306,7 @@ def test_a_strategy_that_no_checkpoint_can_keep_is_refused(small: Small, tmp_pat
 
 @pytest.mark.ray
 def test_the_fault_campaign_passes(tmp_path: Path) -> None:
-    """A killed actor, a killed driver and a full disk, which needs the right to mount.
+    """A full disk, which needs the right to mount.
 
     The other kinds of the campaign have tests of their own, here, in test_faults.py and in test_process_faults.py.
     """
@@ -319,11 +319,10 @@ def test_the_fault_campaign_passes(tmp_path: Path) -> None:
         campaign.SETTINGS["max_local_steps"] = 2  # the faults need rounds, but no long ones
         sys.exit(campaign.main())
     """
-    words = ["--trials", "3", "--seed", "1", "--strategies", "fedadam", "-o", str(tmp_path / "faults.csv")]
+    words = ["--trials", "1", "--seed", "1", "--kinds", "full disk", "--strategies", "fedadam", "-o", str(tmp_path / "faults.csv")]
     command = [sys.executable, "-c", textwrap.dedent(program), *words]
     folder = ROOT / "scripts" / "faults"
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1500, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     table = pd.read_csv(tmp_path / "faults.csv")
-    assert table.kind.tolist() == ["kill actor", "kill driver", "full disk"]
-    assert table.outcome.tolist() == ["ok"] * 3
+    assert table[["kind", "outcome"]].values.tolist() == [["full disk", "ok"]]

@@ -154,15 +154,11 @@ def test_evaluation_that_fails_loses_its_own_numbers_only(small: Small, in_progr
     assert run.rounds().num_clients.tolist()[1:] == [4, 4]
 
 
-@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.ray)])
-def test_no_client_sees_the_mode_or_the_gradients_that_another_left(
-    small: Small, in_programs: None, engine: str
-) -> None:
+def test_no_client_sees_the_mode_or_the_gradients_that_another_left(small: Small, in_programs: None) -> None:
     """The train function here relies on a net that is as new; evaluation leaves it in another mode."""
     own = {"model": "own:WithDropout", "train": "own:train_without_setting_the_mode", "num_rounds": 3}
     plain = small(**own, fraction_evaluate=0.1, name="plain")
-    arguments = {"num_cpus": 1} if engine == "ray" else None
-    evaluated = small(arguments, **own, fraction_evaluate=1.0, engine=engine, name="evaluated")
+    evaluated = small(**own, fraction_evaluate=1.0, name="evaluated")
     assert all(np.array_equal(array, _weights(evaluated)[name]) for name, array in _weights(plain).items())
 
 

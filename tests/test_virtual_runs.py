@@ -259,8 +259,6 @@ def test_asynchronous_runs_have_the_same_bits_everywhere(
     settings = {**ASYNCHRONOUS[name], **SLOW_AND_FAST, "max_local_steps": 3, "fraction_evaluate": 0.2}
     inline = small(**settings, name="inline")
     expected = sha256(inline.model_path)
-    for actors in (1, 2, 3) if name == "fedbuff" else (2,):  # the other one differs in the equations alone
-        assert sha256(small({"num_cpus": actors}, engine="ray", **settings, name=f"ray{actors}").model_path) == expected
     half = small(**{**settings, "num_rounds": settings["num_rounds"] // 2}, name="half")
     resumed = resume(half, num_rounds=settings["num_rounds"])
     assert sha256(resumed.model_path) == expected

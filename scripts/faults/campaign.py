@@ -108,9 +108,10 @@ def resume(folder: Path, engine: str, num_cpus: int) -> list[str]:
 class Campaign:
     """Runs trials in a temporary folder, and the runs without faults that they are compared with."""
 
-    def __init__(self, rng: random.Random, root: Path, strategies: Sequence[str]) -> None:
+    def __init__(self, rng: random.Random, root: Path, strategies: Sequence[str], kinds: Sequence[str]) -> None:
         self.rng = rng
         self.strategies = strategies
+        self.kinds = kinds
         self.root = root
         self.mark = f"campaign-{os.getpid()}"
         self.undisturbed: dict[tuple[str, str], Run] = {}
@@ -148,6 +149,7 @@ class Campaign:
         """Choose the kind, the strategy, the engine, the client and the time of a fault."""
         strategy = self.rng.choice(self.strategies)
         kinds = KINDS_OF_PROCESSES if strategy in ALGORITHMS else KINDS
+        kinds = [each for each in kinds if each in self.kinds] or self.kinds
         kind = kinds[number % len(kinds)]
         engine = "ray" if kind in _ON_RAY else self.rng.choice(("ray", "inline"))
         fault = ""
@@ -284,11 +286,12 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("-o", "--output", type=Path, help="CSV, one row a trial")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     root = Path(tempfile.mkdtemp(prefix="fault-campaign-"))
-    campaign = Campaign(random.Random(arguments.seed), root, arguments.strategies)
+    campaign = Campaign(random.Random(arguments.seed), root, arguments.strategies, arguments.kinds)
     output = arguments.output.resolve() if arguments.output else None
     os.chdir(HERE)  # faulty.py is imported from the current folder
     for number in range(arguments.trials):

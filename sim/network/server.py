@@ -28,6 +28,7 @@ from sim.errors import ConfigError, EngineError, UsageError
 from sim.network.identity import Identity, Shape, fingerprint
 from sim.network.options import ServerOptions
 from sim.network.registry import Registry
+from sim.processes import imports_are_no_garbage
 from sim.run_folder import log as run_log
 from sim.run_folder.folder import Run
 from sim.server.prepared import Prepared
@@ -117,7 +118,8 @@ class NetworkServer(Server):
             shared[ALGORITHM] = prepared.torch_spec.algorithm.to_text()
         worker = Worker(spec, prepared.config.num_clients, spec.seed)
         dispatcher = RemoteDispatcher(self.registry, worker, shared, self._round_timeout)
-        RoundServer(prepared, dispatcher, session.on_round, self.registry, counts_bytes=False).run()
+        with imports_are_no_garbage():
+            RoundServer(prepared, dispatcher, session.on_round, self.registry, counts_bytes=False).run()
 
 
 def _compare_with_partition(prepared: Prepared, identity: Identity) -> None:
