@@ -319,7 +319,8 @@ def test_the_fault_campaign_passes(tmp_path: Path) -> None:
         campaign.SETTINGS["max_local_steps"] = 2  # the faults need rounds, but no long ones
         sys.exit(campaign.main())
     """
-    words = ["--trials", "1", "--seed", "1", "--kinds", "full disk", "--strategies", "fedadam", "-o", str(tmp_path / "faults.csv")]
+    words = ["--trials", "1", "--seed", "1", "--kinds", "full disk", "--strategies", "fedadam"]
+    words += ["-o", str(tmp_path / "faults.csv")]
     command = [sys.executable, "-c", textwrap.dedent(program), *words]
     folder = ROOT / "scripts" / "faults"
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1500, check=False)
