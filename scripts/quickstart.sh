@@ -5,3 +5,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
 "$VENV"/bin/sim run "$@"
+
+if ! command -v sim > /dev/null; then
+    echo "to use the command sim in this shell: source $VENV/bin/activate"
+fi

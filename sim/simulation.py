@@ -298,8 +298,10 @@ def _ray_session(
 
     if config.ray_address is not None:
         _check_cluster(config.ray_address)
+        if config.niceness:
+            raise ConfigError(f"--niceness {config.niceness}: the cluster at {config.ray_address} decides")
         arguments = {**(ray_init_args or {}), "address": config.ray_address}
-    with RaySession(arguments, num_actors, config.client_resources) as ray_session:
+    with RaySession(arguments, num_actors, config.client_resources, config.niceness) as ray_session:
         yield ray_session
 
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from conftest import PROGRAMS, Sim, Small, sha256
-from sim.errors import ClientError
+from sim.errors import ClientError, ConfigError
 
 
 @pytest.fixture
@@ -78,6 +78,22 @@ def test_a_fraction_of_a_gpu_gives_as_many_actors_as_share_it(small: Small) -> N
     clients = run.clients()
     assert sorted(clients.actor.unique()) == [0, 1]
     assert set(clients.loss) == {0.0}  # CUDA_VISIBLE_DEVICES
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("_no_process_left")
+def test_actors_step_back_behind_other_programs_only_if_asked(small: Small) -> None:
+    """Ray's own default is a niceness of 15."""
+    found = set()
+
+    def look(record: Any) -> None:
+        family = psutil.Process().children(recursive=True)
+        found.update(process.nice() for process in family if process.name().startswith("ray::ChunkActor"))
+
+    small({"num_cpus": 1}, engine="ray", num_rounds=1, niceness=3, on_record=look)
+    assert found == {min(19, psutil.Process().nice() + 3)}
+    with pytest.raises(ConfigError, match="--niceness 3: the cluster at auto decides"):
+        small(engine="ray", ray_address="auto", niceness=3)
 
 
 @pytest.mark.ray

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,4 +182,25 @@ def test_auto_on_a_cpu_is_one_after_another() -> None:
     prepared = prepare.prepare(RunConfig())
     assert (prepared.config.local_training, prepared.spec.vectorized_clients) == ("sequential", 1)
     prepared = prepare.prepare(RunConfig(local_training="vectorized"))
-    assert (prepared.config.vectorized_clients, prepared.spec.vectorized_clients) == (16, 16)
+    assert (prepared.config.vectorized_clients, prepared.spec.vectorized_clients) == (20, 20)
+
+
+@pytest.mark.parametrize(
+    ("settings", "clients"),
+    [
+        ({}, 25),
+        ({"clients_per_round": 49}, 1),
+        ({"model": "Mlp"}, 1),
+        ({"dataset": "breast-cancer"}, 1),  # no images
+        ({"local_training": "sequential"}, 1),
+    ],
+)
+def test_auto_on_a_cpu_trains_small_models_in_groups(
+    settings: dict[str, Any], clients: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    given = {"model": "Logistic", "num_clients": 60, "clients_per_round": 50, "partitioner": "iid", **settings}
+    assert prepare.prepare(RunConfig(**given)).spec.vectorized_clients == clients
+    said = [record.getMessage() for record in caplog.records if record.name == "sim"]
+    expected = "clients are trained in groups of 25, because Logistic has 10250 weights only; see --local-training"
+    assert [line for line in said if "trained" in line] == ([expected] if clients > 1 else [])

@@ -1,6 +1,6 @@
 """Measure client updates per second of bare PyTorch, plain Flower and sim, round by round in turn, on this machine.
 
-    scripts/bench.sh [--rounds 5] [--only pfl-research instant] [-o results/published/bench]
+    scripts/bench.sh [--rounds 7] [--only pfl-research instant] [-o results/published/bench]
     scripts/bench.sh --device cuda -o results/published/bench-gpu
 
 Writes OUTPUT.csv with one row per workload, OUTPUT.png, and OUTPUT.json with the machine and the versions. The seconds
@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from workloads import WORKLOADS, Workload
+from workloads import WORKLOADS
 
 from sim.config.run_config import RunConfig
 from sim.run_folder import environment
@@ -76,9 +76,9 @@ class Contender:
             self.process.kill()
 
 
-def line_up(workload: Workload, num_processes: int, device: str) -> dict[str, tuple[str, dict[str, Any]]]:
+def line_up(name: str, num_processes: int, device: str) -> dict[str, tuple[str, dict[str, Any]]]:
     """Return what is compared: label → (name of the function, its arguments)."""
-    both = {"num_processes": num_processes}
+    workload, both = WORKLOADS[name], {"num_processes": num_processes}
     if device == "cuda" and not workload.instant:
         sequential = {"local_training": "sequential"}
         return {
@@ -86,17 +86,21 @@ def line_up(workload: Workload, num_processes: int, device: str) -> dict[str, tu
             **{f"sim_{n}_actors": ("sim", {"num_processes": n, **sequential}) for n in (1, 4, 10)},
             "sim": ("sim", {"num_processes": 1, "local_training": "vectorized"}),
         }
-    names = ["flower", "sim"] if workload.instant else ["limit", "flower", "sim"]
-    return {name: (name, both) for name in names}
+    compared = {name: (name, both) for name in ("limit", "limit_grad", "flower", "sim")}
+    if name.startswith("tiny"):
+        compared["sim_sequential"] = ("sim", {**both, "local_training": "sequential"})
+    without = ("limit", "limit_grad") if workload.instant else ()
+    return {label: each for label, each in compared.items() if label not in without}
 
 
 def measure(name: str, num_rounds: int, num_processes: int, device: str) -> dict[str, Any]:
     """Return one row of the CSV file: the median seconds per round of each contender, and ratios of them."""
     workload = WORKLOADS[name]
+    num_rounds = workload.num_rounds or num_rounds
     arguments = {"name": name, "num_rounds": num_rounds + 1, "device": device}
     contenders = [
         Contender(label, function, {**arguments, **more})
-        for label, (function, more) in line_up(workload, num_processes, device).items()
+        for label, (function, more) in line_up(name, num_processes, device).items()
     ]
     try:
         for _ in range(num_rounds + 1):
@@ -106,15 +110,18 @@ def measure(name: str, num_rounds: int, num_processes: int, device: str) -> dict
         for contender in contenders:
             contender.end()
     num_clients = RunConfig(**workload.settings).num_fit_clients
-    row: dict[str, Any] = {"workload": name, "clients_a_round": num_clients}
+    row: dict[str, Any] = {"workload": name, "clients_per_round": num_clients}
     for contender in contenders:
         row[f"{contender.name}_seconds"] = statistics.median(contender.seconds[1:])
     for contender in contenders:
-        row[f"{contender.name}_clients_a_second"] = num_clients / row[f"{contender.name}_seconds"]
+        row[f"{contender.name}_clients_per_second"] = num_clients / row[f"{contender.name}_seconds"]
     if "limit_seconds" in row:
-        row["flower_over_limit"] = row["flower_seconds"] / row["limit_seconds"]
-        row["sim_over_limit"] = row["sim_seconds"] / row["limit_seconds"]
-    row["sim_ms_a_client"] = 1000 * row["sim_seconds"] / num_clients
+        fastest = min(row["limit_seconds"], row["limit_grad_seconds"])
+        row["flower_over_limit"] = row["flower_seconds"] / fastest
+        row["sim_over_limit"] = row["sim_seconds"] / fastest
+    if "sim_sequential_seconds" in row:
+        row["sequential_over_sim"] = row["sim_sequential_seconds"] / row["sim_seconds"]
+    row["sim_ms_per_client"] = 1000 * row["sim_seconds"] / num_clients
     row["flower_over_sim"] = row["flower_seconds"] / row["sim_seconds"]
     return row
 
@@ -127,7 +134,7 @@ def picture(rows: pd.DataFrame) -> Figure:
     for axes, part, title in zip(
         figure.subplots(1, 2),
         (trained, instant),
-        ("time of a round ÷ bare PyTorch", "clients that return at once, ms a client (log)"),
+        ("time of a round ÷ the faster bare PyTorch loop", "clients that return at once, ms per client (log)"),
         strict=True,
     ):
         positions = range(len(part))
@@ -135,7 +142,7 @@ def picture(rows: pd.DataFrame) -> Figure:
             pairs = {"Flower": part.get("flower_over_limit"), "sim": part.get("sim_over_limit")}
             axes.axhline(1, color="0.4", linewidth=1, linestyle="--")
         else:
-            each = 1000 / part["clients_a_round"]
+            each = 1000 / part["clients_per_round"]
             pairs = {"Flower": part["flower_seconds"] * each, "sim": part["sim_seconds"] * each}
             axes.set_yscale("log")
         for number, (label, values) in enumerate(pairs.items()):
@@ -157,7 +164,7 @@ def picture(rows: pd.DataFrame) -> Figure:
 def main() -> None:
     """Measure the chosen workloads, print the results and write the files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds after the first [default 5]")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds after the first [default 7]")
     parser.add_argument("--only", nargs="+", default=[""], help="workloads whose names contain one of these")
     parser.add_argument("--processes", type=int, default=environment.available_cpus())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -1,6 +1,7 @@
 """The programs that are compared. Each runs one round for each line on its stdin and prints the seconds of the round.
 
 ``limit``: the same steps in bare PyTorch, NCHW and fp32, one process per core, without Flower or Ray.
+``limit_grad``: the same with ``torch.autograd.grad`` and ``torch._foreach_add_`` instead of an optimizer.
 ``flower``: ``start_simulation`` with Flower's own proxies and actors, and a client_fn that loads the data only once.
 ``sim``: this engine.
 """
@@ -72,17 +73,23 @@ class Plain:
         indices = torch.from_numpy(np.array(self.dealt.of(client_id))).to(self.device)
         return self.images[indices], self.labels[indices]
 
-    def train(self, client_id: int) -> int:
+    def train(self, client_id: int, *, with_optimizer: bool = True) -> int:
         """Train on the examples of one client and return their number."""
         images, labels = self.examples(client_id)
         optimizer = torch.optim.SGD(self.net.parameters(), lr=self.config.lr)
+        weights = list(self.net.parameters())
         self.net.train()
         for _ in range(self.config.local_epochs):
             order = torch.randperm(len(labels), device=self.device)
             for chosen in order.split(self.config.batch_size):
-                optimizer.zero_grad()
-                F.cross_entropy(self.net(images[chosen]), labels[chosen]).backward()
-                optimizer.step()
+                if with_optimizer:
+                    optimizer.zero_grad()
+                    F.cross_entropy(self.net(images[chosen]), labels[chosen]).backward()
+                    optimizer.step()
+                    continue
+                grads = torch.autograd.grad(F.cross_entropy(self.net(images[chosen]), labels[chosen]), weights)
+                with torch.no_grad():
+                    torch._foreach_add_(weights, grads, alpha=-self.config.lr)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return len(labels)
@@ -123,7 +130,7 @@ class FlowerClientFn:
         return PlainClient(plain(self.name, self.device), client_id).to_client()
 
 
-def limit(name: str, num_rounds: int, num_processes: int, device: str) -> None:
+def limit(name: str, num_rounds: int, num_processes: int, device: str, *, with_optimizer: bool = True) -> None:
     """Run bare training loops. In each round, the clients 0, 1, … are assigned to the processes in turn."""
     context = multiprocessing.get_context("spawn")
     start, end = context.Barrier(num_processes + 1), context.Barrier(num_processes + 1)
@@ -131,7 +138,7 @@ def limit(name: str, num_rounds: int, num_processes: int, device: str) -> None:
     workers = [
         context.Process(
             target=_limit_process,
-            args=(name, range(i, num_clients, num_processes), num_rounds, start, end, device),
+            args=(name, range(i, num_clients, num_processes), num_rounds, start, end, device, with_optimizer),
             daemon=True,
         )
         for i in range(num_processes)
@@ -146,14 +153,27 @@ def limit(name: str, num_rounds: int, num_processes: int, device: str) -> None:
         report(time.perf_counter() - began)
 
 
-def _limit_process(name: str, client_ids: range, num_rounds: int, start: Barrier, end: Barrier, device: str) -> None:
+def limit_grad(name: str, num_rounds: int, num_processes: int, device: str) -> None:
+    """Run bare training loops without an optimizer object."""
+    limit(name, num_rounds, num_processes, device, with_optimizer=False)
+
+
+def _limit_process(
+    name: str,
+    client_ids: range,
+    num_rounds: int,
+    start: Barrier,
+    end: Barrier,
+    device: str,
+    with_optimizer: bool,
+) -> None:
     program = plain(name, device)
     for client_id in client_ids:
         program.examples(client_id)
     for _ in range(num_rounds):
         start.wait()
         for client_id in client_ids:
-            program.train(client_id)
+            program.train(client_id, with_optimizer=with_optimizer)
         end.wait()
 
 
@@ -242,4 +262,4 @@ def main() -> None:
     bench.py calls this through an import, so that other processes can import the classes of this module.
     """
     chosen, arguments = sys.argv[1], json.loads(sys.argv[2])
-    {"limit": limit, "flower": flower, "sim": sim}[chosen](**arguments)
+    {"limit": limit, "limit_grad": limit_grad, "flower": flower, "sim": sim}[chosen](**arguments)

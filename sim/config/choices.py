@@ -96,6 +96,7 @@ CHANGEABLE = (
     "num_gpus",
     "engine",
     "ray_address",
+    "niceness",
     "checkpoint_every",
     "keep_checkpoints",
     "on_client_error",

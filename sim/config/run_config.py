@@ -39,6 +39,7 @@ _USED_BY_APPS = (
     "num_gpus",
     "engine",
     "ray_address",
+    "niceness",
     "torch_threads",
     "on_client_error",
     "checkpoint_every",
@@ -208,8 +209,8 @@ class RunConfig(VirtualTimeConfig):
     )
     local_training: str = setting(
         "auto",
-        "vectorized trains several clients in one computation; auto does so on a GPU if the model and the training "
-        "function allow it",
+        "vectorized trains several clients in one computation; auto does so if the model and the training function "
+        "allow it: on a GPU, and on CPUs where a model has few weights",
         MODEL,
         choices=("sequential", "vectorized", "auto"),
     )
@@ -328,6 +329,14 @@ class RunConfig(VirtualTimeConfig):
         None,
         "running Ray cluster to use instead of starting one: host:port, or auto for one on this machine",
         MACHINE,
+        belongs_to=("engine", ("ray",)),
+    )
+    niceness: int = setting(
+        0,
+        "how far the processes of clients step back behind other programs, from 0 to 19, as in the command nice",
+        MACHINE,
+        low=0,
+        high=19,
         belongs_to=("engine", ("ray",)),
     )
     on_client_error: str = setting(

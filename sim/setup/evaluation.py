@@ -40,6 +40,7 @@ _CHANGEABLE = (
     "num_gpus",
     "engine",
     "ray_address",
+    "niceness",
     "on_client_error",
     "max_retries",
     "client_timeout",

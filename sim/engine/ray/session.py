@@ -52,14 +52,19 @@ class RaySession:
     The sockets of a Ray of its own listen on all interfaces, and ask for a token that only this process knows.
     """
 
-    def __init__(self, init_args: dict[str, Any], num_actors: int, client_resources: dict[str, float]) -> None:
+    def __init__(
+        self, init_args: dict[str, Any], num_actors: int, client_resources: dict[str, float], niceness: int = 0
+    ) -> None:
         """Start nothing yet.
 
         Args:
             init_args: for ``ray.init``; they win over those of this class.
             num_actors: how many to start; on a cluster at most as many, where fewer may fit.
             client_resources: ``num_cpus`` and ``num_gpus`` of one actor.
+            niceness: of the actors of a Ray of its own; Ray's default is 15, with which they get next to no time
+                beside other programs.
         """
+        self._niceness = niceness
         self._init_args = init_args
         self._name = secrets.token_hex(8)
         self._is_own = init_args.get("address", "local") == "local"
@@ -133,7 +138,8 @@ class RaySession:
             arguments = {**private_names.ray_job_config(), **arguments}
             with private_names.ray_errors_in_the_log():
                 if self._is_own:
-                    arguments = {"_system_config": {"max_direct_call_object_size": INLINE_BYTES}, **arguments}
+                    system = {"max_direct_call_object_size": INLINE_BYTES, "worker_niceness": self._niceness}
+                    arguments = {"_system_config": system, **arguments}
                     with private_names.fewer_ray_processes(dashboard=arguments["include_dashboard"]):
                         ray.init(**arguments)
                     assert self._folder is not None
