@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from flwr_datasets.partitioner import DirichletPartitioner, InnerDirichletPartitioner
+from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, InnerDirichletPartitioner
 
 from sim.config.run_config import RunConfig
 from sim.data import partition, partitioners
@@ -72,6 +72,14 @@ def test_inner_dirichlet_gives_the_partition_of_flwr_datasets(alpha: float, shuf
     assert [len(part) for part in own] == sizes
     for client_id, part in enumerate(own):
         assert library.load_partition(client_id)["index"][:] == part.tolist()
+
+
+@pytest.mark.parametrize("num_clients", [1, 7, 900])
+def test_iid_gives_the_partition_of_flwr_datasets(num_clients: int) -> None:
+    library = IidPartitioner(num_clients)
+    library.dataset = datasets.Dataset.from_dict({"index": np.arange(900)})
+    own = [part.tolist() for part in partitioners.iid(LABELS[:900], num_clients)]
+    assert own == [library.load_partition(client_id)["index"][:] for client_id in range(num_clients)]
 
 
 def test_each_partitioner_has_a_test() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 from flwr.common import ArrayRecord, ConfigRecord
@@ -31,6 +33,35 @@ LAYOUT = WeightLayout(["w"], (0,), (0,), {})
 
 def _build(**settings: object) -> strategy.BuiltStrategy:
     return strategy.build(RunConfig(**settings), WEIGHTS, LAYOUT, lambda *_: (0.0, {}))  # type: ignore[arg-type]
+
+
+def test_clients_are_made_when_they_are_asked_for_and_sampled_as_by_flower() -> None:
+    made: list[int] = []
+
+    def proxy_of(client_id: int) -> VirtualClientProxy:
+        made.append(client_id)
+        return VirtualClientProxy(client_id)
+
+    ours, flowers = virtual_clients(1000, proxy_of=proxy_of), SimpleClientManager()
+    for client_id in range(1000):
+        flowers.register(VirtualClientProxy(client_id))
+    random.seed(5)
+    expected = [proxy.cid for proxy in flowers.sample(7)]
+    random.seed(5)
+    sampled = ours.sample(7)
+    assert [proxy.cid for proxy in sampled] == expected
+    assert sorted(made) == sorted(map(int, expected))
+    assert sampled[0] is ours.all()[sampled[0].cid]
+    for manager in (ours, flowers):
+        manager.unregister(manager.all()["3"])
+        manager.unregister(manager.all()["4"])
+        manager.register(VirtualClientProxy(3))
+        manager.register(VirtualClientProxy(5000))
+        manager.unregister(manager.all()["5000"])
+    assert list(ours.all()) == list(flowers.all())
+    assert (len(ours.all()), "4" in ours.all(), "01" in ours.all(), "1000" in ours.all()) == (999, False, False, False)
+    with pytest.raises(KeyError):
+        ours.all()["4"]
 
 
 def test_every_name_that_the_config_offers_is_in_a_table() -> None:

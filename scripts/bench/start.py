@@ -1,10 +1,11 @@
 """Measure the seconds until the first round, compared with bare imports and ``ray.init``, and with many clients.
 
-    scripts/bench_start.sh [--repeats 5] [--only digits registered] [-o results/published/start]
+    scripts/bench_start.sh [--repeats 5] [--only digits registered million] [-o results/published/start]
 
 The programs of a comparison are started in turn; the first start of each is not counted. Writes OUTPUT.csv, whose rows
 are medians, and OUTPUT.json with the machine and the versions. With many registered clients, 100 of them train in each
-round, and the partition is in the cache.
+round, or 1,000 of a million. The partition is made in the first start, whose seconds are in ``first_seconds``, and is
+in the cache afterwards. ``peak_mib`` is the memory of the driver.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 
 from sim.run_folder import environment
 
@@ -26,20 +28,23 @@ BARE = "import torch, flwr, ray; ray.init(); print('started', flush=True)"
 # Each client trains one step on one example, so that clients with many examples do not take longer.
 REGISTERED = ("--dataset", "synthetic", "--num-examples", "100000", "--partitioner", "iid", "--local-epochs", "1")
 REGISTERED += ("--max-local-steps", "1", "--batch-size", "1")
+MILLION = ("--dataset", "synthetic", "--num-examples", "1000000", "--image-size", "8", "--model", "Logistic")
+MILLION += (*REGISTERED[4:], "--clients-per-round", "1000")
 STARTS = {
     "digits": {"bare": None, "sim run": ()},
     "registered": {
         f"{number:,} clients": (*REGISTERED, "--num-clients", str(number), "--clients-per-round", "100")
         for number in (100, 10_000, 100_000)
     },
+    "million": {f"{number:,} clients": (*MILLION, "--num-clients", str(number)) for number in (10_000, 1_000_000)},
 }
 
 
-def bare() -> tuple[float, float]:
+def bare() -> tuple[float, float, float]:
     """Import torch, flwr and ray, and start Ray.
 
     Returns:
-        The seconds that this takes, twice: for the begin and for the end.
+        The seconds that this takes, twice: for the begin and for the end; and the MiB of memory.
     """
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-c", BARE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -47,21 +52,22 @@ def bare() -> tuple[float, float]:
     while process.stdout.readline() != b"started\n":
         if process.poll() is not None:
             raise RuntimeError(f"ray.init ended with exit code {process.returncode}")
-    seconds = time.perf_counter() - start
+    seconds, mib = time.perf_counter() - start, psutil.Process(process.pid).memory_info().rss / 2**20
     process.communicate()
-    return seconds, seconds
+    return seconds, seconds, mib
 
 
-def run(*flags: str) -> tuple[float, float]:
+def run(*flags: str) -> tuple[float, float, float]:
     """Start a run of one round.
 
     Returns:
-        The seconds until round 1 begins, and the seconds until it is recorded.
+        The seconds until round 1 begins, the seconds until it is recorded, and the most MiB of memory until then.
     """
     with tempfile.TemporaryDirectory(prefix="sim-start-") as folder:
         words = ["run", "--num-rounds", "1", "--name", "start", "--results-dir", folder, *flags]
         table = Path(folder) / "start" / "rounds.csv"
         seconds: list[float] = []
+        peak = 0
         start = time.perf_counter()
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         with subprocess.Popen([sys.executable, "-m", "sim", *words], **quiet) as process:
@@ -69,26 +75,37 @@ def run(*flags: str) -> tuple[float, float]:
                 while len(seconds) < 2:
                     recorded = table.read_text().count("\n") - 1 if table.exists() else 0
                     seconds += [time.perf_counter() - start] * (recorded - len(seconds))
-                    if process.poll() is not None and recorded < 2:
+                    if process.poll() is None:
+                        peak = max(peak, psutil.Process(process.pid).memory_info().rss)
+                    elif recorded < 2:
                         raise RuntimeError(f"sim {' '.join(words)}: exit code {process.returncode}")
                     time.sleep(0.005)
             except BaseException:
                 process.terminate()
                 raise
-    return seconds[0], seconds[1]
+    return seconds[0], seconds[1], peak / 2**20
 
 
 def compare(name: str, repeats: int) -> pd.DataFrame:
     """Start the programs of a comparison in turn; the other rows are compared with the first row."""
     starts = STARTS[name]
-    taken: dict[str, list[tuple[float, float]]] = {label: [] for label in starts}
+    taken: dict[str, list[tuple[float, float, float]]] = {label: [] for label in starts}
     for _ in range(repeats + 1):
         for label, flags in starts.items():
             taken[label].append(bare() if flags is None else run(*flags))
     rows = []
     for label, all_seconds in taken.items():
-        begins, ends = (statistics.median(column) for column in zip(*all_seconds[1:], strict=True))
-        rows.append({"comparison": name, "start": label, "begin_seconds": begins, "end_seconds": ends})
+        begins, ends, mib = (statistics.median(column) for column in zip(*all_seconds[1:], strict=True))
+        rows.append(
+            {
+                "comparison": name,
+                "start": label,
+                "first_seconds": all_seconds[0][0],
+                "begin_seconds": begins,
+                "end_seconds": ends,
+                "peak_mib": mib,
+            }
+        )
     frame = pd.DataFrame(rows)
     for column in ("begin", "end"):
         seconds = frame[f"{column}_seconds"]

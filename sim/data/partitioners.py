@@ -116,6 +116,14 @@ def quantity(values: Values, num_partitions: int, alpha: float, seed: int, min_p
     )
 
 
+def iid(values: Values, num_partitions: int) -> list[Indices]:
+    """Cut the examples, which are in a random order, into equal parts; the first ones have one more where it is needed.
+
+    The result is the same as that of ``IidPartitioner`` of flwr-datasets, which takes a millisecond per client.
+    """
+    return np.array_split(np.arange(len(values)), num_partitions)
+
+
 def natural(labels: Indices, num_partitions: int) -> list[Indices]:
     """Return the examples of the first ids, in the order of the ids.
 
@@ -241,7 +249,7 @@ def _distribution(config: RunConfig, values: Values) -> dict[str, Any]:
 
 
 PARTITIONERS = {
-    "iid": Entry("IidPartitioner", _count),
+    "iid": Entry("IidPartitioner", _count, iid),
     "dirichlet": Entry("DirichletPartitioner", _dirichlet, column="classes"),
     "inner-dirichlet": Entry("InnerDirichletPartitioner", _inner_dirichlet, inner_dirichlet, column="classes"),
     "shard": Entry("ShardPartitioner", _by_label(num_shards_per_partition=2), column="classes"),

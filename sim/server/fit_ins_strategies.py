@@ -5,7 +5,7 @@ A strategy samples client proxies. Here they are numbers only: the work goes thr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -97,9 +97,71 @@ def virtual_clients(
         proxy_of: makes the proxy of a client.
     """
     manager = SimpleClientManager() if manager is None else manager  # an empty one counts as false
+    if isinstance(manager, SimpleClientManager) and not (manager.clients or _has_own_register(manager)):
+        # A million at once would take seconds.
+        manager.clients = MadeWhenAsked(num_clients, proxy_of)  # type: ignore[assignment]
+        return manager
     for client_id in range(num_clients):
         manager.register(proxy_of(client_id))
     return manager
+
+
+def _has_own_register(manager: SimpleClientManager) -> bool:
+    return type(manager).register is not SimpleClientManager.register
+
+
+class MadeWhenAsked(MutableMapping[str, ClientProxy]):
+    """The proxies of the clients 0 … ``num_clients`` − 1 by their names, each made when it is first asked for.
+
+    They can be removed and added, in the order of a dict.
+    """
+
+    def __init__(self, num_clients: int, proxy_of: Callable[[int], ClientProxy]) -> None:
+        self._ids = range(num_clients)
+        self._proxy_of = proxy_of
+        self._made: dict[str, ClientProxy] = {}
+        self._removed: set[str] = set()
+        self._added: dict[str, ClientProxy] = {}
+
+    def _is_first(self, name: object) -> bool:
+        """Whether a name is that of one of the clients 0 … n − 1 that was not removed."""
+        if name in self._made:
+            return True
+        if not (isinstance(name, str) and name.isascii() and name.isdecimal()) or name in self._removed:
+            return False
+        return int(name) in self._ids and str(int(name)) == name
+
+    def __getitem__(self, name: str) -> ClientProxy:
+        if name in self._added:
+            return self._added[name]
+        if not self._is_first(name):
+            raise KeyError(name)
+        if name not in self._made:
+            self._made[name] = self._proxy_of(int(name))
+        return self._made[name]
+
+    def __setitem__(self, name: str, proxy: ClientProxy) -> None:
+        (self._made if self._is_first(name) else self._added)[name] = proxy
+
+    def __delitem__(self, name: str) -> None:
+        if name in self._added:
+            del self._added[name]
+        elif self._is_first(name):
+            self._removed.add(name)
+            self._made.pop(name, None)
+        else:
+            raise KeyError(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._added or self._is_first(name)
+
+    def __iter__(self) -> Iterator[str]:
+        names = map(str, self._ids)
+        yield from (name for name in names if name not in self._removed) if self._removed else names
+        yield from self._added
+
+    def __len__(self) -> int:
+        return len(self._ids) - len(self._removed) + len(self._added)
 
 
 class LegacyStrategy:
