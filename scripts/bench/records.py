@@ -2,7 +2,8 @@
 
     scripts/bench_records.sh [--rounds 2000] [--clients 1000]
 
-The tables are those of a short run, whose rows are repeated until there are as many rounds and clients as asked for. Each command is started three times; the medians are printed.
+The tables are those of a short run, whose rows are repeated until there are as many rounds and clients as asked for.
+Each command is started three times; the medians are printed.
 """
 
 from __future__ import annotations
