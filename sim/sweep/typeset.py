@@ -9,7 +9,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sim.sweep.cells import Cell, Cells, Key
+from sim.run_folder.settings import Key
+from sim.sweep.cells import Cell, Cells
 
 _LEVELS = ((0.01, "**"), (0.05, "*"))  # p-values below which a cell gets these marks
 _TESTS = {"t": "a paired t-test", "wilcoxon": "Wilcoxon's signed-rank test"}
