@@ -43,7 +43,7 @@ def plot(arguments: argparse.Namespace) -> None:
         from sim.run_folder.panels import grid_figure
 
         write_picture(picture, grid_figure(runs, grid, arguments.metric, x, look), look.dots_per_inch)
-        _print_caption(runs, look)
+        _print_caption([] if "seed" in grid else runs, look)
         return
     if arguments.metric is None:
         found = {metric.name: metric for run in runs if (metric := metric_of(run)) is not None}
@@ -91,12 +91,12 @@ def _has_round(run: Run) -> bool:
 
 
 def _print_caption(runs: Sequence[Run], look: Look) -> None:
-    """Print what a figure for a paper leaves to its caption."""
+    """Print what a figure for a paper leaves to its caption, which says nothing of seeds if no runs are given."""
     if not look.in_print:
         return
     from sim.run_folder import plots
 
-    seeds = plots.seeds_of(plots.curves_of(runs))
+    seeds = plots.seeds_of(plots.curves_of(runs)) if runs else ""
     parts = [f"lines and bands are {seeds}"] if seeds else []
     if look.smooth > 1:
         parts.append(f"each point is the mean of the last {look.smooth} rounds")

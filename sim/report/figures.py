@@ -22,7 +22,7 @@ from sim.run_folder import plots
 from sim.run_folder.look import Look
 from sim.run_folder.measured import column
 
-# 10.5 points in a picture of 5.4 inches are 10 px on a phone 390 px wide, and 17 px at the page's 640 px.
+# 10.5 points in a picture of 5.4 inches are 10 px on a phone 390 px wide, and 16 px at the 600 px of half a page.
 _WIDTH = 5.4
 _STYLE: dict[Any, Any] = {"font.size": 10.5, "svg.hashsalt": "sim"}
 _LOOK = Look()

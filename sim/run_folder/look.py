@@ -106,8 +106,8 @@ class Look:
         return _STYLES_ON_SCREEN[number // _NUM_SCREEN_COLORS % len(_STYLES_ON_SCREEN)]
 
     def smoothed(self, row_word: str) -> str:
-        """Return what the label of an axis adds: over how many rounds its values are means."""
-        return f", mean of {self.smooth} {row_word}s" if self.smooth > 1 else ""
+        """Return what the label of an axis ends with: over how many rounds its values are means."""
+        return f"mean of {self.smooth} {row_word}s" if self.smooth > 1 else ""
 
     def figure(self, width_inches: float, height_inches: float) -> Figure:
         """Return an empty figure of this size, which keeps its fonts wherever it is drawn."""

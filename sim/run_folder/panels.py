@@ -191,9 +191,11 @@ def _drawn(
         axes.tick_params(labelbottom=not any(each.get_visible() for each in below))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=nbins, integer=x == "round", steps=[1, 2, 5, 10]))
     _title(axes_of.tolist(), grid)
-    row_word = plots.x_label(everything, "round")
+    smoothed = look.smoothed(plots.x_label(everything, "round"))
     figure.supxlabel(plots.x_label(everything, x, unit), fontsize="medium")
-    figure.supylabel(f"{plots.label_of(metric.name, everything)}{look.smoothed(row_word)}", fontsize="medium")
+    # In two lines, because the figure may have one low row.
+    label = ",\n".join(filter(None, (plots.label_of(metric.name, everything), smoothed)))
+    figure.supylabel(label, fontsize="medium", ha="center", multialignment="center")
     seeds = "" if look.in_print else plots.seeds_of(everything)
     if others:
         plots.common_legend(figure, "outside upper center", labels.values(), num_columns=in_row, title=seeds)

@@ -289,8 +289,7 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str, loo
     if title and not look.in_print:
         axes.set_title(title, fontsize="medium")
     axes.set_xlabel(x_label(curves, x, unit))
-    row_word = x_label(curves, "round")
-    axes.set_ylabel(f"{label_of(quantity, curves)}{look.smoothed(row_word)}")
+    axes.set_ylabel(", ".join(filter(None, (label_of(quantity, curves), look.smoothed(x_label(curves, "round"))))))
     if with_targets:
         look.draw_targets(axes)
     finish_axes(axes, x)

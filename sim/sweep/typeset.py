@@ -98,7 +98,8 @@ def _grid(table: Cells, look: Look, escape: Text, strong: Text, raised: Text) ->
     return grid
 
 
-def _latex_text(text: str) -> str:
+def latex_text(text: str) -> str:
+    """Return a text in which nothing is a command of LaTeX."""
     escaped = "".join(_LATEX.get(character, character) for character in text)
     return re.sub(r"(?<![\w-])-(?=[0-9])", "$-$", escaped)  # the sign of a number
 
@@ -114,26 +115,24 @@ def latex(table: Cells, look: Look, name: str) -> str:
         r"% needs \usepackage{booktabs}",
         r"\begin{table}",
         r"  \centering",
-        f"  \\caption{{{_latex_text(caption(table, look))}}}",
+        f"  \\caption{{{latex_text(caption(table, look))}}}",
         f"  \\label{{tab:{re.sub(r'[^A-Za-z0-9-]+', '-', name)}}}",
         r"  \smallskip",
         *([r"  \setlength{\tabcolsep}{8pt}"] if table.baseline else []),
         f"  \\begin{{tabular}}{{{'l' * max(heads, 1)}{'r' * width}}}",
         r"    \toprule",
     ]
-    names = [_latex_text(each) for each in table.rows] or [""]
+    names = [latex_text(each) for each in table.rows] or [""]
     if table.columns:
-        over = _latex_text(", ".join(table.columns))
+        over = latex_text(", ".join(table.columns))
         lines.append(f"    {' & '.join([''] * max(heads, 1))} & \\multicolumn{{{width}}}{{c}}{{{over}}} \\\\")
         lines.append(f"    \\cmidrule(lr){{{max(heads, 1) + 1}-{max(heads, 1) + width}}}")
-        titles = [_latex_text(", ".join(key)) for key in table.column_keys]
+        titles = [latex_text(", ".join(key)) for key in table.column_keys]
     else:
-        titles = [_latex_text(f"{table.value} {table.metric.name}")]
+        titles = [latex_text(f"{table.value} {table.metric.name}")]
     lines += [f"    {' & '.join([*names, *titles])} \\\\", r"    \midrule"]
     # Marks take no space, so that the numbers above each other are aligned.
-    grid = _grid(
-        table, look, _latex_text, lambda text: f"\\textbf{{{text}}}", lambda marks: f"\\rlap{{$^{{{marks}}}$}}"
-    )
+    grid = _grid(table, look, latex_text, lambda text: f"\\textbf{{{text}}}", lambda marks: f"\\rlap{{$^{{{marks}}}$}}")
     lines += [f"    {' & '.join(row if heads else ['', *row])} \\\\" for row in grid]
     lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""]
     return "\n".join(lines)
