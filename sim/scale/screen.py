@@ -34,7 +34,17 @@ def print_record(record: CellRecord, number: int, count: int) -> None:
 
 def table_of(frame: pd.DataFrame) -> Table:
     """Return a table with one row per cell: medians over its repeats with the status ``ok``, or its last status."""
-    names = ["engine", "clients", "actors", "repeats", "updates/s", "round s", "training", "driver MiB", "actors MiB"]
+    names = [
+        "engine",
+        "clients",
+        "actors",
+        "repeats",
+        "updates/s",
+        "seconds per round",
+        "training",
+        "driver MiB",
+        "actors MiB",
+    ]
     table = Table(*names, box=None)
     for column in table.columns[1:]:
         column.justify = "right"
