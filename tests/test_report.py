@@ -180,7 +180,7 @@ def test_the_page_begins_with_the_differences_and_has_all_sections(command: Sim,
 
 
 LATEX = r"""% needs \usepackage{booktabs}
-\begin{table}
+\begin{table*}
   \centering
   \caption{Results on the central test examples: mean $\pm$ sample standard deviation over the seeds.}
   \smallskip
@@ -193,7 +193,7 @@ LATEX = r"""% needs \usepackage{booktabs}
     new & 1 & 0 & -- & -- & -- \\
     \bottomrule
   \end{tabular}
-\end{table}
+\end{table*}
 """
 
 
@@ -360,4 +360,4 @@ def test_a_browser_shows_the_page_without_network_at_the_width_of_a_desktop_and_
     text.click()
     selected = browser.execute_script("return getSelection().toString()")
     assert selected.strip() == str(text.get_property("textContent")).strip()
-    assert selected.startswith("% needs \\usepackage{booktabs}\n\\begin{table}\n")
+    assert selected.startswith("% needs \\usepackage{booktabs}\n\\begin{table*}\n")

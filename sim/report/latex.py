@@ -1,4 +1,7 @@
-"""The results of a report as a table of LaTeX, to be copied into a paper."""
+"""The results of a report as a table of LaTeX, to be copied into a paper.
+
+It is a ``table*``, because it is wider than one of two columns; where there is one column, both are the same.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ def latex_of(rows: Sequence[tuple[str, Summary]], metric: MetricName) -> str:
     titles = [f"final {metric.name}", f"best {metric.name}", *(["final loss"] if metric.name != "loss" else [])]
     lines = [
         r"% needs \usepackage{booktabs}",
-        r"\begin{table}",
+        r"\begin{table*}",
         r"  \centering",
         f"  \\caption{{{latex_text(_caption([summary for _, summary in rows]))}}}",
         r"  \smallskip",
@@ -30,7 +33,7 @@ def latex_of(rows: Sequence[tuple[str, Summary]], metric: MetricName) -> str:
         found = [summary.final, summary.best, *([summary.final_loss] if metric.name != "loss" else [])]
         cells = [str(summary.num_seeds), str(most) if least == most else f"{least}–{most}", *map(_number, found)]
         lines.append(f"    {' & '.join(map(latex_text, [name, *cells]))} \\\\")
-    return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""])
+    return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table*}", ""])
 
 
 def _caption(summaries: Sequence[Summary]) -> str:

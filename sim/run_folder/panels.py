@@ -195,7 +195,7 @@ def _drawn(
     figure.supxlabel(plots.x_label(everything, x, unit), fontsize="medium")
     # In two lines, because the figure may have one low row.
     label = ",\n".join(filter(None, (plots.label_of(metric.name, everything), smoothed)))
-    figure.supylabel(label, fontsize="medium", ha="center", multialignment="center")
+    figure.supylabel(label, fontsize="medium", multialignment="center")
     seeds = "" if look.in_print else plots.seeds_of(everything)
     if others:
         plots.common_legend(figure, "outside upper center", labels.values(), num_columns=in_row, title=seeds)

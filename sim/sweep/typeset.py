@@ -13,6 +13,7 @@ from sim.run_folder.settings import Key
 from sim.sweep.cells import Cell, Cells
 
 _LEVELS = ((0.01, "**"), (0.05, "*"))  # p-values below which a cell gets these marks
+_COLUMN_LETTERS = 44  # of 10 points, in a column of 3.25 inches
 _TESTS = {"t": "a paired t-test", "wilcoxon": "Wilcoxon's signed-rank test"}
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -104,16 +105,26 @@ def latex_text(text: str) -> str:
     return re.sub(r"(?<![\w-])-(?=[0-9])", "$-$", escaped)  # the sign of a number
 
 
+def _num_letters(table: Cells, look: Look) -> int:
+    """Return how wide a table is, in letters, with two between its columns."""
+    titles = [*table.rows, *(", ".join(key) for key in table.column_keys)]
+    grid = [titles, *_grid(table, look, str, str, lambda marks: "")]
+    if not table.rows:
+        grid = [["", *row] for row in grid]
+    return sum(max(map(len, cells)) + 2 for cells in zip(*grid, strict=True)) - 2
+
+
 def latex(table: Cells, look: Look, name: str) -> str:
-    """Return a LaTeX table with booktabs.
+    """Return a LaTeX table with booktabs, over both columns of a page if one is too narrow for it.
 
     Args:
         name: for the label.
     """
     heads, width = len(table.rows), len(table.column_keys)
+    environment = "table*" if _num_letters(table, look) > _COLUMN_LETTERS else "table"
     lines = [
         r"% needs \usepackage{booktabs}",
-        r"\begin{table}",
+        f"\\begin{{{environment}}}",
         r"  \centering",
         f"  \\caption{{{latex_text(caption(table, look))}}}",
         f"  \\label{{tab:{re.sub(r'[^A-Za-z0-9-]+', '-', name)}}}",
@@ -134,7 +145,7 @@ def latex(table: Cells, look: Look, name: str) -> str:
     # Marks take no space, so that the numbers above each other are aligned.
     grid = _grid(table, look, latex_text, lambda text: f"\\textbf{{{text}}}", lambda marks: f"\\rlap{{$^{{{marks}}}$}}")
     lines += [f"    {' & '.join(row if heads else ['', *row])} \\\\" for row in grid]
-    lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""]
+    lines += [r"    \bottomrule", r"  \end{tabular}", f"\\end{{{environment}}}", ""]
     return "\n".join(lines)
 
 
