@@ -110,7 +110,7 @@ class Look:
         return f"mean of {self.smooth} {row_word}s" if self.smooth > 1 else ""
 
     def figure(self, width_inches: float, height_inches: float) -> Figure:
-        """Return an empty figure of this size, which keeps its fonts wherever it is drawn."""
+        """Return an empty figure of this size."""
         kind = _PaperFigure if self.in_print else Figure
         return kind(figsize=(width_inches, height_inches), layout="constrained")
 
@@ -139,12 +139,8 @@ class Look:
 
 
 class _PaperFigure(Figure):
-    """A figure that is drawn with the fonts of print, also the labels that matplotlib makes only when it draws."""
-
-    def draw(self, renderer: Any) -> None:
-        with matplotlib.rc_context(_PAPER):
-            super().draw(renderer)
+    """A figure whose PDF publishers accept: they refuse fonts of type 3."""
 
     def savefig(self, *arguments: Any, **keywords: Any) -> None:
-        with matplotlib.rc_context({**_PAPER, "pdf.fonttype": 42}):  # publishers refuse fonts of type 3
+        with matplotlib.rc_context({"pdf.fonttype": 42}):
             super().savefig(*arguments, **keywords)

@@ -197,7 +197,7 @@ def curves_figure(
         for axes, quantity in zip(figure.subplots(*shape, squeeze=False).flat, quantities, strict=True):
             _draw_curves(axes, curves, quantity, x, look, with_targets=quantity in metrics)
             if not below and axes.get_legend_handles_labels()[0]:
-                axes.legend(frameon=False)
+                axes.legend(edgecolor="none", framealpha=0.7)  # its words can be read where it covers a curve
         if below:  # inside the axes, the legend would hide the curves
             labels = (label for axes in figure.axes for label in axes.get_legend_handles_labels()[1])
             common_legend(figure, "outside lower center", labels, num_columns=shape[1])
