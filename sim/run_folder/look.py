@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 _MOST_ROUNDS = 100_000
 # Okabe and Ito's colours, which people who see few colours can tell apart; yellow is too faint for a line on white.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLES_IN_PRINT = ("-", "--", ":", "-.")
-_STYLES_ON_SCREEN = ("-", "--", ":", "-.")
+_LINE_STYLES = ("-", "--", ":", "-.")
 _NUM_SCREEN_COLORS = 10  # of matplotlib's own palette
 # 8 points is the size of captions in these templates. STIX looks like Times, and comes with matplotlib.
 _PAPER: dict[Any, Any] = {
@@ -101,9 +100,8 @@ class Look:
 
     def line_style(self, number: int) -> str:
         """Return the line style of the curve with this number: in print it changes with the colour, else after it."""
-        if self.in_print:
-            return _STYLES_IN_PRINT[number % len(_STYLES_IN_PRINT)]
-        return _STYLES_ON_SCREEN[number // _NUM_SCREEN_COLORS % len(_STYLES_ON_SCREEN)]
+        place = number if self.in_print else number // _NUM_SCREEN_COLORS
+        return _LINE_STYLES[place % len(_LINE_STYLES)]
 
     def smoothed(self, row_word: str) -> str:
         """Return what the label of an axis ends with: over how many rounds its values are means."""
