@@ -395,7 +395,7 @@ def test_sim_devices_prints_quantiles_and_a_round(sim: Sim, tmp_path: Path) -> N
         ["download", "Mbit/s", "8", "8", "8", "80", "80"],
         ["upload", "Mbit/s", "4", "4", "4", "40", "40"],
         ["share", "of", "24", "hours", "online", "1", "1", "1", "1", "1"],
-        ["seconds", "of", "a", "round", "4", "4", "4.3", "6", "6"],  # 1 + 2 + 10 steps, and 0.1 + 0.2 + 10 steps
+        ["seconds", "per", "round", "4", "4", "4.3", "6", "6"],  # 1 + 2 + 10 steps, and 0.1 + 0.2 + 10 steps
     ]
     assert result.stdout.splitlines()[6:] == [
         "phone           3 clients",
