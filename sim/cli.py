@@ -34,6 +34,7 @@ from sim.commands.scale import scale
 from sim.commands.size import size
 from sim.commands.sweep import sweep
 from sim.commands.table import table
+from sim.config.choices import COLUMN_INCHES, PLOT_STYLES
 from sim.config.flags import Parser, add_config, add_settings
 from sim.config.run_config import USED_BY, AppConfig, CentralizedConfig, RunConfig
 from sim.errors import ClientError, ConfigError, SimError, many_lines, one_line
@@ -115,7 +116,21 @@ def _parser() -> Parser:
 
 
 def _add_plot(plot: argparse.ArgumentParser) -> None:
-    plot.add_argument("runs", nargs="+", metavar="RUN", help="name in the results folder, or path of a run")
+    about = "name in the results folder, path of a run, or folder of runs such as a sweep"
+    plot.add_argument("runs", nargs="+", metavar="RUN", help=about)
+    about = (
+        "a panel for each value of a setting, e.g. alpha, or for each combination of two, e.g. alpha,strategy: rows "
+        "and columns"
+    )
+    plot.add_argument("--grid", metavar="SETTING[,SETTING]", help=about)
+    about = "paper: serif letters, colours for the colour-blind, line styles, the width of a column [default screen]"
+    plot.add_argument("--style", choices=PLOT_STYLES, help=about)
+    about = "columns of a two-column paper, 3.25 or 6.75 inches, with --style paper [default single]"
+    plot.add_argument("--width", choices=tuple(COLUMN_INCHES), help=about)
+    about = "draw the mean over the last N rounds instead of each round, which the axis says"
+    plot.add_argument("--smooth", metavar="N", help=about)
+    about = "draw a line at this value of the metric; several are possible"
+    plot.add_argument("--target", action="append", default=[], metavar="X", help=about)
     about = (
         "horizontal axis: rounds, seconds on the clock, virtual seconds since the start, or bytes that all clients "
         "have received and sent [default rounds]"

@@ -271,7 +271,7 @@ OTHERS = {
     "partition -o table.xls": "-o table.xls: the ending must be one of .png, .svg, .pdf",
     "plot": "the following arguments are required: RUN",
     "plot nothing": "run nothing: neither a run in results nor a path to one",
-    "plot foreign": "run foreign: neither a run in results nor a path to one",
+    "plot foreign": "run foreign: foreign is neither a run (it has no config.toml) nor a folder of runs; ",
     "plot damaged": "damaged has no rounds.csv",
     "plot damaged -o p.gif": "-o p.gif: the ending must be one of .png, .svg, .pdf",
     "plot damaged -o absent/p.png": "-o absent/p.png: there is no folder absent",

@@ -395,7 +395,7 @@ def test_sim_devices_prints_quantiles_and_a_round(sim: Sim, tmp_path: Path) -> N
         ["download", "Mbit/s", "8", "8", "8", "80", "80"],
         ["upload", "Mbit/s", "4", "4", "4", "40", "40"],
         ["share", "of", "24", "hours", "online", "1", "1", "1", "1", "1"],
-        ["seconds", "of", "a", "round", "4", "4", "4.3", "6", "6"],  # 1 + 2 + 10 steps, and 0.1 + 0.2 + 10 steps
+        ["seconds", "per", "round", "4", "4", "4.3", "6", "6"],  # 1 + 2 + 10 steps, and 0.1 + 0.2 + 10 steps
     ]
     assert result.stdout.splitlines()[6:] == [
         "phone           3 clients",
@@ -415,7 +415,7 @@ def test_steps_and_bytes_are_those_of_the_partition_and_the_model(command: Sim, 
     arguments = ("--device-args", "seconds_per_step=1", "download_mbps=1e12", "upload_mbps=1e12")
     result = command("devices", "--devices", "uniform", *arguments, *iid, "--batch-size", "16")
     assert result.returncode == 0, result.stderr
-    # 1,437 examples are 143 or 144 a client, which are 9 batches; Net has 61,706 parameters for images in grey.
+    # 1,437 examples are 143 or 144 per client, which are 9 batches; Net has 61,706 parameters for images in grey.
     assert result.stdout.splitlines()[-4:] == [
         "round           10 of 10 clients; 18 steps; 246,824 bytes down and up",
         "median client   18 s expected",

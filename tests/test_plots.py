@@ -52,7 +52,7 @@ def test_the_figure_has_a_line_per_curve_a_band_per_mean_and_units(tmp_path: Pat
     assert len(accuracy.collections) == 1
     assert accuracy.lines[0].get_ydata().tolist() == pytest.approx([0.1, 0.3])
     assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == (
-        "time in rounds or epochs (seconds)",
+        "wall-clock seconds",
         "accuracy (fraction)",
     )
     assert loss.get_ylabel() == "loss (nats per example)"

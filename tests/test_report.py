@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,10 @@ from sim import simulate
 from sim.centralized import train_centralized
 from sim.config.run_config import CentralizedConfig, RunConfig
 from sim.errors import RunFolderError
+from sim.metrics import MetricName
 from sim.report import comparison, figures, numbers, runs
+from sim.report.latex import latex_of
+from sim.report.numbers import ACCURACY, SeedStatistics, Summary
 from sim.run_folder.folder import Run
 from sim.run_folder.read_run import ReadRun
 from sim.run_folder.records import RoundRecord
@@ -175,6 +179,38 @@ def test_the_page_begins_with_the_differences_and_has_all_sections(command: Sim,
     assert "--fraction-evaluate" not in page.text
 
 
+LATEX = r"""% needs \usepackage{booktabs}
+\begin{table*}
+  \centering
+  \caption{Results on the central test examples: mean $\pm$ sample standard deviation over the seeds.}
+  \smallskip
+  \begin{tabular}{lrrrrr}
+    \toprule
+     & seeds & rounds & final accuracy & best accuracy & final loss \\
+    \midrule
+    a\_b & 2 & 1--2 & 0.500 $\pm$ 0.141 & 0.550 $\pm$ 0.071 & 1.000 $\pm$ 0.000 \\
+    central \& all & 1 & 1 & 0.900 & 0.900 & 1.000 \\
+    new & 1 & 0 & -- & -- & -- \\
+    \bottomrule
+  \end{tabular}
+\end{table*}
+"""
+
+
+def test_the_results_can_be_copied_as_latex(command: Sim, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    _fake(results, "a_b-seed0", RunConfig(num_rounds=2, seed=0), [0.1, 0.5, 0.4])
+    _fake(results, "a_b-seed1", RunConfig(num_rounds=2, seed=1), [0.1, 0.6])
+    _fake(results, "central & all", CentralizedConfig(epochs=1), [0.1, 0.9])
+    _fake(results, "new", RunConfig(num_rounds=2, lr=0.5), [])
+    source = _written(command, tmp_path, "results").source
+    shown = source.partition('id="latex" tabindex="0">')[2].partition("</pre>")[0]
+    assert html.unescape(shown) == LATEX
+    assert latex_of([], MetricName("loss", smaller_is_better=True)).count("loss") == 2  # final and best, once each
+    one = Summary(1, (3, 3), SeedStatistics([0.25]), None, None, None, None, None)
+    assert "Results on the central test examples, of one seed each." in latex_of([("x", one)], ACCURACY)
+
+
 def test_failures_are_counted_and_nothing_in_a_name_or_an_error_is_markup(
     command: Sim, small: Small, pictures: None, in_programs: None, tmp_path: Path
 ) -> None:
@@ -306,5 +342,22 @@ def test_a_browser_shows_the_page_without_network_at_the_width_of_a_desktop_and_
     for tag, attributes in page.tags:
         target = attributes.get("src") or attributes.get("href") or "#"
         assert target.startswith(("data:", "#")), tag
-    for width in (1280, 390):
+    for width in (390, 1280, 1920):
         assert_shown(browser, tmp_path / "page.html", width, num_images=2 + 2 + 2 + 1)
+        failures, pictures = browser.execute_script(
+            "const right = each => each.getBoundingClientRect().right;"
+            "return [right(document.querySelector('#summary-table th:last-child')),"
+            " [...document.querySelectorAll('#curves img')].map(right)]"
+        )
+        if width == 390:
+            continue
+        shown = browser.execute_script("return document.documentElement.clientWidth")
+        assert (
+            0.7 * shown < failures <= shown
+        )  # the whole table is seen, and it does not leave a third of the page empty
+        assert pictures[0] < shown / 2 < 0.7 * shown < pictures[1] <= shown  # beside each other
+    text = browser.find_element("id", "latex")
+    text.click()
+    selected = browser.execute_script("return getSelection().toString()")
+    assert selected.strip() == str(text.get_property("textContent")).strip()
+    assert selected.startswith("% needs \\usepackage{booktabs}\n\\begin{table*}\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -92,6 +93,17 @@ def test_markdown_and_latex(swept: Path, command: Sim, tmp_path: Path) -> None:
     done = command("table", "swept", "--baseline", "strategy=fedavg", "-o", "my_table.tex")
     assert (done.returncode, done.stdout) == (0, f"{MARKDOWN}table           my_table.tex\n")
     assert (tmp_path / "my_table.tex").read_text(encoding="utf-8") == LATEX
+
+
+def test_a_table_wider_than_a_column_goes_over_both(command: Sim, tmp_path: Path) -> None:
+    strategies = ["fedavg", "fedadam", "fedyogi"]
+    sweep(tmp_path / "wide", {(0.5, strategy): [0.5, 0.52] for strategy in strategies})
+    for words, environment in ((("--spread", "none"), "table"), ((), "table*")):  # 32 letters, and 50
+        assert command("table", "wide", "--rows", "alpha", *words, "-o", "t.tex").returncode == 0
+        text = (tmp_path / "t.tex").read_text(encoding="utf-8")
+        assert f"\\begin{{{environment}}}\n" in text
+        assert text.endswith(f"\\end{{{environment}}}\n")
+        assert len(re.findall(r"\\(?:begin|end){table\*?}", text)) == 2
 
 
 def rows_of(text: str) -> list[dict[str, str]]:

@@ -156,7 +156,7 @@ def _quantile_table(table: DeviceTable, online: _Online, seconds: NDArray[np.flo
         ("download Mbit/s", table.download_bytes_per_second / BYTES_OF_MBIT),
         ("upload Mbit/s", table.upload_bytes_per_second / BYTES_OF_MBIT),
         (f"share of {hours:g} hours online", online.of_client),
-        ("seconds of a round", seconds),
+        ("seconds per round", seconds),
     ):
         # A value of a client each, because there is nothing between a number and an infinite one.
         found = np.quantile(values, list(_QUANTILES.values()), method="inverted_cdf")

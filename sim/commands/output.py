@@ -36,8 +36,11 @@ def output_path(text: str, endings: Sequence[str]) -> Path:
     return path
 
 
-def write_picture(path: Path, figure: Any) -> None:
+def write_picture(path: Path, figure: Any, dpi: int = 144) -> None:
     """Write a figure, and say so.
+
+    Args:
+        dpi: dots per inch of a PNG.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -45,7 +48,7 @@ def write_picture(path: Path, figure: Any) -> None:
     from sim.run_folder.plots import render
 
     try:
-        path.write_bytes(render(figure, path.suffix.lstrip(".")))
+        path.write_bytes(render(figure, path.suffix.lstrip("."), dpi))
     except OSError as error:
         raise ConfigError(f"-o {path}: cannot be written: {error.strerror}") from None
     print(f"picture         {path}")

@@ -1,14 +1,20 @@
-"""The command ``sim plot``: curves of runs, or when clients worked."""
+"""The command ``sim plot``: curves of runs, also in a panel for each value of a setting, or when clients worked."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sim.commands.output import picture_path, write_picture
 from sim.config.fields import parse_number
-from sim.errors import ConfigError
-from sim.run_folder.folder import open_run
+from sim.config.flags import whole_number
+from sim.errors import ConfigError, RunFolderError, one_line
+from sim.run_folder.folder import Run, open_run
+
+if TYPE_CHECKING:
+    from sim.run_folder.look import Look
 
 X_NAMES = {"rounds": "round", "seconds": "seconds", "virtual-seconds": "virtual_seconds", "bytes": "bytes"}
 
@@ -21,11 +27,24 @@ def plot(arguments: argparse.Namespace) -> None:
         return
     if arguments.first_rounds is not None:
         raise ConfigError("--first-rounds: only with --timeline")
+    if arguments.width is not None and arguments.style != "paper":
+        raise ConfigError(f"--width {arguments.width}: only with --style paper")
+    smooth = 1 if arguments.smooth is None else whole_number("--smooth", arguments.smooth)
+    targets = tuple(_target(text) for text in arguments.target)
+    grid = None if arguments.grid is None else _settings(arguments.grid)
     from sim.run_folder import plots
+    from sim.run_folder.look import Look
     from sim.run_folder.measured import metric_of, metric_of_all
-    from sim.run_folder.read_run import ReadRun
 
-    runs = [ReadRun(open_run(name, arguments.results_dir).path) for name in arguments.runs]
+    look = Look(arguments.style or "screen", arguments.width or "single", smooth, targets)
+    runs = _runs(arguments.runs, arguments.results_dir)
+    x = X_NAMES[arguments.x or "rounds"]
+    if grid is not None:
+        from sim.run_folder.panels import grid_figure
+
+        write_picture(picture, grid_figure(runs, grid, arguments.metric, x, look), look.dots_per_inch)
+        _print_caption([] if "seed" in grid else runs, look)
+        return
     if arguments.metric is None:
         found = {metric.name: metric for run in runs if (metric := metric_of(run)) is not None}
         metrics = list(found.values()) or [plots.ACCURACY]
@@ -33,12 +52,69 @@ def plot(arguments: argparse.Namespace) -> None:
     else:
         metrics = [metric_of_all(runs, arguments.metric)]
         names = [metrics[0].name]
-    x = X_NAMES[arguments.x or "rounds"]
-    write_picture(picture, plots.curves_figure(plots.curves_of(runs, metrics), names, x))
+    write_picture(picture, plots.curves_figure(plots.curves_of(runs, metrics), names, x, look), look.dots_per_inch)
+    _print_caption(runs, look)
+
+
+def _target(text: str) -> float:
+    number = parse_number(float, text)
+    if number is None:
+        raise ConfigError(f"--target {one_line(text, 60)}: must be a number, e.g. 0.7")
+    return float(number)
+
+
+def _settings(text: str) -> list[str]:
+    names = [name.strip().replace("-", "_") for name in text.split(",")]
+    if not all(names) or len(names) > 2:
+        raise ConfigError(f"--grid {one_line(text, 200)}: must be one setting or two, e.g. alpha,strategy")
+    return names
+
+
+def _runs(words: Sequence[str], results_dir: str) -> Sequence[Run]:
+    """Return the runs that the words name; those of a folder that have no round yet are left out."""
+    from sim.report.runs import named_runs
+    from sim.run_folder.read_run import ReadRun
+
+    named = named_runs(words, results_dir)
+    found = {path: ReadRun(path) for path in named}
+    runs = [run for path, run in found.items() if named[path] or _has_round(run)]
+    if not runs:
+        raise RunFolderError(f"{', '.join(words)}: no run has a round yet")
+    without = [path.name for path in named if path not in {run.path for run in runs}]
+    if without:
+        print(f"note            left out, because no round is done yet: {one_line(', '.join(without), 200)}")
+    return runs
+
+
+def _has_round(run: Run) -> bool:
+    return run.rounds_path.exists() and len(run.rounds()) > 0
+
+
+def _print_caption(runs: Sequence[Run], look: Look) -> None:
+    """Print what a figure for a paper leaves to its caption, which says nothing of seeds if no runs are given."""
+    if not look.in_print:
+        return
+    from sim.run_folder import plots
+
+    seeds = plots.seeds_of(plots.curves_of(runs)) if runs else ""
+    parts = [f"lines and bands are {seeds}"] if seeds else []
+    if look.smooth > 1:
+        parts.append(f"each point is the mean of the last {look.smooth} rounds")
+    if parts:
+        print(f"caption         {'; '.join(parts)}")
 
 
 def _plot_timeline(arguments: argparse.Namespace, picture: Path) -> None:
-    for flag, value in (("--x", arguments.x), ("--metric", arguments.metric)):
+    given = {
+        "--x": arguments.x,
+        "--metric": arguments.metric,
+        "--grid": arguments.grid,
+        "--style": arguments.style,
+        "--width": arguments.width,
+        "--smooth": arguments.smooth,
+        "--target": ", ".join(arguments.target) or None,
+    }
+    for flag, value in given.items():
         if value is not None:
             raise ConfigError(f"{flag} {value}: not with --timeline, which draws when clients worked")
     if len(arguments.runs) > 1:

@@ -33,6 +33,8 @@ def sweep(arguments: argparse.Namespace) -> None:
     with SweepScreen() as screen:
         planned = sweep(chosen, results_dir, jobs=jobs, on_change=screen.update)
     print_table(table_of(planned))
+    if num_seeds > 1:
+        print("±               half of the 95 % interval over the seeds (Student's t)")
     print(f"tables          {results_dir}/sweep.csv, {results_dir}/runs.csv")
     print(f"picture         {results_dir}/sweep.png")
     if Path(results_dir, FINAL).exists():

@@ -114,6 +114,9 @@ _IN_FOLDER = {
     "leaf": "LEAF's data/all_data/*.json, or train/*.json and test/*.json",
 }
 WITHOUT_IMAGES = ("breast-cancer", "wine", "diabetes", "fedprox-synthetic", "text", "csv", "leaf")
+PLOT_STYLES = ("screen", "paper")
+# 3.25 and 6.75 inches are the columns of ICML; they also fit those of ACM (3.33 and 7.0) and IEEE (3.5 and 7.16).
+COLUMN_INCHES = {"single": 3.25, "double": 6.75}
 
 
 def check_data_settings(dataset: str, data_dir: str | None, target: str | None, image_size: int | None) -> None:

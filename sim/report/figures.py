@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -19,13 +19,14 @@ from matplotlib.figure import Figure
 from sim.metrics import MetricName
 from sim.report.numbers import PARTS, Group, SeedStatistics, last, measured
 from sim.run_folder import plots
+from sim.run_folder.look import Look
 from sim.run_folder.measured import column
 
-# 10.5 points in a picture of 5.4 inches are 10 px on a phone 390 px wide, and 17 px at the page's 640 px.
+# 10.5 points in a picture of 5.4 inches are 10 px on a phone 390 px wide, and 16 px at the 600 px of half a page.
 _WIDTH = 5.4
 _STYLE: dict[Any, Any] = {"font.size": 10.5, "svg.hashsalt": "sim"}
-_LINES: Final = ("-", "--", ":")  # the next style is used when the ten colours are used up
-_BORDERS = ("solid", "dashed", "dotted")
+_LOOK = Look()
+_BORDERS = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "double"}  # the borders of CSS have no dashes with dots
 _PART_COLORS = ("C9", "C0", "C7", "C4", "C1", "C2", "C8", "C3")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -50,7 +51,8 @@ class Mark:
 def curve_marks(groups: Sequence[Group]) -> list[Mark]:
     """Return the legend of the curves."""
     return [
-        Mark(group.curve.label, to_hex(f"C{group.number % 10}"), _BORDERS[_cycle(group.number)]) for group in groups
+        Mark(group.curve.label, to_hex(_LOOK.color(group.number)), _BORDERS[_LOOK.line_style(group.number)])
+        for group in groups
     ]
 
 
@@ -78,13 +80,12 @@ def curves_picture(groups: Sequence[Group], quantity: str) -> Picture | None:
         figure = plots.curves_figure(curves, [quantity])
         axes = figure.axes[0]
         axes.set_title("")
+        for legend in figure.legends:
+            legend.remove()
         figure.set_size_inches(_WIDTH, 3.7)
         axes.set_ylim(top=axes.get_ylim()[1] * 1.03)  # so that a marker at the top is not cut off
         if len(curves) > 1:
             _remove_legend(axes)
-            numbers = {curve.label: group.number for curve, group in zip(curves, groups, strict=True)}
-            for line in axes.lines:
-                line.set_linestyle(_LINES[_cycle(numbers[str(line.get_label())])])
         return _svg(figure, f"Test {quantity} against rounds. At the end: {_listed(final)}.")
 
 
@@ -146,7 +147,7 @@ def time_picture(seconds: Mapping[str, Mapping[str, float | None]]) -> Picture:
         axes.set_ylim(len(seconds) - 0.6, -0.85)
         axes.set_xlim(left=0)
         axes.set_yticks([])
-        axes.set_xlabel("mean time per round (seconds)")
+        axes.set_xlabel("wall-clock seconds per round")
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -172,10 +173,6 @@ def _remove_legend(axes: Axes) -> None:
     legend = axes.get_legend()
     if legend is not None:
         legend.remove()
-
-
-def _cycle(number: int) -> int:
-    return number // 10 % len(_LINES)
 
 
 def _text(statistics: SeedStatistics) -> str:

@@ -66,6 +66,7 @@ class SeedStatistics:
 class Summary:
     """The results of one curve; None for what was not measured."""
 
+    num_seeds: int
     rounds: tuple[int, int]  # the smallest and the largest number of finished rounds of a seed
     final: SeedStatistics | None
     best: SeedStatistics | None
@@ -156,6 +157,7 @@ def summary_of(group: Group, metric: MetricName) -> Summary:
     training = sum(float(frame.fit_seconds.sum()) for frame in frames)
     central = group.runs[0].is_central
     return Summary(
+        num_seeds=len(group.runs),
         rounds=(min(reached), max(reached)),
         final=measured(frames, column("test", metric.name), last),
         best=measured(frames, column("test", metric.name), lambda values: metric.best(values.tolist())),

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sim.config.choices import WITH_ALPHA
 from sim.metrics import MetricName
 from sim.report import comparison, figures, numbers
+from sim.report.latex import latex_of
 from sim.report.numbers import Group
 from sim.run_folder import plots
 from sim.run_folder.measured import metric_of_all
@@ -62,6 +63,7 @@ def page_of(runs: Sequence[ReadRun], title: str, asked: str | None = None) -> st
     failures = numbers.failures_of(runs)
     environment = comparison.compare_environments([run.environment for run in runs])
     tested_names, tested = numbers.tested_of(groups)
+    summaries = [(group, numbers.summary_of(group, metric)) for group in groups]
     return templates.get_template("page.html").render(
         metric=metric,
         tested_names=tested_names,
@@ -75,7 +77,8 @@ def page_of(runs: Sequence[ReadRun], title: str, asked: str | None = None) -> st
         **_configs(runs, groups),
         curves={name: figures.curves_picture(groups, name) for name in dict.fromkeys((metric.name, "loss"))},
         **_to_target(groups),
-        summaries=[(group, numbers.summary_of(group, metric)) for group in groups],
+        summaries=summaries,
+        latex=latex_of([(group.name, summary) for group, summary in summaries], metric),
         partitions=[_partition(group) for group in numbers.partitions_of(runs)],
         fairness=_fairness(groups, metric),
         never_evaluated=[name for name, will_evaluate in not_evaluated if not will_evaluate],

@@ -30,10 +30,7 @@ def chosen_runs(
         RunFolderError: there is no such run or folder of runs, in which case the message lists the runs in
             ``results_dir``; or a run that was named, or every run, cannot be read.
     """
-    named: dict[Path, bool] = {}
-    for word in words:
-        for run, by_name in _runs_of(word, results_dir):
-            named[run.path] = by_name or named.get(run.path, False)
+    named = named_runs(words, results_dir)
     runs = []
     for path, by_name in named.items():
         try:
@@ -43,6 +40,19 @@ def chosen_runs(
                 raise
             on_unreadable(error)
     return runs
+
+
+def named_runs(words: Sequence[str], results_dir: str) -> dict[Path, bool]:
+    """Return the path of each run that ``chosen_runs`` reads, and whether it was named itself, not only its folder.
+
+    Raises:
+        RunFolderError: there is no such run or folder of runs.
+    """
+    named: dict[Path, bool] = {}
+    for word in words:
+        for run, by_name in _runs_of(word, results_dir):
+            named[run.path] = by_name or named.get(run.path, False)
+    return named
 
 
 def _runs_of(word: str, results_dir: str) -> Iterator[tuple[Run, bool]]:

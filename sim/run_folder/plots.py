@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import matplotlib
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -18,7 +19,9 @@ from matplotlib.ticker import MaxNLocator
 
 from sim.errors import ConfigError, one_line
 from sim.metrics import MetricName
+from sim.run_folder.look import Look
 from sim.run_folder.measured import QUANTILES, X_AXES, column, spent, table_of, unmeasured
+from sim.run_folder.settings import NOT_COMPARED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,11 +32,13 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg", "pdf")
 _MAX_COLUMNS = 2000  # of clients; the picture is only about 1000 pixels wide
-_NOT_A_SETTING = {"seed", "name", "results_dir", "verbose"}
 ACCURACY = MetricName("accuracy", smaller_is_better=False)
 _PHASES = {"test": "test examples", "fit": "training", "evaluate": "clients' own examples"}
 _MAX_LEGEND_LINES = 5
-_LINE_STYLES = ("-", "--", ":")
+_MAX_LEGEND_LINES_IN_PRINT = 2
+_LINE_STYLES = ("-", "--", ":")  # of the series of one curve
+_SCREEN = Look()
+_Place = Literal["outside upper center", "outside lower center"]
 _BYTE_UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
@@ -63,7 +68,7 @@ class Curve:
         """Return whether a column has a value in any run."""
         return any(name in frame and frame[name].notna().any() for frame in self.frames)
 
-    def series(self, column: str, x: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    def series(self, column: str, x: str, smooth: int = 1) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Return x, mean and sample standard deviation of ``column`` over the runs, each float64 [num_points].
 
         The deviation of a single run is NaN, as is all that was not measured. Against rounds, only the rounds that all
@@ -74,8 +79,12 @@ class Curve:
 
         Args:
             x: a key of ``measured.X_AXES``, see ``measured.spent``.
+            smooth: each measured value of a run is replaced by the mean of those of so many rounds, the last one being
+                its own; there are fewer at the start.
         """
         frames = [frame if column in frame else frame.assign(**{column: np.nan}) for frame in self.frames]
+        if smooth > 1:
+            frames = [frame.assign(**{column: _rolling_mean(frame[column], smooth)}) for frame in frames]
         if x != "round" and len(frames) > 1:
             places = [spent(frame, x).to_numpy(float) for frame in frames]
             are_done = [run.is_done() for run in self.runs] or [False] * len(frames)
@@ -85,6 +94,10 @@ class Curve:
             xs = spent(frames[0], x).to_numpy(float)[:length]
             values = np.array([frame[column].to_numpy(float)[:length] for frame in frames])
         return xs, values.mean(axis=0), sample_sd(values)
+
+
+def _rolling_mean(values: pd.Series, smooth: int) -> pd.Series:
+    return values.rolling(smooth, min_periods=1).mean().where(values.notna())
 
 
 def _on_one_grid(
@@ -124,7 +137,7 @@ def curves_of(runs: Sequence[Run], metrics: Sequence[MetricName] = ()) -> list[C
     repeats: Counter[str] = Counter()
     for run in runs:
         config = run.config()
-        settings = repr(sorted((key, value) for key, value in config.items() if key not in _NOT_A_SETTING))
+        settings = repr(sorted((key, value) for key, value in config.items() if key not in NOT_COMPARED))
         with_seed = f"{settings} {config.get('seed')}"
         groups.setdefault((settings, repeats[with_seed]), []).append(run)
         repeats[with_seed] += 1  # a second run with the same seed belongs to another curve
@@ -153,27 +166,68 @@ def _common_start(names: list[str]) -> Iterator[str]:
         yield letters[0]
 
 
-def curves_figure(curves: Sequence[Curve], quantities: Sequence[str], x: str = "round") -> Figure:
-    """Draw metrics such as ``accuracy`` and ``loss``.
+def curves_figure(
+    curves: Sequence[Curve], quantities: Sequence[str], x: str = "round", look: Look | None = None
+) -> Figure:
+    """Draw metrics such as ``accuracy`` and ``loss``, beside each other; in a single column of print below each other.
 
     For a single curve, every measured series is drawn; for several curves, only the results on the test examples.
 
     Args:
-        x: what they are drawn against: ``round``, ``seconds`` of wall-clock time in rounds, ``virtual_seconds`` since
-            the start of the run, or ``bytes`` that all clients together were sent and have sent since then.
+        x: what they are drawn against: ``round``, ``seconds`` on the clock, ``virtual_seconds`` since the start of the
+            run, or ``bytes`` that all clients together were sent and have sent since then.
+        look: how they are drawn, with lines at targets for every quantity but ``loss``, or for the only one.
 
     Raises:
-        ConfigError: there is no such ``x``, or a run has not measured it.
+        ConfigError: there is no such ``x``, or a run has not measured it; or there are targets and several metrics.
     """
-    _check_x(curves, x)
-    below = 0.2 * len(curves) if len(curves) > _MAX_LEGEND_LINES else 0.0
-    figure = Figure(figsize=(6.4 * len(quantities), 4.2 + below), layout="constrained")
-    for axes, quantity in zip(np.atleast_1d(figure.subplots(1, len(quantities))), quantities, strict=True):
-        _draw_curves(axes, curves, quantity, x)
+    look = look or _SCREEN
+    check_x(curves, x)
+    metrics = [name for name in quantities if name != "loss"] or list(quantities)
+    if look.targets and len(metrics) > 1:
+        raise ConfigError(f"--target {look.targets[0]:g}: is of one metric; choose by --metric {', '.join(metrics)}")
+    below = len(curves) > (_MAX_LEGEND_LINES_IN_PRINT if look.in_print else _MAX_LEGEND_LINES)
+    beside = not (look.in_print and look.width == "single")
+    shape = (1, len(quantities)) if beside else (len(quantities), 1)
+    width = look.inches if look.in_print else 6.4 * len(quantities)
+    height = width / shape[1] * 0.7 * shape[0] if look.in_print else 4.2
+    height += (0.13 if look.in_print else 0.2) * -(-len(curves) // shape[1]) * below
+    with look.applied():
+        figure = look.figure(width, height)
+        for axes, quantity in zip(figure.subplots(*shape, squeeze=False).flat, quantities, strict=True):
+            _draw_curves(axes, curves, quantity, x, look, with_targets=quantity in metrics)
+            if not below and axes.get_legend_handles_labels()[0]:
+                axes.legend(edgecolor="none", framealpha=0.7)  # its words can be read where it covers a curve
+        if below:  # inside the axes, the legend would hide the curves
+            labels = (label for axes in figure.axes for label in axes.get_legend_handles_labels()[1])
+            common_legend(figure, "outside lower center", labels, num_columns=shape[1])
     return figure
 
 
-def _check_x(curves: Sequence[Curve], x: str) -> None:
+def common_legend(figure: Figure, place: _Place, labels: Iterable[str], *, num_columns: int, title: str = "") -> None:
+    """Give a figure one legend for all its axes, with those of the labels that are drawn.
+
+    Args:
+        place: above or below the axes.
+    """
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    drawn = [label for label in dict.fromkeys(labels) if label in handles]
+    if drawn:
+        figure.legend(
+            [handles[label] for label in drawn],
+            drawn,
+            title=title or None,
+            frameon=False,
+            fontsize="small" if matplotlib.rcParams["font.size"] > 8 else 7,
+            loc=place,
+            ncols=num_columns,
+        )
+
+
+def check_x(curves: Sequence[Curve], x: str) -> None:
     if x not in X_AXES:
         raise ConfigError(f"x {one_line(x, 60)}: must be one of {', '.join(X_AXES)}")
     if x in ("round", "seconds"):  # a run without its first round has not measured them yet
@@ -194,38 +248,55 @@ def bytes_unit(num_bytes: float) -> tuple[str, float]:
     return next((unit for unit in _BYTE_UNITS if num_bytes >= unit[1]), _BYTE_UNITS[-1])
 
 
-def _x_label(curves: Sequence[Curve], x: str, unit: str) -> str:
-    rows = sorted({curve.row_word for curve in curves}, reverse=True)
+def x_label(curves: Sequence[Curve], x: str, unit: str = "") -> str:
+    """Return the text for the horizontal axis; ``unit`` is that of bytes."""
     return {
-        "round": " or ".join(rows),
-        "seconds": f"time in {'s or '.join(rows)}s (seconds)",
+        "round": "epoch" if all(curve.row_word == "epoch" for curve in curves) else "round",
+        "seconds": "wall-clock seconds",
         "virtual_seconds": "virtual seconds since the start",
         "bytes": f"traffic of all clients since the start, down + up ({unit})",
     }[x]
 
 
-def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str) -> None:
-    unit, scale = "", 1.0
-    if x == "bytes":
-        unit, scale = bytes_unit(max(spent(frame, x).max() for curve in curves for frame in curve.frames))
+def bytes_scale(curves: Sequence[Curve], x: str) -> tuple[str, float]:
+    """Return the unit of the horizontal axis, and how many bytes it has; an empty text and 1 if ``x`` is not bytes."""
+    if x != "bytes":
+        return "", 1.0
+    return bytes_unit(max(spent(frame, x).max() for curve in curves for frame in curve.frames))
+
+
+def seeds_of(curves: Sequence[Curve]) -> str:
+    """Return what lines and bands are, if all curves have the same number of seeds, more than one; or else nothing."""
+    counts = {len(curve.frames) for curve in curves}
+    return f"mean ± sample sd of {max(counts)} seeds" if len(counts) == 1 and max(counts) > 1 else ""
+
+
+def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str, look: Look, *, with_targets: bool) -> None:
+    unit, scale = bytes_scale(curves, x)
     # The mean of step functions is one, and what it is compared with is drawn alike.
     has_steps = x != "round" and any(len(curve.frames) > 1 for curve in curves)
+    seeds = seeds_of(curves)
     for number, curve in enumerate(curves):
         series = {column(phase, quantity): words for phase, words in _PHASES.items()}
         drawn = [name for name in series if curve.measures(name)]
         if len(curves) > 1:
             drawn = [name for name in drawn if name == column("test", quantity)]
-        for name, style in zip(drawn, _LINE_STYLES, strict=False):
-            xs, mean, deviation = curve.series(name, x)
-            measured = np.isfinite(mean)
-            label = curve.label if len(curves) > 1 else series[name]
-            if measured.any():
-                points = (xs[measured] / scale, mean[measured], deviation[measured])
-                _draw_line(axes, points, style, f"C{number}", label, has_steps)
-    if len(curves) == 1:
-        axes.set_title(curves[0].label, fontsize="medium")
-    axes.set_xlabel(_x_label(curves, x, unit))
-    axes.set_ylabel(label_of(quantity, curves))
+        for name, own_style in zip(drawn, _LINE_STYLES, strict=False):
+            label = series[name] if len(curves) == 1 else curve.name if seeds or look.in_print else curve.label
+            pen = Pen(look.color(number), look.line_style(number) if len(curves) > 1 else own_style, label)
+            draw_line(axes, curve, name, x, look, pen, scale=scale, has_steps=has_steps)
+    title = curves[0].label if len(curves) == 1 else seeds
+    if title and not look.in_print:
+        axes.set_title(title, fontsize="medium")
+    axes.set_xlabel(x_label(curves, x, unit))
+    axes.set_ylabel(", ".join(filter(None, (label_of(quantity, curves), look.smoothed(x_label(curves, "round"))))))
+    if with_targets:
+        look.draw_targets(axes)
+    finish_axes(axes, x)
+
+
+def finish_axes(axes: Axes, x: str) -> None:
+    """Let axes with curves begin at zero, and remove what is no data."""
     if axes.get_ylim()[0] >= 0 or not any(np.min(line.get_ydata()) < 0 for line in axes.lines):  # an R² may be below
         axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
@@ -233,24 +304,47 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str) -> 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(axes.lines) > _MAX_LEGEND_LINES:  # inside the axes, the legend would hide the curves
-        axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.14))
-    elif axes.lines:
-        axes.legend(frameon=False)
 
 
-def _draw_line(
-    axes: Axes, points: tuple[NDArray[Any], ...], style: str, color: str, label: str, has_steps: bool
+@dataclass(frozen=True)
+class Pen:
+    """The colour and the style of a line, and its text in the legend."""
+
+    color: str
+    style: str
+    label: str
+
+
+def draw_line(
+    axes: Axes,
+    curve: Curve,
+    name: str,
+    x: str,
+    look: Look,
+    pen: Pen,
+    *,
+    scale: float,
+    has_steps: bool,
 ) -> None:
-    xs, mean, deviation = points
-    (line,) = axes.plot(xs, mean, style, color=color, label=label, linewidth=1.8)
+    """Draw one column of a curve, with a band of one sample standard deviation if it has several seeds.
+
+    Args:
+        scale: how many of the units of ``x`` are one on the axis.
+        has_steps: draw steps instead of straight lines between the points.
+    """
+    xs, mean, deviation = curve.series(name, x, look.smooth)
+    measured = np.isfinite(mean)
+    if not measured.any():
+        return
+    xs, mean, deviation = xs[measured] / scale, mean[measured], deviation[measured]
+    (line,) = axes.plot(xs, mean, pen.style, color=pen.color, label=pen.label, linewidth=look.line_width)
     if has_steps:
         line.set_drawstyle("steps-post")
     if len(xs) < 10:
         line.set_marker("o")
     if not np.isnan(deviation).all():  # several seeds
         step: Any = "post" if has_steps else None
-        axes.fill_between(xs, mean - deviation, mean + deviation, color=color, alpha=0.2, linewidth=0, step=step)
+        axes.fill_between(xs, mean - deviation, mean + deviation, color=pen.color, alpha=0.2, linewidth=0, step=step)
 
 
 def label_of(quantity: str, curves: Sequence[Curve]) -> str:
@@ -383,12 +477,13 @@ def _draw_steps(axes: Axes, heights: NDArray[np.int64], label: str) -> None:
     axes.set_ylim(bottom=0)
 
 
-def render(figure: Figure, image_format: str) -> bytes:
+def render(figure: Figure, image_format: str, dpi: int = 144) -> bytes:
     """Return the picture as bytes; ``image_format`` is one of ``FORMATS``."""
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # the names of classes and runs may have dollars, which are no formula
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)  # a box is drawn
-        figure.savefig(buffer, format=image_format, dpi=144)
+        with matplotlib.rc_context({"pdf.fonttype": 42}):  # publishers refuse fonts of type 3
+            figure.savefig(buffer, format=image_format, dpi=dpi)
     return buffer.getvalue()

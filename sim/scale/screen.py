@@ -34,8 +34,8 @@ def print_record(record: CellRecord, number: int, count: int) -> None:
 
 def table_of(frame: pd.DataFrame) -> Table:
     """Return a table with one row per cell: medians over its repeats with the status ``ok``, or its last status."""
-    names = ["engine", "clients", "actors", "repeats", "updates/s", "round s", "training", "driver MiB", "actors MiB"]
-    table = Table(*names, box=None)
+    names = ["engine", "clients", "actors", "repeats", "updates/s", "seconds per round", "training"]
+    table = Table(*names, "driver MiB", "actors MiB", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     for (engine, clients, actors), part in frame.groupby(["engine", "num_clients", "num_actors"], sort=False):

@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 
 from sim.config.fields import parse_scalar
-from sim.errors import ConfigError, RunFolderError, one_line
+from sim.errors import ConfigError, RunFolderError
 from sim.metrics import MetricName
 from sim.run_folder.folder import Run
 from sim.run_folder.measured import column, metric_of_all, table_of
+from sim.run_folder.settings import NOTHING, Key, ordered, shown
 from sim.sweep.table import Interval
-
-Key = tuple[str, ...]  # the values of some settings, as they are shown
-_NOTHING = "–"  # a setting that has no effect in a run
 
 
 @dataclass(frozen=True)
@@ -148,8 +146,8 @@ def table_cells(
     done = [run for run in all_runs if run.config_path.is_file() and run.is_done()]
     if not done:
         raise RunFolderError(f"{', '.join(map(str, folders))}: no run is done")
-    shown = metric_of_all(done, metric)
-    measured = [_measured(run, (*row_names, *column_names), shown, value, phase) for run in done]
+    of_table = metric_of_all(done, metric)
+    measured = [_measured(run, (*row_names, *column_names), of_table, value, phase) for run in done]
     _check_known(measured, (*row_names, *column_names), varied)
     cells: dict[tuple[Key, Key], dict[int, _Measured]] = {}
     for each in measured:
@@ -167,11 +165,11 @@ def table_cells(
     }
     made = {place: cell for place, cell in made.items() if cell.by_seed}
     if not made:
-        raise ConfigError(f"--phase {phase}: no run has measured {shown.name} in it; choose test or evaluate")
-    row_keys, column_keys = (_ordered(list(dict.fromkeys(place[n] for place in made))) for n in (0, 1))
+        raise ConfigError(f"--phase {phase}: no run has measured {of_table.name} in it; choose test or evaluate")
+    row_keys, column_keys = (ordered(list(dict.fromkeys(place[n] for place in made))) for n in (0, 1))
     num_missing = len(all_runs) - len(done)
     result = Cells(
-        shown, value, phase, row_names, column_names, row_keys, column_keys, made, num_missing=num_missing, test=test
+        of_table, value, phase, row_names, column_names, row_keys, column_keys, made, num_missing=num_missing, test=test
     )
     return result if baseline is None else _compared(result, baseline)
 
@@ -190,23 +188,15 @@ def _heads(varied: list[str], rows: Sequence[str] | None, columns: Sequence[str]
 
 def _measured(run: Run, names: Key, metric: MetricName, value: str, phase: str) -> _Measured:
     config = run.config()
-    settings = {name: _shown(config, name) for name in names}
+    settings = {name: shown(config, name) for name in names}
     values = table_of(run, [metric])[column(phase, metric.name)].dropna().tolist()
     number = math.nan if not values else metric.best(values) if value == "best" else values[-1]
     return _Measured(run, int(config.get("seed", 0)), settings, number, config)
 
 
-def _shown(config: dict[str, Any], name: str) -> str:
-    setting, _, argument = name.partition(".")
-    found = config.get(setting)
-    if argument:
-        found = found.get(argument) if isinstance(found, dict) else None
-    return _NOTHING if found is None else one_line(f"{found:g}" if isinstance(found, float) else str(found), 100)
-
-
 def _check_known(measured: Sequence[_Measured], names: Key, varied: Sequence[str]) -> None:
     for name in names:
-        if all(each.settings[name] == _NOTHING for each in measured):
+        if all(each.settings[name] == NOTHING for each in measured):
             raise ConfigError(
                 f"--rows and --columns: no run has the setting {name}; "
                 + (f"the sweeps vary {', '.join(varied)}" if varied else "the sweeps vary nothing")
@@ -223,16 +213,6 @@ def _shared(one: _Measured, other: _Measured, names: Key) -> str:
     place = ", ".join(f"{name} {one.settings[name]}" for name in names) or "the only cell"
     reason = f"they differ in {', '.join(differ)}, which --rows or --columns can name" if differ else "they are equal"
     return f"{place}: {other.run.path} and {one.run.path} both have the seed {one.seed}; {reason}"
-
-
-def _ordered(keys: list[Key]) -> list[Key]:
-    """Order keys by number where all are numbers, otherwise as they appeared."""
-    orders = []
-    for values in zip(*keys, strict=True):
-        parsed = {value: parse_scalar(value) for value in values}
-        are_numbers = all(type(each) in (int, float) for each in parsed.values())
-        orders.append(parsed if are_numbers else {value: number for number, value in enumerate(dict.fromkeys(values))})
-    return sorted(keys, key=lambda key: [order[value] for order, value in zip(orders, key, strict=True)])
 
 
 def _compared(table: Cells, baseline: str) -> Cells:

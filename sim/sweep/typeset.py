@@ -9,9 +9,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sim.sweep.cells import Cell, Cells, Key
+from sim.run_folder.settings import Key
+from sim.sweep.cells import Cell, Cells
 
 _LEVELS = ((0.01, "**"), (0.05, "*"))  # p-values below which a cell gets these marks
+_COLUMN_LETTERS = 44  # of 10 points, in a column of 3.25 inches
 _TESTS = {"t": "a paired t-test", "wilcoxon": "Wilcoxon's signed-rank test"}
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -97,44 +99,53 @@ def _grid(table: Cells, look: Look, escape: Text, strong: Text, raised: Text) ->
     return grid
 
 
-def _latex_text(text: str) -> str:
+def latex_text(text: str) -> str:
+    """Return a text in which nothing is a command of LaTeX."""
     escaped = "".join(_LATEX.get(character, character) for character in text)
     return re.sub(r"(?<![\w-])-(?=[0-9])", "$-$", escaped)  # the sign of a number
 
 
+def _num_letters(table: Cells, look: Look) -> int:
+    """Return how wide a table is, in letters, with two between its columns."""
+    titles = [*table.rows, *(", ".join(key) for key in table.column_keys)]
+    grid = [titles, *_grid(table, look, str, str, lambda marks: "")]
+    if not table.rows:
+        grid = [["", *row] for row in grid]
+    return sum(max(map(len, cells)) + 2 for cells in zip(*grid, strict=True)) - 2
+
+
 def latex(table: Cells, look: Look, name: str) -> str:
-    """Return a LaTeX table with booktabs.
+    """Return a LaTeX table with booktabs, over both columns of a page if one is too narrow for it.
 
     Args:
         name: for the label.
     """
     heads, width = len(table.rows), len(table.column_keys)
+    environment = "table*" if _num_letters(table, look) > _COLUMN_LETTERS else "table"
     lines = [
         r"% needs \usepackage{booktabs}",
-        r"\begin{table}",
+        f"\\begin{{{environment}}}",
         r"  \centering",
-        f"  \\caption{{{_latex_text(caption(table, look))}}}",
+        f"  \\caption{{{latex_text(caption(table, look))}}}",
         f"  \\label{{tab:{re.sub(r'[^A-Za-z0-9-]+', '-', name)}}}",
         r"  \smallskip",
         *([r"  \setlength{\tabcolsep}{8pt}"] if table.baseline else []),
         f"  \\begin{{tabular}}{{{'l' * max(heads, 1)}{'r' * width}}}",
         r"    \toprule",
     ]
-    names = [_latex_text(each) for each in table.rows] or [""]
+    names = [latex_text(each) for each in table.rows] or [""]
     if table.columns:
-        over = _latex_text(", ".join(table.columns))
+        over = latex_text(", ".join(table.columns))
         lines.append(f"    {' & '.join([''] * max(heads, 1))} & \\multicolumn{{{width}}}{{c}}{{{over}}} \\\\")
         lines.append(f"    \\cmidrule(lr){{{max(heads, 1) + 1}-{max(heads, 1) + width}}}")
-        titles = [_latex_text(", ".join(key)) for key in table.column_keys]
+        titles = [latex_text(", ".join(key)) for key in table.column_keys]
     else:
-        titles = [_latex_text(f"{table.value} {table.metric.name}")]
+        titles = [latex_text(f"{table.value} {table.metric.name}")]
     lines += [f"    {' & '.join([*names, *titles])} \\\\", r"    \midrule"]
     # Marks take no space, so that the numbers above each other are aligned.
-    grid = _grid(
-        table, look, _latex_text, lambda text: f"\\textbf{{{text}}}", lambda marks: f"\\rlap{{$^{{{marks}}}$}}"
-    )
+    grid = _grid(table, look, latex_text, lambda text: f"\\textbf{{{text}}}", lambda marks: f"\\rlap{{$^{{{marks}}}$}}")
     lines += [f"    {' & '.join(row if heads else ['', *row])} \\\\" for row in grid]
-    lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""]
+    lines += [r"    \bottomrule", r"  \end{tabular}", f"\\end{{{environment}}}", ""]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The shape of PyTorch's CIFAR-10 tutorial: a CNN, SGD with momentum, four images a batch."""
+"""The shape of PyTorch's CIFAR-10 tutorial: a CNN, SGD with momentum, four images per batch."""
 
 import torch
 from torch import nn, optim
