@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sim.flower_programs import run_app as run_app
     from sim.flower_programs import run_simulation as run_simulation
     from sim.flower_programs import start_simulation as start_simulation
+    from sim.run_folder.callbacks import Callback as Callback
     from sim.run_folder.folder import Run as Run
     from sim.run_folder.folder import list_runs as list_runs
     from sim.run_folder.folder import open_run as open_run
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from sim.run_folder.plots import fairness_figure as fairness_figure
     from sim.run_folder.plots import partition_figure as partition_figure
     from sim.run_folder.records import ClientRecord as ClientRecord
+    from sim.run_folder.records import MetricRecord as MetricRecord
     from sim.run_folder.records import RoundRecord as RoundRecord
     from sim.run_folder.timeline import timeline_figure as timeline_figure
     from sim.simulation import evaluate as evaluate
@@ -74,11 +76,12 @@ _MODULES = {
         "WriteError",
     ],
     "flower_programs": ["run_app", "run_simulation", "start_simulation"],
+    "run_folder.callbacks": ["Callback"],
     "run_folder.folder": ["Run", "list_runs", "open_run"],
     "run_folder.look": ["Look"],
     "run_folder.panels": ["grid_figure"],
     "run_folder.plots": ["curves_figure", "curves_of", "fairness_figure", "partition_figure"],
-    "run_folder.records": ["ClientRecord", "RoundRecord"],
+    "run_folder.records": ["ClientRecord", "MetricRecord", "RoundRecord"],
     "run_folder.timeline": ["timeline_figure"],
     "simulation": ["evaluate", "resume", "simulate"],
 }

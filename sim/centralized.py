@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sim.client.runtime import ClientRuntime, ClientSpec
@@ -14,6 +14,7 @@ from sim.data.dataset import load_dataset, say_notes
 from sim.data.defaults import decided
 from sim.errors import RunError, described
 from sim.run_folder import log as run_log
+from sim.run_folder.callbacks import Callback, Callbacks, OnRecord, check_callbacks
 from sim.run_folder.folder import Run
 from sim.run_folder.records import MetricRecord, RoundRecord
 from sim.run_folder.writer import RunWriter
@@ -26,18 +27,22 @@ from sim.training.local import means
 from sim.training.weights import get_weights, state_of
 
 
-def train_centralized(config: CentralizedConfig, *, on_record: Callable[[RoundRecord], None] | None = None) -> Run:
+def train_centralized(
+    config: CentralizedConfig, *, on_record: OnRecord | None = None, callbacks: Sequence[Callback] = ()
+) -> Run:
     """Train on all the data and return the run folder; its rounds are epochs, round 0 is before training.
 
     ``train`` is called once per epoch, so that the buffers of an optimizer start anew with each.
 
     Args:
         on_record: called with the record of each epoch after it is on disk.
+        callbacks: told of each epoch and of the end, as ``simulate`` tells of rounds.
 
     Raises:
         UsageError: the config, the data or the user's modules do not work; nothing was written.
-        RunError: ``train`` or ``test`` raised; the epochs that were done are on disk.
+        RunError: ``train``, ``test`` or a callback raised; the epochs that were done are on disk.
     """
+    check_callbacks(callbacks)
     check_device(config)
     dataset = load_dataset(config)
     config, notes = decided(config, dataset)
@@ -48,17 +53,28 @@ def train_centralized(config: CentralizedConfig, *, on_record: Callable[[RoundRe
     weights = get_weights(runtime.net)
     dry_run.check_user_code(spec, weights, train_settings(config, 1, config.epochs))
     writer = RunWriter.create(config.results_dir, config.name, config.to_toml(), clients=False)
+    told = Callbacks(callbacks, writer.run)
     try:
-        write_environment(writer)
-        with run_log.captured(writer.run.log_path, show=config.verbose):
-            for epoch in range(config.epochs + 1):
-                record, metrics = _epoch(runtime, config, epoch)
-                writer.append(record, metrics=metrics)
-                weights = get_weights(runtime.net)
-                if on_record is not None:
-                    on_record(record)
+        try:
+            write_environment(writer)
+            with run_log.captured(writer.run.log_path, show=config.verbose):
+                for epoch in range(config.epochs + 1):
+                    told.before_round(epoch)
+                    record, metrics = _epoch(runtime, config, epoch)
+                    writer.append(record, metrics=metrics)
+                    weights = get_weights(runtime.net)
+                    if on_record is not None:
+                        on_record(record)
+                    told.after_round(record, (), metrics)
+        finally:
+            finish(writer, list(state_of(runtime.net)), weights)
+    except BaseException as error:
+        told.at_end(error)
+        raise
+    else:
+        told.at_end(None)
     finally:
-        finish(writer, list(state_of(runtime.net)), weights)
+        writer.release()
     return writer.run
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flwr.server.strategy import Strategy
     from flwr.serverapp import ServerApp
 
-    from sim.setup.run_in_progress import OnRecord
+    from sim.run_folder.callbacks import Callback, OnRecord
 
 
 def run_app(
@@ -31,12 +31,13 @@ def run_app(
     *,
     ray_init_args: dict[str, Any] | None = None,
     on_record: OnRecord | None = None,
+    callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> Run:
     """Run the Flower app in a folder as it is, and return its run folder.
 
     Args:
-        ray_init_args, on_record: as for ``simulate``.
+        ray_init_args, on_record, callbacks: as for ``simulate``.
         settings: of ``AppConfig``, e.g. ``num_clients=100`` and ``run_config={"lr": 0.1}``.
 
     Raises:
@@ -44,7 +45,7 @@ def run_app(
         RunError: the run stopped; the rounds that were done are on disk.
     """
     config = AppConfig(app=str(folder), **settings)
-    return simulate(config, ray_init_args=ray_init_args, on_record=on_record)
+    return simulate(config, ray_init_args=ray_init_args, on_record=on_record, callbacks=callbacks)
 
 
 def run_simulation(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from sim.data.dataset import load_dataset
 from sim.errors import ConfigError
 from sim.interrupts import interruptible
 from sim.processes import imports_are_no_garbage, uncollected
+from sim.run_folder.callbacks import Callback, OnRecord, check_callbacks
 from sim.run_folder.environment import available_cpus
 from sim.run_folder.folder import Run
 from sim.run_folder.writer import check_folder, locked_folder
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from sim.engine.contract import Dispatcher
     from sim.engine.ray.session import RaySession
     from sim.server.prepared import Prepared
-    from sim.setup.run_in_progress import OnRecord
 
 _SMALLEST_BUILT_IN_SIDE = 32  # pixels; every built-in model takes images of at least this height and width
 
@@ -50,6 +50,7 @@ def simulate(
     client_manager: Any = None,
     ray_init_args: dict[str, Any] | None = None,
     on_record: OnRecord | None = None,
+    callbacks: Sequence[Callback] = (),
     history: Any = None,
 ) -> Run:
     """Run a federation of virtual clients on this machine, or on a Ray cluster, and return its run folder.
@@ -68,6 +69,7 @@ def simulate(
         client_manager: a Flower ``ClientManager`` of the user's own, to which the clients are added.
         ray_init_args: for ``ray.init``, e.g. ``{"num_cpus": 4, "num_gpus": 1}``; they win over what is found.
         on_record: called with the record of each round after it is on disk.
+        callbacks: told of each round and of the end, see ``Callback`` and docs/callbacks-and-trackers.md.
         history: a ``flwr.server.History``, which is filled as Flower's own loop fills it.
 
     Raises:
@@ -86,7 +88,7 @@ def simulate(
         strategy=strategy,
         client_manager=client_manager,
     )
-    return _simulate(config, objects, None, ray_init_args, on_record, history=history)
+    return _simulate(config, objects, None, ray_init_args, on_record, callbacks, history=history)
 
 
 def resume(
@@ -101,13 +103,15 @@ def resume(
     strategy: Any = None,
     ray_init_args: dict[str, Any] | None = None,
     on_record: OnRecord | None = None,
+    callbacks: Sequence[Callback] = (),
     allow_changed_code: bool = False,
     **changes: Any,
 ) -> Run:
     """Continue a run after its last checkpoint, to the bit as if it had not ended.
 
     Args:
-        model, train, test, load_data, client, client_fn, strategy, ray_init_args, on_record: as for ``simulate``.
+        model, train, test, load_data, client, client_fn, strategy, ray_init_args, on_record, callbacks: as for
+            ``simulate``.
         allow_changed_code: continue although modules of yours were changed; later rounds are made with the new ones.
         changes: settings that may change, see ``sim.config.choices.CHANGEABLE``; ``num_rounds`` may be raised.
 
@@ -127,7 +131,7 @@ def resume(
         strategy=strategy,
     )
     config = config_of(run, changes)
-    return _simulate(config, objects, run, ray_init_args, on_record, allow_changed_code=allow_changed_code)
+    return _simulate(config, objects, run, ray_init_args, on_record, callbacks, allow_changed_code=allow_changed_code)
 
 
 def evaluate(
@@ -240,10 +244,12 @@ def _simulate(
     old: Run | None,
     ray_init_args: dict[str, Any] | None,
     on_record: OnRecord | None,
+    callbacks: Sequence[Callback],
     *,
     allow_changed_code: bool = False,
     history: Any = None,
 ) -> Run:
+    check_callbacks(callbacks)
     objects = _Objects(**{**_objects_in(config), **{k: v for k, v in objects.given.items() if v is not None}})
     config = objects.named_in(config)
     arguments: dict[str, Any] = {"num_cpus": available_cpus(), **(ray_init_args or {})}
@@ -271,13 +277,14 @@ def _simulate(
         with (
             interruptible(),
             imports_are_no_garbage(),
-            open_session(prepared, on_record, resumable=True) as session,
+            open_session(prepared, on_record, callbacks, resumable=True) as session,
             _open_engine(prepared, ray_session, num_actors, session.run) as dispatcher,
         ):
             if prepared.server_app is not None:
                 ServerAppRun(prepared, dispatcher, session).run()
             else:
-                RoundServer(prepared, dispatcher, session.on_round, history=history).run()
+                before = session.before_round
+                RoundServer(prepared, dispatcher, session.on_round, history=history, before_round=before).run()
     return session.run
 
 

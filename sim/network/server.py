@@ -12,6 +12,7 @@ import resource
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from types import FrameType
@@ -30,11 +31,12 @@ from sim.network.options import ServerOptions
 from sim.network.registry import Registry
 from sim.processes import imports_are_no_garbage
 from sim.run_folder import log as run_log
+from sim.run_folder.callbacks import Callback, OnRecord, check_callbacks
 from sim.run_folder.folder import Run
 from sim.server.prepared import Prepared
 from sim.server.rounds import RoundServer
 from sim.setup.prepare import check_device, prepare
-from sim.setup.run_in_progress import OnRecord, Session, open_session
+from sim.setup.run_in_progress import Session, open_session
 
 
 class NetworkServer(Server):
@@ -55,6 +57,7 @@ class NetworkServer(Server):
         round_timeout: float,
         introduction_seconds: float,
         on_record: OnRecord | None = None,
+        callbacks: Sequence[Callback] = (),
         **surroundings: Any,
     ) -> None:
         """
@@ -64,7 +67,7 @@ class NetworkServer(Server):
             first_wait: seconds to wait for them before the first round.
             round_timeout: seconds to wait for them later, and for the answer of one client.
             introduction_seconds: time limit for a new connection to identify itself.
-            on_record, surroundings: see ``open_session``.
+            on_record, callbacks, surroundings: see ``open_session``.
         """
         self.registry = Registry(
             Shape.of(prepared.data, prepared.initial_weights),
@@ -78,7 +81,7 @@ class NetworkServer(Server):
         self._prepared = prepared
         self._first_wait = first_wait
         self._round_timeout = round_timeout
-        self._on_record = on_record
+        self._on_record, self._callbacks = on_record, callbacks
         self._surroundings = surroundings
 
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
@@ -90,7 +93,8 @@ class NetworkServer(Server):
         """
         start = time.perf_counter()
         # "server" says that the examples were elsewhere, also where a runtime of Flower chose the address.
-        with open_session(self._prepared, self._on_record, **{"server": {}, **self._surroundings}) as session:
+        surroundings = {"server": {}, **self._surroundings}
+        with open_session(self._prepared, self._on_record, self._callbacks, **surroundings) as session:
             self.run = session.run
             reason: str | None = "the server was interrupted"
             try:
@@ -118,8 +122,16 @@ class NetworkServer(Server):
             shared[ALGORITHM] = prepared.torch_spec.algorithm.to_text()
         worker = Worker(spec, prepared.config.num_clients, spec.seed)
         dispatcher = RemoteDispatcher(self.registry, worker, shared, self._round_timeout)
+        rounds = RoundServer(
+            prepared,
+            dispatcher,
+            session.on_round,
+            self.registry,
+            counts_bytes=False,
+            before_round=session.before_round,
+        )
         with imports_are_no_garbage():
-            RoundServer(prepared, dispatcher, session.on_round, self.registry, counts_bytes=False).run()
+            rounds.run()
 
 
 def _compare_with_partition(prepared: Prepared, identity: Identity) -> None:
@@ -139,17 +151,26 @@ _INTRODUCTION_SECONDS = 10.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def serve(config: RunConfig, options: ServerOptions, *, counted: bool = True, on_record: OnRecord | None = None) -> Run:
+def serve(
+    config: RunConfig,
+    options: ServerOptions,
+    *,
+    counted: bool = True,
+    on_record: OnRecord | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Run:
     """Wait for clients at ``options.address``, train with them and return the run folder.
 
     Args:
         counted: ``config.num_clients`` was chosen; otherwise that of the clients is used.
         on_record: called with the record of each round after it is on disk.
+        callbacks: told of each round and of the end, see docs/callbacks-and-trackers.md.
 
     Raises:
         UsageError: config, data, address or certificates do not work; nothing was written.
         RunError: the run stopped, or too few clients came; the rounds that were done are on disk.
     """
+    check_callbacks(callbacks)
     start_server = getattr(flwr.server, "start_server", None)
     if start_server is None:
         raise ConfigError("sim server: this version of Flower no longer has start_server; install flwr 1.42")
@@ -169,6 +190,7 @@ def serve(config: RunConfig, options: ServerOptions, *, counted: bool = True, on
         round_timeout=options.round_timeout,
         introduction_seconds=_INTRODUCTION_SECONDS,
         on_record=on_record,
+        callbacks=callbacks,
         server=server,
     )
     with run_log.notes(), run_log.quiet("flwr", show=config.verbose):

@@ -107,6 +107,7 @@ class RoundServer:
         history: History | None = None,
         *,
         counts_bytes: bool = True,
+        before_round: Callable[[int], None] | None = None,
     ) -> None:
         """
         Args:
@@ -116,6 +117,7 @@ class RoundServer:
             executor: calls the clients; None for one of this loop's own.
             history: is filled as Flower's own loop fills it.
             counts_bytes: clients are simulated, and so is what they send.
+            before_round: called before each round with its number.
         """
         config = prepared.config
         self.config = config
@@ -126,7 +128,7 @@ class RoundServer:
             executor = Executor(dispatcher, on_client_error=config.on_client_error, traffic=traffic)
         self._executor = executor
         self._dispatcher = dispatcher
-        self._on_round = on_round
+        self._on_round, self._before_round = on_round, before_round
         slices = prepared.test_slices
         self._central_test = CentralTest(dispatcher, slices) if slices else None
         self._clock: VirtualRounds | None = None
@@ -210,6 +212,8 @@ class RoundServer:
             for server_round in range(self._next_round, self.config.num_rounds + 1):
                 self._dispatcher.wait_until_ready()
                 log(INFO, "[ROUND %s]", server_round)
+                if self._before_round is not None:
+                    self._before_round(server_round)
                 record, clients = self._round(server_round)
                 finished = FinishedRound(
                     record,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -21,6 +21,7 @@ from sim.interrupts import uninterrupted
 from sim.processes import return_free_memory
 from sim.run_folder import environment, plots, timeline
 from sim.run_folder import log as run_log
+from sim.run_folder.callbacks import Callback, Callbacks, OnRecord
 from sim.run_folder.checkpoint import Checkpoint, CheckpointWriter
 from sim.run_folder.client_states import StatesInFolder, ValidStates
 from sim.run_folder.folder import Run
@@ -33,15 +34,15 @@ from sim.server.rounds import FinishedRound
 from sim.server.strategy import assumed
 from sim.setup.resume import code_of, what_must_fit
 
-OnRecord = Callable[[RoundRecord], None]
-
 _ROUNDS_PER_TRIM = 50
 
 
 class Session:
     """One run under way: its config, its folder, and the weights of its last whole round."""
 
-    def __init__(self, prepared: Prepared, on_record: OnRecord | None, *, resumable: bool) -> None:
+    def __init__(
+        self, prepared: Prepared, on_record: OnRecord | None, callbacks: Sequence[Callback], *, resumable: bool
+    ) -> None:
         """Claim the folder. See ``open_session``, which also releases it."""
         config = prepared.config
         self.prepared = prepared
@@ -61,6 +62,7 @@ class Session:
             self._code = {**point.checkpoint.code, **self._code}
             self._writer = RunWriter.reopen(point.run, point.checkpoint.tables)
             self._writer.write(self.run.config_path, config.to_toml().encode())
+        self._callbacks = Callbacks(callbacks, self.run)
         self._checkpoints = CheckpointWriter(self.run, config.keep_checkpoints)
         self._states: ValidStates | None = None
         if prepared.spec.keeps_state and resumable:  # over a network, clients keep it
@@ -120,12 +122,20 @@ class Session:
         self.on_round(FinishedRound(record, clients, self._weights, None, {}, metrics))
         self._every = every
 
+    def before_round(self, number: int) -> None:
+        """Say that a round begins.
+
+        Raises:
+            RunError: a callback raised.
+        """
+        self._callbacks.before_round(number)
+
     def on_round(self, finished: FinishedRound) -> None:
         """Record a round; a Ctrl-C during that takes effect after it.
 
         Raises:
             WriteError: the folder can no longer be written.
-            RunError: the strategy holds what a checkpoint cannot keep.
+            RunError: the strategy holds what a checkpoint cannot keep, or a callback raised.
         """
         record = finished.record
         with uninterrupted():  # the tables and the weights stay at the same round
@@ -153,6 +163,7 @@ class Session:
             return_free_memory()
         if self._on_record is not None:
             self._on_record(record)
+        self._callbacks.after_round(record, finished.clients, finished.metrics)
 
     def _checkpoint(self, finished: FinishedRound) -> Checkpoint | None:
         number = finished.record.round
@@ -208,27 +219,41 @@ class Session:
     def abandon(self) -> None:
         """Close the folder as it is."""
         self._writer.close()
-        self._writer.release()
 
     def close(self) -> None:
         """Write checkpoint, pictures and weights of the last whole round."""
+        if self._unwritten is not None:
+            self._begin(self._unwritten)
+            self._commit()
+        finish(self._writer, self.prepared.layout.names, self._weights)
+
+    def release(self, error: BaseException | None) -> None:
+        """Say that the run has ended, and let other processes write to the folder.
+
+        Raises:
+            RunError: a callback raised, and ``error`` is None.
+        """
         try:
-            if self._unwritten is not None:
-                self._begin(self._unwritten)
-                self._commit()
-            finish(self._writer, self.prepared.layout.names, self._weights)
+            with run_log.notes():
+                self._callbacks.at_end(error)
         finally:
             self._writer.release()
 
 
 @contextmanager
 def open_session(
-    prepared: Prepared, on_record: OnRecord | None = None, *, resumable: bool = False, **surroundings: Any
+    prepared: Prepared,
+    on_record: OnRecord | None = None,
+    callbacks: Sequence[Callback] = (),
+    *,
+    resumable: bool = False,
+    **surroundings: Any,
 ) -> Iterator[Session]:
     """Open the run folder for what is inside; however that ends, the folder holds all whole rounds.
 
     Args:
         on_record: called with the record of each round after it is on disk.
+        callbacks: told of each round and of the end.
         resumable: all that a run needs to be resumed is in this process, so that checkpoints can be written.
         surroundings: more entries of ``environment.json``.
 
@@ -237,13 +262,25 @@ def open_session(
         WriteError: it can no longer be written.
         StateError: the strategy holds what a checkpoint cannot keep.
     """
-    session = Session(prepared, on_record, resumable=resumable)
+    session = Session(prepared, on_record, callbacks, resumable=resumable)
+    try:
+        with _left_whole(session, surroundings):
+            yield session
+    except BaseException as error:
+        session.release(error)
+        raise
+    session.release(None)
+
+
+@contextmanager
+def _left_whole(session: Session, surroundings: dict[str, Any]) -> Iterator[None]:
+    prepared = session.prepared
     try:
         session.open(surroundings)
         with run_log.captured(session.run.log_path, show=prepared.config.verbose):
             for note in _notes(prepared):
                 logging.getLogger("sim").warning("note: %s", note)
-            yield session
+            yield
     except WriteError:
         with suppress(SimError, OSError):  # the first error is the one to report
             session.close()

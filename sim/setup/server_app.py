@@ -206,7 +206,14 @@ class ServerAppRun:
         point = self._prepared.resume_point
         self._round = -1 if point is None else point.checkpoint.round  # before the first round that is executed
         try:
-            rounds = RoundServer(prepared, self._dispatcher, self._on_round, adapter=adapter, executor=self._executor)
+            rounds = RoundServer(
+                prepared,
+                self._dispatcher,
+                self._on_round,
+                adapter=adapter,
+                executor=self._executor,
+                before_round=self._session.before_round,
+            )
             rounds.run()
         except StateError as error:
             raise RunFolderError(f"{self._session.run.path}: does not belong to this strategy: {error}") from error
@@ -232,6 +239,7 @@ class ServerAppRun:
             self._group = group_id
             self._finish_own_round()
             self._round += 1
+            self._session.before_round(self._round)
             if self._round == 1 and not self._has_started:
                 self._note_not_resumable("rounds of its own")
         return self._round
