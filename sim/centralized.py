@@ -23,6 +23,7 @@ from sim.server.results import test_records
 from sim.setup import dry_run
 from sim.setup.prepare import check_device, resolved, spec_parts
 from sim.setup.run_in_progress import finish, write_environment
+from sim.tracking.by_name import check_trackers, trackers_of
 from sim.training.local import means
 from sim.training.weights import get_weights, state_of
 
@@ -43,6 +44,7 @@ def train_centralized(
         RunError: ``train``, ``test`` or a callback raised; the epochs that were done are on disk.
     """
     check_callbacks(callbacks)
+    check_trackers(config.track)
     check_device(config)
     dataset = load_dataset(config)
     config, notes = decided(config, dataset)
@@ -53,25 +55,29 @@ def train_centralized(
     weights = get_weights(runtime.net)
     dry_run.check_user_code(spec, weights, train_settings(config, 1, config.epochs))
     writer = RunWriter.create(config.results_dir, config.name, config.to_toml(), clients=False)
-    told = Callbacks(callbacks, writer.run)
+    trackers, told = Callbacks(trackers_of(config.track), writer.run), Callbacks(callbacks, writer.run)
     try:
         try:
             write_environment(writer)
             with run_log.captured(writer.run.log_path, show=config.verbose):
                 for epoch in range(config.epochs + 1):
+                    trackers.before_round(epoch)
                     told.before_round(epoch)
                     record, metrics = _epoch(runtime, config, epoch)
                     writer.append(record, metrics=metrics)
                     weights = get_weights(runtime.net)
+                    trackers.after_round(record, (), metrics)
                     if on_record is not None:
                         on_record(record)
                     told.after_round(record, (), metrics)
         finally:
             finish(writer, list(state_of(runtime.net)), weights)
     except BaseException as error:
+        trackers.at_end(error)
         told.at_end(error)
         raise
     else:
+        trackers.at_end(None)
         told.at_end(None)
     finally:
         writer.release()

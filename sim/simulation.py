@@ -24,6 +24,7 @@ from sim.run_folder.callbacks import Callback, OnRecord, check_callbacks
 from sim.run_folder.environment import available_cpus
 from sim.run_folder.folder import Run
 from sim.run_folder.writer import check_folder, locked_folder
+from sim.tracking.by_name import check_trackers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -250,6 +251,7 @@ def _simulate(
     history: Any = None,
 ) -> Run:
     check_callbacks(callbacks)
+    check_trackers(config.track)
     objects = _Objects(**{**_objects_in(config), **{k: v for k, v in objects.given.items() if v is not None}})
     config = objects.named_in(config)
     arguments: dict[str, Any] = {"num_cpus": available_cpus(), **(ray_init_args or {})}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import SMALL, sha256
+from conftest import ROOT, SMALL, sha256
 from sim import (
     Callback,
     CentralizedConfig,
@@ -196,3 +198,23 @@ def test_centralized_training_tells_of_its_epochs(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"^round 2: before_round of the callback Raises raised ValueError: x$"):
         train_centralized(config, callbacks=[Raises("before_round", ValueError("x"))])
     assert Run(tmp_path / "cut").rounds()["round"].tolist() == [0, 1]
+
+
+def test_the_examples_of_the_docs_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "callbacks-and-trackers.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == 2
+    monkeypatch.chdir(tmp_path)
+    for example in examples:
+        exec(example, {"__name__": "__main__"})
+    printed = capsys.readouterr().out.splitlines()
+    accuracies = Run(tmp_path / "results" / "printed").rounds().test_accuracy
+    assert printed[:4] == [f"{number} {accuracy}" for number, accuracy in enumerate(accuracies)]
+    assert printed[4:] == [f"round {number} begins" for number in range(4)]
+    watched = Run(tmp_path / "results" / "watched")
+    trained = watched.clients()
+    worst = trained.loc[trained.groupby("round").loss.idxmax()].set_index("round").client_id
+    expected = {"ended": "complete", "worst": {str(number): client for number, client in worst.items()}}
+    assert json.loads((watched.path / "worst.json").read_text()) == expected

@@ -5,6 +5,9 @@ from __future__ import annotations
 import shutil
 import signal
 
+import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from conftest import PROGRAMS, Small, sha256
 from federation import Federation
 from sim import RunConfig
@@ -17,7 +20,8 @@ def test_clients_give_the_numbers_of_their_simulation(federation: Federation, sm
     shared = ["--num-clients", "3", "--local-epochs", "1", "--fraction-evaluate", "0.7", "--augment", "crop-flip"]
     shared += ["--feature-noise", "0.2"]
     training = ["--lr", "0.05", "--batch-size", "16", "--num-rounds", "3", "--strategy", "fedprox"]
-    server = federation.server(*shared, *training, "--min-clients", "3")
+    tracked = ["--min-clients", "3", "--track", "tensorboard"]
+    server = federation.server(*shared, *training, *tracked)
     # Training settings come from the server; a client's own flags for them are ignored.
     clients = [federation.client(i, "--num-clients", "3", "--lr", "9", "--augment", "none") for i in range(3)]
     assert [program.end() for program in (server, *clients)] == [0] * 4, server.lines
@@ -38,7 +42,11 @@ def test_clients_give_the_numbers_of_their_simulation(federation: Federation, sm
     assert served.rounds()[traffic].isna().all(axis=None)
     assert simulated.clients()[traffic].notna().all(axis=None)
     files = {path.name for path in simulated.path.iterdir()} - {"checkpoints"}  # only a simulation can be resumed
-    assert {path.name for path in served.path.iterdir()} == files
+    assert {path.name for path in served.path.iterdir()} == files | {"tensorboard"}
+    events = EventAccumulator(str(served.path / "tensorboard"))
+    events.Reload()
+    accuracies = [float(np.float32(each)) for each in served.rounds().test_accuracy]
+    assert [each.value for each in events.Scalars("test/accuracy")] == accuracies
     assert clients[2].lines[-1] == "client 2        trained in 3 rounds"
     assert any(line.startswith("sim: waiting for ") and line.endswith(" of 3 are connected") for line in server.lines)
     assert "note:" not in "\n".join(server.lines)

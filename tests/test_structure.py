@@ -28,7 +28,7 @@ ALLOWED = {
     "flwr": "client engine server setup measure network flower_app flower_programs run_folder.state"
     " run_folder.checkpoint",
     "torch": "seeds process_settings data.batches data.items data.loaders training algorithms client engine setup"
-    " measure run_folder.environment simulation commands.scale",
+    " tracking measure run_folder.environment simulation commands.scale",
 }
 # What Ray, Flower and PyTorch do not document, besides names that begin with an underscore.
 PRIVATE = ("flwr.proto", "flwr.supercore", "flwr.superlink", "flwr.server.superlink")

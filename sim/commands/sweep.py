@@ -11,6 +11,7 @@ from sim.config.flags import settings_given, whole_number
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, RunError
 from sim.run_folder.environment import available_cpus
+from sim.tracking.by_name import check_trackers
 
 
 def sweep(arguments: argparse.Namespace) -> None:
@@ -22,6 +23,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     num_seeds = whole_number("--seeds", arguments.seeds, MOST_RUNS)
     axes = [parse_axis(text) for text in arguments.vary]
     chosen = variants(given, axes, num_seeds, results_dir)
+    check_trackers(chosen[0].configs[0].track)
     engines = {config.engine for variant in chosen for config in variant.configs}
     jobs = available_cpus() if engines == {"inline"} else 1
     if arguments.jobs is not None:

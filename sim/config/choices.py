@@ -85,6 +85,7 @@ ASYNCHRONOUS = ("fedasync", "fedbuff")
 STRATEGIES = (*STRATEGIES_OF_FLOWER, *ALGORITHMS, *ASYNCHRONOUS)
 AVAILABILITIES = ("always", "bernoulli", "on-off", "diurnal", "trace")
 SAMPLERS = ("uniform", "by-size", "power-of-choice", "oort", "round-robin")
+TRACKERS = ("tensorboard", "mlflow", "wandb", "wandb:offline")
 ATTACKS = ("label-flip", "sign-flip", "gaussian", "alie", "ipm")
 
 # Settings that a resumed run may change: they change no bit of a round, or only the number of rounds.
@@ -103,6 +104,7 @@ CHANGEABLE = (
     "max_retries",
     "client_timeout",
     "verbose",
+    "track",
 )
 
 # Data sets that have no folder, and what those that need one find in it; the others may be given one.
@@ -117,6 +119,23 @@ WITHOUT_IMAGES = ("breast-cancer", "wine", "diabetes", "fedprox-synthetic", "tex
 PLOT_STYLES = ("screen", "paper")
 # 3.25 and 6.75 inches are the columns of ICML; they also fit those of ACM (3.33 and 7.0) and IEEE (3.5 and 7.16).
 COLUMN_INCHES = {"single": 3.25, "double": 6.75}
+
+
+def trackers(track: str | None) -> tuple[str, ...]:
+    """Return the names in ``--track``, which are separated by commas.
+
+    Raises:
+        ConfigError: one is unknown, or a program is named twice.
+    """
+    names = tuple(name.strip() for name in (track or "").split(",") if name.strip())
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(f"--track {track}: {name}: must be one of {', '.join(TRACKERS)}")
+    libraries = [name.partition(":")[0] for name in names]
+    for library in libraries:
+        if libraries.count(library) > 1:
+            raise ConfigError(f"--track {track}: names {library} twice")
+    return names
 
 
 def check_data_settings(dataset: str, data_dir: str | None, target: str | None, image_size: int | None) -> None:

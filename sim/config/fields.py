@@ -50,6 +50,7 @@ class Setting:
     choices: tuple[str, ...] = ()
     importable: bool = False  # package.module:name is also valid
     separator: str = ""  # joins several words after the flag; one word is expected without it
+    joined: str = ""  # joins the words of a flag that may be given several times
     auto: bool = False  # "auto" is also valid; the program then chooses the value
     instead_of: str = ""  # the other setting, if only one of two settings may be given
     argument_of: str = ""  # the setting whose value takes these arguments
@@ -276,7 +277,8 @@ def parse_flag(config_type: type, config_field: Field[Any], text: Any) -> Any:
     """
     flag, rules = flag_of(config_field.name), rules_of(config_field)
     kind, _ = type_of(config_type, config_field.name)
-    value: Any = rules.separator.join(text) if rules.separator and isinstance(text, list) else text
+    separator = rules.separator or rules.joined
+    value: Any = separator.join(text) if separator and isinstance(text, list) else text
     if kind is dict:
         value = {}
         for word in _pairs(text, flag) if config_field.name == "run_config" else text:

@@ -87,6 +87,8 @@ def add_settings(parser: argparse.ArgumentParser, config_type: type[Any], *, wit
             options["metavar"] = _METAVARS[kind]
             if rules.separator:
                 options["nargs"] = "+"
+            if rules.joined:
+                options["action"] = "append"
             if kind is dict:
                 options |= {"nargs": "+", "action": "extend"}  # a flag that is given twice adds to the first
         groups[rules.group].add_argument(flag_of(config_field.name), help=text.replace("%", "%%"), **options)

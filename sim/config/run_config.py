@@ -50,6 +50,7 @@ _USED_BY_APPS = (
     "name",
     "results_dir",
     "verbose",
+    "track",
 )
 # A Flower program → the settings that it uses; it has its own instead of the others.
 USED_BY = {

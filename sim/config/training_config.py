@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
-from sim.config.choices import DATASETS, MODELS, check_data_settings
+from sim.config.choices import DATASETS, MODELS, check_data_settings, trackers
 from sim.config.fields import MOST, check, default_of, flag_of, read_toml, rules_of, setting, shown
 from sim.config.presets import preset_path
 from sim.config.program import program_parts
@@ -210,6 +210,13 @@ class TrainingConfig(_GivenObjects):
     name: str | None = setting(None, "name of the run folder; a time stamp if not given", RUN)
     results_dir: str = setting("results", "folder that contains the run folders", RUN)
     verbose: bool = setting(False, "also show the log messages of Flower and Ray", RUN)
+    track: str | None = setting(
+        None,
+        "programs that also get config, metrics, pictures and model: tensorboard, mlflow, wandb or wandb:offline; "
+        "several are separated by commas, or --track is given several times",
+        RUN,
+        joined=",",
+    )
 
     def __post_init__(self) -> None:
         objects: dict[str, Any] = {}
@@ -227,6 +234,7 @@ class TrainingConfig(_GivenObjects):
         check_data_settings(self.dataset, self.data_dir, self.target, self.image_size)
         self._check_places({f.name: getattr(self, f.name) for f in fields(self)}, but_defaults=True)
         configured(self.metric)
+        trackers(self.track)
         if self.name is not None and not _RUN_NAME.fullmatch(self.name):
             raise ConfigError(
                 f"--name {self.name}: must be at most 100 letters, digits, '.', '_' and '-', and begin with "

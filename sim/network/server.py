@@ -37,6 +37,7 @@ from sim.server.prepared import Prepared
 from sim.server.rounds import RoundServer
 from sim.setup.prepare import check_device, prepare
 from sim.setup.run_in_progress import Session, open_session
+from sim.tracking.by_name import check_trackers
 
 
 class NetworkServer(Server):
@@ -171,6 +172,7 @@ def serve(
         RunError: the run stopped, or too few clients came; the rounds that were done are on disk.
     """
     check_callbacks(callbacks)
+    check_trackers(config.track)
     start_server = getattr(flwr.server, "start_server", None)
     if start_server is None:
         raise ConfigError("sim server: this version of Flower no longer has start_server; install flwr 1.42")

@@ -38,6 +38,8 @@ class Run:
         self.log_path = path / "run.log"
         self.checkpoints_path = path / "checkpoints"
         self.client_states_path = path / "client_states"
+        self.tensorboard_path = path / "tensorboard"
+        self.trackers_path = path / "trackers.json"
 
     def config(self) -> dict[str, Any]:
         """Return the resolved config as it was written, by this or another version.

@@ -17,7 +17,7 @@ BASE: dict[str, Any] = {
     "fraction_fit": 1.0,
     "num_rounds": 3,
 }
-SET_BY_THE_GRID = ("num_clients", "engine", "num_cpus", "num_gpus", "name", "checkpoint_every")
+SET_BY_THE_GRID = ("num_clients", "engine", "num_cpus", "num_gpus", "name", "checkpoint_every", "track")
 
 
 @dataclass(frozen=True)

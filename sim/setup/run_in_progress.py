@@ -33,6 +33,7 @@ from sim.server.prepared import Prepared
 from sim.server.rounds import FinishedRound
 from sim.server.strategy import assumed
 from sim.setup.resume import code_of, what_must_fit
+from sim.tracking.by_name import check_trackers, trackers_of
 
 _ROUNDS_PER_TRIM = 50
 
@@ -45,6 +46,7 @@ class Session:
     ) -> None:
         """Claim the folder. See ``open_session``, which also releases it."""
         config = prepared.config
+        check_trackers(config.track)
         self.prepared = prepared
         self._on_record = on_record
         self._every = config.checkpoint_every if resumable else 0
@@ -62,6 +64,7 @@ class Session:
             self._code = {**point.checkpoint.code, **self._code}
             self._writer = RunWriter.reopen(point.run, point.checkpoint.tables)
             self._writer.write(self.run.config_path, config.to_toml().encode())
+        self._trackers = Callbacks(trackers_of(config.track), self.run)
         self._callbacks = Callbacks(callbacks, self.run)
         self._checkpoints = CheckpointWriter(self.run, config.keep_checkpoints)
         self._states: ValidStates | None = None
@@ -128,6 +131,7 @@ class Session:
         Raises:
             RunError: a callback raised.
         """
+        self._trackers.before_round(number)
         self._callbacks.before_round(number)
 
     def on_round(self, finished: FinishedRound) -> None:
@@ -159,6 +163,7 @@ class Session:
                     self._commit()
             if self._states is not None:
                 self._states.prune(min(self.run.checkpoints(), default=record.round))
+            self._trackers.after_round(record, finished.clients, finished.metrics)
         if record.round % _ROUNDS_PER_TRIM == 0:
             return_free_memory()
         if self._on_record is not None:
@@ -235,6 +240,7 @@ class Session:
         """
         try:
             with run_log.notes():
+                self._trackers.at_end(error)
                 self._callbacks.at_end(error)
         finally:
             self._writer.release()
