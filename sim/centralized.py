@@ -16,6 +16,7 @@ from sim.errors import RunError, described
 from sim.run_folder import log as run_log
 from sim.run_folder.callbacks import Callback, Callbacks, OnRecord, check_callbacks
 from sim.run_folder.folder import Run
+from sim.run_folder.progress import live_line
 from sim.run_folder.records import MetricRecord, RoundRecord
 from sim.run_folder.writer import RunWriter
 from sim.seeds import Purpose, seeded
@@ -59,7 +60,10 @@ def train_centralized(
     try:
         try:
             write_environment(writer)
-            with run_log.captured(writer.run.log_path, show=config.verbose):
+            with (
+                live_line(on_record, config.epochs, "epoch") as on_epoch,
+                run_log.captured(writer.run.log_path, show=config.verbose),
+            ):
                 for epoch in range(config.epochs + 1):
                     trackers.before_round(epoch)
                     told.before_round(epoch)
@@ -67,8 +71,8 @@ def train_centralized(
                     writer.append(record, metrics=metrics)
                     weights = get_weights(runtime.net)
                     trackers.after_round(record, (), metrics)
-                    if on_record is not None:
-                        on_record(record)
+                    if on_epoch is not None:
+                        on_epoch(record)
                     told.after_round(record, (), metrics)
         finally:
             finish(writer, list(state_of(runtime.net)), weights)

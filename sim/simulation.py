@@ -23,6 +23,7 @@ from sim.processes import imports_are_no_garbage, uncollected
 from sim.run_folder.callbacks import Callback, OnRecord, check_callbacks
 from sim.run_folder.environment import available_cpus
 from sim.run_folder.folder import Run
+from sim.run_folder.progress import live_line
 from sim.run_folder.writer import check_folder, locked_folder
 from sim.tracking.by_name import check_trackers
 
@@ -279,7 +280,8 @@ def _simulate(
         with (
             interruptible(),
             imports_are_no_garbage(),
-            open_session(prepared, on_record, callbacks, resumable=True) as session,
+            live_line(on_record, config.num_rounds) as told,
+            open_session(prepared, told, callbacks, resumable=True) as session,
             _open_engine(prepared, ray_session, num_actors, session.run) as dispatcher,
         ):
             if prepared.server_app is not None:

@@ -1,4 +1,4 @@
-"""Notebooks: each is executed on a small input and shows the numbers of its tables."""
+"""Notebooks: each is executed on a small input and shows the numbers of its tables; programs in cells."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import pandas as pd
 import pytest
 from nbclient import NotebookClient
 
-from conftest import ROOT, SMALL, Small
+from conftest import ROOT, SMALL, Small, sha256
+from sim import Run, cli, list_runs
+from sim.config.flags import settings_given
+from sim.config.run_config import RunConfig
+from sim.scale.cells import cells
 from sim.scale.execute import COLUMNS, CellRecord, efficiency_frame, read_scale
 from sim.sweep.grid import parse_axis, variants
 from sim.sweep.planned import Planned
@@ -31,13 +35,89 @@ def _execute(name: str) -> tuple[str, int]:
     return "\n".join(texts), pictures
 
 
-def test_the_quickstart_notebook_runs(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small(name="even", partitioner="iid")
-    last = small(name="skewed").rounds().test_accuracy.iloc[-1]
+def test_the_quickstart_notebook_trains_in_one_place_and_on_clients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SIM_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("SIM_CIFAR", str(tmp_path))  # has none
+    monkeypatch.setenv("SIM_ROUNDS", "1")
     text, pictures = _execute("quickstart.ipynb")
     assert pictures == 2
-    assert f"{last:.4f}"[:5] in text
+    assert "digits, 1 rounds" in text
+    runs = sorted(list_runs(str(tmp_path / "results")), key=lambda run: run.config_path.stat().st_mtime_ns)
+    central, even, skewed = runs
+    assert central.is_central
+    assert [run.config()["partitioner"] for run in (even, skewed)] == ["iid", "dirichlet"]
+    for name, run in (("in one place", central), ("50 equal clients", even), ("50 different clients", skewed)):
+        assert f"{name:<22} test accuracy {run.rounds().test_accuracy.iloc[-1]:.4f}" in text
+
+
+_PROGRAM = """
+import torch
+from torch import nn
+from sim import RunConfig, simulate
+
+SCALE = 0.1  # a variable of the notebook, which the function of a cell uses
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(32 * 32, 10))
+
+def train(net, loader, epochs, device):
+    optimizer = torch.optim.SGD(net.parameters(), lr=SCALE)
+    for images, labels in loader:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(images), labels)
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+def test(net, loader, device):
+    batches = [(net(images), labels) for images, labels in loader]
+    outputs, labels = (torch.cat(tensors) for tensors in zip(*batches))
+    accuracy = (outputs.argmax(1) == labels).float().mean().item()
+    return nn.functional.cross_entropy(outputs, labels).item(), accuracy
+"""
+_SIMULATE = """
+settings = {"num_clients": 10, "clients_per_round": 4, "num_rounds": 2, "engine": ENGINE, "name": ENGINE}
+seen = []
+run = simulate(
+    RunConfig(**settings), model=Net, train=train, test=test, on_record=lambda record: seen.append(record.round)
+)
+"""
+_SHOWN = (
+    "seen",
+    "run",
+    "run.rounds()",
+    "from sim import curves_figure, curves_of\ncurves_figure(curves_of([run]), ['loss'])",
+)
+
+
+@pytest.mark.ray
+def test_a_program_in_cells_runs_on_both_engines_and_shows_itself(tmp_path: Path) -> None:
+    notebook = nbformat.v4.new_notebook()
+    sources = [_PROGRAM]
+    for engine in ("inline", "ray"):
+        sources += [_SIMULATE.replace("ENGINE", repr(engine)), *_SHOWN]
+    notebook.cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs: list[Any] = [cell.outputs for cell in notebook.cells]
+    for first, engine in ((1, "inline"), (1 + 1 + len(_SHOWN), "ray")):
+        run = Run(tmp_path / "results" / engine)
+        accuracies = run.rounds().test_accuracy
+        live = [each for each in outputs[first] if each.output_type == "display_data"]
+        (line,) = live  # one line, in whose place each round comes
+        assert line.data["text/plain"].startswith(f"round 2/2 · accuracy {accuracies.iloc[-1]:.4f} · loss ")
+        seen, shown, frame, figure = (each[0].data for each in outputs[first + 1 : first + 1 + len(_SHOWN)])
+        assert seen["text/plain"] == "[0, 1, 2]"
+        html = shown["text/html"]
+        assert f"<b>{engine}</b>: round 2 of 2" in html
+        assert f"<td>{accuracies.iloc[-1]:.6f}</td>" in html
+        assert html.count("data:image/png;base64,") == 2
+        assert frame["text/html"].count("<tr") == 4
+        assert figure["image/png"].startswith("iVBOR")  # as a PNG begins
+    results = tmp_path / "results"
+    assert sha256(results / "ray" / "model.safetensors") == sha256(results / "inline" / "model.safetensors")
 
 
 def test_the_noniid_notebook_shows_the_numbers_of_a_sweep(
@@ -116,3 +196,19 @@ def test_the_scalability_notebook_shows_the_numbers_of_a_scale_study(
         assert f"{found}{row.speedup:.2f} times as fast, efficiency {row.efficiency:.2f}" in text
     for seconds in frame.round_seconds:  # the table of medians: with one repeat, each is the measured value
         assert f"{seconds:.3f}" in text
+
+
+@pytest.mark.parametrize("name", ["noniid", "scalability"])
+def test_the_commands_of_the_notebooks_are_valid(name: str) -> None:
+    """The tests above give the notebooks what these commands make in two minutes."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    words = re.findall(r'words \+?= "(.*)"', "\n".join(cell.source for cell in notebook.cells))
+    arguments = cli._parser().parse_strictly([*" ".join(words).split(), "folder"])
+    assert arguments.results_dir == "folder"
+    if name == "noniid":
+        settings = settings_given(RunConfig, arguments)
+        settings.pop("results_dir")
+        assert len(variants(settings, [parse_axis(each) for each in arguments.vary], 2, "folder")) == 9
+    else:
+        chosen = {"num_clients": [10, 100], "num_actors": [1, 2]}
+        assert len(cells(["ray"], chosen["num_clients"], chosen["num_actors"], arguments.scaling)) == 6

@@ -14,11 +14,11 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 
 from sim.metrics import MetricName
 from sim.report.numbers import PARTS, Group, SeedStatistics, last, measured
 from sim.run_folder import plots
+from sim.run_folder.figure import Figure
 from sim.run_folder.look import Look
 from sim.run_folder.measured import column
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tomllib
+from base64 import b64encode
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,9 @@ from sim.run_folder.records import ClientRecord, MetricRecord, RecordType, Round
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# The columns of the last round that a notebook shows of a run.
+_SHOWN = ("test_accuracy", "test_loss", "eval_accuracy", "eval_loss", "train_loss", "round_seconds")
 
 
 class Run:
@@ -148,6 +153,25 @@ class Run:
             RunFolderError: the file is missing, as in runs of earlier versions, or damaged.
         """
         return self._frame(self.metrics_path, MetricRecord)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows of a run: where it is, its last round and its curves."""
+        try:
+            rounds = self.rounds()
+            done = int(rounds["round"].max()) if len(rounds) else None
+            total = f" of {self.num_rounds}" if self.num_rounds else ""
+        except RunFolderError as error:
+            return f"<p><b>{escape(self.name)}</b>: {escape(str(error))}</p>"
+        state = "before its first round" if done is None else f"round {done}{total}"
+        shown = rounds[["round", *(name for name in _SHOWN if rounds[name].notna().any())]].tail(1)
+        pictures = [
+            f'<img style="max-width: 49%" alt="{escape(path.stem)}" src="data:image/png;base64,'
+            f'{b64encode(path.read_bytes()).decode()}">'
+            for path in (self.accuracy_path, self.metric_path, self.loss_path)
+            if path.exists()
+        ]
+        head = f"<p><b>{escape(self.name)}</b>: {state}, in {escape(str(self.path))}</p>"
+        return "\n".join([head, shown.to_html(index=False, border=0), *pictures])
 
     def _frame(self, path: Path, record_type: RecordType) -> pd.DataFrame:
         try:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
-from matplotlib.figure import Figure
 
 from sim.config.choices import COLUMN_INCHES, PLOT_STYLES
 from sim.errors import ConfigError, one_line
+from sim.run_folder.figure import Figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

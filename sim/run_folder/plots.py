@@ -13,12 +13,12 @@ import matplotlib
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from sim.errors import ConfigError, one_line
 from sim.metrics import MetricName
+from sim.run_folder.figure import Figure
 from sim.run_folder.look import Look
 from sim.run_folder.measured import QUANTILES, X_AXES, column, spent, table_of, unmeasured
 from sim.run_folder.settings import NOT_COMPARED

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sim.errors import one_line
 from sim.metrics import shown
+from sim.run_folder.callbacks import OnRecord
 from sim.run_folder.records import RoundRecord
 
 
@@ -58,6 +61,8 @@ class RoundProgress:
         self._word = word
         self._console = Console()
         self._start = time.perf_counter()
+        self._in_notebook = is_notebook()
+        self._shown: Any = None  # the line in a notebook
         self._started, self._first_round = False, 0
         self._clients, self._seconds = 0, 0.0
         self._live = Progress(
@@ -84,7 +89,8 @@ class RoundProgress:
             self._started = True
             self._first_round = record.round
             self._start = time.perf_counter()
-            self._live.start()
+            if not self._in_notebook:
+                self._live.start()
         total = f"/{self._num_rounds}" if self._num_rounds else ""
         parts = [f"{self._word} {record.round}{total}", *measured_first(record)]
         if record.num_clients and record.fit_seconds:
@@ -97,12 +103,54 @@ class RoundProgress:
         if record.num_failures:
             parts.append(f"{record.num_failures} failed")
         line = " · ".join(parts)
+        if self._in_notebook:
+            self._show_in_notebook(line + self._time_left(record))
+            return
         if self._console.is_terminal:
             self._live.update(self._task, completed=record.round, description=line)
             return
-        done = record.round - self._first_round
-        if done > 0 and self._num_rounds:
-            seconds_left = (time.perf_counter() - self._start) / done * (self._num_rounds - record.round)
-            line += f" · {seconds_left:.0f} s left"
+        line += self._time_left(record)
         with suppress(OSError):  # stderr is a file on a full disk; the run goes on
             self._console.print(line, highlight=False, soft_wrap=True)
+
+    def _time_left(self, record: RoundRecord) -> str:
+        done = record.round - self._first_round
+        if done <= 0 or not self._num_rounds:
+            return ""
+        return f" · {(time.perf_counter() - self._start) / done * (self._num_rounds - record.round):.0f} s left"
+
+    def _show_in_notebook(self, line: str) -> None:
+        """Show the line below the cell, in the place of the one before."""
+        from IPython.display import display
+
+        content = {"text/plain": line}
+        if self._shown is None:
+            self._shown = display(content, raw=True, display_id=True)
+        else:
+            self._shown.update(content, raw=True)
+
+
+def is_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook; a shell of IPython on a terminal is none."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
+
+
+@contextmanager
+def live_line(on_record: OnRecord | None, num_rounds: int, word: str = "round") -> Iterator[OnRecord | None]:
+    """Add the progress line to what is called with each record, if this is a notebook.
+
+    Args:
+        num_rounds, word: see ``RoundProgress``.
+    """
+    if not is_notebook():
+        yield on_record
+        return
+    with RoundProgress(num_rounds, word) as progress:
+
+        def both(record: RoundRecord) -> None:
+            progress.update(record)
+            if on_record is not None:
+                on_record(record)
+
+        yield both

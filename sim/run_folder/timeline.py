@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sim.errors import ConfigError, one_line
+from sim.run_folder.figure import Figure
 from sim.run_folder.folder import Run
 
 if TYPE_CHECKING:

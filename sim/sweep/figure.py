@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from sim.config.fields import Scalar
 from sim.run_folder import plots
+from sim.run_folder.figure import Figure
 
 _LOG_RATIO = 20  # of the largest to the smallest value, from which on the axis is logarithmic
 
