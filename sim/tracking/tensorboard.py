@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from sim.run_folder.folder import Run
+from sim.run_folder.log import quiet
 from sim.tracking.tracker import Tracker, pictures_of, settings_of
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def _last_round(folder: Path) -> int:
     if not folder.is_dir():
         return -1
     events = EventAccumulator(str(folder), size_guidance={"scalars": 1, "images": 1, "tensors": 1})
-    events.Reload()
+    with quiet("tensorboard", show=False):  # it says that a run was resumed before
+        events.Reload()
     name = "seconds/round"  # has a value in each round
     return int(events.Scalars(name)[-1].step) if name in events.Tags()["scalars"] else -1

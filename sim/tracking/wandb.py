@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 import secrets
+from contextlib import redirect_stderr
 from typing import TYPE_CHECKING, Any
 
-from sim.errors import ConfigError
+from sim.errors import ConfigError, described
 from sim.reaper import SESSION_VARIABLE
 from sim.run_folder.folder import Run
 from sim.tracking.tracker import Tracker, keep_id, known_id, pictures_of, settings_of
@@ -85,9 +87,16 @@ def check() -> None:
     """Check that the user is logged in, because the question for a key would come in the middle of a run.
 
     Raises:
-        ConfigError: the user is not.
+        ConfigError: the user is not, or the server does not answer.
     """
     import wandb
 
-    if os.environ.get("WANDB_MODE", "online") == "online" and not wandb.login(prompt=False):
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return
+    try:
+        with redirect_stderr(io.StringIO()):  # it prints what it raises
+            is_logged_in = wandb.login(prompt=False)
+    except Exception as error:  # noqa: BLE001 - whatever W&B and the libraries below it raise
+        raise ConfigError(f"--track wandb: {described(error)}; --track wandb:offline needs no server") from None
+    if not is_logged_in:
         raise ConfigError("--track wandb: nobody is logged in; use wandb login, WANDB_API_KEY or --track wandb:offline")
