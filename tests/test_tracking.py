@@ -207,6 +207,8 @@ def test_mlflow_takes_the_store_and_the_experiment_of_its_own_variables(
 ) -> None:
     folder = tracked.path.parent / "mlflow"  # to make the tables of another store takes seconds
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    client.create_experiment("central", artifact_location=(tmp_path / "artifacts").as_uri())  # not the current folder
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "central")
     monkeypatch.chdir(tmp_path)
     run = train_centralized(CentralizedConfig(epochs=1, results_dir="results", name="one", track="mlflow"))
@@ -215,6 +217,7 @@ def test_mlflow_takes_the_store_and_the_experiment_of_its_own_variables(
     assert found.data.metrics["test/accuracy"] == run.rounds().test_accuracy.iloc[-1]
     assert found.data.params["epochs"] == "1"
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["one"]
+    assert list((tmp_path / "artifacts").rglob("model.safetensors"))
 
 
 @pytest.mark.network
