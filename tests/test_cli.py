@@ -189,3 +189,11 @@ def test_ctrl_c_ends_cleanly_after_writing_the_finished_rounds(tmp_path: Path, e
     assert (len(family) > 0) == (engine == "ray")
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive
+
+
+def test_a_pipe_is_no_terminal_whatever_the_environment_says(sim: Sim) -> None:
+    """Kernels of notebooks set FORCE_COLOR, with which rich takes everything for a terminal."""
+    flags = ["--num-clients", "4", "--num-rounds", "1", "--local-epochs", "1", "--engine", "inline"]
+    done = sim("run", *flags, env={**os.environ, "FORCE_COLOR": "1"})
+    assert done.returncode == 0
+    assert [line.split(" · ")[0] for line in done.stderr.splitlines()] == ["round 0/1", "round 1/1"]

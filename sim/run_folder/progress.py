@@ -25,7 +25,9 @@ class Console(RichConsole):
     """
 
     def __init__(self) -> None:
-        super().__init__(stderr=True, markup=False, emoji=False)
+        # FORCE_COLOR, which notebooks and CI set, makes no terminal of a pipe: it would get every state of the line.
+        is_terminal = sys.stderr is not None and sys.stderr.isatty()
+        super().__init__(stderr=True, markup=False, emoji=False, force_terminal=None if is_terminal else False)
 
     def on_broken_pipe(self) -> None:
         """Ignore the closed pipe."""
