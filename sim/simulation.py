@@ -261,7 +261,11 @@ def _simulate(
     num_actors = _most_clients_at_once(config)
     if config.ray_address is None:
         num_actors = min(num_actors, _check_resources(config, arguments))
-    with _leftovers_ended(config), _ray_session(config, arguments, num_actors, ray_init_args) as ray_session:
+    with (
+        _leftovers_ended(config),
+        live_line(on_record, config.num_rounds) as told,
+        _ray_session(config, arguments, num_actors, ray_init_args) as ray_session,
+    ):
         if ray_session is not None and old is None and _only_built_in_parts(config):
             # Nothing is left that could be wrong, so that Ray can start while PyTorch and Flower are imported.
             _check_data_and_folder(config)
@@ -280,7 +284,6 @@ def _simulate(
         with (
             interruptible(),
             imports_are_no_garbage(),
-            live_line(on_record, config.num_rounds) as told,
             open_session(prepared, told, callbacks, resumable=True) as session,
             _open_engine(prepared, ray_session, num_actors, session.run) as dispatcher,
         ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
@@ -148,6 +149,7 @@ def live_line(on_record: OnRecord | None, num_rounds: int, word: str = "round") 
     if not is_notebook():
         yield on_record
         return
+    warnings.filterwarnings("ignore", message="IProgress not found")  # of the bars of a library that shows none here
     with RoundProgress(num_rounds, word) as progress:
 
         def both(record: RoundRecord) -> None:
