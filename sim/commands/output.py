@@ -64,5 +64,7 @@ def print_table(table: Any) -> None:
     from rich.console import Console
 
     text = io.StringIO()
-    Console(file=text, width=10_000, markup=False, emoji=False).print(table)  # the name of a class may be [red]
+    Console(file=text, width=10_000, markup=False, emoji=False, force_terminal=False).print(
+        table
+    )  # the name of a class may be [red]
     print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
