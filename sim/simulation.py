@@ -343,6 +343,7 @@ def _only_built_in_parts(config: RunConfig) -> bool:
         config.app is None
         and config.strategy not in ALGORITHMS
         and config.local_parameters is None
+        and config.server_lr is None
         and config.devices is None
         and config.sampler == RunConfig.sampler
         and not config.compress

@@ -129,6 +129,7 @@ class RoundServer:
         self._on_round = on_round
         slices = prepared.test_slices
         self._central_test = CentralTest(dispatcher, slices) if slices else None
+        self._server_lr = 1.0  # unless the strategy says otherwise
         self._clock: VirtualRounds | None = None
         self._asynchronous: AsyncRounds | None = None
         if prepared.strategy is not None and config.is_asynchronous:
@@ -141,7 +142,7 @@ class RoundServer:
             client_manager = virtual_clients(config.num_clients, prepared.objects.client_manager)
         self._adapter = adapter or self._built(prepared, client_manager)
         self._privacy = Privacy(config, getattr(self._adapter, "used", self._adapter.strategy))
-        self._names = prepared.layout.names
+        self._layout, self._names = prepared.layout, prepared.layout.names
         self._attackers = Attackers.of(config, prepared.layout)
         self._target = Target.of(vars(config))
         self._num_test_examples = 0 if prepared.dataset is None else prepared.dataset.num_test_examples
@@ -170,7 +171,7 @@ class RoundServer:
             built = strategy.build(config, prepared.initial_weights, prepared.layout, evaluate_fn, given)
         except UsageError as error:  # it was built before, by prepare
             raise RunError(f"the strategy cannot be built a second time: {error}") from error
-        self._view = built.view
+        self._view, self._server_lr = built.view, built.server_lr
         sends_settings = prepared.dataset is not None
         if isinstance(built.strategy, NewerStrategy):
             names, sizes = prepared.layout.names, prepared.partition.sizes
@@ -318,6 +319,8 @@ class RoundServer:
                 weights, metrics = self._adapter.aggregate_fit(server_round, results)
                 if self._clock is not None:
                     self._clock.observe(server_round, trained.schedule, succeeded)
+            if weights is not None:
+                weights = self._stepped(weights)
             if weights is not None or not self._adapter.may_skip:
                 self._accept(weights, server_round)
         if self._asynchronous is not None:
@@ -335,6 +338,24 @@ class RoundServer:
             aggregate_seconds=(trained.begin - start) + (time.perf_counter() - trained.end),
             virtual_seconds=trained.virtual_seconds,
         ), trained.records
+
+    def _stepped(self, made: NDArrays) -> NDArrays:
+        """Return w + η · (w' − w) for the weights w' that the strategy has made, with the learning rate of the server.
+
+        What is not trained is as the strategy made it.
+        """
+        rate, layout = self._server_lr, self._layout
+        if rate == 1 or len(made) != len(self._weights):
+            return made
+        stepped = list(made)
+        for position in layout.trained if layout.is_known else range(len(made)):
+            before, after = self._weights[position], made[position]
+            if after.dtype.kind == "f" and before.shape == after.shape:
+                with np.errstate(invalid="ignore"):  # a mask of −∞ stays as it is
+                    stepped[position] = np.where(before == after, after, before + rate * (after - before))
+        for position, first in layout.tied.items():
+            stepped[position] = stepped[first]
+        return stepped
 
     def _version(self, server_round: int) -> _Trained:
         """Have clients train until there are enough updates for a new version of an asynchronous run."""
@@ -445,8 +466,10 @@ class RoundServer:
         """
         number = CALLS.index(call)
         stream = number + attempt * _STREAMS_PER_ATTEMPT
+        chooses = call.startswith("configure")
+        seed = self.config.seed_of_samples if chooses else self.config.seed
         try:
-            with restored_settings(), seeded(self.config.seed, Purpose.STRATEGY, server_round, stream):
+            with restored_settings(), seeded(seed, Purpose.STRATEGY, server_round, stream):
                 yield
         except (RunError, KeyboardInterrupt):
             raise
