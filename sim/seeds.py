@@ -40,6 +40,7 @@ class Purpose(IntEnum):
     SAMPLER = 20
     COMPRESS_UP = 28
     COMPRESS_DOWN = 29
+    CLIENT_DROPOUT = 30
 
 
 def sequence(

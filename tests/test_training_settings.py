@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sim import ConfigError, Run, RunConfig
+from sim import ConfigError, Run, RunConfig, resume
+from sim.seeds import Purpose, generator
 from sim.setup.prepare import prepare
 
 Small = Callable[..., Run]
@@ -116,3 +117,61 @@ def test_samplers_draw_from_the_seed_of_samples(small: Small, settings: dict[str
     assert runs[0].clients().client_id.tolist() != runs[1].clients().client_id.tolist()
     plain = small(name="plain", **settings)
     assert plain.model_path.read_bytes() == runs[0].model_path.read_bytes()
+
+
+def _drawn(server_round: int, client_id: int, share: float, seed: int = 0) -> bool:
+    return bool(generator(seed, Purpose.CLIENT_DROPOUT, server_round, client_id).random() < share)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedmedian", "scaffold", "multikrum"])
+def test_clients_drop_out_by_the_seed_and_are_no_failures(small: Small, strategy: str) -> None:
+    arguments = {"strategy_args": {"num_nodes_to_select": 2}} if strategy == "multikrum" else {}
+    run = small(client_dropout=0.5, num_rounds=4, strategy=strategy, **arguments)
+    rounds, clients = run.rounds(), run.clients()
+    assert clients.groupby("round").size().tolist() == [4] * 4
+    expected = [
+        "dropped" if _drawn(number, client_id, 0.5) else "ok"
+        for number, client_id in zip(clients["round"], clients.client_id, strict=True)
+    ]
+    assert sorted(zip(clients["round"], clients.client_id, clients.status, strict=True)) == sorted(
+        zip(clients["round"], clients.client_id, expected, strict=True)
+    )
+    assert {*expected} == {"dropped", "ok"}
+    counts = clients.groupby("round").status.value_counts().unstack(fill_value=0)
+    assert rounds.num_clients.tolist()[1:] == counts["ok"].tolist()
+    assert rounds.num_dropped.tolist()[1:] == counts["dropped"].tolist()
+    assert rounds.num_failures.tolist()[1:] == [0] * 4
+    dropped = clients[clients.status == "dropped"]
+    assert (dropped.bytes_up == 0).all()
+    assert set(dropped.bytes_down) == set(clients[clients.status == "ok"].bytes_down)
+    assert dropped[["num_examples", "loss", "seconds", "error"]].isna().all().all()
+
+
+def test_a_round_without_any_client_left_keeps_the_model(small: Small) -> None:
+    run = small(client_dropout=0.97, num_rounds=3)
+    rounds = run.rounds()
+    assert all(_drawn(n, c, 0.97) for n, c in zip(run.clients()["round"], run.clients().client_id, strict=True))
+    assert rounds.num_clients.tolist()[1:] == [0, 0, 0]
+    assert rounds.num_dropped.tolist()[1:] == [4, 4, 4]
+    assert rounds.test_loss.nunique() == 1
+
+
+def test_no_client_drops_out_unless_asked(small: Small) -> None:
+    run = small()
+    assert run.rounds().num_dropped.isna().all()
+    assert set(run.clients().status) == {"ok"}
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("devices", [None, "lognormal"])
+def test_dropouts_are_the_same_on_ray_and_after_a_resume(small: Small, devices: str | None) -> None:
+    settings = {"client_dropout": 0.4, "devices": devices, "server_lr": 0.7, "sample_seed": 5, "clip_grad_norm": 1.0}
+    settings |= {"lr_warmup": 2, "num_rounds": 4}
+    whole = small(name="whole", **settings)
+    on_ray = small({"num_cpus": 2}, name="ray", engine="ray", **settings)
+    stopped = small(name="stopped", **{**settings, "num_rounds": 2})
+    continued = resume(stopped, num_rounds=4)
+    for run in (on_ray, continued):
+        assert run.model_path.read_bytes() == whole.model_path.read_bytes()
+        assert run.clients().status.tolist() == whole.clients().status.tolist()
+    assert "dropped" in set(whole.clients().status)

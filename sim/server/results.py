@@ -164,16 +164,22 @@ def test_records(
     return [MetricRecord(server_round, "test", None, num_examples, name, value) for name, value in numbers.items()]
 
 
-def totals(clients: Sequence[ClientRecord]) -> dict[str, Any]:
-    """Return what a round's row has of all its clients: columns of ``RoundRecord``; empty without virtual time."""
+def totals(clients: Sequence[ClientRecord], *, drops: bool) -> dict[str, Any]:
+    """Return what a round's row has of all its clients: columns of ``RoundRecord``.
+
+    Args:
+        drops: clients may drop out.
+    """
     trained = [client for client in clients if client.phase == "fit"]
+    dropped = {"num_dropped": sum(client.status == "dropped" for client in trained)} if drops and trained else {}
     if not any(client.virtual_start is not None for client in trained):
-        return {}
+        return dropped
     staleness = [client.staleness for client in trained if client.status == "ok" and client.staleness is not None]
     return {
         "num_late": sum(client.status == "late" for client in trained),
         "num_offline": sum(client.status == "offline" for client in trained),
         "staleness_mean": float(np.mean(staleness)) if staleness else None,
+        **dropped,
     }
 
 

@@ -31,6 +31,7 @@ from sim.server import strategy
 from sim.server.adapter import CALLS, StrategyAdapter
 from sim.server.async_rounds import AsyncRounds
 from sim.server.attacks import Attackers
+from sim.server.dropout import dropout_record, dropouts, without
 from sim.server.executor import Executor
 from sim.server.fit_ins_strategies import LegacyStrategy, virtual_clients
 from sim.server.message_to_fit_ins import MessagesToClients
@@ -247,7 +248,10 @@ class RoundServer:
             record, more = step(record)
             clients = [*clients, *more]
         return replace(
-            record, **totals(clients), **bytes_of(clients), round_seconds=time.perf_counter() - start
+            record,
+            **totals(clients, drops=self.config.client_dropout > 0),
+            **bytes_of(clients),
+            round_seconds=time.perf_counter() - start,
         ), clients
 
     def _is_due(self, server_round: int, every: int) -> bool:
@@ -368,11 +372,12 @@ class RoundServer:
         """Have the clients that the strategy chooses train; None if it chooses none."""
         others: list[ClientRecord] = []  # of clients that are not among the results
         chunks, schedule = self._begin_fit(server_round, others)
-        if not chunks:
-            return None
         begin = time.perf_counter()
+        if not chunks:
+            return _Trained(PhaseResults(), others, begin, begin) if others else None
         while not (results := self._executor.execute("fit", server_round, chunks)).succeeded:
-            others += results.records  # every client was lost: begin the round anew with those that come
+            # Every client was lost: begin the round anew with those that come.
+            others = [*(each for each in others if each.status != "dropped"), *results.records]
             self._dispatcher.wait_until_ready()
             chunks, schedule = self._begin_fit(server_round, others)
         end = time.perf_counter()
@@ -388,15 +393,32 @@ class RoundServer:
             others: gets the records of the clients that do not finish.
         """
         if self._clock is None:
-            return self._configure_fit(server_round), None
+            chunks = self._configure_fit(server_round)
+            dropped = self._dropouts(chunks, server_round)
+            others += [
+                self._dropout_record(chunk, t.client_id)
+                for chunk in chunks
+                for t in chunk.tasks
+                if t.client_id in dropped
+            ]
+            return without(chunks, dropped), None
         for attempt in itertools.count():
             self._clock.begin(server_round, attempt)
-            planned = self._clock.planned(self._configure_fit(server_round, attempt))
+            chunks = self._configure_fit(server_round, attempt)
+            planned = self._clock.planned(chunks, self._dropouts(chunks, server_round, attempt))
             is_void = self._clock.is_void(planned)
             others += not_used(planned, server_round, is_void=is_void)
             if not is_void:
                 return planned.chunks, planned.schedule
         raise AssertionError("the clock gives up before")
+
+    def _dropouts(self, chunks: Sequence[Chunk], server_round: int, attempt: int = 0) -> frozenset[int]:
+        client_ids = (task.client_id for chunk in chunks for task in chunk.tasks)
+        return dropouts(self.config, server_round, client_ids, attempt)
+
+    def _dropout_record(self, chunk: Chunk, client_id: int) -> ClientRecord:
+        traffic = self._executor.traffic
+        return dropout_record(chunk.server_round, client_id, None if traffic is None else traffic.bytes_down(chunk))
 
     def _configure_fit(self, server_round: int, attempt: int = 0) -> list[Chunk]:
         with self._calling(server_round, "configure_fit", attempt):

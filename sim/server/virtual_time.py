@@ -21,7 +21,7 @@ from sim.data.partition import num_training_examples
 from sim.devices.by_name import Devices
 from sim.devices.device import Device
 
-Status = Literal["ok", "late", "offline"]
+Status = Literal["ok", "late", "offline", "dropped"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class Participation:
     def due(self) -> float:
         """When the upload would be complete."""
         return self.start + (self.download_seconds + self.compute_seconds + self.upload_seconds)
+
+    @property
+    def drops_at(self) -> float:
+        """When a client leaves that has trained and sends nothing back."""
+        return self.start + (self.download_seconds + self.compute_seconds)
 
     @property
     def end(self) -> float:
