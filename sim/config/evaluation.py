@@ -22,10 +22,15 @@ class EvaluationConfig(VirtualTimeConfig):
     eval_share: float = setting(
         0.2,
         "fraction of a client's examples (rounded down) that it keeps for its own evaluation; used only if "
-        "--fraction-evaluate is above 0",
+        "--fraction-evaluate is above 0, or with --final-evaluate",
         EVALUATION,
         low=0,
         below=1,
+    )
+    final_evaluate: bool = setting(
+        False,
+        "evaluate the model after the last round on the examples that each client kept, on all clients",
+        EVALUATION,
     )
     evaluate_every: int = setting(
         1,
@@ -60,8 +65,11 @@ class EvaluationConfig(VirtualTimeConfig):
         Target.of(vars(self))
         if self.evaluate_every > 1 and not self.fraction_evaluate:
             raise ConfigError(f"--evaluate-every {self.evaluate_every}: needs --fraction-evaluate above 0")
-        if self.fraction_evaluate and not self.eval_share:
-            raise ConfigError(
-                f"--eval-share 0: must be above 0, because --fraction-evaluate {self.fraction_evaluate:g} "
-                "needs examples to evaluate on"
-            )
+        if (self.fraction_evaluate or self.final_evaluate) and not self.eval_share:
+            which = f"fraction-evaluate {self.fraction_evaluate:g}" if self.fraction_evaluate else "final-evaluate"
+            raise ConfigError(f"--eval-share 0: must be above 0, because --{which} needs examples to evaluate on")
+
+    @property
+    def kept_share(self) -> float:
+        """Return the fraction of a client's examples that it keeps for its own evaluation."""
+        return self.eval_share if self.fraction_evaluate or self.final_evaluate else 0.0

@@ -188,6 +188,21 @@ class RoundServer:
             trained=prepared.layout.trained,
         )
 
+    @property
+    def executor(self) -> Executor:
+        """What calls the clients, and keeps their states."""
+        return self._executor
+
+    @property
+    def weights(self) -> NDArrays:
+        """The global weights."""
+        return self._weights
+
+    @property
+    def last_round(self) -> int:
+        """The last round that is done; −1 before the first."""
+        return self._next_round - 1
+
     def _kept(self) -> Any:
         """Return what belongs to a checkpoint, see ``BuiltStrategy.kept``."""
         kept, clock = self._adapter.strategy, self._clock or self._asynchronous
@@ -223,6 +238,7 @@ class RoundServer:
                     self._executor.state_rounds,
                 )
                 self._on_round(finished)
+                self._next_round = server_round + 1
                 if server_round == 0:
                     self._check_target(record)
                 if self._target is not None and self._target.is_reached_by(record.tested(self._target.name)):

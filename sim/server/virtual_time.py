@@ -113,8 +113,7 @@ class VirtualTime:
         config = self._config
         if config.client_steps is not None or not len(self._sizes):
             return self.told_steps.get(client_id, config.client_steps or 1)
-        eval_share = config.eval_share if config.fraction_evaluate else 0.0
-        num_examples = num_training_examples(int(self._sizes[client_id]), eval_share)
+        num_examples = num_training_examples(int(self._sizes[client_id]), config.kept_share)
         batch_size = int(settings.get("batch_size") or config.batch_size or 1)
         epochs = int(settings.get("local_epochs") or config.local_epochs)
         batches = num_examples // batch_size if self._drops_last else math.ceil(num_examples / batch_size)

@@ -60,6 +60,8 @@ class Session:
             self._weights = point.checkpoint.weights
             self._code = {**point.checkpoint.code, **self._code}
             self._writer = RunWriter.reopen(point.run, point.checkpoint.tables)
+            if config.final_evaluate:
+                self.run.evaluation_path.unlink(missing_ok=True)  # of a round that is no longer the last
             self._writer.write(self.run.config_path, config.to_toml().encode())
         self._checkpoints = CheckpointWriter(self.run, config.keep_checkpoints)
         self._states: ValidStates | None = None
