@@ -144,7 +144,9 @@ def _add_result_commands(add: Add) -> None:
     predicting.add_argument("run", metavar="RUN", help="name in the results folder, or path of a run")
     predicting.add_argument("images", metavar="IMAGE", nargs="+", help="image file")
     _add_table(add("table", table, "write the results of sweeps as a table of LaTeX, Markdown or CSV"))
+    about = "take the model of the best round by the validation, best.safetensors, instead of the last one"
     for command in (exporting, predicting):
+        command.add_argument("--best", action="store_true", help=about)
         command.add_argument("--results-dir", default="results", help="where run folders are [default results]")
 
 

@@ -41,6 +41,7 @@ class Purpose(IntEnum):
     COMPRESS_UP = 28
     COMPRESS_DOWN = 29
     CLIENT_DROPOUT = 30
+    VALIDATION = 31
 
 
 def sequence(

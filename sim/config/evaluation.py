@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sim.config.fields import MOST, setting
+from sim.config.fields import MOST, flag_of, setting
 from sim.config.virtual_time import VirtualTimeConfig
 from sim.errors import ConfigError
-from sim.metrics import Target
+from sim.metrics import MetricName, Target
 
 EVALUATION = "evaluation"
 
@@ -26,6 +26,28 @@ class EvaluationConfig(VirtualTimeConfig):
         EVALUATION,
         low=0,
         below=1,
+    )
+    validation_share: float = setting(
+        0.0,
+        "fraction of the training examples (rounded down) that is held out before they are assigned to clients; the "
+        "model is tested on it whenever it is tested on the test examples",
+        EVALUATION,
+        low=0,
+        below=1,
+    )
+    validation_metric: str | None = setting(
+        None,
+        "metric of the validation by which rounds are compared, as NAME, NAME:min or NAME:max; if not given, accuracy, "
+        "or else the first metric, or else the loss",
+        EVALUATION,
+    )
+    patience: int | None = setting(
+        None,
+        "end the run when the metric of the validation was not better for so many validations",
+        EVALUATION,
+        unit="validations",
+        low=1,
+        high=MOST,
     )
     final_evaluate: bool = setting(
         False,
@@ -63,6 +85,12 @@ class EvaluationConfig(VirtualTimeConfig):
             ConfigError: two of them contradict each other, or a value would be without effect.
         """
         Target.of(vars(self))
+        if self.validation_metric is not None:
+            MetricName.parse(self.validation_metric, "--validation-metric")
+        for name in ("validation_metric", "patience"):
+            value = getattr(self, name)
+            if value is not None and not self.validation_share:
+                raise ConfigError(f"{flag_of(name)} {value}: needs --validation-share above 0, e.g. 0.1")
         if self.evaluate_every > 1 and not self.fraction_evaluate:
             raise ConfigError(f"--evaluate-every {self.evaluate_every}: needs --fraction-evaluate above 0")
         if (self.fraction_evaluate or self.final_evaluate) and not self.eval_share:

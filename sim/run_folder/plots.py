@@ -31,9 +31,14 @@ FORMATS = ("png", "svg", "pdf")
 _MAX_COLUMNS = 2000  # of clients; the picture is only about 1000 pixels wide
 _NOT_A_SETTING = {"seed", "name", "results_dir", "verbose"}
 ACCURACY = MetricName("accuracy", smaller_is_better=False)
-_PHASES = {"test": "test examples", "fit": "training", "evaluate": "clients' own examples"}
+_PHASES = {
+    "test": "test examples",
+    "validation": "validation examples",
+    "fit": "training",
+    "evaluate": "clients' own examples",
+}
 _MAX_LEGEND_LINES = 5
-_LINE_STYLES = ("-", "--", ":")
+_LINE_STYLES = ("-", "--", ":", "-.")
 _BYTE_UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 

@@ -64,6 +64,9 @@ class RoundRecord:
     num_offline: int | None = None
     staleness_mean: float | None = None
     num_dropped: int | None = None
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+    validation_seconds: float | None = None
     test_metrics: Mapping[str, float] = field(default_factory=dict, metadata={"is_column": False})
 
     def tested(self, name: str) -> float | None:
@@ -119,7 +122,7 @@ class MetricRecord(NamedTuple):
     """
 
     round: int
-    phase: Literal["fit", "evaluate", "query", "test"]
+    phase: Literal["fit", "evaluate", "query", "test", "validation"]
     client_id: int | None
     num_examples: int | None
     name: str

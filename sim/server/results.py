@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -157,11 +157,15 @@ def metric_records(
 
 
 def test_records(
-    server_round: int, num_examples: int | None, loss: float, measured: Mapping[str, float]
+    server_round: int,
+    phase: Literal["test", "validation"],
+    num_examples: int | None,
+    loss: float,
+    measured: Mapping[str, float],
 ) -> list[MetricRecord]:
-    """Return the rows of ``metrics.csv`` of a central test; a loss of NaN is none."""
+    """Return the rows of ``metrics.csv`` of a central test or a validation; a loss of NaN is none."""
     numbers = {**({} if math.isnan(loss) else {"loss": loss}), **{n: v for n, v in measured.items() if n != "loss"}}
-    return [MetricRecord(server_round, "test", None, num_examples, name, value) for name, value in numbers.items()]
+    return [MetricRecord(server_round, phase, None, num_examples, name, value) for name, value in numbers.items()]
 
 
 def totals(clients: Sequence[ClientRecord], *, drops: bool) -> dict[str, Any]:

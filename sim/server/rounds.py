@@ -49,12 +49,17 @@ from sim.server.results import (
 )
 from sim.server.round_schedule import RoundSchedule
 from sim.server.traffic import Traffic
+from sim.server.validation import Validation
 from sim.server.virtual_rounds import VirtualRounds, clock_of, not_used, with_virtual_time
 
 
 @dataclass(frozen=True)
 class FinishedRound:
-    """A round that is over, with all that a checkpoint of it needs."""
+    """A round that is over, with all that a checkpoint of it needs.
+
+    Attributes:
+        best: the best round by the validation so far, and its weights; None without one.
+    """
 
     record: RoundRecord
     clients: list[ClientRecord]
@@ -63,6 +68,7 @@ class FinishedRound:
     client_states: dict[int, RecordDict]
     metrics: list[MetricRecord] = field(default_factory=list)
     state_rounds: dict[int, int] = field(default_factory=dict)
+    best: tuple[int, NDArrays] | None = None
 
 
 _STREAMS_PER_ATTEMPT = 100
@@ -130,6 +136,7 @@ class RoundServer:
         self._on_round = on_round
         slices = prepared.test_slices
         self._central_test = CentralTest(dispatcher, slices) if slices else None
+        self._validation = Validation(prepared, dispatcher) if len(prepared.partition.validation) else None
         self._server_lr = 1.0  # unless the strategy says otherwise
         self._clock: VirtualRounds | None = None
         self._asynchronous: AsyncRounds | None = None
@@ -160,6 +167,8 @@ class RoundServer:
                 self._clock.restore(state["clock"])
             if self._asynchronous is not None:
                 self._asynchronous.restore(state["clock"], checkpoint.round)
+            if self._validation is not None:
+                self._validation.restore(state["validation"], checkpoint.weights)
             self._executor.state_rounds = dict(checkpoint.state_rounds)
             self._adapter.restore(state)
             self._set_weights(checkpoint.weights)
@@ -205,13 +214,15 @@ class RoundServer:
 
     def _kept(self) -> Any:
         """Return what belongs to a checkpoint, see ``BuiltStrategy.kept``."""
-        kept, clock = self._adapter.strategy, self._clock or self._asynchronous
-        if clock is None:
-            return kept
-        return {**(kept if isinstance(kept, dict) else {"strategy": kept}), "clock": clock.state()}
+        kept, clock, validation = self._adapter.strategy, self._clock or self._asynchronous, self._validation
+        others = {} if clock is None else {"clock": clock.state()}
+        if validation is not None:
+            others["validation"] = validation.state(self._next_round)
+        return {**(kept if isinstance(kept, dict) else {"strategy": kept}), **others} if others else kept
 
     def run(self) -> None:
-        """Test the initial weights, then train for the rounds of the config, or until the target is reached.
+        """Test the initial weights, then train for the rounds of the config, or until the target is reached, or
+        until the validation was not better for as long as the patience of the config.
 
         Raises:
             ClientError: a client raised, and ``on_client_error`` is stop, or no client is left.
@@ -225,6 +236,8 @@ class RoundServer:
                 if self._asynchronous is not None:
                     self._asynchronous.set_weights(0, self._weights)
             for server_round in range(self._next_round, self.config.num_rounds + 1):
+                if self._validation is not None and self._validation.is_over:
+                    break
                 self._dispatcher.wait_until_ready()
                 log(INFO, "[ROUND %s]", server_round)
                 record, clients = self._round(server_round)
@@ -236,6 +249,7 @@ class RoundServer:
                     self._executor.states,
                     self._metrics,
                     self._executor.state_rounds,
+                    None if self._validation is None else self._validation.best_weights,
                 )
                 self._on_round(finished)
                 self._next_round = server_round + 1
@@ -258,6 +272,8 @@ class RoundServer:
         steps: list[_Step] = []
         if self._is_due(server_round, self.config.test_every):
             steps.append(self._test)
+            if self._validation is not None:
+                steps.append(self._validate)
         if server_round > 0 and self._is_due(server_round, self.config.evaluate_every):
             steps.append(self._evaluate)
         for step in reversed(steps) if self._adapter.tests_last else steps:
@@ -285,7 +301,7 @@ class RoundServer:
             self.history.add_metrics_centralized(server_round, dict(metrics))
         loss = math.nan if loss is None else float(loss)
         accuracy, numbers = self._accuracy_of(metrics), numbers_of(metrics)
-        self._metrics += test_records(server_round, self._num_tested, loss, numbers)
+        self._metrics += test_records(server_round, "test", self._num_tested, loss, numbers)
         return replace(
             record,
             test_loss=None if math.isnan(loss) else loss,
@@ -293,6 +309,12 @@ class RoundServer:
             test_seconds=time.perf_counter() - start,
             test_metrics={name: value for name, value in numbers.items() if name != "loss"},
         ), []
+
+    def _validate(self, record: RoundRecord) -> tuple[RoundRecord, list[ClientRecord]]:
+        assert self._validation is not None
+        record, rows = self._validation.measure(record, self._weights)
+        self._metrics += rows
+        return record, []
 
     def _check_target(self, record: RoundRecord) -> None:
         """Say that a target cannot be reached as far as the first test shows; a strategy may test otherwise later."""

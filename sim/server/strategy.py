@@ -92,6 +92,7 @@ class BuiltStrategy:
         server_lr: the learning rate of the server, where the strategy has none of its own.
         has_clock: clients are chosen in virtual time or by a sampler, which have a state, too.
         clock: that state, as it is before the first round.
+        has_validation: the run knows its best round, which is a state, too.
     """
 
     strategy: Strategy | NewerStrategy
@@ -101,13 +102,16 @@ class BuiltStrategy:
     server_lr: float = 1.0
     has_clock: bool = False
     clock: dict[str, Any] = field(default_factory=dict)
+    has_validation: bool = False
 
     @property
     def kept(self) -> Any:
-        """What belongs to a checkpoint: the strategy, the server part of the algorithm, and the clock."""
+        """What belongs to a checkpoint: the strategy, the server part of the algorithm, clock, best round."""
         others: dict[str, Any] = {} if self.algorithm is None else {"algorithm": self.algorithm.state()}
         if self.has_clock:
             others["clock"] = self.clock
+        if self.has_validation:
+            others["validation"] = {}
         return {"strategy": self.strategy, **others} if others else self.strategy
 
 
@@ -121,7 +125,7 @@ def build(
     """Make the configured strategy, see ``_build``."""
     server_lr = _server_lr(config, given)
     built = _build(config, initial_weights, layout, evaluate_fn, given)
-    return replace(built, server_lr=server_lr, has_clock=_has_clock(config))
+    return replace(built, server_lr=server_lr, has_clock=_has_clock(config), has_validation=config.validation_share > 0)
 
 
 def _server_lr(config: RunConfig, given: Any) -> float:

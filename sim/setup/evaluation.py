@@ -22,6 +22,7 @@ from sim.run_folder import environment
 from sim.run_folder.checkpoint import restored
 from sim.run_folder.client_states import StatesInFolder
 from sim.run_folder.folder import Run
+from sim.run_folder.weights_file import read_model
 from sim.run_folder.writer import write_whole
 from sim.server.async_rounds import states_after
 from sim.server.executor import Executor
@@ -30,7 +31,7 @@ from sim.server.results import numbers_of
 from sim.server.rounds import RoundServer
 from sim.server.traffic import Traffic
 from sim.setup.resume import changed_config, fitting_checkpoint
-from sim.setup.trained import check_weights, read_model
+from sim.setup.trained import check_weights
 
 if TYPE_CHECKING:
     import pandas as pd
