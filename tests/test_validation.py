@@ -23,7 +23,7 @@ from sim.network.options import networked
 from sim.run_folder.best_round import BestRound, metric_of_validation
 from sim.run_folder.measured import names_of
 from sim.run_folder.plots import curves_figure, curves_of
-from sim.run_folder.weights_file import round_of
+from sim.run_folder.weights_file import content_of, read_model, round_of
 from sim.setup.trained import TrainedModel
 
 Small = Callable[..., Run]
@@ -213,6 +213,10 @@ def test_a_resume_begins_with_the_best_round_of_its_checkpoint(small: Small, tmp
     assert seen == [(3, 2), (4, 4)]
     assert continued.best_path.read_bytes() == whole.best_path.read_bytes()
     assert continued.rounds().validation_accuracy.tolist() == accuracies.tolist()
+    assert TrainedModel.of(other, best=True).number == 4
+    other.best_path.write_bytes(content_of(*read_model(whole.best_path), 3))
+    with pytest.raises(RunFolderError, match=r"best\.safetensors: is not of round 4, the best one in rounds\.csv"):
+        TrainedModel.of(other, best=True)
 
 
 def test_a_larger_patience_continues_and_the_same_one_is_refused(small: Small) -> None:
@@ -234,7 +238,7 @@ def test_the_command_line_says_why_it_ended(command: Sim, tmp_path: Path) -> Non
     best = run.best()
     assert best is not None
     lines = done.stdout.splitlines()
-    assert "stopped early   no better one in 2 validations" in lines
+    assert "stopped early   after 2 validations without a better one" in lines
     assert f"best round      {best.in_words}" in lines
     listed = command("list").stdout
     assert "ended early" in listed

@@ -132,6 +132,9 @@ def test_a_client_that_drops_out_has_trained_and_sends_nothing() -> None:
     schedule = round_of(virtual_time(), dropped={0, 1, 2})
     assert schedule.end == 14.0
     assert ends(schedule) == [("dropped", 3.0, 2), ("dropped", 4.0, 4), ("dropped", 2.5, 10)]
+    time = virtual_time()
+    time.bytes_up = 0  # an upload that takes no time does not arrive either
+    assert ends(round_of(time, dropped={1}))[1] == ("dropped", 4.0, 4)
 
 
 def test_what_was_sent_until_a_client_left() -> None:

@@ -151,7 +151,7 @@ def _report(run: Any, word: str) -> None:
     best = None if run.is_central else run.best()
     if best is not None:
         if best.is_over:
-            print(f"stopped early   no better one in {best.num_worse} validations")
+            print(f"stopped early   after {best.num_worse} validations without a better one")
         print(f"best round      {best.in_words}")
     if run.config().get("final_evaluate") and run.evaluation_path.exists():
         evaluate.show(run, pd.read_csv(run.evaluation_path), run.evaluation_path)

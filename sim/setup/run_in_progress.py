@@ -67,8 +67,7 @@ class Session:
         self._checkpoints = CheckpointWriter(self.run, config.keep_checkpoints)
         self._best_round = round_of(self.run.best_path) if point is not None else None
         if self._best_round is not None and point is not None and self._best_round > point.checkpoint.round:
-            self.run.best_path.unlink(missing_ok=True)  # of a round that is made again
-            self._best_round = None
+            self._best_round = None  # it is made again, and the file is written anew in the next round
         self._states: ValidStates | None = None
         if prepared.spec.keeps_state and resumable:  # over a network, clients keep it
             self.run.client_states_path.mkdir(exist_ok=True)
