@@ -110,7 +110,7 @@ def _epoch(runtime: ClientRuntime, config: CentralizedConfig, epoch: int) -> tup
     end = time.perf_counter()
     num_examples = len(runtime.dataset.train)
     rows = [MetricRecord(epoch, "fit", None, num_examples, name, value) for name, value in trained.items()]
-    rows += test_records(epoch, runtime.dataset.num_test_examples, loss, metrics)
+    rows += test_records(epoch, "test", runtime.dataset.num_test_examples, loss, metrics)
     record = RoundRecord(
         epoch,
         train_loss=trained.get("loss"),

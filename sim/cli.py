@@ -36,7 +36,8 @@ from sim.commands.sweep import sweep
 from sim.commands.table import table
 from sim.config.choices import COLUMN_INCHES, PLOT_STYLES
 from sim.config.flags import Parser, add_config, add_settings
-from sim.config.run_config import USED_BY, AppConfig, CentralizedConfig, RunConfig
+from sim.config.run_config import AppConfig, CentralizedConfig, RunConfig
+from sim.config.used_by import USED_BY
 from sim.errors import ClientError, ConfigError, SimError, many_lines, one_line
 from sim.network.options import ClientOptions, ServerOptions
 from sim.scale.cells import SET_BY_THE_GRID
@@ -159,7 +160,9 @@ def _add_result_commands(add: Add) -> None:
     predicting.add_argument("run", metavar="RUN", help="name in the results folder, or path of a run")
     predicting.add_argument("images", metavar="IMAGE", nargs="+", help="image file")
     _add_table(add("table", table, "write the results of sweeps as a table of LaTeX, Markdown or CSV"))
+    about = "take the model of the best round by the validation, best.safetensors, instead of the last one"
     for command in (exporting, predicting):
+        command.add_argument("--best", action="store_true", help=about)
         command.add_argument("--results-dir", default="results", help="where run folders are [default results]")
 
 

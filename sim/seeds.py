@@ -40,6 +40,8 @@ class Purpose(IntEnum):
     SAMPLER = 20
     COMPRESS_UP = 28
     COMPRESS_DOWN = 29
+    CLIENT_DROPOUT = 30
+    VALIDATION = 31
 
 
 def sequence(

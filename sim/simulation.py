@@ -273,6 +273,7 @@ def _simulate(
         with uncollected():
             from sim.server.prepared import ProgramObjects
             from sim.server.rounds import RoundServer
+            from sim.setup.evaluation import Evaluation, write_table
             from sim.setup.prepare import prepare
             from sim.setup.resume import resumed
             from sim.setup.run_in_progress import open_session
@@ -291,7 +292,11 @@ def _simulate(
                 ServerAppRun(prepared, dispatcher, session).run()
             else:
                 before = session.before_round
-                RoundServer(prepared, dispatcher, session.on_round, history=history, before_round=before).run()
+                server = RoundServer(prepared, dispatcher, session.on_round, history=history, before_round=before)
+                server.run()
+                if config.final_evaluate:
+                    frame = Evaluation.of_last_round(session.run, prepared, server).execute(dispatcher)
+                    write_table(frame, session.run.evaluation_path)
     return session.run
 
 
@@ -341,6 +346,8 @@ def _open_engine(prepared: Prepared, ray_session: RaySession | None, num_actors:
 
 def _most_clients_at_once(config: RunConfig) -> int:
     """Return how many clients a phase of a round can have; more actors than that would never have any work."""
+    if config.final_evaluate:
+        return config.num_clients
     if config.is_asynchronous:
         return max(config.num_concurrent, config.num_evaluate_clients)
     arguments = config.server_args if config.strategy in ALGORITHMS else config.strategy_args
@@ -359,6 +366,7 @@ def _only_built_in_parts(config: RunConfig) -> bool:
         config.app is None
         and config.strategy not in ALGORITHMS
         and config.local_parameters is None
+        and config.server_lr is None
         and config.devices is None
         and config.sampler == RunConfig.sampler
         and not config.compress

@@ -24,7 +24,7 @@ def test_the_columns_are_the_documented_ones() -> None:
         "round,num_clients,num_failures,train_loss,test_loss,test_accuracy,eval_loss,eval_accuracy,"
         "eval_accuracy_p10,eval_accuracy_p25,eval_accuracy_p50,eval_accuracy_p75,eval_accuracy_p90,eval_accuracy_worst10,"
         "fit_seconds,broadcast_seconds,train_seconds,wait_seconds,return_seconds,aggregate_seconds,test_seconds,eval_seconds,round_seconds,"
-        "checkpoint_seconds,virtual_seconds,bytes_down,bytes_up,num_late,num_offline,staleness_mean"
+        "checkpoint_seconds,virtual_seconds,bytes_down,bytes_up,num_late,num_offline,staleness_mean,num_dropped,validation_loss,validation_accuracy,validation_seconds"
     )
     assert ",".join(columns(ClientRecord)) == (
         "round,phase,client_id,num_examples,loss,accuracy,seconds,actor,vectorized_with,status,error,virtual_start,"
@@ -45,7 +45,7 @@ def test_rounds_are_on_disk_before_the_next_one_and_read_back_exactly(tmp_path: 
     assert clients.num_examples.isna().all()
     assert (
         writer.run.rounds_path.read_text().splitlines()[2]
-        == "1,3,0,0.30000000000000004" + 5 * "," + 6 * "," + "1.5,,,,,,,,," + 6 * ","
+        == "1,3,0,0.30000000000000004" + 5 * "," + 6 * "," + "1.5,,,,,,,,," + 10 * ","
     )
     writer.close()
 

@@ -171,6 +171,16 @@ def test_privacy_clips_each_client_and_adds_the_noise_that_it_says(small: Small)
     assert 1e-4 < np.linalg.norm(moved) <= 1e-3 * 1.001
 
 
+def test_the_noise_is_that_of_the_clients_that_are_left(small: Small) -> None:
+    config = {"num_rounds": 1, "clients_per_round": 10, "max_local_steps": 3, "client_dropout": 0.4}
+    start = load_file(small(num_rounds=1, lr=1e-30, name="start").model_path)
+    run = small(**config, dp="fixed", dp_args={"clipping_norm": 1e-3, "noise_multiplier": 50.0}, name="end")
+    end, left = load_file(run.model_path), int(run.rounds().num_clients[1])
+    assert left < 10
+    noise = np.concatenate([(end[key] - start[key]).ravel() for key in start])
+    assert noise.std() == pytest.approx(50.0 * 1e-3 / left, rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

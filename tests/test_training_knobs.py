@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from sim import Run, RunConfig
+from sim import CentralizedConfig, ConfigError, Run, RunConfig
 from sim.data.batches import Batches
 from sim.data.dataset import Examples
 from sim.training import local
@@ -69,6 +70,86 @@ def test_learning_rates_of_a_run() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "rates"),
+    [
+        ({"lr_schedule": "step", "lr_step_every": 2}, [0.8, 0.8, 0.08, 0.08, 0.008, 0.008]),
+        ({"lr_schedule": "step", "lr_milestones": "1, 4", "lr_gamma": 0.5}, [0.8, 0.4, 0.4, 0.4, 0.2, 0.2]),
+        ({"lr_warmup": 4}, [0.2, 0.4, 0.6, 0.8, 0.8, 0.8]),
+        ({"lr_warmup": 1}, [0.8] * 6),
+        # The warm-up ends in round 2, where the cosine over the last 5 rounds begins.
+        (
+            {"lr_warmup": 2, "lr_schedule": "cosine"},
+            [0.4, *(0.8 * (1 + math.cos(math.pi * k / 5)) / 2 for k in range(5))],
+        ),
+        # The steps are after rounds 3 and 6 with a warm-up, too, and the decay counts from round 1.
+        (
+            {"lr_warmup": 2, "lr_schedule": "step", "lr_step_every": 3, "lr_gamma": 0.5, "lr_decay": 0.9},
+            [0.4, 0.72, 0.648, 0.2916, 0.26244, 0.236196],
+        ),
+    ],
+)
+def test_warm_up_and_steps_of_the_learning_rate(settings: dict[str, Any], rates: list[float]) -> None:
+    config = RunConfig(lr=0.8, num_rounds=6, **settings)
+    assert [config.lr_in(r, 6) for r in range(1, 7)] == pytest.approx(rates, rel=1e-12)
+    central = CentralizedConfig(lr=0.8, epochs=6, **settings)
+    assert [central.lr_in(e, 6) for e in range(1, 7)] == pytest.approx(rates, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr_schedule": "step"}, "--lr-schedule step: needs --lr-step-every, e.g. 10, or --lr-milestones, e.g. 10,20"),
+        ({"lr_step_every": 2}, "--lr-step-every 2: belongs to --lr-schedule step, not to constant"),
+        (
+            {"lr_schedule": "step", "lr_step_every": 2, "lr_milestones": "3"},
+            "--lr-step-every 2 and --lr-milestones 3: give one of the two",
+        ),
+        *(
+            (
+                {"lr_schedule": "step", "lr_milestones": text},
+                f"--lr-milestones {text}: must be whole numbers from 1 to 1000000000 in ascending order, e.g. 10,20",
+            )
+            for text in ("20,10", "3,3", "0", "2,", "1.5", "ten")
+        ),
+        ({"lr_warmup": 31}, "--lr-warmup 31: must be at most --num-rounds 30"),
+        (
+            {"clip_grad_norm": 1.0, "train": "own:train"},
+            "--clip-grad-norm 1: belongs to the built-in training, but --train own:train takes its own steps; clip "
+            "there with torch.nn.utils.clip_grad_norm_",
+        ),
+        (
+            {"clip_grad_norm": 1.0, "client": "own:Client"},
+            "--clip-grad-norm 1: belongs to the built-in training, but --client own:Client takes its own steps",
+        ),
+    ],
+)
+def test_what_a_learning_rate_and_a_clipped_gradient_need(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        RunConfig(**settings)
+    assert str(error.value) == message
+
+
+def test_epochs_of_a_centralised_run_bound_its_warm_up() -> None:
+    with pytest.raises(ConfigError, match="--lr-warmup 3: must be at most --epochs 2"):
+        CentralizedConfig(lr_warmup=3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights"),
+    [
+        # The gradient of the loss is (½, −½) · 2 = (1, −1): its norm √2 is scaled down to ½.
+        ({"clip_grad_norm": 0.5}, [1 - 0.1 * 0.5 / math.sqrt(2), 1 + 0.1 * 0.5 / math.sqrt(2)]),
+        ({"clip_grad_norm": 1.5}, [1 - 0.1, 1 + 0.1]),
+        ({}, [1 - 0.1, 1 + 0.1]),
+    ],
+)
+def test_a_long_gradient_is_scaled_down(settings: dict[str, Any], weights: list[float]) -> None:
+    net = _linear()
+    local.train(net, BATCH, 1, CPU, lr=0.1, **settings)
+    assert net.weight.flatten().tolist() == pytest.approx(weights, abs=1e-6)
+
+
 def test_the_knobs_reach_the_clients(small: Callable[..., Run]) -> None:
     plain = small(name="plain", max_local_steps=4).rounds().train_loss
     for number, settings in enumerate(
@@ -79,12 +160,16 @@ def test_the_knobs_reach_the_clients(small: Callable[..., Run]) -> None:
             {"max_local_steps": 1},
             {"precision": "bf16"},
             {"augment": "crop-flip"},
+            {"lr_schedule": "step", "lr_step_every": 1},
+            {"lr_warmup": 2, "lr_decay": 0.5},
+            {"clip_grad_norm": 0.1},
         )
     ):
         changed = small(name=f"r{number}", **{"max_local_steps": 4, **settings}).rounds().train_loss
         # a schedule begins with the second round
         assert changed[2] != plain[2], settings
-        assert (changed[1] == plain[1]) == ("lr_decay" in settings or "lr_schedule" in settings), settings
+        begins_alike = {"lr_decay", "lr_schedule"} & settings.keys() and "lr_warmup" not in settings
+        assert (changed[1] == plain[1]) == bool(begins_alike), settings
 
 
 def _augmented(images: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -43,6 +43,7 @@ DECAYED = {"momentum": 0.9, "weight_decay": 0.1, "lr": 0.003}
         pytest.param({"strategy": "scaffold", "lr": 0.003, "momentum": 0.5}, id="scaffold"),
         pytest.param({"strategy": "feddyn", "lr": 0.003}, id="feddyn", marks=pytest.mark.slow),
         pytest.param({"strategy": "fednova", "strategy_args": {"mu": 0.1}, "lr": 0.003}, id="fednova"),
+        pytest.param({"clip_grad_norm": 0.5, "strategy": "fedprox", "lr": 0.01}, id="clipped"),
         pytest.param({"feature_noise": 0.5, "lr": 0.003, "max_local_steps": 5}, id="noise"),
         pytest.param({"optimizer": "adam", "lr": 0.001, "strategy": "fedmedian"}, id="adam", marks=pytest.mark.slow),
     ],

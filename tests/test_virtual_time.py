@@ -15,6 +15,7 @@ from sim.config.run_config import RunConfig
 from sim.devices.device import Device
 from sim.engine.contract import ClientResult
 from sim.errors import ConfigError
+from sim.seeds import Purpose, generator
 from sim.server.async_rules import Arrived, FedAsync, FedBuff, staleness_factor
 from sim.server.async_schedule import AsyncSchedule, Start
 from sim.server.round_schedule import RoundSchedule, scheduled
@@ -118,6 +119,24 @@ def test_a_client_that_goes_offline_drops_out_of_the_round() -> None:
     assert [status for status, _, _ in ends(schedule)] == ["offline"] * 3
 
 
+def test_a_client_that_drops_out_has_trained_and_sends_nothing() -> None:
+    schedule = round_of(virtual_time(), dropped={1})
+    assert schedule.end == 14.5
+    # Client 1 would have been done after 5 seconds, of which the upload takes one.
+    assert ends(schedule) == [("ok", 4.0, 2), ("dropped", 4.0, 4), ("ok", 4.5, 10)]
+    assert [each.bytes_sent for each in schedule.participations] == [(100, 50), (100, 0), (100, 50)]
+    # If it is late, offline or not waited for, it is that.
+    schedule = round_of(virtual_time(), dropped={1}, deadline_seconds=3.9)
+    assert ends(schedule) == [("late", 3.9, 2), ("late", 3.9, 4), ("late", 3.9, 10)]
+    assert ends(round_of(virtual_time({1: (0.0, 13.0)}), dropped={1}))[1] == ("offline", 3.0, 4)
+    schedule = round_of(virtual_time(), dropped={0, 1, 2})
+    assert schedule.end == 14.0
+    assert ends(schedule) == [("dropped", 3.0, 2), ("dropped", 4.0, 4), ("dropped", 2.5, 10)]
+    time = virtual_time()
+    time.bytes_up = 0  # an upload that takes no time does not arrive either
+    assert ends(round_of(time, dropped={1}))[1] == ("dropped", 4.0, 4)
+
+
 def test_what_was_sent_until_a_client_left() -> None:
     time = virtual_time()
     at_work = time.participation(1, 10.0, 4)  # 2 seconds, 2 seconds and 1 second for 100 bytes, 4 steps and 50 bytes
@@ -201,6 +220,26 @@ def test_updates_that_are_too_old_and_clients_that_leave_make_no_version() -> No
         (0, 0, 0, "ok", 0.0, 4.0),
         (2, 0, 0, "ok", 3.0, 7.5),
     ]
+
+
+def test_a_client_that_drops_out_of_an_asynchronous_run_makes_place_for_another() -> None:
+    made = versions(6, 1, client_dropout=0.4)
+    drawn = {
+        (version, client): generator(0, Purpose.CLIENT_DROPOUT, version + 1, client).random() < 0.4
+        for version in range(6)
+        for client in range(3)
+    }
+    ended = [start for version in made for start in version.ended]
+    dropped = [start for start in ended if start.participation.status == "dropped"]
+    assert {(start.version, start.client_id) for start in dropped if not start.repeat} == {
+        (start.version, start.client_id)
+        for start in ended
+        if not start.repeat and drawn[start.version, start.client_id]
+    }
+    assert 0 < len(dropped) < len(ended)
+    for start in dropped:
+        at_work = start.participation
+        assert at_work.end == at_work.due - at_work.upload_seconds
 
 
 def test_a_place_waits_until_a_client_comes_online() -> None:

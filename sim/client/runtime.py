@@ -385,14 +385,22 @@ class ClientRuntime:
         """Return the slices of the central test, see ``test_slices``."""
         return test_slices(self.dataset.num_test_examples, whole=tests_whole(self.spec))
 
-    def central_test(self, first: int = 0, last: int | None = None) -> TestSums:
+    def central_test(self, first: int = 0, last: int | None = None, *, validates: bool = False) -> TestSums:
         """Test the net on examples ``first`` … ``last`` − 1 of the central test split, in large batches.
+
+        Args:
+            validates: of the training examples that are held out for validation, instead of the test split.
 
         Raises:
             RunError: the user's ``test`` raises or returns something else.
         """
-        positions = np.arange(first, self.dataset.num_test_examples if last is None else last)
-        loader = self.batches(self.test_split, positions, self._test_batch_size(self.test_split), shuffle=False)
+        if validates:
+            assert self.partition is not None, "without a partition, nothing is held out"
+            positions = self.partition.validation[first:last]
+            loader = self.batches(self.train_split, positions, self.test_batch_size, shuffle=False)
+        else:
+            positions = np.arange(first, self.dataset.num_test_examples if last is None else last)
+            loader = self.batches(self.test_split, positions, self._test_batch_size(self.test_split), shuffle=False)
         if isinstance(self.test, BuiltInTest) and not self.has_user_code:
             return self.test.sums(self.net, loader, self.device)
         try:

@@ -19,7 +19,16 @@ from sim.training import local
 from sim.training.weights import get_weights, set_weights
 
 # The settings of a call of ``train`` that travel in ``FitIns.config``.
-TRAIN_SETTINGS = ("lr", "momentum", "weight_decay", "proximal_mu", "optimizer", "max_steps", "precision")
+TRAIN_SETTINGS = (
+    "lr",
+    "momentum",
+    "weight_decay",
+    "proximal_mu",
+    "optimizer",
+    "max_steps",
+    "precision",
+    "clip_grad_norm",
+)
 
 
 def train_settings(config: TrainingConfig, number: int, count: int) -> dict[str, Scalar]:
@@ -30,6 +39,7 @@ def train_settings(config: TrainingConfig, number: int, count: int) -> dict[str,
         "weight_decay": config.weight_decay,
         "optimizer": config.optimizer,
         "precision": config.precision,
+        "clip_grad_norm": config.clip_grad_norm,
     }
     return {name: value for name, value in settings.items() if value is not None}
 

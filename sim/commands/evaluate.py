@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sim.commands.output import output_path, print_table, shown_path
@@ -11,7 +12,7 @@ from sim.config.flags import flags_given
 from sim.config.run_config import RunConfig
 from sim.errors import one_line
 from sim.metrics import MetricName, quantiles, shown
-from sim.run_folder.folder import open_run
+from sim.run_folder.folder import Run, open_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,8 +34,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
     path = run.evaluation_path if arguments.output is None else output_path(arguments.output, ("csv",))
     epochs = parse_number(int, arguments.fine_tune_epochs)
     from sim import simulation
-    from sim.run_folder.measured import metric_of
-    from sim.run_folder.plots import ACCURACY
 
     frame = simulation.evaluate(
         run,
@@ -43,6 +42,14 @@ def evaluate(arguments: argparse.Namespace) -> None:
         allow_changed_code=arguments.allow_changed_code,
         **changes,
     )
+    show(run, frame, path)
+
+
+def show(run: Run, frame: pd.DataFrame, path: Path) -> None:
+    """Print what the table of an evaluation says, and where it is."""
+    from sim.run_folder.measured import metric_of
+    from sim.run_folder.plots import ACCURACY
+
     metric = metric_of(run) or ACCURACY
     if f"global_{metric.name}" not in frame or frame[f"global_{metric.name}"].isna().all():
         metric = MetricName.parse("loss")

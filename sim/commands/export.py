@@ -24,7 +24,7 @@ def export(arguments: argparse.Namespace) -> None:
     from sim.setup.trained import TrainedModel
 
     export.check_format(name)
-    trained = TrainedModel.of(run)
+    trained = TrainedModel.of(run, best=arguments.best)
     content = export.content_of(trained, name)
     lines = export.snippet(trained, name, output)
     try:

@@ -26,6 +26,7 @@ class _Row:
     Attributes:
         done, wanted: rounds.
         continues_after: the round of the last checkpoint, of a run that is not done.
+        ended: why the run is done before its last round; empty if it is not.
     """
 
     name: str
@@ -35,6 +36,7 @@ class _Row:
     final: float | None
     best: float | None
     continues_after: int | None
+    ended: str
     num_bytes: int
 
     def better(self, value: float | None) -> float | None:
@@ -84,8 +86,17 @@ def _row_of(run: Run, asked: MetricName | None, text: str | None) -> _Row:
         values[-1] if values else None,
         metric.best(values) if metric is not None and values else None,
         last if last is not None and not is_done else None,
+        _why_ended(run) if is_done and len(rounds) and int(rounds["round"].max()) < (wanted or 0) else "",
         bytes_of(run.path),
     )
+
+
+def _why_ended(run: Run) -> str:
+    target = run.target()
+    if run.reached(target):
+        return str(target)
+    best = run.best()
+    return "" if best is None or best.round is None else f"no better {best.metric.name} since round {best.round}"
 
 
 def _print(rows: Sequence[_Row]) -> None:
@@ -93,10 +104,13 @@ def _print(rows: Sequence[_Row]) -> None:
 
     names = {row.metric.name for row in rows if row.metric is not None}
     of_all = one_line(names.pop(), 60) if len(names) == 1 else "accuracy" if not names else None
-    headers = ["run", "rounds", "metric", "final", "best", "--resume continues after", "size"]
+    headers = ["run", "rounds", "metric", "final", "best", "ended early", "--resume continues after", "size"]
     if of_all is not None:
         headers[3:5] = [f"final {of_all}", f"best {of_all}"]
-    kept = [number for number, header in enumerate(headers) if header != "metric" or of_all is None]
+    hidden = {"metric"} if of_all is not None else set()
+    if not any(row.ended for row in rows):
+        hidden.add("ended early")
+    kept = [number for number, header in enumerate(headers) if header not in hidden]
     table = Table(*(headers[number] for number in kept), box=None)
     for each in table.columns[1:]:
         each.justify = "right"
@@ -108,6 +122,7 @@ def _print(rows: Sequence[_Row]) -> None:
             "" if row.metric is None else one_line(row.metric.name, 60),
             "" if row.final is None else shown(row.final),
             "" if row.best is None else shown(row.best),
+            one_line(row.ended, 60),
             "" if row.continues_after is None else f"round {row.continues_after}",
             shown_bytes(row.num_bytes),
         ]

@@ -35,7 +35,9 @@ def partition(arguments: argparse.Namespace) -> None:
         print(f"note            {note}")
     summary = partition.summary(dataset, assigned, config)
     print_table(_partition_table(summary))
-    num_unassigned = len(dataset.train) - len(assigned.indices)
+    if len(assigned.validation):
+        print(f"held out        {len(assigned.validation)} of {len(dataset.train)} examples, for the validation")
+    num_unassigned = len(dataset.train) - len(assigned.indices) - len(assigned.validation)
     if num_unassigned:
         print(f"unassigned      {num_unassigned} of {len(dataset.train)} examples belong to no client")
     write_picture(picture, plots.summary_figure(summary))

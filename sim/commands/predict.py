@@ -20,7 +20,7 @@ def predict(arguments: argparse.Namespace) -> None:
     from sim.setup.predict import predict
     from sim.setup.trained import TrainedModel
 
-    trained = TrainedModel.of(run)
+    trained = TrainedModel.of(run, best=arguments.best)
     found = predict(run, trained, [Path(image) for image in arguments.images])
     for note in trained.notes:
         print(f"note            {note}")

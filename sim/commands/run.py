@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sim.commands import evaluate
 from sim.commands.output import shown_path
 from sim.config.flags import config_from, flags_given, settings_given
 from sim.config.run_config import AppConfig, CentralizedConfig, RunConfig
@@ -147,4 +148,11 @@ def _report(run: Any, word: str) -> None:
         print(f"{f'final {one_line(metric.name, 60)}':<15} {known[metric.name]}{loss} after {word} {number}")
     else:
         print(f"final {word:<9} {number}{loss}")
+    best = None if run.is_central else run.best()
+    if best is not None:
+        if best.is_over:
+            print(f"stopped early   after {best.num_worse} validations without a better one")
+        print(f"best round      {best.in_words}")
+    if run.config().get("final_evaluate") and run.evaluation_path.exists():
+        evaluate.show(run, pd.read_csv(run.evaluation_path), run.evaluation_path)
     print(f"picture         {shown_path(run.accuracy_path if metric.name == 'accuracy' else run.metric_path)}")

@@ -93,6 +93,7 @@ CHANGEABLE = (
     "num_rounds",
     "target_accuracy",
     "target_metric",
+    "patience",
     "num_cpus",
     "num_gpus",
     "engine",

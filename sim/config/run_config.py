@@ -17,80 +17,22 @@ from sim.config.choices import (
     WITH_ALPHA,
     WITH_COLUMN,
 )
+from sim.config.evaluation import EvaluationConfig
 from sim.config.fields import MOST, default_of, flag_of, setting
 from sim.config.training_config import MACHINE, MODEL, RUN, CentralizedConfig, TrainingConfig
-from sim.config.virtual_time import VirtualTimeConfig
+from sim.config.used_by import USED_BY
 from sim.errors import ConfigError
-from sim.metrics import Target
 
 __all__ = ["AppConfig", "CentralizedConfig", "RunConfig", "TrainingConfig"]
 
 CLIENTS, STRATEGY = "clients", "strategy"
-
-_USED_BY_APPS = (
-    "app",
-    "run_config",
-    "num_clients",
-    "num_rounds",
-    "target_accuracy",
-    "target_metric",
-    "accuracy_in_percent",
-    "num_cpus",
-    "num_gpus",
-    "engine",
-    "ray_address",
-    "niceness",
-    "torch_threads",
-    "on_client_error",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "max_retries",
-    "client_timeout",
-    "seed",
-    "name",
-    "results_dir",
-    "verbose",
-    "track",
-)
-# A Flower program → the settings that it uses; it has its own instead of the others.
-USED_BY = {
-    "app": _USED_BY_APPS,
-    "client_fn": (
-        *(name for name in _USED_BY_APPS if name != "app"),
-        "client_fn",
-        "fraction_fit",
-        "clients_per_round",
-        "fraction_evaluate",
-        "test_every",
-        "evaluate_every",
-        "local_epochs",
-        "batch_size",
-        "optimizer",
-        "lr",
-        "lr_decay",
-        "lr_schedule",
-        "momentum",
-        "weight_decay",
-        "model",
-        "model_args",
-        "args",
-        "strategy",
-        "strategy_args",
-        "server_strategy",
-        "server_args",
-        "dp",
-        "dp_args",
-        *(each.name for each in fields(VirtualTimeConfig) if each.name not in {f.name for f in fields(TrainingConfig)}),
-    ),
-}
-
 
 _OF_ROUNDS = ("over_select", "deadline", "deadline_quantile", "partial_work", "min_reports")
 _OF_DEVICES = (*_OF_ROUNDS, "availability", "client_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(VirtualTimeConfig):
+class RunConfig(EvaluationConfig):
     """The settings of one federated run.
 
     After construction, exactly one of ``fraction_fit`` and ``clients_per_round`` has a value, unless an app decides.
@@ -117,28 +59,22 @@ class RunConfig(VirtualTimeConfig):
     clients_per_round: int | None = setting(
         None, "number of clients that train in a round, instead of --fraction-fit", CLIENTS, low=1, high=MOST
     )
-    fraction_evaluate: float = setting(
-        0.0, "fraction of the clients that evaluate the new model in a round", CLIENTS, low=0, high=1
-    )
-    test_every: int = setting(
-        1, "rounds between two central tests; the first and the last round are always tested", CLIENTS, low=1, high=MOST
-    )
-    evaluate_every: int = setting(
-        1,
-        "rounds between two evaluations by clients; the last round always has one",
-        CLIENTS,
-        low=1,
-        high=MOST,
-    )
     num_rounds: int = setting(30, "number of training rounds", CLIENTS, low=1, high=MOST)
-    target_accuracy: float | None = setting(
-        None, "stop when the test accuracy, a fraction, reaches this value", CLIENTS, above=0, high=1
-    )
-    target_metric: str | None = setting(
-        None,
-        "stop when a metric of the central test reaches a value, e.g. mae<=0.2 or auroc>=0.9; --target does the same",
+    client_dropout: float = setting(
+        0.0,
+        "probability with which a client that was chosen for training sends nothing back; drawn for each round and "
+        "client",
         CLIENTS,
-        instead_of="target_accuracy",
+        low=0,
+        below=1,
+    )
+    sample_seed: int | None = setting(
+        None,
+        "seed from which the clients of a round are drawn; --seed if not given, from which data, partition, first "
+        "weights and training are drawn always",
+        CLIENTS,
+        low=0,
+        high=2**63 - 1,
     )
     partitioner: str = setting(
         "auto",
@@ -177,14 +113,6 @@ class RunConfig(VirtualTimeConfig):
     )
     min_partition_size: int = setting(
         1, "smallest number of examples that a client may have", CLIENTS, unit="examples", low=1, high=MOST
-    )
-    eval_share: float = setting(
-        0.2,
-        "fraction of a client's examples (rounded down) that it keeps for its own evaluation; used only if "
-        "--fraction-evaluate is above 0",
-        CLIENTS,
-        low=0,
-        below=1,
     )
     local_epochs: int = setting(5, "passes over a client's examples per round", MODEL, unit="epochs", low=1, high=MOST)
     stragglers: float = setting(
@@ -257,6 +185,14 @@ class RunConfig(VirtualTimeConfig):
         "arguments of the strategy, e.g. proximal_mu=0.1 or eta=0.01 tau=0.001",
         STRATEGY,
         argument_of="strategy",
+    )
+    server_lr: float | None = setting(
+        None,
+        "learning rate η of the server: w + η · (w' - w), where w' is what the strategy makes of the clients; eta of "
+        "fedadam, fedadagrad and fedyogi, server_learning_rate of fedavgm; 1 or theirs if not given",
+        STRATEGY,
+        above=0,
+        high=1e6,
     )
     local_parameters: str | None = setting(
         None,
@@ -389,6 +325,13 @@ class RunConfig(VirtualTimeConfig):
                 f"--strategy {self.strategy}: changes what clients do, but those of --client-fn {self.client_fn} are "
                 "whole already; use --program with its model and data"
             )
+        if self.clip_grad_norm is not None and self.client is not None:
+            raise ConfigError(
+                f"--clip-grad-norm {self.clip_grad_norm:g}: belongs to the built-in training, but --client "
+                f"{self.client} takes its own steps"
+            )
+        if self.app is None:
+            self._check_warmup(self.num_rounds, "--num-rounds")
         self._check_clients()
 
     def _check_clients(self) -> None:
@@ -406,7 +349,6 @@ class RunConfig(VirtualTimeConfig):
                 f"--fraction-fit {self.fraction_fit:g} and --clients-per-round {self.clients_per_round}: "
                 "give one of the two"
             )
-        Target.of(vars(self))
         if self.clients_per_round is not None and self.clients_per_round > self.num_clients:
             raise ConfigError(
                 f"--clients-per-round {self.clients_per_round}: must be at most --num-clients {self.num_clients}"
@@ -428,11 +370,7 @@ class RunConfig(VirtualTimeConfig):
             raise ConfigError(f"--dp-args {', '.join(self.dp_args)}: belong to --dp fixed or adaptive")
         self._check_attack()
         self._check_virtual_time()
-        if self.fraction_evaluate and not self.eval_share:
-            raise ConfigError(
-                f"--eval-share 0: must be above 0, because --fraction-evaluate {self.fraction_evaluate:g} "
-                "needs examples to evaluate on"
-            )
+        self._check_evaluation()
 
     def _check_attack(self) -> None:
         if self.attack_args and self.attack is None:
@@ -473,8 +411,6 @@ class RunConfig(VirtualTimeConfig):
             )
         if self.partial_work and self.deadline is None and self.deadline_quantile is None:
             raise ConfigError("--partial-work: needs --deadline or --deadline-quantile, which clients would miss")
-        if self.evaluate_every > 1 and not self.fraction_evaluate:
-            raise ConfigError(f"--evaluate-every {self.evaluate_every}: needs --fraction-evaluate above 0")
         self._check_numbers_of_clients()
 
     def _check_numbers_of_clients(self) -> None:
@@ -561,6 +497,11 @@ class RunConfig(VirtualTimeConfig):
     def forges_updates(self) -> bool:
         """Whether attackers send something else than they have trained, for which each client's weights are needed."""
         return self.num_attackers > 0 and self.attack != "label-flip"
+
+    @property
+    def seed_of_samples(self) -> int:
+        """Return the seed from which the clients of a round are drawn."""
+        return self.seed if self.sample_seed is None else self.sample_seed
 
     @property
     def num_evaluate_clients(self) -> int:

@@ -11,10 +11,10 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from sim.config.choices import DATASETS, MODELS, check_data_settings, trackers
-from sim.config.fields import MOST, check, default_of, flag_of, read_toml, rules_of, setting, shown
+from sim.config.fields import MOST, check, default_of, flag_of, parse_number, read_toml, rules_of, setting, shown
 from sim.config.presets import preset_path
 from sim.config.program import program_parts
-from sim.errors import ConfigError
+from sim.errors import ConfigError, one_line
 from sim.metrics import configured
 from sim.user_code import name_of
 
@@ -168,9 +168,42 @@ class TrainingConfig(_GivenObjects):
     )
     lr_schedule: str = setting(
         "constant",
-        "cosine lowers the learning rate along half a cosine wave, to almost 0 in the last round",
+        "cosine lowers the learning rate along half a cosine wave, to almost 0 in the last round; step multiplies it "
+        "by --lr-gamma after some rounds",
         MODEL,
-        choices=("constant", "cosine"),
+        choices=("constant", "cosine", "step"),
+    )
+    lr_step_every: int | None = setting(
+        None,
+        "rounds between two steps of the learning rate",
+        MODEL,
+        unit="rounds",
+        low=1,
+        high=MOST,
+        instead_of="lr_milestones",
+        belongs_to=("lr_schedule", ("step",)),
+    )
+    lr_milestones: str | None = setting(
+        None,
+        "rounds after which the learning rate takes a step, separated by commas, e.g. 10,20",
+        MODEL,
+        belongs_to=("lr_schedule", ("step",)),
+    )
+    lr_gamma: float = setting(
+        0.1,
+        "factor by which a step multiplies the learning rate",
+        MODEL,
+        above=0,
+        high=1,
+        belongs_to=("lr_schedule", ("step",)),
+    )
+    lr_warmup: int = setting(
+        0,
+        "rounds in which the learning rate rises in equal parts to --lr, before --lr-schedule begins; 0 or 1 for none",
+        MODEL,
+        unit="rounds",
+        low=0,
+        high=MOST,
     )
     momentum: float | None = setting(
         None,
@@ -182,6 +215,14 @@ class TrainingConfig(_GivenObjects):
     )
     weight_decay: float | None = setting(
         None, "weight decay; if not given, the default of your train, or 0", MODEL, low=0, high=1e38
+    )
+    clip_grad_norm: float | None = setting(
+        None,
+        "largest norm of the gradient of a step of the built-in training, over all parameters; a longer one is scaled "
+        "down to it; no limit if not given",
+        MODEL,
+        above=0,
+        high=1e38,
     )
     precision: str = setting(
         "fp32", "bf16 trains with bfloat16 autocast; weights stay float32", MODEL, choices=("fp32", "bf16")
@@ -235,11 +276,46 @@ class TrainingConfig(_GivenObjects):
         self._check_places({f.name: getattr(self, f.name) for f in fields(self)}, but_defaults=True)
         configured(self.metric)
         trackers(self.track)
+        self._check_training()
         if self.name is not None and not _RUN_NAME.fullmatch(self.name):
             raise ConfigError(
                 f"--name {self.name}: must be at most 100 letters, digits, '.', '_' and '-', and begin with "
                 "a letter or digit"
             )
+
+    def _check_training(self) -> None:
+        """Check the settings of the built-in training and of the learning rate.
+
+        Raises:
+            ConfigError: two of them contradict each other, or a value would be without effect.
+        """
+        if self.lr_schedule == "step":
+            if self.lr_step_every is None and self.lr_milestones is None:
+                raise ConfigError("--lr-schedule step: needs --lr-step-every, e.g. 10, or --lr-milestones, e.g. 10,20")
+            if self.lr_step_every is not None and self.lr_milestones is not None:
+                raise ConfigError(
+                    f"--lr-step-every {self.lr_step_every} and --lr-milestones {self.lr_milestones}: give one of the "
+                    "two"
+                )
+            _milestones(self.lr_milestones)
+        if self.clip_grad_norm is not None and self.train is not None:
+            raise ConfigError(
+                f"--clip-grad-norm {self.clip_grad_norm:g}: belongs to the built-in training, but --train {self.train} "
+                "takes its own steps; clip there with torch.nn.utils.clip_grad_norm_"
+            )
+
+    def _check_warmup(self, count: int, flag: str) -> None:
+        """Check that the learning rate reaches ``lr`` at all.
+
+        Args:
+            count: rounds or epochs.
+            flag: says how many.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        if self.lr_warmup > count:
+            raise ConfigError(f"--lr-warmup {self.lr_warmup}: must be at most {flag} {count}")
 
     @property
     def objects(self) -> dict[str, Any]:
@@ -339,8 +415,16 @@ class TrainingConfig(_GivenObjects):
         """Return the learning rate of round (or epoch) ``number`` of 1…``count``."""
         lr: float = self.BUILT_IN["lr"] if self.lr is None else self.lr
         lr *= self.lr_decay ** (number - 1)
-        if self.lr_schedule == "cosine":
-            lr *= (1 + math.cos(math.pi * (number - 1) / count)) / 2
+        if number < self.lr_warmup:
+            return lr * number / self.lr_warmup
+        if self.lr_schedule == "cosine":  # from the last round of the warm-up, which has all of lr
+            before = max(self.lr_warmup - 1, 0)
+            lr *= (1 + math.cos(math.pi * (number - 1 - before) / (count - before))) / 2
+        elif self.lr_schedule == "step":
+            milestones = _milestones(self.lr_milestones)
+            every = self.lr_step_every
+            steps = sum(number > milestone for milestone in milestones) if every is None else (number - 1) // every
+            lr *= self.lr_gamma**steps
         return lr
 
     def to_toml(self) -> str:
@@ -350,6 +434,24 @@ class TrainingConfig(_GivenObjects):
         return tomli_w.dumps(
             {name: value for name, value in asdict(self).items() if value is not None and self.is_used(name)}
         )
+
+
+def _milestones(text: str | None) -> list[int]:
+    """Return the rounds that ``lr_milestones`` lists.
+
+    Raises:
+        ConfigError: they are no whole numbers in ascending order.
+    """
+    if text is None:
+        return []
+    numbers = [parse_number(int, word.strip()) for word in text.split(",")]
+    found = [number for number in numbers if number is not None and 1 <= number <= MOST]
+    if len(found) < len(numbers) or sorted(set(found)) != found:
+        raise ConfigError(
+            f"--lr-milestones {one_line(text, 200)}: must be whole numbers from 1 to {MOST} in ascending order, e.g. "
+            "10,20"
+        )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,3 +466,7 @@ class CentralizedConfig(TrainingConfig):
 
     epochs: int = setting(2, "passes over the training data", MODEL, unit="epochs", low=1, high=MOST)
     BUILT_IN = MappingProxyType[str, Any]({**TrainingConfig.BUILT_IN, "batch_size": 32, "lr": 0.001, "momentum": 0.9})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_warmup(self.epochs, "--epochs")

@@ -214,7 +214,13 @@ def _load_program(config: TrainingConfig, load_data: Callable[..., Any] | None) 
     from sim.data.sources.user_function import ProgramData
 
     program = ProgramData(
-        load_data or config.dataset, config.data_form, config.data_dir, config.batch_size, config.seed, config.args
+        load_data or config.dataset,
+        config.data_form,
+        config.data_dir,
+        config.batch_size,
+        config.seed,
+        config.args,
+        getattr(config, "validation_share", 0.0),
     )
     num_clients = getattr(config, "num_clients", None)
     if num_clients is not None and program.is_partitioned:

@@ -2,13 +2,14 @@
 
 It is stored in the cache as two arrays, so that a process opens two files even for thousands of clients: ``indices``
 int64 [N] has the examples of client 0, then those of client 1, and so on; ``offsets`` int64 [num_clients + 1] has the
-place in ``indices`` where each client begins.
+place in ``indices`` where each client begins. With ``--validation-share``, ``validation`` int64 [M] has the examples
+that no client gets.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from sim.data import partitioners
 from sim.data.cache import cached, save_array
 from sim.data.dataset import Dataset, Labels
 from sim.data.defaults import decided
-from sim.errors import DataError, PartitionError
+from sim.errors import ConfigError, DataError, PartitionError
+from sim.seeds import Purpose, generator
 
 Indices = NDArray[np.int64]
 
@@ -32,6 +34,7 @@ class Partition:
     folder: Path | None
     indices: Indices
     offsets: Indices
+    validation: Indices = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
     def unknown(cls, num_clients: int) -> Partition:
@@ -83,21 +86,32 @@ def assign(dataset: Dataset, config: RunConfig) -> Partition:
     Some partitioners do not use all examples; the remaining examples belong to no client.
 
     Raises:
-        ConfigError: ``--partitioner-args`` has an argument that the partitioner does not take.
+        ConfigError: ``--partitioner-args`` has an argument that the partitioner does not take, or nothing can be held
+            out for a validation.
         PartitionError: a client would have fewer than ``min_partition_size`` examples, or the examples have no column
             that the partitioner needs.
     """
     if dataset.source.num_clients is not None:
+        if config.validation_share:
+            raise ConfigError(
+                f"--validation-share {config.validation_share:g}: --dataset {config.dataset} gives the data of each "
+                "client, so that there are no examples of all clients of which some could be held out; use "
+                "--fraction-evaluate"
+            )
         return Partition.unknown(config.num_clients)
     config, _ = decided(config, dataset)
-    num_examples = len(dataset.train)
+    values = partitioners.column_of(config, dataset)
+    held_out = validation_of(values, config)
+    left = np.setdiff1d(np.arange(len(values)), held_out) if len(held_out) else None
+    if left is not None:
+        values = values[left]
+    num_examples = len(values)
     needed = config.num_clients * config.min_partition_size
     if needed > num_examples:
         raise PartitionError(
             f"--num-clients {config.num_clients}: {num_examples} training examples are too few for "
             f"{config.min_partition_size} per client; at most {num_examples // config.min_partition_size} clients"
         )
-    values = partitioners.column_of(config, dataset)
     key = {
         "labels": hashlib.sha256(values.tobytes()).hexdigest(),
         "partitioner": config.partitioner,
@@ -106,14 +120,43 @@ def assign(dataset: Dataset, config: RunConfig) -> Partition:
         "seed": config.seed,
         "arguments": partitioners.arguments(config, values),
         "flwr-datasets": version("flwr-datasets"),
+        **({} if left is None else {"validation_share": config.validation_share}),
     }
 
     def make(folder: Path) -> None:
         parts = partitioners.assign(values, config)
+        if left is not None:
+            parts = [left[part] for part in parts]
+            save_array(folder / "validation.npy", held_out)
         save_array(folder / "indices.npy", np.concatenate(parts))
         save_array(folder / "offsets.npy", np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64))
 
     return open_cached(cached("partition", key, make))
+
+
+def validation_of(values: NDArray[np.generic], config: RunConfig) -> Indices:
+    """Return the examples that are held out for the validation, int64 [M] in ascending order.
+
+    They are drawn from all examples alike, except that each class or natural client at which the partitioner looks
+    keeps at least one example.
+
+    Args:
+        values: [N], the column at which the partitioner looks.
+
+    Raises:
+        ConfigError: there would be none.
+    """
+    share = config.validation_share
+    if not share:
+        return np.zeros(0, np.int64)
+    order = generator(config.seed, Purpose.VALIDATION).permutation(len(values))
+    if values.dtype.kind in "iu":
+        first = np.unique(values[order], return_index=True)[1]
+        order = np.delete(order, first)
+    chosen = np.sort(order[: int(len(values) * share + 1e-9)])
+    if not len(chosen):
+        raise ConfigError(f"--validation-share {share:g}: holds out none of {len(values)} training examples")
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -178,6 +221,8 @@ def open_cached(folder: Path) -> Partition:
         indices, offsets = (
             np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in ("indices", "offsets")
         )
+        path = folder / "validation.npy"
+        held_out = {"validation": np.load(path, mmap_mode="r").view(np.ndarray)} if path.exists() else {}
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"the cached partition {folder} is damaged ({error}); delete that folder") from error
-    return Partition(folder, indices, offsets)
+    return Partition(folder, indices, offsets, **held_out)

@@ -17,13 +17,14 @@ class CentralTest:
     therefore does not change a bit of the result.
     """
 
-    def __init__(self, dispatcher: Dispatcher, slices: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, dispatcher: Dispatcher, slices: Sequence[tuple[int, int]], *, validates: bool = False) -> None:
         """
         Args:
             slices: (first, last + 1) of each slice, see ``sim.client.runtime.test_slices``.
+            validates: on the examples that are held out for validation, instead of the test split.
         """
         self._dispatcher = dispatcher
-        self._slices = slices
+        self._slices, self._validates = slices, validates
 
     def __call__(
         self, server_round: int, weights: NDArrays, config: dict[str, Scalar]
@@ -36,6 +37,7 @@ class CentralTest:
         Raises:
             RunError: the user's ``test`` raised or returned something else.
         """
-        sums = self._dispatcher.test(weights, [TestSlice(server_round, first, last) for first, last in self._slices])
+        slices = [TestSlice(server_round, first, last, self._validates) for first, last in self._slices]
+        sums = self._dispatcher.test(weights, slices)
         loss, metrics = means(sums)
         return loss, dict(metrics)

@@ -232,7 +232,7 @@ class Worker:
             self._at(TESTING, other_timeout(self.client_timeout)),
             seeded(self.seed, Purpose.TEST, part.server_round),
         ):
-            return runtime.central_test(part.first, part.last)
+            return runtime.central_test(part.first, part.last, validates=part.validates)
 
     def _call(self, runtime: ClientRuntime | FlowerRuntime, chunk: Chunk, task: Task) -> ClientResult:
         # In a process of its own a task is a copy already; here the server still holds its state.

@@ -152,11 +152,12 @@ class ChunkResult:
 
 @dataclass(frozen=True)
 class TestSlice:
-    """A part of the central test: examples ``first`` … ``last`` − 1."""
+    """A part of a central test: examples ``first`` … ``last`` − 1 of the test split, or of those for validation."""
 
     server_round: int
     first: int
     last: int
+    validates: bool = False
 
 
 @dataclass(frozen=True)

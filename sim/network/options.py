@@ -184,6 +184,13 @@ def networked(given: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             f"--compress {pairs}: encodings are only simulated, by sim run; over a network arrays are sent as they are"
         )
+    if given.get("validation_share"):
+        raise ConfigError(
+            f"--validation-share {given['validation_share']:g}: is held out by sim run only; the clients of a network "
+            "have their own data"
+        )
+    if given.get("final_evaluate"):
+        raise ConfigError("--final-evaluate: asks clients that may no longer be connected; it belongs to sim run")
     return given if {"fraction_fit", "clients_per_round"} & set(given) else {"fraction_fit": 1.0, **given}
 
 

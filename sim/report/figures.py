@@ -27,7 +27,7 @@ _WIDTH = 5.4
 _STYLE: dict[Any, Any] = {"font.size": 10.5, "svg.hashsalt": "sim"}
 _LOOK = Look()
 _BORDERS = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "double"}  # the borders of CSS have no dashes with dots
-_PART_COLORS = ("C9", "C0", "C7", "C4", "C1", "C2", "C8", "C3")
+_PART_COLORS = ("C9", "C0", "C7", "C4", "C1", "C2", "C5", "C8", "C3")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 

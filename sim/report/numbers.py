@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN_QUANTILES = ("p10", "p50", "p90", "worst10")
-PARTS = ("broadcast", "train", "wait", "return", "aggregate", "test", "eval", "checkpoint")  # of the time of a round
+# Of the time of a round.
+PARTS = ("broadcast", "train", "wait", "return", "aggregate", "test", "validation", "eval", "checkpoint")
 _PARTITION_SETTINGS = (
     "dataset",
     "data_dir",
@@ -280,4 +281,8 @@ def partitions_of(runs: Sequence[ReadRun]) -> list[PartitionGroup]:
 
 def unfinished(runs: Sequence[ReadRun]) -> list[ReadRun]:
     """Return the runs that are still running or were stopped before their last round."""
-    return [run for run in runs if run.last_round < (run.num_rounds or 0) and not run.reached(run.target())]
+    return [
+        run
+        for run in runs
+        if run.last_round < (run.num_rounds or 0) and not run.reached(run.target()) and not run.stopped_early()
+    ]

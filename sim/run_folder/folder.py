@@ -12,6 +12,7 @@ from sim.config.fields import check_type
 from sim.config.run_config import CentralizedConfig, RunConfig
 from sim.errors import ConfigError, RunFolderError
 from sim.metrics import Target
+from sim.run_folder.best_round import BestRound, metric_of_validation
 from sim.run_folder.records import ClientRecord, MetricRecord, RecordType, RoundRecord, read_frame
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Run:
         self.timeline_path = path / "timeline.png"
         self.partition_path = path / "partition.png"
         self.model_path = path / "model.safetensors"
+        self.best_path = path / "best.safetensors"
         self.log_path = path / "run.log"
         self.checkpoints_path = path / "checkpoints"
         self.client_states_path = path / "client_states"
@@ -121,14 +123,60 @@ class Run:
         return len(values) > 0 and target.is_reached_by(float(values.iloc[-1]))
 
     def is_done(self) -> bool:
-        """Return whether the run is complete: all rounds are done or the target is reached, and the model is written.
+        """Return whether the run is complete: it has all rounds, its target or no better one, and its model.
 
         Raises:
             RunFolderError: the config or the rounds cannot be read.
         """
         rounds = self.rounds()
         last = int(rounds["round"].max()) if len(rounds) else -1
-        return self.model_path.exists() and (last >= (self.num_rounds or 0) or self.reached(self.target()))
+        if not self.model_path.exists():
+            return False
+        return last >= (self.num_rounds or 0) or self.reached(self.target()) or self.stopped_early()
+
+    def best(self, patience: int | None = None) -> BestRound | None:
+        """Return the best round by the validation; None for a run without one.
+
+        Args:
+            patience: instead of that in the config.
+
+        Raises:
+            RunFolderError: the config or a table cannot be read.
+        """
+        config = self.config()
+        if not config.get("validation_share"):
+            return None
+        rounds = self.rounds()
+        validated = rounds[rounds["validation_seconds"].notna()]
+        columns = {name: validated[f"validation_{name}"] for name in ("accuracy", "loss")}
+        measured = [name for name, values in columns.items() if values.notna().any()]
+        metric = metric_of_validation(config, ["accuracy"] if "accuracy" in measured else [])
+        if metric.name == "accuracy" or (metric.name == "loss" and config.get("validation_metric")):
+            values = columns[metric.name].tolist()
+        else:
+            frame = self.metrics()
+            frame = frame[frame["phase"] == "validation"]
+            metric = metric_of_validation(config, list(dict.fromkeys(frame["name"])))
+            own = frame[frame["name"] == metric.name]
+            values = validated["round"].map(dict(zip(own["round"], own["value"], strict=True))).tolist()
+        best = BestRound(metric, patience or config.get("patience"))
+        for number, value in zip(validated["round"].tolist(), values, strict=True):
+            best.see(int(number), float(value))
+        return best
+
+    def stopped_early(self, patience: int | None = None) -> bool:
+        """Return whether the run has ended because its validation was not better for as long as its patience.
+
+        Args:
+            patience: instead of that in the config.
+
+        Raises:
+            RunFolderError: see ``best``.
+        """
+        if patience is None and self.config().get("patience") is None:
+            return False
+        best = self.best(patience)
+        return best is not None and best.is_over
 
     def rounds(self) -> pd.DataFrame:
         """Return ``rounds.csv`` with one row per round and the columns of ``RoundRecord``.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 QUANTILES = (*(f"p{percent}" for percent in PERCENTS), "worst10")
-_PREFIXES = {"test": "test", "fit": "train", "evaluate": "eval"}
+_PREFIXES = {"test": "test", "validation": "validation", "fit": "train", "evaluate": "eval"}
 _ROUND_COLUMNS = frozenset(columns(RoundRecord))
 # What curves are drawn against → the columns that it is computed from.
 X_AXES = {
@@ -30,7 +30,7 @@ def column(phase: str, name: str, quantile: str = "") -> str:
     """Return the column of a metric in ``table_of``: that of ``rounds.csv`` for accuracy and loss, where it has one.
 
     Args:
-        phase: ``test``, ``fit`` or ``evaluate``.
+        phase: ``test``, ``validation``, ``fit`` or ``evaluate``.
         quantile: one of ``QUANTILES`` over the clients; the value of the round if it is empty.
     """
     own = "_".join(filter(None, (_PREFIXES[phase], name, quantile)))
@@ -134,14 +134,15 @@ def _metrics(run: Run) -> pd.DataFrame:
 
 
 def names_of(run: Run) -> list[str]:
-    """Return the names of the metrics that a run measured: those of the central test, of evaluation, of training.
+    """Return the names of the metrics that a run measured: those of the central test, of the validation, of
+    evaluation, of training.
 
     Raises:
         RunFolderError: a table of the run is damaged or missing.
     """
     rounds, rows = run.rounds(), _metrics(run)
     found: list[str] = []
-    for phase in ("test", "evaluate", "fit"):
+    for phase in ("test", "validation", "evaluate", "fit"):
         in_rounds = {name: column(phase, name) for name in ("loss", "accuracy")}
         found += [name for name, own in in_rounds.items() if own in rounds and rounds[own].notna().any()]
         means = rows[(rows["phase"] == phase) & rows["client_id"].isna() & rows["value"].notna()]

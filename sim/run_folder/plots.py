@@ -33,10 +33,15 @@ if TYPE_CHECKING:
 FORMATS = ("png", "svg", "pdf")
 _MAX_COLUMNS = 2000  # of clients; the picture is only about 1000 pixels wide
 ACCURACY = MetricName("accuracy", smaller_is_better=False)
-_PHASES = {"test": "test examples", "fit": "training", "evaluate": "clients' own examples"}
+_PHASES = {
+    "test": "test examples",
+    "validation": "validation examples",
+    "fit": "training",
+    "evaluate": "clients' own examples",
+}
 _MAX_LEGEND_LINES = 5
 _MAX_LEGEND_LINES_IN_PRINT = 2
-_LINE_STYLES = ("-", "--", ":")  # of the series of one curve
+_LINE_STYLES = ("-", "--", ":", "-.")  # of the series of one curve
 _SCREEN = Look()
 _Place = Literal["outside upper center", "outside lower center"]
 _BYTE_UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))

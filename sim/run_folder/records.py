@@ -28,6 +28,7 @@ class RoundRecord:
     are, ``eval_accuracy_worst10`` the mean of the worst 10 %. ``checkpoint_seconds`` are spent after the round.
     ``virtual_seconds`` are those from the start of the run to the end of this round. ``bytes_down`` and ``bytes_up``
     are sums over the clients. ``num_late`` and ``num_offline`` count clients that did not finish in virtual time.
+    ``num_dropped`` counts clients that ``client_dropout`` let send nothing back.
     ``staleness_mean`` is the mean over the clients of the versions that were made while they trained.
     ``test_metrics``, which is no column, has every number of the central test but its loss; NaN is one not measured.
     """
@@ -62,6 +63,10 @@ class RoundRecord:
     num_late: int | None = None
     num_offline: int | None = None
     staleness_mean: float | None = None
+    num_dropped: int | None = None
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+    validation_seconds: float | None = None
     test_metrics: Mapping[str, float] = field(default_factory=dict, metadata={"is_column": False})
 
     def tested(self, name: str) -> float | None:
@@ -80,7 +85,7 @@ class ClientRecord:
         actor: the process.
         vectorized_with: number of clients that one computation trained; None for one client after another.
         status: late and offline are clients that did not finish in virtual time; void is one that did, in a round that
-            was repeated because too few others did.
+            was repeated because too few others did; dropped is one that ``client_dropout`` let send nothing back.
         virtual_start, virtual_end: virtual seconds since the start of the run.
         virtual_download_seconds, virtual_upload_seconds: the time between them that is not spent on training.
         staleness: versions that were made while the client trained.
@@ -96,7 +101,7 @@ class ClientRecord:
     seconds: float | None
     actor: int | None
     vectorized_with: int | None
-    status: Literal["ok", "failed", "late", "offline", "void"]
+    status: Literal["ok", "failed", "late", "offline", "void", "dropped"]
     error: str | None
     virtual_start: float | None = None
     virtual_end: float | None = None
@@ -117,7 +122,7 @@ class MetricRecord(NamedTuple):
     """
 
     round: int
-    phase: Literal["fit", "evaluate", "query", "test"]
+    phase: Literal["fit", "evaluate", "query", "test", "validation"]
     client_id: int | None
     num_examples: int | None
     name: str
@@ -137,7 +142,7 @@ def columns(record_type: RecordType) -> list[str]:
 
 RENAMED_COLUMNS = {"together": "vectorized_with"}  # names in files of earlier versions → today's
 _INTEGERS = {"round", "num_clients", "num_failures", "client_id", "num_examples", "actor", "vectorized_with"}
-_INTEGERS |= {"bytes_down", "bytes_up", "num_late", "num_offline", "staleness"}
+_INTEGERS |= {"bytes_down", "bytes_up", "num_late", "num_offline", "num_dropped", "staleness"}
 _TEXTS = {"phase", "status", "error", "name"}
 
 

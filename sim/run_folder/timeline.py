@@ -23,6 +23,7 @@ _PHASES = {"download": "C9", "compute": "C0", "upload": "C1"}
 _NOT_USED = {
     "late": ("late, update not used", "////"),
     "offline": ("went offline, no update", "...."),
+    "dropped": ("dropped out, no update", "oo"),
     "void": ("update of a void round", "xxxx"),
     "failed": ("failed", "\\\\\\\\"),
 }

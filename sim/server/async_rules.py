@@ -32,6 +32,7 @@ from flwr.common import NDArray, NDArrays
 
 from sim.config.fields import MOST, arguments_of, setting
 from sim.config.run_config import RunConfig
+from sim.errors import ConfigError
 
 STALENESS = ("constant", "polynomial", "hinge")
 
@@ -159,7 +160,15 @@ def rule_of(config: RunConfig) -> FedAsync | FedBuff:
     Raises:
         ConfigError: it has no such argument, or a value is not valid.
     """
-    return arguments_of(RULES[config.strategy], config.strategy_args, "--strategy", config.strategy)
+    given = config.strategy_args
+    if config.server_lr is not None and config.strategy == "fedbuff":
+        if "server_lr" in given:
+            raise ConfigError(
+                f"--server-lr {config.server_lr:g} and --strategy-args server_lr={given['server_lr']}: give one of the "
+                "two"
+            )
+        given = {**given, "server_lr": config.server_lr}
+    return arguments_of(RULES[config.strategy], given, "--strategy", config.strategy)
 
 
 def _wide(array: NDArray) -> NDArray:

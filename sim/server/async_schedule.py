@@ -20,6 +20,7 @@ import numpy as np
 
 from sim.config.run_config import RunConfig
 from sim.errors import RunError
+from sim.server.dropout import dropouts
 from sim.server.run_sampler import RunSampler
 from sim.server.virtual_time import Participation, VirtualTime
 
@@ -161,7 +162,9 @@ class AsyncSchedule:
         time = self._time
         participation = time.participation(client_id, self._now, time.steps(client_id, {}))
         left = time.availability.online_until(client_id, self._now)
-        if left < participation.due:
+        if participation.drops_at <= left and dropouts(self._config, self._version + 1, [client_id], repeat):
+            participation = participation.ended("dropped", participation.drops_at)
+        elif left < participation.due:
             participation = participation.ended("offline", left)
         start = Start(self._num_starts, self._version, repeat, participation)
         heapq.heappush(self._queue, (participation.end, start.number, start))

@@ -396,7 +396,7 @@ def aggregate_fit(
         clients = [replace(r, num_examples=1) if alike else r for r in results.succeeded]
         each = [(proxies[r.client_id], _fit_res(built.view.of(r.weights or []), r)) for r in clients]
         failures = results.failures
-        if failures and isinstance(strategy, _PRIVATE):
+        if isinstance(strategy, _PRIVATE) and (failures or len(each) < strategy.num_sampled_clients):
             # Noise that is calibrated for the clients that are left protects them as well.
             planned, failures = strategy.num_sampled_clients, []
             strategy.num_sampled_clients = len(each)

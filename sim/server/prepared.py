@@ -106,3 +106,9 @@ class Prepared:
         if self.dataset is None:
             return []
         return test_slices(self.dataset.num_test_examples, whole=tests_whole(self.torch_spec))
+
+    @property
+    def validation_slices(self) -> list[tuple[int, int]]:
+        """The slices of the examples that are held out for validation; none without such examples."""
+        count = len(self.partition.validation)
+        return test_slices(count, whole=tests_whole(self.torch_spec)) if count else []

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -157,23 +157,33 @@ def metric_records(
 
 
 def test_records(
-    server_round: int, num_examples: int | None, loss: float, measured: Mapping[str, float]
+    server_round: int,
+    phase: Literal["test", "validation"],
+    num_examples: int | None,
+    loss: float,
+    measured: Mapping[str, float],
 ) -> list[MetricRecord]:
-    """Return the rows of ``metrics.csv`` of a central test; a loss of NaN is none."""
+    """Return the rows of ``metrics.csv`` of a central test or a validation; a loss of NaN is none."""
     numbers = {**({} if math.isnan(loss) else {"loss": loss}), **{n: v for n, v in measured.items() if n != "loss"}}
-    return [MetricRecord(server_round, "test", None, num_examples, name, value) for name, value in numbers.items()]
+    return [MetricRecord(server_round, phase, None, num_examples, name, value) for name, value in numbers.items()]
 
 
-def totals(clients: Sequence[ClientRecord]) -> dict[str, Any]:
-    """Return what a round's row has of all its clients: columns of ``RoundRecord``; empty without virtual time."""
+def totals(clients: Sequence[ClientRecord], *, drops: bool) -> dict[str, Any]:
+    """Return what a round's row has of all its clients: columns of ``RoundRecord``.
+
+    Args:
+        drops: clients may drop out.
+    """
     trained = [client for client in clients if client.phase == "fit"]
+    dropped = {"num_dropped": sum(client.status == "dropped" for client in trained)} if drops and trained else {}
     if not any(client.virtual_start is not None for client in trained):
-        return {}
+        return dropped
     staleness = [client.staleness for client in trained if client.status == "ok" and client.staleness is not None]
     return {
         "num_late": sum(client.status == "late" for client in trained),
         "num_offline": sum(client.status == "offline" for client in trained),
         "staleness_mean": float(np.mean(staleness)) if staleness else None,
+        **dropped,
     }
 
 

@@ -31,6 +31,7 @@ from sim.server import strategy
 from sim.server.adapter import CALLS, StrategyAdapter
 from sim.server.async_rounds import AsyncRounds
 from sim.server.attacks import Attackers
+from sim.server.dropout import dropout_record, dropouts, without
 from sim.server.executor import Executor
 from sim.server.fit_ins_strategies import LegacyStrategy, virtual_clients
 from sim.server.message_to_fit_ins import MessagesToClients
@@ -48,12 +49,17 @@ from sim.server.results import (
 )
 from sim.server.round_schedule import RoundSchedule
 from sim.server.traffic import Traffic
+from sim.server.validation import Validation
 from sim.server.virtual_rounds import VirtualRounds, clock_of, not_used, with_virtual_time
 
 
 @dataclass(frozen=True)
 class FinishedRound:
-    """A round that is over, with all that a checkpoint of it needs."""
+    """A round that is over, with all that a checkpoint of it needs.
+
+    Attributes:
+        best: the best round by the validation so far, and its weights; None without one.
+    """
 
     record: RoundRecord
     clients: list[ClientRecord]
@@ -62,6 +68,7 @@ class FinishedRound:
     client_states: dict[int, RecordDict]
     metrics: list[MetricRecord] = field(default_factory=list)
     state_rounds: dict[int, int] = field(default_factory=dict)
+    best: tuple[int, NDArrays] | None = None
 
 
 _STREAMS_PER_ATTEMPT = 100
@@ -131,6 +138,8 @@ class RoundServer:
         self._on_round, self._before_round = on_round, before_round
         slices = prepared.test_slices
         self._central_test = CentralTest(dispatcher, slices) if slices else None
+        self._validation = Validation(prepared, dispatcher) if len(prepared.partition.validation) else None
+        self._server_lr = 1.0  # unless the strategy says otherwise
         self._clock: VirtualRounds | None = None
         self._asynchronous: AsyncRounds | None = None
         if prepared.strategy is not None and config.is_asynchronous:
@@ -143,7 +152,7 @@ class RoundServer:
             client_manager = virtual_clients(config.num_clients, prepared.objects.client_manager)
         self._adapter = adapter or self._built(prepared, client_manager)
         self._privacy = Privacy(config, getattr(self._adapter, "used", self._adapter.strategy))
-        self._names = prepared.layout.names
+        self._layout, self._names = prepared.layout, prepared.layout.names
         self._attackers = Attackers.of(config, prepared.layout)
         self._target = Target.of(vars(config))
         self._num_test_examples = 0 if prepared.dataset is None else prepared.dataset.num_test_examples
@@ -160,6 +169,8 @@ class RoundServer:
                 self._clock.restore(state["clock"])
             if self._asynchronous is not None:
                 self._asynchronous.restore(state["clock"], checkpoint.round)
+            if self._validation is not None:
+                self._validation.restore(state["validation"], checkpoint.weights)
             self._executor.state_rounds = dict(checkpoint.state_rounds)
             self._adapter.restore(state)
             self._set_weights(checkpoint.weights)
@@ -172,7 +183,7 @@ class RoundServer:
             built = strategy.build(config, prepared.initial_weights, prepared.layout, evaluate_fn, given)
         except UsageError as error:  # it was built before, by prepare
             raise RunError(f"the strategy cannot be built a second time: {error}") from error
-        self._view = built.view
+        self._view, self._server_lr = built.view, built.server_lr
         sends_settings = prepared.dataset is not None
         if isinstance(built.strategy, NewerStrategy):
             names, sizes = prepared.layout.names, prepared.partition.sizes
@@ -188,15 +199,32 @@ class RoundServer:
             trained=prepared.layout.trained,
         )
 
+    @property
+    def executor(self) -> Executor:
+        """What calls the clients, and keeps their states."""
+        return self._executor
+
+    @property
+    def weights(self) -> NDArrays:
+        """The global weights."""
+        return self._weights
+
+    @property
+    def last_round(self) -> int:
+        """The last round that is done; −1 before the first."""
+        return self._next_round - 1
+
     def _kept(self) -> Any:
         """Return what belongs to a checkpoint, see ``BuiltStrategy.kept``."""
-        kept, clock = self._adapter.strategy, self._clock or self._asynchronous
-        if clock is None:
-            return kept
-        return {**(kept if isinstance(kept, dict) else {"strategy": kept}), "clock": clock.state()}
+        kept, clock, validation = self._adapter.strategy, self._clock or self._asynchronous, self._validation
+        others = {} if clock is None else {"clock": clock.state()}
+        if validation is not None:
+            others["validation"] = validation.state(self._next_round)
+        return {**(kept if isinstance(kept, dict) else {"strategy": kept}), **others} if others else kept
 
     def run(self) -> None:
-        """Test the initial weights, then train for the rounds of the config, or until the target is reached.
+        """Test the initial weights, then train for the rounds of the config, or until the target is reached, or
+        until the validation was not better for as long as the patience of the config.
 
         Raises:
             ClientError: a client raised, and ``on_client_error`` is stop, or no client is left.
@@ -210,6 +238,8 @@ class RoundServer:
                 if self._asynchronous is not None:
                     self._asynchronous.set_weights(0, self._weights)
             for server_round in range(self._next_round, self.config.num_rounds + 1):
+                if self._validation is not None and self._validation.is_over:
+                    break
                 self._dispatcher.wait_until_ready()
                 log(INFO, "[ROUND %s]", server_round)
                 if self._before_round is not None:
@@ -223,8 +253,10 @@ class RoundServer:
                     self._executor.states,
                     self._metrics,
                     self._executor.state_rounds,
+                    None if self._validation is None else self._validation.best_weights,
                 )
                 self._on_round(finished)
+                self._next_round = server_round + 1
                 if server_round == 0:
                     self._check_target(record)
                 if self._target is not None and self._target.is_reached_by(record.tested(self._target.name)):
@@ -244,13 +276,18 @@ class RoundServer:
         steps: list[_Step] = []
         if self._is_due(server_round, self.config.test_every):
             steps.append(self._test)
+            if self._validation is not None:
+                steps.append(self._validate)
         if server_round > 0 and self._is_due(server_round, self.config.evaluate_every):
             steps.append(self._evaluate)
         for step in reversed(steps) if self._adapter.tests_last else steps:
             record, more = step(record)
             clients = [*clients, *more]
         return replace(
-            record, **totals(clients), **bytes_of(clients), round_seconds=time.perf_counter() - start
+            record,
+            **totals(clients, drops=self.config.client_dropout > 0),
+            **bytes_of(clients),
+            round_seconds=time.perf_counter() - start,
         ), clients
 
     def _is_due(self, server_round: int, every: int) -> bool:
@@ -268,7 +305,7 @@ class RoundServer:
             self.history.add_metrics_centralized(server_round, dict(metrics))
         loss = math.nan if loss is None else float(loss)
         accuracy, numbers = self._accuracy_of(metrics), numbers_of(metrics)
-        self._metrics += test_records(server_round, self._num_tested, loss, numbers)
+        self._metrics += test_records(server_round, "test", self._num_tested, loss, numbers)
         return replace(
             record,
             test_loss=None if math.isnan(loss) else loss,
@@ -276,6 +313,12 @@ class RoundServer:
             test_seconds=time.perf_counter() - start,
             test_metrics={name: value for name, value in numbers.items() if name != "loss"},
         ), []
+
+    def _validate(self, record: RoundRecord) -> tuple[RoundRecord, list[ClientRecord]]:
+        assert self._validation is not None
+        record, rows = self._validation.measure(record, self._weights)
+        self._metrics += rows
+        return record, []
 
     def _check_target(self, record: RoundRecord) -> None:
         """Say that a target cannot be reached as far as the first test shows; a strategy may test otherwise later."""
@@ -322,6 +365,8 @@ class RoundServer:
                 weights, metrics = self._adapter.aggregate_fit(server_round, results)
                 if self._clock is not None:
                     self._clock.observe(server_round, trained.schedule, succeeded)
+            if weights is not None:
+                weights = self._stepped(weights)
             if weights is not None or not self._adapter.may_skip:
                 self._accept(weights, server_round)
         if self._asynchronous is not None:
@@ -340,6 +385,24 @@ class RoundServer:
             virtual_seconds=trained.virtual_seconds,
         ), trained.records
 
+    def _stepped(self, made: NDArrays) -> NDArrays:
+        """Return w + η · (w' − w) for the weights w' that the strategy has made, with the learning rate of the server.
+
+        What is not trained is as the strategy made it.
+        """
+        rate, layout = self._server_lr, self._layout
+        if rate == 1 or len(made) != len(self._weights):
+            return made
+        stepped = list(made)
+        for position in layout.trained if layout.is_known else range(len(made)):
+            before, after = self._weights[position], made[position]
+            if after.dtype.kind == "f" and before.shape == after.shape:
+                with np.errstate(invalid="ignore"):  # a mask of −∞ stays as it is
+                    stepped[position] = np.where(before == after, after, before + rate * (after - before))
+        for position, first in layout.tied.items():
+            stepped[position] = stepped[first]
+        return stepped
+
     def _version(self, server_round: int) -> _Trained:
         """Have clients train until there are enough updates for a new version of an asynchronous run."""
         assert self._asynchronous is not None
@@ -351,11 +414,12 @@ class RoundServer:
         """Have the clients that the strategy chooses train; None if it chooses none."""
         others: list[ClientRecord] = []  # of clients that are not among the results
         chunks, schedule = self._begin_fit(server_round, others)
-        if not chunks:
-            return None
         begin = time.perf_counter()
+        if not chunks:
+            return _Trained(PhaseResults(), others, begin, begin) if others else None
         while not (results := self._executor.execute("fit", server_round, chunks)).succeeded:
-            others += results.records  # every client was lost: begin the round anew with those that come
+            # Every client was lost: begin the round anew with those that come.
+            others = [*(each for each in others if each.status != "dropped"), *results.records]
             self._dispatcher.wait_until_ready()
             chunks, schedule = self._begin_fit(server_round, others)
         end = time.perf_counter()
@@ -371,15 +435,32 @@ class RoundServer:
             others: gets the records of the clients that do not finish.
         """
         if self._clock is None:
-            return self._configure_fit(server_round), None
+            chunks = self._configure_fit(server_round)
+            dropped = self._dropouts(chunks, server_round)
+            others += [
+                self._dropout_record(chunk, t.client_id)
+                for chunk in chunks
+                for t in chunk.tasks
+                if t.client_id in dropped
+            ]
+            return without(chunks, dropped), None
         for attempt in itertools.count():
             self._clock.begin(server_round, attempt)
-            planned = self._clock.planned(self._configure_fit(server_round, attempt))
+            chunks = self._configure_fit(server_round, attempt)
+            planned = self._clock.planned(chunks, self._dropouts(chunks, server_round, attempt))
             is_void = self._clock.is_void(planned)
             others += not_used(planned, server_round, is_void=is_void)
             if not is_void:
                 return planned.chunks, planned.schedule
         raise AssertionError("the clock gives up before")
+
+    def _dropouts(self, chunks: Sequence[Chunk], server_round: int, attempt: int = 0) -> frozenset[int]:
+        client_ids = (task.client_id for chunk in chunks for task in chunk.tasks)
+        return dropouts(self.config, server_round, client_ids, attempt)
+
+    def _dropout_record(self, chunk: Chunk, client_id: int) -> ClientRecord:
+        traffic = self._executor.traffic
+        return dropout_record(chunk.server_round, client_id, None if traffic is None else traffic.bytes_down(chunk))
 
     def _configure_fit(self, server_round: int, attempt: int = 0) -> list[Chunk]:
         with self._calling(server_round, "configure_fit", attempt):
@@ -449,8 +530,10 @@ class RoundServer:
         """
         number = CALLS.index(call)
         stream = number + attempt * _STREAMS_PER_ATTEMPT
+        chooses = call.startswith("configure")
+        seed = self.config.seed_of_samples if chooses else self.config.seed
         try:
-            with restored_settings(), seeded(self.config.seed, Purpose.STRATEGY, server_round, stream):
+            with restored_settings(), seeded(seed, Purpose.STRATEGY, server_round, stream):
                 yield
         except (RunError, KeyboardInterrupt):
             raise

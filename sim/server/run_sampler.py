@@ -28,7 +28,7 @@ class RunSampler:
             sizes: examples of each client; empty where nobody knows.
         """
         self._sampler = sampler_of(config, sizes)
-        self._seed, self._name, self._is_own = config.seed, config.sampler, ":" in config.sampler
+        self._seed, self._name, self._is_own = config.seed_of_samples, config.sampler, ":" in config.sampler
 
     def sample(
         self, candidates: ClientIds, num_clients: int, server_round: int, number: int, attempt: int = 0

@@ -263,10 +263,11 @@ def sampler_of(config: RunConfig, sizes: Sequence[int] | Sizes) -> Sampler:
 
 def _own(config: RunConfig, sizes: Sizes) -> Sampler:
     loaded: Any = user_code.load(config.sampler, "--sampler")
-    offered = {"num_clients": config.num_clients, "sizes": sizes, "seed": config.seed}
+    seed = config.seed_of_samples
+    offered = {"num_clients": config.num_clients, "sizes": sizes, "seed": seed}
     user_code.check_arguments(loaded, config.sampler_args, set(offered), "--sampler-args", config.sampler)
     try:
-        with restored_settings(), seeded(config.seed, Purpose.SAMPLER):  # it may draw from the global generators
+        with restored_settings(), seeded(seed, Purpose.SAMPLER):  # it may draw from the global generators
             sampler: Sampler = loaded(**{**user_code.accepted(loaded, offered), **config.sampler_args})
     except (Exception, SystemExit) as error:
         raise PluginError(f"--sampler {config.sampler}: cannot be made: {described(error)}") from error

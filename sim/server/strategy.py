@@ -33,6 +33,7 @@ class Entry:
     Attributes:
         averages: it uses only the weighted mean of the clients, so that one mean can stand for all of them.
         adaptive: it steps from the old weights instead of taking a mean or choosing among clients.
+        rate: its argument that is the learning rate of the server; empty if it has none.
         is_newer: it is one of ``flwr.serverapp.strategy``, which sends messages.
         defaults: arguments that Flower requires, or whose default does not train a small CNN.
     """
@@ -40,6 +41,7 @@ class Entry:
     class_name: str
     averages: bool
     adaptive: bool = False
+    rate: str = ""
     is_newer: bool = False
     defaults: dict[str, Any] = field(default_factory=dict)
 
@@ -47,11 +49,13 @@ class Entry:
 STRATEGIES = {
     "fedavg": Entry("FedAvg", averages=True),
     "fedprox": Entry("FedProx", averages=True, defaults={"proximal_mu": 0.1}),
-    "fedavgm": Entry("FedAvgM", averages=True, adaptive=True, defaults={"server_momentum": 0.5}),
+    "fedavgm": Entry(
+        "FedAvgM", averages=True, adaptive=True, rate="server_learning_rate", defaults={"server_momentum": 0.5}
+    ),
     # With Flower's τ = 1e-9 single weights take steps that end in a constant model; these values were seen to learn.
-    "fedadam": Entry("FedAdam", averages=True, adaptive=True, defaults={"eta": 0.03, "tau": 0.01}),
-    "fedadagrad": Entry("FedAdagrad", averages=True, adaptive=True, defaults={"eta": 0.05, "tau": 0.01}),
-    "fedyogi": Entry("FedYogi", averages=True, adaptive=True, defaults={"eta": 0.01}),
+    "fedadam": Entry("FedAdam", averages=True, adaptive=True, rate="eta", defaults={"eta": 0.03, "tau": 0.01}),
+    "fedadagrad": Entry("FedAdagrad", averages=True, adaptive=True, rate="eta", defaults={"eta": 0.05, "tau": 0.01}),
+    "fedyogi": Entry("FedYogi", averages=True, adaptive=True, rate="eta", defaults={"eta": 0.01}),
     "fedmedian": Entry("FedMedian", averages=False),
     "fedtrimmedavg": Entry("FedTrimmedAvg", averages=False),
     # A client with few classes learns little: average the ten closest clients (multi-Krum, Blanchard et al. 2017).
@@ -85,23 +89,29 @@ class BuiltStrategy:
 
     Attributes:
         algorithm: turns what clients sent into the mean that the strategy gets.
+        server_lr: the learning rate of the server, where the strategy has none of its own.
         has_clock: clients are chosen in virtual time or by a sampler, which have a state, too.
         clock: that state, as it is before the first round.
+        has_validation: the run knows its best round, which is a state, too.
     """
 
     strategy: Strategy | NewerStrategy
     averages: bool
     view: VisibleWeights
     algorithm: Algorithm | None = None
+    server_lr: float = 1.0
     has_clock: bool = False
     clock: dict[str, Any] = field(default_factory=dict)
+    has_validation: bool = False
 
     @property
     def kept(self) -> Any:
-        """What belongs to a checkpoint: the strategy, the server part of the algorithm, and the clock."""
+        """What belongs to a checkpoint: the strategy, the server part of the algorithm, clock, best round."""
         others: dict[str, Any] = {} if self.algorithm is None else {"algorithm": self.algorithm.state()}
         if self.has_clock:
             others["clock"] = self.clock
+        if self.has_validation:
+            others["validation"] = {}
         return {"strategy": self.strategy, **others} if others else self.strategy
 
 
@@ -113,8 +123,46 @@ def build(
     given: Any = None,
 ) -> BuiltStrategy:
     """Make the configured strategy, see ``_build``."""
+    server_lr = _server_lr(config, given)
     built = _build(config, initial_weights, layout, evaluate_fn, given)
-    return replace(built, has_clock=_has_clock(config))
+    return replace(built, server_lr=server_lr, has_clock=_has_clock(config), has_validation=config.validation_share > 0)
+
+
+def _server_lr(config: RunConfig, given: Any) -> float:
+    """Return the learning rate by which the round loop steps to what a strategy makes; 1 takes that as it is.
+
+    Raises:
+        ConfigError: ``server_lr`` has no place in this strategy.
+    """
+    if config.server_lr is None:
+        return 1.0
+    name = f"--server-lr {config.server_lr:g}: --strategy {config.strategy}"
+    if config.strategy == "fedasync":
+        raise ConfigError(f"{name} mixes each update by its own share; use --strategy-args alpha={config.server_lr:g}")
+    if config.strategy == "fedbuff":
+        return 1.0  # its own argument
+    entry = STRATEGIES.get(config.server_strategy if config.strategy in ALGORITHMS else config.strategy)
+    if entry is None or given is not None:
+        raise ConfigError(f"{name} is your own, which takes its own steps; give it an argument for that")
+    if config.strategy == "qfedavg":
+        raise ConfigError(f"{name} steps by --strategy-args client_learning_rate, which is --lr if not given")
+    return 1.0 if entry.rate else config.server_lr
+
+
+def _own_rate(config: RunConfig, entry: Entry | None) -> dict[str, Any]:
+    """Return ``server_lr`` as an argument of a strategy that has one for it.
+
+    Raises:
+        ConfigError: its arguments say the same.
+    """
+    if entry is None or not entry.rate or config.server_lr is None:
+        return {}
+    if entry.rate in config.strategy_args:
+        raise ConfigError(
+            f"--server-lr {config.server_lr:g} and --strategy-args {entry.rate}={config.strategy_args[entry.rate]}: "
+            "give one of the two"
+        )
+    return {entry.rate: config.server_lr}
 
 
 def _build(
@@ -189,6 +237,7 @@ def _build(
         **(entry.defaults if entry else {}),
         **assumed(config),
         **config.strategy_args,
+        **_own_rate(config, entry),
     }
     _check_bulyan(config, arguments)
     if entry:
@@ -270,6 +319,7 @@ def _of_server(config: RunConfig) -> RunConfig:
         config,
         strategy=config.server_strategy,
         strategy_args=config.server_args,
+        server_lr=None if config.is_asynchronous else config.server_lr,
         server_strategy=RunConfig.server_strategy,
         server_args={},
         mode="auto",

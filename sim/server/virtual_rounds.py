@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,8 +91,12 @@ class VirtualRounds:
         else:
             self.clients.begin(server_round, attempt, np.arange(self._config.num_clients))
 
-    def planned(self, chunks: Sequence[Chunk]) -> Planned:
-        """Return the clients that will finish, with the steps that they have time for; the clock moves on."""
+    def planned(self, chunks: Sequence[Chunk], dropped: Collection[int] = ()) -> Planned:
+        """Return the clients that will finish, with the steps that they have time for; the clock moves on.
+
+        Args:
+            dropped: client_ids of those that send nothing back.
+        """
         self.clients.end()
         time, config = self._time, self._config
         tasks = [task for chunk in chunks for task in chunk.tasks]
@@ -108,6 +112,7 @@ class VirtualRounds:
             deadline_seconds=config.deadline,
             deadline_quantile=config.deadline_quantile,
             partial_work=config.partial_work,
+            dropped=dropped,
         )
         self.now, self._last = schedule.end, schedule.participations
         by_client = {each.client_id: each for each in schedule.taken}

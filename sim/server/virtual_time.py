@@ -21,7 +21,7 @@ from sim.data.partition import num_training_examples
 from sim.devices.by_name import Devices
 from sim.devices.device import Device
 
-Status = Literal["ok", "late", "offline"]
+Status = Literal["ok", "late", "offline", "dropped"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class Participation:
     def due(self) -> float:
         """When the upload would be complete."""
         return self.start + (self.download_seconds + self.compute_seconds + self.upload_seconds)
+
+    @property
+    def drops_at(self) -> float:
+        """When a client leaves that has trained and sends nothing back."""
+        return self.start + (self.download_seconds + self.compute_seconds)
 
     @property
     def end(self) -> float:
@@ -108,8 +113,7 @@ class VirtualTime:
         config = self._config
         if config.client_steps is not None or not len(self._sizes):
             return self.told_steps.get(client_id, config.client_steps or 1)
-        eval_share = config.eval_share if config.fraction_evaluate else 0.0
-        num_examples = num_training_examples(int(self._sizes[client_id]), eval_share)
+        num_examples = num_training_examples(int(self._sizes[client_id]), config.kept_share)
         batch_size = int(settings.get("batch_size") or config.batch_size or 1)
         epochs = int(settings.get("local_epochs") or config.local_epochs)
         batches = num_examples // batch_size if self._drops_last else math.ceil(num_examples / batch_size)

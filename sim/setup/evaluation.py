@@ -22,14 +22,16 @@ from sim.run_folder import environment
 from sim.run_folder.checkpoint import restored
 from sim.run_folder.client_states import StatesInFolder
 from sim.run_folder.folder import Run
+from sim.run_folder.weights_file import read_model
 from sim.run_folder.writer import write_whole
 from sim.server.async_rounds import states_after
 from sim.server.executor import Executor
 from sim.server.prepared import Prepared
 from sim.server.results import numbers_of
+from sim.server.rounds import RoundServer
 from sim.server.traffic import Traffic
 from sim.setup.resume import changed_config, fitting_checkpoint
-from sim.setup.trained import check_weights, read_model
+from sim.setup.trained import check_weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,10 +74,10 @@ def config_of(run: Run, changes: dict[str, Any], fine_tune_epochs: Any) -> RunCo
         )
     if any("server" in part for part in environment.parts(run.environment_path)):
         raise ConfigError(f"{run.path}: a run over a network cannot be evaluated, because its clients have the data")
-    if not config.fraction_evaluate:
+    if not config.kept_share:
         raise ConfigError(
             f"{run.path}: its clients kept no examples for evaluation; that needs a run with --fraction-evaluate "
-            "above 0"
+            "above 0, or with --final-evaluate"
         )
     if fine_tune_epochs and config.client is not None:
         raise ConfigError(
@@ -132,7 +134,7 @@ class Evaluation:
         Raises:
             RunFolderError: it is missing or damaged, or it does not fit what is prepared.
         """
-        clients, rounds, notes = run.clients(), run.rounds(), []
+        rounds, notes = run.rounds(), []
         if not len(rounds):
             raise RunFolderError(f"{run.path}: no round is done, so that there is nothing to evaluate")
         number, done = int(rounds["round"].max()), run.is_done()
@@ -163,14 +165,19 @@ class Evaluation:
             notes.append(f"round {number} of {prepared.config.num_rounds} is evaluated, because the run is not done")
         if state_rounds is None:
             state_rounds = _newest_states(run, prepared, number)
-        trained = clients[(clients["phase"] == "fit") & (clients["status"] == "ok") & (clients["round"] <= number)]
-        counts = trained.groupby("client_id")["round"].nunique()
         if prepared.config.client is None:  # clients train and test by an algorithm, at least by federated averaging
             spec = prepared.torch_spec
             algorithm = spec.algorithm or AlgorithmSpec(prepared.config.strategy, {}, ())
             prepared = replace(prepared, spec=replace(spec, algorithm=algorithm))
-        num_rounds = dict(zip(counts.index.tolist(), counts.tolist(), strict=True))
+        num_rounds = _num_rounds_trained(run, number)
         return cls(prepared, number, weights, states, state_rounds, num_rounds, fine_tune_epochs, tuple(notes))
+
+    @classmethod
+    def of_last_round(cls, run: Run, prepared: Prepared, server: RoundServer) -> Evaluation:
+        """Take what a round loop holds at its end, in the run that it has made."""
+        executor, number = server.executor, server.last_round
+        num_rounds = _num_rounds_trained(run, number)
+        return cls(prepared, number, server.weights, executor.states, executor.state_rounds, num_rounds, 0, ())
 
     def execute(self, dispatcher: Dispatcher) -> pd.DataFrame:
         """Evaluate on all clients; return a table with a row for each.
@@ -216,10 +223,18 @@ class Evaluation:
         if result.error is not None or not result.num_examples:
             return row
         numbers = numbers_of(result.metrics)
-        if self.prepared.config.client is not None:  # it knows of one model
+        if self.prepared.torch_spec.algorithm is None:  # a client that knows of one model
             numbers |= {} if result.loss is None else {"loss": result.loss}
             numbers = {f"{model}_{name}": value for model in _MODELS for name, value in numbers.items()}
         return {**numbers, **row}
+
+
+def _num_rounds_trained(run: Run, number: int) -> dict[int, int]:
+    """Return in how many rounds up to ``number`` each client has trained; clients that never did are left out."""
+    clients = run.clients()
+    trained = clients[(clients["phase"] == "fit") & (clients["status"] == "ok") & (clients["round"] <= number)]
+    counts = trained.groupby("client_id")["round"].nunique()
+    return dict(zip(counts.index.tolist(), counts.tolist(), strict=True))
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:

@@ -133,13 +133,12 @@ def client_spec(config: RunConfig, dataset: Dataset, assigned: Partition, *, alo
     parts = spec_parts(config, dataset)
     if config.device == "auto" and not config.num_gpus and not alone:
         parts["device"] = "cpu"  # in every engine: Ray shows no GPU to a client that has no share of one
-    eval_share = config.eval_share if config.fraction_evaluate else 0.0
     flipped = frozenset(attacks.attackers_of(config) if config.attack == "label-flip" else ())
     return ClientSpec(
         **parts,
         partition_folder=assigned.folder,
         client=config.client,
-        eval_share=eval_share,
+        eval_share=config.kept_share,
         noise_step=_noise_step(config, dataset),
         flipped_clients=flipped,
         compression=Compression.of(config.compress),

@@ -66,6 +66,11 @@ def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
         raise RunFolderError(
             f"{run.path}: reached {asked} in round {last}; a {'lower' if target.at_most else 'higher'} one continues"
         )
+    if done and config.patience is not None and run.stopped_early(config.patience):
+        raise RunFolderError(
+            f"{run.path}: stopped early in round {last}, because of --patience {config.patience}; a larger one "
+            "continues"
+        )
     if config.num_rounds != values.get("num_rounds") and config.lr_schedule == "cosine":
         raise ConfigError(
             f"--num-rounds {config.num_rounds}: the cosine of --lr-schedule ends at round {values['num_rounds']}"

@@ -27,6 +27,7 @@ from sim.run_folder.client_states import StatesInFolder, ValidStates
 from sim.run_folder.folder import Run
 from sim.run_folder.measured import metric_of
 from sim.run_folder.records import ClientRecord, MetricRecord, RoundRecord
+from sim.run_folder.weights_file import content_of, round_of
 from sim.run_folder.writer import RunWriter
 from sim.server.attacks import attackers_of
 from sim.server.prepared import Prepared
@@ -63,10 +64,15 @@ class Session:
             self._weights = point.checkpoint.weights
             self._code = {**point.checkpoint.code, **self._code}
             self._writer = RunWriter.reopen(point.run, point.checkpoint.tables)
+            if config.final_evaluate:
+                self.run.evaluation_path.unlink(missing_ok=True)  # of a round that is no longer the last
             self._writer.write(self.run.config_path, config.to_toml().encode())
         self._trackers = Callbacks(trackers_of(config.track), self.run)
         self._callbacks = Callbacks(callbacks, self.run)
         self._checkpoints = CheckpointWriter(self.run, config.keep_checkpoints)
+        self._best_round = round_of(self.run.best_path) if point is not None else None
+        if self._best_round is not None and point is not None and self._best_round > point.checkpoint.round:
+            self._best_round = None  # it is made again, and the file is written anew in the next round
         self._states: ValidStates | None = None
         if prepared.spec.keeps_state and resumable:  # over a network, clients keep it
             self.run.client_states_path.mkdir(exist_ok=True)
@@ -152,6 +158,10 @@ class Session:
                 if due:
                     self._begin(checkpoint)
                 record = replace(record, checkpoint_seconds=time.perf_counter() - start)
+            if finished.best is not None and finished.best[0] != self._best_round:
+                number, weights = finished.best
+                self._writer.write(self.run.best_path, content_of(self.prepared.layout.names, weights, number))
+                self._best_round = number
             self._writer.append(record, finished.clients, finished.metrics)
             self._weights = finished.weights
             if self._states is not None:
@@ -383,8 +393,10 @@ def _notes_of_data(prepared: Prepared, dataset: Dataset) -> Iterator[str]:
                 f"{few} of {config.num_clients} clients have fewer examples than a batch of {config.batch_size} and "
                 "take no step, because the program's loader has drop_last=True"
             )
-    num_examples = len(dataset.train)
-    left_over = num_examples - len(prepared.partition.indices)
+    num_examples, num_held_out = len(dataset.train), len(prepared.partition.validation)
+    if num_held_out:
+        yield f"{num_held_out} of {num_examples} training examples are held out for the validation, and go to no client"
+    left_over = num_examples - num_held_out - len(prepared.partition.indices)
     if left_over and prepared.partition.is_known:
         yield f"{config.partitioner} leaves {left_over} of {num_examples} examples to no client"
 
@@ -397,8 +409,6 @@ def write_environment(writer: RunWriter, surroundings: dict[str, Any] | None = N
 
 def finish(writer: RunWriter, weight_names: Sequence[str], weights: NDArrays) -> None:
     """Write the pictures and the weights of the last whole round, however the run ended."""
-    from safetensors.numpy import save
-
     writer.close()
     run = writer.run
     metric = metric_of(run) or plots.ACCURACY
@@ -410,11 +420,6 @@ def finish(writer: RunWriter, weight_names: Sequence[str], weights: NDArrays) ->
         writer.write(path, plots.render(plots.curves_figure(curves, [quantity]), "png"))
     if timeline.has_virtual_time(run):
         writer.write(run.timeline_path, plots.render(timeline.timeline_figure(run), "png"))
-    # safetensors sorts by dtype and name, so the order of the state_dict is kept beside the arrays.
-    names = list(weight_names)
-    if len(names) != len(weights):  # clients of a Flower program sent fewer arrays than the first ones
-        names = [f"array_{number}" for number in range(len(weights))]
     if not weights:  # an app that keeps them to itself
         return
-    content = save(dict(zip(names, weights, strict=True)), metadata={"state_dict": json.dumps(names)})
-    writer.write(run.model_path, content)
+    writer.write(run.model_path, content_of(weight_names, weights))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from flwr.common import NDArrays
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from sim.algorithms.by_name import ALGORITHMS
@@ -24,6 +22,7 @@ from sim.engine.aggregation import NonFiniteError, check_finite
 from sim.errors import RunFolderError, one_line
 from sim.run_folder import checkpoint as checkpoints
 from sim.run_folder.folder import Run
+from sim.run_folder.weights_file import read_model, round_of
 from sim.setup.prepare import spec_parts
 from sim.setup.resume import changed_code
 from sim.training import models
@@ -56,16 +55,19 @@ class TrainedModel:
         return bool(self.maker.args) and isinstance(self.maker.args[0], nn.Module)
 
     @classmethod
-    def of(cls, run: Run) -> TrainedModel:
+    def of(cls, run: Run, *, best: bool = False) -> TrainedModel:
         """Rebuild the model of a run, and read its weights.
 
         They are those of ``model.safetensors``; a run that was killed has none, and then those of its last checkpoint.
+
+        Args:
+            best: take the weights of the best round by the validation instead.
 
         Raises:
             UsageError: something that the model is made of is missing, damaged, or does not fit the weights.
         """
         config = _config_of(run)
-        names, weights, number, notes = _read(run)
+        names, weights, number, notes = _read_best(run) if best else _read(run)
         if isinstance(config, RunConfig) and config.has_own_data:
             flag = flag_of("app" if config.app is not None else "client_fn")
             notes.append(f"the model is that of {flag}, which only the program itself can build")
@@ -123,18 +125,23 @@ def _read(run: Run) -> tuple[list[str], Weights, int, list[str]]:
     return names, weights, number, notes
 
 
-def read_model(path: Path) -> tuple[list[str], Weights]:
-    """Read ``model.safetensors``: the names of the ``state_dict`` and the arrays, in its order.
+def _read_best(run: Run) -> tuple[list[str], Weights, int, list[str]]:
+    """Return the same as ``_read`` for the best round by the validation.
 
     Raises:
-        RunFolderError: it is damaged.
+        RunFolderError: the run has none, or its file is missing, damaged, or of another round.
     """
-    try:
-        with safe_open(path, framework="np") as file:
-            names = json.loads((file.metadata() or {})["state_dict"])
-            return list(names), [file.get_tensor(name) for name in names]
-    except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
-        raise RunFolderError(f"{path}: damaged: {type(error).__name__}: {error}") from None
+    found = None if run.is_central else run.best()
+    if found is None:
+        raise RunFolderError(f"{run.path}: --best: has no validation; that needs a run with --validation-share")
+    if found.round is None:
+        raise RunFolderError(f"{run.path}: --best: {found.in_words}")
+    names, weights = read_model(run.best_path)
+    if round_of(run.best_path) != found.round:
+        raise RunFolderError(
+            f"{run.best_path}: is not of round {found.round}, the best one in rounds.csv; --resume makes it anew"
+        )
+    return names, weights, found.round, [f"the model is the best one: {found.in_words}"]
 
 
 def check_weights(

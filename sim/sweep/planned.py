@@ -52,7 +52,7 @@ class Planned:
         self.status = "done" if self.is_done() else "waiting"
 
     def is_done(self) -> bool:
-        """Return whether the run has all its rounds or reached the target, and its model was written.
+        """Return whether the run has all its rounds, its target or no better one, and its model was written.
 
         Also updates ``num_rounds``.
         """
@@ -61,6 +61,8 @@ class Planned:
             self.num_rounds = int(rounds["round"].max()) if len(rounds) else 0
             if not self.run.model_path.exists():
                 return False
-            return self.num_rounds >= self.config.num_rounds or self.run.reached(Target.of(vars(self.config)))
+            if self.num_rounds >= self.config.num_rounds or self.run.reached(Target.of(vars(self.config))):
+                return True
+            return self.config.patience is not None and self.run.stopped_early(self.config.patience)
         except RunFolderError:
             return False

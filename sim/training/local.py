@@ -32,6 +32,7 @@ def train(
     optimizer: str = "sgd",
     max_steps: int = 0,
     precision: str = "fp32",
+    clip_grad_norm: float | None = None,
     loss: Loss = cross_entropy,
 ) -> float:
     """Train ``net`` in place.
@@ -50,7 +51,8 @@ def train(
         optimizer: ``sgd``, ``adam`` or ``adamw``, which are SGD, Adam and AdamW of torch.optim.
         max_steps: training stops after this number of steps; 0 for no limit.
         precision: ``fp32``, or ``bf16`` for bfloat16 autocast; weights and optimizer state are always float32.
-
+        clip_grad_norm: a gradient, of the proximal term too, whose norm over all parameters is larger is scaled down to
+            it; None for no limit.
         loss: function (outputs, target) → mean loss of the batch; the cross-entropy in nats by default.
 
     Returns:
@@ -76,6 +78,8 @@ def train(
             distance = torch.stack([(p - p0).square().sum() for p, p0 in zip(weights, start, strict=True)])
             objective = batch_loss + proximal_mu / 2 * distance.sum()
         objective.backward()
+        if clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(weights, clip_grad_norm)
         stepper.step()
         loss_sum.add_(batch_loss.detach(), alpha=len(target))
         num_examples += len(target)

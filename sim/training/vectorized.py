@@ -88,6 +88,7 @@ class Trainer:
         proximal_mu: float = 0.0,
         optimizer: str = "sgd",
         precision: str = "fp32",
+        clip_grad_norm: float | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """Train a copy of ``weights`` for each member.
 
@@ -124,6 +125,8 @@ class Trainer:
                 distance = [(p - p0).square().sum() for p, p0 in zip(stacked, start, strict=True)]
                 objective = objective + proximal_mu / 2 * torch.stack(distance).sum()
             objective.backward()
+            if clip_grad_norm is not None:
+                _clip(stacked, clip_grad_norm)
             _correct(stacked, start, constants, pull)
             done = None if schedule.all_active[number] else sizes == 0
             before = [p.detach().clone() for p in stacked] if done is not None else []
@@ -156,6 +159,16 @@ def _stacked(constants: Sequence[Sequence[Tensor] | None], like: Sequence[Tensor
         return []
     whole = [[torch.zeros_like(w) for w in like] if constant is None else constant for constant in constants]
     return [torch.stack(list(each)) for each in zip(*whole, strict=True)]
+
+
+@torch.no_grad()
+def _clip(stacked: Sequence[Tensor], most: float) -> None:
+    """Scale down the gradient of each member as ``torch.nn.utils.clip_grad_norm_`` does."""
+    grads = [parameter.grad for parameter in stacked if parameter.grad is not None]
+    norms = torch.stack([grad.flatten(1).norm(dim=1) for grad in grads]).norm(dim=0)
+    factors = (most / (norms + 1e-6)).clamp(max=1.0)
+    for grad in grads:
+        grad.mul_(factors.view(-1, *[1] * (grad.ndim - 1)))
 
 
 @torch.no_grad()

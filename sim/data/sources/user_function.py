@@ -31,6 +31,7 @@ class ProgramData:
         form: ``auto``, ``columns`` or ``items``.
         batch_size: for a function that asks for it; None lets it keep its own default.
         args: the program's own arguments, for a parameter ``args``.
+        validation_share: what is held out of the training examples; then the function must return no third split.
     """
 
     function: str | Callable[..., Any]
@@ -39,6 +40,7 @@ class ProgramData:
     batch_size: int | None = None
     seed: int = 0
     args: Mapping[str, Any] = field(default_factory=dict)
+    validation_share: float = 0.0
 
     @property
     def place(self) -> str:
@@ -92,6 +94,11 @@ class ProgramData:
         return self._splits(returned, alone=client_id is not None)
 
     def _splits(self, returned: Any, *, alone: bool) -> tuple[Any, Any]:
+        if self.validation_share and isinstance(returned, tuple | list | Mapping) and len(returned) > 2:
+            raise DataError(
+                f"--validation-share {self.validation_share:g}: {self.place} returned {len(returned)} splits, perhaps "
+                "one for validation already; let it return (train, test), or leave the flag out"
+            )
         if isinstance(returned, Mapping) and {"train", "test"} <= set(returned):
             return returned["train"], returned["test"]
         if isinstance(returned, tuple | list) and len(returned) >= 2:
