@@ -140,7 +140,8 @@ def test_the_numbers_are_those_of_the_tables(command: Sim, sweep: Path, tmp_path
         assert quantiles[name] == [_is(values.mean(), values.std()) for values in clients]
         rounds = both[both["round"] > 0]
         parts = ["broadcast", "train", "wait", "return", "aggregate", "test", "eval", "checkpoint"]
-        assert seconds[name][:-1] == [_is(rounds[f"{part}_seconds"].sum() / 4) for part in parts]
+        found = [_is(rounds[f"{part}_seconds"].sum() / 4) for part in parts]
+        assert seconds[name][:-1] == [*found[:6], None, *found[6:]]  # nothing was validated
         assert seconds[name][-1] == _is((rounds.round_seconds.sum() + rounds.checkpoint_seconds.sum()) / 4)
     central = pd.read_csv(sweep / "central" / "rounds.csv")
     assert summary["central"][2] == (central.test_accuracy.iloc[-1], None)
