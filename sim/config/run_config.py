@@ -325,11 +325,6 @@ class RunConfig(EvaluationConfig):
                 f"--strategy {self.strategy}: changes what clients do, but those of --client-fn {self.client_fn} are "
                 "whole already; use --program with its model and data"
             )
-        if self.clip_grad_norm is not None and self.client is not None:
-            raise ConfigError(
-                f"--clip-grad-norm {self.clip_grad_norm:g}: belongs to the built-in training, but --client "
-                f"{self.client} takes its own steps"
-            )
         if self.app is None:
             self._check_warmup(self.num_rounds, "--num-rounds")
         self._check_clients()

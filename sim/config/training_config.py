@@ -298,6 +298,12 @@ class TrainingConfig(_GivenObjects):
                     "two"
                 )
             _milestones(self.lr_milestones)
+        client = getattr(self, "client", None)
+        if self.clip_grad_norm is not None and client is not None:
+            raise ConfigError(
+                f"--clip-grad-norm {self.clip_grad_norm:g}: belongs to the built-in training, but --client {client} "
+                "takes its own steps"
+            )
         if self.clip_grad_norm is not None and self.train is not None:
             raise ConfigError(
                 f"--clip-grad-norm {self.clip_grad_norm:g}: belongs to the built-in training, but --train {self.train} "
