@@ -185,14 +185,14 @@ def test_the_scalability_notebook_shows_the_numbers_of_a_scale_study(
     frame = read_scale(tmp_path / "scale.csv")
     assert "3 of 3 measurements are good" in text
     best = frame.loc[frame.updates_per_second.idxmax()]
-    words = f"{best.updates_per_second:.1f} clients a second, {best.num_clients} clients on {best.num_actors} actor"
+    words = f"{best.updates_per_second:.1f} clients per second, {best.num_clients} clients on {best.num_actors} actor"
     assert f"most: {words}(s) of the engine {best.engine}" in text
     two = efficiency_frame(frame).query("scaling == 'strong' and num_actors == 2")
     assert two.num_clients.tolist() == [4]
     updates = frame.set_index(["engine", "num_clients", "num_actors"]).updates_per_second
     for row in two.itertuples(index=False):
         before, after = (updates["ray", row.num_clients, actors] for actors in (1, 2))
-        found = f"second actor, {row.num_clients} clients: {before:.1f} → {after:.1f} clients a second, "
+        found = f"second actor, {row.num_clients} clients: {before:.1f} → {after:.1f} clients per second, "
         assert f"{found}{row.speedup:.2f} times as fast, efficiency {row.efficiency:.2f}" in text
     for seconds in frame.round_seconds:  # the table of medians: with one repeat, each is the measured value
         assert f"{seconds:.3f}" in text
