@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from sim.run_folder.folder import Run as Run
     from sim.run_folder.folder import list_runs as list_runs
     from sim.run_folder.folder import open_run as open_run
-    from sim.run_folder.look import Look as Look
     from sim.run_folder.panels import grid_figure as grid_figure
+    from sim.run_folder.plot_style import Look as Look
     from sim.run_folder.plots import curves_figure as curves_figure
     from sim.run_folder.plots import curves_of as curves_of
     from sim.run_folder.plots import fairness_figure as fairness_figure
@@ -78,7 +78,7 @@ _MODULES = {
     "flower_programs": ["run_app", "run_simulation", "start_simulation"],
     "run_folder.callbacks": ["Callback"],
     "run_folder.folder": ["Run", "list_runs", "open_run"],
-    "run_folder.look": ["Look"],
+    "run_folder.plot_style": ["Look"],
     "run_folder.panels": ["grid_figure"],
     "run_folder.plots": ["curves_figure", "curves_of", "fairness_figure", "partition_figure"],
     "run_folder.records": ["ClientRecord", "MetricRecord", "RoundRecord"],

@@ -10,8 +10,8 @@ from dataclasses import replace
 from sim.client.runtime import ClientRuntime, ClientSpec
 from sim.client.torch_client import train_settings
 from sim.config.run_config import CentralizedConfig
-from sim.data.dataset import load_dataset, say_notes
 from sim.data.defaults import decided
+from sim.data.load_dataset import load_dataset, say_notes
 from sim.errors import RunError, described
 from sim.run_folder import log as run_log
 from sim.run_folder.callbacks import Callback, Callbacks, OnRecord, check_callbacks
@@ -23,7 +23,7 @@ from sim.seeds import Purpose, seeded
 from sim.server.results import test_records
 from sim.setup import dry_run
 from sim.setup.prepare import check_device, resolved, spec_parts
-from sim.setup.run_in_progress import finish, write_environment
+from sim.setup.run_session import finish, write_environment
 from sim.tracking.by_name import check_trackers, trackers_of
 from sim.training.local import means
 from sim.training.weights import get_weights, state_of

@@ -37,7 +37,7 @@ from sim.commands.table import table
 from sim.config.choices import COLUMN_INCHES, PLOT_STYLES
 from sim.config.flags import Parser, add_config, add_settings
 from sim.config.run_config import AppConfig, CentralizedConfig, RunConfig
-from sim.config.used_by import USED_BY
+from sim.config.settings_of_flower_programs import USED_BY
 from sim.errors import ClientError, ConfigError, SimError, many_lines, one_line
 from sim.network.options import ClientOptions, ServerOptions
 from sim.scale.cells import SET_BY_THE_GRID

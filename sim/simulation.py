@@ -16,7 +16,7 @@ from sim.compression.by_name import Compression
 from sim.config.choices import ALGORITHMS
 from sim.config.run_config import RunConfig
 from sim.data import partition
-from sim.data.dataset import load_dataset
+from sim.data.load_dataset import load_dataset
 from sim.errors import ConfigError
 from sim.interrupts import interruptible
 from sim.processes import imports_are_no_garbage, uncollected
@@ -276,7 +276,7 @@ def _simulate(
             from sim.setup.evaluation import Evaluation, write_table
             from sim.setup.prepare import prepare
             from sim.setup.resume import resumed
-            from sim.setup.run_in_progress import open_session
+            from sim.setup.run_session import open_session
             from sim.setup.server_app import ServerAppRun
 
         prepared = prepare(config, ProgramObjects(**objects.given))

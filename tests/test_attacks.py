@@ -20,7 +20,7 @@ from sim import RunConfig, resume
 from sim.client.torch_client import fit_settings
 from sim.config.fields import rules_of
 from sim.data.columns import Columns
-from sim.data.dataset import Examples
+from sim.data.load_dataset import Examples
 from sim.data.loaders import resident, with_flipped_classes
 from sim.engine.client_execution import Worker
 from sim.engine.contract import Chunk, ClientResult, Task

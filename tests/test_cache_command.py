@@ -14,12 +14,12 @@ from conftest import Sim
 from sim import RunConfig
 from sim.data import cache, partition
 from sim.data.cache import Entry, clear, entries
-from sim.data.dataset import load_dataset
+from sim.data.load_dataset import load_dataset
 
 CONFIG = RunConfig(dataset="synthetic", num_examples=20, num_clients=2, fraction_fit=1.0, image_size=8, alpha=50)
 CODE = (  # what another process does
     "from sim.config.run_config import RunConfig; from sim.data import partition; "
-    "from sim.data.dataset import load_dataset; config = RunConfig(dataset='synthetic', num_examples=20, "
+    "from sim.data.load_dataset import load_dataset; config = RunConfig(dataset='synthetic', num_examples=20, "
     "num_clients=2, fraction_fit=1.0, image_size=8, alpha=50)"
 )
 DATA = "synthetic image_size=8 num_classes=10 num_examples=20"

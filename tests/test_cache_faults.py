@@ -17,7 +17,7 @@ import pytest
 
 from sim.config.run_config import RunConfig
 from sim.data import cache, partition
-from sim.data.dataset import Dataset, load_dataset
+from sim.data.load_dataset import Dataset, load_dataset
 from sim.engine.ray.shipping import pack, unpack
 from sim.errors import DataError
 from sim.setup.prepare import prepare

@@ -13,7 +13,7 @@ from sim import Run, RunConfig
 from sim.client.runtime import ClientFn
 from sim.client.torch_client import CifarClient
 from sim.data.batches import Batches
-from sim.data.dataset import Examples
+from sim.data.load_dataset import Examples
 from sim.setup import prepare
 from sim.training import models
 from sim.training.weights import get_weights, set_weights

@@ -17,7 +17,7 @@ from sim.client.runtime import ClientRuntime, ClientSpec
 from sim.config.run_config import RunConfig
 from sim.data import partition
 from sim.data.batches import Batches
-from sim.data.dataset import Dataset, Examples, load_dataset
+from sim.data.load_dataset import Dataset, Examples, load_dataset
 from sim.errors import DataError
 from sim.setup.prepare import spec_parts
 from sim.training.weights import get_weights

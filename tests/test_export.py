@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from conftest import PROGRAMS, Sim, Small
 from sim import Run, RunConfig
-from sim.data.dataset import Dataset, load_dataset
+from sim.data.load_dataset import Dataset, load_dataset
 from sim.setup.trained import TrainedModel
 
 

@@ -11,7 +11,7 @@ from conftest import Sim, Small
 from sim import RunConfig
 from sim.data.batches import Batches
 from sim.data.columns import Columns, LoaderSettings
-from sim.data.dataset import Examples
+from sim.data.load_dataset import Examples
 from sim.data.loaders import ExampleLoader, ResidentColumns
 from sim.errors import ConfigError
 from sim.setup.prepare import prepare

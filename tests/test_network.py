@@ -12,7 +12,7 @@ from conftest import PROGRAMS, Small, sha256
 from federation import Federation
 from sim import RunConfig
 from sim.data import partition
-from sim.data.dataset import load_dataset
+from sim.data.load_dataset import load_dataset
 
 
 def test_clients_give_the_numbers_of_their_simulation(federation: Federation, small: Small) -> None:

@@ -16,7 +16,7 @@ from sim.config.run_config import CentralizedConfig
 from sim.errors import ConfigError
 from sim.run_folder import plots
 from sim.run_folder.folder import Run, list_runs
-from sim.run_folder.look import OKABE_ITO
+from sim.run_folder.plot_style import OKABE_ITO
 from sim.run_folder.records import RoundRecord
 from sim.run_folder.settings import ordered
 from sim.run_folder.writer import RunWriter

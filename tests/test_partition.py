@@ -13,7 +13,7 @@ from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, Inne
 from sim.config.run_config import RunConfig
 from sim.data import partition, partitioners
 from sim.data.columns import Columns
-from sim.data.dataset import Dataset, DataSource
+from sim.data.load_dataset import Dataset, DataSource
 from sim.data.partitioners import PARTITIONERS
 from sim.errors import ConfigError, PartitionError
 from sim.seeds import Purpose, generator

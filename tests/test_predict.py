@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from conftest import PROGRAMS, Sim, Small
 from sim import Run, RunConfig
-from sim.data.dataset import load_dataset
+from sim.data.load_dataset import load_dataset
 from sim.setup.predict import predict
 from sim.setup.trained import TrainedModel
 from sim.training.models import Net

@@ -14,7 +14,7 @@ from sim.config.presets import preset_names, preset_path
 from sim.config.run_config import RunConfig
 from sim.data import partition
 from sim.data.columns import Columns
-from sim.data.dataset import Dataset, DataSource, load_dataset
+from sim.data.load_dataset import Dataset, DataSource, load_dataset
 from sim.errors import ConfigError
 
 PUBLISHED = [

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 from conftest import PROGRAMS
 from sim import Run, RunConfig, simulate
 from sim.data.columns import Columns
-from sim.data.dataset import load_dataset
 from sim.data.items import Items
+from sim.data.load_dataset import load_dataset
 from sim.data.loaders import ExampleLoader, ResidentColumns
 from sim.errors import UsageError
 from sim.parameter_roles import ROLES

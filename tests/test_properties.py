@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as npst
 from sim import RunConfig
 from sim.data import partition
 from sim.data.columns import Columns
-from sim.data.dataset import Dataset, DataSource
+from sim.data.load_dataset import Dataset, DataSource
 from sim.errors import UsageError
 from sim.run_folder.checkpoint import Checkpoint, CheckpointWriter, read_last
 from sim.run_folder.folder import Run

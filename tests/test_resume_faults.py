@@ -21,7 +21,7 @@ from safetensors.numpy import load, save
 
 from conftest import SMALL, Sim, Small, sha256
 from sim import RunConfig, resume, simulate
-from sim.data.dataset import load_dataset
+from sim.data.load_dataset import load_dataset
 from sim.errors import RunFolderError
 from sim.run_folder import checkpoint as checkpoints
 from sim.run_folder import environment

@@ -13,7 +13,7 @@ from conftest import Small
 from sim import Run, RunConfig
 from sim.client.runtime import ClientRuntime
 from sim.data import partition
-from sim.data.dataset import load_dataset
+from sim.data.load_dataset import load_dataset
 from sim.errors import ClientError, RunError
 from sim.run_folder.folder import open_run
 from sim.seeds import Purpose, seeded

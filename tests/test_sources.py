@@ -18,8 +18,8 @@ from flwr_datasets.partitioner import ContinuousPartitioner, NaturalIdPartitione
 from conftest import Sim
 from sim.config.run_config import RunConfig
 from sim.data import partition, partitioners
-from sim.data.dataset import Dataset, load_dataset
 from sim.data.defaults import decided
+from sim.data.load_dataset import Dataset, load_dataset
 from sim.data.sources.text import tokens
 from sim.errors import ConfigError, DataError, PartitionError, SimError
 from sim.run_folder import plots

@@ -14,7 +14,7 @@ import torch
 from conftest import Sim
 from sim.config.run_config import RunConfig
 from sim.data.columns import Columns, LoaderSettings
-from sim.data.dataset import Examples, load_dataset
+from sim.data.load_dataset import Examples, load_dataset
 from sim.errors import DataError
 
 SPLITS = (("train", 60), ("t10k", 20))

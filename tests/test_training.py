@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sim.config.run_config import RunConfig
 from sim.data.batches import Batches
-from sim.data.dataset import Examples, load_dataset
+from sim.data.load_dataset import Examples, load_dataset
 from sim.training import local
 from sim.training.models import Mlp
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from sim import CentralizedConfig, ConfigError, Run, RunConfig
 from sim.data.batches import Batches
-from sim.data.dataset import Examples
+from sim.data.load_dataset import Examples
 from sim.training import local
 
 CPU = torch.device("cpu")

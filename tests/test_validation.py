@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from conftest import Sim, sha256
 from sim import ConfigError, DataError, Run, RunConfig, RunError, resume
 from sim.data import partition
-from sim.data.dataset import load_dataset
+from sim.data.load_dataset import load_dataset
 from sim.errors import RunFolderError
 from sim.metrics import MetricName
 from sim.network.options import networked

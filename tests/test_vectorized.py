@@ -17,7 +17,7 @@ from sim import Run, RunConfig
 from sim.client.runtime import ClientRuntime
 from sim.client.torch_client import fit_settings
 from sim.data.batches import Resident
-from sim.data.dataset import Examples
+from sim.data.load_dataset import Examples
 from sim.engine import vectorized
 from sim.engine.client_execution import Worker
 from sim.engine.contract import Chunk, Task

@@ -28,7 +28,7 @@ from workloads import WORKLOADS, Workload
 
 from sim.config.run_config import RunConfig
 from sim.data import partition
-from sim.data.dataset import load_dataset
+from sim.data.load_dataset import load_dataset
 from sim.training import models
 from sim.training.weights import get_weights, set_weights
 

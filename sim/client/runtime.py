@@ -32,7 +32,7 @@ from sim.compression.by_name import Compression
 from sim.compression.message import Message
 from sim.data import partition
 from sim.data.batches import Batches, Resident
-from sim.data.dataset import Dataset, DataSource, Examples, open_client, open_dataset
+from sim.data.load_dataset import Dataset, DataSource, Examples, open_client, open_dataset
 from sim.data.loaders import ExampleLoader, Loader, Split, example_batch, resident, with_flipped_classes
 from sim.data.partition import Partition
 from sim.errors import RunError, described

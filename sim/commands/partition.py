@@ -21,8 +21,8 @@ def partition(arguments: argparse.Namespace) -> None:
     config = config_from(RunConfig, arguments)
     picture = picture_path(arguments.output)
     from sim.data import partition
-    from sim.data.dataset import load_dataset
     from sim.data.defaults import decided
+    from sim.data.load_dataset import load_dataset
     from sim.errors import DataError
     from sim.run_folder import plots
 

@@ -14,7 +14,7 @@ from sim.errors import ConfigError, RunFolderError, one_line
 from sim.run_folder.folder import Run, open_run
 
 if TYPE_CHECKING:
-    from sim.run_folder.look import Look
+    from sim.run_folder.plot_style import Look
 
 X_NAMES = {"rounds": "round", "seconds": "seconds", "virtual-seconds": "virtual_seconds", "bytes": "bytes"}
 
@@ -33,8 +33,8 @@ def plot(arguments: argparse.Namespace) -> None:
     targets = tuple(_target(text) for text in arguments.target)
     grid = None if arguments.grid is None else _settings(arguments.grid)
     from sim.run_folder import plots
-    from sim.run_folder.look import Look
     from sim.run_folder.measured import metric_of, metric_of_all
+    from sim.run_folder.plot_style import Look
 
     look = Look(arguments.style or "screen", arguments.width or "single", smooth, targets)
     runs = _runs(arguments.runs, arguments.results_dir)

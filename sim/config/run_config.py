@@ -19,8 +19,8 @@ from sim.config.choices import (
 )
 from sim.config.evaluation import EvaluationConfig
 from sim.config.fields import MOST, default_of, flag_of, setting
+from sim.config.settings_of_flower_programs import USED_BY
 from sim.config.training_config import MACHINE, MODEL, RUN, CentralizedConfig, TrainingConfig
-from sim.config.used_by import USED_BY
 from sim.errors import ConfigError
 
 __all__ = ["AppConfig", "CentralizedConfig", "RunConfig", "TrainingConfig"]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from sim.data.dataset import Examples
+from sim.data.load_dataset import Examples
 
 _PADDING_PIXELS = 4
 # What is read and scaled in one operation: 1,024 images, or fewer if they are large.

@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 from sim.config.run_config import RunConfig, TrainingConfig
 from sim.data import partitioners
 from sim.data.columns import Columns, leaves
-from sim.data.dataset import Dataset
+from sim.data.load_dataset import Dataset
 from sim.data.partitioners import column_for
 from sim.errors import ConfigError, PartitionError
 

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset, WeightedRando
 
 from sim.data.batches import Batches, Resident
 from sim.data.columns import TARGET_KEYS, Columns, LoaderSettings, leaves, mapped
-from sim.data.dataset import Examples
 from sim.data.items import Items
+from sim.data.load_dataset import Examples
 from sim.seeds import restored
 
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from sim.config.run_config import RunConfig
 from sim.data import partitioners
 from sim.data.cache import cached, save_array
-from sim.data.dataset import Dataset, Labels
 from sim.data.defaults import decided
+from sim.data.load_dataset import Dataset, Labels
 from sim.errors import ConfigError, DataError, PartitionError
 from sim.seeds import Purpose, generator
 

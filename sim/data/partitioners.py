@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sim import user_code
 from sim.config.run_config import RunConfig
 from sim.data.columns import class_labels
-from sim.data.dataset import Dataset, Examples
+from sim.data.load_dataset import Dataset, Examples
 from sim.errors import ConfigError, PartitionError
 from sim.seeds import Purpose, generator
 

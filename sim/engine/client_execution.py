@@ -37,8 +37,8 @@ from torch import Tensor
 
 from sim import private_names
 from sim.client.algorithm_client import FINE_TUNE_EPOCHS
-from sim.client.contents import Packer, as_bytes, numbers_of, unpack, weights_of, without_arrays
 from sim.client.flower_program import FlowerRuntime, FlowerSpec, node_of
+from sim.client.message_contents import Packer, as_bytes, numbers_of, unpack, weights_of, without_arrays
 from sim.client.runtime import ClientRuntime, ClientSpec, message_of
 from sim.client.torch_client import TorchClient
 from sim.compression.message import RESIDUAL

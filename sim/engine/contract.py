@@ -8,7 +8,7 @@ from typing import Protocol
 
 from flwr.common import NDArrays, RecordDict, Scalar
 
-from sim.client.contents import Records
+from sim.client.message_contents import Records
 from sim.engine.aggregation import WeightedSum
 from sim.metrics import spelled
 from sim.run_folder.records import Phase
@@ -44,7 +44,7 @@ class TaskMessage:
     """A message of Flower to one client; its arrays are the weights of the chunk, as bytes.
 
     Attributes:
-        records: its content, see ``sim.client.contents``.
+        records: its content, see ``sim.client.message_contents``.
         weighted_by: name of the metric by which the reply is weighted in a sum.
     """
 

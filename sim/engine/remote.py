@@ -22,7 +22,7 @@ from flwr.common import (
 )
 from flwr.server.client_proxy import ClientProxy
 
-from sim.data.dataset import Dataset
+from sim.data.load_dataset import Dataset
 from sim.engine.aggregation import WeightedSum, in_dtypes_of
 from sim.engine.client_execution import Worker, WrongReturnError, check_fit, checked_metrics
 from sim.engine.contract import Chunk, ChunkResult, ClientResult, Task, TestSlice

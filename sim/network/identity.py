@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from sim.client.runtime import ClientSpec, build_net
 from sim.config.run_config import RunConfig
 from sim.data import partition
-from sim.data.dataset import Dataset, load_dataset
 from sim.data.defaults import decided
+from sim.data.load_dataset import Dataset, load_dataset
 from sim.data.partition import Partition
 from sim.engine.client_execution import MOST_EXAMPLES
 from sim.errors import one_line

@@ -36,7 +36,7 @@ from sim.run_folder.folder import Run
 from sim.server.prepared import Prepared
 from sim.server.rounds import RoundServer
 from sim.setup.prepare import check_device, prepare
-from sim.setup.run_in_progress import Session, open_session
+from sim.setup.run_session import Session, open_session
 from sim.tracking.by_name import check_trackers
 
 

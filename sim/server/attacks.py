@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from sim.config.fields import arguments_of, setting
 from sim.config.run_config import RunConfig
-from sim.data.dataset import Dataset
+from sim.data.load_dataset import Dataset
 from sim.engine.aggregation import cast
 from sim.engine.contract import ClientResult
 from sim.errors import ConfigError

@@ -15,8 +15,8 @@ from flwr.serverapp import Grid, strategy
 from flwr.serverapp.strategy import Result, Strategy
 
 from sim import private_names
-from sim.client.contents import Packer, keys_of, source_of, unpack
 from sim.client.flower_program import client_of, node_of
+from sim.client.message_contents import Packer, keys_of, source_of, unpack
 from sim.engine.aggregation import cut
 from sim.engine.contract import Chunk, ClientResult, Task, TaskMessage
 from sim.errors import RunError

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sim.client.flower_program import FlowerSpec
 from sim.client.runtime import ClientSpec, test_slices, tests_whole
 from sim.config.run_config import RunConfig
-from sim.data.dataset import Dataset
+from sim.data.load_dataset import Dataset
 from sim.data.partition import Partition
 from sim.devices.by_name import Devices
 from sim.run_folder.checkpoint import Checkpoint

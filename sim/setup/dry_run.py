@@ -16,8 +16,8 @@ from sim.client.own_functions import BuiltInTest, OwnReturnError, OwnTrain
 from sim.client.runtime import ClientRuntime, ClientSpec, loss_of, metrics_of
 from sim.client.torch_client import TRAIN_SETTINGS
 from sim.data.columns import Columns
-from sim.data.dataset import Dataset, Examples
 from sim.data.items import Items
+from sim.data.load_dataset import Dataset, Examples
 from sim.data.loaders import ExampleLoader, ResidentColumns, example_batch, resident
 from sim.engine.client_execution import Worker, WrongReturnError
 from sim.engine.contract import Chunk, ClientResult, Task

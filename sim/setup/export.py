@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sim.config.choices import MODELS
-from sim.data.dataset import Dataset, Examples
+from sim.data.load_dataset import Dataset, Examples
 from sim.data.loaders import example_batch
 from sim.errors import ConfigError, DataError, PluginError, described
 from sim.setup.trained import TrainedModel

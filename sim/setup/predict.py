@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from sim.data.batches import Step, pixels
-from sim.data.dataset import Examples
+from sim.data.load_dataset import Examples
 from sim.data.sources.image_folder import read_image
 from sim.errors import DataError, PluginError
 from sim.process_settings import restored_settings

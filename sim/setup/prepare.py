@@ -27,8 +27,8 @@ from sim.config.run_config import RunConfig, TrainingConfig
 from sim.data import partition
 from sim.data.batches import Batches, Resident
 from sim.data.columns import LoaderSettings
-from sim.data.dataset import Dataset, Examples, load_dataset
 from sim.data.defaults import decided
+from sim.data.load_dataset import Dataset, Examples, load_dataset
 from sim.data.loaders import example_batch, takes_noise
 from sim.data.partition import Partition
 from sim.errors import ConfigError, RunError

@@ -21,7 +21,7 @@ from sim.client.runtime import ClientSpec
 from sim.config.choices import CHANGEABLE
 from sim.config.fields import default_of, flag_of, read_toml, rules_of
 from sim.config.run_config import RunConfig, config_type_of
-from sim.data.dataset import Examples
+from sim.data.load_dataset import Examples
 from sim.devices.by_name import files_of
 from sim.engine.aggregation import check_finite
 from sim.errors import ConfigError, RunFolderError, one_line

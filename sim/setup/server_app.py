@@ -43,7 +43,7 @@ from sim.server.message_strategies import MessageStrategy, StartArguments
 from sim.server.prepared import Prepared
 from sim.server.results import PhaseResults, client_quantiles, metric_records, weighted_mean
 from sim.server.rounds import FinishedRound, RoundServer
-from sim.setup.run_in_progress import Session
+from sim.setup.run_session import Session
 from sim.training.weights import WeightLayout
 
 

@@ -16,8 +16,8 @@ from sim.algorithms.local_parameters import local_names
 from sim.client.runtime import ClientSpec, build_net, facts_of
 from sim.config.fields import flag_of, read_toml
 from sim.config.run_config import CentralizedConfig, RunConfig, TrainingConfig, config_type_of
-from sim.data.dataset import Dataset, load_dataset
 from sim.data.defaults import decided
+from sim.data.load_dataset import Dataset, load_dataset
 from sim.engine.aggregation import NonFiniteError, check_finite
 from sim.errors import RunFolderError, one_line
 from sim.run_folder import checkpoint as checkpoints

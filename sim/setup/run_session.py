@@ -14,7 +14,7 @@ from flwr.common import NDArrays
 
 from sim.config.choices import ALGORITHMS
 from sim.config.run_config import RunConfig
-from sim.data.dataset import Dataset
+from sim.data.load_dataset import Dataset
 from sim.data.partition import summary
 from sim.errors import BrokenProcessError, RunError, SimError, StateError, WriteError, described
 from sim.interrupts import uninterrupted
