@@ -20,7 +20,7 @@ from sim.run_folder import checkpoint as checkpoints
 from sim.run_folder import plots
 from sim.run_folder.measured import column, metric_of, names_of, table_of
 from sim.run_folder.progress import RoundProgress
-from sim.run_folder.records import ClientRecord, MetricRecord, RoundRecord
+from sim.run_folder.records import ClientRecord, MetricRecord, RoundRecord, columns
 from sim.run_folder.writer import RunWriter
 from sim.server import results
 from sim.sweep.grid import Variant
@@ -53,7 +53,7 @@ def _fake(root: Path, name: str, maes: list[float], **settings: Any) -> Run:
     writer = RunWriter.create(str(root), name, config.to_toml(), clients=True)
     for number, mae in enumerate(maes):
         numbers = {"mae": mae, "r2": 1 - mae}
-        rows = results.test_records(number, 40, 2 * mae, numbers)
+        rows = results.test_records(number, "test", 40, 2 * mae, numbers)
         clients = [
             ClientResult(client_id, num_examples=10 * (client_id + 1), loss=mae, metrics={"mae": mae + client_id})
             for client_id in (0, 1)
@@ -158,7 +158,7 @@ def test_the_table_grows_by_complete_rounds(tmp_path: Path, monkeypatch: pytest.
     writer.append(RoundRecord(0, test_loss=math.nan), [], first)
     text = 'round,phase,client_id,num_examples,name,value\n0,test,,40,"a, b",\n0,fit,7,,mae,inf\n'
     assert writer.run.metrics_path.read_text() == text
-    assert writer.run.rounds_path.read_text().splitlines()[1] == "0" + 29 * ","
+    assert writer.run.rounds_path.read_text().splitlines()[1] == "0" + (len(columns(RoundRecord)) - 1) * ","
     frame = writer.run.metrics()
     assert frame["name"].tolist() == ["a, b", "mae"]
     assert frame["client_id"].isna().tolist() == [True, False]

@@ -59,7 +59,9 @@ def test_a_grid_is_measured_continues_where_it_stopped_and_is_drawn(command: Sim
         assert clients.actor.nunique() == (row.num_actors if row.engine == "ray" else 1)
         assert run.config()["num_examples"] == 8 * row.num_clients
     ray = frame[frame.engine == "ray"]
-    assert (ray.actors_mib >= ray.num_actors * 100).all()
+    measured = ray[ray.actors_mib.notna()]  # twice a second; a short run may end before its actors were seen
+    assert len(measured)
+    assert (measured.actors_mib >= measured.num_actors * 100).all()
     assert frame[frame.engine == "inline"].actors_mib.isna().all()
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines[-6:]] == ["efficiency"] + ["table"] * 2 + ["picture"] * 3

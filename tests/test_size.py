@@ -103,7 +103,8 @@ def test_size_measures_the_clients_of_an_algorithm(
 ) -> None:
     """Clients of scaffold get variates beside the weights and keep some; those of fedbabu train to evaluate."""
     monkeypatch.setattr("sim.measure.capacity._MEASURE_SECONDS", 0.1)
-    result = command("size", "--strategy", strategy, "--num-clients", "20", "--fraction-evaluate", "0.1")
+    few = ("--num-clients", "20", "--fraction-evaluate", "0.1", "--engine", "inline")
+    result = command("size", "--strategy", strategy, *few)
     assert result.returncode == 0, result.stderr
     assert "one client" in result.stdout
 

@@ -176,18 +176,25 @@ def test_it_has_the_cadence_of_the_test(small: Small) -> None:
     assert rounds.test_loss.notna().tolist() == rounds.validation_loss.notna().tolist()
 
 
-@pytest.mark.ray
-@pytest.mark.parametrize("settings", [{}, {"devices": "lognormal", "strategy": "fedadam"}, {"strategy": "multikrum"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        pytest.param({"devices": "lognormal", "strategy": "fedadam"}, marks=pytest.mark.ray),
+        {"strategy": "multikrum"},
+    ],
+)
 def test_ray_and_a_resume_give_the_same_rounds_and_weights(small: Small, settings: dict[str, Any]) -> None:
     settings = {**WORSE, "patience": 3, **settings}
     if settings.get("strategy") == "multikrum":
         settings["strategy_args"] = {"num_nodes_to_select": 2}
     whole = small(name="whole", **settings)
-    on_ray = small({"num_cpus": 2}, name="ray", engine="ray", **settings)
-    assert on_ray.best_path.read_bytes() == whole.best_path.read_bytes()
+    if settings.get("devices"):
+        on_ray = small({"num_cpus": 2}, name="ray", engine="ray", **settings)
+        assert on_ray.best_path.read_bytes() == whole.best_path.read_bytes()
     last = int(whole.rounds()["round"].max())
     assert last < 12
-    for number in {max(last - 2, 1), last - 1}:
+    for number in {max(last - 2, 1), last - 1} if settings.get("devices") else {last - 1}:
         stopped = small(name=f"stopped{number}", **{**settings, "num_rounds": number})
         stopped.best_path.unlink()  # its weights are in the checkpoint, too
         continued = resume(stopped, num_rounds=12)
