@@ -26,11 +26,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from workloads import WORKLOADS, Workload
 
+from sim.client.runtime import facts_of
 from sim.config.run_config import RunConfig
 from sim.data import partition
 from sim.data.load_dataset import load_dataset
 from sim.training import models
 from sim.training.weights import get_weights, set_weights
+
+_START_SECONDS = 300.0  # after which a process that has not come is taken for dead
 
 
 def wait_for_go() -> None:
@@ -60,8 +63,8 @@ class Plain:
         self.device = torch.device(device)
         self.config = RunConfig(**WORKLOADS[name].settings)
         dataset = load_dataset(self.config)
-        self.dealt = partition.assign(dataset.train.labels, self.config)
-        self.net: nn.Module = models.build(self.config.model, dataset.image_shape, len(dataset.classes))
+        self.dealt = partition.assign(dataset, self.config)
+        self.net: nn.Module = models.build(self.config.model, facts_of(dataset))
         self.net.to(self.device)
         images = torch.from_numpy(np.array(dataset.train.images)).permute(0, 3, 1, 2).contiguous()
         self.images = images.to(self.device).float().mul_(2 / 255).sub_(1)
@@ -147,7 +150,7 @@ def limit(name: str, num_rounds: int, num_processes: int, device: str, *, with_o
         worker.start()
     for _ in range(num_rounds):
         wait_for_go()
-        start.wait()
+        start.wait(_START_SECONDS)
         began = time.perf_counter()
         end.wait()
         report(time.perf_counter() - began)
@@ -185,7 +188,7 @@ def flower(name: str, num_rounds: int, num_processes: int, device: str) -> None:
 
     config = RunConfig(**WORKLOADS[name].settings)
     dataset = load_dataset(config)
-    net = models.build(config.model, dataset.image_shape, len(dataset.classes))
+    net = models.build(config.model, facts_of(dataset))
     from flwr.common import ndarrays_to_parameters
 
     class Timed(FedAvg):
