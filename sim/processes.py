@@ -35,7 +35,7 @@ def uncollected() -> Iterator[None]:
 def imports_are_no_garbage() -> Iterator[None]:
     """Leave what exists now out of each search for garbage inside the block.
 
-    Some of Flower's strategies search for garbage once per client, which takes 0.2 s where PyTorch is imported.
+    Some of Flower's strategies search for garbage once per client, which takes tenths of a second beside PyTorch.
     """
     was_frozen = gc.get_freeze_count() > 0
     gc.freeze()

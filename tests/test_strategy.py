@@ -60,6 +60,7 @@ def test_clients_are_made_when_they_are_asked_for_and_sampled_as_by_flower() -> 
         manager.unregister(manager.all()["5000"])
     assert list(ours.all()) == list(flowers.all())
     assert (len(ours.all()), "4" in ours.all(), "01" in ours.all(), "1000" in ours.all()) == (999, False, False, False)
+    assert "9" * 5000 not in ours.all()
     with pytest.raises(KeyError):
         ours.all()["4"]
 

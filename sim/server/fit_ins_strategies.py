@@ -129,6 +129,8 @@ class MadeWhenAsked(MutableMapping[str, ClientProxy]):
             return True
         if not (isinstance(name, str) and name.isascii() and name.isdecimal()) or name in self._removed:
             return False
+        if len(name) > len(str(len(self._ids))):  # int() refuses thousands of digits
+            return False
         return int(name) in self._ids and str(int(name)) == name
 
     def __getitem__(self, name: str) -> ClientProxy:
