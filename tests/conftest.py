@@ -134,6 +134,7 @@ SMALL: dict[str, Any] = {
     "clients_per_round": 4,
     "num_rounds": 2,
     "local_epochs": 1,
+    "max_local_steps": 3,
     "engine": "inline",
 }
 

@@ -18,6 +18,7 @@ import pytest
 
 from conftest import PROGRAMS, Sim, Small, sha256
 from sim.errors import ClientError, ConfigError
+from sim.scale.usage import is_actor
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_actors_step_back_behind_other_programs_only_if_asked(small: Small) -> N
 
     def look(record: Any) -> None:
         family = psutil.Process().children(recursive=True)
-        found.update(process.nice() for process in family if process.name().startswith("ray::ChunkActor"))
+        found.update(process.nice() for process in family if is_actor(process))
 
     small({"num_cpus": 1}, engine="ray", num_rounds=1, niceness=3, on_record=look)
     assert found == {min(19, psutil.Process().nice() + 3)}

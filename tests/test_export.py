@@ -139,7 +139,7 @@ def test_models_of_every_kind(
 
 
 def test_a_flower_program_keeps_its_model(small: Small, command: Sim, in_programs: None, tmp_path: Path) -> None:
-    run = small(client_fn="client_fns:by_context", num_rounds=1)
+    run = small(client_fn="client_fns:by_context", num_rounds=1, max_local_steps=None)
     done = command("export", str(run.path))
     assert done.returncode == 0, done.stderr
     note = "the model is that of --client-fn, which only the program itself can build"

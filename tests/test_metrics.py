@@ -266,9 +266,7 @@ def test_a_regression_run_is_recorded_with_all_its_metrics(
 @pytest.mark.slow
 def test_a_strategy_that_aggregates_metrics(tmp_path: Path, in_programs: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "render", lambda *_: b"")
-    run = simulate(
-        RunConfig(**SMALL, max_local_steps=1, strategy="own:MetricsFedAvg", results_dir=str(tmp_path), name="one")
-    )
+    run = simulate(RunConfig(**SMALL, strategy="own:MetricsFedAvg", results_dir=str(tmp_path), name="one"))
     rows = run.metrics()
     means = rows[(rows["phase"] == "fit") & rows["client_id"].isna()]
     assert means["name"].tolist() == ["loss", "largest"] * 2

@@ -104,7 +104,7 @@ def test_files_that_cannot_be_read(
             "--dataset wine has no images that could be made from files",
         ),
         (
-            {"client_fn": "client_fns:by_context"},
+            {"client_fn": "client_fns:by_context", "max_local_steps": None},
             "the model is that of --client-fn, which only the program itself can build, so that it cannot be called",
         ),
     ],

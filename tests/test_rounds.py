@@ -27,7 +27,7 @@ def _weights(run: Run) -> dict[str, np.ndarray]:
 
 def test_one_round_is_federated_averaging_as_the_paper_writes_it(small: Small) -> None:
     """A bare loop over the sampled clients (McMahan et al. 2017, algorithm 1) gives the same weights."""
-    run = small(num_rounds=1, local_epochs=2)
+    run = small(num_rounds=1, local_epochs=2, max_local_steps=None)
     clients = run.clients()
     config = RunConfig(num_clients=10, clients_per_round=4, num_rounds=1, local_epochs=2, engine="inline")
     runtime = ClientRuntime(prepare.prepare(config).spec)

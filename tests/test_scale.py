@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 from conftest import PROGRAMS, Sim
@@ -18,7 +19,7 @@ from sim.errors import RunFolderError
 from sim.scale.cells import Cell, cells
 from sim.scale.execute import COLUMNS, efficiency_frame, read_scale
 from sim.scale.figures import figures
-from sim.scale.usage import parse_gpus
+from sim.scale.usage import is_actor, parse_gpus
 
 GRID = ("--num-clients", "4", "--num-actors", "1,2", "--repeats", "1", "--num-rounds", "2", "--engine", "inline,ray")
 FEW = ("--scaling", "strong", "--examples-per-client", "8", "--results-dir", "s")
@@ -59,9 +60,7 @@ def test_a_grid_is_measured_continues_where_it_stopped_and_is_drawn(command: Sim
         assert clients.actor.nunique() == (row.num_actors if row.engine == "ray" else 1)
         assert run.config()["num_examples"] == 8 * row.num_clients
     ray = frame[frame.engine == "ray"]
-    measured = ray[ray.actors_mib.notna()]  # twice a second; a short run may end before its actors were seen
-    assert len(measured)
-    assert (measured.actors_mib >= measured.num_actors * 100).all()
+    assert (ray.actors_mib >= ray.num_actors * 100).all()
     assert frame[frame.engine == "inline"].actors_mib.isna().all()
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines[-6:]] == ["efficiency"] + ["table"] * 2 + ["picture"] * 3
@@ -179,3 +178,15 @@ def test_a_table_with_other_columns_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "scale.csv").write_text("a,b\n1,2\n")
     with pytest.raises(RunFolderError, match="has the columns a, b, not engine, num_clients"):
         read_scale(tmp_path / "scale.csv")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "found"), [("default_worker.py", True), ("other.py", False)])
+def test_an_actor_is_found_also_without_its_title(tmp_path: Path, name: str, found: bool) -> None:
+    """Ray does not always write the name of an actor into the title of its process."""
+    program = tmp_path / name
+    program.write_text("input()")
+    with subprocess.Popen([sys.executable, str(program)], stdin=subprocess.PIPE) as process:
+        wait_until(lambda: name in " ".join(psutil.Process(process.pid).cmdline()))
+        assert is_actor(psutil.Process(process.pid)) is found
+        process.communicate(b"\n")

@@ -205,7 +205,7 @@ def test_ray_and_a_resume_give_the_same_rounds_and_weights(small: Small, setting
 
 def test_a_resume_begins_with_the_best_round_of_its_checkpoint(small: Small, tmp_path: Path) -> None:
     """Rounds after the checkpoint may have been better; they are made again, and perhaps not all of them."""
-    settings = {"validation_share": 0.1, "num_rounds": 4}
+    settings: dict[str, Any] = {"validation_share": 0.1, "num_rounds": 4, "max_local_steps": None}
     whole = small(name="whole", **settings)
     accuracies = whole.rounds().validation_accuracy
     assert accuracies[4] > accuracies[:4].max()

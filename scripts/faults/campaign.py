@@ -34,6 +34,7 @@ from safetensors.numpy import load_file
 from sim import Run, RunConfig, simulate
 from sim.run_folder import environment
 from sim.run_folder.checkpoint import read_last
+from sim.scale.usage import is_actor
 from sim.server.strategy import ALGORITHMS
 
 HERE = Path(__file__).resolve().parent
@@ -226,7 +227,7 @@ class Campaign:
         """Kill a random actor, one to three times."""
         for _ in range(self.rng.randrange(1, 4)):
             try:
-                actors = [p for p in psutil.Process(process.pid).children(recursive=True) if "ChunkActor" in p.name()]
+                actors = [p for p in psutil.Process(process.pid).children(recursive=True) if is_actor(p)]
                 if actors:
                     self.rng.choice(actors).kill()
             except psutil.Error:

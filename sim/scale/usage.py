@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import psutil
 
 MIB = 2**20
-_ACTOR = "ChunkActor"  # Ray puts the class name of an actor into the title of its process
+_ACTOR = "ChunkActor"  # Ray puts the class name of an actor into the title of its process …
+_WORKER = "default_worker.py"  # … but sometimes it does not, and the title remains that of the program
 
 
 @dataclass
@@ -57,7 +58,7 @@ class UsageSampler:
         with suppress(psutil.Error):
             driver = psutil.Process(self._pid)
             self._update_peak(driver_mib=_own_mib(driver))
-            actors = [_own_mib(p) for p in driver.children(recursive=True) if _ACTOR in _title(p)]
+            actors = [_own_mib(p) for p in driver.children(recursive=True) if is_actor(p)]
             if actors:
                 self._update_peak(actors_mib=sum(actors), actor_mib=max(actors))
         if self._nvidia_smi is not None:
@@ -102,8 +103,9 @@ def _own_mib(process: psutil.Process) -> float:
         return 0.0
 
 
-def _title(process: psutil.Process) -> str:
+def is_actor(process: psutil.Process) -> bool:
+    """Whether a process of Ray's is an actor, which executes clients; False if it has ended."""
     try:
-        return str(process.name())
+        return any(_ACTOR in word or word.endswith(_WORKER) for word in process.cmdline())
     except psutil.Error:
-        return ""
+        return False

@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 from flwr.common import NDArrays
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryError, RayActorError, RayError
 
 from sim.engine.aggregation import WeightedSum
 from sim.engine.contract import Chunk, ChunkResult, ClientResult, RetryPolicy, Task, TestSlice
@@ -147,14 +147,22 @@ class RayDispatcher:
             running[handle.run_chunks.remote(bare, sent, actor)] = _Message(items, actor, handle)
 
     def _packed(self, weights: NDArrays) -> Any:
-        """Return weights as an argument: in the message if they are small, otherwise once in Ray's shared memory."""
+        """Return weights as an argument: in the message if they are small, otherwise once in Ray's shared memory.
+
+        Raises:
+            EngineError: there is no room for them.
+        """
         if sum(array.nbytes for array in weights) < INLINE_BYTES // 4:
             return weights
         for held, reference in self._stored:
             if held is weights:
                 return reference
-        self._stored.append((weights, ray.put(weights)))
-        return self._stored[-1][1]
+        try:
+            reference = ray.put(weights)
+        except RayError as error:
+            raise EngineError(f"the weights cannot be sent to the clients: {last_line(error)}") from error
+        self._stored.append((weights, reference))
+        return reference
 
     def _collect(
         self, running: dict[Any, _Message], items: list[list[WorkItem]], waiting: deque[WorkItem], *, wait: bool
@@ -396,7 +404,15 @@ def _why(error: RayError) -> str:
     return _OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else last_line(error)
 
 
+_NO_ROOM = (
+    "Ray's shared memory is full, and so is the disk of its temporary folder, where it would write the rest; fewer "
+    "clients per round, more memory or a TMPDIR with free space would avoid it"
+)
+
+
 def last_line(error: Exception) -> str:
     """Return the last line of an error's text, which names the reason in Ray's errors."""
+    if isinstance(error, ObjectStoreFullError | OutOfDiskError):
+        return _NO_ROOM
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

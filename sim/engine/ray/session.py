@@ -139,7 +139,7 @@ class RaySession:
             with private_names.ray_errors_in_the_log():
                 if self._is_own:
                     system = {"max_direct_call_object_size": INLINE_BYTES, "worker_niceness": self._niceness}
-                    arguments = {"_system_config": system, **arguments}
+                    arguments["_system_config"] = system | arguments.get("_system_config", {})
                     with private_names.fewer_ray_processes(dashboard=arguments["include_dashboard"]):
                         ray.init(**arguments)
                     assert self._folder is not None
