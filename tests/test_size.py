@@ -13,7 +13,7 @@ from conftest import PROGRAMS, Sim, Small
 from sim import RunConfig
 from sim.errors import ConfigError
 from sim.measure.capacity import Capacity, Machine, Need, capacity, gpus_for
-from sim.measure.forecast import mean_makespan, predicted
+from sim.measure.forecast import Forecast, mean_makespan, predicted
 
 GIB = 2**30
 
@@ -67,12 +67,33 @@ def test_a_round_ends_with_its_last_actor() -> None:
     assert mean_makespan(np.array([4.0, 1.0, 1.0, 1.0, 1.0]), 5, 2, 0) == 4.0
 
 
+def test_the_run_is_the_sum_of_its_parts() -> None:
+    found = Forecast(
+        client_seconds=1.0,
+        fit_seconds=2.0,
+        aggregate_seconds=0.5,
+        test_seconds=4.0,
+        test_every=4,
+        validation_seconds=0.25,
+        eval_seconds=0.125,
+        checkpoint_seconds=0.125,
+        start_seconds=10.0,
+        final_seconds=3.0,
+        num_rounds=8,
+        num_fit_clients=5,
+    )
+    assert found.round_seconds == 2.0 + 0.5 + 1.0 + 0.25 + 0.125 + 0.125
+    assert found.updates_per_second == 2.0
+    assert found.run_seconds == 10.0 + 4.0 + 0.25 + 8 * 4.0 + 3.0
+
+
 @pytest.mark.slow
 def test_size_measures_a_client_and_forecasts_the_run(
     command: Sim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sim.measure.capacity._MEASURE_SECONDS", 1.0)
     flags = ("--num-clients", "20", "--num-rounds", "3", "--fraction-evaluate", "0.1", "--engine", "inline")
+    flags += ("--validation-share", "0.2", "--patience", "2", "--test-every", "2", "--final-evaluate")
     result = command("size", *flags)
     assert result.returncode == 0, result.stderr
     words = {line[:16].strip(): line[16:] for line in result.stdout.splitlines()}
@@ -84,6 +105,7 @@ def test_size_measures_a_client_and_forecasts_the_run(
         "throughput",
         "one round",
         "start and end",
+        "final clients",
         "the whole run",
     ]
     assert re.match(r"0\.\d+ s for \d+ examples \(mean of \d+ measurements\)", words["one client"])
@@ -91,22 +113,28 @@ def test_size_measures_a_client_and_forecasts_the_run(
     assert 0.01 < busy < 1.5  # less than 1 where other programs use the CPUs
     assert 100 < int(words["memory"].split()[0]) < 4000
     assert float(words["throughput"].split()[0]) > 0.1
+    parts = [part.split()[0] for part in words["one round"].partition("(")[2].rstrip(")").split(", ")]
+    assert set(parts) >= {"clients", "test", "validation", "evaluation"}
     assert words["the whole run"].endswith("for 3 rounds of 4 clients")
     assert list(tmp_path.iterdir()) == []
     assert result.stderr == ""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["scaffold", "fedbabu"])
+@pytest.mark.parametrize("strategy", ["scaffold", "fedbabu", "fedbuff"])
 def test_size_measures_the_clients_of_an_algorithm(
     command: Sim, monkeypatch: pytest.MonkeyPatch, strategy: str
 ) -> None:
-    """Clients of scaffold get variates beside the weights and keep some; those of fedbabu train to evaluate."""
+    """Clients of scaffold get variates beside the weights and keep some; those of fedbabu train to evaluate.
+
+    A round of fedbuff is a version, which is made of 10 clients.
+    """
     monkeypatch.setattr("sim.measure.capacity._MEASURE_SECONDS", 0.1)
     few = ("--num-clients", "20", "--fraction-evaluate", "0.1", "--engine", "inline")
     result = command("size", "--strategy", strategy, *few)
     assert result.returncode == 0, result.stderr
     assert "one client" in result.stdout
+    assert f"rounds of {10 if strategy == 'fedbuff' else 4} clients" in result.stdout
 
 
 @pytest.mark.slow

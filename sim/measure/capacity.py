@@ -124,7 +124,7 @@ def size(config: RunConfig) -> Sizing:
     gpu_bytes = machine.gpus[0] - alone.free_gpu_bytes if gpus and alone.free_gpu_bytes is not None else 0
     need = Need(alone.busy_cpus, alone.own_bytes, driver, gpu_bytes)
     # One computation of many clients fills a GPU; a second process would only share it.
-    clients = gpus if gpus and prepared.spec.vectorized_clients > 1 else config.num_fit_clients
+    clients = gpus if gpus and prepared.spec.vectorized_clients > 1 else config.num_concurrent
     return Sizing(prepared, alone, need, machine, capacity(need, machine, clients, uses_gpu=gpus > 0))
 
 

@@ -54,7 +54,7 @@ class MeasurementTask:
             {"server_round": 1, **fit_settings(config, 1)},
             prepared.averages,
             [int(client_id) for client_id in order[:_MOST_CLIENTS]],
-            config.num_evaluate_clients > 0,
+            config.num_evaluate_clients > 0 or config.final_evaluate,
             seconds,
         )
 

@@ -9,53 +9,71 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 from flwr.server.client_proxy import ClientProxy
 from numpy.typing import NDArray
 
+from sim.config.evaluation import EvaluationConfig
 from sim.config.run_config import RunConfig
+from sim.config.training_config import TrainingConfig
 from sim.engine.contract import ClientResult
 from sim.errors import ConfigError, EngineError
 from sim.measure.capacity import Sizing
 from sim.measure.client import MeasurementTask, measure
 from sim.processes import Child, written
 from sim.seeds import Purpose, generator, seeded
+from sim.server.async_rules import rule_of
 from sim.server.fit_ins_strategies import VirtualClientProxy, aggregate_fit
 from sim.server.prepared import Prepared
 from sim.server.results import PhaseResults
 
 _SECONDS = 6.0  # of measuring as many clients at once as the run will
+_DEFAULTS = RunConfig()
 _ROUNDS = 20  # sampled to see how clients of unequal size occupy the actors
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of the parts of a round, of start and end, and of the whole run."""
+    """Seconds of the parts of a mean round, of start and end, and of the whole run.
+
+    Attributes:
+        test_seconds: of one central test; a mean round has ``1 / test_every`` of it.
+        eval_seconds: of the clients' evaluation in a mean round.
+        final_seconds: of the evaluation on all clients after the last round.
+    """
 
     client_seconds: float
     fit_seconds: float
     aggregate_seconds: float
     test_seconds: float
+    test_every: int
+    validation_seconds: float
     eval_seconds: float
     checkpoint_seconds: float
     start_seconds: float
+    final_seconds: float
     num_rounds: int
     num_fit_clients: int
 
     @property
+    def parts(self) -> dict[str, float]:
+        """Seconds of each part of a mean round."""
+        return {
+            "clients": self.fit_seconds,
+            "strategy": self.aggregate_seconds,
+            "test": self.test_seconds / self.test_every,
+            "validation": self.validation_seconds,
+            "evaluation": self.eval_seconds,
+            "checkpoint": self.checkpoint_seconds,
+        }
+
+    @property
     def round_seconds(self) -> float:
-        """One round with its checkpoint."""
-        parts = (
-            self.fit_seconds,
-            self.aggregate_seconds,
-            self.test_seconds,
-            self.eval_seconds,
-            self.checkpoint_seconds,
-        )
-        return sum(parts)
+        """A mean round with its checkpoint."""
+        return sum(self.parts.values())
 
     @property
     def updates_per_second(self) -> float:
@@ -65,7 +83,8 @@ class Forecast:
     @property
     def run_seconds(self) -> float:
         """From the command to its end."""
-        return self.start_seconds + self.test_seconds + self.num_rounds * self.round_seconds
+        before_round_1 = self.test_seconds + self.validation_seconds
+        return self.start_seconds + before_round_1 + self.num_rounds * self.round_seconds + self.final_seconds
 
 
 def forecast(sized: Sizing, config: RunConfig) -> Forecast:
@@ -86,22 +105,39 @@ def forecast(sized: Sizing, config: RunConfig) -> Forecast:
     )
     sizes = _train_sizes(prepared)
     each = predicted([pair for one in measured for pair in one.fits], sizes)
-    fit_seconds = mean_makespan(each, config.num_fit_clients, actors, config.seed)
+    num_clients = config.num_fit_clients
+    if config.is_asynchronous:  # a version waits for no client, so that all actors are busy all the time
+        num_clients = rule_of(config).num_arrivals
+        fit_seconds = float(each.mean()) * num_clients / actors
+    else:
+        fit_seconds = mean_makespan(each, num_clients, actors, config.seed)
     test_seconds = float(np.mean([one.test_seconds for one in measured]))
     evaluate_seconds = float(np.mean([one.evaluate_seconds for one in measured]))
-    num_slices = len(prepared.test_slices)
-    tests = test_seconds * math.ceil(num_slices / actors)
+
+    def tested(slices: Sequence[tuple[int, int]]) -> float:
+        """Return the seconds of a central test on slices, whose time grows with their examples."""
+        per_example = test_seconds / _longest(prepared.test_slices)
+        return per_example * _longest(slices) * math.ceil(len(slices) / actors) if slices else 0.0
+
+    tests = tested(prepared.test_slices)
     return Forecast(
         client_seconds=float(each.mean()),
         fit_seconds=fit_seconds,
         aggregate_seconds=_aggregate_seconds(prepared),
         test_seconds=tests,
-        eval_seconds=evaluate_seconds * config.num_evaluate_clients / actors,
+        test_every=config.test_every,
+        validation_seconds=tested(prepared.validation_slices),
+        eval_seconds=evaluate_seconds * config.num_evaluate_clients / actors / config.evaluate_every,
         checkpoint_seconds=_write_seconds(prepared) / config.checkpoint_every if config.checkpoint_every else 0.0,
         start_seconds=max(0.0, _start_seconds(config, actors) - 2 * tests),
+        final_seconds=evaluate_seconds * config.num_clients / actors if config.final_evaluate else 0.0,
         num_rounds=config.num_rounds,
-        num_fit_clients=config.num_fit_clients,
+        num_fit_clients=num_clients,
     )
+
+
+def _longest(slices: Sequence[tuple[int, int]]) -> int:
+    return max((last - first for first, last in slices), default=1)
 
 
 def _train_sizes(prepared: Prepared) -> NDArray[np.int64]:
@@ -189,21 +225,28 @@ def _write_seconds(prepared: Prepared) -> float:
 def _start_seconds(config: RunConfig, num_actors: int) -> float:
     """Run one round in which each actor trains one client for a step, in a folder that is removed."""
     with tempfile.TemporaryDirectory() as folder:
+        # Only what a client does takes part: no devices, no evaluation, and a strategy that needs few clients.
+        added = {each.name for each in fields(EvaluationConfig)} - {each.name for each in fields(TrainingConfig)}
         short = replace(
             config,
+            **{name: getattr(_DEFAULTS, name) for name in added},
             fraction_fit=None,
             clients_per_round=min(num_actors, config.num_clients),
-            fraction_evaluate=0.0,
+            client_dropout=0.0,
             num_rounds=1,
             max_local_steps=1,
-            target_accuracy=None,
-            target_metric=None,
             local_training="sequential",
             vectorized_clients=None,
-            strategy="fedavg",  # others, as Krum, may want more clients
+            strategy="fedavg",
             strategy_args={},
+            server_strategy="fedavg",
+            server_args={},
+            server_lr=None,
+            local_parameters=None,
             dp=None,
             dp_args={},
+            attack=None,
+            attack_args={},
             name="short",
             results_dir=folder,
         )

@@ -42,17 +42,12 @@ def forecast_lines(forecast: Forecast, config: RunConfig) -> Iterator[str]:
     """Yield lines about the flags to use, the throughput and the time that the run will take."""
     if config.engine == "ray":
         yield f"flags           --num-cpus {config.num_cpus:g} --num-gpus {config.gpus_of_a_client:g}"
-    parts = {
-        "clients": forecast.fit_seconds,
-        "strategy": forecast.aggregate_seconds,
-        "test": forecast.test_seconds,
-        "evaluation": forecast.eval_seconds,
-        "checkpoint": forecast.checkpoint_seconds,
-    }
-    shown = ", ".join(f"{name} {seconds:.3g}" for name, seconds in parts.items() if seconds >= 0.0005)
+    shown = ", ".join(f"{name} {seconds:.3g}" for name, seconds in forecast.parts.items() if seconds >= 0.0005)
     yield f"throughput      {forecast.updates_per_second:.1f} client updates per second"
     yield f"one round       {forecast.round_seconds:.3g} s ({shown})"
     yield f"start and end   {forecast.start_seconds:.1f} s"
+    if forecast.final_seconds:
+        yield f"final clients   {forecast.final_seconds:.3g} s to evaluate all of them after the last round"
     seconds = forecast.run_seconds
     hours = f"{seconds / 3600:.2f} hours" if seconds >= 360 else f"{seconds:.0f} s"
     yield f"the whole run   {hours} for {forecast.num_rounds} rounds of {forecast.num_fit_clients} clients"
