@@ -255,6 +255,23 @@ def test_runs_that_are_not_finished_are_shown(command: Sim, tmp_path: Path) -> N
     assert [row[1] for row in rows] == ["federated", "centralised", "federated", "federated"]
 
 
+def test_the_best_round_by_the_validation_is_shown_with_its_test(command: Sim, tmp_path: Path) -> None:
+    """The validation is best in round 1 and in round 2, in which the test is not best."""
+    for seed, best, tested in ((0, 1, 0.5), (1, 2, 0.625)):
+        config = RunConfig(num_rounds=3, seed=seed, validation_share=0.1)
+        writer = RunWriter.create(str(tmp_path / "results"), f"validated-seed{seed}", config.to_toml(), clients=True)
+        for number in range(4):
+            value = 0.9 + seed / 20 if number == best else 0.25
+            test = tested if number == best else 0.75
+            measured = {"validation_accuracy": value, "validation_loss": 1.0, "validation_seconds": 0.1}
+            writer.append(RoundRecord(number, test_accuracy=test, test_loss=1.0, round_seconds=0.5, **measured))
+        writer.close()
+    _fake(tmp_path / "results", "without", RunConfig(num_rounds=2, lr=0.5), [0.1, 0.2, 0.3])
+    page = _written(command, tmp_path, "results")
+    (row,) = page.texts("chosen")[1:]
+    assert row[1:] == ["accuracy of the validation", "1.5 ± 0.7", "0.9250 ± 0.0354", "0.5625 ± 0.0884"]
+
+
 def test_the_runs_of_a_folder_come_in_natural_order_and_once(tmp_path: Path) -> None:
     for name in ("run10", "run2", "run3"):
         _fake(tmp_path / "sweep", name, RunConfig(), [0.1])

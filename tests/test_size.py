@@ -74,7 +74,7 @@ def test_the_run_is_the_sum_of_its_parts() -> None:
         aggregate_seconds=0.5,
         test_seconds=4.0,
         test_every=4,
-        validation_seconds=0.25,
+        validation_seconds=1.0,
         eval_seconds=0.125,
         checkpoint_seconds=0.125,
         start_seconds=10.0,
@@ -84,7 +84,7 @@ def test_the_run_is_the_sum_of_its_parts() -> None:
     )
     assert found.round_seconds == 2.0 + 0.5 + 1.0 + 0.25 + 0.125 + 0.125
     assert found.updates_per_second == 2.0
-    assert found.run_seconds == 10.0 + 4.0 + 0.25 + 8 * 4.0 + 3.0
+    assert found.run_seconds == 10.0 + 4.0 + 1.0 + 8 * 4.0 + 3.0
 
 
 @pytest.mark.slow

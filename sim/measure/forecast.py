@@ -40,7 +40,7 @@ class Forecast:
     """Seconds of the parts of a mean round, of start and end, and of the whole run.
 
     Attributes:
-        test_seconds: of one central test; a mean round has ``1 / test_every`` of it.
+        test_seconds, validation_seconds: of one test of the global model; a mean round has ``1 / test_every`` of it.
         eval_seconds: of the clients' evaluation in a mean round.
         final_seconds: of the evaluation on all clients after the last round.
     """
@@ -65,7 +65,7 @@ class Forecast:
             "clients": self.fit_seconds,
             "strategy": self.aggregate_seconds,
             "test": self.test_seconds / self.test_every,
-            "validation": self.validation_seconds,
+            "validation": self.validation_seconds / self.test_every,
             "evaluation": self.eval_seconds,
             "checkpoint": self.checkpoint_seconds,
         }

@@ -90,6 +90,23 @@ class ToTarget:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """What the validation chose: of each seed its best round, and what was measured in it.
+
+    Attributes:
+        metric: of the validation, by which the rounds were compared.
+        rounds: the number of the best round.
+        validation: the metric of the validation in that round.
+        tested: the metric of the report in the central test of that round; None where no seed was tested in it.
+    """
+
+    metric: MetricName
+    rounds: SeedStatistics
+    validation: SeedStatistics
+    tested: SeedStatistics | None
+
+
+@dataclass(frozen=True)
 class FailureKind:
     """The failed clients of one run that have the same error."""
 
@@ -190,6 +207,27 @@ def to_target_of(group: Group) -> ToTarget | None:
         minutes=over_seeds("seconds_to_target", 60.0),
         virtual_seconds=over_seeds("virtual_seconds_to_target"),
         num_bytes=over_seeds("bytes_to_target"),
+    )
+
+
+def chosen_of(group: Group, metric: MetricName) -> Chosen | None:
+    """Return what the validation of one curve chose; None for a curve without a validation.
+
+    Args:
+        metric: what the report is about.
+    """
+    pairs = [(run, found) for run in group.runs if (found := run.best()) is not None and found.round is not None]
+    if not pairs:
+        return None
+    tested = []
+    for run, found in pairs:
+        table = table_of(run, [metric])
+        tested += table[column("test", metric.name)][table["round"] == found.round].dropna().tolist()
+    return Chosen(
+        pairs[0][1].metric,
+        SeedStatistics([float(found.round or 0) for _, found in pairs]),
+        SeedStatistics([found.value for _, found in pairs if found.value is not None]),
+        SeedStatistics(tested) if tested else None,
     )
 
 
