@@ -295,9 +295,11 @@ def test_the_progress_shows_the_accuracy_or_the_first_metric(capsys: pytest.Capt
     with RoundProgress(9) as progress:
         progress.update(RoundRecord(1, test_accuracy=0.5, test_loss=2.0, test_metrics={"f1": 0.25, "accuracy": 0.5}))
         progress.update(RoundRecord(2, test_loss=2.0, test_metrics={"empty": math.nan, "mae": 123456.0}))
+        progress.update(RoundRecord(3, eval_accuracy=0.25, eval_loss=3.0))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "round 1/9 · accuracy 0.5000 · loss 2.0000"
     assert lines[1].startswith("round 2/9 · mae 1.235e+05 · loss 2.0000")
+    assert lines[2].startswith("round 3/9 · clients' accuracy 0.2500 · clients' loss 3.0000")
     assert [shown(value) for value in (0.0, 1.5, 1e-6, -2e7)] == ["0.0000", "1.5000", "1e-06", "-2e+07"]
 
 

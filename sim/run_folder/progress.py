@@ -37,18 +37,19 @@ class Console(RichConsole):
 def measured_first(record: RoundRecord) -> list[str]:
     """Return as texts the accuracy of the central test, or its first other metric, and its loss.
 
-    Without a central test, they are what the clients measured.
+    Without a central test in this round, they are what the clients measured, which the texts say.
     """
     found = []
     name = next((name for name in record.test_metrics if record.tested(name) is not None), None)
     is_tested = name is not None or record.test_accuracy is not None or record.test_loss is not None
+    whose = "" if is_tested else "clients' "
     accuracy = record.test_accuracy if is_tested else record.eval_accuracy
     if accuracy is not None:
-        found.append(f"accuracy {accuracy:.4f}")
+        found.append(f"{whose}accuracy {accuracy:.4f}")
     elif name is not None:
         found.append(f"{one_line(name, 60)} {shown(record.test_metrics[name])}")
     loss = record.test_loss if is_tested else record.eval_loss
-    return found if loss is None else [*found, f"loss {loss:.4f}"]
+    return found if loss is None else [*found, f"{whose}loss {loss:.4f}"]
 
 
 class RoundProgress:
