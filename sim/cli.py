@@ -130,8 +130,10 @@ def _add_plot(plot: argparse.ArgumentParser) -> None:
     plot.add_argument("--width", choices=tuple(COLUMN_INCHES), help=about)
     about = "draw the mean over the last N rounds instead of each round, which the axis says"
     plot.add_argument("--smooth", metavar="N", help=about)
-    about = "draw a line at this value of the metric; several are possible"
+    about = "draw a line at this value of the metric, e.g. 0.7 or accuracy>=0.7; several are possible"
     plot.add_argument("--target", action="append", default=[], metavar="X", help=about)
+    # Which is what a comparison such as mae<=0.2 after --target becomes.
+    plot.add_argument("--target-metric", action="append", default=[], dest="target", help=argparse.SUPPRESS)
     about = (
         "horizontal axis: rounds, seconds on the clock, virtual seconds since the start, or bytes that all clients "
         "have received and sent [default rounds]"

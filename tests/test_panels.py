@@ -186,7 +186,7 @@ def test_the_command_takes_a_sweep_and_all_of_it_together(swept: Path, command: 
     writer = RunWriter.create(str(swept), "waiting", RunConfig(seed=9).to_toml(), clients=False)
     writer.close()
     words = ["plot", "swept", "--grid", "alpha,strategy", "--style", "paper", "--width", "double", "--smooth", "2"]
-    done = command(*words, "--target", "0.5", "--target", "0.6", "--x", "seconds", "-o", "grid.pdf")
+    done = command(*words, "--target", "0.5", "--target", "accuracy>=0.6", "--x", "seconds", "-o", "grid.pdf")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         "note            left out, because no round is done yet: waiting",
@@ -207,7 +207,10 @@ def test_the_command_takes_a_sweep_and_all_of_it_together(swept: Path, command: 
         (["--grid", "name"], "--grid name: name has no effect on a result"),
         (["--smooth", "0"], "--smooth 0: must be a whole number, at least 1"),
         (["--smooth", "200000"], "--smooth 200000: must be at least 1 and at most 100000 rounds"),
-        (["--target", "high"], "--target high: must be a number, e.g. 0.7"),
+        (["--target", "high"], "--target high: must be a number, e.g. 0.7, or a comparison, e.g. mae<=0.2"),
+        (["--target", "accuracy>=2"], "--target accuracy>=2: an accuracy is a fraction, at least 0 and at most 1"),
+        (["--target", "mae<=2"], "--target mae<=2: must be of accuracy; --metric chooses another metric"),
+        (["--target", "mae<=2", "--grid", "alpha"], "--target mae<=2: must be of accuracy; --metric chooses another"),
         (["--target", "1e999"], "--target inf: must be a finite number"),
         (["--width", "double"], "--width double: only with --style paper"),
         (["--style", "poster"], "argument --style: invalid choice: 'poster'"),

@@ -11,6 +11,7 @@ from sim.commands.output import picture_path, write_picture
 from sim.config.fields import parse_number
 from sim.config.flags import whole_number
 from sim.errors import ConfigError, RunFolderError, one_line
+from sim.metrics import Target, is_target
 from sim.run_folder.folder import Run, open_run
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def plot(arguments: argparse.Namespace) -> None:
     if arguments.width is not None and arguments.style != "paper":
         raise ConfigError(f"--width {arguments.width}: only with --style paper")
     smooth = 1 if arguments.smooth is None else whole_number("--smooth", arguments.smooth)
-    targets = tuple(_target(text) for text in arguments.target)
+    given = [_target(text) for text in arguments.target]
+    targets = tuple(each.value if isinstance(each, Target) else each for each in given)
     grid = None if arguments.grid is None else _settings(arguments.grid)
     from sim.run_folder import plots
     from sim.run_folder.measured import metric_of, metric_of_all
@@ -40,6 +42,7 @@ def plot(arguments: argparse.Namespace) -> None:
     runs = _runs(arguments.runs, arguments.results_dir)
     x = X_NAMES[arguments.x or "rounds"]
     if grid is not None:
+        _check_targets(given, [metric_of_all(runs, arguments.metric).name])
         from sim.run_folder.panels import grid_figure
 
         write_picture(picture, grid_figure(runs, grid, arguments.metric, x, look), look.dots_per_inch)
@@ -52,15 +55,25 @@ def plot(arguments: argparse.Namespace) -> None:
     else:
         metrics = [metric_of_all(runs, arguments.metric)]
         names = [metrics[0].name]
+    _check_targets(given, [metric.name for metric in metrics])
     write_picture(picture, plots.curves_figure(plots.curves_of(runs, metrics), names, x, look), look.dots_per_inch)
     _print_caption(runs, look)
 
 
-def _target(text: str) -> float:
+def _target(text: str) -> float | Target:
+    if is_target(text):
+        return Target.parse(text, "--target")
     number = parse_number(float, text)
     if number is None:
-        raise ConfigError(f"--target {one_line(text, 60)}: must be a number, e.g. 0.7")
+        raise ConfigError(f"--target {one_line(text, 60)}: must be a number, e.g. 0.7, or a comparison, e.g. mae<=0.2")
     return float(number)
+
+
+def _check_targets(targets: Sequence[float | Target], drawn: Sequence[str]) -> None:
+    """Check that a target which names its metric is one of a metric that is drawn."""
+    for target in targets:
+        if isinstance(target, Target) and target.name not in drawn:
+            raise ConfigError(f"--target {target}: must be of {' or '.join(drawn)}; --metric chooses another metric")
 
 
 def _settings(text: str) -> list[str]:
