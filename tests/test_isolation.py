@@ -103,6 +103,7 @@ def test_what_a_client_returned_is_its_own(untidy: Prepared) -> None:
 @pytest.mark.ray
 @pytest.mark.usefixtures("in_programs")
 def test_untidy_clients_give_the_same_bits_on_any_number_of_processes_and_resumed(small: Small) -> None:
+    """FedAvg, for which each of three actors adds up its clients; scripts/determinism.sh takes every strategy."""
     config: dict[str, Any] = {
         "model": "untidy:Gained",
         "client": "untidy:Everything",
@@ -110,9 +111,13 @@ def test_untidy_clients_give_the_same_bits_on_any_number_of_processes_and_resume
         "clients_per_round": 33,
         "num_rounds": 4,
         "max_local_steps": 2,
+        "fraction_evaluate": 0.2,
         "on_client_error": "drop",
     }
     runs = [small(**config, name="inline"), small({"num_cpus": 3}, **config, engine="ray", num_cpus=1, name="ray")]
+    assert runs[1].clients().actor.nunique() == 3
+    measured = ["train_loss", "test_loss", "test_accuracy", "eval_loss", "eval_accuracy"]
+    assert runs[0].rounds()[measured].equals(runs[1].rounds()[measured])
     first = small(**{**config, "num_rounds": 2}, name="resumed")
     runs.append(resume(first, num_rounds=4))
     assert len({sha256(run.model_path) for run in runs}) == 1

@@ -87,7 +87,7 @@ def test_a_server_class_is_resumed_to_the_bit(run: Any, capsys: pytest.CaptureFi
 
 @pytest.mark.ray
 def test_a_server_class_has_the_same_bits_on_ray(run: Any) -> None:
-    assert _content(run({"num_cpus": 2}, engine="ray", name="ray")) == _content(run(name="inline"))
+    assert _content(run({"num_cpus": 1}, engine="ray", name="ray")) == _content(run(name="inline"))
 
 
 def test_a_server_with_rounds_of_its_own_runs_without_resume(run: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,10 @@ DECAYED = {"momentum": 0.9, "weight_decay": 0.1, "lr": 0.003}
 def test_three_rounds_end_within_1e_4_of_one_after_another(
     small: Callable[..., Run], settings: dict[str, object]
 ) -> None:
-    """Small learning rates: with large ones, training doubles any rounding error every few steps."""
+    """Small learning rates: with large ones, training doubles any rounding error every few steps.
+
+    test_private_names.py has vectorized training on Ray.
+    """
     # The smallest clients begin a second epoch, and the largest end in their first.
     shared = {"num_rounds": 3, "clients_per_round": 6, "local_epochs": 2, "max_local_steps": 12}
     shared |= {"partitioner": "linear", **settings}
@@ -65,14 +68,6 @@ def test_three_rounds_end_within_1e_4_of_one_after_another(
     assert np.abs(one.clients().loss - many.clients().loss).max() < 1e-4
     assert one.clients().num_examples.equals(many.clients().num_examples)
     assert one.clients().num_examples.nunique() > 1
-
-
-@pytest.mark.ray
-def test_vectorized_training_gives_the_same_bits_inline_and_on_ray(small: Callable[..., Run]) -> None:
-    settings = {"local_training": "vectorized", "vectorized_clients": 3, "num_rounds": 1}
-    inline = small(name="inline", **settings)
-    ray = small({"num_cpus": 1}, name="ray", engine="ray", **settings)
-    assert inline.model_path.read_bytes() == ray.model_path.read_bytes()
 
 
 @pytest.mark.slow
