@@ -338,7 +338,7 @@ def test_each_learns_regression_and_text(small: Small, poems: Path, strategy: st
     if strategy == "pfedme":  # lr · lambda below 1
         regression, text = {**regression, "lr": 0.05}, {**text, "lr": 0.05}
     for name, task in {"regression": regression, "text": text}.items():
-        shared = {"clients_per_round": None, "fraction_fit": 1.0, "fraction_evaluate": 1.0, "num_rounds": 4}
+        shared = {"clients_per_round": None, "fraction_fit": 1.0, "fraction_evaluate": 1.0, "num_rounds": 2}
         run = small(name=name, strategy=strategy, **shared, **task)
         rounds = run.rounds()
         before, after = rounds.test_loss.iloc[0], rounds.eval_loss.iloc[-1]  # of the clients' own models
