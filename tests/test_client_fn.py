@@ -16,7 +16,7 @@ from conftest import sha256
 from sim import RunConfig, resume, simulate
 from sim.errors import ClientError, RunError, UsageError
 
-pytestmark = pytest.mark.usefixtures("in_programs")
+pytestmark = pytest.mark.usefixtures("in_programs", "no_pictures")
 
 
 @pytest.fixture

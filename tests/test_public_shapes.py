@@ -22,6 +22,8 @@ from conftest import PROGRAMS, sha256
 from sim import resume, run_app, run_simulation, start_simulation
 from sim.run_folder.folder import Run
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 PHASES = ("query", "fit", "evaluate")
 APP = PROGRAMS / "apps" / "server_class_app"
 
