@@ -13,8 +13,6 @@ A process of somebody else that reads such a file is left alone.
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 import signal
 import sys
 import time
@@ -76,7 +74,7 @@ def adopting(session: str) -> Iterator[None]:
 @contextmanager
 def nothing_left() -> Iterator[None]:
     """End the programs and forks that user code starts in this process inside the block, if they outlast it."""
-    session = secrets.token_hex(8)
+    session = os.urandom(8).hex()
     with reaped(session), adopting(session):
         yield
 
@@ -124,6 +122,8 @@ def main() -> None:
             break
         time.sleep(0.05)
     if session_folder:
+        import shutil
+
         shutil.rmtree(session_folder, ignore_errors=True)
 
 

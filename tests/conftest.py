@@ -19,6 +19,7 @@ import pytest
 
 from federation import Federation
 from sim import Run, RunConfig, cli, simulate
+from sim.processes import imports_are_no_garbage
 from sim.run_folder import plots, timeline
 from sim.run_folder.environment import available_cpus
 
@@ -97,10 +98,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _libraries_are_no_garbage() -> None:
+def _libraries_are_no_garbage() -> Iterator[None]:
     """Leave what the imports made out of each search for garbage; Flower's strategies search once for each client."""
     gc.collect()
-    gc.freeze()
+    with imports_are_no_garbage():
+        yield
 
 
 @pytest.fixture
@@ -144,6 +146,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the pictures of runs in this process be empty files; to draw them takes half of the time of a small run."""
     for name in ("summary_figure", "curves_figure", "fairness_figure"):
         monkeypatch.setattr(plots, name, lambda *_: None)
+    monkeypatch.setattr(plots, "curves_of", lambda *_: [])  # nor are the tables read for them
     monkeypatch.setattr(timeline, "timeline_figure", lambda *_: None)
     monkeypatch.setattr(plots, "render", lambda figure, image_format: b"")
 

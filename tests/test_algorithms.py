@@ -58,6 +58,7 @@ def test_the_names_are_those_of_the_settings() -> None:
 def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
     small: Small, in_programs: None, tmp_path: Path, strategy: str
 ) -> None:
+    """test_engines.py resumes SCAFFOLD on Ray; scripts/determinism.sh takes all algorithms."""
     whole = small(name="whole", num_rounds=3, **settings(strategy))
     with pytest.raises(KeyboardInterrupt):
         small(name="cut", num_rounds=3, on_record=stop_after(2), **settings(strategy))
@@ -71,25 +72,17 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
     assert bool(len(own)) == (strategy in PERSONAL)
 
 
-@pytest.mark.ray
-def test_two_actors_give_the_bits_of_one_process(small: Small) -> None:
-    chosen = settings("scaffold", num_rounds=3, local_parameters="fc3.*")
-    inline, ray = (
-        small(name=engine, engine=engine, ray_init_args={"num_cpus": 2}, **chosen) for engine in ("inline", "ray")
-    )
-    assert files(inline) == files(ray)
-
-
 def test_clients_of_a_network_keep_their_states(federation: Federation, small: Small) -> None:
     shared = ["--num-clients", "2", "--local-epochs", "1", "--fraction-evaluate", "1", "--strategy", "scaffold"]
     shared += ["--local-parameters", "fc3"]
-    server = federation.server(*shared, "--num-rounds", "3", "--lr", "0.05", "--batch-size", "16", "--min-clients", "2")
+    shared += ["--max-local-steps", "3"]
+    server = federation.server(*shared, "--num-rounds", "2", "--lr", "0.05", "--batch-size", "16", "--min-clients", "2")
     clients = [federation.client(i, "--num-clients", "2") for i in range(2)]
     assert [program.end() for program in (server, *clients)] == [0] * 3, server.lines
     simulated = small(
         num_clients=2,
         clients_per_round=2,
-        num_rounds=3,
+        num_rounds=2,
         strategy="scaffold",
         local_parameters="fc3",
         fraction_evaluate=1.0,
@@ -210,7 +203,7 @@ def manual_train(net: nn.Module, loader: Any, epochs: int, device: torch.device,
 @pytest.mark.parametrize("strategy", ["scaffold", "feddyn", "fednova", "ditto"])
 def test_an_own_train_is_corrected_as_the_built_in_one_is(tmp_path: Path, no_pictures: None, strategy: str) -> None:
     """The program knows nothing of the algorithm; its optimizer is torch.optim.SGD."""
-    given = {"num_clients": 5, "clients_per_round": 3, "num_rounds": 3, "local_epochs": 1, "engine": "inline"}
+    given = {"num_clients": 5, "clients_per_round": 3, "num_rounds": 2, "local_epochs": 1, "engine": "inline"}
     config = RunConfig(**given, strategy=strategy, lr=0.05, batch_size=16, results_dir=str(tmp_path))
     built_in, own = simulate(config), simulate(config, train=own_train)
     one, other = load_file(built_in.model_path), load_file(own.model_path)
@@ -345,7 +338,7 @@ def test_each_learns_regression_and_text(small: Small, poems: Path, strategy: st
     if strategy == "pfedme":  # lr · lambda below 1
         regression, text = {**regression, "lr": 0.05}, {**text, "lr": 0.05}
     for name, task in {"regression": regression, "text": text}.items():
-        shared = {"clients_per_round": None, "fraction_fit": 1.0, "fraction_evaluate": 1.0, "num_rounds": 4}
+        shared = {"clients_per_round": None, "fraction_fit": 1.0, "fraction_evaluate": 1.0, "num_rounds": 2}
         run = small(name=name, strategy=strategy, **shared, **task)
         rounds = run.rounds()
         before, after = rounds.test_loss.iloc[0], rounds.eval_loss.iloc[-1]  # of the clients' own models

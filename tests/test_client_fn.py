@@ -16,7 +16,7 @@ from conftest import sha256
 from sim import RunConfig, resume, simulate
 from sim.errors import ClientError, RunError, UsageError
 
-pytestmark = pytest.mark.usefixtures("in_programs")
+pytestmark = pytest.mark.usefixtures("in_programs", "no_pictures")
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_clients_are_averaged_with_their_examples_as_weights(run: Any, name: str
 @pytest.mark.ray
 def test_the_same_bits_on_ray_and_resumed(run: Any) -> None:
     whole = run("head_stays", num_rounds=3, name="whole")
-    on_ray = run("head_stays", num_rounds=3, engine="ray", ray={"num_cpus": 2}, name="ray")
+    on_ray = run("head_stays", num_rounds=3, engine="ray", ray={"num_cpus": 1}, name="ray")
     part = run("head_stays", num_rounds=1, name="part")
     resumed = resume(part, num_rounds=3)
     assert len({sha256(each.model_path) for each in (whole, on_ray, resumed)}) == 1

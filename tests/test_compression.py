@@ -393,17 +393,15 @@ def test_a_client_that_fails_sends_nothing(run: Any) -> None:
 COMPRESSED = {"up": "qsgd:4", "down": "qsgd:8", "error_feedback": True}
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", pytest.param("scaffold", marks=pytest.mark.ray), "krum"])
-def test_the_same_bits_in_every_engine_and_after_a_resume(small: Any, strategy: str) -> None:
+@pytest.mark.parametrize("strategy", ["scaffold", "krum"])
+def test_the_same_bits_after_a_resume(small: Any, strategy: str) -> None:
+    """Clients that are averaged, and clients that the strategy gets each; test_engines.py has compression on Ray."""
     given = {"compress": COMPRESSED, "strategy": strategy, "num_rounds": 3, "fraction_evaluate": 0.3}
     whole = small(**given, name="whole")
-    others = [small({"num_cpus": 2}, **given, engine="ray", name="ray")] if strategy == "scaffold" else []
-    part = small(**{**given, "num_rounds": 1}, name="part")
-    others.append(resume(part, num_rounds=3))
-    for other in others:
-        assert sha256(other.model_path) == sha256(whole.model_path)
-        assert rows(other) == rows(whole)
-        assert other.rounds()["eval_loss"].tolist()[1:] == whole.rounds()["eval_loss"].tolist()[1:]
+    other = resume(small(**{**given, "num_rounds": 1}, name="part"), num_rounds=3)
+    assert sha256(other.model_path) == sha256(whole.model_path)
+    assert rows(other) == rows(whole)
+    assert other.rounds()["eval_loss"].tolist()[1:] == whole.rounds()["eval_loss"].tolist()[1:]
     sums = whole.clients().groupby("round")[["bytes_down", "bytes_up"]].sum()
     assert sums.to_numpy().tolist() == whole.rounds()[["bytes_down", "bytes_up"]].iloc[1:].to_numpy().tolist()
 

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from conftest import PROGRAMS, Sim, Small, sha256
+from sim import resume
 from sim.errors import ClientError, ConfigError
 from sim.scale.usage import is_actor
 
@@ -31,17 +32,49 @@ def _no_process_left() -> Iterator[None]:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("_no_process_left")
-@pytest.mark.parametrize(("strategy", "count"), [("fedavg", 3), ("fedadam", 1)])
-def test_the_engine_and_the_number_of_actors_do_not_change_a_bit(small: Small, strategy: str, count: int) -> None:
-    """scripts/determinism.sh takes every strategy with 1, 2 and 3 actors."""
-    config = {"num_clients": 40, "clients_per_round": 33, "fraction_evaluate": 0.5, "strategy": strategy}
-    config |= {"max_local_steps": 3}
-    inline = small(**config, name="inline")
-    on_ray = small({"num_cpus": count}, **config, engine="ray", num_cpus=1, name="ray")
-    assert on_ray.clients().actor.nunique() == count
-    assert sha256(inline.model_path) == sha256(on_ray.model_path)
-    measured = ["train_loss", "test_loss", "test_accuracy", "eval_loss", "eval_accuracy"]
-    pd.testing.assert_frame_equal(inline.rounds()[measured], on_ray.rounds()[measured], check_exact=True)
+def test_what_does_not_depend_on_each_other_has_the_same_bits_on_ray(small: Small) -> None:
+    """One run has all of it, half of it inline and resumed on Ray with two actors:
+
+    an algorithm with states (SCAFFOLD), parameters that stay with clients, compressed weights with error feedback,
+    flipped labels, clients that drop out, virtual time, evaluation, validation, the final evaluation, the learning rate
+    and its warm-up of client and server, clipped gradients, and a seed of the samples.
+
+    Tests of the single features compare runs inline and resumed inline. test_isolation.py takes three actors;
+    scripts/determinism.sh takes every strategy and algorithm with 1, 2 and 3.
+    """
+    settings: dict[str, Any] = {
+        "strategy": "scaffold",
+        "local_parameters": "fc3.*",
+        "compress": {"up": "qsgd:4", "down": "qsgd:8", "error_feedback": True},
+        "attack": "label-flip",
+        "attack_share": 0.3,
+        "client_dropout": 0.2,
+        "devices": "lognormal",
+        "fraction_evaluate": 0.5,
+        "validation_share": 0.1,
+        "final_evaluate": True,
+        "server_lr": 0.7,
+        "lr": 0.05,
+        "lr_warmup": 2,
+        "clip_grad_norm": 1.0,
+        "sample_seed": 5,
+        "clients_per_round": 8,
+    }
+    whole = small(**settings, num_rounds=4, name="whole")
+    half = small(**settings, num_rounds=2, name="half")
+    half.best_path.unlink()  # its weights are in the checkpoint, too
+    on_ray = resume(half, num_rounds=4, engine="ray", ray_init_args={"num_cpus": 2})
+    clients = on_ray.clients()
+    assert sorted(clients.query("round > 2").actor.dropna().unique()) == [0, 1]
+    for path in ("model_path", "best_path", "evaluation_path", "metrics_path"):
+        assert getattr(on_ray, path).read_bytes() == getattr(whole, path).read_bytes(), path
+    states = [{path.name: sha256(path) for path in run.client_states_path.iterdir()} for run in (whole, on_ray)]
+    assert states[0] == states[1]
+    for one, other in ((whole.rounds(), on_ray.rounds()), (whole.clients(), clients)):
+        kept = [name for name in one.columns if (name != "actor" and not name.endswith("seconds")) or "virtual" in name]
+        pd.testing.assert_frame_equal(one[kept], other[kept], check_exact=True)
+    assert {"ok", "dropped"} == set(clients.status)
+    assert clients.bytes_up.max() < 4 * clients.bytes_down.max()
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_others(small: Small) -> None:
@@ -54,57 +87,21 @@ def test_the_same_seed_gives_the_same_bits_and_another_others(small: Small) -> N
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("_no_process_left", "in_programs")
-def test_a_strategy_that_needs_each_client_and_client_state_on_ray(small: Small) -> None:
-    config = {"strategy": "own:EachClientFedAvg", "client": "own:Counting", "num_rounds": 3}
-    on_ray, inline = small(**config, engine="ray", name="a"), small(**config, name="b")
+def test_a_strategy_that_needs_each_client_and_client_state_on_a_share_of_a_gpu(small: Small) -> None:
+    """As many actors as share the GPU. That is scheduling only and needs none: Ray is given one by its arguments."""
+    config = {"strategy": "own:EachClientFedAvg", "client": "own:CountingGpus", "num_rounds": 3, "clients_per_round": 8}
+    graphics = {"num_gpus": 0.5, "device": "cpu"}
+    on_ray = small({"num_cpus": 4, "num_gpus": 1}, **config, **graphics, engine="ray", name="a")
+    inline = small(**config, name="b")
     assert sha256(on_ray.model_path) == sha256(inline.model_path)
-    assert on_ray.clients().loss.tolist() == inline.clients().loss.tolist()
-    assert inline.clients().loss.max() > 1
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("_no_process_left", "in_programs")
-def test_a_fraction_of_a_gpu_gives_as_many_actors_as_share_it(small: Small) -> None:
-    """Scheduling only, so it needs no GPU: Ray is given one by its arguments."""
-    run = small(
-        {"num_cpus": 4, "num_gpus": 1},
-        engine="ray",
-        num_gpus=0.5,
-        device="cpu",
-        client="own:Where",
-        num_clients=16,
-        clients_per_round=16,
-        num_rounds=1,
-    )
-    clients = run.clients()
+    clients = on_ray.clients()
+    assert clients.loss.tolist() == inline.clients().loss.tolist()
+    assert clients.loss.max() > 1
     assert sorted(clients.actor.unique()) == [0, 1]
-    assert set(clients.loss) == {0.0}  # CUDA_VISIBLE_DEVICES
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("_no_process_left")
-def test_actors_step_back_behind_other_programs_only_if_asked(small: Small) -> None:
-    """Ray's own default is a niceness of 15."""
-    found = set()
-
-    def look(record: Any) -> None:
-        family = psutil.Process().children(recursive=True)
-        found.update(process.nice() for process in family if is_actor(process))
-
-    small({"num_cpus": 1}, engine="ray", num_rounds=1, niceness=3, on_record=look)
-    assert found == {min(19, psutil.Process().nice() + 3)}
-    with pytest.raises(ConfigError, match="--niceness 3: the cluster at auto decides"):
-        small(engine="ray", ray_address="auto", niceness=3)
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("_no_process_left", "in_programs")
-def test_what_a_client_prints_and_raises_in_an_actor_is_in_the_log(small: Small, tmp_path: Path) -> None:
-    with pytest.raises(ClientError, match=r"raised in round 2 \(fit\): ValueError: client \d+ has a bad day"):
-        small({"num_cpus": 1}, engine="ray", client="own:Printing", num_rounds=3, name="stopped")
-    log = (tmp_path / "results" / "stopped" / "run.log").read_text()
-    assert "own client trains with batch size 8" in log
-    assert 'raise ValueError(f"client {self.client_id} has\\na bad day")' in log
+    seen = on_ray.metrics().query("name == 'gpu' and client_id == client_id")
+    assert set(seen.value) == {0.0}  # CUDA_VISIBLE_DEVICES
+    # A client's state went from one process to the other.
+    assert (clients.groupby("client_id").actor.nunique() > 1).any()
 
 
 @pytest.mark.ray
@@ -125,14 +122,20 @@ def test_a_client_whose_process_dies_again_and_again_counts_as_one_that_raised(s
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("_no_process_left")
-def test_rays_processes_refuse_whoever_has_no_token(small: Small) -> None:
-    """A second program that knows the address but not the token cannot join."""
-    found = []
+@pytest.mark.usefixtures("_no_process_left", "in_programs")
+def test_what_actors_print_their_niceness_and_who_may_connect_to_ray(small: Small, tmp_path: Path) -> None:
+    """What a client prints and raises in an actor is in the log.
 
-    def intrude(record: Any) -> None:
+    Actors step back behind other programs only if asked; Ray's own default is a niceness of 15. A second program that
+    knows the address of Ray but not its token cannot join.
+    """
+    found, niceness = [], set()
+
+    def look_and_intrude(record: Any) -> None:
         import ray
 
+        family = psutil.Process().children(recursive=True)
+        niceness.update(process.nice() for process in family if is_actor(process))
         if record.round == 0:
             return
         address = ray.get_runtime_context().gcs_address
@@ -145,8 +148,16 @@ def test_rays_processes_refuse_whoever_has_no_token(small: Small) -> None:
             )
             found.append((result.returncode, "joined" in result.stdout, "AuthenticationError" in result.stderr))
 
-    small({"num_cpus": 1}, engine="ray", num_rounds=1, on_record=intrude)
+    settings = {"engine": "ray", "client": "own:Printing", "num_rounds": 3, "niceness": 3, "name": "stopped"}
+    with pytest.raises(ClientError, match=r"raised in round 2 \(fit\): ValueError: client \d+ has a bad day"):
+        small({"num_cpus": 1}, look_and_intrude, **settings)
+    log = (tmp_path / "results" / "stopped" / "run.log").read_text()
+    assert "own client trains with batch size 8" in log
+    assert 'raise ValueError(f"client {self.client_id} has\\na bad day")' in log
+    assert niceness == {min(19, psutil.Process().nice() + 3)}
     assert found == [(0, True, False), (1, False, True), (1, False, True)]
+    with pytest.raises(ConfigError, match="--niceness 3: the cluster at auto decides"):
+        small(engine="ray", ray_address="auto", niceness=3)
 
 
 @pytest.mark.ray

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from conftest import PROGRAMS, Sim, Small, sha256
-from sim import Run, resume
+from conftest import PROGRAMS, SMALL, Sim, Small, made_once, sha256
+from sim import Run, resume, simulate
 from sim.client.torch_client import fit_settings
 from sim.config.run_config import RunConfig
 from sim.engine.client_execution import Worker
@@ -103,6 +103,7 @@ def test_what_a_client_returned_is_its_own(untidy: Prepared) -> None:
 @pytest.mark.ray
 @pytest.mark.usefixtures("in_programs")
 def test_untidy_clients_give_the_same_bits_on_any_number_of_processes_and_resumed(small: Small) -> None:
+    """FedAvg, for which each of three actors adds up its clients; scripts/determinism.sh takes every strategy."""
     config: dict[str, Any] = {
         "model": "untidy:Gained",
         "client": "untidy:Everything",
@@ -110,9 +111,13 @@ def test_untidy_clients_give_the_same_bits_on_any_number_of_processes_and_resume
         "clients_per_round": 33,
         "num_rounds": 4,
         "max_local_steps": 2,
+        "fraction_evaluate": 0.2,
         "on_client_error": "drop",
     }
     runs = [small(**config, name="inline"), small({"num_cpus": 3}, **config, engine="ray", num_cpus=1, name="ray")]
+    assert runs[1].clients().actor.nunique() == 3
+    measured = ["train_loss", "test_loss", "test_accuracy", "eval_loss", "eval_accuracy"]
+    assert runs[0].rounds()[measured].equals(runs[1].rounds()[measured])
     first = small(**{**config, "num_rounds": 2}, name="resumed")
     runs.append(resume(first, num_rounds=4))
     assert len({sha256(run.model_path) for run in runs}) == 1
@@ -121,25 +126,37 @@ def test_untidy_clients_give_the_same_bits_on_any_number_of_processes_and_resume
     assert (tables[0].status == "failed").sum() > 10
 
 
-def _arrays(small: Small, **settings: Any) -> dict[str, Any]:
-    run = small(
-        model="untidy:Masked",
-        num_clients=20,
-        clients_per_round=14,
-        max_local_steps=4,
-        name=settings["name"],
-        **{k: v for k, v in settings.items() if k != "name"},
-    )
-    return load_file(run.model_path)
+MASKED: dict[str, Any] = {
+    "model": "untidy:Masked",
+    "num_clients": 20,
+    "clients_per_round": 14,
+    "max_local_steps": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def before_and_averaged(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The first weights of ``Masked``, and what FedAvg makes of them in a round."""
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(PROGRAMS)
+            for name, lr in (("initial", 1e-30), ("averaged", 0.1)):
+                settings = {**SMALL, **MASKED, "num_rounds": 1, "lr": lr, "results_dir": str(folder), "name": name}
+                simulate(RunConfig(**settings))
+
+    folder = made_once(tmp_path_factory, "masked", make)
+    return [load_file(Run(folder / name).model_path) for name in ("initial", "averaged")]
 
 
 @pytest.mark.usefixtures("in_programs")
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "krum", "fedmedian", "qfedavg", "fedavgm", "untidy:OwnAdam"])
-def test_only_trained_weights_are_stepped_and_two_names_are_one_weight(small: Small, strategy: str) -> None:
-    initial = _arrays(small, strategy="fedavg", lr=1e-30, num_rounds=1, name="initial")
-    found = _arrays(small, strategy=strategy, name="run")
-    averaged = _arrays(small, strategy="fedavg", num_rounds=1, name="averaged")
-    one = _arrays(small, strategy=strategy, num_rounds=1, name="one")
+def test_only_trained_weights_are_stepped_and_two_names_are_one_weight(
+    small: Small, before_and_averaged: list[dict[str, Any]], strategy: str
+) -> None:
+    initial, averaged = before_and_averaged
+    found = load_file(small(**MASKED, strategy=strategy, name="two").model_path)
+    one = load_file(small(**MASKED, strategy=strategy, num_rounds=1, name="one").model_path)
     assert np.array_equal(found["block.weight"], found["again.weight"])
     assert not np.array_equal(found["block.weight"], initial["block.weight"])
     for name in ("never", "mask", "used", "frozen.weight", "frozen.bias"):

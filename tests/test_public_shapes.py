@@ -22,6 +22,8 @@ from conftest import PROGRAMS, sha256
 from sim import resume, run_app, run_simulation, start_simulation
 from sim.run_folder.folder import Run
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 PHASES = ("query", "fit", "evaluate")
 APP = PROGRAMS / "apps" / "server_class_app"
 
@@ -87,7 +89,7 @@ def test_a_server_class_is_resumed_to_the_bit(run: Any, capsys: pytest.CaptureFi
 
 @pytest.mark.ray
 def test_a_server_class_has_the_same_bits_on_ray(run: Any) -> None:
-    assert _content(run({"num_cpus": 2}, engine="ray", name="ray")) == _content(run(name="inline"))
+    assert _content(run({"num_cpus": 1}, engine="ray", name="ray")) == _content(run(name="inline"))
 
 
 def test_a_server_with_rounds_of_its_own_runs_without_resume(run: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pandas as pd
 import pytest
 
 from conftest import ROOT, SMALL, Sim, Small, made_once, sha256
-from federation import DEADLINE_SECONDS, wait_until
+from federation import Program, wait_until
 from sim import Run, RunConfig, resume, simulate
 from sim.errors import ConfigError, RunError, RunFolderError, SimError, StateError
 from sim.server.strategy import PRIVACY, STRATEGIES
@@ -57,13 +56,13 @@ def _interrupted(small: Small, tmp_path: Path, number: int, **settings: Any) -> 
     ],
 )
 def test_every_strategy_resumes_to_the_bit(small: Small, tmp_path: Path, strategy: str) -> None:
-    settings: dict[str, Any] = {"num_rounds": 4, "clients_per_round": 8, "fraction_evaluate": 0.3, "max_local_steps": 3}
+    settings: dict[str, Any] = {"num_rounds": 3, "clients_per_round": 7, "fraction_evaluate": 0.2, "max_local_steps": 2}
     settings |= {"dp": strategy[3:]} if strategy.startswith("dp-") else {"strategy": strategy}
     whole = small(name="whole", **settings)
-    cut = _interrupted(small, tmp_path, 2, **settings)
-    assert cut.rounds()["round"].tolist() == [0, 1, 2]
+    cut = _interrupted(small, tmp_path, 1, **settings)
+    assert cut.rounds()["round"].tolist() == [0, 1]
     assert_same(resume(cut), whole)
-    assert sorted(path.name for path in cut.checkpoints_path.iterdir()) == ["3", "4"]
+    assert sorted(path.name for path in cut.checkpoints_path.iterdir()) == ["2", "3"]
 
 
 @pytest.mark.usefixtures("in_programs")
@@ -80,7 +79,7 @@ def test_every_strategy_resumes_to_the_bit(small: Small, tmp_path: Path, strateg
     ids=lambda settings: next(iter(settings)),
 )
 def test_what_clients_and_models_keep_is_resumed(small: Small, tmp_path: Path, settings: dict[str, Any]) -> None:
-    settings = {"num_rounds": 5, "max_local_steps": 3, **settings}
+    settings = {"num_rounds": 4, "max_local_steps": 2, **settings}
     whole = small(name="whole", **settings)
     assert_same(resume(_interrupted(small, tmp_path, 2, **settings)), whole)
 
@@ -125,29 +124,27 @@ def test_rows_after_the_last_checkpoint_are_cut(small: Small, tmp_path: Path) ->
 def test_sigterm_ends_with_a_checkpoint_and_another_number_of_processes_resumes(
     command: Sim, small: Small, tmp_path: Path
 ) -> None:
-    flags = "--num-clients 10 --clients-per-round 8 --num-rounds 200 --local-epochs 1 --strategy fedadam --name cut"
-    started = [sys.executable, "-m", "sim", "run", *flags.split()]
-    process = subprocess.Popen(started, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    """Here from two actors to this process; test_engines.py resumes on Ray."""
+    flags = "--num-clients 10 --clients-per-round 8 --num-rounds 200 --max-local-steps 3 --strategy fedadam --name cut"
+    process = Program(tmp_path, "cut", ["run", *flags.split()])
     cut = Run(tmp_path / "results" / "cut")
-    wait_until(lambda: process.poll() is not None or len(cut.checkpoints()) >= 2)
-    process.send_signal(signal.SIGSTOP)  # so that it does not get far meanwhile
+    wait_until(lambda: not process.process.is_alive() or len(cut.checkpoints()) >= 2)
+    process.send(signal.SIGSTOP)  # so that it does not get far meanwhile
     again = command("run", "--resume", "cut", "--engine", "inline")
     assert (again.returncode, again.stderr) == (2, f"sim: {cut.path}: another process is writing to it\n")
-    process.send_signal(signal.SIGCONT)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=DEADLINE_SECONDS)
-    assert process.returncode == 130
-    assert errors.splitlines()[-1] == "sim: interrupted; what was done is on disk"
+    process.send(signal.SIGCONT)
+    process.send(signal.SIGTERM)
+    assert process.end() == 130
+    assert process.lines[-1] == "sim: interrupted; what was done is on disk"
     last = cut.rounds()["round"].max()
     assert cut.last_checkpoint() == last
     assert f"round {last}" in command("list").stdout
-    whole = small(
-        name="whole", clients_per_round=8, num_rounds=int(last) + 3, strategy="fedadam", results_dir=str(tmp_path)
-    )
+    settings: dict[str, Any] = {"clients_per_round": 8, "num_rounds": int(last) + 2, "strategy": "fedadam"}
+    whole = small(name="whole", results_dir=str(tmp_path), **settings)
     # The config said 200 rounds; a run is ended where one wants by its config file.
-    text = cut.config_path.read_text().replace("num_rounds = 200", f"num_rounds = {last + 3}")
+    text = cut.config_path.read_text().replace("num_rounds = 200", f"num_rounds = {last + 2}")
     cut.config_path.write_text(text)
-    resumed = command("run", "--resume", "cut", "--num-cpus", "2")
+    resumed = command("run", "--resume", "cut", "--engine", "inline")
     assert resumed.returncode == 0, resumed.stderr
     assert_same(cut, whole)
     assert "round" not in command("list").stdout.splitlines()[1]
@@ -304,26 +301,24 @@ def test_a_strategy_that_no_checkpoint_can_keep_is_refused(small: Small, tmp_pat
     assert Run(tmp_path / "results" / "later").rounds()["round"].tolist() == [0]
 
 
-@pytest.mark.ray
-def test_the_fault_campaign_passes(tmp_path: Path) -> None:
-    """A full disk, which needs the right to mount.
+@pytest.mark.slow
+def test_the_fault_campaign_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> None:
+    """A full disk, which needs the right to mount; the run ends with one line and is resumed.
 
     The other kinds of the campaign have tests of their own, here, in test_faults.py and in test_process_faults.py.
     """
     if os.geteuid() != 0:
         pytest.skip("a small tmpfs can be mounted by root only")
-    program = """
-        import sys
-        import campaign
-
-        campaign.SETTINGS["max_local_steps"] = 2  # the faults need rounds, but no long ones
-        sys.exit(campaign.main())
-    """
-    words = ["--trials", "1", "--seed", "1", "--kinds", "full disk", "--strategies", "fedadam"]
-    words += ["-o", str(tmp_path / "faults.csv")]
-    command = [sys.executable, "-c", textwrap.dedent(program), *words]
-    folder = ROOT / "scripts" / "faults"
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1500, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    table = pd.read_csv(tmp_path / "faults.csv")
-    assert table[["kind", "outcome"]].values.tolist() == [["full disk", "ok"]]
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "faults"))
+    monkeypatch.chdir(ROOT / "scripts" / "faults")
+    monkeypatch.setenv("SIM_FAULT", "")  # the campaign changes it
+    campaign = importlib.import_module("campaign")
+    monkeypatch.setattr(campaign, "NUM_ROUNDS", 4)
+    monkeypatch.setitem(campaign.SETTINGS, "max_local_steps", 2)
+    output = tmp_path / "faults.csv"
+    # Of this seed are both runs inline, and the disk has room for one checkpoint and not for two.
+    words = ["--trials", "1", "--seed", "11", "--kinds", "full disk", "--strategies", "fedadam", "-o", str(output)]
+    monkeypatch.setattr(sys, "argv", ["campaign", *words])
+    assert campaign.main() == 0, output.read_text()
+    table = pd.read_csv(output)
+    assert table[["kind", "engine", "exit_codes", "outcome"]].values.tolist() == [["full disk", "inline", "1 0", "ok"]]

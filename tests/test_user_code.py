@@ -112,18 +112,12 @@ FEW = ("--num-clients", "5", "--clients-per-round", "2", "--num-rounds", "1", "-
 TRAP = "raise SystemExit('the user file was imported')\n"
 
 
-def test_files_of_usual_names_break_no_sweep(sim: Any, tmp_path: Path) -> None:
-    for name in ("random", "torch", "datasets", "types", "numpy", "queue"):
-        (tmp_path / f"{name}.py").write_text(TRAP)
-    result = sim("sweep", *FEW, "--engine", "inline", "--vary", "lr=0.1", "--seeds", "1")
-    assert result.returncode == 0, result.stderr
-
-
 @pytest.mark.ray
-def test_files_of_usual_names_break_no_actor(sim: Any, tmp_path: Path) -> None:
-    for name in ("random", "torch", "types", "numpy"):
+def test_files_of_usual_names_break_no_sweep_no_run_and_no_actor(sim: Any, tmp_path: Path) -> None:
+    for name in ("random", "torch", "types", "numpy", "queue"):
         (tmp_path / f"{name}.py").write_text(TRAP)
     model = "import torch\ndef Net():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 10))\n"
     (tmp_path / "datasets.py").write_text(model)
-    result = sim("run", *FEW, *ONE_ACTOR, "--engine", "ray", "--model", "datasets:Net")
+    few = (*FEW, *ONE_ACTOR, "--engine", "ray", "--model", "datasets:Net", "--vary", "lr=0.1", "--seeds", "1")
+    result = sim("sweep", *few)
     assert result.returncode == 0, result.stderr

@@ -48,31 +48,26 @@ DECAYED = {"momentum": 0.9, "weight_decay": 0.1, "lr": 0.003}
         pytest.param({"optimizer": "adam", "lr": 0.001, "strategy": "fedmedian"}, id="adam", marks=pytest.mark.slow),
     ],
 )
-def test_three_rounds_end_within_1e_4_of_one_after_another(
+def test_two_rounds_end_within_1e_4_of_one_after_another(
     small: Callable[..., Run], settings: dict[str, object]
 ) -> None:
-    """Small learning rates: with large ones, training doubles any rounding error every few steps."""
+    """Small learning rates: with large ones, training doubles any rounding error every few steps.
+
+    test_private_names.py has vectorized training on Ray.
+    """
     # The smallest clients begin a second epoch, and the largest end in their first.
-    shared = {"num_rounds": 3, "clients_per_round": 6, "local_epochs": 2, "max_local_steps": 12}
+    shared = {"num_rounds": 2, "clients_per_round": 6, "local_epochs": 2, "max_local_steps": 12}
     shared |= {"partitioner": "linear", **settings}
     one, many = (
         small(name=name, local_training=name, **shared, **({"vectorized_clients": 4} if name == "vectorized" else {}))
         for name in ("sequential", "vectorized")
     )
     assert 0 < _distance(one, many) < 1e-4
-    assert many.clients().vectorized_with.tolist() == [4, 4, 4, 4, 2, 2] * 3
+    assert many.clients().vectorized_with.tolist() == [4, 4, 4, 4, 2, 2] * 2
     assert one.clients().vectorized_with.isna().all()
     assert np.abs(one.clients().loss - many.clients().loss).max() < 1e-4
     assert one.clients().num_examples.equals(many.clients().num_examples)
     assert one.clients().num_examples.nunique() > 1
-
-
-@pytest.mark.ray
-def test_vectorized_training_gives_the_same_bits_inline_and_on_ray(small: Callable[..., Run]) -> None:
-    settings = {"local_training": "vectorized", "vectorized_clients": 3, "num_rounds": 1}
-    inline = small(name="inline", **settings)
-    ray = small({"num_cpus": 1}, name="ray", engine="ray", **settings)
-    assert inline.model_path.read_bytes() == ray.model_path.read_bytes()
 
 
 @pytest.mark.slow

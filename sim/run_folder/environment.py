@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,7 @@ def available_cpus() -> int:
         return os.cpu_count() or 1
 
 
+@cache  # to read it takes 3 ms, and a process imports each package once
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -114,6 +116,7 @@ def _cpu_name() -> str | None:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
 
 
+@cache  # the code that a process has imported does not change
 def _git(*arguments: str) -> str | None:
     """Return the output of a git command in the checkout of this code; None if the code is an installed copy."""
     folder = Path(__file__).resolve().parent

@@ -37,6 +37,7 @@ from sim.training.local import pick_device
 
 _LIBRARIES = ("/site-packages/", "/dist-packages/")  # folders of installed packages
 _OTHERS = (f"{sysconfig.get_path('stdlib')}/", f"{Path(__file__).parents[1]}/")  # and of other code that is no user's
+_no_users: dict[str, Any] = {}  # modules of these places by name, because to look at all again takes 10 ms
 _OLD_DATA = "training images"  # what checkpoints had instead of the checksum of the data set
 _PLACES = ("name", "results_dir", "data_dir")  # a folder that was moved is the same run
 _SAMPLE_BYTES = 2**26  # of the images, in checkpoints of earlier versions
@@ -245,11 +246,14 @@ def code_of(spec: ClientSpec | FlowerSpec, config: RunConfig) -> Code:
             depth = name.count(".") + path.endswith("__init__.py")
             roots.append(os.path.join(Path(path).parents[depth], ""))  # noqa: PTH118
     found: Code = {}
-    for name in list(sys.modules):
-        path = _path_of(name)
-        if path is None or not path.startswith(tuple(roots)) or path.startswith(_OTHERS):
+    places = tuple(roots)
+    for name, module in list(sys.modules.items()):
+        if _no_users.get(name) is module:
             continue
-        if name not in ("__main__", "__mp_main__") and not any(part in path for part in _LIBRARIES):
+        path = _file_of(module)
+        if path is None or path.startswith(_OTHERS) or any(part in path for part in _LIBRARIES):
+            _no_users[name] = module
+        elif path.startswith(places) and name not in ("__main__", "__mp_main__"):
             with suppress(OSError):
                 found[name] = path.removeprefix(folder), _sha256(path)
     return found
@@ -278,8 +282,12 @@ def _code_now(code: Code) -> Code:
     return found
 
 
-def _path_of(module: str) -> str | None:
-    file = getattr(sys.modules.get(module), "__dict__", {}).get("__file__")
+def _path_of(name: str) -> str | None:
+    return _file_of(sys.modules.get(name))
+
+
+def _file_of(module: Any) -> str | None:
+    file = getattr(module, "__dict__", {}).get("__file__")
     return file if isinstance(file, str) else None
 
 

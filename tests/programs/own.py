@@ -67,14 +67,6 @@ class Refusing(Client):
         return FitRes(Status(Code.FIT_NOT_IMPLEMENTED, "not today"), ins.parameters, 0, {})
 
 
-class Where(CifarClient):
-    """Reports the process and the GPUs it sees instead of training."""
-
-    def fit(self, parameters, config):
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        return parameters, 1, {"loss": float(seen) if seen else -1.0}
-
-
 class Failing(CifarClient):
     """Every client with an odd id raises in round 2."""
 
@@ -147,6 +139,15 @@ class Counting(Client):
         count = (state["count"]["calls"] if "count" in state else 0) + 1
         state["count"] = MetricRecord({"calls": count})
         return FitRes(Status(Code.OK, ""), ins.parameters, 1, {"loss": float(count)})
+
+
+class CountingGpus(Counting):
+    """Also reports the GPU that its process may use."""
+
+    def fit(self, ins):
+        result = super().fit(ins)
+        result.metrics["gpu"] = float(os.environ.get("CUDA_VISIBLE_DEVICES") or -1)
+        return result
 
 
 class WithBatchNorm(nn.Module):
