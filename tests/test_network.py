@@ -14,6 +14,8 @@ from sim import RunConfig
 from sim.data import partition
 from sim.data.load_dataset import load_dataset
 
+BRIEF = ["--local-epochs", "1", "--max-local-steps", "3"]
+
 
 def test_clients_give_the_numbers_of_their_simulation(federation: Federation, small: Small) -> None:
     """The same config, simulated and over a network, gives exactly the same weights."""
@@ -62,7 +64,7 @@ def test_clients_of_the_users_own_give_the_results_of_their_simulation(
     """Checks the state of clients, the server's batch size, numpy numbers in metrics, and a dropped client."""
     shutil.copy(PROGRAMS / "own.py", federation.folder)
     shared = ["--num-clients", "2", "--client", "own:Travelling", "--on-client-error", "drop"]
-    server = federation.server(*shared, "--num-rounds", "3", "--batch-size", "32", "--local-epochs", "1")
+    server = federation.server(*shared, "--num-rounds", "3", "--batch-size", "32", *BRIEF)
     clients = [federation.client(i, *shared) for i in range(2)]
     assert [program.end() for program in (server, *clients)] == [0, 0, 0], server.lines
     settings = {"num_clients": 2, "clients_per_round": None, "fraction_fit": 1.0, "num_rounds": 3, "batch_size": 32}
@@ -76,8 +78,7 @@ def test_clients_of_the_users_own_give_the_results_of_their_simulation(
 
 def test_the_server_takes_the_number_of_clients_from_its_clients(federation: Federation) -> None:
     """The server is started without the number of clients, as in Flower's tutorial with three terminals."""
-    few = ["--local-epochs", "1", "--max-local-steps", "3"]
-    server = federation.server("--num-rounds", "1", "--min-clients", "2", *few)
+    server = federation.server("--num-rounds", "1", "--min-clients", "2", *BRIEF)
     second = federation.client(1, "--num-clients", "2")
     server.wait_for("client 1 joined")
     other = federation.client(0, "--num-clients", "3", name="other")  # waits until enough others agree
