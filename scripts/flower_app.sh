@@ -33,7 +33,7 @@ simulation=()
 flower-superlink --insecure ${simulation[@]+"${simulation[@]}"} --host 127.0.0.1 --port "$PORT" \
     --disable-runtime-dependency-installation > superlink.log 2>&1 &
 running+=("$!")
-until python -c "import urllib.request as u; u.urlopen('http://127.0.0.1:$PORT/health')" 2>/dev/null; do
+until (: < "/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; do
     kill -0 "${running[0]}" 2>/dev/null || { cat superlink.log >&2; exit 1; }
     sleep 0.2
 done

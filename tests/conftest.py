@@ -94,7 +94,7 @@ def _fast_unless_marked(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    os.environ["SIM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["SIM_CACHE"] = str(_shared_folder(tmp_path_factory) / "cache")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -172,11 +172,14 @@ def pictures() -> None:
     """Let ``small`` draw its pictures."""
 
 
+def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.getbasetemp()
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root  # each worker has a folder of its own in it
+
+
 def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """Return a folder that ``make`` fills once for all workers of pytest-xdist; the others wait for it."""
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # each worker has a folder of its own in it
+    root = _shared_folder(tmp_path_factory)
     folder, done = root / name, root / f"{name}.done"
     with (root / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -17,8 +17,9 @@ DEADLINE_SECONDS = 300  # only for what would never end
 
 # Each process is forked from one that has imported what all of them need, which takes 5 s of a CPU, and has done
 # nothing else. scripts/federation.sh starts the same commands as a user does.
+_LATE = ("flwr_datasets.partitioner", "matplotlib.figure", "sklearn.datasets")  # imported where they are needed
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["sim.cli", "sim.network.server", "sim.network.client", "matplotlib.figure"])
+_PROCESSES.set_forkserver_preload(["sim.cli", "sim.network.server", "sim.network.client", *_LATE])
 
 
 def free_port() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Sim
+from conftest import Sim, made_once
 from sim import RunConfig
 from sim.data import cache, partition
 from sim.data.cache import Entry, clear, entries
@@ -35,10 +36,15 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def _make_in_another_process(folder: Path) -> None:
+    words = [sys.executable, "-c", f"{CODE}; partition.assign(load_dataset(config), config)"]
+    subprocess.run(words, env={**os.environ, "SIM_CACHE": str(folder)}, check=True)
+
+
 @pytest.fixture
-def made(own_cache: Path) -> list[Path]:
+def made(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A data set and a partition in the cache, which no process uses; they were used 400 and 3 days ago."""
-    subprocess.run([sys.executable, "-c", f"{CODE}; partition.assign(load_dataset(config), config)"], check=True)
+    shutil.copytree(made_once(tmp_path_factory, "entries", _make_in_another_process), own_cache, dirs_exist_ok=True)
     folders = [next((own_cache / kind).iterdir()) for kind in ("data", "partition")]
     for folder, days in zip(folders, (400, 3), strict=True):
         used_at = time.time() - days * 24 * 3600

@@ -15,10 +15,11 @@ import pytest
 from safetensors import safe_open
 
 from conftest import ONE_ACTOR, PROGRAMS, Sim, sha256
-from federation import DEADLINE_SECONDS, wait_until
+from federation import DEADLINE_SECONDS, Program, wait_until
 from sim.run_folder.folder import Run
 
-FEW = ("--num-clients", "10", "--clients-per-round", "4", "--num-rounds", "2", "--local-epochs", "1")
+SHORT = ("--local-epochs", "1", "--max-local-steps", "3")
+FEW = ("--num-clients", "10", "--clients-per-round", "4", "--num-rounds", "2", *SHORT)
 
 
 @pytest.mark.ray
@@ -114,12 +115,12 @@ def test_partition_shows_counts_before_any_training(command: Sim, tmp_path: Path
     assert "examples belong to no client" in pathological.stdout.splitlines()[-2]
 
 
-@pytest.mark.ray
+@pytest.mark.slow
 def test_an_untouched_tutorial_program_is_federated(command: Sim, tmp_path: Path) -> None:
     words = ("--model", "cifar:Net", "--train", "cifar:train", "--test", "cifar:test")
     few = ("--num-clients", "5", "--fraction-fit", "1", "--num-rounds", "3", "--local-epochs", "5")
-    data = ("--dataset", "synthetic", "--num-examples", "1000", "--results-dir", str(tmp_path))
-    result = command("run", *words, *few, *data, *ONE_ACTOR, "--batch-size", "16", "--name", "own", cwd=PROGRAMS)
+    data = ("--dataset", "synthetic", "--num-examples", "1000", "--batch-size", "16", "--engine", "inline")
+    result = command("run", *words, *few, *data, "--results-dir", str(tmp_path), "--name", "own", cwd=PROGRAMS)
     assert result.returncode == 0, result.stderr
     rounds = Run(tmp_path / "own").rounds()
     assert rounds.test_accuracy.iloc[-1] > 0.5 > rounds.test_accuracy.iloc[0]
@@ -154,10 +155,9 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
     return process.children(recursive=True)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", [pytest.param("ray", marks=pytest.mark.ray), "inline"])
-def test_ctrl_c_ends_cleanly_after_writing_the_finished_rounds(tmp_path: Path, engine: str) -> None:
-    words = ["run", "--num-rounds", "500", "--name", "long", "--engine", engine, "--num-clients", "20"]
+@pytest.mark.ray
+def test_ctrl_c_ends_cleanly_after_writing_the_finished_rounds(tmp_path: Path) -> None:
+    words = ["run", "--num-rounds", "500", "--name", "long", *ONE_ACTOR, "--num-clients", "20", *SHORT]
     process = subprocess.Popen(
         [sys.executable, "-m", "sim", *words],
         cwd=tmp_path,
@@ -186,14 +186,16 @@ def test_ctrl_c_ends_cleanly_after_writing_the_finished_rounds(tmp_path: Path, e
         assert path.stat().st_size > 1000
     # Flower's simulation leaves a timer of 10 s, for which a process must not wait after its last file.
     assert ended - max(path.stat().st_mtime for path in run.path.iterdir()) < 9
-    assert (len(family) > 0) == (engine == "ray")
+    assert family
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive
 
 
-def test_a_pipe_is_no_terminal_whatever_the_environment_says(sim: Sim) -> None:
+@pytest.mark.slow
+def test_a_file_is_no_terminal_whatever_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels of notebooks set FORCE_COLOR, with which rich takes everything for a terminal."""
-    flags = ["--num-clients", "4", "--num-rounds", "1", "--local-epochs", "1", "--engine", "inline"]
-    done = sim("run", *flags, env={**os.environ, "FORCE_COLOR": "1"})
-    assert done.returncode == 0
-    assert [line.split(" · ")[0] for line in done.stderr.splitlines()] == ["round 0/1", "round 1/1"]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    program = Program(tmp_path, "colours", ["run", *FEW, "--engine", "inline"])
+    assert program.end() == 0
+    shown = [line.split(" · ")[0] for line in program.lines]
+    assert [line for line in shown if "round " in line and "final" not in line] == [f"round {i}/2" for i in range(3)]

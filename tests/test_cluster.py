@@ -27,11 +27,11 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 def test_a_run_on_two_nodes_is_that_of_one(
-    cluster: Cluster, sim: Sim, small: Small, tmp_path: Path, in_programs: None
+    cluster: Cluster, command: Sim, small: Small, tmp_path: Path, in_programs: None
 ) -> None:
-    words = ["--num-clients", "10", "--clients-per-round", "4", "--num-rounds", "2", "--local-epochs", "1"]
-    own = ["--test", "cifar:test", "--results-dir", str(tmp_path), "--name", "two"]
-    result = sim("run", *words, *own, "--ray-address", cluster.address, cwd=PROGRAMS)
+    words = ["--num-clients", "10", "--clients-per-round", "4", "--num-rounds", "2", "--max-local-steps", "3"]
+    own = ["--local-epochs", "1", "--test", "cifar:test", "--results-dir", str(tmp_path), "--name", "two"]
+    result = command("run", *words, *own, "--ray-address", cluster.address, cwd=PROGRAMS)
     assert result.returncode == 0, result.stderr
     two = Run(tmp_path / "two")
     assert set(two.clients().actor) == {0, 1, 2}

@@ -216,9 +216,9 @@ def test_other_models_and_damage(finished: Run, command: Sim, tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
-def test_a_centralized_run(command: Sim, tmp_path: Path, sim: Sim) -> None:
+def test_a_centralized_run(command: Sim, tmp_path: Path) -> None:
     assert command("centralized", "--epochs", "1", "--name", "central").returncode == 0
-    done = sim("export", "central")  # in a process of its own, as people start it
+    done = command("export", "central")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("model           model.pt: torch, 61,706 numbers, after epoch 1\nimport torch\n")
     assert next(iter(torch.load(tmp_path / "model.pt", weights_only=True))) == "conv1.weight"

@@ -48,11 +48,18 @@ def test_the_bundle_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.network
-@pytest.mark.parametrize(("mode", "num_rounds"), [pytest.param("simulate", 2, marks=pytest.mark.ray), ("deploy", 1)])
-def test_flower_runs_the_app_to_the_same_weights(tmp_path: Path, small: Small, mode: str, num_rounds: int) -> None:
-    run_config = f"num_rounds={num_rounds} local_epochs=1 name='app' results_dir='{tmp_path}'"
+@pytest.mark.parametrize(
+    ("mode", "num_clients", "num_rounds"),
+    [pytest.param("simulate", 2, 2, marks=pytest.mark.ray), ("deploy", 1, 1)],  # deployed, a message is a process
+)
+def test_flower_runs_the_app_to_the_same_weights(
+    tmp_path: Path, small: Small, mode: str, num_clients: int, num_rounds: int
+) -> None:
+    # It comes first, so that the processes of Flower find the data in the cache.
+    simulated = small(num_clients=num_clients, fraction_fit=1.0, clients_per_round=None, num_rounds=num_rounds)
+    settings = f"num_rounds={num_rounds} local_epochs=1 max_local_steps=3 name='app' results_dir='{tmp_path}'"
     result = subprocess.run(
-        [ROOT / "scripts" / "flower_app.sh", mode, "2", run_config],
+        [ROOT / "scripts" / "flower_app.sh", mode, str(num_clients), settings],
         env={**os.environ, "VENV": sys.prefix},
         capture_output=True,
         text=True,
@@ -60,6 +67,5 @@ def test_flower_runs_the_app_to_the_same_weights(tmp_path: Path, small: Small, m
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    simulated = small(num_clients=2, fraction_fit=1.0, clients_per_round=None, num_rounds=num_rounds)
     assert sha256(Run(tmp_path / "app").model_path) == sha256(simulated.model_path)
     assert Run(tmp_path / "app").rounds().test_accuracy.equals(simulated.rounds().test_accuracy)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from flwr.client import Client
+from flwr.server import History, Server, ServerConfig, SimpleClientManager
+from flwr.server.client_proxy import ClientProxy
 from safetensors.numpy import load_file
 
 from conftest import PROGRAMS, Sim, sha256
-from sim import AppConfig, RunConfig, resume, run_app, run_simulation
+from federation import Program, wait_until
+from sim import AppConfig, Run, RunConfig, resume, run_app, run_simulation
 from sim.errors import ClientError, RunError, UsageError
 
 APPS = PROGRAMS / "apps"
@@ -41,14 +44,17 @@ def _content(run: Any) -> tuple[Any, ...]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("name", ["legacy_app", "stateful_app", "query_app"])
-def test_apps_give_the_same_bits_in_every_engine(app: Any, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("name", "num_actors"), [("stateful_app", 2), ("query_app", 1)])
+def test_apps_give_the_same_bits_in_every_engine(
+    app: Any, name: str, num_actors: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that Flower's loop executes, whose clients keep a state, and one with a loop of its own."""
     inline = app(name, name="inline")
     printed = capsys.readouterr().out
-    on_ray = app(name, {"num_cpus": 2}, engine="ray", name="ray")
+    on_ray = app(name, {"num_cpus": num_actors}, engine="ray", name="ray")
     assert _content(on_ray) == _content(inline)
     assert capsys.readouterr().out == printed
-    assert on_ray.clients().actor.nunique() == 2
+    assert on_ray.clients().actor.nunique() == num_actors
 
 
 @pytest.mark.parametrize(("name", "rounds"), [("message_app", 3), ("legacy_app", 3), ("stateful_app", 4)])
@@ -221,47 +227,71 @@ def test_a_mask_that_was_sent_is_no_error(tmp_path: Path) -> None:
         run(run_config={"fails": True}, name="nan")
 
 
+class _CallingProxy(ClientProxy):
+    """Flower's view of a client, which calls it in this process."""
+
+    def __init__(self, cid: str, client: Client) -> None:
+        super().__init__(cid)
+        self.client = client
+
+    def get_properties(self, ins: Any, timeout: float | None, group_id: int | None) -> Any:
+        return self.client.get_properties(ins)
+
+    def get_parameters(self, ins: Any, timeout: float | None, group_id: int | None) -> Any:
+        return self.client.get_parameters(ins)
+
+    def fit(self, ins: Any, timeout: float | None, group_id: int | None) -> Any:
+        return self.client.fit(ins)
+
+    def evaluate(self, ins: Any, timeout: float | None, group_id: int | None) -> Any:
+        return self.client.evaluate(ins)
+
+    def reconnect(self, ins: Any, timeout: float | None, group_id: int | None) -> Any:
+        return None
+
+
+def _loop_of_flower(client_fn: Any, num_clients: int, config: ServerConfig, strategy: Any, **_: Any) -> History:
+    manager = SimpleClientManager()
+    for client_id in range(num_clients):
+        manager.register(_CallingProxy(str(client_id), client_fn(str(client_id))))
+    history, _seconds = Server(client_manager=manager, strategy=strategy).fit(config.num_rounds, timeout=None)
+    return history
+
+
 @pytest.mark.ray
-def test_old_scripts_get_the_history_of_flower(tmp_path: Path) -> None:
-    """Both in processes of their own, as scripts; one client at a time, where Flower is deterministic."""
+def test_old_scripts_get_the_history_of_flower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The script in a process of its own, as it is started; the loop of Flower here, on the same clients."""
     script = (PROGRAMS / "old_script.py").read_text()
-    histories = []
-    for module in ("flwr.simulation", "sim"):
-        (tmp_path / "script.py").write_text(script.replace("flwr.simulation", module))
-        done = subprocess.run(
-            [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
-        )
-        assert done.returncode == 0, done.stderr
-        histories.append(next(line for line in done.stdout.splitlines() if line.startswith("history")))
+    (tmp_path / "script.py").write_text(script.replace("flwr.simulation", "sim"))
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr("flwr.simulation.start_simulation", _loop_of_flower)
+    runpy.run_path(str(PROGRAMS / "old_script.py"), run_name="__main__")
+    printed = (done.stdout, capsys.readouterr().out)
+    histories = [line for text in printed for line in text.splitlines() if line.startswith("history")]
+    assert len(histories) == 2
     assert histories[0] == histories[1]
     assert "'got': [(1, 1.25)" in histories[0]
     assert [path.name for path in tmp_path.glob("results/*/rounds.csv")] == ["rounds.csv"]
 
 
-@pytest.mark.ray
-def test_an_app_survives_the_death_of_an_actor_and_of_the_driver(tmp_path: Path, app: Any) -> None:
-    command = [sys.executable, "-m", "sim", "app", str(APPS / "stateful_app"), "--num-clients", "5"]
-    command += ["--results-dir", str(tmp_path / "results"), "--name", "killed", "--run-config", "num-server-rounds=40"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    path = tmp_path / "results" / "killed" / "rounds.csv"
-    deadline = time.monotonic() + 120
-    while not (path.exists() and path.read_text().count("\n") > 4):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    done = subprocess.run(
-        [*command[:3], "app", "--resume", "killed", "--results-dir", str(tmp_path / "results")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    whole = app("stateful_app", run_config={"num-server-rounds": 40}, name="whole")
-    assert sha256(tmp_path / "results" / "killed" / "model.safetensors") == sha256(whole.model_path)
+@pytest.mark.slow
+def test_an_app_survives_the_death_of_the_driver(tmp_path: Path, app: Any) -> None:
+    words = ["app", str(APPS / "stateful_app"), "--num-clients", "5", "--engine", "inline", "--name", "killed"]
+    program = Program(tmp_path, "app", [*words, "--run-config", "num-server-rounds=2000"])
+    killed = Run(tmp_path / "results" / "killed")
+    wait_until(lambda: (killed.last_checkpoint() or 0) >= 3 or not program.process.is_alive())
+    program.process.kill()
+    assert program.end() == -signal.SIGKILL
+    num_rounds = int(killed.rounds()["round"].max()) + 2
+    assert num_rounds < 2000
+    resume(killed, num_rounds=num_rounds)
+    whole = app("stateful_app", num_rounds=num_rounds, name="whole")
+    assert sha256(killed.model_path) == sha256(whole.model_path)
 
 
 @pytest.mark.ray
@@ -271,7 +301,7 @@ def test_clients_of_an_app_that_die_or_hang(app: Any, tmp_path: Path, capsys: py
     capsys.readouterr()
     faults = {"marker": str(tmp_path / "died"), "hangs": True}
     settings = {"client_timeout": 3.0, "on_client_error": "drop", "run_config": faults}
-    run = app("faulty_app", {"num_cpus": 2}, engine="ray", name="hung", **settings)
+    run = app("faulty_app", {"num_cpus": 1}, engine="ray", name="hung", **settings)
     assert (tmp_path / "died").exists()
     assert sha256(run.model_path) == sha256(raising.model_path)
     clients = run.clients()
@@ -281,11 +311,11 @@ def test_clients_of_an_app_that_die_or_hang(app: Any, tmp_path: Path, capsys: py
     assert printed == ["errors 1 []", "errors 2 ['Timeout']", "errors 3 []"]
 
 
-def test_the_folder_of_an_app_may_be_given_to_sim_run(sim: Sim, tmp_path: Path) -> None:
-    done = sim("run", str(APPS / "legacy_app"), "--num-clients", "3", "--engine", "inline", "--name", "r")
+def test_the_folder_of_an_app_may_be_given_to_sim_run(command: Sim) -> None:
+    done = command("run", str(APPS / "legacy_app"), "--num-clients", "3", "--engine", "inline", "--name", "r")
     assert done.returncode == 0, done.stderr
     assert "final mae" in done.stdout
-    refused = sim("run", "--app", str(APPS / "legacy_app"), "--alpha", "1")
+    refused = command("run", "--app", str(APPS / "legacy_app"), "--alpha", "1")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "--alpha 1.0: has no effect with --app" in refused.stderr
 

@@ -14,12 +14,15 @@ from sim import RunConfig
 from sim.data import partition
 from sim.data.load_dataset import load_dataset
 
+BRIEF = ["--local-epochs", "1", "--max-local-steps", "3"]
+
 
 def test_clients_give_the_numbers_of_their_simulation(federation: Federation, small: Small) -> None:
     """The same config, simulated and over a network, gives exactly the same weights."""
     shared = ["--num-clients", "3", "--local-epochs", "1", "--fraction-evaluate", "0.7", "--augment", "crop-flip"]
     shared += ["--feature-noise", "0.2"]
-    training = ["--lr", "0.05", "--batch-size", "16", "--num-rounds", "3", "--strategy", "fedprox"]
+    training = ["--lr", "0.05", "--batch-size", "16", "--num-rounds", "2", "--strategy", "fedprox"]
+    training += ["--max-local-steps", "3"]
     tracked = ["--min-clients", "3", "--track", "tensorboard"]
     server = federation.server(*shared, *training, *tracked)
     # Training settings come from the server; a client's own flags for them are ignored.
@@ -29,7 +32,7 @@ def test_clients_give_the_numbers_of_their_simulation(federation: Federation, sm
     settings = {"local_epochs": 1, "fraction_evaluate": 0.7, "lr": 0.05, "batch_size": 16}
     settings |= {"augment": "crop-flip", "feature_noise": 0.2}
     simulated = small(
-        num_clients=3, clients_per_round=None, fraction_fit=1.0, num_rounds=3, strategy="fedprox", **settings
+        num_clients=3, clients_per_round=None, fraction_fit=1.0, num_rounds=2, strategy="fedprox", **settings
     )
     assert sha256(served.model_path) == sha256(simulated.model_path)
     traffic = ["bytes_down", "bytes_up"]  # is counted where it is simulated
@@ -37,7 +40,7 @@ def test_clients_give_the_numbers_of_their_simulation(federation: Federation, sm
     assert served.rounds()[columns].equals(simulated.rounds()[columns])
     columns = ["round", "phase", "client_id", "num_examples", "loss", "accuracy", "status"]
     assert served.clients()[columns].equals(simulated.clients()[columns])
-    assert served.rounds()["round"].tolist() == [0, 1, 2, 3]
+    assert served.rounds()["round"].tolist() == [0, 1, 2]
     assert served.clients()[["actor", *traffic]].isna().all(axis=None)
     assert served.rounds()[traffic].isna().all(axis=None)
     assert simulated.clients()[traffic].notna().all(axis=None)
@@ -47,7 +50,7 @@ def test_clients_give_the_numbers_of_their_simulation(federation: Federation, sm
     events.Reload()
     accuracies = [float(np.float32(each)) for each in served.rounds().test_accuracy]
     assert [each.value for each in events.Scalars("test/accuracy")] == accuracies
-    assert clients[2].lines[-1] == "client 2        trained in 3 rounds"
+    assert clients[2].lines[-1] == "client 2        trained in 2 rounds"
     assert any(line.startswith("sim: waiting for ") and line.endswith(" of 3 are connected") for line in server.lines)
     assert "note:" not in "\n".join(server.lines)
     config = RunConfig(num_clients=3, fraction_fit=1.0)
@@ -61,7 +64,7 @@ def test_clients_of_the_users_own_give_the_results_of_their_simulation(
     """Checks the state of clients, the server's batch size, numpy numbers in metrics, and a dropped client."""
     shutil.copy(PROGRAMS / "own.py", federation.folder)
     shared = ["--num-clients", "2", "--client", "own:Travelling", "--on-client-error", "drop"]
-    server = federation.server(*shared, "--num-rounds", "3", "--batch-size", "32", "--local-epochs", "1")
+    server = federation.server(*shared, "--num-rounds", "3", "--batch-size", "32", *BRIEF)
     clients = [federation.client(i, *shared) for i in range(2)]
     assert [program.end() for program in (server, *clients)] == [0, 0, 0], server.lines
     settings = {"num_clients": 2, "clients_per_round": None, "fraction_fit": 1.0, "num_rounds": 3, "batch_size": 32}
@@ -73,18 +76,9 @@ def test_clients_of_the_users_own_give_the_results_of_their_simulation(
     assert sha256(federation.run.model_path) == sha256(simulated.model_path)
 
 
-def test_differential_privacy_works_after_a_client_is_lost(federation: Federation) -> None:
-    server = federation.server(*SLOW, "--num-rounds", "3", "--min-clients", "2", "--dp", "fixed")
-    clients = [federation.client(i, *SLOW) for i in range(3)]
-    server.wait_for("round 1/3")
-    clients[0].process.kill()
-    assert server.end() == 0, server.lines
-    assert federation.run.clients().query("status == 'failed'").client_id.tolist() == [0]
-
-
 def test_the_server_takes_the_number_of_clients_from_its_clients(federation: Federation) -> None:
     """The server is started without the number of clients, as in Flower's tutorial with three terminals."""
-    server = federation.server("--num-rounds", "3", "--min-clients", "2", "--local-epochs", "1")
+    server = federation.server("--num-rounds", "1", "--min-clients", "2", *BRIEF)
     second = federation.client(1, "--num-clients", "2")
     server.wait_for("client 1 joined")
     other = federation.client(0, "--num-clients", "3", name="other")  # waits until enough others agree
@@ -93,17 +87,18 @@ def test_the_server_takes_the_number_of_clients_from_its_clients(federation: Fed
     assert [program.end() for program in (server, first, second, other)] == [0, 0, 0, 2], server.lines
     assert federation.run.config()["num_clients"] == 2
     assert federation.run.config()["fraction_fit"] == 1.0
-    assert federation.run.rounds()["round"].tolist() == [0, 1, 2, 3]
+    assert federation.run.rounds()["round"].tolist() == [0, 1]
 
 
 SLOW = ["--num-clients", "3", "--dataset", "synthetic", "--num-examples", "3000", "--partitioner", "iid"]
 
 
 def test_a_killed_client_is_named_and_one_that_comes_later_takes_part(federation: Federation) -> None:
-    rounds = ["--num-rounds", "5", "--local-epochs", "5", "--min-clients", "2"]
+    """With noise for differential privacy, which the server adds as well where a client is missing."""
+    rounds = ["--num-rounds", "4", "--local-epochs", "5", "--min-clients", "2", "--dp", "fixed"]
     server = federation.server(*SLOW, *rounds)
     clients = [federation.client(i, *SLOW) for i in range(2)]
-    server.wait_for("round 1/5")
+    server.wait_for("round 1/4")
     clients[1].send(signal.SIGSTOP)  # so round 2 does not end before the late client has joined
     clients[0].send(signal.SIGKILL)
     server.wait_for("client 0 disconnected")
@@ -115,7 +110,7 @@ def test_a_killed_client_is_named_and_one_that_comes_later_takes_part(federation
     lost = records[records.status == "failed"]
     assert lost[["round", "client_id"]].values.tolist() == [[2, 0]]
     assert "connection was lost" in lost.error.iloc[0]
-    assert records[records.client_id == 1]["round"].tolist() == [1, 2, 3, 4, 5]
-    assert records[records.client_id == 2]["round"].tolist() == [3, 4, 5]
-    assert federation.run.rounds()["round"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert records[records.client_id == 1]["round"].tolist() == [1, 2, 3, 4]
+    assert records[records.client_id == 2]["round"].tolist() == [3, 4]
+    assert federation.run.rounds()["round"].tolist() == [0, 1, 2, 3, 4]
     assert federation.run.rounds().num_failures.sum() == 1

@@ -49,7 +49,7 @@ from sim.network.registry import Registry
 from sim.network.server import _reserve
 from sim.run_folder.records import Phase
 
-FEW = ["--num-clients", "2", "--partitioner", "iid", "--local-epochs", "1"]
+FEW = ["--num-clients", "2", "--partitioner", "iid", "--local-epochs", "1", "--max-local-steps", "3"]
 
 
 @pytest.fixture(scope="session")
@@ -64,12 +64,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_tls_accepts_the_right_authority_only(federation: Federation, certificates: Path) -> None:
-    """A client with a wrong CA and a client without TLS get one line each, and the federation continues."""
-    own, other = certificates / "ca.pem", certificates / "other" / "ca.pem"
-    secured = [f"--certificate={certificates / 'server.pem'}", f"--private-key={certificates / 'server.key'}"]
-    server = federation.server(*FEW, *secured, f"--ca={own}", "--num-rounds", "3")
-    server.wait_for("waiting for 2 more clients")
+def _tls_accepts_the_right_authority_only(federation: Federation, certificates: Path) -> None:
+    other = certificates / "other" / "ca.pem"
     wrong = federation.client(0, *FEW, f"--ca={other}", name="wrong")
     plain = federation.client(0, *FEW, name="plain")
     assert (wrong.end(), plain.end()) == (2, 2)
@@ -78,21 +74,23 @@ def test_tls_accepts_the_right_authority_only(federation: Federation, certificat
     assert plain.lines == [
         f"sim: --address {federation.address}: the server uses TLS; give its certificate authority with --ca"
     ]
-    clients = [federation.client(i, *FEW, f"--ca={own}") for i in range(2)]
-    assert [program.end() for program in (server, *clients)] == [0, 0, 0], server.lines
-    assert federation.run.rounds()["round"].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("secured", [False, True], ids=["plain", "tls"])
 def test_connections_of_other_programs_change_nothing(
     federation: Federation, small: Small, certificates: Path, secured: bool
 ) -> None:
-    """Random bytes, 1000 connections without a handshake, and 50 gRPC streams without a message."""
+    """Random bytes, 1000 connections without a handshake, and 50 gRPC streams without a message.
+
+    With TLS also a client with a wrong CA and one without TLS, which get one line each.
+    """
     authority = certificates / "ca.pem"
     own = [f"--certificate={certificates / 'server.pem'}", f"--private-key={certificates / 'server.key'}"]
     shared = [f"--ca={authority}"] if secured else []
-    server = federation.server(*FEW, "--num-rounds", "3", *(own if secured else []), *shared)
+    server = federation.server(*FEW, "--num-rounds", "1", *(own if secured else []), *shared)
     server.wait_for("waiting for 2 more clients")
+    if secured:
+        _tls_accepts_the_right_authority_only(federation, certificates)
     host, _, port = federation.address.partition(":")
     place = host, int(port)
     noise = []
@@ -123,14 +121,12 @@ def test_connections_of_other_programs_change_nothing(
     for connection in (*noise, *silent):
         connection.close()
     assert codes == [0, 0, 0], server.lines
-    simulated = small(
-        num_clients=2, partitioner="iid", clients_per_round=None, fraction_fit=1.0, num_rounds=3, local_epochs=1
-    )
+    simulated = small(num_clients=2, partitioner="iid", clients_per_round=None, fraction_fit=1.0, num_rounds=1)
     assert sha256(federation.run.model_path) == sha256(simulated.model_path)
 
 
 def test_too_few_clients_stop_the_run_and_completed_rounds_are_kept(federation: Federation) -> None:
-    server = federation.server(*FEW, "--num-rounds", "50", "--round-timeout", "4")
+    server = federation.server(*FEW, "--num-rounds", "2000", "--round-timeout", "4")
     clients = [federation.client(i, *FEW) for i in range(2)]
     server.wait_for("round 2/")
     clients[0].process.kill()
@@ -148,7 +144,7 @@ def test_too_few_clients_stop_the_run_and_completed_rounds_are_kept(federation: 
 
 
 def test_refused_clients_print_the_reason_and_the_others_continue(federation: Federation) -> None:
-    server = federation.server(*FEW, "--num-rounds", "2")
+    server = federation.server(*FEW, "--num-rounds", "1")
     first = federation.client(0, *FEW)
     server.wait_for("client 0 joined")
     wrong = {
@@ -171,16 +167,13 @@ def test_refused_clients_print_the_reason_and_the_others_continue(federation: Fe
     assert sum("was refused" in line for line in server.lines) == len(wrong)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_server_leaves_a_complete_folder_and_waits_for_no_client(
-    federation: Federation, number: signal.Signals
-) -> None:
-    server = federation.server(*FEW, "--num-rounds", "50")
+def test_an_interrupted_server_leaves_a_complete_folder_and_waits_for_no_client(federation: Federation) -> None:
+    server = federation.server(*FEW, "--num-rounds", "2000")
     clients = [federation.client(i, *FEW) for i in range(2)]
     server.wait_for("round 1/")
     clients[1].send(signal.SIGSTOP)  # a client that never returns
     server.wait_for("round 1/")
-    server.send(number)
+    server.send(signal.SIGTERM)
     assert server.end() == 130
     assert server.lines[-1] == "sim: interrupted; what was done is on disk"
     for path in (federation.run.model_path, federation.run.accuracy_path):
@@ -189,7 +182,7 @@ def test_an_interrupted_server_leaves_a_complete_folder_and_waits_for_no_client(
 
 
 def test_a_server_that_dies_is_one_line(federation: Federation) -> None:
-    server = federation.server(*FEW, "--num-rounds", "50")
+    server = federation.server(*FEW, "--num-rounds", "2000")
     clients = [federation.client(i, *FEW) for i in range(2)]
     server.wait_for("round 1/")
     server.process.kill()

@@ -82,7 +82,8 @@ _SIMULATE = """
 settings = {"num_clients": 10, "clients_per_round": 4, "num_rounds": 2, "engine": ENGINE, "name": ENGINE}
 seen = []
 run = simulate(
-    RunConfig(**settings), model=Net, train=train, test=test, on_record=lambda record: seen.append(record.round)
+    RunConfig(**settings), model=Net, train=train, test=test, on_record=lambda record: seen.append(record.round),
+    ray_init_args={"num_cpus": 1},
 )
 """
 _SHOWN = (

@@ -118,11 +118,13 @@ def test_runs_without_images(
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"sim: {run.path}: {reason}\n")
 
 
-def test_as_people_start_it(finished: Run, sim: Sim, digits: np.ndarray[Any, Any], tmp_path: Path) -> None:
+def test_as_people_start_it(
+    finished: Run, sim: Sim, command: Sim, digits: np.ndarray[Any, Any], tmp_path: Path
+) -> None:
     shutil.copytree(finished.path, tmp_path / "results" / "mine")
     done = sim("predict", "mine", "0.png")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[1].split()[:3] == ["0.png", *expected(finished, digits[0])[0]]
-    done = sim("predict", "other", "0.png")
+    done = command("predict", "other", "0.png")
     message = "sim: run other: neither a run in results nor a path to one; existing runs: mine\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", message)

@@ -165,9 +165,9 @@ def test_two_runs_of_a_preset_are_the_same_to_the_bit(small: Small, tmp_path: Pa
     assert runs[0].rounds().num_clients[1] == 10
 
 
-def test_a_round_of_fedprox_synthetic(sim: Sim, tmp_path: Path) -> None:
+def test_a_round_of_fedprox_synthetic(command: Sim, tmp_path: Path) -> None:
     words = ("--engine", "inline", "--name", "one")
-    ended = sim("run", "--preset", "fedprox-synthetic", "--num-rounds", "1", "--max-local-steps", "50", *words)
+    ended = command("run", "--preset", "fedprox-synthetic", "--num-rounds", "1", "--max-local-steps", "50", *words)
     assert ended.returncode == 0, ended.stderr
     run = Run(tmp_path / "results" / "one")
     assert (len(run.clients()), run.rounds().num_clients[1]) == (10, 10)

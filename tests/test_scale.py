@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import psutil
 import pytest
 
 from conftest import PROGRAMS, Sim
-from federation import DEADLINE_SECONDS, wait_until
+from federation import Program, wait_until
 from sim import Run
 from sim.errors import RunFolderError
 from sim.scale.cells import Cell, cells
@@ -27,18 +26,19 @@ FEW = ("--scaling", "strong", "--examples-per-client", "8", "--results-dir", "s"
 
 @pytest.mark.ray
 def test_a_grid_is_measured_continues_where_it_stopped_and_is_drawn(command: Sim, tmp_path: Path) -> None:
-    started = [sys.executable, "-m", "sim", "scale", *GRID, *FEW]
-    process = subprocess.Popen(started, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    assert process.stderr.readline().startswith("1/3 inline · 4 clients · 1 actors · ")
+    program = Program(tmp_path, "interrupted", ["scale", *GRID, *FEW])
+    program.wait_for("1/3 inline · 4 clients · 1 actors · ")
     wait_until(lambda: len(list((tmp_path / "s" / "cells").iterdir())) >= 2)
-    os.kill(process.pid, signal.SIGTERM)
-    process.communicate(timeout=DEADLINE_SECONDS)
-    assert process.returncode == 130
-    first = (tmp_path / "s" / "scale.csv").read_text()
+    program.send(signal.SIGTERM)
+    assert program.end() == 130
+    table = tmp_path / "s" / "scale.csv"
+    # As if the cell of one actor had been measured, too: Ray is started once.
+    other = read_scale(table).assign(engine="ray", actors_mib=300.0)
+    other.to_csv(table, mode="a", header=False, index=False)
+    first = table.read_text()
     result = command("scale", *GRID, *FEW)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.splitlines()[0].startswith("2/3 ray · 4 clients · 1 actors · ")
+    assert result.stderr.splitlines()[0].startswith("3/3 ray · 4 clients · 2 actors · ")
     assert (tmp_path / "s" / "scale.csv").read_text().startswith(first)
     frame = read_scale(tmp_path / "s" / "scale.csv")
     assert frame[["engine", "num_clients", "num_actors", "status"]].to_numpy().tolist() == [
@@ -46,7 +46,7 @@ def test_a_grid_is_measured_continues_where_it_stopped_and_is_drawn(command: Sim
         ["ray", 4, 1, "ok"],
         ["ray", 4, 2, "ok"],
     ]
-    for _, row in frame.iterrows():
+    for _, row in frame.drop(1).iterrows():
         name = f"{row.engine}-{row.num_clients}-clients-{row.num_actors}-actors-0"
         run = Run(tmp_path / "s" / "cells" / name)
         rounds, clients = run.rounds(), run.clients()

@@ -152,7 +152,7 @@ def test_each_strategy_learns_the_digits_at_its_defaults(small: Small, name: str
 
 @pytest.mark.parametrize("kind", sorted(strategy.PRIVACY))
 def test_private_averages_follow_the_seed(small: Small, kind: str) -> None:
-    config = {"num_clients": 40, "clients_per_round": 20, "num_rounds": 2, "dp": kind, "max_local_steps": 2}
+    config = {"num_clients": 20, "clients_per_round": 10, "num_rounds": 1, "dp": kind, "max_local_steps": 1}
     first, again, other = (
         small(**config, seed=seed, name=name).model_path.read_bytes() for seed, name in ((0, "a"), (0, "b"), (1, "c"))
     )

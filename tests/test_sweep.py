@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +12,7 @@ import pytest
 from scipy import stats
 
 from conftest import PROGRAMS, Sim, made_once
-from federation import DEADLINE_SECONDS, wait_until
+from federation import Program, wait_until
 from sim import Run
 from sim.errors import ConfigError, RunFolderError
 from sim.run_folder.folder import list_runs
@@ -32,18 +29,16 @@ TARGET = 0.4
 
 
 def _sweep_twice(folder: Path) -> None:
-    command = [sys.executable, "-m", "sim", *WORDS, *FEW, "--target-accuracy", str(TARGET)]
-    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    ended = process.stderr.readline()
-    assert ended.startswith("1/4 "), ended
-    process.kill()
-    process.wait()
+    words = [*WORDS, *FEW, "--target-accuracy", str(TARGET)]
+    killed = Program(folder, "killed", words)
+    killed.wait_for("1/4 ")
+    killed.process.kill()
+    killed.end()
     before = {run.name: run.rounds_path.stat().st_mtime_ns for run in list_runs(str(folder / "s")) if run.is_done()}
     assert 1 <= len(before) < 4
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-3:] == [
+    again = Program(folder, "again", words)
+    assert again.end() == 0, again.lines
+    assert again.lines[-3:] == [
         "tables          s/sweep.csv, s/runs.csv",
         "picture         s/sweep.png",
         "final values    s/final.png",
@@ -58,8 +53,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "sweep", _sweep_twice) / "s"
 
 
-def test_its_table_has_the_numbers_of_the_sweep(swept: Path, sim: Sim, tmp_path: Path) -> None:
-    done = sim("table", str(swept), "-o", "t.csv", "--baseline", "alpha=0.3")
+def test_its_table_has_the_numbers_of_the_sweep(swept: Path, command: Sim, tmp_path: Path) -> None:
+    done = command("table", str(swept), "-o", "t.csv", "--baseline", "alpha=0.3")
     assert (done.returncode, done.stderr) == (0, "")
     found, expected = pd.read_csv(tmp_path / "t.csv"), pd.read_csv(swept / "sweep.csv")
     names = ["alpha", *(f"final_accuracy_{part}" for part in ("mean", "sd", "low", "high"))]
@@ -151,7 +146,7 @@ def test_a_folder_of_a_run_that_was_killed_at_once_is_waiting(tmp_path: Path) ->
 @pytest.mark.slow
 def test_a_failed_run_is_shown_and_does_not_end_the_sweep(command: Sim, tmp_path: Path) -> None:
     words = ["sweep", "--vary", "on_client_error=stop,drop", "--seeds", "1", "--results-dir", str(tmp_path / "s")]
-    result = command(*words, *FEW, "--client", "own:Failing", "--num-rounds", "3", cwd=PROGRAMS)
+    result = command(*words, *FEW, "--client", "own:Failing", "--max-local-steps", "1", cwd=PROGRAMS)
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
     assert last.startswith("sim: 1 of 2 runs failed, first on_client_error-stop_seed-0: client ")
@@ -165,13 +160,12 @@ def test_a_failed_run_is_shown_and_does_not_end_the_sweep(command: Sim, tmp_path
 @pytest.mark.slow
 def test_ctrl_c_ends_a_sweep_with_checkpoints_and_no_process(tmp_path: Path) -> None:
     words = ["sweep", "--seeds", "1", "--num-rounds", "500", "--engine", "inline", "--results-dir", "s"]
-    process = subprocess.Popen([sys.executable, "-m", "sim", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    program = Program(tmp_path, "interrupted", words)
     run = Run(tmp_path / "s" / "seed-0")
     wait_until(lambda: run.last_checkpoint() is not None)
-    os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=DEADLINE_SECONDS)
-    assert process.returncode == 130
-    assert errors.splitlines()[-1] == "sim: interrupted; what was done is on disk"
+    program.send(signal.SIGINT)
+    assert program.end() == 130
+    assert program.lines[-1] == "sim: interrupted; what was done is on disk"
     assert run.last_checkpoint() == run.rounds()["round"].max()
     assert run.model_path.exists()
 

@@ -272,16 +272,14 @@ def test_an_unknown_tracker_is_one_line(command: Sim, flags: list[str], message:
 
 
 def test_a_sweep_puts_its_runs_side_by_side_into_one_store(command: Sim, tmp_path: Path) -> None:
-    flags = ["--num-clients", "10", "--num-rounds", "1", "--local-epochs", "1", "--engine", "inline"]
-    tracked = ["--track", "tensorboard", "--track", "mlflow", "--results-dir", "swept"]
+    flags = ["--num-clients", "10", "--num-rounds", "1", "--max-local-steps", "1", "--engine", "inline"]
+    tracked = ["--track", "mlflow", "--results-dir", "swept"]
     done = command("sweep", "--vary", "alpha=0.5,5", "--seeds", "1", "--jobs", "2", *flags, *tracked)
     assert done.returncode == 0, done.stderr
     names = ["alpha-0.5_seed-0", "alpha-5.0_seed-0"]
     runs = _mlflow_runs(tmp_path / "swept" / "mlflow", "swept")
     assert sorted(run.info.run_name for run in runs) == names
     assert sorted(run.data.params["alpha"] for run in runs) == ["0.5", "5.0"]
-    for name in names:
-        assert list((tmp_path / "swept" / name / "tensorboard").iterdir())
     assert pd.read_csv(tmp_path / "swept" / "runs.csv").status.tolist() == ["done", "done"]
 
 
