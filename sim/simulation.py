@@ -30,9 +30,9 @@ from sim.tracking.by_name import check_trackers
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sim.engine.contract import Dispatcher
+    from sim.engine.interface import Dispatcher
     from sim.engine.ray.session import RaySession
-    from sim.server.prepared import Prepared
+    from sim.server.prepared_run import Prepared
 
 _SMALLEST_BUILT_IN_SIDE = 32  # pixels; every built-in model takes images of at least this height and width
 
@@ -195,7 +195,7 @@ def evaluate(
     ):
         with uncollected():
             from sim.run_folder import log
-            from sim.server.prepared import ProgramObjects
+            from sim.server.prepared_run import ProgramObjects
             from sim.setup.prepare import prepare
 
         prepared = prepare(config, ProgramObjects(**objects.given))
@@ -271,7 +271,7 @@ def _simulate(
             _check_data_and_folder(config)
             ray_session.start()
         with uncollected():
-            from sim.server.prepared import ProgramObjects
+            from sim.server.prepared_run import ProgramObjects
             from sim.server.rounds import RoundServer
             from sim.setup.evaluation import Evaluation, write_table
             from sim.setup.prepare import prepare
@@ -337,7 +337,7 @@ def _open_engine(prepared: Prepared, ray_session: RaySession | None, num_actors:
 
         yield InlineDispatcher(Worker(spec, config.num_clients, config.seed))
         return
-    from sim.engine.contract import RetryPolicy
+    from sim.engine.interface import RetryPolicy
 
     retry_policy = RetryPolicy(config.max_retries, config.client_timeout)
     with ray_session.open(spec, config.num_clients, config.num_rounds, retry_policy, run.log_path) as dispatcher:

@@ -23,14 +23,14 @@ from sim.data.columns import Columns
 from sim.data.load_dataset import Examples
 from sim.data.loaders import resident, with_flipped_classes
 from sim.engine.client_execution import Worker
-from sim.engine.contract import Chunk, ClientResult, Task
 from sim.engine.inline import InlineDispatcher
+from sim.engine.interface import Chunk, ClientResult, Task
 from sim.errors import ConfigError
 from sim.network.options import networked
 from sim.seeds import Purpose, generator
 from sim.server import strategy
 from sim.server.attacks import ATTACKS, Attackers, attackers_of, z_max
-from sim.server.prepared import Prepared, ProgramObjects
+from sim.server.prepared_run import Prepared, ProgramObjects
 from sim.server.rounds import FinishedRound, RoundServer
 from sim.setup.prepare import prepare
 from sim.sweep.figure import results_figure, varied_number

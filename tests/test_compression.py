@@ -22,10 +22,10 @@ from sim.compression.by_name import Compression
 from sim.compression.codec import Codec
 from sim.compression.message import RESIDUAL, Message, expected_bytes
 from sim.engine.client_execution import Worker
-from sim.engine.contract import Chunk, Task
+from sim.engine.interface import Chunk, Task
 from sim.errors import ConfigError, RunFolderError
 from sim.run_folder.client_states import StatesInFolder
-from sim.server.prepared import ProgramObjects
+from sim.server.prepared_run import ProgramObjects
 from sim.server.traffic import Traffic
 from sim.setup.prepare import prepare
 

@@ -19,10 +19,10 @@ from sim import Run, resume, simulate
 from sim.client.torch_client import fit_settings
 from sim.config.run_config import RunConfig
 from sim.engine.client_execution import Worker
-from sim.engine.contract import Chunk, ClientResult, Task
+from sim.engine.interface import Chunk, ClientResult, Task
 from sim.errors import ClientError, PluginError, RunError
 from sim.process_settings import restored_settings
-from sim.server.prepared import Prepared
+from sim.server.prepared_run import Prepared
 from sim.setup.prepare import prepare
 
 _SOURCE = ast.parse((PROGRAMS / "untidy.py").read_text(encoding="utf-8"))

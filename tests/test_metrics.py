@@ -13,20 +13,20 @@ import pytest
 
 from conftest import PROGRAMS, SMALL, Sim
 from sim import Run, RunConfig, resume, simulate
-from sim.engine.contract import ClientResult
+from sim.engine.interface import ClientResult
 from sim.errors import ConfigError, RunFolderError, WriteError
 from sim.metrics import MetricName, Target, configured, named, quantiles, shown
 from sim.run_folder import checkpoint as checkpoints
 from sim.run_folder import plots
-from sim.run_folder.measured import column, metric_of, names_of, table_of
+from sim.run_folder.measurements import column, metric_of, names_of, table_of
 from sim.run_folder.progress import RoundProgress
 from sim.run_folder.records import ClientRecord, MetricRecord, RoundRecord, columns
 from sim.run_folder.writer import RunWriter
 from sim.server import results
-from sim.sweep.grid import Variant
 from sim.sweep.planned import Planned
 from sim.sweep.screen import table_of as sweep_screen
 from sim.sweep.table import runs_frame, sweep_frame
+from sim.sweep.variants import Variant
 
 REGRESSION: dict[str, Any] = {
     "dataset": "regression:load_data",

@@ -40,8 +40,8 @@ from flwr.server.client_proxy import ClientProxy
 
 from conftest import ROOT, Sim, Small, sha256
 from federation import Federation, free_port, wait_until
-from sim.engine.contract import Chunk, ClientResult, Task
-from sim.engine.remote import RemoteDispatcher
+from sim.engine.interface import Chunk, ClientResult, Task
+from sim.engine.network import RemoteDispatcher
 from sim.errors import ConfigError
 from sim.network.identity import REFUSED, Identity, Shape
 from sim.network.options import ServerOptions

@@ -17,9 +17,9 @@ from sim.config.flags import settings_given
 from sim.config.run_config import RunConfig
 from sim.scale.cells import cells
 from sim.scale.execute import COLUMNS, CellRecord, efficiency_frame, read_scale
-from sim.sweep.grid import parse_axis, variants
 from sim.sweep.planned import Planned
 from sim.sweep.table import write_tables
+from sim.sweep.variants import parse_axis, variants
 
 pytestmark = pytest.mark.slow  # Jupyter's kernel is a process of its own
 

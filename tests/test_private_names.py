@@ -14,7 +14,7 @@ from flwr.common import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from conftest import ONE_ACTOR, Sim, Small, sha256
 from sim import private_names
 from sim.errors import StateError
-from sim.run_folder.state import pack_record, unpack_record
+from sim.run_folder.encode_state import pack_record, unpack_record
 
 FEW = ["run", "--num-clients", "10", "--clients-per-round", "4", "--num-rounds", "2", "--local-epochs", "1"]
 FEW += ["--max-local-steps", "3", "--local-training", "vectorized", "--vectorized-clients", "3"]

@@ -14,7 +14,7 @@ import pytest
 
 from conftest import ONE_ACTOR, PROGRAMS, Sim, Small, sha256
 from sim import Run, RunConfig, resume
-from sim.engine import contract
+from sim.engine import interface
 from sim.engine.ray.session import _remove_left_folders
 from sim.errors import ClientError, EngineError
 from sim.run_folder.records import RoundRecord
@@ -27,7 +27,7 @@ SHORT = 4.0
 def stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_programs: None) -> Path:
     """A folder in which the programs of ``stuck`` note what they did."""
     monkeypatch.setenv("STUCK", str(tmp_path))
-    monkeypatch.setattr(contract, "other_timeout", lambda client_timeout: client_timeout and SHORT)
+    monkeypatch.setattr(interface, "other_timeout", lambda client_timeout: client_timeout and SHORT)
     return tmp_path
 
 

@@ -22,9 +22,9 @@ from sim.data.columns import Columns
 from sim.data.load_dataset import Dataset, DataSource
 from sim.errors import UsageError
 from sim.run_folder.checkpoint import Checkpoint, CheckpointWriter, read_last
+from sim.run_folder.encode_state import Arrays, decode, encode
 from sim.run_folder.folder import Run
 from sim.run_folder.records import RoundRecord
-from sim.run_folder.state import Arrays, decode, encode
 from sim.run_folder.writer import RunWriter
 
 REUSED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

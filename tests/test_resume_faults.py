@@ -27,7 +27,7 @@ from sim.run_folder import checkpoint as checkpoints
 from sim.run_folder import environment
 from sim.run_folder.folder import Run
 from sim.run_folder.writer import RunWriter, locked_folder
-from sim.server.prepared import Prepared
+from sim.server.prepared_run import Prepared
 from sim.setup import resume as setup_resume
 from sim.setup.prepare import prepare
 

@@ -10,7 +10,7 @@ from sim.client.torch_client import fit_settings
 from sim.config.run_config import RunConfig
 from sim.engine.aggregation import WeightedSum, cut
 from sim.engine.client_execution import Worker
-from sim.engine.contract import Chunk, ChunkResult, ClientResult, Task
+from sim.engine.interface import Chunk, ChunkResult, ClientResult, Task
 from sim.engine.ray.scheduling import WorkItem, by_work, in_items, joined, least_clients, next_message
 from sim.setup.prepare import prepare
 

@@ -13,13 +13,13 @@ from sim import Run, RunConfig
 from sim.errors import ConfigError
 from sim.metrics import Target
 from sim.run_folder import plots
-from sim.run_folder.measured import spent, spent_to_target
+from sim.run_folder.measurements import spent, spent_to_target
 from sim.run_folder.records import RoundRecord
 from sim.run_folder.writer import RunWriter
-from sim.sweep.grid import Variant
 from sim.sweep.planned import Planned
 from sim.sweep.screen import table_of as sweep_screen
 from sim.sweep.table import runs_frame, sweep_frame
+from sim.sweep.variants import Variant
 
 SETTINGS = {"target_accuracy": 0.4, "num_rounds": 2}
 # For each seed: accuracies, virtual seconds, bytes down, bytes up.

@@ -18,7 +18,7 @@ from sim.config.run_config import RunConfig
 from sim.data.partitioners import PARTITIONERS
 from sim.data.sources.by_name import SOURCES
 from sim.engine.aggregation import WeightedSum
-from sim.engine.contract import ClientResult
+from sim.engine.interface import ClientResult
 from sim.errors import ConfigError, PluginError
 from sim.server import strategy
 from sim.server.async_rules import RULES

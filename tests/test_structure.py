@@ -25,7 +25,7 @@ TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "READM
 ALLOWED = {
     "ray": "engine.ray",
     "flwr.simulation": "engine.ray.start_simulation",
-    "flwr": "client engine server setup measure network flower_app flower_programs run_folder.state"
+    "flwr": "client engine server setup measure network flower_app flower_programs run_folder.encode_state"
     " run_folder.checkpoint",
     "torch": "seeds process_settings data.batches data.items data.loaders training algorithms client engine setup"
     " tracking measure run_folder.environment simulation commands.scale",

@@ -16,9 +16,9 @@ from federation import Program, wait_until
 from sim import Run
 from sim.errors import ConfigError, RunFolderError
 from sim.run_folder.folder import list_runs
-from sim.sweep.grid import parse_axis, variants
 from sim.sweep.planned import Planned
 from sim.sweep.table import Interval
+from sim.sweep.variants import parse_axis, variants
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

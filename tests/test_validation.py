@@ -21,7 +21,7 @@ from sim.errors import RunFolderError
 from sim.metrics import MetricName
 from sim.network.options import networked
 from sim.run_folder.best_round import BestRound, metric_of_validation
-from sim.run_folder.measured import names_of
+from sim.run_folder.measurements import names_of
 from sim.run_folder.plots import curves_figure, curves_of
 from sim.run_folder.weights_file import content_of, read_model, round_of
 from sim.setup.trained import TrainedModel

@@ -20,7 +20,7 @@ from sim.data.batches import Resident
 from sim.data.load_dataset import Examples
 from sim.engine import vectorized
 from sim.engine.client_execution import Worker
-from sim.engine.contract import Chunk, Task
+from sim.engine.interface import Chunk, Task
 from sim.errors import ConfigError
 from sim.setup import prepare
 from sim.training.vectorized import Trainer, drawn

@@ -13,7 +13,7 @@ import pytest
 
 from sim.config.run_config import RunConfig
 from sim.devices.device import Device
-from sim.engine.contract import ClientResult
+from sim.engine.interface import ClientResult
 from sim.errors import ConfigError
 from sim.seeds import Purpose, generator
 from sim.server.async_rules import Arrived, FedAsync, FedBuff, staleness_factor

@@ -47,7 +47,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def show(run: Run, frame: pd.DataFrame, path: Path) -> None:
     """Print what the table of an evaluation says, and where it is."""
-    from sim.run_folder.measured import metric_of
+    from sim.run_folder.measurements import metric_of
     from sim.run_folder.plots import ACCURACY
 
     metric = metric_of(run) or ACCURACY

@@ -15,7 +15,7 @@ from sim.disk import bytes_of, shown_bytes
 from sim.errors import ConfigError, RunFolderError, one_line
 from sim.metrics import MetricName, shown
 from sim.run_folder.folder import Run, list_runs
-from sim.run_folder.measured import column, direction_of, metric_of, table_of
+from sim.run_folder.measurements import column, direction_of, metric_of, table_of
 from sim.run_folder.read_run import ReadRun
 
 

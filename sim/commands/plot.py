@@ -35,7 +35,7 @@ def plot(arguments: argparse.Namespace) -> None:
     targets = tuple(each.value if isinstance(each, Target) else each for each in given)
     grid = None if arguments.grid is None else _settings(arguments.grid)
     from sim.run_folder import plots
-    from sim.run_folder.measured import metric_of, metric_of_all
+    from sim.run_folder.measurements import metric_of, metric_of_all
     from sim.run_folder.plot_style import Look
 
     look = Look(arguments.style or "screen", arguments.width or "single", smooth, targets)

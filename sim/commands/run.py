@@ -129,7 +129,7 @@ def _report(run: Any, word: str) -> None:
     import pandas as pd
 
     from sim.metrics import shown, spelled
-    from sim.run_folder.measured import column, metric_of, table_of
+    from sim.run_folder.measurements import column, metric_of, table_of
     from sim.run_folder.plots import ACCURACY
 
     metric = metric_of(run) or ACCURACY

@@ -16,7 +16,7 @@ from sim.tracking.by_name import check_trackers
 
 def sweep(arguments: argparse.Namespace) -> None:
     """``sim sweep``: execute a run for each combination of values and each seed."""
-    from sim.sweep.grid import MOST_RUNS, parse_axis, variants
+    from sim.sweep.variants import MOST_RUNS, parse_axis, variants
 
     given = settings_without_name(arguments)
     results_dir = given.pop("results_dir", RunConfig.results_dir)

@@ -248,6 +248,7 @@ def _distribution(config: RunConfig, values: Values) -> dict[str, Any]:
     return _by_label(num_classes=len(np.unique(values)))(config, values)
 
 
+# A new one also goes into ``sim.config.choices``, whose names the command line knows without these imports.
 PARTITIONERS = {
     "iid": Entry("IidPartitioner", _count, iid),
     "dirichlet": Entry("DirichletPartitioner", _dirichlet, column="classes"),

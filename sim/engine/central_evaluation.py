@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from flwr.common import NDArrays, Scalar
 
-from sim.engine.contract import Dispatcher, TestSlice
+from sim.engine.interface import Dispatcher, TestSlice
 from sim.training.local import means
 
 

@@ -44,7 +44,7 @@ from sim.client.torch_client import TorchClient
 from sim.compression.message import RESIDUAL
 from sim.engine import vectorized
 from sim.engine.aggregation import NonFiniteError, WeightedSum, check_finite, in_dtypes_of, same_shapes
-from sim.engine.contract import MOST_ACCURACY, Chunk, ChunkResult, ClientResult, Task, TestSlice, other_timeout
+from sim.engine.interface import MOST_ACCURACY, Chunk, ChunkResult, ClientResult, Task, TestSlice, other_timeout
 from sim.engine.liveness import SETTING_UP, TESTING, Liveness
 from sim.errors import BrokenProcessError, described, many_lines
 from sim.metrics import spelled

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from flwr.common import NDArrays
 
 from sim.engine.client_execution import Worker
-from sim.engine.contract import Chunk, ChunkResult, TestSlice
+from sim.engine.interface import Chunk, ChunkResult, TestSlice
 from sim.training.local import TestSums
 
 

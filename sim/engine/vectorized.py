@@ -17,7 +17,7 @@ from sim.client.runtime import ClientRuntime, message_of
 from sim.client.torch_client import TRAIN_SETTINGS
 from sim.data.batches import Batches
 from sim.engine.aggregation import NonFiniteError, WeightedSum
-from sim.engine.contract import Chunk, ClientResult, Task
+from sim.engine.interface import Chunk, ClientResult, Task
 from sim.seeds import Purpose, seeded, sequence
 from sim.training.step_hooks import Step, Steps
 from sim.training.vectorized import Member, Trainer, drawn

@@ -11,9 +11,9 @@ import torch
 
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError
-from sim.measure.client import Measurement, MeasurementTask, measure
+from sim.measure.measure_client import Measurement, MeasurementTask, measure
 from sim.run_folder import environment
-from sim.server.prepared import Prepared
+from sim.server.prepared_run import Prepared
 from sim.setup.prepare import prepare
 
 _PROCESS_BYTES = 450 * 2**20  # of a process that has imported PyTorch 2.14 and Flower, on Linux

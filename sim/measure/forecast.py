@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from sim.config.evaluation import EvaluationConfig
 from sim.config.run_config import RunConfig
 from sim.config.training_config import TrainingConfig
-from sim.engine.contract import ClientResult
+from sim.engine.interface import ClientResult
 from sim.errors import ConfigError, EngineError
 from sim.measure.capacity import Sizing
-from sim.measure.client import MeasurementTask, measure
+from sim.measure.measure_client import MeasurementTask, measure
 from sim.processes import Child, written
 from sim.seeds import Purpose, generator, seeded
 from sim.server.async_rules import rule_of
 from sim.server.fit_ins_strategies import VirtualClientProxy, aggregate_fit
-from sim.server.prepared import Prepared
+from sim.server.prepared_run import Prepared
 from sim.server.results import PhaseResults
 
 _SECONDS = 6.0  # of measuring as many clients at once as the run will

@@ -37,8 +37,8 @@ from sim.client.runtime import ClientSpec
 from sim.client.torch_client import fit_settings
 from sim.config.run_config import RunConfig
 from sim.engine.client_execution import Worker
-from sim.engine.contract import Chunk, ClientResult, Task
-from sim.engine.remote import ALGORITHM, LOSS, SECONDS, SHARED
+from sim.engine.interface import Chunk, ClientResult, Task
+from sim.engine.network import ALGORITHM, LOSS, SECONDS, SHARED
 from sim.errors import ConfigError, EngineError, RefusedError, one_line
 from sim.network.identity import REFUSED, STOPPED, Identity, prepare_client
 from sim.network.options import ClientOptions

@@ -24,7 +24,7 @@ from flwr.server import History, Server, ServerConfig
 
 from sim.config.run_config import RunConfig
 from sim.engine.client_execution import Worker
-from sim.engine.remote import ALGORITHM, SHARED, RemoteDispatcher
+from sim.engine.network import ALGORITHM, SHARED, RemoteDispatcher
 from sim.errors import ConfigError, EngineError, UsageError
 from sim.network.identity import Identity, Shape, fingerprint
 from sim.network.options import ServerOptions
@@ -33,7 +33,7 @@ from sim.processes import imports_are_no_garbage
 from sim.run_folder import log as run_log
 from sim.run_folder.callbacks import Callback, OnRecord, check_callbacks
 from sim.run_folder.folder import Run
-from sim.server.prepared import Prepared
+from sim.server.prepared_run import Prepared
 from sim.server.rounds import RoundServer
 from sim.setup.prepare import check_device, prepare
 from sim.setup.run_session import Session, open_session

@@ -19,7 +19,7 @@ from sim.metrics import MetricName
 from sim.report.numbers import PARTS, Group, SeedStatistics, last, measured
 from sim.run_folder import plots
 from sim.run_folder.figure import Figure
-from sim.run_folder.measured import column
+from sim.run_folder.measurements import column
 from sim.run_folder.plot_style import Look
 
 # 10.5 points in a picture of 5.4 inches are 10 px on a phone 390 px wide, and 16 px at the 600 px of half a page.

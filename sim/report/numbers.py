@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sim.metrics import MetricName, Target
-from sim.run_folder.measured import column, spent_to_target, table_of, tested_last
+from sim.run_folder.measurements import column, spent_to_target, table_of, tested_last
 from sim.run_folder.plots import ACCURACY, Curve, curves_of, sample_sd
 from sim.run_folder.read_run import ReadRun
 

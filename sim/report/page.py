@@ -15,7 +15,7 @@ from sim.report import comparison, figures, numbers
 from sim.report.latex import latex_of
 from sim.report.numbers import Group
 from sim.run_folder import plots
-from sim.run_folder.measured import metric_of_all
+from sim.run_folder.measurements import metric_of_all
 from sim.run_folder.read_run import ReadRun
 
 _MAX_FAILURE_KINDS = 50  # there may be many, e.g. if each error text contains the client's number

@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from sim.errors import RunFolderError, StateError
+from sim.run_folder.encode_state import Arrays, Tree, decode, encode, pack_record, unpack_record
 from sim.run_folder.folder import Run
-from sim.run_folder.state import Arrays, Tree, decode, encode, pack_record, unpack_record
 
 Code = dict[str, tuple[str, str]]
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from sim.errors import ConfigError
 from sim.metrics import MetricName
 from sim.run_folder import plots
-from sim.run_folder.measured import column, metric_of_all
+from sim.run_folder.measurements import column, metric_of_all
 from sim.run_folder.plot_style import Look
 from sim.run_folder.settings import NOT_COMPARED, NOTHING, Key, differing, ordered, shown
 

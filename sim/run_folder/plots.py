@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from sim.errors import ConfigError, one_line
 from sim.metrics import MetricName
 from sim.run_folder.figure import Figure
-from sim.run_folder.measured import QUANTILES, X_AXES, column, spent, table_of, unmeasured
+from sim.run_folder.measurements import QUANTILES, X_AXES, column, spent, table_of, unmeasured
 from sim.run_folder.plot_style import Look
 from sim.run_folder.settings import NOT_COMPARED
 

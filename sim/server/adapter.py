@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from flwr.common import NDArrays, RecordDict
 
-from sim.engine.contract import Chunk, ClientResult
+from sim.engine.interface import Chunk, ClientResult
 from sim.run_folder.records import Phase
 from sim.server.results import PhaseResults
 

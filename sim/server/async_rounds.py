@@ -1,5 +1,7 @@
 """Executes the schedule of an asynchronous run: each round is one new version of the model.
 
+The loop over the rounds is that of ``sim.server.rounds``, which asks for one version after another.
+
 Clients that are at work at the same time do not depend on each other, so that they are executed together, as soon as
 the versions that they began with are there. Their updates are used in the order of the schedule.
 """
@@ -17,13 +19,13 @@ from flwr.common import NDArrays, RecordDict
 
 from sim.client.torch_client import fit_settings
 from sim.engine.aggregation import cut, in_dtypes_of, same_shapes
-from sim.engine.contract import Chunk, ClientResult, Task
+from sim.engine.interface import Chunk, ClientResult, Task
 from sim.errors import RunError
 from sim.run_folder.records import ClientRecord
 from sim.server.async_rules import Arrived, rule_of
 from sim.server.async_schedule import AsyncSchedule, Start, Version
 from sim.server.executor import Executor, stop
-from sim.server.prepared import Prepared
+from sim.server.prepared_run import Prepared
 from sim.server.results import PhaseResults
 from sim.server.run_sampler import RunSampler
 from sim.server.virtual_rounds import time_of, unfinished, with_virtual_time

@@ -42,7 +42,7 @@ from sim.config.fields import arguments_of, setting
 from sim.config.run_config import RunConfig
 from sim.data.load_dataset import Dataset
 from sim.engine.aggregation import cast
-from sim.engine.contract import ClientResult
+from sim.engine.interface import ClientResult
 from sim.errors import ConfigError
 from sim.seeds import Purpose, generator
 from sim.training.weights import WeightLayout

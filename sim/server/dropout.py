@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from sim.config.run_config import RunConfig
-from sim.engine.contract import Chunk
+from sim.engine.interface import Chunk
 from sim.run_folder.records import ClientRecord
 from sim.seeds import Purpose, generator
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 from flwr.common import RecordDict
 
 from sim.engine.aggregation import MismatchError
-from sim.engine.contract import Chunk, ChunkResult, ClientResult, Dispatcher
+from sim.engine.interface import Chunk, ChunkResult, ClientResult, Dispatcher
 from sim.errors import ClientError, RunError, one_line
 from sim.metrics import spelled
 from sim.run_folder.records import Phase

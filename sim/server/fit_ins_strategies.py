@@ -40,7 +40,7 @@ from sim.algorithms.algorithm import Aggregation
 from sim.client.torch_client import fit_settings
 from sim.config.run_config import RunConfig
 from sim.engine.aggregation import cut
-from sim.engine.contract import Chunk, ClientResult, Task
+from sim.engine.interface import Chunk, ClientResult, Task
 from sim.errors import RunError
 from sim.run_folder.records import Phase
 from sim.server.adapter import Evaluated

@@ -18,7 +18,7 @@ from sim import private_names
 from sim.client.flower_program import client_of, node_of
 from sim.client.message_contents import Packer, keys_of, source_of, unpack
 from sim.engine.aggregation import cut
-from sim.engine.contract import Chunk, ClientResult, Task, TaskMessage
+from sim.engine.interface import Chunk, ClientResult, Task, TaskMessage
 from sim.errors import RunError
 from sim.metrics import spelled
 from sim.run_folder.records import Phase

@@ -19,7 +19,7 @@ from sim.client.flower_program import client_of, node_of
 from sim.client.torch_client import fit_settings
 from sim.config.run_config import RunConfig
 from sim.engine.aggregation import cut
-from sim.engine.contract import Chunk, ClientResult, Task
+from sim.engine.interface import Chunk, ClientResult, Task
 from sim.errors import RunError
 from sim.metrics import spelled
 from sim.run_folder.records import Phase

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sim.config.run_config import RunConfig
-from sim.engine.contract import ClientResult
+from sim.engine.interface import ClientResult
 
 DELTA = 1e-5  # unless --dp-args target_delta says otherwise
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from sim import metrics
 from sim.engine.aggregation import WeightedSum
-from sim.engine.contract import ClientResult
+from sim.engine.interface import ClientResult
 from sim.run_folder.records import ClientRecord, MetricRecord, Phase
 
 

@@ -21,7 +21,7 @@ from flwr.serverapp.strategy import Strategy as NewerStrategy
 
 from sim.engine.aggregation import NonFiniteError, check_finite
 from sim.engine.central_evaluation import CentralTest
-from sim.engine.contract import MOST_ACCURACY, Chunk, Dispatcher
+from sim.engine.interface import MOST_ACCURACY, Chunk, Dispatcher
 from sim.errors import RunError, UsageError, described, many_lines, one_line
 from sim.metrics import Target, spelled
 from sim.process_settings import restored_settings
@@ -35,7 +35,7 @@ from sim.server.dropout import dropout_record, dropouts, without
 from sim.server.executor import Executor
 from sim.server.fit_ins_strategies import LegacyStrategy, virtual_clients
 from sim.server.message_to_fit_ins import MessagesToClients
-from sim.server.prepared import Prepared
+from sim.server.prepared_run import Prepared
 from sim.server.privacy import Privacy
 from sim.server.results import (
     PhaseResults,

@@ -9,10 +9,10 @@ from flwr.common import NDArrays
 
 from sim.client.runtime import message_of
 from sim.compression.message import Message, expected_bytes
-from sim.engine.contract import Chunk
+from sim.engine.interface import Chunk
 from sim.run_folder.records import Phase
 from sim.seeds import Purpose, generator
-from sim.server.prepared import Prepared
+from sim.server.prepared_run import Prepared
 
 
 class Traffic:

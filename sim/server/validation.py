@@ -11,12 +11,12 @@ from typing import Any
 from flwr.common import NDArrays
 
 from sim.engine.central_evaluation import CentralTest
-from sim.engine.contract import Dispatcher
+from sim.engine.interface import Dispatcher
 from sim.errors import RunError, one_line
 from sim.metrics import MetricName
 from sim.run_folder.best_round import BestRound, metric_of_validation
 from sim.run_folder.records import MetricRecord, RoundRecord
-from sim.server.prepared import Prepared
+from sim.server.prepared_run import Prepared
 from sim.server.results import numbers_of, test_records
 
 

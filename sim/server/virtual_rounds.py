@@ -13,10 +13,10 @@ from flwr.serverapp.strategy import Strategy as NewerStrategy
 
 from sim.config.fields import MOST
 from sim.config.run_config import RunConfig
-from sim.engine.contract import Chunk, ClientResult, Task
+from sim.engine.interface import Chunk, ClientResult, Task
 from sim.errors import ConfigError, RunError
 from sim.run_folder.records import ClientRecord
-from sim.server.prepared import Prepared
+from sim.server.prepared_run import Prepared
 from sim.server.round_schedule import RoundSchedule, scheduled
 from sim.server.run_sampler import RunSampler
 from sim.server.sampled_clients import SampledClients

@@ -13,7 +13,7 @@ import numpy as np
 from flwr.common import NDArrays
 
 from sim.engine.aggregation import WeightedSum, fitted, in_dtypes_of
-from sim.engine.contract import ClientResult
+from sim.engine.interface import ClientResult
 from sim.training.weights import WeightLayout
 
 

@@ -20,7 +20,7 @@ from sim.data.items import Items
 from sim.data.load_dataset import Dataset, Examples
 from sim.data.loaders import ExampleLoader, ResidentColumns, example_batch, resident
 from sim.engine.client_execution import Worker, WrongReturnError
-from sim.engine.contract import Chunk, ClientResult, Task
+from sim.engine.interface import Chunk, ClientResult, Task
 from sim.errors import DataError, PluginError, described, one_line
 from sim.process_settings import restored_settings
 from sim.seeds import Purpose, seeded

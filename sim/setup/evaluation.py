@@ -16,7 +16,7 @@ from sim.client.torch_client import fit_settings
 from sim.config.fields import MOST, flag_of
 from sim.config.run_config import RunConfig
 from sim.engine.aggregation import cut
-from sim.engine.contract import Chunk, ClientResult, Dispatcher, Task
+from sim.engine.interface import Chunk, ClientResult, Dispatcher, Task
 from sim.errors import ConfigError, RunFolderError, WriteError
 from sim.run_folder import environment
 from sim.run_folder.checkpoint import restored
@@ -26,7 +26,7 @@ from sim.run_folder.weights_file import read_model
 from sim.run_folder.writer import write_whole
 from sim.server.async_rounds import states_after
 from sim.server.executor import Executor
-from sim.server.prepared import Prepared
+from sim.server.prepared_run import Prepared
 from sim.server.results import numbers_of
 from sim.server.rounds import RoundServer
 from sim.server.traffic import Traffic

@@ -35,7 +35,7 @@ from sim.errors import ConfigError, RunError
 from sim.metrics import configured
 from sim.server import attacks, strategy
 from sim.server.async_rules import rule_of
-from sim.server.prepared import Prepared, ProgramObjects
+from sim.server.prepared_run import Prepared, ProgramObjects
 from sim.setup import dry_run
 from sim.setup.prepare_flower import prepare_app, prepare_client_fn, with_client_fn
 from sim.setup.virtual_time import check_real_time, with_devices

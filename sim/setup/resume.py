@@ -30,9 +30,9 @@ from sim.run_folder import checkpoint as checkpoints
 from sim.run_folder import environment
 from sim.run_folder.checkpoint import Checkpoint, Code
 from sim.run_folder.client_states import StatesInFolder
+from sim.run_folder.encode_state import is_flowers
 from sim.run_folder.folder import Run
-from sim.run_folder.state import is_flowers
-from sim.server.prepared import Prepared, ResumePoint
+from sim.server.prepared_run import Prepared, ResumePoint
 from sim.training.local import pick_device
 
 _LIBRARIES = ("/site-packages/", "/dist-packages/")  # folders of installed packages

@@ -25,12 +25,12 @@ from sim.run_folder.callbacks import Callback, Callbacks, OnRecord
 from sim.run_folder.checkpoint import Checkpoint, CheckpointWriter
 from sim.run_folder.client_states import StatesInFolder, ValidStates
 from sim.run_folder.folder import Run
-from sim.run_folder.measured import metric_of
+from sim.run_folder.measurements import metric_of
 from sim.run_folder.records import ClientRecord, MetricRecord, RoundRecord
 from sim.run_folder.weights_file import content_of, round_of
 from sim.run_folder.writer import RunWriter
 from sim.server.attacks import attackers_of
-from sim.server.prepared import Prepared
+from sim.server.prepared_run import Prepared
 from sim.server.rounds import FinishedRound
 from sim.server.strategy import assumed
 from sim.setup.resume import code_of, what_must_fit

@@ -28,7 +28,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from sim import private_names
 from sim.client.flower_program import FlowerSpec, node_of
-from sim.engine.contract import ClientResult, Dispatcher
+from sim.engine.interface import ClientResult, Dispatcher
 from sim.errors import RunError, RunFolderError, SimError, StateError, described, many_lines
 from sim.process_settings import restored_settings
 from sim.run_folder.records import ClientRecord, Phase, RoundRecord
@@ -38,9 +38,9 @@ from sim.server import strategy
 from sim.server.adapter import StrategyAdapter
 from sim.server.executor import Executor
 from sim.server.fit_ins_strategies import LegacyStrategy, VirtualClientProxy, virtual_clients
-from sim.server.grid import EngineGrid
+from sim.server.flower_grid import EngineGrid
 from sim.server.message_strategies import MessageStrategy, StartArguments
-from sim.server.prepared import Prepared
+from sim.server.prepared_run import Prepared
 from sim.server.results import PhaseResults, client_quantiles, metric_records, weighted_mean
 from sim.server.rounds import FinishedRound, RoundServer
 from sim.setup.run_session import Session

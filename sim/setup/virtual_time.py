@@ -12,7 +12,7 @@ from sim.client.torch_client import fit_settings
 from sim.config.run_config import RunConfig
 from sim.devices.by_name import Devices, devices_of
 from sim.errors import ConfigError
-from sim.server.prepared import Prepared
+from sim.server.prepared_run import Prepared
 from sim.server.run_sampler import RunSampler
 from sim.server.samplers import sampler_of
 from sim.server.strategy import BuiltStrategy

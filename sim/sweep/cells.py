@@ -16,7 +16,7 @@ from sim.config.fields import parse_scalar
 from sim.errors import ConfigError, RunFolderError
 from sim.metrics import MetricName
 from sim.run_folder.folder import Run
-from sim.run_folder.measured import column, metric_of_all, table_of
+from sim.run_folder.measurements import column, metric_of_all, table_of
 from sim.run_folder.settings import NOTHING, Key, ordered, shown
 from sim.sweep.table import Interval
 

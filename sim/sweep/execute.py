@@ -14,9 +14,9 @@ from sim.interrupts import interruptible
 from sim.processes import Child, Children, written
 from sim.run_folder.folder import Run
 from sim.run_folder.writer import locked_folder, remove_run
-from sim.sweep.grid import Variant
 from sim.sweep.planned import Planned
 from sim.sweep.table import write_pictures, write_tables
+from sim.sweep.variants import Variant
 
 _POLL_SECONDS = 0.2
 OnChange = Callable[[Sequence[Planned], Planned | None], None]

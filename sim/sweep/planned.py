@@ -11,7 +11,7 @@ from sim.errors import RunFolderError
 from sim.metrics import MetricName, Target
 from sim.run_folder.folder import Run
 from sim.run_folder.writer import is_unbegun
-from sim.sweep.grid import Variant, differences
+from sim.sweep.variants import Variant, differences
 
 _MAY_DIFFER = (*CHANGEABLE, "name", "results_dir", "data_dir")
 

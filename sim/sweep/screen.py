@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sim.errors import one_line
 from sim.metrics import Target, shown
-from sim.run_folder import measured
+from sim.run_folder import measurements
 from sim.run_folder.plots import bytes_unit
 from sim.run_folder.progress import Console
 from sim.sweep.planned import Planned
@@ -54,7 +54,7 @@ class SweepScreen:
             text = f"failed: {one_line(ended.error)}" if ended.status == "failed" else f"round {ended.num_rounds}"
             if ended.status == "done":
                 metric = metric_of_sweep(planned)
-                final = measured.table_of(ended.run, [metric])[measured.column("test", metric.name)].iloc[-1]
+                final = measurements.table_of(ended.run, [metric])[measurements.column("test", metric.name)].iloc[-1]
                 text += "" if math.isnan(final) else f" · {one_line(metric.name, 60)} {shown(final)}"
             line = f"{done}/{len(planned)} {ended.run.name} · {text}"
             self._console.print(line, highlight=False, soft_wrap=True)

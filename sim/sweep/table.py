@@ -14,7 +14,7 @@ import pandas as pd
 from sim.errors import WriteError
 from sim.metrics import MetricName, Target, configured
 from sim.run_folder import plots
-from sim.run_folder.measured import TO_TARGET, column, metric_of, spent_to_target, table_of
+from sim.run_folder.measurements import TO_TARGET, column, metric_of, spent_to_target, table_of
 from sim.run_folder.writer import write_whole
 from sim.sweep.figure import results_figure, varied_number
 from sim.sweep.planned import Planned

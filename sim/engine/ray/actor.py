@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sim.client.flower_program import FlowerSpec
     from sim.client.runtime import ClientSpec
     from sim.engine.client_execution import Worker
-    from sim.engine.contract import Chunk, ChunkResult, TestSlice
+    from sim.engine.interface import Chunk, ChunkResult, TestSlice
     from sim.engine.ray.shipping import CachedFiles
     from sim.training.local import TestSums
 

@@ -18,7 +18,7 @@ from flwr.common import NDArrays
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryError, RayActorError, RayError
 
 from sim.engine.aggregation import WeightedSum
-from sim.engine.contract import Chunk, ChunkResult, ClientResult, RetryPolicy, Task, TestSlice
+from sim.engine.interface import Chunk, ChunkResult, ClientResult, RetryPolicy, Task, TestSlice
 from sim.engine.liveness import Liveness
 from sim.engine.ray.actor import INLINE_BYTES
 from sim.engine.ray.scheduling import WorkItem, by_work, in_items, joined, least_clients, next_message

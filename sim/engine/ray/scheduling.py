@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sim.engine.aggregation import WeightedSum
-from sim.engine.contract import Chunk, ChunkResult
+from sim.engine.interface import Chunk, ChunkResult
 
 _TAIL_BYTES = 128 * 2**20  # of weights that return client by client, so that no actor waits at the end of a round
 _MESSAGE_SECONDS = 0.01  # of work in a message; a message costs an actor and the driver about 2 ms

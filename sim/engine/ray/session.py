@@ -33,7 +33,7 @@ from sim.run_folder.log import LOG_FORMAT
 if TYPE_CHECKING:  # at run time Ray is imported when it is started
     from sim.client.flower_program import FlowerSpec
     from sim.client.runtime import ClientSpec
-    from sim.engine.contract import RetryPolicy
+    from sim.engine.interface import RetryPolicy
     from sim.engine.ray.dispatcher import RayDispatcher
 
 _PREFIX = "sim-ray-"

@@ -17,7 +17,7 @@ from sim.client.runtime import ClientSpec
 from sim.client.torch_client import fit_settings
 from sim.errors import EngineError
 from sim.seeds import Purpose, generator
-from sim.server.prepared import Prepared
+from sim.server.prepared_run import Prepared
 
 _MOST_CLIENTS = 256
 
@@ -86,7 +86,7 @@ def measure(tasks: Sequence[MeasurementTask]) -> list[Measurement]:
     Raises:
         EngineError: a process failed; the message has its last line.
     """
-    command = [sys.executable, "-P", "-m", "sim.measure.process"]
+    command = [sys.executable, "-P", "-m", "sim.measure.measuring_process"]
     with ExitStack() as stack:
         # A client that prints much would fill a pipe and block.
         said = stack.enter_context(tempfile.TemporaryFile())

@@ -1,4 +1,4 @@
-"""One of the processes that ``sim.measure.client`` starts.
+"""One of the processes that ``sim.measure.measure_client`` starts.
 
 It reads a ``MeasurementTask``, reports when it is ready, and writes a ``Measurement`` once all processes are ready.
 """
@@ -20,10 +20,10 @@ import torch
 from flwr.common import Scalar
 
 from sim.engine.client_execution import Worker
-from sim.engine.contract import Chunk, ClientResult, Task, TestSlice
+from sim.engine.interface import Chunk, ClientResult, Task, TestSlice
 from sim.engine.ray import actor  # noqa: F401 - what an actor imports is part of its memory
 from sim.errors import EngineError
-from sim.measure.client import Measurement, MeasurementTask
+from sim.measure.measure_client import Measurement, MeasurementTask
 from sim.run_folder.records import Phase
 
 
