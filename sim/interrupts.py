@@ -10,11 +10,15 @@ from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_arrived: list[int] = []  # signals since the beginning of the block that is interruptible
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Make the first Ctrl-C or SIGTERM raise KeyboardInterrupt, and the second one end the process at once."""
+    """Make the first Ctrl-C or SIGTERM raise KeyboardInterrupt, and the second one end the process at once.
+
+    A loop inside the block calls ``raise_if_interrupted``, because an exception may get lost.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -22,14 +26,26 @@ def interruptible() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         for other in _SIGNALS:
             signal.signal(other, signal.SIG_DFL)
+        _arrived.append(number)
         raise KeyboardInterrupt
 
+    _arrived.clear()
     before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
     try:
         yield
     finally:
+        _arrived.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def raise_if_interrupted() -> None:
+    """Raise KeyboardInterrupt if a signal has arrived in an ``interruptible`` block that goes on nevertheless.
+
+    Python drops what is raised in a destructor or in a callback of the garbage collector, which run at any moment.
+    """
+    if _arrived:
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -48,6 +48,26 @@ def _interrupted(small: Small, tmp_path: Path, number: int, **settings: Any) -> 
     return Run(tmp_path / "results" / "cut")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_whose_exception_is_lost_ends_the_run_nevertheless(small: Small, tmp_path: Path) -> None:
+    """Python drops what is raised in a destructor."""
+
+    class Last:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def on_record(record: Any) -> None:
+        if record.round == 1:
+            Last()
+
+    with pytest.raises(KeyboardInterrupt):
+        small(name="cut", on_record=on_record, num_rounds=5)
+    cut = Run(tmp_path / "results" / "cut")
+    assert cut.rounds()["round"].tolist() == [0, 1, 2]
+    assert_same(resume(cut), small(name="whole", num_rounds=5))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 @pytest.mark.parametrize(
     "strategy",
     [

@@ -17,7 +17,7 @@ import tomli_w
 from sim.config.fields import flag_of
 from sim.config.run_config import RunConfig
 from sim.errors import RunFolderError, WriteError
-from sim.interrupts import interruptible
+from sim.interrupts import interruptible, raise_if_interrupted
 from sim.processes import Child, Children, written
 from sim.run_folder.folder import Run
 from sim.run_folder.writer import locked_folder, write_whole
@@ -159,6 +159,7 @@ def _measure(
     start_seconds = None
     timed_out = False
     while child.poll() is None:
+        raise_if_interrupted()
         sampler.sample()
         if start_seconds is None and run.rounds_path.exists() and run.rounds_path.read_bytes().count(b"\n") > 1:
             start_seconds = child.seconds

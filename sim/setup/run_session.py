@@ -17,7 +17,7 @@ from sim.config.run_config import RunConfig
 from sim.data.load_dataset import Dataset
 from sim.data.partition import summary
 from sim.errors import BrokenProcessError, RunError, SimError, StateError, WriteError, described
-from sim.interrupts import uninterrupted
+from sim.interrupts import raise_if_interrupted, uninterrupted
 from sim.processes import return_free_memory
 from sim.run_folder import environment, plots, timeline
 from sim.run_folder import log as run_log
@@ -174,6 +174,7 @@ class Session:
             if self._states is not None:
                 self._states.prune(min(self.run.checkpoints(), default=record.round))
             self._trackers.after_round(record, finished.clients, finished.metrics)
+        raise_if_interrupted()
         if record.round % _ROUNDS_PER_TRIM == 0:
             return_free_memory()
         if self._on_record is not None:

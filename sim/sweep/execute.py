@@ -10,7 +10,7 @@ from pathlib import Path
 from sim.config.choices import CHANGEABLE
 from sim.config.fields import flag_of
 from sim.errors import RunFolderError, SimError
-from sim.interrupts import interruptible
+from sim.interrupts import interruptible, raise_if_interrupted
 from sim.processes import Child, Children, written
 from sim.run_folder.folder import Run
 from sim.run_folder.writer import locked_folder, remove_run
@@ -72,6 +72,7 @@ def _execute(
     waiting = [each for each in planned if each.status == "waiting"]
     running: dict[int, tuple[Planned, Child]] = {}
     while waiting or running:
+        raise_if_interrupted()
         while waiting and len(running) < jobs:
             each = waiting.pop(0)
             _wait_for_writer(each.run)
