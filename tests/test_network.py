@@ -17,7 +17,7 @@ from sim.data.load_dataset import load_dataset
 BRIEF = ["--local-epochs", "1", "--max-local-steps", "3"]
 
 
-def test_clients_give_the_numbers_of_their_simulation(federation: Federation, small: Small) -> None:
+def test_clients_give_the_numbers_of_their_simulation(federation: Federation, small: Small, pictures: None) -> None:
     """The same config, simulated and over a network, gives exactly the same weights."""
     shared = ["--num-clients", "3", "--local-epochs", "1", "--fraction-evaluate", "0.7", "--augment", "crop-flip"]
     shared += ["--feature-noise", "0.2"]
