@@ -44,7 +44,7 @@ def raise_if_interrupted() -> None:
 
     Python drops what is raised in a destructor or in a callback of the garbage collector, which run at any moment.
     """
-    if _arrived:
+    if _arrived and threading.current_thread() is threading.main_thread():
         raise KeyboardInterrupt
 
 

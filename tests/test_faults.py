@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
 from conftest import ONE_ACTOR, Small, sha256
 from federation import DEADLINE_SECONDS, Program, wait_until
@@ -25,6 +26,7 @@ from sim import Run, RunConfig, resume
 from sim.engine.aggregation import NonFiniteError, check_finite
 from sim.engine.liveness import Liveness, liveness_file
 from sim.engine.ray import actor
+from sim.engine.ray.dispatcher import last_line
 from sim.errors import ClientError, EngineError, WriteError
 from sim.measure import capacity
 from sim.scale.usage import is_actor
@@ -124,6 +126,11 @@ def test_ray_does_not_use_the_disk_as_memory_without_a_word(small: Small) -> Non
     assert run.log_path.read_text().count("shared memory is full and spills to the disk") == 1
     with pytest.raises(EngineError, match=r"^round 1: Ray's shared memory is full, and so is the disk"):
         small({**little, "_system_config": {"local_fs_capacity_threshold": 0.0}}, **krum)
+
+
+def test_memory_without_room_is_no_full_disk() -> None:
+    assert "disk" not in last_line(ObjectStoreFullError())
+    assert "disk" in last_line(OutOfDiskError())
 
 
 def test_a_run_whose_folder_is_gone_ends_with_one_line(small: Small, tmp_path: Path) -> None:

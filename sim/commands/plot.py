@@ -42,7 +42,8 @@ def plot(arguments: argparse.Namespace) -> None:
     runs = _runs(arguments.runs, arguments.results_dir)
     x = X_NAMES[arguments.x or "rounds"]
     if grid is not None:
-        _check_targets(given, [metric_of_all(runs, arguments.metric).name])
+        if given:
+            _check_targets(given, [metric_of_all(runs, arguments.metric).name])
         from sim.run_folder.panels import grid_figure
 
         write_picture(picture, grid_figure(runs, grid, arguments.metric, x, look), look.dots_per_inch)

@@ -123,7 +123,7 @@ def forecast(sized: Sizing, config: RunConfig) -> Forecast:
     return Forecast(
         client_seconds=float(each.mean()),
         fit_seconds=fit_seconds,
-        aggregate_seconds=_aggregate_seconds(prepared),
+        aggregate_seconds=_aggregate_seconds(prepared, num_clients),
         test_seconds=tests,
         test_every=config.test_every,
         validation_seconds=tested(prepared.validation_slices),
@@ -179,18 +179,16 @@ def mean_makespan(each: NDArray[np.float64], num_sampled: int, num_actors: int, 
     return float(np.mean(found))
 
 
-def _aggregate_seconds(prepared: Prepared) -> float:
+def _aggregate_seconds(prepared: Prepared, num_clients: int) -> float:
     """Time the strategy once on as many results as a round has."""
     weights, built = prepared.initial_weights, prepared.strategy
     assert built is not None, "a PyTorch program has a strategy"
     results = PhaseResults()
-    for client_id in range(prepared.config.num_fit_clients):
+    for client_id in range(num_clients):
         each = None if built.averages else weights
         results.clients.append(ClientResult(client_id, num_examples=1, loss=1.0, metrics={"loss": 1.0}, weights=each))
     results.total.add(weights, 1)
-    proxies: dict[int, ClientProxy] = {
-        client_id: VirtualClientProxy(client_id) for client_id in range(prepared.config.num_fit_clients)
-    }
+    proxies: dict[int, ClientProxy] = {client_id: VirtualClientProxy(client_id) for client_id in range(num_clients)}
     with seeded(prepared.config.seed, Purpose.MEASURING):
         start = time.perf_counter()
         try:

@@ -50,4 +50,5 @@ def forecast_lines(forecast: Forecast, config: RunConfig) -> Iterator[str]:
         yield f"final clients   {forecast.final_seconds:.3g} s to evaluate all of them after the last round"
     seconds = forecast.run_seconds
     hours = f"{seconds / 3600:.2f} hours" if seconds >= 360 else f"{seconds:.0f} s"
-    yield f"the whole run   {hours} for {forecast.num_rounds} rounds of {forecast.num_fit_clients} clients"
+    count = forecast.num_fit_clients
+    yield f"the whole run   {hours} for {forecast.num_rounds} rounds of {count} client{'s' * (count != 1)}"

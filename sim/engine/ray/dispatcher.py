@@ -404,7 +404,8 @@ def _why(error: RayError) -> str:
     return _OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else last_line(error)
 
 
-_NO_ROOM = (
+_NO_MEMORY = "Ray's shared memory is full; fewer clients per round or more memory would avoid it"
+_NO_DISK = (
     "Ray's shared memory is full, and so is the disk of its temporary folder, where it would write the rest; fewer "
     "clients per round, more memory or a TMPDIR with free space would avoid it"
 )
@@ -412,7 +413,9 @@ _NO_ROOM = (
 
 def last_line(error: Exception) -> str:
     """Return the last line of an error's text, which names the reason in Ray's errors."""
-    if isinstance(error, ObjectStoreFullError | OutOfDiskError):
-        return _NO_ROOM
+    if isinstance(error, OutOfDiskError):
+        return _NO_DISK
+    if isinstance(error, ObjectStoreFullError):
+        return _NO_MEMORY
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
