@@ -13,7 +13,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,14 +67,14 @@ def _flushes_denormal() -> bool:
     return _DENORMAL * _ONE == 0.0  # PyTorch has a setter only; its flag is the processor's, for all arithmetic
 
 
-def _folder() -> Path | None:
+def _folder() -> str | None:
     try:
-        return Path.cwd()
+        return os.getcwd()  # noqa: PTH109 - ten times as fast as Path.cwd()
     except OSError:  # it was removed
         return None
 
 
-def _put_folder(folder: Path | None) -> None:
+def _put_folder(folder: str | None) -> None:
     with suppress(OSError):
         os.chdir(folder or "")
 

@@ -116,17 +116,23 @@ class ReceivedArray(Array):
 
     def numpy(self) -> NDArray[Any]:
         """Return a copy of the array."""
-        head = BytesIO(self.content[:_HEAD_BYTES].tobytes())
-        try:
-            if self.stype == "numpy.ndarray" and np.lib.format.read_magic(head) == (1, 0):
-                shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(head)
-                if not dtype.hasobject:
-                    count = int(np.prod(shape, dtype=np.int64))
-                    flat = np.frombuffer(self.content, dtype, count, head.tell())
-                    return flat.reshape(shape, order="F" if is_fortran else "C").copy("K")
-        except ValueError:  # a longer header
-            pass
-        return Array(self.dtype, self.shape, self.stype, self.data).numpy()
+        return _numbers_in(self).copy("K")
+
+
+def _numbers_in(array: Array) -> NDArray[Any]:
+    """Return the numbers of an array: over its own bytes, read-only, if these are as ``numpy.save`` writes them."""
+    content = source_of(array)
+    head = BytesIO(bytes(content[:_HEAD_BYTES]))
+    try:
+        if array.stype == "numpy.ndarray" and np.lib.format.read_magic(head) == (1, 0):
+            shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(head)
+            if not dtype.hasobject:
+                count = int(np.prod(shape, dtype=np.int64))
+                flat = np.frombuffer(content, dtype, count, head.tell())
+                return flat.reshape(shape, order="F" if is_fortran else "C")
+    except ValueError:  # a longer header
+        pass
+    return Array(array.dtype, array.shape, array.stype, array.data).numpy()
 
 
 def _copied(value: Any) -> Any:
@@ -149,5 +155,5 @@ def numbers_of(content: RecordDict) -> dict[str, Any]:
 
 
 def weights_of(content: RecordDict) -> NDArrays:
-    """Return all arrays of a content, decoded."""
-    return [array.numpy() for record in content.array_records.values() for array in record.values()]
+    """Return all arrays of a content, decoded and read-only; most of them share their memory with it."""
+    return [_numbers_in(array) for record in content.array_records.values() for array in record.values()]

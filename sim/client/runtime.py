@@ -6,7 +6,6 @@ that executes clients owns the runtime: there is no runtime that belongs to a wh
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -28,6 +27,7 @@ from sim.client.algorithm_client import AlgorithmClient
 from sim.client.flower_program import FlowerRuntime, FlowerSpec
 from sim.client.own_functions import BuiltInTest, BuiltInTrain, OwnReturnError, OwnTest, OwnTrain
 from sim.client.torch_client import TorchClient
+from sim.client.unused_net import UnusedNet
 from sim.compression.by_name import Compression
 from sim.compression.message import Message
 from sim.data import partition
@@ -217,7 +217,7 @@ class ClientRuntime:
         self._modes = [(module, module.training) for module in self.net.modules()]
         self._parameters = list(self.net.parameters())
         # User code may change more of a net than its weights, so each client gets a copy of one that nobody has used.
-        self._unused_net = self._copied(self.net) if self.has_user_code else None
+        self._unused_net = UnusedNet(self.net, self._built) if self.has_user_code else None
         self._trainers: dict[int, Trainer] = {}
         built_in_test = BuiltInTest(self.loss, metrics_of(spec, self.dataset))
         self.train: Any = local.train if self.loss == "cross_entropy" else BuiltInTrain(self.loss)
@@ -314,13 +314,7 @@ class ClientRuntime:
         if self._unused_net is None:
             self.reset_net()
         else:
-            self.net = self._copied(self._unused_net)
-
-    def _copied(self, net: nn.Module) -> nn.Module:
-        try:
-            return copy.deepcopy(net)
-        except Exception:  # noqa: BLE001 - a model may hold what cannot be copied
-            return self._built()
+            self.net = self._unused_net.copy()
 
     def own_run_config(self) -> dict[str, Any]:
         """Return a ``Context.run_config`` for one client: it is empty, because settings come with the instructions."""

@@ -1,0 +1,90 @@
+"""Copies of a net that no client has used."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import nn
+
+from sim.client.unused_net import UnusedNet
+
+
+class Odd(nn.Module):
+    """Tied weights, a frozen one, a view as a buffer, a hook, an attribute, and a function without a name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.norm = nn.Linear(3, 3), nn.Linear(3, 3), nn.BatchNorm1d(3)
+        self.second.weight = self.first.weight
+        self.first.bias.requires_grad = False
+        self.conv = nn.Conv2d(2, 2, 3).to(memory_format=torch.channels_last)
+        whole = torch.arange(6.0)
+        self.register_buffer("whole", whole)
+        self.register_buffer("part", whole[2:4], persistent=False)
+        self.seen: list[Any] = [1, [2]]
+        self.scale = lambda x: 2 * x
+        self.register_forward_hook(_count)
+        self.norm.eval()
+
+
+def _count(net: Any, *_: Any) -> None:
+    net.seen.append("called")
+
+
+def test_copies_share_nothing_but_what_they_share_in_the_net() -> None:
+    net = Odd()
+    unused = UnusedNet(net, Odd)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    net.first.weight.data.zero_()  # also not with the net that it was made from
+    for _ in range(2):
+        copy = unused.copy()
+        assert isinstance(copy, Odd)
+        assert [*copy.state_dict()] == [*before]
+        assert all(torch.equal(value, before[name]) for name, value in copy.state_dict().items())
+        assert copy.second.weight is copy.first.weight
+        assert (copy.first.bias.requires_grad, copy.first.weight.requires_grad) == (False, True)
+        assert copy.conv.weight.is_contiguous(memory_format=torch.channels_last)
+        assert (copy.norm.training, copy.first.training) == (False, True)
+        assert (copy.seen, copy.scale(3)) == ([1, [2]], 6)
+        assert copy.part.tolist() == [2.0, 3.0]
+        copy.whole[2] = -1.0
+        assert copy.part.tolist() == [-1.0, 3.0]
+        # What the second copy must not have:
+        copy.first.weight.data.fill_(7)
+        copy.seen[1].append(3)
+        copy.second = nn.Linear(1, 1)
+        copy.register_forward_pre_hook(_count)
+        copy.norm.train()
+        assert copy._forward_pre_hooks != unused.copy()._forward_pre_hooks
+
+
+def test_classes_and_functions_without_a_name_are_not_built_anew() -> None:
+    class Local(nn.Linear):
+        pass
+
+    assert type(UnusedNet(Local(1, 1), _never).copy()) is Local
+
+
+def test_what_cannot_be_pickled_is_copied_or_built() -> None:
+    class CopiesItself:
+        def __deepcopy__(self, _: Any) -> CopiesItself:
+            return CopiesItself()
+
+        def __reduce__(self) -> Any:
+            raise TypeError
+
+    net = nn.Linear(1, 1)
+    net.own = CopiesItself()  # type: ignore[assignment]
+    copied = UnusedNet(net, _never).copy()
+    assert copied.own is not net.own
+    assert torch.equal(copied.weight, net.weight)  # type: ignore[arg-type]
+
+    net.lock = threading.Lock()  # type: ignore[assignment]
+    built = nn.Linear(2, 2)
+    assert UnusedNet(net, lambda: built).copy() is built
+
+
+def _never() -> nn.Module:
+    raise AssertionError("built anew")
