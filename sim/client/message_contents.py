@@ -6,7 +6,9 @@ message has only numbers that say which of them it holds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from io import BytesIO
 from typing import Any
 
@@ -122,17 +124,25 @@ class ReceivedArray(Array):
 def _numbers_in(array: Array) -> NDArray[Any]:
     """Return the numbers of an array: over its own bytes, read-only, if these are as ``numpy.save`` writes them."""
     content = source_of(array)
-    head = BytesIO(bytes(content[:_HEAD_BYTES]))
+    head = _head(bytes(content[:_HEAD_BYTES])) if array.stype == "numpy.ndarray" else None
+    if head is None:
+        return Array(array.dtype, array.shape, array.stype, array.data).numpy()
+    shape, is_fortran, dtype, start = head
+    numbers = np.frombuffer(content, dtype, math.prod(shape), start)
+    return numbers.reshape(shape, order="F" if is_fortran else "C")
+
+
+@lru_cache(maxsize=4096)  # numpy parses it as Python, which takes longer than to add the numbers of a small array
+def _head(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int] | None:
+    """Return shape, order, dtype and first byte of an array; None if ``numpy.save`` writes such an array otherwise."""
+    file = BytesIO(content)
     try:
-        if array.stype == "numpy.ndarray" and np.lib.format.read_magic(head) == (1, 0):
-            shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(head)
-            if not dtype.hasobject:
-                count = int(np.prod(shape, dtype=np.int64))
-                flat = np.frombuffer(content, dtype, count, head.tell())
-                return flat.reshape(shape, order="F" if is_fortran else "C")
-    except ValueError:  # a longer header
+        if np.lib.format.read_magic(file) == (1, 0):
+            shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            return None if dtype.hasobject else (shape, is_fortran, dtype, file.tell())
+    except ValueError:  # a longer head
         pass
-    return Array(array.dtype, array.shape, array.stype, array.data).numpy()
+    return None
 
 
 def _copied(value: Any) -> Any:
