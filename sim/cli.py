@@ -47,73 +47,97 @@ _LAST_SECONDS = 3.0  # for what Python does at its end
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
-Add = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
+AddFlags = Callable[[argparse.ArgumentParser], None]
 
 
 def _parser() -> Parser:
     parser = Parser(prog="sim", description="Federated learning on virtual clients.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
 
-    def add(name: str, act: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
+    def add(name: str, act: Callable[[argparse.Namespace], None], about: str, add_flags: AddFlags) -> None:
         command = commands.add_parser(
             name, help=about, description=about[0].upper() + about[1:] + ".", allow_abbrev=False
         )
         command.set_defaults(act=act, parser=command)
-        return command
+        command.add_flags = add_flags
 
-    run = add("run", training.run, "train a federation of virtual clients")
+    add("run", training.run, "train a federation of virtual clients", _add_run)
+    add("app", training.app, "run a Flower app as it is, on virtual clients", _add_app)
+    about = "train the same model on all data in one place, without clients"
+    add("centralized", training.centralized, about, lambda flags: add_config(flags, CentralizedConfig))
+    about = "wait for clients in other processes and train with them over a network"
+    add("server", training.server, about, lambda flags: _add_network(flags, ServerOptions))
+    add("client", training.client, "train as one client of a server", lambda flags: _add_network(flags, ClientOptions))
+    about = "show how many examples of each class every client gets, without training"
+    add("partition", partition, about, _add_partition)
+    add("devices", _devices, "show how fast the clients' devices are and when they are online", _add_devices)
+    add("plot", plot, "draw the metrics and the loss of one or many runs, or when clients worked", _add_plot)
+    add("report", report, "write one HTML page about one or many runs", _add_report)
+    about = "evaluate a run's global model and each client's own model on all clients, also after fine-tuning"
+    add("evaluate", evaluate, about, _add_evaluate)
+    about = "write a run's model as a file of PyTorch, ONNX or safetensors, and print how it is used"
+    add("export", export, about, _add_export)
+    add("predict", predict, "print which classes the model of a run sees in images", _add_predict)
+    add("table", table, "write the results of sweeps as a table of LaTeX, Markdown or CSV", _add_table)
+    add("cache", cache, "list or clear the cache of decoded data sets and partitions", _add_cache)
+    about = "remove checkpoints and client states of runs that are done, which then cannot be given more rounds"
+    add("clean", clean, about, _add_clean)
+    add("sweep", sweep, "execute a run for each combination of values and each seed", _add_sweep)
+    about = "measure one client, and print how many fit on this machine and how long the run will take"
+    add("size", size, about, lambda flags: add_config(flags, RunConfig))
+    about = "measure throughput, scaling and memory for different numbers of clients and actors"
+    add("scale", scale, about, _add_scale)
+    add("list", show_list, "list the runs with their rounds, and the final and best of a metric", _add_list)
+    return parser
+
+
+def _add_run(run: argparse.ArgumentParser) -> None:
     about = "continue this run from its last checkpoint; the result is bit-identical to that of an uninterrupted run"
     run.add_argument("--resume", metavar="RUN", help=f"{about}; not for runs of sim server")
     about = "resume although modules of yours were changed; the later rounds are made with the changed code"
     run.add_argument("--allow-changed-code", action="store_true", help=about)
     run.add_argument("app_folder", nargs="?", metavar="DIR", help="folder of a Flower app, as for sim app")
     add_config(run, RunConfig)
-    app = add("app", training.app, "run a Flower app as it is, on virtual clients")
+
+
+def _add_app(app: argparse.ArgumentParser) -> None:
     app.add_argument("app_folder", nargs="?", metavar="DIR", help="folder of the app, with its pyproject.toml")
     about = "continue this run from its last checkpoint; the result is bit-identical to that of an uninterrupted run"
     app.add_argument("--resume", metavar="RUN", help=about)
     about = "resume although files of the app were changed; the later rounds are made with the changed code"
     app.add_argument("--allow-changed-code", action="store_true", help=about)
     add_settings(app, AppConfig, without={f.name for f in fields(AppConfig)} - set(USED_BY["app"]) | {"app"})
-    add_config(
-        add("centralized", training.centralized, "train the same model on all data in one place, without clients"),
-        CentralizedConfig,
-    )
-    server = add("server", training.server, "wait for clients in other processes and train with them over a network")
-    add_settings(server, ServerOptions)
-    add_config(server, RunConfig)
-    client = add("client", training.client, "train as one client of a server")
-    add_settings(client, ClientOptions)
-    add_config(client, RunConfig)
-    about = "show how many examples of each class every client gets, without training"
-    shown = add("partition", partition, about)
-    shown.add_argument(
-        "-o", "--output", default="partition.png", help="picture file: .png, .svg or .pdf [default partition.png]"
-    )
+
+
+def _add_network(flags: argparse.ArgumentParser, options: type[ServerOptions | ClientOptions]) -> None:
+    add_settings(flags, options)
+    add_config(flags, RunConfig)
+
+
+def _add_partition(shown: argparse.ArgumentParser) -> None:
+    about = "picture file: .png, .svg or .pdf [default partition.png]"
+    shown.add_argument("-o", "--output", default="partition.png", help=about)
     add_config(shown, RunConfig)
-    _add_devices(add("devices", _devices, "show how fast the clients' devices are and when they are online"))
-    drawn = add("plot", plot, "draw the metrics and the loss of one or many runs, or when clients worked")
-    _add_plot(drawn)
-    reported = add("report", report, "write one HTML page about one or many runs")
+
+
+def _add_report(reported: argparse.ArgumentParser) -> None:
     about = "name in the results folder, path of a run, or folder of runs"
     reported.add_argument("runs", nargs="+", metavar="RUN", help=about)
     reported.add_argument("-o", "--output", default="report.html", help="HTML file: .html [default report.html]")
-    _add_result_commands(add)
-    _add_disk_commands(add)
-    _add_sweep(add("sweep", sweep, "execute a run for each combination of values and each seed"))
-    about = "measure one client, and print how many fit on this machine and how long the run will take"
-    add_config(add("size", size, about), RunConfig)
-    about = "measure throughput, scaling and memory for different numbers of clients and actors"
-    _add_scale(add("scale", scale, about))
-    listed = _add_list(add("list", show_list, "list the runs with their rounds, and the final and best of a metric"))
+    _add_metric(reported)
+
+
+def _add_metric(shown: argparse.ArgumentParser) -> None:
     about = (
         "metric to show, e.g. accuracy, loss or f1; NAME:min and NAME:max say whether smaller or larger is better "
         "[default accuracy, or the first metric of a run without]"
     )
-    for command in (drawn, reported, listed):
-        command.add_argument("--metric", metavar="NAME[:min|max]", help=about)
-        command.add_argument("--results-dir", default="results", help="where run folders are [default results]")
-    return parser
+    shown.add_argument("--metric", metavar="NAME[:min|max]", help=about)
+    _add_results_dir(shown)
+
+
+def _add_results_dir(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument("--results-dir", default="results", help="where run folders are [default results]")
 
 
 def _add_plot(plot: argparse.ArgumentParser) -> None:
@@ -146,49 +170,51 @@ def _add_plot(plot: argparse.ArgumentParser) -> None:
     about = "rounds that --timeline shows [default as many as can be read, with at most 40 clients]"
     plot.add_argument("--first-rounds", metavar="N", help=about)
     plot.add_argument("-o", "--output", default="plot.png", help="picture file: .png, .svg or .pdf [default plot.png]")
+    _add_metric(plot)
 
 
-def _add_result_commands(add: Add) -> None:
-    about = "evaluate a run's global model and each client's own model on all clients, also after fine-tuning"
-    _add_evaluate(add("evaluate", evaluate, about))
-    about = "write a run's model as a file of PyTorch, ONNX or safetensors, and print how it is used"
-    exporting = add("export", export, about)
+def _add_export(exporting: argparse.ArgumentParser) -> None:
     exporting.add_argument("run", metavar="RUN", help="name in the results folder, or path of a run")
     about = "form of the file [default what the ending of -o says, or torch]"
     exporting.add_argument("--format", choices=tuple(FORMATS), help=about)
     about = "file to write: .pt or .pth, .onnx, or .safetensors [default model.pt, model.onnx or model.safetensors]"
     exporting.add_argument("-o", "--output", metavar="FILE", help=about)
-    predicting = add("predict", predict, "print which classes the model of a run sees in images")
+    _add_best(exporting)
+
+
+def _add_predict(predicting: argparse.ArgumentParser) -> None:
     predicting.add_argument("run", metavar="RUN", help="name in the results folder, or path of a run")
     predicting.add_argument("images", metavar="IMAGE", nargs="+", help="image file")
-    _add_table(add("table", table, "write the results of sweeps as a table of LaTeX, Markdown or CSV"))
+    _add_best(predicting)
+
+
+def _add_best(flags: argparse.ArgumentParser) -> None:
     about = "take the model of the best round by the validation, best.safetensors, instead of the last one"
-    for command in (exporting, predicting):
-        command.add_argument("--best", action="store_true", help=about)
-        command.add_argument("--results-dir", default="results", help="where run folders are [default results]")
+    flags.add_argument("--best", action="store_true", help=about)
+    _add_results_dir(flags)
 
 
-def _add_disk_commands(add: Add) -> None:
-    caching = add("cache", cache, "list or clear the cache of decoded data sets and partitions")
+def _add_cache(caching: argparse.ArgumentParser) -> None:
     about = "list the entries with their size and last use, or remove them; what a running process uses is kept"
     caching.add_argument("what", choices=("list", "clear"), help=about)
-    about = "remove checkpoints and client states of runs that are done, which then cannot be given more rounds"
-    cleaning = add("clean", clean, about)
-    about = "name in the results folder, or path of a run"
-    cleaning.add_argument("runs", nargs="*", metavar="RUN", help=about)
-    cleaning.add_argument("--all", action="store_true", help="all runs in the results folder")
-    cleaning.add_argument("--dry-run", action="store_true", help="only print what would be removed")
-    cleaning.add_argument("--results-dir", default="results", help="where run folders are [default results]")
     about = "only entries that nobody has used for so many days [default all]"
     caching.add_argument("--older-than", metavar="DAYS", help=about)
 
 
-def _add_list(listing: argparse.ArgumentParser) -> argparse.ArgumentParser:
+def _add_clean(cleaning: argparse.ArgumentParser) -> None:
+    about = "name in the results folder, or path of a run"
+    cleaning.add_argument("runs", nargs="*", metavar="RUN", help=about)
+    cleaning.add_argument("--all", action="store_true", help="all runs in the results folder")
+    cleaning.add_argument("--dry-run", action="store_true", help="only print what would be removed")
+    _add_results_dir(cleaning)
+
+
+def _add_list(listing: argparse.ArgumentParser) -> None:
     about = "column that orders the runs; of numbers, the best, the largest or the most come first [default run]"
     listing.add_argument("--sort", choices=tuple(ORDERS), default="run", help=about)
     about = "only runs with this setting, e.g. alpha=0.5 or strategy_args.eta=0.01; several --filter must all fit"
     listing.add_argument("--filter", action="append", default=[], metavar="SETTING=VALUE", help=about)
-    return listing
+    _add_metric(listing)
 
 
 def _add_evaluate(evaluation: argparse.ArgumentParser) -> None:

@@ -48,7 +48,7 @@ MARKERS = {
     "sweep": "slow",
     "swept": "slow",
 }
-NOT_FAST = {"ray", "network", "browser", "slow"}
+NOT_FAST = {"ray", "network", "browser", "slow", "nightly"}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -117,8 +117,15 @@ def sim(tmp_path: Path) -> Sim:
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sim:
-    """Execute ``sim`` with these words in this process, which saves the seconds of its imports."""
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> Sim:
+    """Execute ``sim`` with these words in this process, which saves the seconds of its imports.
+
+    It draws only if the test uses ``pictures``.
+    """
+    if "pictures" not in request.fixturenames:
+        request.getfixturevalue("no_pictures")
 
     def execute(*words: str, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
         with monkeypatch.context() as patch:
@@ -169,7 +176,7 @@ def small(tmp_path: Path, request: pytest.FixtureRequest) -> Small:
 
 @pytest.fixture
 def pictures() -> None:
-    """Let ``small`` draw its pictures."""
+    """Let ``small`` and ``command`` draw their pictures."""
 
 
 def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -237,6 +237,7 @@ def test_names_of_local_parameters() -> None:
         local_names(nn.Sequential(nn.Linear(2, 2)), None, "batchnorm", "fedbn")
 
 
+@pytest.mark.slow
 def test_steps_of_an_optimizer_with_a_closure_are_corrected() -> None:
     weight = nn.Parameter(torch.tensor([1.0]))
     optimizer = torch.optim.SGD([weight], lr=0.5, momentum=0.5)

@@ -126,6 +126,7 @@ def test_on_off_by_hand() -> None:
     assert states == {True, False}
 
 
+@pytest.mark.slow
 def test_on_off_is_stationary_and_has_its_means() -> None:
     made = availability("on-off", 10_000, mean_on_seconds=400, mean_off_seconds=100)
     for at in (0.0, 57.0, 1000.0, 12_345.6):
@@ -327,6 +328,7 @@ def test_wrong_entries_are_told(command: Sim, tmp_path: Path, entry: Any, said: 
         assert result.stderr == f'sim: {place}: b.json: entry "17": {said}\n'
 
 
+@pytest.mark.usefixtures("pictures")
 def test_sim_devices_shows_the_share_of_time_online(command: Sim, tmp_path: Path) -> None:
     entries = {
         "1": {"active": [0], "inactive": [10_800], "finish_time": 43_200},

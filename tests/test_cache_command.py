@@ -118,6 +118,7 @@ def test_a_process_that_makes_an_entry_again_uses_the_new_one(own_cache: Path) -
     assert len(load_dataset(CONFIG).train) == 20
 
 
+@pytest.mark.slow
 def test_a_process_keeps_a_bounded_number_of_entries(own_cache: Path) -> None:
     dataset = load_dataset(CONFIG)
     before = len(list(Path("/proc/self/fd").iterdir()))

@@ -120,6 +120,7 @@ def test_callbacks_change_no_bit_of_a_run(tmp_path: Path) -> None:
     assert sha256(disturbed.model_path) == sha256(plain.model_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["before_round", "after_round"])
 def test_a_callback_that_raises_stops_the_run_which_can_be_resumed(tmp_path: Path, method: str) -> None:
     told = Told()
@@ -188,6 +189,7 @@ def test_what_is_no_callback_is_refused_before_anything_is_written(tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_centralized_training_tells_of_its_epochs(tmp_path: Path) -> None:
     told = Told()
     run = train_centralized(CentralizedConfig(epochs=2, results_dir=str(tmp_path)), callbacks=[told])
@@ -200,6 +202,7 @@ def test_centralized_training_tells_of_its_epochs(tmp_path: Path) -> None:
     assert Run(tmp_path / "cut").rounds()["round"].tolist() == [0, 1]
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_docs_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,6 +67,7 @@ def test_a_run_writes_its_folder_and_its_config_repeats_it(sim: Sim, command: Si
     assert "again/rounds.csv: has no column round" in damaged.stderr
 
 
+@pytest.mark.slow
 def test_the_model_is_stored_with_the_order_of_its_state_dict(finished: Run) -> None:
     with safe_open(finished.model_path, "numpy") as file:
         names = json.loads(file.metadata()["state_dict"])
@@ -99,6 +100,7 @@ def test_centralized_shares_columns_and_plot_with_a_run(command: Sim, finished: 
     assert "<svg" in (tmp_path / "both.svg").read_text()
 
 
+@pytest.mark.usefixtures("pictures")
 def test_partition_shows_counts_before_any_training(command: Sim, tmp_path: Path) -> None:
     result = command("partition", "--num-clients", "12", "-o", "clients.png")
     assert result.returncode == 0, result.stderr

@@ -26,6 +26,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     made.shutdown()
 
 
+@pytest.mark.nightly
 def test_a_run_on_two_nodes_is_that_of_one(
     cluster: Cluster, command: Sim, small: Small, tmp_path: Path, in_programs: None
 ) -> None:

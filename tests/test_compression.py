@@ -353,6 +353,7 @@ def test_only_weights_are_sent_as_differences(strategy: str) -> None:
     assert [np.count_nonzero(change) for change in changes] == [1] * len(extras)
 
 
+@pytest.mark.slow
 def test_what_stays_with_clients_takes_no_bytes_after_the_warm_start(tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "num_clients": 4,

@@ -104,6 +104,7 @@ def test_a_strategy_that_needs_each_client_and_client_state_on_a_share_of_a_gpu(
     assert (clients.groupby("client_id").actor.nunique() > 1).any()
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 @pytest.mark.usefixtures("_no_process_left", "in_programs")
 def test_a_client_whose_process_dies_again_and_again_counts_as_one_that_raised(small: Small) -> None:
@@ -160,6 +161,7 @@ def test_what_actors_print_their_niceness_and_who_may_connect_to_ray(small: Smal
         small(engine="ray", ray_address="auto", niceness=3)
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_the_drivers_memory_does_not_grow_with_rounds(tmp_path: Path) -> None:
     """300 clients, all of them in each of 3 rounds: 75 MB of weights each."""

@@ -87,6 +87,7 @@ def test_the_figures_are_those_of_the_last_round(small: Small, settings: dict[st
     assert differ.tolist() == expected.get(settings["strategy"], trained).tolist()
 
 
+@pytest.mark.slow
 def test_clients_that_never_trained_have_the_global_model(copied: Run) -> None:
     frame = evaluate(copied, fine_tune_epochs=2)
     assert_as_recorded(frame, copied, 2)

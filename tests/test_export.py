@@ -63,6 +63,7 @@ def test_the_printed_lines_give_the_accuracy_of_the_run(
     assert found["classes"] == [str(digit) for digit in range(10)]
 
 
+@pytest.mark.slow
 def test_onnx_gives_the_same_outputs_for_any_number_of_images(
     finished: Run, command: Sim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

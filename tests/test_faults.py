@@ -90,6 +90,7 @@ def test_a_client_that_hangs_is_left_out_and_its_process_replaced(small: Small) 
     assert "spills" not in hanging.log_path.read_text()
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 @pytest.mark.usefixtures("in_programs")
 def test_a_client_that_hangs_on_another_machine_is_ended_by_that_machine(
@@ -109,6 +110,7 @@ def test_a_client_that_hangs_on_another_machine_is_ended_by_that_machine(
     assert failed[["round", "client_id"]].values.tolist() == [[2, 1]]
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_ray_does_not_use_the_disk_as_memory_without_a_word(small: Small) -> None:
     """Krum holds the weights of 20 clients, 128 MB, for which Ray is given 75; it asks first how full the disk is."""
@@ -180,6 +182,7 @@ def test_a_run_whose_folder_becomes_read_only_can_be_resumed(tmp_path: Path, sma
     assert not [path for path in run.path.rglob("*") if path.name.startswith(".")]
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_two_runs_at_once_and_one_that_was_killed(tmp_path: Path, small: Small) -> None:
     """Each has its own Ray; the session folder and the processes of one that was killed go at once."""

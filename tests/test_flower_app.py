@@ -50,7 +50,10 @@ def test_the_bundle_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
 @pytest.mark.network
 @pytest.mark.parametrize(
     ("mode", "num_clients", "num_rounds"),
-    [pytest.param("simulate", 2, 2, marks=pytest.mark.ray), ("deploy", 1, 1)],  # deployed, a message is a process
+    [
+        pytest.param("simulate", 2, 2, marks=pytest.mark.ray),
+        pytest.param("deploy", 1, 1, marks=pytest.mark.nightly),  # each message is a process
+    ],
 )
 def test_flower_runs_the_app_to_the_same_weights(
     tmp_path: Path, small: Small, mode: str, num_clients: int, num_rounds: int

@@ -57,6 +57,7 @@ def test_apps_give_the_same_bits_in_every_engine(
     assert on_ray.clients().actor.nunique() == num_actors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "rounds"), [("message_app", 3), ("legacy_app", 3), ("stateful_app", 4)])
 def test_a_resumed_app_is_one_that_was_never_interrupted(app: Any, name: str, rounds: int) -> None:
     whole, part = app(name, name="whole"), app(name, name="part", num_rounds=1)
@@ -67,6 +68,7 @@ def test_a_resumed_app_is_one_that_was_never_interrupted(app: Any, name: str, ro
     assert resumed.rounds()["round"].tolist() == list(range(rounds + 1))
 
 
+@pytest.mark.slow
 def test_the_records_of_an_app(app: Any) -> None:
     run = app("message_app")
     rounds, metrics = run.rounds(), run.metrics()
@@ -85,6 +87,7 @@ def test_the_records_of_an_app(app: Any) -> None:
     assert sorted(load_file(run.model_path)) == ["fc.bias", "fc.weight"]
 
 
+@pytest.mark.slow
 def test_averages_made_in_the_workers_are_those_of_flower(app: Any) -> None:
     """FedAvg gets the clients' mean; a class with an aggregation of its own gets every reply."""
     summed, each = (

@@ -303,6 +303,7 @@ def test_the_progress_shows_the_accuracy_or_the_first_metric(capsys: pytest.Capt
     assert [shown(value) for value in (0.0, 1.5, 1e-6, -2e7)] == ["0.0000", "1.5000", "1e-06", "-2e+07"]
 
 
+@pytest.mark.usefixtures("pictures")
 def test_plot_and_list_take_any_metric(tmp_path: Path, command: Sim) -> None:
     _fake(tmp_path / "results", "one", [0.9, 0.3, 0.5])
 
@@ -387,6 +388,7 @@ def _results(folder: Path) -> None:
         _fake(folder, f"run-seed-{seed}", maes, seed=seed, fraction_evaluate=1.0)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_report_shows_any_metric(command: Sim, tmp_path: Path) -> None:
     from test_report import Page
 

@@ -76,7 +76,9 @@ def _tls_accepts_the_right_authority_only(federation: Federation, certificates: 
     ]
 
 
-@pytest.mark.parametrize("secured", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize(
+    "secured", [pytest.param(False, id="plain", marks=pytest.mark.nightly), pytest.param(True, id="tls")]
+)
 def test_connections_of_other_programs_change_nothing(
     federation: Federation, small: Small, certificates: Path, secured: bool
 ) -> None:

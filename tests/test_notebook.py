@@ -35,6 +35,7 @@ def _execute(name: str) -> tuple[str, int]:
     return "\n".join(texts), pictures
 
 
+@pytest.mark.nightly
 def test_the_quickstart_notebook_trains_in_one_place_and_on_clients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ def expected(run: Run, image: np.ndarray[Any, Any]) -> list[tuple[str, str]]:
     return [(str(int(c)), f"{float(values[c]):.4f}") for c in values.argsort(descending=True)[:3]]
 
 
+@pytest.mark.slow
 def test_the_first_three_classes(finished: Run, command: Sim, digits: np.ndarray[Any, Any]) -> None:
     done = command("predict", str(finished.path), "0.png", "1.png", "2.png")
     assert (done.returncode, done.stderr) == (0, "")

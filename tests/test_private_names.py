@@ -6,7 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-import flwr.simulation
 import numpy as np
 import pytest
 from flwr.common import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -32,7 +31,7 @@ def test_hidden_names_and_no_start_simulation_change_no_bit(
     assert "Traceback" not in hidden.stderr
     sums.add(sha256(tmp_path / "results" / "hidden" / "model.safetensors"))
     # A Flower that no longer has the function: the one file that names it is imported anew.
-    monkeypatch.delattr(flwr.simulation, "start_simulation")
+    monkeypatch.delattr("flwr.simulation.start_simulation")
     monkeypatch.delitem(sys.modules, "sim.engine.ray.start_simulation", raising=False)
     sums.add(sha256(small({"num_cpus": 1}, engine="ray", name="without", **together).model_path))
     assert len(sums) == 1

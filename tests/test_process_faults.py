@@ -80,6 +80,7 @@ def test_a_full_folder_for_temporary_files_is_named(
     assert not list(tmp_path.glob("results/*/rounds.csv"))
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_when_a_server_of_ray_dies_the_run_ends_with_one_line(small: Small, tmp_path: Path) -> None:
     def kill_raylet(record: RoundRecord) -> None:
@@ -96,6 +97,7 @@ def test_when_a_server_of_ray_dies_the_run_ends_with_one_line(small: Small, tmp_
     assert sha256(resumed.model_path) == sha256(small(name="whole", num_rounds=num_rounds).model_path)
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_a_client_that_takes_all_memory_counts_as_one_that_raised(
     small: Small, stuck: Path, monkeypatch: pytest.MonkeyPatch
@@ -111,7 +113,7 @@ def test_a_client_that_takes_all_memory_counts_as_one_that_raised(
         small({"num_cpus": 1}, client="stuck:Hungry", engine="ray", **few)
 
 
-@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.nightly])])
 def test_what_a_client_leaves_ends_with_the_run(sim: Sim, stuck: Path, engine: str) -> None:
     """A program, a fork, a thread, and a fork that returns from the client like its parent."""
     few = ("--num-clients", "4", "--clients-per-round", "2", "--num-rounds", "2", "--max-local-steps", "1")

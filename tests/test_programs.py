@@ -110,7 +110,9 @@ def _called(module: ModuleType, name: str, given: dict[str, Any]) -> Any:
     return function(**{key: given[ROLES[key.lower()]] for key in parameters if ROLES.get(key.lower()) in given})
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "imagenet" else []) for name in NAMES]
+)
 def test_one_client_with_all_data_is_the_program_by_itself(name: str, tmp_path: Path) -> None:
     done = run(name, tmp_path, num_clients=1, fraction_fit=1.0, num_rounds=1, engine="inline")
     torch.set_num_threads(1)  # as the run has by default
@@ -145,6 +147,7 @@ def test_a_program_gives_the_same_bits_in_every_engine(tmp_path: Path) -> None:
     assert runs[0].model_path.read_bytes() == runs[1].model_path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sentences", "imbalanced"])
 def test_a_resumed_program_is_one_that_was_never_interrupted(name: str, tmp_path: Path) -> None:
     """A collate_fn, and a sampler."""
@@ -278,6 +281,7 @@ def test_parameters_whose_shape_the_data_decide(tmp_path: Path) -> None:
         assert file.get_tensor("fc.weight").shape == (3, 2)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_objects_of_a_script(tmp_path: Path) -> None:
     """Classes and functions of ``__main__`` reach the actors by value, with the same bits as without Ray."""

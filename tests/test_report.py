@@ -34,6 +34,8 @@ Cell = tuple[str, dict[str, str | None]]
 HOSTILE = "<img src=x onerror=alert(1)> & $x$"
 SCRIPT = "ValueError: <script>document.title = 'broken'</script>, \"quoted\""
 
+pytestmark = pytest.mark.usefixtures("pictures")
+
 
 class Page(HTMLParser):
     """A parsed page: its tables by id, as rows of (text, attributes), and every start tag."""

@@ -71,7 +71,7 @@ def test_a_signal_whose_exception_is_lost_ends_the_run_nevertheless(small: Small
 @pytest.mark.parametrize(
     "strategy",
     [
-        name if name in ("fedavg", "fedadam", "krum") else pytest.param(name, marks=pytest.mark.slow)
+        name if name in ("fedavg", "fedadam", "krum") else pytest.param(name, marks=pytest.mark.nightly)
         for name in (*STRATEGIES, *(f"dp-{kind}" for kind in PRIVACY))
     ],
 )
@@ -321,6 +321,7 @@ def test_a_strategy_that_no_checkpoint_can_keep_is_refused(small: Small, tmp_pat
     assert Run(tmp_path / "results" / "later").rounds()["round"].tolist() == [0]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_fault_campaign_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> None:
     """A full disk, which needs the right to mount; the run ends with one line and is resumed.

@@ -121,7 +121,9 @@ def test_size_measures_a_client_and_forecasts_the_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["scaffold", "fedbabu", "fedbuff"])
+@pytest.mark.parametrize(
+    "strategy", [*(pytest.param(name, marks=pytest.mark.nightly) for name in ("scaffold", "fedbabu")), "fedbuff"]
+)
 def test_size_measures_the_clients_of_an_algorithm(
     command: Sim, monkeypatch: pytest.MonkeyPatch, strategy: str
 ) -> None:

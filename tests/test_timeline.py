@@ -132,6 +132,7 @@ def test_so_many_rounds_are_shown_that_clients_have_20_bars(tmp_path: Path) -> N
     assert len(_axes(figure).patches) == 3 * 20
 
 
+@pytest.mark.usefixtures("pictures")
 def test_the_command_draws_one_run_with_virtual_time(command: Sim, tmp_path: Path) -> None:
     _run(tmp_path / "results", "one", SYNCHRONOUS, [4.0, 10.0])
     _run(tmp_path / "results", "without", [], [None])

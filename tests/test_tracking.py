@@ -10,14 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from mlflow import MlflowClient
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams import plugin_data_pb2
-from wandb.proto.wandb_internal_pb2 import Record
 
 from conftest import SMALL, Sim, Small, sha256
 from sim import CentralizedConfig, ConfigError, Run, RunConfig, list_runs, resume, simulate, train_centralized
@@ -62,8 +57,14 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return resume(run)
 
 
+def _mlflow_client(folder: Path) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+
+
 def _mlflow_runs(folder: Path, experiment: str) -> list[Any]:
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    client = _mlflow_client(folder)
     found = client.get_experiment_by_name(experiment)
     assert found is not None
     return list(client.search_runs([found.experiment_id]))
@@ -85,9 +86,18 @@ def _expected(run: Run) -> dict[str, dict[int, float]]:
     return found
 
 
-def test_tensorboard_has_every_round_once_with_the_pictures_and_the_config(tracked: Run) -> None:
-    events = EventAccumulator(str(tracked.path / "tensorboard"))
+def _tensorboard_events(run: Run) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.path / "tensorboard"))
     events.Reload()
+    return events
+
+
+def test_tensorboard_has_every_round_once_with_the_pictures_and_the_config(tracked: Run) -> None:
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    events = _tensorboard_events(tracked)
     tags = events.Tags()
     expected = _expected(tracked)
     assert {"test/accuracy", "test/loss", "fit/loss", "evaluate/accuracy", "seconds/fit"} < set(expected)
@@ -111,7 +121,7 @@ def test_mlflow_has_one_run_with_parameters_metrics_and_the_model(tracked: Run, 
     assert json.loads((tracked.path / "trackers.json").read_text())["mlflow"] == found.info.run_id
     assert found.data.params["strategy_args.eta"] == "0.01"
     assert found.data.params["num_clients"] == "10"
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    client = _mlflow_client(folder)
     for name, values in _expected(tracked).items():
         history = [(each.step, each.value) for each in client.get_metric_history(found.info.run_id, name)]
         if name.startswith("seconds/"):  # round 2 took another time when it was repeated
@@ -126,8 +136,10 @@ def test_mlflow_has_one_run_with_parameters_metrics_and_the_model(tracked: Run, 
     assert {"run/config.toml", "run/rounds.csv", "run/metrics.csv"} <= tables
 
 
-def _wandb_records(path: Path) -> Iterator[Record]:
+def _wandb_records(path: Path) -> Iterator[Any]:
     """The records in a file of W&B: pieces of LevelDB's log format, in blocks of 32 KiB."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
     content = path.read_bytes()
     assert content[:4] == b":W&B"
     position, whole = 7, b""
@@ -212,7 +224,7 @@ def test_mlflow_takes_the_store_and_the_experiment_of_its_own_variables(
 ) -> None:
     folder = tracked.path.parent / "mlflow"  # to make the tables of another store takes seconds
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    client = _mlflow_client(folder)
     client.create_experiment("central", artifact_location=(tmp_path / "artifacts").as_uri())  # not the current folder
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "central")
     monkeypatch.chdir(tmp_path)
@@ -271,6 +283,7 @@ def test_an_unknown_tracker_is_one_line(command: Sim, flags: list[str], message:
     assert (done.returncode, done.stderr) == (2, f"sim: {message}\n")
 
 
+@pytest.mark.nightly
 def test_a_sweep_puts_its_runs_side_by_side_into_one_store(command: Sim, tmp_path: Path) -> None:
     flags = ["--num-clients", "10", "--num-rounds", "1", "--max-local-steps", "1", "--engine", "inline"]
     tracked = ["--track", "mlflow", "--results-dir", "swept"]
@@ -286,8 +299,7 @@ def test_a_sweep_puts_its_runs_side_by_side_into_one_store(command: Sim, tmp_pat
 def test_a_run_that_was_not_tracked_is_tracked_whole_after_a_resume(small: Small, pictures: None) -> None:
     run = small(name="late", num_rounds=1, evaluate_every=2, fraction_evaluate=0.5)
     resume(run, num_rounds=2, track="tensorboard,wandb:offline")
-    events = EventAccumulator(str(run.path / "tensorboard"))
-    events.Reload()
+    events = _tensorboard_events(run)
     for name, values in _expected(run).items():
         found = {each.step: each.value for each in events.Scalars(name)}
         assert found == {number: float(np.float32(value)) for number, value in values.items()}, name
@@ -313,4 +325,6 @@ def test_the_names_of_numbers() -> None:
         "bytes/up": 7.0,
         "fit/f1": 0.5,
     }
+    import mlflow
+
     assert mlflow.__version__  # the library itself, not a module of this package with its name

@@ -230,6 +230,7 @@ def test_a_larger_patience_continues_and_the_same_one_is_refused(small: Small) -
     assert continued.rounds()["round"].max() > last
 
 
+@pytest.mark.slow
 def test_the_command_line_says_why_it_ended(command: Sim, tmp_path: Path) -> None:
     words = "--num-clients 10 --clients-per-round 4 --local-epochs 2 --engine inline --lr 0.2 --num-rounds 9 --name one"
     more = "--validation-share 0.1 --validation-metric accuracy:min --patience 2"

@@ -37,15 +37,20 @@ DECAYED = {"momentum": 0.9, "weight_decay": 0.1, "lr": 0.003}
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param({"partitioner": "iid", **DECAYED}, id="equal", marks=pytest.mark.slow),
         pytest.param({"partitioner": "linear", **DECAYED}, id="unequal"),
         pytest.param({"strategy": "fedprox", "augment": "crop-flip", "max_local_steps": 5}, id="proximal"),
         pytest.param({"strategy": "scaffold", "lr": 0.003, "momentum": 0.5}, id="scaffold"),
-        pytest.param({"strategy": "feddyn", "lr": 0.003}, id="feddyn", marks=pytest.mark.slow),
-        pytest.param({"strategy": "fednova", "strategy_args": {"mu": 0.1}, "lr": 0.003}, id="fednova"),
         pytest.param({"clip_grad_norm": 0.5, "strategy": "fedprox", "lr": 0.01}, id="clipped"),
-        pytest.param({"feature_noise": 0.5, "lr": 0.003, "max_local_steps": 5}, id="noise"),
-        pytest.param({"optimizer": "adam", "lr": 0.001, "strategy": "fedmedian"}, id="adam", marks=pytest.mark.slow),
+        *(
+            pytest.param(settings, id=name, marks=pytest.mark.nightly)
+            for name, settings in {
+                "equal": {"partitioner": "iid", **DECAYED},
+                "feddyn": {"strategy": "feddyn", "lr": 0.003},
+                "fednova": {"strategy": "fednova", "strategy_args": {"mu": 0.1}, "lr": 0.003},
+                "noise": {"feature_noise": 0.5, "lr": 0.003, "max_local_steps": 5},
+                "adam": {"optimizer": "adam", "lr": 0.001, "strategy": "fedmedian"},
+            }.items()
+        ),
     ],
 )
 def test_two_rounds_end_within_1e_4_of_one_after_another(
