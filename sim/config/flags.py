@@ -55,7 +55,8 @@ class Parser(argparse.ArgumentParser):
             flags = [flag for action in namespace.parser._actions for flag in action.option_strings]
             close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=3)
             hint = f"did you mean {' or '.join(close)}?" if close else "no such flag"
-            raise ConfigError(f"{one_line(unknown[0], 200)}: {hint} ({namespace.parser.prog} --help lists all)")
+            given = unknown[0] if unknown[0] in words else unknown[0].replace("--target-metric", "--target", 1)
+            raise ConfigError(f"{one_line(given, 200)}: {hint} ({namespace.parser.prog} --help lists all)")
         return namespace
 
 
