@@ -8,7 +8,7 @@ from flwr.common import Code, FitRes, NDArrays, Status, ndarrays_to_parameters, 
 from flwr.server.strategy import FedAvg
 
 from sim.engine.aggregation import WeightedSum, cast, cut
-from sim.server.fit_ins_strategies import VirtualClientProxy
+from sim.server.virtual_clients import VirtualClientProxy
 
 
 def _mean_in_chunks(weights: list[NDArrays], num_examples: list[int], sizes: list[int]) -> NDArrays:

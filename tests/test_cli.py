@@ -84,6 +84,7 @@ def test_verbose_shows_the_output_of_flower(command: Sim) -> None:
     assert "[ROUND 1]" in verbose.stderr
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.slow
 def test_centralized_shares_columns_and_plot_with_a_run(command: Sim, finished: Run, tmp_path: Path) -> None:
     central = command("centralized", "--epochs", "3", "--lr", "0.05", "--name", "central")

@@ -182,6 +182,7 @@ def test_targets_are_drawn_and_labelled_on_the_metric_only(swept: Path) -> None:
         curves_figure(curves_of(runs), ["accuracy", "f1"], "round", look)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_the_command_takes_a_sweep_and_all_of_it_together(swept: Path, command: Sim, tmp_path: Path) -> None:
     writer = RunWriter.create(str(swept), "waiting", RunConfig(seed=9).to_toml(), clients=False)
     writer.close()
@@ -197,6 +198,7 @@ def test_the_command_takes_a_sweep_and_all_of_it_together(swept: Path, command: 
     assert command("plot", "swept", "--style", "paper", "-o", "curves.svg").returncode == 0
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -24,6 +24,7 @@ GRID = ("--num-clients", "4", "--num-actors", "1,2", "--repeats", "1", "--num-ro
 FEW = ("--scaling", "strong", "--examples-per-client", "8", "--results-dir", "s")
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.ray
 def test_a_grid_is_measured_continues_where_it_stopped_and_is_drawn(command: Sim, tmp_path: Path) -> None:
     program = Program(tmp_path, "interrupted", ["scale", *GRID, *FEW])

@@ -24,8 +24,8 @@ from sim.data.sources.text import tokens
 from sim.errors import ConfigError, DataError, PartitionError, SimError
 from sim.run_folder import plots
 from sim.seeds import Purpose, generator
-from sim.server.fit_ins_strategies import VirtualClientProxy
 from sim.server.stragglers import with_stragglers
+from sim.server.virtual_clients import VirtualClientProxy
 from sim.simulation import simulate
 from sim.training import models
 from sim.training.models import DataFacts

@@ -22,8 +22,8 @@ from sim.engine.interface import ClientResult
 from sim.errors import ConfigError, PluginError
 from sim.server import strategy
 from sim.server.async_rules import RULES
-from sim.server.fit_ins_strategies import VirtualClientProxy, virtual_clients
 from sim.server.message_to_fit_ins import NodesOnly
+from sim.server.virtual_clients import VirtualClientProxy, virtual_clients
 from sim.training.models import MODELS
 from sim.training.weights import WeightLayout
 

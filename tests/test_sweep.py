@@ -103,6 +103,7 @@ def test_intervals_follow_from_the_tables_of_the_runs(swept: Path) -> None:
     assert table.num_reached.sum() > 0
 
 
+@pytest.mark.usefixtures("pictures")
 def test_its_report_in_a_browser(command: Sim, swept: Path, tmp_path: Path, browser: Chrome) -> None:
     from browser import assert_shown
 

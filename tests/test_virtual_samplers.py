@@ -13,9 +13,9 @@ from flwr.serverapp.strategy import FedAvg as NewerFedAvg
 from conftest import PROGRAMS, Small, sha256
 from sim import Run, RunConfig, resume, simulate
 from sim.errors import ConfigError, PluginError, RunError, StateError
-from sim.server.fit_ins_strategies import virtual_clients
 from sim.server.run_sampler import RunSampler
 from sim.server.sampled_clients import SampledClients
+from sim.server.virtual_clients import virtual_clients
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

@@ -27,6 +27,8 @@ from flwr.common import (
     EvaluateRes,
     FitIns,
     FitRes,
+    GetParametersIns,
+    GetPropertiesIns,
     NDArrays,
     RecordDict,
     Scalar,
@@ -263,6 +265,10 @@ class Worker:
             return self._with_algorithm(runtime, client, chunk, task, state)
         weights = chunk.weights
         built_in = type(client) is TorchClient
+        if task.asks is not None:
+            if built_in:  # its net is that of the process
+                set_weights(client.net, weights)
+            return _asked(client, task)
         if not built_in:
             # A user's client may write to the arrays that it gets; other clients still read them.
             weights = [array.copy() for array in weights]
@@ -366,6 +372,8 @@ class Worker:
         else:
             client = runtime.client(context)
             client = getattr(client, "numpy_client", client)
+        if task.asks is not None:
+            return _asked(client, task)
         weights = [array.copy() for array in chunk.weights]
         if chunk.phase == "fit":
             result.weights, result.num_examples, result.metrics = _fit(client, weights, task)
@@ -475,6 +483,25 @@ def _evaluate(client: Any, weights: NDArrays, task: Task) -> tuple[float, int, d
     raise WrongReturnError(f"evaluate must return (float, int, dict), not {_shape_of(returned)}")
 
 
+def _asked(client: Any, task: Task) -> ClientResult:
+    """Return what a strategy asks of a client by itself: its properties as metrics, or its parameters as weights."""
+    result = ClientResult(task.client_id)
+    numpy_client, config = isinstance(client, NumPyClient), dict(task.config)
+    if task.asks == "properties":
+        answer = client.get_properties(config if numpy_client else GetPropertiesIns(config))
+        if not numpy_client:
+            _check_status(answer.status)
+        properties = answer if numpy_client else answer.properties
+        result.metrics = checked_metrics(properties, "get_properties", any_accuracy=True)
+    else:
+        answer = client.get_parameters(config if numpy_client else GetParametersIns(config))
+        if not numpy_client:
+            _check_status(answer.status)
+        arrays = answer if numpy_client else parameters_to_ndarrays(answer.parameters)
+        result.weights = [np.array(array) for array in arrays]
+    return result
+
+
 def _is_count(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
@@ -490,27 +517,28 @@ def _plain(value: Any) -> Any:
     return value.item() if is_single else value
 
 
-def checked_metrics(metrics: Any, phase: Phase, *, any_accuracy: bool = False) -> dict[str, Scalar]:
+def checked_metrics(metrics: Any, method: str, *, any_accuracy: bool = False) -> dict[str, Scalar]:
     """Return what a client measured as numbers and texts of Python.
 
     Args:
+        method: of the client, for the message.
         any_accuracy: an accuracy may be something else than a fraction.
 
     Raises:
         WrongReturnError: a metric is something else, or an accuracy is not a fraction.
     """
     if not isinstance(metrics, Mapping):
-        raise WrongReturnError(f"{phase} must return its metrics as a dict, not as {type(metrics).__name__}")
+        raise WrongReturnError(f"{method} must return its metrics as a dict, not as {type(metrics).__name__}")
     plain = {key: _plain(value) for key, value in metrics.items()}
     for key, value in plain.items():
         if type(key) is not str or type(value) not in (bool, int, float, str, bytes):
             kinds = f"{type(key).__name__}: {type(value).__name__}"
             raise WrongReturnError(
-                f"{phase} returned the metric {key!r} ({kinds}); a number, text or bytes is expected"
+                f"{method} returned the metric {key!r} ({kinds}); a number, text or bytes is expected"
             )
     accuracy = plain.get("accuracy")
     if isinstance(accuracy, int | float) and not any_accuracy and not 0 <= accuracy <= MOST_ACCURACY:
-        raise WrongReturnError(f"{phase} returned accuracy {accuracy}; a fraction 0–1 is expected")
+        raise WrongReturnError(f"{method} returned accuracy {accuracy}; a fraction 0–1 is expected")
     return plain
 
 

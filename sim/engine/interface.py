@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from flwr.common import NDArrays, RecordDict, Scalar
 
@@ -27,6 +27,7 @@ class Task:
         state_round: the round in which the client wrote its state, see ``sim.run_folder.client_states``; None for none.
         state_number: under which it writes its next state; None for the number of the round.
         repeat: how often the client has begun with the same weights before, in asynchronous rounds.
+        asks: what the strategy asks of the client by itself instead of a training or an evaluation.
     """
 
     client_id: int
@@ -37,6 +38,7 @@ class Task:
     state_round: int | None = None
     state_number: int | None = None
     repeat: int = 0
+    asks: Literal["properties", "parameters"] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Chunk:
         weights: the same list object in every chunk that shares them, so that an engine sends them once.
         summed: return the weighted sum of the clients instead of the weights of each.
         untrained: positions of the weights that are not trained, see ``WeightedSum.exact``.
-        batch: number of the batch of messages that an app sends by itself, of which there may be several in a round.
+        batch: number of what an app or a strategy asks of clients by itself, of which there may be several in a round.
         uniform: the sum counts each client alike, instead of by its examples.
         num_extras: how many arrays at the end of ``weights`` are sent beside the model.
     """

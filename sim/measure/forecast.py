@@ -26,9 +26,10 @@ from sim.measure.measure_client import MeasurementTask, measure
 from sim.processes import Child, written
 from sim.seeds import Purpose, generator, seeded
 from sim.server.async_rules import rule_of
-from sim.server.fit_ins_strategies import VirtualClientProxy, aggregate_fit
+from sim.server.fit_ins_strategies import aggregate_fit
 from sim.server.prepared_run import Prepared
 from sim.server.results import PhaseResults
+from sim.server.virtual_clients import VirtualClientProxy
 
 _SECONDS = 6.0  # of measuring as many clients at once as the run will
 _DEFAULTS = RunConfig()

@@ -65,6 +65,18 @@ class Executor:
             self.state_rounds = {**self.state_rounds, **dict.fromkeys(wrote, server_round)}
         return collected
 
+    def execute_alone(self, chunk: Chunk) -> PhaseResults:
+        """Have a client execute a chunk that belongs to no phase of a round.
+
+        Raises:
+            RunError, ClientError: see ``execute``.
+        """
+        collected = PhaseResults()
+        for _, chunk_result in self.dispatch(chunk.phase, [chunk]):
+            for result in chunk_result.results:
+                self.take(result, chunk.phase, chunk.server_round, collected)
+        return collected
+
     def dispatch(self, phase: Phase, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, ChunkResult]]:
         """Send chunks to the engine; yield what clients received and their results, in order, with the bytes of both.
 

@@ -1,11 +1,11 @@
 """Strategies of ``flwr.server.strategy``: their instructions (FitIns, EvaluateIns) → chunks, results → FitRes.
 
-A strategy samples client proxies. Here they are numbers only: the work goes through the engine's dispatcher.
+A strategy samples the proxies of ``sim.server.virtual_clients``; the work goes through the engine's dispatcher.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,24 +14,20 @@ import flwr.server.strategy
 import numpy as np
 from flwr.common import (
     Code,
-    DisconnectRes,
     EvaluateIns,
     EvaluateRes,
     FitIns,
     FitRes,
-    GetParametersIns,
     GetParametersRes,
     GetPropertiesIns,
     GetPropertiesRes,
     NDArrays,
     Parameters,
-    ReconnectIns,
     RecordDict,
     Status,
     ndarrays_to_parameters,
     parameters_to_ndarrays,
 )
-from flwr.server import SimpleClientManager
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from numpy.typing import NDArray
@@ -47,6 +43,7 @@ from sim.server.adapter import Evaluated
 from sim.server.results import PhaseResults
 from sim.server.stragglers import with_stragglers
 from sim.server.strategy import BuiltStrategy
+from sim.server.virtual_clients import Call, VirtualClientProxy
 from sim.server.visible_weights import VisibleWeights
 
 Instructions = Sequence[tuple[ClientProxy, FitIns] | tuple[ClientProxy, EvaluateIns]]
@@ -57,113 +54,6 @@ _PRIVATE = (
     flwr.server.strategy.DifferentialPrivacyServerSideFixedClipping,
     flwr.server.strategy.DifferentialPrivacyServerSideAdaptiveClipping,
 )
-_NO_CALL = "a strategy returns instructions, the round loop calls the clients"
-
-
-class VirtualClientProxy(ClientProxy):
-    """A virtual client as strategies see it; its ``cid`` is the client id in every engine."""
-
-    def __init__(self, client_id: int) -> None:
-        super().__init__(cid=str(client_id))
-
-    def get_properties(self, ins: GetPropertiesIns, timeout: float | None, group_id: int | None) -> GetPropertiesRes:
-        """Not for strategies to call."""
-        raise RuntimeError(_NO_CALL)
-
-    def get_parameters(self, ins: GetParametersIns, timeout: float | None, group_id: int | None) -> GetParametersRes:
-        """Not for strategies to call."""
-        raise RuntimeError(_NO_CALL)
-
-    def fit(self, ins: FitIns, timeout: float | None, group_id: int | None) -> FitRes:
-        """Not for strategies to call."""
-        raise RuntimeError(_NO_CALL)
-
-    def evaluate(self, ins: EvaluateIns, timeout: float | None, group_id: int | None) -> EvaluateRes:
-        """Not for strategies to call."""
-        raise RuntimeError(_NO_CALL)
-
-    def reconnect(self, ins: ReconnectIns, timeout: float | None, group_id: int | None) -> DisconnectRes:
-        """There is no connection."""
-        return DisconnectRes(reason="")
-
-
-def virtual_clients(
-    num_clients: int, manager: ClientManager | None = None, proxy_of: Callable[[int], ClientProxy] = VirtualClientProxy
-) -> ClientManager:
-    """Return a client manager with clients 0 … ``num_clients`` − 1.
-
-    Args:
-        manager: the user's own, to which they are added.
-        proxy_of: makes the proxy of a client.
-    """
-    manager = SimpleClientManager() if manager is None else manager  # an empty one counts as false
-    if isinstance(manager, SimpleClientManager) and not (manager.clients or _has_own_register(manager)):
-        # A million at once would take seconds.
-        manager.clients = MadeWhenAsked(num_clients, proxy_of)  # type: ignore[assignment]
-        return manager
-    for client_id in range(num_clients):
-        manager.register(proxy_of(client_id))
-    return manager
-
-
-def _has_own_register(manager: SimpleClientManager) -> bool:
-    return type(manager).register is not SimpleClientManager.register
-
-
-class MadeWhenAsked(MutableMapping[str, ClientProxy]):
-    """The proxies of the clients 0 … ``num_clients`` − 1 by their names, each made when it is first asked for.
-
-    They can be removed and added, in the order of a dict.
-    """
-
-    def __init__(self, num_clients: int, proxy_of: Callable[[int], ClientProxy]) -> None:
-        self._ids = range(num_clients)
-        self._proxy_of = proxy_of
-        self._made: dict[str, ClientProxy] = {}
-        self._removed: set[str] = set()
-        self._added: dict[str, ClientProxy] = {}
-
-    def _is_first(self, name: object) -> bool:
-        """Whether a name is that of one of the clients 0 … n − 1 that was not removed."""
-        if name in self._made:
-            return True
-        if not (isinstance(name, str) and name.isascii() and name.isdecimal()) or name in self._removed:
-            return False
-        if len(name) > len(str(len(self._ids))):  # int() refuses thousands of digits
-            return False
-        return int(name) in self._ids and str(int(name)) == name
-
-    def __getitem__(self, name: str) -> ClientProxy:
-        if name in self._added:
-            return self._added[name]
-        if not self._is_first(name):
-            raise KeyError(name)
-        if name not in self._made:
-            self._made[name] = self._proxy_of(int(name))
-        return self._made[name]
-
-    def __setitem__(self, name: str, proxy: ClientProxy) -> None:
-        (self._made if self._is_first(name) else self._added)[name] = proxy
-
-    def __delitem__(self, name: str) -> None:
-        if name in self._added:
-            del self._added[name]
-        elif self._is_first(name):
-            self._removed.add(name)
-            self._made.pop(name, None)
-        else:
-            raise KeyError(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._added or self._is_first(name)
-
-    def __iter__(self) -> Iterator[str]:
-        names = map(str, self._ids)
-        yield from (name for name in names if name not in self._removed) if self._removed else names
-        yield from self._added
-
-    def __len__(self) -> int:
-        return len(self._ids) - len(self._removed) + len(self._added)
 
 
 class LegacyStrategy:
@@ -273,6 +163,31 @@ class LegacyStrategy:
         uniform, num_extras = self._algorithm.weighting == "uniform", len(self._sent) - len(self._weights)
         return [replace(chunk, uniform=uniform, num_extras=num_extras) for chunk in chunks]
 
+    def asked(self, server_round: int, client_id: int, ins: Call, state: RecordDict | None, batch: int) -> Chunk:
+        """Return the chunk of what the strategy asks of one client by itself.
+
+        Args:
+            batch: its number in the run, from which the client's random numbers follow.
+        """
+        task, phase, weights = Task(client_id, dict(ins.config), state), _phase_of(ins), self._weights
+        if isinstance(ins, FitIns | EvaluateIns):
+            weights = self._whole(ins.parameters, server_round)
+        else:
+            task = replace(task, asks="properties" if isinstance(ins, GetPropertiesIns) else "parameters")
+        if phase == "fit":
+            task = replace(task, config={**self._settings(server_round), **task.config})
+        return Chunk(phase, server_round, [task], weights, False, self._view.untrained, batch=batch)
+
+    def answer(self, ins: Call, result: ClientResult) -> Any:
+        """Return what a client answered as Flower has it: a FitRes for FitIns, and so on."""
+        if isinstance(ins, FitIns):
+            return _fit_res(self._view.of(result.weights or []), result)
+        if isinstance(ins, EvaluateIns):
+            return EvaluateRes(_OK, result.loss or 0.0, result.num_examples, result.metrics)
+        if isinstance(ins, GetPropertiesIns):
+            return GetPropertiesRes(_OK, result.metrics)
+        return GetParametersRes(_OK, ndarrays_to_parameters(self._view.of(result.weights or [])))
+
     def _settings(self, server_round: int) -> dict[str, Any]:
         if not self._sends_settings:
             return {}
@@ -322,6 +237,10 @@ class LegacyStrategy:
 
     def _whole(self, parameters: Parameters, server_round: int) -> NDArrays:
         return self._view.whole(parameters_to_ndarrays(parameters), self._weights, server_round)
+
+
+def _phase_of(ins: Call) -> Phase:
+    return "fit" if isinstance(ins, FitIns) else "evaluate" if isinstance(ins, EvaluateIns) else "query"
 
 
 def chunks_of(

@@ -19,12 +19,14 @@ from flwr.server import History
 from flwr.server.client_manager import ClientManager
 from flwr.serverapp.strategy import Strategy as NewerStrategy
 
+from sim.client.runtime import ClientSpec
 from sim.engine.aggregation import NonFiniteError, check_finite
 from sim.engine.central_evaluation import CentralTest
 from sim.engine.interface import MOST_ACCURACY, Chunk, Dispatcher
 from sim.errors import RunError, UsageError, described, many_lines, one_line
 from sim.metrics import Target, spelled
 from sim.process_settings import restored_settings
+from sim.run_folder.checkpoint import Checkpoint
 from sim.run_folder.records import ClientRecord, MetricRecord, RoundRecord
 from sim.seeds import Purpose, seeded
 from sim.server import strategy
@@ -33,7 +35,7 @@ from sim.server.async_rounds import AsyncRounds
 from sim.server.attacks import Attackers
 from sim.server.dropout import dropout_record, dropouts, without
 from sim.server.executor import Executor
-from sim.server.fit_ins_strategies import LegacyStrategy, virtual_clients
+from sim.server.fit_ins_strategies import LegacyStrategy
 from sim.server.message_to_fit_ins import MessagesToClients
 from sim.server.prepared_run import Prepared
 from sim.server.privacy import Privacy
@@ -50,6 +52,7 @@ from sim.server.results import (
 from sim.server.round_schedule import RoundSchedule
 from sim.server.traffic import Traffic
 from sim.server.validation import Validation
+from sim.server.virtual_clients import Call, VirtualClientProxy, virtual_clients
 from sim.server.virtual_rounds import VirtualRounds, clock_of, not_used, with_virtual_time
 
 
@@ -72,6 +75,7 @@ class FinishedRound:
 
 
 _STREAMS_PER_ATTEMPT = 100
+_MOST_ASKED = 2**20  # of clients in a round, by the strategy itself
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,9 @@ class RoundServer:
             self._clock = clock_of(prepared)
             client_manager = virtual_clients(config.num_clients, self._clock.clients)
         elif client_manager is None:
-            client_manager = virtual_clients(config.num_clients, prepared.objects.client_manager)
+            has_algorithm = isinstance(prepared.spec, ClientSpec) and prepared.spec.algorithm is not None
+            proxy_of = VirtualClientProxy if has_algorithm else self._proxy
+            client_manager = virtual_clients(config.num_clients, prepared.objects.client_manager, proxy_of)
         self._adapter = adapter or self._built(prepared, client_manager)
         self._privacy = Privacy(config, getattr(self._adapter, "used", self._adapter.strategy))
         self._layout, self._names = prepared.layout, prepared.layout.names
@@ -157,24 +163,27 @@ class RoundServer:
         self._target = Target.of(vars(config))
         self._num_test_examples = 0 if prepared.dataset is None else prepared.dataset.num_test_examples
         self._num_tested: int | None = None  # examples of the central test in the present round
+        self._asked: list[ClientRecord] = []  # what the strategy has asked of clients by itself in the present round
         self._metrics: list[MetricRecord] = []  # of the present round
         self._weights = prepared.initial_weights
         self._next_round = 0
         self._adapter.set_weights(self._weights)
         if prepared.resume_point is not None:
-            checkpoint = prepared.resume_point.checkpoint
-            state = self._kept()
-            self._executor.states = checkpoint.restore(state)
-            if self._clock is not None:
-                self._clock.restore(state["clock"])
-            if self._asynchronous is not None:
-                self._asynchronous.restore(state["clock"], checkpoint.round)
-            if self._validation is not None:
-                self._validation.restore(state["validation"], checkpoint.weights)
-            self._executor.state_rounds = dict(checkpoint.state_rounds)
-            self._adapter.restore(state)
-            self._set_weights(checkpoint.weights)
-            self._next_round = checkpoint.round + 1
+            self._restore(prepared.resume_point.checkpoint)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = self._kept()
+        self._executor.states = checkpoint.restore(state)
+        if self._clock is not None:
+            self._clock.restore(state["clock"])
+        if self._asynchronous is not None:
+            self._asynchronous.restore(state["clock"], checkpoint.round)
+        if self._validation is not None:
+            self._validation.restore(state["validation"], checkpoint.weights)
+        self._executor.state_rounds = dict(checkpoint.state_rounds)
+        self._adapter.restore(state)
+        self._set_weights(checkpoint.weights)
+        self._next_round = checkpoint.round + 1
 
     def _built(self, prepared: Prepared, client_manager: ClientManager) -> StrategyAdapter:
         config, given = prepared.config, prepared.objects.strategy
@@ -198,6 +207,27 @@ class RoundServer:
             sends_settings=sends_settings,
             trained=prepared.layout.trained,
         )
+
+    def _proxy(self, client_id: int) -> VirtualClientProxy:
+        return VirtualClientProxy(client_id, self._answer)
+
+    def _answer(self, client_id: int, ins: Call) -> Any:
+        """Have a client do at once what the strategy asks of it by itself.
+
+        Raises:
+            RuntimeError: the client raised, and the run goes on without clients that do.
+        """
+        adapter, server_round = self._adapter, self._next_round
+        assert isinstance(adapter, LegacyStrategy), "strategies of the newer form have no proxies"
+        batch = server_round * _MOST_ASKED + len(self._asked)  # the same in a resumed run
+        results = self._executor.execute_alone(
+            adapter.asked(server_round, client_id, ins, self._executor.states.get(client_id), batch)
+        )
+        self._asked += results.records
+        (result,) = results.clients
+        if result.error is not None:
+            raise RuntimeError(f"client {client_id} raised {one_line(result.error)}")
+        return adapter.answer(ins, result)
 
     @property
     def executor(self) -> Executor:
@@ -283,6 +313,7 @@ class RoundServer:
         for step in reversed(steps) if self._adapter.tests_last else steps:
             record, more = step(record)
             clients = [*clients, *more]
+        clients, self._asked = [*self._asked, *clients], []
         return replace(
             record,
             **totals(clients, drops=self.config.client_dropout > 0),

@@ -26,8 +26,8 @@ from sim.errors import ConfigError, PluginError, SimError, described
 from sim.process_settings import restored_settings
 from sim.seeds import Purpose, seeded
 from sim.server import strategy
-from sim.server.fit_ins_strategies import virtual_clients
 from sim.server.prepared_run import Prepared, ProgramObjects
+from sim.server.virtual_clients import virtual_clients
 from sim.setup.virtual_time import with_devices
 from sim.training import models
 from sim.training.models import DataFacts

@@ -37,12 +37,13 @@ from sim.seeds import Purpose, seeded
 from sim.server import strategy
 from sim.server.adapter import StrategyAdapter
 from sim.server.executor import Executor
-from sim.server.fit_ins_strategies import LegacyStrategy, VirtualClientProxy, virtual_clients
+from sim.server.fit_ins_strategies import LegacyStrategy
 from sim.server.flower_grid import EngineGrid
 from sim.server.message_strategies import MessageStrategy, StartArguments
 from sim.server.prepared_run import Prepared
 from sim.server.results import PhaseResults, client_quantiles, metric_records, weighted_mean
 from sim.server.rounds import FinishedRound, RoundServer
+from sim.server.virtual_clients import VirtualClientProxy, virtual_clients
 from sim.setup.run_session import Session
 from sim.training.weights import WeightLayout
 
