@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -156,6 +157,27 @@ def test_a_closed_pipe_does_not_end_the_run(tmp_path: Path) -> None:
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
     return process.children(recursive=True)
+
+
+@pytest.mark.slow
+def test_a_ctrl_c_while_modules_are_imported_leaves_no_traceback(tmp_path: Path) -> None:
+    program = """
+        import os, signal, sys
+        from importlib.abc import MetaPathFinder
+        from sim.__main__ import entry
+
+        class CtrlC(MetaPathFinder):
+            def find_spec(self, name, path, target=None):
+                if name == "sim.cli":
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        sys.meta_path.insert(0, CtrlC())
+        sys.argv = ["sim", "list"]
+        entry()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "")
 
 
 @pytest.mark.ray
