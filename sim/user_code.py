@@ -261,11 +261,18 @@ def _signature(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 def accepted(function: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
     """Return those of the keyword arguments in ``offered`` that ``function`` takes."""
-    parameters = parameters_of(function).values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return dict(offered)
-    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return {key: value for key, value in offered.items() if key in names}
+    return {key: value for key, value in offered.items() if takes(function, key)}
+
+
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Return whether ``function`` takes a keyword argument of this name."""
+    parameters = parameters_of(function)
+    if name in parameters and parameters[name].kind in (
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    ):
+        return True
+    return any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def check_arguments(

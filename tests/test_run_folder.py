@@ -50,6 +50,22 @@ def test_rounds_are_on_disk_before_the_next_one_and_read_back_exactly(tmp_path: 
     writer.close()
 
 
+def test_short_rounds_share_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sim.run_folder.writer._UNSYNCED_SECONDS", 1000.0)
+    writer = _writer(tmp_path)
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", synced.append)
+    counts = []
+    for number, due in enumerate([False, False, True, False]):
+        writer.append(RoundRecord(number), sync=due)
+        counts.append(len(synced))
+    assert counts == [3, 3, 6, 6]  # three tables
+    writer.sync()
+    assert len(synced) == 9
+    assert writer.run.rounds()["round"].tolist() == [0, 1, 2, 3]
+    writer.close()
+
+
 def test_an_existing_name_is_refused_and_its_folder_is_unchanged(tmp_path: Path) -> None:
     _writer(tmp_path).close()
     before = sorted(path.stat().st_mtime_ns for path in (tmp_path / "one").iterdir())

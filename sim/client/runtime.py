@@ -445,7 +445,8 @@ class ClientRuntime:
 
     def client_over(self, train_loader: Loader, test_loader: Loader, context: Context) -> Client:
         """Make a client over these loaders."""
-        self.renew_net()
+        if user_code.takes(self.client_class, "net"):
+            self.renew_net()
         train_loader.noise = self.spec.noise_step * int(context.node_config["partition-id"])
         is_ours = isinstance(self.client_class, type) and issubclass(self.client_class, TorchClient)
         offered = {

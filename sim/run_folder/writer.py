@@ -1,4 +1,4 @@
-"""Writes a run folder. Its tables grow by complete rounds, synced to disk; every other file appears by a rename.
+"""Writes a run folder. Its tables grow by complete rounds; every other file appears by a rename.
 
 A run folder that exists is never overwritten.
 """
@@ -10,9 +10,11 @@ import errno
 import fcntl
 import hashlib
 import io
+import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -26,6 +28,7 @@ from sim.run_folder.records import RENAMED_COLUMNS, ClientRecord, MetricRecord, 
 _MASK = os.umask(0o022)  # it can only be read by setting it
 os.umask(_MASK)
 
+_UNSYNCED_SECONDS = 1.0  # to sync three tables takes about 10 ms, longer than some rounds
 _BEGINNING = ".config.toml-"  # the name of the config while it is written, before every other file
 
 # Descriptors of locked folders. A process that a client's code forks inherits them; it must not keep a folder locked
@@ -50,6 +53,7 @@ class RunWriter:
         self.run = run
         self._tables = tables
         self._lock = lock
+        self._synced = -math.inf  # seconds of ``time.monotonic()``
 
     @classmethod
     def create(cls, results_dir: str, name: str | None, config_toml: str, *, clients: bool) -> Self:
@@ -118,12 +122,19 @@ class RunWriter:
             raise
 
     def append(
-        self, record: RoundRecord | None, clients: Sequence[ClientRecord] = (), metrics: Sequence[MetricRecord] = ()
+        self,
+        record: RoundRecord | None,
+        clients: Sequence[ClientRecord] = (),
+        metrics: Sequence[MetricRecord] = (),
+        *,
+        sync: bool = True,
     ) -> None:
         """Add one round to the tables and sync them to disk.
 
         Args:
             record: None for more clients of a round that has its row.
+            sync: at once, as a checkpoint of the round needs it. Otherwise not if that was done in the last second,
+                whose rounds a power failure may then take away; the end of this process does not.
 
         Raises:
             WriteError: the disk is full or the folder was removed; the tables end with the previous round.
@@ -136,16 +147,28 @@ class RunWriter:
             else [record],  # the last, because it says which rounds are complete
         }
         before: list[tuple[_Table, int]] = []
+        sync = sync or time.monotonic() - self._synced > _UNSYNCED_SECONDS
         try:
             for path, records in rows.items():
                 if path in self._tables:
                     table = self._tables[path]
                     before.append((table, table.size))
-                    table.append(records)
+                    table.append(records, sync=sync)
         except WriteError:
             for table, size in before[:-1]:  # the last one has cut itself
                 table.cut(size)
             raise
+        if sync:
+            self._synced = time.monotonic()
+
+    def sync(self) -> None:
+        """Sync the tables to disk.
+
+        Raises:
+            WriteError: that fails.
+        """
+        for table in self._tables.values():
+            table.append([], sync=True)
 
     def marks(self) -> dict[str, tuple[int, str]]:
         """Return the present state of each table: name → (length in bytes, sha256 of these bytes)."""
@@ -262,7 +285,7 @@ class _Table:
         self._columns = content.partition(b"\n")[0].decode().split(",")  # an earlier version may have had fewer
         self._file = path.open("ab", buffering=0)
 
-    def append(self, records: Sequence[Record]) -> None:
+    def append(self, records: Sequence[Record], *, sync: bool) -> None:
         """Add rows.
 
         Raises:
@@ -277,7 +300,8 @@ class _Table:
             rest = memoryview(content)
             while rest:
                 rest = rest[self._file.write(rest) :]
-            os.fsync(self._file.fileno())
+            if sync:
+                os.fsync(self._file.fileno())
         except OSError as error:
             self.cut(self.size)
             raise WriteError(f"{self._path}: cannot be written: {error.strerror}") from error

@@ -162,7 +162,7 @@ class Session:
                 number, weights = finished.best
                 self._writer.write(self.run.best_path, content_of(self.prepared.layout.names, weights, number))
                 self._best_round = number
-            self._writer.append(record, finished.clients, finished.metrics)
+            self._writer.append(record, finished.clients, finished.metrics, sync=due)
             self._weights = finished.weights
             if self._states is not None:
                 self._states.renew(finished.state_rounds, record.round)
@@ -238,6 +238,7 @@ class Session:
 
     def close(self) -> None:
         """Write checkpoint, pictures and weights of the last whole round."""
+        self._writer.sync()
         if self._unwritten is not None:
             self._begin(self._unwritten)
             self._commit()
