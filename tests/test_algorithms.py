@@ -72,6 +72,7 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
     assert bool(len(own)) == (strategy in PERSONAL)
 
 
+@pytest.mark.nightly
 def test_clients_of_a_network_keep_their_states(federation: Federation, small: Small) -> None:
     shared = ["--num-clients", "2", "--local-epochs", "1", "--fraction-evaluate", "1", "--strategy", "scaffold"]
     shared += ["--local-parameters", "fc3"]

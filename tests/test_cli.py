@@ -171,6 +171,7 @@ def test_a_ctrl_c_while_modules_are_imported_leaves_no_traceback(tmp_path: Path)
                 if name == "sim.cli":
                     os.kill(os.getpid(), signal.SIGINT)
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background lets it be ignored
         sys.meta_path.insert(0, CtrlC())
         sys.argv = ["sim", "list"]
         entry()

@@ -85,6 +85,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_others(small: Small) -> N
     assert first == again != other
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 @pytest.mark.usefixtures("_no_process_left", "in_programs")
 def test_a_strategy_that_needs_each_client_and_client_state_on_a_share_of_a_gpu(small: Small) -> None:

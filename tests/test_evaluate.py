@@ -133,6 +133,7 @@ def test_no_epochs_change_nothing(copied: Run) -> None:
     pd.testing.assert_frame_equal(read, plain, check_exact=True, check_dtype=False)
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_engines_give_the_same_file(copied: Run, command: Sim) -> None:
     one = command("evaluate", "personal", "--fine-tune-epochs", "1", "-o", "inline.csv")

@@ -31,6 +31,7 @@ def stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_programs: None) ->
     return tmp_path
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_a_test_and_a_set_up_that_hang_are_executed_by_another_process(small: Small, stuck: Path) -> None:
     ways = {"model": "stuck:model", "test": "stuck:test"}

@@ -134,6 +134,7 @@ def test_unfit_arguments_are_named(name: str, arguments: dict[str, object], mess
 QUICKSTART = {"num_clients": 100, "clients_per_round": None, "num_rounds": 30, "local_epochs": 5}
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_quickstart_learns_the_digits(small: Small) -> None:
     """Within its rounds; the run ends when the accuracy is reached."""
