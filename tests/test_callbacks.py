@@ -114,6 +114,7 @@ def test_a_callback_is_told_of_each_round_and_of_the_end(tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.slow
 def test_callbacks_change_no_bit_of_a_run(tmp_path: Path) -> None:
     plain = simulate(_config(tmp_path, name="plain"))
     disturbed = simulate(_config(tmp_path, name="disturbed"), callbacks=[Disturbs()])

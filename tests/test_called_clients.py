@@ -33,6 +33,7 @@ def _run(tmp_path: Path, strategy: Any, **settings: Any) -> Run:
     return simulate(RunConfig(**{**SMALL, "results_dir": str(tmp_path / "results"), **settings}), strategy=strategy)
 
 
+@pytest.mark.slow
 def test_it_chooses_by_what_clients_answer(asking: Any, tmp_path: Path) -> None:
     """The linear partition gives later clients more examples."""
     strategy = asking.Choosing()
@@ -66,6 +67,7 @@ def test_the_same_bits_on_ray_and_resumed(small: Small) -> None:
         assert other.clients()[columns].equals(whole.clients()[columns])
 
 
+@pytest.mark.slow
 def test_a_client_without_a_model_of_its_own_has_the_global_one(asking: Any, tmp_path: Path) -> None:
     strategy = asking.AskingForParameters()
     _run(tmp_path, strategy, num_rounds=2)

@@ -102,6 +102,7 @@ def test_centralized_shares_columns_and_plot_with_a_run(command: Sim, finished: 
     assert "<svg" in (tmp_path / "both.svg").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_partition_shows_counts_before_any_training(command: Sim, tmp_path: Path) -> None:
     result = command("partition", "--num-clients", "12", "-o", "clients.png")

@@ -125,6 +125,7 @@ def test_what_cannot_work_is_one_line(
     assert (tmp_path / "results").exists() == (error is not UsageError)
 
 
+@pytest.mark.slow
 def test_epsilon_is_that_of_the_gaussian_mechanism(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """ε(T) = min over α of T·α/(2σ²) + log(1 − 1/α) − log(δα)/(α − 1) (Mironov 2017; Canonne et al. 2020)."""
     alpha = np.linspace(1.01, 60, 600_000)

@@ -80,6 +80,7 @@ def test_qsgd_packs_signs_and_levels() -> None:
     assert through("qsgd:8", [0.0] * 5) == (bytes(4 + math.ceil(5 * 9 / 8)), [0] * 5)
 
 
+@pytest.mark.slow
 def test_qsgd_is_right_on_the_average() -> None:
     array = np.array([0.3, -0.7, 0.05, 0.0], np.float32)
     codec, generator = codec_of("qsgd:1"), rng()
@@ -311,6 +312,7 @@ def test_krum_compares_what_the_server_reconstructs(run: Any) -> None:
     assert weights_of(done) == [4.0, 0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_normalised_updates_are_encoded_themselves(run: Any) -> None:
     settings = {"train": train_by_sgd, "strategy": "fednova", "lr": 0.01, "fraction_evaluate": 0.0}
     plain, whole = run(**settings, name="plain"), run(**settings, compress={"up": "topk:1"}, name="whole")
@@ -319,6 +321,7 @@ def test_normalised_updates_are_encoded_themselves(run: Any) -> None:
     assert np.count_nonzero(weights_of(one)) < 3
 
 
+@pytest.mark.slow
 def test_scaffold_sends_its_variates_encoded(run: Any) -> None:
     settings = {"train": train_by_sgd, "strategy": "scaffold", "lr": 0.01}
     plain, whole = run(**settings, name="plain"), run(**settings, compress={"up": "topk:1"}, name="whole")
@@ -445,6 +448,7 @@ def numbers(in_programs: None, tmp_path: Path) -> Any:
     return start
 
 
+@pytest.mark.slow
 def test_bytes_of_client_functions_are_what_they_send(numbers: Any) -> None:
     assert {row[3:] for row in rows(numbers("by_context", name="a"))} == {(16 + 24, 16 + 24)}
     assert {row[3:] for row in rows(numbers("sends_fewer", name="b"))} == {(16 + 24, 16)}
@@ -457,6 +461,7 @@ def test_bytes_of_client_functions_are_what_they_send(numbers: Any) -> None:
     assert [row[3:] for row in rows(fewer)] == [(8 + 6, 16)] * 2 + [(8, 10)] * 2
 
 
+@pytest.mark.slow
 def test_client_functions_have_error_feedback(numbers: Any) -> None:
     compression = {"up": "topk:0.5", "error_feedback": True}
     whole = numbers("by_context", compress=compression, num_rounds=3, name="a")

@@ -146,6 +146,7 @@ def test_data_that_do_not_fit_into_the_memory_are_one_line() -> None:
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "num_in_block"), [(16, 40), (512, 4)])
 def test_images_are_read_in_blocks_of_at_most_16_mib_as_float32(size: int, num_in_block: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, size, size, 3), np.uint8)
@@ -156,6 +157,7 @@ def test_images_are_read_in_blocks_of_at_most_16_mib_as_float32(size: int, num_i
     assert torch.equal(torch.cat(batches), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "expected"), [(32, 500), (74, 500), (256, 42), (512, 10)])
 def test_a_batch_of_a_test_has_500_examples_or_32_mib(size: int, expected: int, in_programs: None) -> None:
     config = RunConfig(

@@ -410,6 +410,7 @@ def test_sim_devices_prints_quantiles_and_a_round(sim: Sim, tmp_path: Path) -> N
     assert "mathdefault" not in picture
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_steps_and_bytes_are_those_of_the_partition_and_the_model(command: Sim, tmp_path: Path) -> None:
     iid = ("--partitioner", "iid", "--num-clients", "10", "--clients-per-round", "10", "--local-epochs", "2")

@@ -196,6 +196,7 @@ def test_inline_needs_no_ray(tmp_path: Path) -> None:
     assert result.stdout == "False\n"
 
 
+@pytest.mark.slow
 def test_inline_shows_the_users_own_stack_trace(command: Sim, tmp_path: Path) -> None:
     words = ("run", "--num-clients", "4", "--clients-per-round", "4", "--num-rounds", "3", "--local-epochs", "1")
     own = ("--client", "own:Failing", "--results-dir", str(tmp_path))

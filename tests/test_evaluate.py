@@ -103,6 +103,7 @@ def test_clients_that_never_trained_have_the_global_model(copied: Run) -> None:
         assert (frame[f"{model}_tuned_loss"] != frame[f"{model}_loss"]).all()
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_train_from_the_model_with_the_settings_of_the_last_round(copied: Run, tmp_path: Path) -> None:
     frame = evaluate(copied, fine_tune_epochs=2)
     config = RunConfig.load(copied.config_path)
@@ -120,6 +121,7 @@ def test_fine_tuning_is_train_from_the_model_with_the_settings_of_the_last_round
     assert frame["global_tuned_accuracy"][client_id] == metrics["accuracy"]
 
 
+@pytest.mark.slow
 def test_no_epochs_change_nothing(copied: Run) -> None:
     tuned = evaluate(copied, fine_tune_epochs=1)
     assert Path(copied.evaluation_path).read_text(encoding="utf-8").count("tuned") == 4
@@ -220,6 +222,7 @@ def test_a_client_that_raises_stops_it_and_an_earlier_table_stays(small: Small) 
     assert frame["own_loss"].isna().all()
 
 
+@pytest.mark.slow
 def test_other_metrics_are_columns_and_changed_code_is_refused(command: Sim, tmp_path: Path) -> None:
     program = tmp_path / "lines.py"
     program.write_text((ROOT / "tests" / "programs" / "regression.py").read_text(encoding="utf-8"), encoding="utf-8")

@@ -102,6 +102,7 @@ def test_averages_made_in_the_workers_are_those_of_flower(app: Any) -> None:
     assert np.allclose(means[0], means[1], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_config_and_the_number_of_rounds_are_overridden(app: Any) -> None:
     run = app("message_app", run_config={"learning-rate": 1, "fraction-train": 0.4}, num_rounds=2)
     assert run.rounds().num_clients.tolist()[1:] == [2, 2]
@@ -175,6 +176,7 @@ def test_an_app_that_cannot_run_ends_before_anything_is_written(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_what_an_app_raises_is_one_line(tmp_path: Path) -> None:
     from flwr.app import ArrayRecord, Message, RecordDict
     from flwr.clientapp import ClientApp
@@ -201,6 +203,7 @@ def test_what_an_app_raises_is_one_line(tmp_path: Path) -> None:
         run(run_config={"fails": False})
 
 
+@pytest.mark.slow
 def test_a_mask_that_was_sent_is_no_error(tmp_path: Path) -> None:
     from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp

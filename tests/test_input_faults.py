@@ -190,6 +190,7 @@ DAMAGE: dict[str, Callable[[Run], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_run_does_not_hide_the_others(command: Any, folder: Path, damage: str) -> None:
@@ -227,6 +228,7 @@ def test_odd_names_beside_a_run(command: Any, folder: Path) -> None:
         assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_a_run_of_another_version_can_be_read(command: Any, folder: Path) -> None:
     """Columns that it does not have are missing values, and columns that only it has are kept."""

@@ -388,6 +388,7 @@ def _results(folder: Path) -> None:
         _fake(folder, f"run-seed-{seed}", maes, seed=seed, fraction_evaluate=1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_a_report_shows_any_metric(command: Sim, tmp_path: Path) -> None:
     from test_report import Page

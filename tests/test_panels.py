@@ -233,6 +233,7 @@ def test_what_cannot_be_drawn_is_one_line(
     assert not (tmp_path / "no.png").exists()
 
 
+@pytest.mark.slow
 def test_panels_that_do_not_fit_and_equal_runs_are_refused(tmp_path: Path) -> None:
     runs = [made(tmp_path, f"run{n}", [0.1, 0.2], alpha=0.1 + n % 4, lr=0.1 + n // 4) for n in range(8)]
     with pytest.raises(ConfigError, match=r"4 panels beside each other, of which 3 fit the width of a single column"):

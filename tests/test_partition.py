@@ -151,6 +151,7 @@ def test_a_partition_in_the_cache_is_of_one_version_of_flwr_datasets() -> None:
     assert key["flwr-datasets"] == version("flwr-datasets")
 
 
+@pytest.mark.slow
 def test_an_impossible_partition_names_flags_that_work() -> None:
     with pytest.raises(PartitionError, match="at most 2000 clients"):
         _assign(num_clients=2001)

@@ -102,6 +102,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before_it(
     assert read.restore(FedAvg()) == {}
 
 
+@pytest.mark.slow
 @REUSED
 @given(place=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255) | st.none(), table=st.booleans())
 def test_a_damaged_table_or_config_is_an_error_or_can_be_read(

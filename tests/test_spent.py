@@ -107,6 +107,7 @@ def test_the_axes_have_units(tmp_path: Path) -> None:
     assert [plots.bytes_unit(count)[0] for count in (0, 999, 1e6, 999e6, 1e9, 3e13)] == "kB kB MB MB GB TB".split()  # noqa: SIM905
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_a_run_that_has_not_measured_it_is_named(command: Sim, tmp_path: Path) -> None:
     results = tmp_path / "results"
@@ -182,6 +183,7 @@ def test_a_sweep_without_virtual_time_shows_rounds_alone(tmp_path: Path) -> None
     assert [str(each.header) for each in sweep_screen(planned).columns][5:] == ["rounds to 0.4", "failed"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_a_report_has_seconds_and_bytes_to_the_target(command: Sim, tmp_path: Path) -> None:
     from test_report import Page

@@ -157,6 +157,7 @@ def test_what_cannot_be_stacked_is_refused(in_programs: None) -> None:
             prepare.prepare(RunConfig(local_training="vectorized", **settings))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_vectorized_training_that_fails_raises_where_asked_and_falls_back_once_where_auto(
     in_programs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
