@@ -276,6 +276,7 @@ OTHERS = {
     "plot damaged -o p.gif": "-o p.gif: the ending must be one of .png, .svg, .pdf",
     "plot damaged -o absent/p.png": "-o absent/p.png: there is no folder absent",
     "plot damaged --x time": "argument --x: invalid choice: 'time'",
+    "list --target accuracy>=0.5": "--target: did you mean",
     "list --results-dir absent": "--results-dir absent: No such file or directory",
 }
 

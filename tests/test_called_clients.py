@@ -94,7 +94,12 @@ def test_one_that_raises_stops_the_run_or_is_an_error_of_the_strategy(asking: An
         _run(tmp_path, asking.Choosing(), on_client_error="drop", **settings)
 
 
-def test_no_calls_with_virtual_time(asking: Any, tmp_path: Path) -> None:
-    """A call takes no virtual time."""
+@pytest.mark.parametrize(
+    "settings",
+    [{"devices": "lognormal"}, {"compress": {"up": "topk:0.1", "error_feedback": True}}],
+    ids=min,
+)
+def test_no_calls_with_virtual_time_or_error_feedback(asking: Any, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """A call takes no virtual time, and would replace what a client keeps for its next round."""
     with pytest.raises(RunError, match="configure_fit raised RuntimeError: client 0 cannot be called here"):
-        _run(tmp_path, asking.Choosing(), devices="lognormal", **DESCRIBING)
+        _run(tmp_path, asking.Choosing(), **settings, **DESCRIBING)

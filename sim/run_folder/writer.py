@@ -129,12 +129,12 @@ class RunWriter:
         *,
         sync: bool = True,
     ) -> None:
-        """Add one round to the tables and sync them to disk.
+        """Add one round to the tables.
 
         Args:
             record: None for more clients of a round that has its row.
-            sync: at once, as a checkpoint of the round needs it. Otherwise not if that was done in the last second,
-                whose rounds a power failure may then take away; the end of this process does not.
+            sync: at once, as a checkpoint of the round needs it. Without it, tables are synced at most once per second;
+                a power failure may take away the rounds of the last second, the end of this process does not.
 
         Raises:
             WriteError: the disk is full or the folder was removed; the tables end with the previous round.

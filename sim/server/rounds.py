@@ -154,7 +154,8 @@ class RoundServer:
             client_manager = virtual_clients(config.num_clients, self._clock.clients)
         elif client_manager is None:
             has_algorithm = isinstance(prepared.spec, ClientSpec) and prepared.spec.algorithm is not None
-            proxy_of = VirtualClientProxy if has_algorithm else self._proxy
+            # A call would write the state that a client keeps for its next round.
+            proxy_of = VirtualClientProxy if has_algorithm or prepared.spec.keeps_state else self._proxy
             client_manager = virtual_clients(config.num_clients, prepared.objects.client_manager, proxy_of)
         self._adapter = adapter or self._built(prepared, client_manager)
         self._privacy = Privacy(config, getattr(self._adapter, "used", self._adapter.strategy))

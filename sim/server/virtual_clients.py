@@ -72,8 +72,8 @@ class VirtualClientProxy(ClientProxy):
     def _answered(self, ins: Call) -> Any:
         if self._answer is None:
             raise RuntimeError(
-                f"client {self.cid} cannot be called here: not before the first round, with devices or an algorithm, "
-                "nor by a proxy that a checkpoint has kept; the strategy has to return instructions"
+                f"client {self.cid} cannot be called here: not before the first round, with devices, an algorithm "
+                "or error feedback, nor by a proxy that a checkpoint has kept; the strategy has to return instructions"
             )
         return self._answer(int(self.cid), ins)
 
