@@ -105,8 +105,8 @@ def _epoch(runtime: ClientRuntime, config: CentralizedConfig, epoch: int) -> tup
             raise RunError(f"epoch {epoch}: train raised {described(error)}") from error
         fit_seconds = time.perf_counter() - start
     test_start = time.perf_counter()
-    with seeded(config.seed, Purpose.TEST, epoch):
-        loss, metrics = means([runtime.central_test()])
+    with seeded(config.seed, Purpose.TEST, epoch) as stream:
+        loss, metrics = means([runtime.central_test(stream)])
     end = time.perf_counter()
     num_examples = len(runtime.dataset.train)
     rows = [MetricRecord(epoch, "fit", None, num_examples, name, value) for name, value in trained.items()]

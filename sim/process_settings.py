@@ -1,7 +1,8 @@
 """The settings of a process that user code may change and forget: read before it is called, put back after it.
 
 Clients share processes, so what one of them leaves behind would reach those that come after it in the same process,
-and results would depend on the number of processes. What a module holds in its own variables is not among the settings.
+and results would depend on the number of processes. The variables of
+the user's modules are put back by ``sim.user_variables``.
 """
 
 from __future__ import annotations

@@ -64,22 +64,26 @@ def generator(
 
 
 @contextmanager
-def seeded(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0, repeat: int = 0) -> Iterator[None]:
+def seeded(
+    seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0, repeat: int = 0
+) -> Iterator[np.random.SeedSequence]:
     """Seed the global ``random``, ``numpy`` and ``torch`` generators inside the block, and restore them after it.
 
     Code without access to the streams (Flower's strategies, dropout, a user's ``train``) draws from the global
     generators. They are restored, so that such code does not change the numbers that later code draws.
     """
     with restored():
-        reseed(seed, purpose, server_round, client_id, repeat)
-        yield
+        yield reseed(seed, purpose, server_round, client_id, repeat)
 
 
-def reseed(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0, repeat: int = 0) -> None:
-    """Seed the global ``random``, ``numpy`` and ``torch`` generators for one stream."""
+def reseed(
+    seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0, repeat: int = 0
+) -> np.random.SeedSequence:
+    """Seed the global ``random``, ``numpy`` and ``torch`` generators for one stream, and return it."""
     import torch
 
-    words = sequence(seed, purpose, server_round, client_id, repeat).generate_state(8)
+    stream = sequence(seed, purpose, server_round, client_id, repeat)
+    words = stream.generate_state(8)
     random.seed(int.from_bytes(words[:4].tobytes(), "little"))
     np.random.seed(words[4:6])  # noqa: NPY002
     seed_of_torch = int.from_bytes(words[6:8].tobytes(), "little")
@@ -87,6 +91,7 @@ def reseed(seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 
     torch.default_generator.manual_seed(seed_of_torch)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed_of_torch)
+    return stream
 
 
 @contextmanager

@@ -39,6 +39,9 @@ _OWN.__path__ = []
 sys.modules[_OWN.__name__] = _OWN
 
 
+after_import: list[Callable[[ModuleType], object]] = []  # called with each file of the user's that was imported
+
+
 def load(spec: Any, setting: str, *, callable_only: bool = True, folder: Path | None = None) -> Any:
     """Import the object ``package.module:name``; modules in the current folder are found, too.
 
@@ -225,6 +228,8 @@ class _OwnLoader(SourceFileLoader):
         """Execute the file."""
         vars(module)["__builtins__"] = {**vars(builtins), "__import__": _import}
         super().exec_module(module)
+        for function in after_import:
+            function(module)
 
 
 def _finder(path: str) -> FileFinder:

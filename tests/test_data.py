@@ -19,6 +19,7 @@ from sim.data import partition
 from sim.data.batches import Batches
 from sim.data.load_dataset import Dataset, Examples, load_dataset
 from sim.errors import DataError
+from sim.seeds import Purpose, sequence
 from sim.setup.prepare import spec_parts
 from sim.training.weights import get_weights
 
@@ -174,7 +175,7 @@ def test_a_batch_of_a_test_has_500_examples_or_32_mib(size: int, expected: int, 
     dataset = load_dataset(config)
     assigned = partition.assign(dataset, config)
     runtime = ClientRuntime(ClientSpec(**spec_parts(config, dataset), partition_folder=assigned.folder, eval_share=0.5))
-    assert runtime.central_test().loss == expected  # of one example
+    assert runtime.central_test(sequence(0, Purpose.TEST)).loss == expected  # of one example
     context = Context(0, 0, {"partition-id": 0}, RecordDict(), {})
     result = runtime.client(context).evaluate(EvaluateIns(ndarrays_to_parameters(get_weights(runtime.net)), {}))
     assert (result.loss, result.num_examples) == (expected, 1)

@@ -30,7 +30,7 @@ _SOURCE = ast.parse((PROGRAMS / "untidy.py").read_text(encoding="utf-8"))
 HABITS = next(
     [ast.literal_eval(key) for key in node.value.keys if key is not None]
     for node in _SOURCE.body
-    if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "HABITS" and isinstance(node.value, ast.Dict)
 )
 
 
@@ -105,6 +105,7 @@ def test_what_a_client_returned_is_its_own(untidy: Prepared) -> None:
 def test_untidy_clients_give_the_same_bits_on_any_number_of_processes_and_resumed(small: Small) -> None:
     """FedAvg, for which each of three actors adds up its clients; scripts/determinism.sh takes every strategy."""
     config: dict[str, Any] = {
+        "dataset": "untidy:digits_and_their_scale",
         "model": "untidy:Gained",
         "client": "untidy:Everything",
         "num_clients": 40,

@@ -111,7 +111,7 @@ class AlgorithmClient:
             loss, metrics = self._client.test_net()
         return loss, num_examples, {**metrics, **in_general}
 
-    def evaluate_all(self, epochs: int, begin_tuning: Callable[[], None]) -> tuple[int, dict[str, dict[str, Scalar]]]:
+    def evaluate_all(self, epochs: int, begin_tuning: Callable[[], object]) -> tuple[int, dict[str, dict[str, Scalar]]]:
         """Test both models on the examples that the client kept, also after fine-tuning.
 
         The first two are tested with the random numbers that ``evaluate`` draws.

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.client import Client, ClientApp, NumPyClient
 from flwr.common import Context, Message, RecordDict
@@ -19,9 +20,9 @@ from flwr.common import Context, Message, RecordDict
 from sim import private_names, user_code
 from sim.compression.by_name import Compression
 from sim.errors import PluginError
-from sim.process_settings import restored_settings
 from sim.run_folder.client_states import ClientStates, states_in
 from sim.seeds import Purpose, seeded
+from sim.user_variables import OF_THIS_PROCESS, isolated
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ class FlowerRuntime:
         with seeded(spec.seed, Purpose.INITIAL_WEIGHTS):
             self.client_app = self._app() if spec.client_app is not None else None
             self._client_fn = self._function() if spec.client_fn is not None else None
+        OF_THIS_PROCESS.renew(self.client_app, self._client_fn)
         torch.set_num_threads(spec.torch_threads)
 
     def _app(self) -> ClientApp:
@@ -124,9 +126,9 @@ class FlowerRuntime:
     def _function(self) -> Any:
         return user_code.load(self.spec.client_fn, "--client-fn")
 
-    def isolated(self) -> AbstractContextManager[None]:
-        """Put the settings of the process back after the block."""
-        return restored_settings()
+    def isolated(self, stream: np.random.SeedSequence) -> AbstractContextManager[None]:
+        """Let the block find the process as the first client would, see ``sim.client.user_variables``."""
+        return isolated(stream)
 
     @cached_property
     def run_config(self) -> dict[str, Any]:

@@ -45,6 +45,7 @@ from sim.training.losses import LOSSES, METRICS, inputs_and_target
 from sim.training.models import DataFacts
 from sim.training.vectorized import Trainer
 from sim.training.weights import WeightLayout, state_of
+from sim.user_variables import OF_THIS_PROCESS, isolated
 
 # A batch of a test has this many examples, or fewer if they need more memory as float32 (in colour above 74×74 pixels).
 TEST_BATCH_SIZE, _TEST_BATCH_BYTES = 500, 2**25
@@ -240,6 +241,9 @@ class ClientRuntime:
         self.client_class = user_code.load(spec.client, "--client") if spec.client else TorchClient
         self.algorithm = spec.algorithm.made() if spec.algorithm is not None else None
         self.states: ClientStates = states_in(spec.states_folder)
+        if self.has_user_code:
+            splits = self.dataset.train, self.dataset.test
+            OF_THIS_PROCESS.renew(self.train, self.test, self.loss, self.client_class, *splits)
         # After the imports, because a module is imported once in a process, but several runtimes may be made in it.
         torch.set_num_threads(spec.torch_threads)
 
@@ -320,9 +324,9 @@ class ClientRuntime:
         """Return a ``Context.run_config`` for one client: it is empty, because settings come with the instructions."""
         return {}
 
-    def isolated(self) -> AbstractContextManager[None]:
-        """Put the settings of the process back after the block, if user code may change them in it."""
-        return restored_settings() if self.has_user_code else nullcontext()
+    def isolated(self, stream: np.random.SeedSequence) -> AbstractContextManager[None]:
+        """Let the block find the process as the first client would, if user code may change it."""
+        return isolated(stream) if self.has_user_code else nullcontext()
 
     def reset_net(self) -> None:
         """Put the modules of the first net into the mode in which it was made, and drop its gradients."""
@@ -379,10 +383,13 @@ class ClientRuntime:
         """Return the slices of the central test, see ``test_slices``."""
         return test_slices(self.dataset.num_test_examples, whole=tests_whole(self.spec))
 
-    def central_test(self, first: int = 0, last: int | None = None, *, validates: bool = False) -> TestSums:
+    def central_test(
+        self, stream: np.random.SeedSequence, first: int = 0, last: int | None = None, *, validates: bool = False
+    ) -> TestSums:
         """Test the net on examples ``first`` … ``last`` − 1 of the central test split, in large batches.
 
         Args:
+            stream: what random generators of user code draw from.
             validates: of the training examples that are held out for validation, instead of the test split.
 
         Raises:
@@ -398,7 +405,7 @@ class ClientRuntime:
         if isinstance(self.test, BuiltInTest) and not self.has_user_code:
             return self.test.sums(self.net, loader, self.device)
         try:
-            with self.isolated():
+            with self.isolated(stream):
                 if isinstance(self.test, BuiltInTest):
                     return self.test.sums(self.net, loader, self.device)
                 loss, metrics = self.test(self.net, loader, self.device)

@@ -61,7 +61,8 @@ class DataSource:
 
     Attributes:
         folder: the cache entry that has the splits that are images or columns.
-        program: the user's function that makes the others; it may be ``None``.
+        program: the user's function that makes the others, or that sets variables which the program needs; it may be
+            ``None``.
         num_clients: of a program that partitions itself, for which no split belongs to all clients.
     """
 
@@ -212,6 +213,7 @@ def load_dataset(config: TrainingConfig, load_data: Callable[..., Any] | None = 
 
 def _load_program(config: TrainingConfig, load_data: Callable[..., Any] | None) -> Dataset:
     from sim.data.sources.user_function import ProgramData
+    from sim.user_variables import changed, some
 
     program = ProgramData(
         load_data or config.dataset,
@@ -228,7 +230,8 @@ def _load_program(config: TrainingConfig, load_data: Callable[..., Any] | None) 
         source = DataSource(None, program, num_clients)
         note = f"{program.place} gives the data of each client, so that there is no central test"
         return replace(_described(source, train, None), notes=(note,))
-    given = dict(zip(("train", "test"), program.call(), strict=True))
+    with changed() as variables:
+        given = dict(zip(("train", "test"), program.call(), strict=True))
     opened = {split: program.opened(split, each) for split, each in given.items()}
     stored = {split: each for split, each in opened.items() if isinstance(each, Columns)}
     items = {split: each for split, each in opened.items() if not isinstance(each, Columns)}
@@ -262,7 +265,10 @@ def _load_program(config: TrainingConfig, load_data: Callable[..., Any] | None) 
             _write_about(target, {"classes": classes})
 
         folder = cached("data", described, store)
-    return replace(open_dataset(DataSource(folder, program if items else None), items), notes=tuple(notes))
+    if variables and not items:
+        notes.append(f"{program.place} sets {some(variables)}, so every process that executes clients calls it")
+    source = DataSource(folder, program if items or variables else None)
+    return replace(open_dataset(source, items), notes=tuple(notes))
 
 
 def _as_images(place: str, splits: dict[str, Columns]) -> Images | None:
@@ -291,7 +297,7 @@ def open_dataset(source: DataSource, opened: dict[str, Any] | None = None) -> Da
     """Open a data set: map what is in the cache read-only, and call the user's function for the rest.
 
     Args:
-        opened: splits that are items and are open already.
+        opened: splits that are items, where the user's function has been called already.
 
     Raises:
         DataError: its files are damaged, or the user's function does not work.
@@ -304,7 +310,7 @@ def open_dataset(source: DataSource, opened: dict[str, Any] | None = None) -> Da
     if source.folder is not None:
         stored, about = _open_stored(source.folder)
         splits |= stored
-    if source.program is not None and not opened:
+    if source.program is not None and opened is None:
         given = dict(zip(("train", "test"), source.program.call(), strict=True))
         splits |= {split: source.program.opened(split, given[split]) for split in given if split not in splits}
     return _described(source, splits["train"], splits["test"], **about)

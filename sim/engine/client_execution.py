@@ -175,10 +175,10 @@ class Worker:
                 self._begin(task.client_id)
                 try:
                     if chunk.batch is None:
-                        reseed(self.seed, purpose, chunk.server_round, task.client_id, task.repeat)
+                        stream = reseed(self.seed, purpose, chunk.server_round, task.client_id, task.repeat)
                     else:
-                        reseed(self.seed, Purpose.QUERY, chunk.batch, task.client_id)
-                    with runtime.isolated():
+                        stream = reseed(self.seed, Purpose.QUERY, chunk.batch, task.client_id)
+                    with runtime.isolated(stream):
                         result = self._call(runtime, chunk, task)
                     if result.weights is not None and chunk.summed:
                         # In the model's dtypes, so that the sum does not depend on which client comes first in it.
@@ -232,9 +232,9 @@ class Worker:
         set_weights(runtime.net, weights)
         with (
             self._at(TESTING, other_timeout(self.client_timeout)),
-            seeded(self.seed, Purpose.TEST, part.server_round),
+            seeded(self.seed, Purpose.TEST, part.server_round) as stream,
         ):
-            return runtime.central_test(part.first, part.last, validates=part.validates)
+            return runtime.central_test(stream, part.first, part.last, validates=part.validates)
 
     def _call(self, runtime: ClientRuntime | FlowerRuntime, chunk: Chunk, task: Task) -> ClientResult:
         # In a process of its own a task is a copy already; here the server still holds its state.

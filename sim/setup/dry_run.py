@@ -22,26 +22,31 @@ from sim.data.loaders import ExampleLoader, ResidentColumns, example_batch, resi
 from sim.engine.client_execution import Worker, WrongReturnError
 from sim.engine.interface import Chunk, ClientResult, Task
 from sim.errors import DataError, PluginError, described, one_line
-from sim.process_settings import restored_settings
 from sim.seeds import Purpose, seeded
 from sim.training.local import evaluating
 from sim.training.losses import LOSSES, inputs_and_target
 from sim.training.models import check_logits, try_out
 from sim.training.weights import set_weights
+from sim.user_variables import OF_THIS_PROCESS, how_found, isolated
 
 
-def check_user_code(spec: ClientSpec, weights: NDArrays, fit_settings: dict[str, Scalar], strategy: Any = None) -> None:
+def check_user_code(
+    spec: ClientSpec, weights: NDArrays, fit_settings: dict[str, Scalar], strategy: Any = None
+) -> list[str]:
     """Call the user's ``train``, ``test`` and client once; the built-in ones are known to work.
 
     Args:
         fit_settings: what ``FitIns.config`` will carry.
         strategy: may send a ``proximal_mu``, which ``train`` then has to accept.
 
+    Returns:
+        What the user should know, one line each.
+
     Raises:
         PluginError: one of them raises or returns the wrong thing.
     """
     if spec.train is None and spec.test is None and spec.client is None:
-        return
+        return []
     made: list[Any] = []
 
     def client_fn(context: Context) -> Client:
@@ -57,7 +62,7 @@ def check_user_code(spec: ClientSpec, weights: NDArrays, fit_settings: dict[str,
     worker = Worker(spec, 1, 0, client_fn=client_fn)
     runtime = worker.torch_runtime  # what a module sets when it is imported is part of the program, and stays
     proximal_mu: Any = getattr(strategy, "proximal_mu", fit_settings.get("proximal_mu", 0.0))
-    with restored_settings(), seeded(0, Purpose.TEST):
+    with seeded(0, Purpose.TEST) as stream, isolated(stream, log=False):
         if spec.train is not None:
             _check_train(runtime, user_code.shown_name(spec.train), fit_settings, proximal_mu)
             set_weights(runtime.net, weights)
@@ -67,6 +72,7 @@ def check_user_code(spec: ClientSpec, weights: NDArrays, fit_settings: dict[str,
             task = Task(0, {**fit_settings, "server_round": 0, "local_epochs": 1})
             (result,) = worker.run(Chunk("fit", 0, [task], weights, summed=False)).results
             _check_client(user_code.shown_name(spec.client), made, result)
+    return [how_found(changed)] if (changed := OF_THIS_PROCESS.changed) else []
 
 
 def check_algorithm(spec: ClientSpec, received: NDArrays, fit_settings: dict[str, Scalar]) -> set[str]:
@@ -85,7 +91,7 @@ def check_algorithm(spec: ClientSpec, received: NDArrays, fit_settings: dict[str
     worker = Worker(spec, 1, 0)
     runtime = worker.torch_runtime
     name = spec.algorithm.name
-    with restored_settings(), seeded(0, Purpose.TEST):
+    with seeded(0, Purpose.TEST) as stream, isolated(stream, log=False):
         loader = _some_examples(runtime)
         context = Context(0, 0, {"partition-id": 0, "num-partitions": 1}, RecordDict(), {})
         client: Any = runtime.client_over(loader, loader, context)
@@ -115,7 +121,7 @@ def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
         return
     if not built_in or (spec.client is not None and spec.test is not None):
         return
-    with restored_settings(), seeded(0, Purpose.TEST):
+    with seeded(0, Purpose.TEST) as stream, isolated(stream, log=False):
         batch = example_batch(dataset.train, 2)
         try:
             inputs, named, target = inputs_and_target(batch)

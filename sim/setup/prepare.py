@@ -97,14 +97,17 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     settings = fit_settings(config, 1)
     if config.is_asynchronous:
         settings.update(rule_of(config).client_settings)
-    dry_run.check_user_code(spec, initial_weights, settings, built.strategy)
-    notes = _algorithm_notes(config, spec, built, initial_weights)
+    found = [
+        *dry_run.check_user_code(spec, initial_weights, settings, built.strategy),
+        *_algorithm_notes(config, spec, built, initial_weights),
+    ]
     if config.dp and layout.has_running_statistics:
         raise ConfigError(
             f"--dp {config.dp}: {config.model} keeps running statistics of the clients' data, to which no noise is "
             "added; use a model with GroupNorm instead of BatchNorm"
         )
-    return with_devices(Prepared(config, dataset, assigned, spec, initial_weights, layout, built, objects, notes=notes))
+    prepared = Prepared(config, dataset, assigned, spec, initial_weights, layout, built, objects, notes=tuple(found))
+    return with_devices(prepared)
 
 
 C = TypeVar("C", bound=TrainingConfig)

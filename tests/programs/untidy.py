@@ -10,9 +10,19 @@ import numpy as np
 import torch
 from flwr.common import MetricRecord, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.strategy import FedAdam, FedAvg
+from sklearn.datasets import load_digits
 from torch import nn
 
 from sim.client import TorchClient
+
+
+def digits_and_their_scale():
+    """Set a variable that clients need, too."""
+    global SCALE  # noqa: PLW0603
+    SCALE = torch.tensor(1.001)
+    digits = load_digits()
+    images, labels = (digits.images * 15).astype(np.uint8), digits.target
+    return (images[:1400], labels[:1400]), (images[1400:], labels[1400:])
 
 
 class Gained(nn.Module):
@@ -42,6 +52,40 @@ def _replace(net):
     net.out = _Twice(8, net.out.out_features)
 
 
+CALLS = 0
+SCALE = None
+LEARNING_RATES = {"first": [0.1]}
+GENERATORS = [np.random.default_rng(0), np.random.RandomState(0), random.Random(0), torch.Generator().manual_seed(0)]
+
+
+class Seen:
+    clients: list = []  # noqa: RUF012
+    number = 0
+
+
+def _count(net, counts=[]):  # noqa: B006
+    global CALLS  # noqa: PLW0603
+    CALLS += 1
+    Seen.number += 1
+    Seen.clients.append(CALLS)
+    LEARNING_RATES["first"][0] /= 2
+    LEARNING_RATES[f"after {CALLS}"] = [0.2]
+    _count.calls = getattr(_count, "calls", 0) + 1
+    counts.append(CALLS)
+
+
+_count.calls = 0
+
+
+def _draws():
+    return [
+        GENERATORS[0].random(),
+        GENERATORS[1].random_sample(),
+        GENERATORS[2].random(),
+        float(torch.rand((), generator=GENERATORS[3])),
+    ]
+
+
 HABITS = {
     "freezes": lambda net: net.hidden.requires_grad_(False),
     "hooks": lambda net: net.hidden.register_forward_hook(_double),
@@ -61,6 +105,8 @@ HABITS = {
     "seeds": lambda net: (torch.manual_seed(1), random.seed(1), np.random.seed(1)),  # noqa: NPY002
     "numpy's errors": lambda net: np.seterr(all="raise"),
     "warnings": lambda net: warnings.simplefilter("error"),
+    "variables": _count,
+    "generators": lambda net: _draws(),
 }
 
 
@@ -75,6 +121,8 @@ def settings():
         "environment": "UNTIDY" in os.environ,
         "errors": str(np.geterr()),
         "warnings": str(warnings.filters[:1]),
+        "variables": str((CALLS, LEARNING_RATES, Seen.clients, Seen.number, _count.calls, _count.__defaults__)),
+        "generators": str(_draws()),
     }
 
 
@@ -108,7 +156,8 @@ class Everything(Untidy):
         HABITS[names[(self.client_id + server_round) % 6]](self.net)  # before the training, of this client alone
         habit = names[(self.client_id * 3 + server_round) % len(names)]
         weights, count, metrics = super().fit(parameters, {**config, "habit": habit})
-        return [array * (1 + calls / 1000) for array in weights], count, {"loss": metrics["loss"]}
+        scale = float(SCALE) + (calls + CALLS + Seen.number + len(LEARNING_RATES) + sum(_draws())) / 1000
+        return [array * scale for array in weights], count, {"loss": metrics["loss"]}
 
 
 def _kept(arrays, kept=[]):  # noqa: B006 - shared by all clients of a process on purpose

@@ -1,0 +1,402 @@
+"""What user code keeps in the variables of its modules, classes, functions and data sets, and its random generators.
+
+Clients share processes, so a counter in a module, or a generator that a data set draws from, would make results depend
+on which clients a process executes. Each client therefore finds the variables as they were before any client, and the
+generators draw from the random numbers of that client. Only plain values are put back: numbers, texts, and lists,
+tuples, sets and dicts of them. Anything else, such as a data set that a module loads once, stays as it is, and so do
+true, false and None, which often say whether that has happened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import operator
+import sys
+import sysconfig
+import types
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial, singledispatch
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sim import own_generators, user_code
+from sim.process_settings import restored_settings
+
+_MOST_ELEMENTS = 1000  # of a container that is put back or looked into
+_MOST_OBJECTS = 20_000  # looked into
+
+_HERE = str(Path(user_code.__file__).parent) + "/"
+_LIBRARIES = tuple({sysconfig.get_path(name) + "/" for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+_LIBRARY_FOLDERS = ("/site-packages/", "/dist-packages/")
+
+_SCALARS = (int, float, complex, str, bytes)
+_CONTAINERS = (list, tuple, set, dict)
+_NAMESPACES = (argparse.Namespace, types.SimpleNamespace)
+_MISSING = object()
+
+
+class _NotPlainError(TypeError):
+    pass
+
+
+class _Value(NamedTuple):
+    """A plain value: the object that a variable holds, and an equal one that nobody changes."""
+
+    held: Any
+    copy: Any
+
+    def is_as(self, other: _Value) -> bool:
+        return self.held is other.held and self.copy == other.copy
+
+
+@dataclass(frozen=True)
+class _Variable:
+    """A variable of user code.
+
+    Attributes:
+        initial: what it held before any client.
+    """
+
+    name: str
+    read: Callable[[], Any]
+    write: Callable[[Any], object]
+    initial: _Value
+
+    def now(self) -> _Value | None:
+        """Return what it holds; None if that is nothing plain."""
+        held = self.read()
+        if held is self.initial.held and isinstance(held, _SCALARS):
+            return self.initial
+        try:
+            return _Value(held, _copied(held))
+        except _NotPlainError:
+            return None
+
+    def put(self, value: _Value) -> None:
+        """Let it hold what it held; what is not plain stays."""
+        now = self.now()
+        if now is None or now.is_as(value):
+            return
+        if isinstance(value.held, list):
+            value.held[:] = _copied(value.copy)
+        elif isinstance(value.held, dict | set):
+            value.held.clear()
+            value.held.update(_copied(value.copy))
+        self.write(value.held)
+
+
+class UserVariables:
+    """The variables and generators of the user code in this process."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, Any] = {}
+        self._variables: list[_Variable] = []
+        self._generators: list[tuple[Any, tuple[int, int]]] = []  # each with what tells its stream from others
+        self._names: Counter[str] = Counter()
+        self._num_modules = 0
+        self._stream: np.random.SeedSequence | None = None
+        self._logs = True
+        self._changed: list[str] = []
+        user_code.after_import.append(self.note)
+
+    def renew(self, *things: Any) -> None:
+        """Note the variables of all modules of the user's, and of ``things``, as they are now."""
+        self._seen, self._variables, self._generators, self._names = {}, [], [], Counter()
+        self._num_modules = 0
+        self._note_modules()
+        self.note(*things)
+
+    def note(self, *things: Any) -> None:
+        """Note the variables of more objects, such as a module that has just been imported, as they are now."""
+        known = len(self._generators)
+        for found, value in _walk(things, self._seen):
+            if value is not None and found.is_own and not isinstance(value.held, bool | None):
+                self._variables.append(_Variable(found.name, found.read, found.write, value))
+            elif value is None and own_generators.is_own(held := found.read()):
+                # Not its place in the list, which may depend on the process.
+                key = zlib.crc32(found.name.encode()), self._names[found.name]
+                self._names[found.name] += 1
+                self._generators.append((held, key))
+        self._reseed(known)
+
+    @property
+    def changed(self) -> list[str]:
+        """The names of the variables that clients have changed."""
+        known = {variable.name for variable in self._variables}
+        return [name for name in self._changed if name in known]
+
+    @contextmanager
+    def initial(self, stream: np.random.SeedSequence, *, log: bool = True) -> Iterator[None]:
+        """Let the variables be as before any client inside the block, and as they are now after it.
+
+        Args:
+            stream: of the client; generators draw from it.
+            log: whether the log says which variables have changed, also of a block in this one.
+        """
+        logged, self._logs = self._logs, self._logs and log
+        self._note_modules()
+        before = [variable.now() for variable in self._variables]
+        states = [own_generators.state_of(made) for made, _ in self._generators]
+        for variable in self._variables:
+            variable.put(variable.initial)
+        self._stream = stream
+        self._reseed()
+        try:
+            yield
+        finally:
+            self._stream = None
+            for variable, value in zip_longest(self._variables, before):  # modules were perhaps imported
+                self._note_change(variable)
+                variable.put(value or variable.initial)
+            for (made, _), state in zip(self._generators, states, strict=False):
+                own_generators.put_state(made, state)
+            self._logs = logged
+
+    def _note_change(self, variable: _Variable) -> None:
+        now = variable.now()
+        if now is None or now.copy == variable.initial.copy or variable.name in self._changed:
+            return
+        self._changed.append(variable.name)
+        if self._logs:
+            logging.getLogger("sim").warning("note: %s", how_found([variable.name]))
+
+    def _reseed(self, first: int = 0) -> None:
+        if self._stream is None:
+            return
+        for made, key in self._generators[first:]:
+            spawn_key = *self._stream.spawn_key, 0, *key
+            own_generators.reseed(made, np.random.SeedSequence(self._stream.entropy, spawn_key=spawn_key))
+
+    def _note_modules(self) -> None:
+        if len(sys.modules) != self._num_modules:
+            self._num_modules = len(sys.modules)
+            self.note(*_own_modules())
+
+
+OF_THIS_PROCESS = UserVariables()
+
+
+@contextmanager
+def isolated(stream: np.random.SeedSequence, *, log: bool = True) -> Iterator[None]:
+    """Let user code find the process as the first client would, and leave nothing in it.
+
+    Args:
+        stream, log: see ``UserVariables.initial``.
+    """
+    with restored_settings(), OF_THIS_PROCESS.initial(stream, log=log):
+        yield
+
+
+def how_found(names: Sequence[str]) -> str:
+    """Return what the user should know of variables that clients change."""
+    return f"clients change {some(names)}, which each of them finds as it was at first"
+
+
+def some(names: Sequence[str]) -> str:
+    """Return a few names of many."""
+    return ", ".join(names[:3]) + ("" if len(names) <= 3 else f" and {len(names) - 3} more")
+
+
+@contextmanager
+def changed() -> Iterator[list[str]]:
+    """Give a list that holds, after the block, the names of the variables of user code that have changed in it."""
+    modules, kept = _own_modules(), dict[int, Any]()
+    before = _contents(modules, kept)
+    names: list[str] = []
+    yield names
+    after = _contents(modules, kept)
+    names += [name for name, content in after.items() if name not in before or content != before[name]]
+
+
+def _contents(modules: list[types.ModuleType], kept: dict[int, Any]) -> dict[str, Any]:
+    """Return what the variables hold by their names: a copy, or the id of what is not plain, which is kept for it."""
+    contents: dict[str, Any] = {}
+    seen: dict[int, Any] = {}
+    for found, value in _walk(modules, seen):
+        if found.is_own:
+            contents[found.name] = ("id", id(found.read())) if value is None else value.copy
+    kept |= seen
+    return contents
+
+
+class _Found(NamedTuple):
+    """A variable, perhaps of a library, whose value is to be looked into alone."""
+
+    name: str
+    read: Callable[[], Any]
+    write: Callable[[Any], object]
+    is_own: bool
+
+
+def _walk(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[tuple[_Found, _Value | None]]:
+    """Return each variable that can be reached from objects, with its value; None if that is nothing plain.
+
+    Args:
+        seen: objects that were looked into, by id; they are kept there, so that no other object gets the id.
+    """
+    pending = deque(_constant(thing, getattr(thing, "__name__", type(thing).__name__), is_own=True) for thing in things)
+    while pending and len(seen) < _MOST_OBJECTS:
+        found = pending.popleft()
+        held = found.read()
+        try:
+            yield found, _Value(held, _copied(held))
+        except _NotPlainError:
+            if id(held) not in seen:
+                seen[id(held)] = held
+                yield found, None
+                pending.extend(_variables_in(held, found.name, found.is_own))
+
+
+@singledispatch
+def _variables_in(thing: Any, name: str, is_own: bool) -> Iterable[_Found]:
+    """Return what an object of any kind holds.
+
+    Args:
+        is_own: whether a container of this kind belongs to user code.
+    """
+    kind, attributes = type(thing), getattr(thing, "__dict__", None)
+    if type(attributes) is not dict:
+        return []
+    if kind in _NAMESPACES:
+        return _entries(attributes, name, is_own=True)
+    return _entries(attributes, _name_of(kind), is_own=_is_own(kind.__module__))
+
+
+@_variables_in.register(types.ModuleType)
+def _in_module(thing: types.ModuleType, name: str, is_own: bool) -> Iterable[_Found]:
+    return _entries(vars(thing), name, is_own=True) if _is_own(thing.__name__) else []
+
+
+@_variables_in.register(type)
+def _in_class(thing: type, name: str, is_own: bool) -> Iterator[_Found]:
+    for key in [key for key in vars(thing) if not _is_special(key)] if _is_own(thing.__module__) else []:
+        read, write = partial(vars(thing).get, key, _MISSING), partial(setattr, thing, key)
+        yield _Found(f"{_name_of(thing)}.{key}", read, write, True)
+
+
+@_variables_in.register(types.FunctionType)
+def _in_function(thing: types.FunctionType, name: str, is_own: bool) -> Iterator[_Found]:
+    variables = thing.__globals__
+    module = str(variables.get("__name__"))  # that of a decorated function is the decorator's
+    if variables is not getattr(sys.modules.get(module), "__dict__", None):  # it came by value from another process
+        yield _constant(variables, module, is_own=True)
+    elif not _is_own(module):
+        return
+    place = _name_of(thing)
+    yield from _entries(vars(thing), place, is_own=True)
+    yield from _constants((thing.__defaults__, thing.__kwdefaults__), place, is_own=True)
+    for cell, key in zip(thing.__closure__ or (), thing.__code__.co_freevars, strict=True):
+        yield _Found(f"{place}.{key}", partial(_content_of, cell), partial(setattr, cell, "cell_contents"), True)
+
+
+@_variables_in.register(dict)
+def _in_dict(thing: dict[Any, Any], name: str, is_own: bool) -> Iterable[_Found]:
+    return _entries(thing, name, is_own=is_own) if len(thing) <= _MOST_ELEMENTS else []
+
+
+@_variables_in.register(list)
+@_variables_in.register(tuple)
+@_variables_in.register(set)
+def _in_elements(thing: Any, name: str, is_own: bool) -> Iterable[_Found]:
+    return _constants(thing, name, is_own=is_own) if len(thing) <= _MOST_ELEMENTS else []
+
+
+@_variables_in.register(types.MethodType)
+def _in_method(thing: types.MethodType, name: str, is_own: bool) -> Iterable[_Found]:
+    return _constants((thing.__self__, thing.__func__), name, is_own=is_own)
+
+
+@_variables_in.register(staticmethod)
+@_variables_in.register(classmethod)
+def _in_wrapper(thing: Any, name: str, is_own: bool) -> Iterable[_Found]:
+    return _constants((thing.__func__,), name, is_own=is_own)
+
+
+@_variables_in.register(partial)
+def _in_partial(thing: partial[Any], name: str, is_own: bool) -> Iterable[_Found]:
+    return _constants((thing.func, thing.args, thing.keywords), name, is_own=is_own)
+
+
+def _entries(variables: dict[Any, Any], place: str, *, is_own: bool) -> Iterator[_Found]:
+    for key in list(variables):
+        if not _is_special(key):
+            read, write = partial(variables.get, key, _MISSING), partial(operator.setitem, variables, key)
+            yield _Found(f"{place}.{key}", read, write, is_own)
+
+
+def _constant(thing: Any, name: str, *, is_own: bool) -> _Found:
+    """Return what holds an object for ever, so that only the content of the object can change."""
+    return _Found(name, lambda: thing, lambda _: None, is_own)
+
+
+def _constants(things: Iterable[Any], name: str, *, is_own: bool) -> list[_Found]:
+    return [_constant(thing, name, is_own=is_own) for thing in things]
+
+
+def _name_of(thing: Any) -> str:
+    return f"{thing.__module__}.{thing.__qualname__}"
+
+
+def _is_special(key: Any) -> bool:
+    return isinstance(key, str) and key.startswith("__") and key.endswith("__")
+
+
+def _content_of(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it has none yet
+        return _MISSING
+
+
+def _own_modules() -> list[types.ModuleType]:
+    return [
+        module
+        for module in list(sys.modules.values())
+        if isinstance(module, types.ModuleType)
+        and _is_own(module.__name__)
+        and not _is_library(getattr(module, "__file__", None) or "")  # __main__ of an actor is a file of Ray
+    ]
+
+
+def _is_own(module_name: str) -> bool:
+    """Return whether a module is the user's: neither this package, nor installed, nor Python's."""
+    if module_name == "__main__" or module_name not in sys.modules:  # what comes by value from another process
+        return True
+    top = sys.modules.get(module_name.partition(".")[0])
+    files = [getattr(module, "__file__", None) for module in (top, sys.modules.get(module_name))]
+    is_built_in = files[-1] is None
+    return not (is_built_in or any(file is not None and _is_library(file) for file in files))
+
+
+def _is_library(file: str) -> bool:
+    return file.startswith((_HERE, *_LIBRARIES)) or any(folder in file for folder in _LIBRARY_FOLDERS)
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of a plain value.
+
+    Raises:
+        _NotPlainError: it is or holds anything else than numbers, texts and containers, or too many of them.
+    """
+    return _plain(value, [_MOST_ELEMENTS])
+
+
+def _plain(value: Any, left: list[int]) -> Any:
+    if value is None or value is _MISSING or type(value) in (bool, *_SCALARS):
+        return value
+    if type(value) not in _CONTAINERS or len(value) > left[0]:
+        raise _NotPlainError
+    left[0] -= len(value)
+    if isinstance(value, tuple) and any(isinstance(each, _CONTAINERS) for each in value):
+        raise _NotPlainError  # what these hold can be changed, while the tuple stays the same
+    if isinstance(value, dict):
+        return {_plain(key, left): _plain(each, left) for key, each in value.items()}
+    return type(value)([_plain(each, left) for each in value])

@@ -1,0 +1,168 @@
+"""What user code keeps in variables, and the generators that it makes for itself, are the same for each client."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ray import cloudpickle
+
+from sim import RunConfig
+from sim.data.load_dataset import load_dataset, open_dataset
+from sim.seeds import Purpose, sequence
+from sim.user_variables import UserVariables, changed
+
+_SOURCE = """
+import argparse, random
+import numpy as np, torch
+
+step, name, limits, names, rates = 0, "first", (1, 2), {"a"}, {"all": [0.1]}
+ready, cache, many, args = False, {}, [0] * 1001, argparse.Namespace(lr=0.1)
+generators = [np.random.default_rng(1), np.random.RandomState(1), np.random.RandomState(np.random.PCG64(1)), random.Random(1), torch.Generator()]
+shared, entropy = np.random.mtrand._rand, random.SystemRandom()
+
+class Data:
+    total = 0
+    def __init__(self):
+        self.drawn, self.noise = 0, np.random.default_rng(2)
+
+data = Data()
+
+def counter():
+    calls = 0
+    def count(seen=[]):
+        nonlocal calls
+        calls += 1
+        seen.append(calls)
+        count.last = calls
+        return calls, len(seen), count.last
+    count.last = 0
+    return count
+
+count = counter()
+
+def use():
+    global step, name, limits, ready
+    step, name, limits, ready = step + 1, name + "!", (*limits, 3), True
+    names.add(name); rates["all"].append(0.2); rates["more"] = 1; args.lr /= 2
+    cache["data"] = data; many[0] += 1
+    Data.total += 1; data.drawn += 1
+    return [step, name, limits, sorted(names), str(rates), args.lr, Data.total, data.drawn, count()]
+
+def draw():
+    numpy, legacy, other, python, pytorch = generators
+    return [numpy.random(), legacy.random_sample(), other.random_sample(), python.random(), float(torch.rand((), generator=pytorch)),
+            data.noise.random()]
+"""
+_FOUND = [1, "first!", (1, 2, 3), ["a", "first!"], "{'all': [0.1, 0.2], 'more': 1}", 0.05, 1, 1, (1, 1, 1)]
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
+    """A module of the user's that has just been imported."""
+    made = types.ModuleType("of_the_user")
+    made.__file__ = str(tmp_path / "of_the_user.py")
+    monkeypatch.setitem(sys.modules, made.__name__, made)
+    exec(_SOURCE, vars(made))
+    return made
+
+
+def test_each_client_finds_plain_variables_as_they_were_at_first(module: Any) -> None:
+    variables = UserVariables()
+    variables.renew()
+    for client_id in range(3):
+        with variables.initial(sequence(0, Purpose.FIT, 1, client_id)):
+            assert module.use() == _FOUND
+    assert (module.step, module.rates, module.args.lr, module.Data.total) == (0, {"all": [0.1]}, 0.1, 0)
+    assert (module.ready, module.cache, module.many[0]) == (True, {"data": module.data}, 3)
+    assert len(variables.changed) == 11
+    assert {"of_the_user.step", "of_the_user.Data.total", "of_the_user.Data.drawn"} < set(variables.changed)
+
+
+def test_what_the_server_changes_meanwhile_reaches_no_client_and_stays(module: Any) -> None:
+    variables = UserVariables()
+    variables.renew()
+    module.use()
+    with variables.initial(sequence(0, Purpose.FIT)):
+        assert module.use() == _FOUND
+    assert module.use()[:2] == [2, "first!!"]
+
+
+def test_own_generators_draw_from_the_stream_of_the_client(module: Any) -> None:
+    variables = UserVariables()
+    variables.renew()
+    before = random.Random(1).random(), np.random.default_rng(1).random()
+    draws = {}
+    global_state = np.random.get_state()[1].tolist()  # noqa: NPY002
+    for client_id in (0, 1, 0):
+        with variables.initial(sequence(0, Purpose.FIT, 1, client_id)):
+            drawn = module.draw()
+        assert draws.setdefault(client_id, drawn) == drawn
+    assert len({number for drawn in draws.values() for number in drawn}) == 12
+    assert (module.generators[3].random(), module.generators[0].random()) == before
+    assert np.random.get_state()[1].tolist() == global_state  # noqa: NPY002
+
+
+def test_functions_that_come_by_value_draw_the_same(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a script do in another process, where the script is not imported."""
+    variables = UserVariables()
+    variables.renew()
+    cloudpickle.register_pickle_by_value(module)
+    there = pickle.loads(cloudpickle.dumps((module.use, module.draw)))
+    monkeypatch.delitem(sys.modules, module.__name__)
+    others = UserVariables()
+    others.renew(*there)
+    with variables.initial(sequence(0, Purpose.FIT)):
+        expected = module.draw()
+    for _ in range(2):
+        with others.initial(sequence(0, Purpose.FIT)):
+            assert there[0]() == _FOUND
+            assert there[1]() == expected
+
+
+def test_a_module_that_a_client_imports_is_as_new_for_the_next(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, module.__name__)
+    variables = UserVariables()
+    variables.renew()
+    draws = []
+    for _ in range(2):
+        with variables.initial(sequence(0, Purpose.FIT)):
+            if module.__name__ not in sys.modules:
+                monkeypatch.setitem(sys.modules, module.__name__, module)
+                variables.note(module)  # as the import of a file of the user's does
+            draws.append(module.draw())
+            assert module.use() == _FOUND
+    assert draws[0] == draws[1]
+
+
+def test_what_a_block_sets_is_named(module: Any) -> None:
+    with changed() as names:
+        module.step, module.new, module.Data.total = 5, object(), 0
+        module.cache["data"] = 1
+    assert names == ["of_the_user.step", "of_the_user.cache", "of_the_user.new"]
+
+
+def test_load_data_is_called_in_each_process_if_it_sets_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = ["import numpy as np", "SIZE = None", "def load_data():", "    global SIZE", "    SIZE = 3"]
+    lines += ["    x, y = np.ones((6, 3), np.float32), np.arange(6) % 2", "    return (x, y), (x, y)"]
+    (tmp_path / "sets_size.py").write_text("\n".join(lines))
+    (tmp_path / "sets_none.py").write_text("\n".join(line for line in lines if "SIZE" not in line))
+    dataset = load_dataset(RunConfig(dataset="sets_size:load_data"))
+    assert dataset.notes == (
+        "--dataset sets_size:load_data sets sets_size.SIZE, so every process that executes clients calls it",
+    )
+    sys.modules["sets_size"].SIZE = None  # type: ignore[attr-defined]
+    assert torch.equal(torch.from_numpy(open_dataset(dataset.source).train.batch[0].copy()), torch.ones(6, 3))  # type: ignore[union-attr]
+    assert sys.modules["sets_size"].SIZE == 3  # type: ignore[attr-defined]
+    assert load_dataset(RunConfig(dataset="sets_none:load_data")).source.program is None
