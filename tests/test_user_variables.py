@@ -26,7 +26,8 @@ import numpy as np, torch
 
 step, name, limits, names, rates = 0, "first", (1, 2), {"a"}, {"all": [0.1]}
 ready, cache, many, args = False, {}, [0] * 1001, argparse.Namespace(lr=0.1)
-generators = [np.random.default_rng(1), np.random.RandomState(1), np.random.RandomState(np.random.PCG64(1)), random.Random(1), torch.Generator()]
+generators = [np.random.default_rng(1), np.random.RandomState(1), np.random.RandomState(np.random.PCG64(1)),
+              random.Random(1), torch.Generator()]
 shared, entropy = np.random.mtrand._rand, random.SystemRandom()
 
 class Data:
@@ -59,8 +60,8 @@ def use():
 
 def draw():
     numpy, legacy, other, python, pytorch = generators
-    return [numpy.random(), legacy.random_sample(), other.random_sample(), python.random(), float(torch.rand((), generator=pytorch)),
-            data.noise.random()]
+    return [numpy.random(), legacy.random_sample(), other.random_sample(), python.random(),
+            float(torch.rand((), generator=pytorch)), data.noise.random()]
 """
 _FOUND = [1, "first!", (1, 2, 3), ["a", "first!"], "{'all': [0.1, 0.2], 'more': 1}", 0.05, 1, 1, (1, 1, 1)]
 
