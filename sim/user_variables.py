@@ -31,6 +31,7 @@ from sim import own_generators, user_code
 from sim.process_settings import restored_settings
 
 _MOST_ELEMENTS = 1000  # of a container that is put back or looked into
+_MOST_LATER_ELEMENTS = 1_000_000  # of one that clients have filled
 _MOST_OBJECTS = 20_000  # looked into
 
 _HERE = str(Path(user_code.__file__).parent) + "/"
@@ -73,11 +74,11 @@ class _Variable:
     def now(self) -> _Value | None:
         """Return what it holds; None if that is nothing plain."""
         held = self.read()
-        if held is self.initial.held and isinstance(held, _SCALARS):
-            return self.initial
         try:
-            return _Value(held, _copied(held))
-        except _NotPlainError:
+            if held is self.initial.held and (isinstance(held, _SCALARS) or held == self.initial.copy):
+                return self.initial
+            return _Value(held, _copied(held, _MOST_LATER_ELEMENTS))
+        except (_NotPlainError, ValueError, RuntimeError):  # arrays have no truth value
             return None
 
     def put(self, value: _Value) -> None:
@@ -120,12 +121,15 @@ class UserVariables:
         for found, value in _walk(things, self._seen):
             if value is not None and found.is_own and not isinstance(value.held, bool | None):
                 self._variables.append(_Variable(found.name, found.read, found.write, value))
-            elif value is None and own_generators.is_own(held := found.read()):
+            elif value is None and own_generators.is_own(held := found.read()) and not self._knows(held):
                 # Not its place in the list, which may depend on the process.
                 key = zlib.crc32(found.name.encode()), self._names[found.name]
                 self._names[found.name] += 1
                 self._generators.append((held, key))
         self._reseed(known)
+
+    def _knows(self, made: Any) -> bool:
+        return any(made is known for known, _ in self._generators)
 
     @property
     def changed(self) -> list[str]:
@@ -249,9 +253,9 @@ def _walk(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[tuple[_Found,
         try:
             yield found, _Value(held, _copied(held))
         except _NotPlainError:
+            yield found, None
             if id(held) not in seen:
                 seen[id(held)] = held
-                yield found, None
                 pending.extend(_variables_in(held, found.name, found.is_own))
 
 
@@ -380,13 +384,13 @@ def _is_library(file: str) -> bool:
     return file.startswith((_HERE, *_LIBRARIES)) or any(folder in file for folder in _LIBRARY_FOLDERS)
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: Any, most_elements: int = _MOST_ELEMENTS) -> Any:
     """Return a copy of a plain value.
 
     Raises:
         _NotPlainError: it is or holds anything else than numbers, texts and containers, or too many of them.
     """
-    return _plain(value, [_MOST_ELEMENTS])
+    return _plain(value, [most_elements])
 
 
 def _plain(value: Any, left: list[int]) -> Any:

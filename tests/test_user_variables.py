@@ -24,7 +24,7 @@ _SOURCE = """
 import argparse, random
 import numpy as np, torch
 
-step, name, limits, names, rates = 0, "first", (1, 2), {"a"}, {"all": [0.1]}
+step, name, limits, names, rates, grows = 0, "first", (1, 2), {"a"}, {"all": [0.1]}, []
 ready, cache, many, args = False, {}, [0] * 1001, argparse.Namespace(lr=0.1)
 generators = [np.random.default_rng(1), np.random.RandomState(1), np.random.RandomState(np.random.PCG64(1)),
               random.Random(1), torch.Generator()]
@@ -54,16 +54,16 @@ def use():
     global step, name, limits, ready
     step, name, limits, ready = step + 1, name + "!", (*limits, 3), True
     names.add(name); rates["all"].append(0.2); rates["more"] = 1; args.lr /= 2
-    cache["data"] = data; many[0] += 1
+    cache["data"] = data; many[0] += 1; grows.extend(range(2000))
     Data.total += 1; data.drawn += 1
-    return [step, name, limits, sorted(names), str(rates), args.lr, Data.total, data.drawn, count()]
+    return [step, name, limits, sorted(names), str(rates), args.lr, Data.total, data.drawn, count(), len(grows)]
 
 def draw():
     numpy, legacy, other, python, pytorch = generators
     return [numpy.random(), legacy.random_sample(), other.random_sample(), python.random(),
             float(torch.rand((), generator=pytorch)), data.noise.random()]
 """
-_FOUND = [1, "first!", (1, 2, 3), ["a", "first!"], "{'all': [0.1, 0.2], 'more': 1}", 0.05, 1, 1, (1, 1, 1)]
+_FOUND = [1, "first!", (1, 2, 3), ["a", "first!"], "{'all': [0.1, 0.2], 'more': 1}", 0.05, 1, 1, (1, 1, 1), 2000]
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_each_client_finds_plain_variables_as_they_were_at_first(module: Any) ->
             assert module.use() == _FOUND
     assert (module.step, module.rates, module.args.lr, module.Data.total) == (0, {"all": [0.1]}, 0.1, 0)
     assert (module.ready, module.cache, module.many[0]) == (True, {"data": module.data}, 3)
-    assert len(variables.changed) == 11
+    assert len(variables.changed) == 12
     assert {"of_the_user.step", "of_the_user.Data.total", "of_the_user.Data.drawn"} < set(variables.changed)
 
 
