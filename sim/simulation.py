@@ -45,6 +45,7 @@ def simulate(
     test: Callable[..., Any] | None = None,
     load_data: Callable[..., Any] | None = None,
     client: Callable[..., Any] | None = None,
+    loss: Callable[..., Any] | None = None,
     client_fn: Callable[..., Any] | None = None,
     client_app: Any = None,
     server_app: Any = None,
@@ -65,6 +66,7 @@ def simulate(
         train, test: the program's own functions; their parameters are bound by name (docs/own-program.md).
         load_data: returns (train, test) of Datasets, DataLoaders or arrays.
         client: a class or function that makes a Flower client.
+        loss: a function (outputs, target) → mean over the batch, for the built-in training and test.
         client_fn: a ``client_fn(context)`` of a Flower program, whose clients bring their own data and model.
         client_app, server_app: the two objects of a Flower app.
         strategy: a strategy of ``flwr.server.strategy`` or ``flwr.serverapp.strategy``, or its class.
@@ -84,6 +86,7 @@ def simulate(
         test=test,
         load_data=load_data,
         client=client,
+        loss=loss,
         client_fn=client_fn,
         client_app=client_app,
         server_app=server_app,
@@ -101,6 +104,7 @@ def resume(
     test: Callable[..., Any] | None = None,
     load_data: Callable[..., Any] | None = None,
     client: Callable[..., Any] | None = None,
+    loss: Callable[..., Any] | None = None,
     client_fn: Callable[..., Any] | None = None,
     strategy: Any = None,
     ray_init_args: dict[str, Any] | None = None,
@@ -112,7 +116,7 @@ def resume(
     """Continue a run after its last checkpoint, to the bit as if it had not ended.
 
     Args:
-        model, train, test, load_data, client, client_fn, strategy, ray_init_args, on_record, callbacks: as for
+        model, train, test, load_data, client, loss, client_fn, strategy, ray_init_args, on_record, callbacks: as for
             ``simulate``.
         allow_changed_code: continue although modules of yours were changed; later rounds are made with the new ones.
         changes: settings that may change, see ``sim.config.choices.CHANGEABLE``; ``num_rounds`` may be raised.
@@ -129,6 +133,7 @@ def resume(
         test=test,
         load_data=load_data,
         client=client,
+        loss=loss,
         client_fn=client_fn,
         strategy=strategy,
     )
@@ -146,6 +151,7 @@ def evaluate(
     test: Callable[..., Any] | None = None,
     load_data: Callable[..., Any] | None = None,
     client: Callable[..., Any] | None = None,
+    loss: Callable[..., Any] | None = None,
     strategy: Any = None,
     ray_init_args: dict[str, Any] | None = None,
     allow_changed_code: bool = False,
@@ -156,7 +162,7 @@ def evaluate(
     Args:
         fine_tune_epochs: also evaluate both after so many epochs of ``train`` on the client's training examples.
         output: where the table is written; ``evaluation.csv`` in the run folder for None.
-        model, train, test, load_data, client, strategy, ray_init_args: as for ``simulate``.
+        model, train, test, load_data, client, loss, strategy, ray_init_args: as for ``simulate``.
         allow_changed_code: evaluate although modules of yours were changed.
         changes: settings that change no figure, such as ``engine`` and ``num_cpus``.
 
@@ -180,6 +186,7 @@ def evaluate(
         "test": test,
         "load_data": load_data,
         "client": client,
+        "loss": loss,
         "strategy": strategy,
     }
     objects = _Objects(**{**_objects_in(config), **{name: value for name, value in given.items() if value is not None}})
@@ -232,12 +239,12 @@ class _Objects:
 def _objects_in(config: RunConfig) -> dict[str, Any]:
     """Return the objects in a config, and those of the script itself, which another process could not import."""
     found = dict(config.objects)
-    for name in ("model", "train", "test", "client", "client_fn", "strategy", "dataset"):
+    for name in ("model", "train", "test", "client", "loss", "client_fn", "strategy", "dataset"):
         value = getattr(config, name) or ""
         if name not in found and value.startswith("__main__:"):
             thing = getattr(sys.modules["__main__"], value.partition(":")[2], None)
             found |= {} if thing is None else {name: thing}
-    return {"load_data" if name == "dataset" else name: value for name, value in found.items() if name != "loss"}
+    return {"load_data" if name == "dataset" else name: value for name, value in found.items()}
 
 
 def _simulate(

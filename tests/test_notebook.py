@@ -73,18 +73,20 @@ def train(net, loader, epochs, device):
         optimizer.step()
     return loss.item()
 
-def test(net, loader, device):
-    batches = [(net(images), labels) for images, labels in loader]
-    outputs, labels = (torch.cat(tensors) for tensors in zip(*batches))
-    accuracy = (outputs.argmax(1) == labels).float().mean().item()
-    return nn.functional.cross_entropy(outputs, labels).item(), accuracy
+class Smoothed(nn.CrossEntropyLoss):
+    def __init__(self):
+        super().__init__(label_smoothing=SCALE)
+
+def top3(outputs, target):
+    return (outputs.topk(3).indices == target[:, None]).any(1).float().mean()
 """
 _SIMULATE = """
 settings = {"num_clients": 10, "clients_per_round": 4, "num_rounds": 2, "engine": ENGINE, "name": ENGINE}
+settings["metric"] = "accuracy,__main__:top3"
 seen = []
 run = simulate(
-    RunConfig(**settings), model=Net, train=train, test=test, on_record=lambda record: seen.append(record.round),
-    ray_init_args={"num_cpus": 1},
+    RunConfig(**settings), model=Net, train=train, loss=Smoothed(), ray_init_args={"num_cpus": 1},
+    on_record=lambda record: seen.append(record.round),
 )
 """
 _SHOWN = (
@@ -107,6 +109,7 @@ def test_a_program_in_cells_runs_on_both_engines_and_shows_itself(tmp_path: Path
     for first, engine in ((1, "inline"), (1 + 1 + len(_SHOWN), "ray")):
         run = Run(tmp_path / "results" / engine)
         accuracies = run.rounds().test_accuracy
+        assert set(run.metrics().name) == {"loss", "accuracy", "top3"}
         live = [each for each in outputs[first] if each.output_type == "display_data"]
         (line,) = live  # one line, in whose place each round comes
         assert line.data["text/plain"].startswith(f"round 2/2 · accuracy {accuracies.iloc[-1]:.4f} · loss ")

@@ -60,7 +60,7 @@ class ClientSpec:
 
     Attributes:
         loss: name of a loss, or the user's own function; None for the one that suits the targets.
-        metrics: names of metrics, or ``package.module:name``; none for the one that suits the targets.
+        metrics: names of metrics, ``package.module:name``, or functions; none for the one that suits the targets.
         batch_size: of the loaders that a client is made with; ``TorchClient`` uses the one that the server sends.
         noise_step: client i adds noise with i times this standard deviation to the inputs that it trains on.
         vectorized_clients: how many clients one computation trains.
@@ -89,7 +89,7 @@ class ClientSpec:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     args: Mapping[str, Any] = field(default_factory=dict)
     loss: Any = None
-    metrics: tuple[str, ...] = ()
+    metrics: tuple[Any, ...] = ()
     accuracy_in_percent: bool = False
     noise_step: float = 0.0
     algorithm: AlgorithmSpec | None = None
@@ -166,7 +166,10 @@ def loss_of(spec: ClientSpec, dataset: Dataset) -> str | Callable[..., Any]:
 def metrics_of(spec: ClientSpec, dataset: Dataset) -> list[str | tuple[str, Callable[..., Any]]]:
     """Return the metrics of the built-in test: those that were asked for, or the one that suits the targets."""
     names = spec.metrics or (("accuracy",) if dataset.has_classes else ("mae",))
-    return [name if name in METRICS else (name.rpartition(":")[2], user_code.load(name, "--metric")) for name in names]
+    return [
+        name if name in METRICS else (user_code.shown_name(name).rpartition(":")[2], user_code.load(name, "--metric"))
+        for name in names
+    ]
 
 
 def test_slices(num_test_examples: int, *, whole: bool) -> list[tuple[int, int]]:

@@ -43,6 +43,7 @@ class ProgramObjects:
     test: Any = None
     load_data: Any = None
     client: Any = None
+    loss: Any = None
     strategy: Any = None
     client_fn: Any = None
     client_app: Any = None

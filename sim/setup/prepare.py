@@ -78,8 +78,9 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     attacks.check(config, dataset)
     assigned = partition.assign(dataset, config)
     spec = client_spec(config, dataset, assigned, alone=alone)
-    given = {name: getattr(objects, name) for name in ("model", "train", "test", "client")}
+    given = {name: getattr(objects, name) for name in ("model", "train", "test", "client", "loss")}
     spec = replace(spec, **{name: value for name, value in given.items() if value is not None})
+    spec = replace(spec, metrics=tuple(_of_script(name) for name in spec.metrics))
     torch.set_num_threads(config.torch_threads)
     net = build_net(spec, dataset)
     dry_run.check_fit_of(spec, dataset, net)
@@ -108,6 +109,11 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
         )
     prepared = Prepared(config, dataset, assigned, spec, initial_weights, layout, built, objects, notes=tuple(found))
     return with_devices(prepared)
+
+
+def _of_script(metric: str) -> Any:
+    """Return a metric by its name, or the function where another process could not import it."""
+    return user_code.load(metric, "--metric") if metric.startswith("__main__:") else metric
 
 
 C = TypeVar("C", bound=TrainingConfig)
