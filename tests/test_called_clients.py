@@ -103,3 +103,19 @@ def test_no_calls_with_virtual_time_or_error_feedback(asking: Any, tmp_path: Pat
     """A call takes no virtual time, and would replace what a client keeps for its next round."""
     with pytest.raises(RunError, match="configure_fit raised RuntimeError: client 0 cannot be called here"):
         _run(tmp_path, asking.Choosing(), **settings, **DESCRIBING)
+
+
+@pytest.mark.parametrize(
+    ("flag", "settings"),
+    [
+        ("attack", {"attack": "sign-flip", "attack_share": 0.2}),
+        ("client-dropout", {"client_dropout": 0.01}),
+        ("compress", {"compress": {"up": "int8"}}),
+    ],
+)
+def test_no_call_to_train_where_a_flag_would_not_reach_it(
+    asking: Any, tmp_path: Path, flag: str, settings: dict[str, Any]
+) -> None:
+    reason = f"aggregate_fit raised RuntimeError: client 8 cannot be asked to train here, where --{flag} would not"
+    with pytest.raises(RunError, match=reason):
+        _run(tmp_path, asking.Choosing(), **settings, **DESCRIBING)

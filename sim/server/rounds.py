@@ -14,7 +14,7 @@ from logging import ERROR, INFO
 from typing import Any
 
 import numpy as np
-from flwr.common import NDArrays, RecordDict, Scalar, log
+from flwr.common import FitIns, NDArrays, RecordDict, Scalar, log
 from flwr.server import History
 from flwr.server.client_manager import ClientManager
 from flwr.serverapp.strategy import Strategy as NewerStrategy
@@ -216,8 +216,14 @@ class RoundServer:
         """Have a client do at once what the strategy asks of it by itself.
 
         Raises:
-            RuntimeError: the client raised, and the run goes on without clients that do.
+            RuntimeError: the client raised, and the run goes on without clients that do; or a flag of the run would
+                not reach its training.
         """
+        config = self.config
+        ignored = {"--attack": config.attack, "--client-dropout": config.client_dropout, "--compress": config.compress}
+        flag = next((flag for flag, value in ignored.items() if value), None)
+        if flag is not None and isinstance(ins, FitIns):
+            raise RuntimeError(f"client {client_id} cannot be asked to train here, where {flag} would not reach it")
         adapter, server_round = self._adapter, self._next_round
         assert isinstance(adapter, LegacyStrategy), "strategies of the newer form have no proxies"
         batch = server_round * _MOST_ASKED + len(self._asked)  # the same in a resumed run
