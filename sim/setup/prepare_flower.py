@@ -32,6 +32,7 @@ from sim.setup.virtual_time import with_devices
 from sim.training import models
 from sim.training.models import DataFacts
 from sim.training.weights import WeightLayout, get_weights
+from sim.user_variables import isolated
 
 # Settings of a run under the names that Flower's templates use in a run config.
 _RUN_CONFIG_NAMES = {
@@ -130,7 +131,7 @@ def _first_client(config: RunConfig, runtime: FlowerRuntime) -> Client:
     node_config: dict[str, Any] = {"partition-id": 0, "num-partitions": config.num_clients}
     context = Context(0, 0, node_config, RecordDict(), runtime.own_run_config())
     try:
-        with restored_settings(), seeded(config.seed, Purpose.INITIAL_WEIGHTS):
+        with seeded(config.seed, Purpose.INITIAL_WEIGHTS) as stream, isolated(stream, log=False):
             return runtime.client(context)
     except SimError:
         raise
@@ -172,7 +173,7 @@ def _of_strategy(config: RunConfig, objects: ProgramObjects) -> NDArrays | None:
 def _of_client(config: RunConfig, client: Client) -> NDArrays:
     place = f"--client-fn {config.client_fn}"
     try:
-        with restored_settings(), seeded(config.seed, Purpose.INITIAL_WEIGHTS):
+        with seeded(config.seed, Purpose.INITIAL_WEIGHTS) as stream, isolated(stream, log=False):
             answer = client.get_parameters(GetParametersIns({}))
             weights = parameters_to_ndarrays(answer.parameters)
     except (Exception, SystemExit) as error:
