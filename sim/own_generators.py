@@ -8,18 +8,26 @@ from typing import Any
 import numpy as np
 import torch
 
-_KINDS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+_KINDS = {
+    "numpy": np.random.Generator,
+    "numpy-legacy": np.random.RandomState,
+    "python": random.Random,
+    "torch": torch.Generator,
+}
+_BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
 
 
-def is_own(thing: Any) -> bool:
-    """Return whether an object is a generator, and none of those that ``sim.seeds`` seeds for all code."""
+def kind_of(thing: Any) -> str | None:
+    """Return the kind of a generator; None for one of those that ``sim.seeds`` seeds for all code, and other things."""
     of_libraries = [getattr(method, "__self__", None) for method in (random.getstate, np.random.get_state)]
     is_known = any(thing is each for each in (*of_libraries, torch.default_generator))
-    return isinstance(thing, _KINDS) and not isinstance(thing, random.SystemRandom) and not is_known
+    if is_known or isinstance(thing, random.SystemRandom):
+        return None
+    return next((kind for kind, made in _KINDS.items() if isinstance(thing, made)), None)
 
 
 def state_of(made: Any) -> Any:
-    """Return the state of a generator."""
+    """Return the state of a generator: numbers, texts and arrays."""
     match made:
         case np.random.Generator():
             return made.bit_generator.state
@@ -28,7 +36,7 @@ def state_of(made: Any) -> Any:
         case random.Random():
             return made.getstate()
         case _:
-            return made.get_state()
+            return made.get_state().numpy()
 
 
 def put_state(made: Any, state: Any) -> None:
@@ -36,10 +44,28 @@ def put_state(made: Any, state: Any) -> None:
     match made:
         case np.random.Generator():
             made.bit_generator.state = state
+        case np.random.RandomState():
+            made.set_state(state)
         case random.Random():
             made.setstate(state)
         case _:
-            made.set_state(state)
+            made.set_state(torch.from_numpy(np.array(state)))
+
+
+def with_state(kind: str, state: Any) -> Any:
+    """Return a new generator of a kind.
+
+    Raises:
+        ValueError: the state is none of such a generator.
+    """
+    made: Any = random.Random() if kind == "python" else torch.Generator()
+    if kind in ("numpy", "numpy-legacy"):
+        name = state["bit_generator"]
+        if name not in _BIT_GENERATORS:
+            raise ValueError(f"{name} is no generator of numpy")
+        made = _KINDS[kind](getattr(np.random, name)())
+    put_state(made, state)
+    return made
 
 
 def reseed(made: Any, stream: np.random.SeedSequence) -> None:

@@ -41,25 +41,35 @@ _LIBRARY_FOLDERS = ("/site-packages/", "/dist-packages/")
 _SCALARS = (int, float, complex, str, bytes)
 _CONTAINERS = (list, tuple, set, dict)
 _NAMESPACES = (argparse.Namespace, types.SimpleNamespace)
-_MISSING = object()
+MISSING = object()  # what a variable holds that is no longer there
 
 
 class _NotPlainError(TypeError):
     pass
 
 
-class _Value(NamedTuple):
+class Value(NamedTuple):
     """A plain value: the object that a variable holds, and an equal one that nobody changes."""
 
     held: Any
     copy: Any
 
-    def is_as(self, other: _Value) -> bool:
-        return self.held is other.held and self.copy == other.copy
+    def is_as(self, other: Value) -> bool:
+        """Whether the same object holds the same."""
+        return self.held is other.held and bool(self.copy == other.copy)
+
+    def filled(self) -> Any:
+        """Return the object, after it was given its content."""
+        if isinstance(self.held, list):
+            self.held[:] = _copied(self.copy, _MOST_LATER_ELEMENTS)
+        elif isinstance(self.held, dict | set):
+            self.held.clear()
+            self.held.update(_copied(self.copy, _MOST_LATER_ELEMENTS))
+        return self.held
 
 
 @dataclass(frozen=True)
-class _Variable:
+class Variable:
     """A variable of user code.
 
     Attributes:
@@ -69,29 +79,37 @@ class _Variable:
     name: str
     read: Callable[[], Any]
     write: Callable[[Any], object]
-    initial: _Value
+    initial: Value
 
-    def now(self) -> _Value | None:
+    @classmethod
+    def of(cls, name: str, read: Callable[[], Any], write: Callable[[Any], object]) -> Variable | None:
+        """Return a variable with its present value; None if that is nothing plain."""
+        try:
+            return cls(name, read, write, Value(held := read(), _copied(held)))
+        except _NotPlainError:
+            return None
+
+    def now(self) -> Value | None:
         """Return what it holds; None if that is nothing plain."""
         held = self.read()
         try:
             if held is self.initial.held and (isinstance(held, _SCALARS) or held == self.initial.copy):
                 return self.initial
-            return _Value(held, _copied(held, _MOST_LATER_ELEMENTS))
+            return Value(held, _copied(held, _MOST_LATER_ELEMENTS))
         except (_NotPlainError, ValueError, RuntimeError):  # arrays have no truth value
             return None
 
-    def put(self, value: _Value) -> None:
+    def put(self, value: Value) -> None:
         """Let it hold what it held; what is not plain stays."""
         now = self.now()
-        if now is None or now.is_as(value):
-            return
-        if isinstance(value.held, list):
-            value.held[:] = _copied(value.copy)
-        elif isinstance(value.held, dict | set):
-            value.held.clear()
-            value.held.update(_copied(value.copy))
-        self.write(value.held)
+        if now is not None and not now.is_as(value):
+            self.write(value.filled())
+
+    def fill(self, content: Any) -> None:
+        """Let it hold a plain value; a container is the one that it held at first."""
+        held = self.initial.held
+        same = type(held) is type(content) and isinstance(held, list | dict | set)
+        self.write(Value(held if same else content, content).filled())
 
 
 class UserVariables:
@@ -99,7 +117,7 @@ class UserVariables:
 
     def __init__(self) -> None:
         self._seen: dict[int, Any] = {}
-        self._variables: list[_Variable] = []
+        self._variables: list[Variable] = []
         self._generators: list[tuple[Any, tuple[int, int]]] = []  # each with what tells its stream from others
         self._names: Counter[str] = Counter()
         self._num_modules = 0
@@ -120,8 +138,8 @@ class UserVariables:
         known = len(self._generators)
         for found, value in _walk(things, self._seen):
             if value is not None and found.is_own and not isinstance(value.held, bool | None):
-                self._variables.append(_Variable(found.name, found.read, found.write, value))
-            elif value is None and own_generators.is_own(held := found.read()) and not self._knows(held):
+                self._variables.append(Variable(found.name, found.read, found.write, value))
+            elif value is None and own_generators.kind_of(held := found.read()) and not self._knows(held):
                 # Not its place in the list, which may depend on the process.
                 key = zlib.crc32(found.name.encode()), self._names[found.name]
                 self._names[found.name] += 1
@@ -164,7 +182,7 @@ class UserVariables:
                 own_generators.put_state(made, state)
             self._logs = logged
 
-    def _note_change(self, variable: _Variable) -> None:
+    def _note_change(self, variable: Variable) -> None:
         now = variable.now()
         if now is None or now.copy == variable.initial.copy or variable.name in self._changed:
             return
@@ -240,18 +258,18 @@ class _Found(NamedTuple):
     is_own: bool
 
 
-def _walk(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[tuple[_Found, _Value | None]]:
+def _walk(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[tuple[_Found, Value | None]]:
     """Return each variable that can be reached from objects, with its value; None if that is nothing plain.
 
     Args:
         seen: objects that were looked into, by id; they are kept there, so that no other object gets the id.
     """
-    pending = deque(_constant(thing, getattr(thing, "__name__", type(thing).__name__), is_own=True) for thing in things)
+    pending = deque(_constant(thing, getattr(thing, "__name__", type(thing).__name__), owned=True) for thing in things)
     while pending and len(seen) < _MOST_OBJECTS:
         found = pending.popleft()
         held = found.read()
         try:
-            yield found, _Value(held, _copied(held))
+            yield found, Value(held, _copied(held))
         except _NotPlainError:
             yield found, None
             if id(held) not in seen:
@@ -260,104 +278,107 @@ def _walk(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[tuple[_Found,
 
 
 @singledispatch
-def _variables_in(thing: Any, name: str, is_own: bool) -> Iterable[_Found]:
+def _variables_in(thing: Any, name: str, owned: bool) -> Iterable[_Found]:
     """Return what an object of any kind holds.
 
     Args:
-        is_own: whether a container of this kind belongs to user code.
+        owned: whether a container of this kind belongs to user code.
     """
     kind, attributes = type(thing), getattr(thing, "__dict__", None)
     if type(attributes) is not dict:
         return []
     if kind in _NAMESPACES:
-        return _entries(attributes, name, is_own=True)
-    return _entries(attributes, _name_of(kind), is_own=_is_own(kind.__module__))
+        return _entries(attributes, name, owned=True)
+    return _entries(attributes, name_of(kind), owned=is_own(kind.__module__))
 
 
 @_variables_in.register(types.ModuleType)
-def _in_module(thing: types.ModuleType, name: str, is_own: bool) -> Iterable[_Found]:
-    return _entries(vars(thing), name, is_own=True) if _is_own(thing.__name__) else []
+def _in_module(thing: types.ModuleType, name: str, owned: bool) -> Iterable[_Found]:
+    return _entries(vars(thing), name, owned=True) if is_own(thing.__name__) else []
 
 
 @_variables_in.register(type)
-def _in_class(thing: type, name: str, is_own: bool) -> Iterator[_Found]:
-    for key in [key for key in vars(thing) if not _is_special(key)] if _is_own(thing.__module__) else []:
-        read, write = partial(vars(thing).get, key, _MISSING), partial(setattr, thing, key)
-        yield _Found(f"{_name_of(thing)}.{key}", read, write, True)
+def _in_class(thing: type, name: str, owned: bool) -> Iterator[_Found]:
+    for key in [key for key in vars(thing) if not is_special(key)] if is_own(thing.__module__) else []:
+        read, write = partial(vars(thing).get, key, MISSING), partial(setattr, thing, key)
+        yield _Found(f"{name_of(thing)}.{key}", read, write, True)
 
 
 @_variables_in.register(types.FunctionType)
-def _in_function(thing: types.FunctionType, name: str, is_own: bool) -> Iterator[_Found]:
+def _in_function(thing: types.FunctionType, name: str, owned: bool) -> Iterator[_Found]:
     variables = thing.__globals__
     module = str(variables.get("__name__"))  # that of a decorated function is the decorator's
     if variables is not getattr(sys.modules.get(module), "__dict__", None):  # it came by value from another process
-        yield _constant(variables, module, is_own=True)
-    elif not _is_own(module):
+        yield _constant(variables, module, owned=True)
+    elif not is_own(module):
         return
-    place = _name_of(thing)
-    yield from _entries(vars(thing), place, is_own=True)
-    yield from _constants((thing.__defaults__, thing.__kwdefaults__), place, is_own=True)
+    place = name_of(thing)
+    yield from _entries(vars(thing), place, owned=True)
+    yield from _constants((thing.__defaults__, thing.__kwdefaults__), place, owned=True)
     for cell, key in zip(thing.__closure__ or (), thing.__code__.co_freevars, strict=True):
-        yield _Found(f"{place}.{key}", partial(_content_of, cell), partial(setattr, cell, "cell_contents"), True)
+        yield _Found(f"{place}.{key}", partial(content_of, cell), partial(setattr, cell, "cell_contents"), True)
 
 
 @_variables_in.register(dict)
-def _in_dict(thing: dict[Any, Any], name: str, is_own: bool) -> Iterable[_Found]:
-    return _entries(thing, name, is_own=is_own) if len(thing) <= _MOST_ELEMENTS else []
+def _in_dict(thing: dict[Any, Any], name: str, owned: bool) -> Iterable[_Found]:
+    return _entries(thing, name, owned=owned) if len(thing) <= _MOST_ELEMENTS else []
 
 
 @_variables_in.register(list)
 @_variables_in.register(tuple)
 @_variables_in.register(set)
-def _in_elements(thing: Any, name: str, is_own: bool) -> Iterable[_Found]:
-    return _constants(thing, name, is_own=is_own) if len(thing) <= _MOST_ELEMENTS else []
+def _in_elements(thing: Any, name: str, owned: bool) -> Iterable[_Found]:
+    return _constants(thing, name, owned=owned) if len(thing) <= _MOST_ELEMENTS else []
 
 
 @_variables_in.register(types.MethodType)
-def _in_method(thing: types.MethodType, name: str, is_own: bool) -> Iterable[_Found]:
-    return _constants((thing.__self__, thing.__func__), name, is_own=is_own)
+def _in_method(thing: types.MethodType, name: str, owned: bool) -> Iterable[_Found]:
+    return _constants((thing.__self__, thing.__func__), name, owned=owned)
 
 
 @_variables_in.register(staticmethod)
 @_variables_in.register(classmethod)
-def _in_wrapper(thing: Any, name: str, is_own: bool) -> Iterable[_Found]:
-    return _constants((thing.__func__,), name, is_own=is_own)
+def _in_wrapper(thing: Any, name: str, owned: bool) -> Iterable[_Found]:
+    return _constants((thing.__func__,), name, owned=owned)
 
 
 @_variables_in.register(partial)
-def _in_partial(thing: partial[Any], name: str, is_own: bool) -> Iterable[_Found]:
-    return _constants((thing.func, thing.args, thing.keywords), name, is_own=is_own)
+def _in_partial(thing: partial[Any], name: str, owned: bool) -> Iterable[_Found]:
+    return _constants((thing.func, thing.args, thing.keywords), name, owned=owned)
 
 
-def _entries(variables: dict[Any, Any], place: str, *, is_own: bool) -> Iterator[_Found]:
+def _entries(variables: dict[Any, Any], place: str, *, owned: bool) -> Iterator[_Found]:
     for key in list(variables):
-        if not _is_special(key):
-            read, write = partial(variables.get, key, _MISSING), partial(operator.setitem, variables, key)
-            yield _Found(f"{place}.{key}", read, write, is_own)
+        if not is_special(key):
+            read, write = partial(variables.get, key, MISSING), partial(operator.setitem, variables, key)
+            yield _Found(f"{place}.{key}", read, write, owned)
 
 
-def _constant(thing: Any, name: str, *, is_own: bool) -> _Found:
+def _constant(thing: Any, name: str, *, owned: bool) -> _Found:
     """Return what holds an object for ever, so that only the content of the object can change."""
-    return _Found(name, lambda: thing, lambda _: None, is_own)
+    return _Found(name, lambda: thing, lambda _: None, owned)
 
 
-def _constants(things: Iterable[Any], name: str, *, is_own: bool) -> list[_Found]:
-    return [_constant(thing, name, is_own=is_own) for thing in things]
+def _constants(things: Iterable[Any], name: str, *, owned: bool) -> list[_Found]:
+    return [_constant(thing, name, owned=owned) for thing in things]
 
 
-def _name_of(thing: Any) -> str:
+def name_of(thing: Any) -> str:
+    """Return the name of a function or class with its module."""
     return f"{thing.__module__}.{thing.__qualname__}"
 
 
-def _is_special(key: Any) -> bool:
+def is_special(key: Any) -> bool:
+    """Whether a name is one of Python's, such as ``__doc__``."""
     return isinstance(key, str) and key.startswith("__") and key.endswith("__")
 
 
-def _content_of(cell: types.CellType) -> Any:
+def content_of(cell: types.CellType) -> Any:
+    """Return what a variable of an enclosing function holds."""
     try:
         return cell.cell_contents
     except ValueError:  # it has none yet
-        return _MISSING
+        return MISSING
 
 
 def _own_modules() -> list[types.ModuleType]:
@@ -365,12 +386,12 @@ def _own_modules() -> list[types.ModuleType]:
         module
         for module in list(sys.modules.values())
         if isinstance(module, types.ModuleType)
-        and _is_own(module.__name__)
+        and is_own(module.__name__)
         and not _is_library(getattr(module, "__file__", None) or "")  # __main__ of an actor is a file of Ray
     ]
 
 
-def _is_own(module_name: str) -> bool:
+def is_own(module_name: str) -> bool:
     """Return whether a module is the user's: neither this package, nor installed, nor Python's."""
     if module_name == "__main__" or module_name not in sys.modules:  # what comes by value from another process
         return True
@@ -394,7 +415,7 @@ def _copied(value: Any, most_elements: int = _MOST_ELEMENTS) -> Any:
 
 
 def _plain(value: Any, left: list[int]) -> Any:
-    if value is None or value is _MISSING or type(value) in (bool, *_SCALARS):
+    if value is None or value is MISSING or type(value) in (bool, *_SCALARS):
         return value
     if type(value) not in _CONTAINERS or len(value) > left[0]:
         raise _NotPlainError

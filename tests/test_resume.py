@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from conftest import ROOT, SMALL, Sim, Small, made_once, sha256
+from conftest import PROGRAMS, ROOT, SMALL, Sim, Small, made_once, sha256
 from federation import Program, wait_until
 from sim import Run, RunConfig, resume, simulate
 from sim.errors import ConfigError, RunError, RunFolderError, SimError, StateError
@@ -310,13 +311,31 @@ def test_a_cosine_cannot_be_made_longer(small: Small) -> None:
         resume(run, num_rounds=9)
 
 
+@pytest.mark.slow
+def test_generators_and_variables_of_a_strategy_are_resumed(tmp_path: Path) -> None:
+    """In processes of their own, where the variables begin anew."""
+    settings = {**SMALL, "strategy": "own:Drawing", "results_dir": str(tmp_path)}
+    few = [word for key, value in settings.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    for words in (
+        [*few, "--num-rounds", "3", "--name", "whole"],
+        [*few, "--num-rounds", "1", "--name", "part"],
+        ["--resume", str(tmp_path / "part"), "--num-rounds", "3"],
+    ):
+        command = [sys.executable, "-m", "sim", "run", *words]
+        done = subprocess.run(command, cwd=PROGRAMS, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    whole, part = Run(tmp_path / "whole"), Run(tmp_path / "part")
+    assert part.rounds()["round"].tolist() == [0, 1, 2, 3]
+    assert sha256(part.model_path) == sha256(whole.model_path)
+
+
 @pytest.mark.usefixtures("in_programs")
 def test_a_strategy_that_no_checkpoint_can_keep_is_refused(small: Small, tmp_path: Path) -> None:
-    with pytest.raises(StateError, match=r"own:Random: holds rng \(Generator\), which a checkpoint cannot keep"):
-        small(strategy="own:Random")
+    with pytest.raises(StateError, match=r"own:Locking: holds lock \(lock\), which a checkpoint cannot keep"):
+        small(strategy="own:Locking")
     assert not (tmp_path / "results").exists()
-    small(strategy="own:Random", checkpoint_every=0)
-    with pytest.raises(RunError, match=r"round 1: the strategy now holds seen \(set\), which no checkpoint can keep"):
+    small(strategy="own:Locking", checkpoint_every=0)
+    with pytest.raises(RunError, match=r"round 1: the strategy now holds seen \(lock\), which no checkpoint can keep"):
         small(strategy="own:Remembering", name="later")
     assert Run(tmp_path / "results" / "later").rounds()["round"].tolist() == [0]
 

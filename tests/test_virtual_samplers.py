@@ -66,12 +66,16 @@ def test_an_observer_that_raises_is_named_and_one_that_nobody_calls_is_refused(s
 def test_what_no_checkpoint_can_keep_is_said_before_anything_is_written(small: Small, tmp_path: Path) -> None:
     with pytest.raises(PluginError, match="--sampler samplers:WithSlots: has __slots__"):
         small(sampler="samplers:WithSlots")
-    with pytest.raises(StateError, match=r"--sampler samplers:WithSet: holds seen \(set\), which a checkpoint cannot"):
-        small(sampler="samplers:WithSet")
+    with pytest.raises(
+        StateError, match=r"--sampler samplers:WithLock: holds lock \(lock\), which a checkpoint cannot"
+    ):
+        small(sampler="samplers:WithLock")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(RunError, match=r"round 1: --sampler samplers:WithSetLater now holds seen \(set\), which no ch"):
-        small(sampler="samplers:WithSetLater")
-    assert small(sampler="samplers:WithSetLater", checkpoint_every=0, name="without").rounds().num_clients[2] == 4
+    with pytest.raises(
+        RunError, match=r"round 1: --sampler samplers:WithLockLater now holds lock \(lock\), which no ch"
+    ):
+        small(sampler="samplers:WithLockLater")
+    assert small(sampler="samplers:WithLockLater", checkpoint_every=0, name="without").rounds().num_clients[2] == 4
 
 
 @pytest.mark.parametrize("settings", [{}, {"strategy": "multikrum"}, ASYNCHRONOUS], ids=["older", "newer", "async"])

@@ -53,6 +53,7 @@ class Checkpoint:
         code: the user's modules by name: the path of each file, and the sha256 of its content.
         state_rounds: client_id → the round in which the client wrote its state, see ``client_states``.
         states: client_id → state, of clients whose arrays are not yet in ``arrays``.
+        variables: of the server's code, see ``encode``; empty if it keeps nothing outside of the strategy.
         tables: name of each table → its length in bytes up to this round, and the sha256 of these bytes.
     """
 
@@ -66,6 +67,7 @@ class Checkpoint:
     state_rounds: dict[int, int] = field(default_factory=dict)
     states: dict[int, RecordDict] = field(default_factory=dict)
     tables: dict[str, tuple[int, str]] = field(default_factory=dict)
+    variables: Tree = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -75,6 +77,7 @@ class Checkpoint:
         strategy: Any,
         states: dict[int, RecordDict],
         fits: dict[str, Any],
+        variables: dict[str, Any] | None = None,
     ) -> Checkpoint:
         """Keep the state of a run after a round, while the next one goes on.
 
@@ -83,13 +86,15 @@ class Checkpoint:
 
         Args:
             states: client_id → ``Context.state`` of the client.
+            variables: what the server's code keeps outside of the strategy, by name.
 
         Raises:
-            StateError: the strategy holds a value that cannot be stored.
+            StateError: the strategy or a variable holds a value that cannot be stored.
         """
         arrays: Arrays = {}
         tree = encode(strategy, "strategy", arrays)
-        return cls(server_round, weights, tree, arrays, sorted(states), fits, states=dict(states))
+        kept = encode(variables, "variables", arrays) if variables else {}
+        return cls(server_round, weights, tree, arrays, sorted(states), fits, states=dict(states), variables=kept)
 
     def restore(self, strategy: Any) -> dict[int, RecordDict]:
         """Set ``strategy``, or a dict that holds one, to its state after that round.
@@ -104,6 +109,15 @@ class Checkpoint:
         if isinstance(strategy, dict):
             strategy.update(state)
         return {client_id: unpack_record(self.arrays[f"client.{client_id}"]) for client_id in self.clients}
+
+    def kept_variables(self) -> dict[str, Any]:
+        """Return what the server's code kept outside of the strategy, by name.
+
+        Raises:
+            StateError: it cannot be read.
+        """
+        found: dict[str, Any] = decode(self.variables, "variables", self.arrays) if self.variables else {}
+        return found
 
 
 class CheckpointWriter:
@@ -146,6 +160,7 @@ class CheckpointWriter:
             "round": checkpoint.round,
             "num_weights": len(checkpoint.weights),
             "strategy": checkpoint.strategy,
+            **({"variables": checkpoint.variables} if checkpoint.variables else {}),
             "clients": checkpoint.clients,
             "state_rounds": {str(client_id): number for client_id, number in checkpoint.state_rounds.items()},
             "fits": checkpoint.fits,
@@ -205,10 +220,22 @@ def _read(folder: Path) -> Checkpoint:
         clients: Sequence[int] = [_count(client_id) for client_id in about["clients"]]
         rounds = {_count(int(key)): _count(value) for key, value in dict(about.get("state_rounds", {})).items()}
         strategy, fits = dict(about["strategy"]), dict(about["fits"])
+        variables = dict(about.get("variables", {}))
         code = {str(name): (str(path), str(digest)) for name, (path, digest) in about.get("code", {}).items()}
         if str(_count(about["round"])) != folder.name:
             raise RunFolderError(f"{folder}: is the checkpoint of round {about['round']}")
-        return Checkpoint(about["round"], weights, strategy, arrays, list(clients), fits, code, rounds, tables=tables)
+        return Checkpoint(
+            about["round"],
+            weights,
+            strategy,
+            arrays,
+            list(clients),
+            fits,
+            code,
+            rounds,
+            tables=tables,
+            variables=variables,
+        )
     except _DAMAGE as error:
         raise RunFolderError(f"{folder}: damaged: {type(error).__name__}: {error}") from error
 

@@ -10,7 +10,7 @@ from flwr.common import Array, ArrayRecord, ConfigRecord, MetricRecord, NDArray,
 from flwr.server.strategy import Strategy
 from flwr.serverapp.strategy import Strategy as MessageStrategy
 
-from sim import private_names
+from sim import own_generators, private_names
 from sim.errors import StateError
 
 Arrays = dict[str, NDArray]
@@ -25,8 +25,8 @@ _RECORD_MAGIC = b"sim record 1\n"  # protobuf messages of earlier versions begin
 def encode(value: Any, name: str, arrays: Arrays) -> Tree:  # noqa: PLR0911, PLR0912 - one return per kind
     """Convert ``value`` to a JSON object; copies of its arrays are added to ``arrays``, named after ``name``.
 
-    Numbers, texts, arrays, lists, tuples, dicts, Parameters and strategies are stored. Of a function, only the name is
-    stored, because the config that made the strategy makes the function again.
+    Numbers, texts, arrays, lists, tuples, sets, dicts, Parameters, random generators and strategies are stored. Of a
+    function, only the name is stored, because the config that made the strategy makes the function again.
 
     Raises:
         StateError: the value has another type; the message names it.
@@ -48,9 +48,11 @@ def encode(value: Any, name: str, arrays: Arrays) -> Tree:  # noqa: PLR0911, PLR
                 raise StateError(f"{name} ({array.dtype.name} array)")
             arrays[name] = array
             return {"array" if isinstance(value, np.ndarray) else "number": name}
-        case list() | tuple():
+        case bytes():
+            return {"bytes": value.hex()}
+        case list() | tuple() | set():
             parts = [encode(part, f"{name}.{number}", arrays) for number, part in enumerate(value)]
-            return {"list" if isinstance(value, list) else "tuple": parts}
+            return {type(value).__name__ if type(value) in (list, set) else "tuple": parts}
         case dict() if all(type(key) in (str, int) for key in value):
             pairs = [[key, encode(part, f"{name}.{key}", arrays)] for key, part in value.items()]
             return {"dict": pairs}
@@ -64,6 +66,8 @@ def encode(value: Any, name: str, arrays: Arrays) -> Tree:  # noqa: PLR0911, PLR
         case Strategy() | MessageStrategy():
             state = {key: encode(part, f"{name}.{key}", arrays) for key, part in vars(value).items()}
             return {"strategy": type(value).__qualname__, "state": state}
+    if kind := own_generators.kind_of(value):
+        return {"generator": kind, "state": encode(own_generators.state_of(value), name, arrays)}
     if is_flowers(value) and hasattr(value, "load_state_dict"):  # the accountant of differential privacy
         return {"flower": json.dumps(value.state_dict())}
     if callable(value):
@@ -71,7 +75,7 @@ def encode(value: Any, name: str, arrays: Arrays) -> Tree:  # noqa: PLR0911, PLR
     raise StateError(f"{name} ({type(value).__name__})")
 
 
-def decode(tree: Tree, name: str, arrays: Arrays, old: Any = None) -> Any:  # noqa: PLR0911 - one return per kind
+def decode(tree: Tree, name: str, arrays: Arrays, old: Any = None) -> Any:  # noqa: PLR0911, PLR0912 - one return per kind
     """Return the value that ``encode`` converted to ``tree``.
 
     Args:
@@ -92,6 +96,16 @@ def decode(tree: Tree, name: str, arrays: Arrays, old: Any = None) -> Any:  # no
             return arrays[key][()]
         case {"list": list(parts)}:
             return [decode(part, f"{name}.{number}", arrays) for number, part in enumerate(parts)]
+        case {"bytes": str(text)}:
+            return bytes.fromhex(text)
+        case {"set": list(parts)}:
+            return {decode(part, f"{name}.{number}", arrays) for number, part in enumerate(parts)}
+        case {"generator": str(kind), "state": dict(tree)}:
+            state = decode(tree, name, arrays)
+            if own_generators.kind_of(old) != kind:
+                return own_generators.with_state(kind, state)
+            own_generators.put_state(old, state)
+            return old
         case {"tuple": list(parts)}:
             return tuple(decode(part, f"{name}.{number}", arrays) for number, part in enumerate(parts))
         case {"dict": list(pairs)}:

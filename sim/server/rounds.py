@@ -50,6 +50,7 @@ from sim.server.results import (
     weighted_mean,
 )
 from sim.server.round_schedule import RoundSchedule
+from sim.server.server_variables import ServerVariables
 from sim.server.traffic import Traffic
 from sim.server.validation import Validation
 from sim.server.virtual_clients import Call, VirtualClientProxy, virtual_clients
@@ -62,6 +63,7 @@ class FinishedRound:
 
     Attributes:
         best: the best round by the validation so far, and its weights; None without one.
+        variables: what the server's code keeps outside of the strategy.
     """
 
     record: RoundRecord
@@ -72,6 +74,7 @@ class FinishedRound:
     metrics: list[MetricRecord] = field(default_factory=list)
     state_rounds: dict[int, int] = field(default_factory=dict)
     best: tuple[int, NDArrays] | None = None
+    variables: dict[str, Any] = field(default_factory=dict)
 
 
 _STREAMS_PER_ATTEMPT = 100
@@ -117,6 +120,7 @@ class RoundServer:
         executor: Executor | None = None,
         history: History | None = None,
         *,
+        variables: ServerVariables | None = None,
         counts_bytes: bool = True,
         before_round: Callable[[int], None] | None = None,
     ) -> None:
@@ -127,6 +131,7 @@ class RoundServer:
             adapter: of the strategy; None for the one that the config names.
             executor: calls the clients; None for one of this loop's own.
             history: is filled as Flower's own loop fills it.
+            variables: what the server's code keeps outside of the strategy; for None, what the strategy's own does.
             counts_bytes: clients are simulated, and so is what they send.
             before_round: called before each round with its number.
         """
@@ -158,6 +163,7 @@ class RoundServer:
             proxy_of = VirtualClientProxy if has_algorithm or prepared.spec.keeps_state else self._proxy
             client_manager = virtual_clients(config.num_clients, prepared.objects.client_manager, proxy_of)
         self._adapter = adapter or self._built(prepared, client_manager)
+        self._variables = variables or ServerVariables([self._adapter.strategy])
         self._privacy = Privacy(config, getattr(self._adapter, "used", self._adapter.strategy))
         self._layout, self._names = prepared.layout, prepared.layout.names
         self._attackers = Attackers.of(config, prepared.layout)
@@ -183,6 +189,7 @@ class RoundServer:
             self._validation.restore(state["validation"], checkpoint.weights)
         self._executor.state_rounds = dict(checkpoint.state_rounds)
         self._adapter.restore(state)
+        self._variables.restore(checkpoint.kept_variables())
         self._set_weights(checkpoint.weights)
         self._next_round = checkpoint.round + 1
 
@@ -291,6 +298,7 @@ class RoundServer:
                     self._metrics,
                     self._executor.state_rounds,
                     None if self._validation is None else self._validation.best_weights,
+                    self._variables.changed(),
                 )
                 self._on_round(finished)
                 self._next_round = server_round + 1

@@ -184,7 +184,9 @@ class Session:
     def _checkpoint(self, finished: FinishedRound) -> Checkpoint | None:
         number = finished.record.round
         try:
-            checkpoint = Checkpoint.of(number, finished.weights, finished.strategy, finished.client_states, self._fits)
+            checkpoint = Checkpoint.of(
+                number, finished.weights, finished.strategy, finished.client_states, self._fits, finished.variables
+            )
             checkpoint.state_rounds = finished.state_rounds
             return checkpoint
         except StateError as error:  # it was not there at the start

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from flwr.common import (
     ArrayRecord,
@@ -43,6 +44,7 @@ from sim.server.message_strategies import MessageStrategy, StartArguments
 from sim.server.prepared_run import Prepared
 from sim.server.results import PhaseResults, client_quantiles, metric_records, weighted_mean
 from sim.server.rounds import FinishedRound, RoundServer
+from sim.server.server_variables import ServerVariables
 from sim.server.virtual_clients import VirtualClientProxy, virtual_clients
 from sim.setup.run_session import Session
 from sim.training.weights import WeightLayout
@@ -76,14 +78,14 @@ class ServerAppRun:
         config, spec = self._prepared.config, self._prepared.spec
         assert isinstance(spec, FlowerSpec)
         private_names.set_task_identity(node_of(-1))
-        context = Context(1, node_of(-1), {}, RecordDict(), dict(spec.run_config))
+        self._context = Context(1, node_of(-1), {}, RecordDict(), dict(spec.run_config))
         try:
             with (
                 private_names.server_app_calls(start=self._start, start_grid=self._start_grid, fit=self._fit),
                 restored_settings(),
                 seeded(config.seed, Purpose.SERVER_APP),
             ):
-                self._prepared.server_app(self._grid, context)
+                self._prepared.server_app(self._grid, self._context)
                 self._grid.pull_messages([])  # what the app has pushed without asking for replies
         except (SimError, KeyboardInterrupt):
             raise
@@ -132,7 +134,7 @@ class ServerAppRun:
         used.summary()
         config = self._prepared.config
         adapter = MessageStrategy(used, grid, arguments, config.num_clients, self._grid.number)
-        self._run_rounds(adapter, adapter.initial(), adapter.names, num_rounds)
+        self._run_rounds(adapter, adapter.initial(), adapter.names, num_rounds, evaluate_fn)
         return adapter.result
 
     def _start_grid(
@@ -190,7 +192,14 @@ class ServerAppRun:
             raise RunError(f"there are no first weights: get_parameters of client 0: {reply.error.reason}")
         return parameters_to_ndarrays(compat.recorddict_to_getparametersres(reply.content, False).parameters)
 
-    def _run_rounds(self, adapter: StrategyAdapter, weights: NDArrays, names: list[str], num_rounds: int) -> History:
+    def _run_rounds(
+        self, adapter: StrategyAdapter, weights: NDArrays, names: list[str], num_rounds: int, *functions: Any
+    ) -> History:
+        """Execute the rounds of the app's first strategy.
+
+        Args:
+            functions: of the app, which its strategy calls.
+        """
         if self._round > 0:
             self._finish_own_round()
         elif self._prepared.resume_point is not None:
@@ -213,6 +222,7 @@ class ServerAppRun:
                 self._on_round,
                 adapter=adapter,
                 executor=self._executor,
+                variables=ServerVariables([adapter.strategy, *functions], self._context.state),
                 before_round=self._session.before_round,
             )
             rounds.run()

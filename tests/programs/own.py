@@ -1,6 +1,8 @@
 """Clients and strategies of a user's own, each made to show one thing."""
 
 import os
+import random
+import threading
 import time
 from pathlib import Path
 
@@ -222,12 +224,53 @@ class Travelling(CifarClient):
         return weights, num_examples, {"loss": np.float64(self.given_batch_size + calls)}
 
 
-class Random(FedAvg):
+class Locking(FedAvg):
     """Holds what no checkpoint can keep."""
 
     def __init__(self, **arguments):
         super().__init__(**arguments)
-        self.rng = np.random.default_rng(0)
+        self.lock = threading.Lock()
+
+
+AGGREGATIONS = 0
+LOSSES = {"all": []}
+
+
+def _shrunk():
+    factor = 1.0
+
+    def shrink():
+        nonlocal factor
+        factor *= 0.9
+        return factor
+
+    return shrink
+
+
+class Drawing(FedAvg):
+    """Draws from generators of its own, and keeps numbers in its class, in this module and in a function."""
+
+    total = 0
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.numpy, self.legacy = np.random.default_rng(0), np.random.RandomState(1)
+        self.python, self.pytorch = random.Random(2), torch.Generator().manual_seed(3)
+        self.shrink, self.seen = _shrunk(), set()
+
+    def aggregate_fit(self, server_round, results, failures):
+        global AGGREGATIONS  # noqa: PLW0603
+        AGGREGATIONS += 1
+        Drawing.total += len(results)
+        LOSSES["all"].append(results[0][1].metrics["loss"])
+        self.seen |= {int(proxy.cid) for proxy, _ in results}
+        if server_round == 1:
+            self.later = np.random.default_rng(4)
+        drawn = [self.numpy.random(), self.legacy.random_sample(), self.python.random(), self.later.random()]
+        drawn += [float(torch.rand((), generator=self.pytorch)), self.shrink(), AGGREGATIONS, Drawing.total]
+        parameters, metrics = super().aggregate_fit(server_round, results, failures)
+        scale = 1 + (sum(drawn) + sum(LOSSES["all"]) + len(self.seen)) / 1e4
+        return ndarrays_to_parameters([array * scale for array in parameters_to_ndarrays(parameters)]), metrics
 
 
 class NotANumber(Failing):
@@ -253,7 +296,7 @@ class Remembering(FedAvg):
     """Begins to hold what no checkpoint can keep in round 1."""
 
     def aggregate_fit(self, server_round, results, failures):
-        self.seen = {server_round}
+        self.seen = threading.Lock()
         return super().aggregate_fit(server_round, results, failures)
 
 

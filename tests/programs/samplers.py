@@ -1,5 +1,7 @@
 """Samplers of a user's own, each made to show one thing."""
 
+import threading
+
 import numpy as np
 
 
@@ -71,14 +73,14 @@ class WithSlots:
         return candidates[:num_clients]
 
 
-class WithSet(First):
+class WithLock(First):
     def __init__(self):
-        self.seen = set()
+        self.lock = threading.Lock()
 
 
-class WithSetLater(First):
+class WithLockLater(First):
     def sample(self, candidates, num_clients, server_round, rng):
-        self.seen = set(candidates.tolist())
+        self.lock = threading.Lock()
         return candidates[:num_clients]
 
 
