@@ -20,7 +20,8 @@ from safetensors.numpy import load_file
 from conftest import PROGRAMS, Sim, sha256
 from federation import Program, wait_until
 from sim import AppConfig, Run, RunConfig, resume, run_app, run_simulation
-from sim.errors import ClientError, RunError, UsageError
+from sim.commands.run import _report
+from sim.errors import ClientError, RunError, RunFolderError, UsageError
 
 APPS = PROGRAMS / "apps"
 
@@ -69,8 +70,14 @@ def test_a_resumed_app_is_one_that_was_never_interrupted(app: Any, name: str, ro
 
 
 @pytest.mark.slow
-def test_the_records_of_an_app(app: Any) -> None:
+def test_the_records_of_an_app(app: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run = app("message_app")
+    without_loss = Run(tmp_path / "without_loss")  # of its central test, while its clients measure one
+    shutil.copytree(run.path, without_loss.path)
+    run.rounds().assign(test_loss=None).to_csv(without_loss.rounds_path, index=False)
+    _report(without_loss, "round")
+    accuracy = run.rounds().test_accuracy.iloc[-1]
+    assert f"final accuracy  {accuracy:.4f} after round 3\n" in capsys.readouterr().out
     rounds, metrics = run.rounds(), run.metrics()
     assert rounds.num_clients.tolist()[1:] == [5, 5, 5]
     assert rounds.test_accuracy.notna().all()
@@ -124,6 +131,8 @@ def test_the_app_asks_clients_by_itself(app: Any, capsys: pytest.CaptureFixture[
         (2, "fit"): 5,
     }
     assert run.rounds().train_loss.tolist()[1:] == [4.0, 8.0]
+    with pytest.raises(RunFolderError, match="no checkpoint to resume from, because the ServerApp has rounds"):
+        resume(run)
 
 
 @pytest.mark.parametrize(

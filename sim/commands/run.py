@@ -136,11 +136,13 @@ def _report(run: Any, word: str) -> None:
     last = table_of(run, [metric]).iloc[-1]
     number = int(last["round"])
     known: dict[str, str] = {}
-    for phase in ("evaluate", "test"):  # without a central test, what the clients measured
-        for name in (metric.name, "loss"):
-            value = last.get(column(phase, name))
-            if value is not None and not pd.isna(value):
-                known[name] = shown(float(value))
+    for phase in ("test", "evaluate"):  # without a central test, what the clients measured
+        values = {name: last.get(column(phase, name)) for name in (metric.name, "loss")}
+        found = {name: shown(float(v)) for name, v in values.items() if v is not None and not pd.isna(v)}
+        if metric.name in found or not known:  # both of one phase
+            known = found
+        if metric.name in known:
+            break
     is_loss = spelled({metric.name: 0.0}, "loss") is not None
     loss = f" (loss {known['loss']})" if "loss" in known and not is_loss else ""
     print(f"run folder      {shown_path(run.path)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 import sysconfig
 from collections.abc import Sequence
@@ -43,6 +44,10 @@ _PLACES = ("name", "results_dir", "data_dir")  # a folder that was moved is the 
 _SAMPLE_BYTES = 2**26  # of the images, in checkpoints of earlier versions
 
 
+# What run.log says of an app whose state no checkpoint can keep.
+_NOTED = re.compile("note: this run cannot be resumed, because (.+)")
+
+
 def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
     """Return a run's own config with the changes.
 
@@ -53,10 +58,12 @@ def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
     config, values = changed_config(run, changes, CHANGEABLE, "--resume", "a resumed run")
     last = run.last_checkpoint()
     if last is None:
-        raise RunFolderError(
-            f"{run.path} has no checkpoint to resume from; if it ended before its first one, remove the folder to use "
-            "the name again"
-        )
+        reason = "; if it ended before its first one, remove the folder to use the name again"
+        if config.checkpoint_every == 0:
+            reason = ": it was made with --checkpoint-every 0"
+        elif noted := _NOTED.search(run.log_path.read_text("utf-8", "replace") if run.log_path.is_file() else ""):
+            reason = f", because {one_line(noted[1])}"
+        raise RunFolderError(f"{run.path} has no checkpoint to resume from{reason}")
     # A full disk can keep the last files of a run from being written; resuming it writes them.
     done = run.model_path.exists()
     if done and last >= config.num_rounds:
