@@ -123,7 +123,7 @@ class UserVariables:
         self._num_modules = 0
         self._stream: np.random.SeedSequence | None = None
         self._logs = True
-        self._changed: list[str] = []
+        self._changed: dict[str, bool] = {}  # name → whether it is put back
         user_code.after_import.append(self.note)
 
     def renew(self, *things: Any) -> None:
@@ -150,10 +150,12 @@ class UserVariables:
         return any(made is known for known, _ in self._generators)
 
     @property
-    def changed(self) -> list[str]:
-        """The names of the variables that clients have changed."""
-        known = {variable.name for variable in self._variables}
-        return [name for name in self._changed if name in known]
+    def notes(self) -> list[str]:
+        """What the user should know of the variables that clients have changed, one line each."""
+        known = {variable.name for variable in self._variables} & self._changed.keys()
+        back = [name for name, is_back in self._changed.items() if name in known and is_back]
+        left = [name for name, is_back in self._changed.items() if name in known and not is_back]
+        return [*([_how_found(back)] if back else []), *([_how_left(left)] if left else [])]
 
     @contextmanager
     def initial(self, stream: np.random.SeedSequence, *, log: bool = True) -> Iterator[None]:
@@ -184,11 +186,11 @@ class UserVariables:
 
     def _note_change(self, variable: Variable) -> None:
         now = variable.now()
-        if now is None or now.copy == variable.initial.copy or variable.name in self._changed:
+        if variable.name in self._changed or (now is not None and now.copy == variable.initial.copy):
             return
-        self._changed.append(variable.name)
+        self._changed[variable.name] = now is not None
         if self._logs:
-            logging.getLogger("sim").warning("note: %s", how_found([variable.name]))
+            logging.getLogger("sim").warning("note: %s", (_how_left if now is None else _how_found)([variable.name]))
 
     def _reseed(self, first: int = 0) -> None:
         if self._stream is None:
@@ -217,9 +219,15 @@ def isolated(stream: np.random.SeedSequence, *, log: bool = True) -> Iterator[No
         yield
 
 
-def how_found(names: Sequence[str]) -> str:
-    """Return what the user should know of variables that clients change."""
+def _how_found(names: Sequence[str]) -> str:
     return f"clients change {some(names)}, which each of them finds as it was at first"
+
+
+def _how_left(names: Sequence[str]) -> str:
+    return (
+        f"clients keep in {some(names)} what is not put back, other things than numbers and texts; results that depend "
+        "on it differ with the number of processes"
+    )
 
 
 def some(names: Sequence[str]) -> str:

@@ -84,8 +84,12 @@ def test_each_client_finds_plain_variables_as_they_were_at_first(module: Any) ->
             assert module.use() == _FOUND
     assert (module.step, module.rates, module.args.lr, module.Data.total) == (0, {"all": [0.1]}, 0.1, 0)
     assert (module.ready, module.cache, module.many[0]) == (True, {"data": module.data}, 3)
-    assert len(variables.changed) == 12
-    assert {"of_the_user.step", "of_the_user.Data.total", "of_the_user.Data.drawn"} < set(variables.changed)
+    assert variables.notes == [
+        "clients change of_the_user.step, of_the_user.name, of_the_user.limits and 9 more, which each of them finds as "
+        "it was at first",
+        "clients keep in of_the_user.cache what is not put back, other things than numbers and texts; results that depend "
+        "on it differ with the number of processes",
+    ]
 
 
 def test_what_the_server_changes_meanwhile_reaches_no_client_and_stays(module: Any) -> None:

@@ -27,7 +27,7 @@ from sim.training.local import evaluating
 from sim.training.losses import LOSSES, inputs_and_target
 from sim.training.models import check_logits, try_out
 from sim.training.weights import set_weights
-from sim.user_variables import OF_THIS_PROCESS, how_found, isolated
+from sim.user_variables import OF_THIS_PROCESS, isolated
 
 
 def check_user_code(
@@ -72,7 +72,7 @@ def check_user_code(
             task = Task(0, {**fit_settings, "server_round": 0, "local_epochs": 1})
             (result,) = worker.run(Chunk("fit", 0, [task], weights, summed=False)).results
             _check_client(user_code.shown_name(spec.client), made, result)
-    return [how_found(changed)] if (changed := OF_THIS_PROCESS.changed) else []
+    return OF_THIS_PROCESS.notes
 
 
 def check_algorithm(spec: ClientSpec, received: NDArrays, fit_settings: dict[str, Scalar]) -> set[str]:
