@@ -87,8 +87,8 @@ def test_each_client_finds_plain_variables_as_they_were_at_first(module: Any) ->
     assert variables.notes == [
         "clients change of_the_user.step, of_the_user.name, of_the_user.limits and 9 more, which each of them finds as "
         "it was at first",
-        "clients keep in of_the_user.cache what is not put back, other things than numbers and texts; results that depend "
-        "on it differ with the number of processes",
+        "clients keep in of_the_user.cache what is not put back, other things than numbers and texts; results that "
+        "depend on it differ with the number of processes",
     ]
 
 
