@@ -119,6 +119,12 @@ class Binding:
             role = self.roles.get(name)
             if role is None or role not in offered:
                 continue
+            if (
+                role == "args"
+                and parameter.default is not parameter.empty
+                and not getattr(offered[role], "__dict__", None)
+            ):
+                continue  # the program's own settings, where none were given
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 positional.append(offered[role])
             else:

@@ -9,107 +9,37 @@ true, false and None, which often say whether that has happened.
 
 from __future__ import annotations
 
-import argparse
 import logging
-import operator
 import sys
-import sysconfig
 import types
 import zlib
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial, singledispatch
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from sim import own_generators, user_code
 from sim.process_settings import restored_settings
+from sim.user_objects import Variable, own_modules, walk
 
-_MOST_ELEMENTS = 1000  # of a container that is put back or looked into
-_MOST_LATER_ELEMENTS = 1_000_000  # of one that clients have filled
-_MOST_OBJECTS = 20_000  # looked into
-
-_HERE = str(Path(user_code.__file__).parent) + "/"
-_LIBRARIES = tuple({sysconfig.get_path(name) + "/" for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-_LIBRARY_FOLDERS = ("/site-packages/", "/dist-packages/")
-
-_SCALARS = (int, float, complex, str, bytes)
-_CONTAINERS = (list, tuple, set, dict)
-_NAMESPACES = (argparse.Namespace, types.SimpleNamespace)
-MISSING = object()  # what a variable holds that is no longer there
+_MOST_BYTES = 2**24  # of an array whose content is looked at
 
 
-class _NotPlainError(TypeError):
-    pass
-
-
-class Value(NamedTuple):
-    """A plain value: the object that a variable holds, and an equal one that nobody changes."""
-
-    held: Any
-    copy: Any
-
-    def is_as(self, other: Value) -> bool:
-        """Whether the same object holds the same."""
-        return self.held is other.held and bool(self.copy == other.copy)
-
-    def filled(self) -> Any:
-        """Return the object, after it was given its content."""
-        if isinstance(self.held, list):
-            self.held[:] = _copied(self.copy, _MOST_LATER_ELEMENTS)
-        elif isinstance(self.held, dict | set):
-            self.held.clear()
-            self.held.update(_copied(self.copy, _MOST_LATER_ELEMENTS))
-        return self.held
-
-
-@dataclass(frozen=True)
-class Variable:
-    """A variable of user code.
+class _Generator(NamedTuple):
+    """A random generator of user code.
 
     Attributes:
-        initial: what it held before any client.
+        key: what tells its stream from those of others.
+        initial: its state before any client.
     """
 
-    name: str
-    read: Callable[[], Any]
-    write: Callable[[Any], object]
-    initial: Value
-
-    @classmethod
-    def of(cls, name: str, read: Callable[[], Any], write: Callable[[Any], object]) -> Variable | None:
-        """Return a variable with its present value; None if that is nothing plain."""
-        try:
-            return cls(name, read, write, Value(held := read(), _copied(held)))
-        except _NotPlainError:
-            return None
-
-    def now(self) -> Value | None:
-        """Return what it holds; None if that is nothing plain."""
-        held = self.read()
-        try:
-            if held is self.initial.held and (isinstance(held, _SCALARS) or held == self.initial.copy):
-                return self.initial
-            return Value(held, _copied(held, _MOST_LATER_ELEMENTS))
-        except (_NotPlainError, ValueError, RuntimeError):  # arrays have no truth value
-            return None
-
-    def put(self, value: Value) -> None:
-        """Let it hold what it held; what is not plain stays."""
-        now = self.now()
-        if now is not None and not now.is_as(value):
-            self.write(value.filled())
-
-    def fill(self, content: Any) -> None:
-        """Let it hold a plain value; a container is the one that it held at first."""
-        held = self.initial.held
-        same = type(held) is type(content) and isinstance(held, list | dict | set)
-        self.write(Value(held if same else content, content).filled())
+    made: Any
+    key: tuple[int, int]
+    initial: Any
 
 
 class UserVariables:
@@ -118,13 +48,12 @@ class UserVariables:
     def __init__(self) -> None:
         self._seen: dict[int, Any] = {}
         self._variables: list[Variable] = []
-        self._generators: list[tuple[Any, tuple[int, int]]] = []  # each with what tells its stream from others
+        self._generators: list[_Generator] = []
         self._names: Counter[str] = Counter()
         self._num_modules = 0
         self._stream: np.random.SeedSequence | None = None
         self._logs = True
         self._changed: dict[str, bool] = {}  # name → whether it is put back
-        user_code.after_import.append(self.note)
 
     def renew(self, *things: Any) -> None:
         """Note the variables of all modules of the user's, and of ``things``, as they are now."""
@@ -136,18 +65,18 @@ class UserVariables:
     def note(self, *things: Any) -> None:
         """Note the variables of more objects, such as a module that has just been imported, as they are now."""
         known = len(self._generators)
-        for found, value in _walk(things, self._seen):
+        for found, value in walk(things, self._seen):
             if value is not None and found.is_own and not isinstance(value.held, bool | None):
                 self._variables.append(Variable(found.name, found.read, found.write, value))
             elif value is None and own_generators.kind_of(held := found.read()) and not self._knows(held):
                 # Not its place in the list, which may depend on the process.
                 key = zlib.crc32(found.name.encode()), self._names[found.name]
                 self._names[found.name] += 1
-                self._generators.append((held, key))
+                self._generators.append(_Generator(held, key, own_generators.state_of(held)))
         self._reseed(known)
 
     def _knows(self, made: Any) -> bool:
-        return any(made is known for known, _ in self._generators)
+        return any(made is known.made for known in self._generators)
 
     @property
     def notes(self) -> list[str]:
@@ -168,7 +97,7 @@ class UserVariables:
         logged, self._logs = self._logs, self._logs and log
         self._note_modules()
         before = [variable.now() for variable in self._variables]
-        states = [own_generators.state_of(made) for made, _ in self._generators]
+        states = [own_generators.state_of(each.made) for each in self._generators]
         for variable in self._variables:
             variable.put(variable.initial)
         self._stream = stream
@@ -180,9 +109,23 @@ class UserVariables:
             for variable, value in zip_longest(self._variables, before):  # modules were perhaps imported
                 self._note_change(variable)
                 variable.put(value or variable.initial)
-            for (made, _), state in zip(self._generators, states, strict=False):
-                own_generators.put_state(made, state)
+            for each, state in zip(self._generators, states, strict=False):
+                own_generators.put_state(each.made, state)
             self._logs = logged
+
+    def put_initial(self) -> None:
+        """Let all be as it was noted."""
+        for variable in self._variables:
+            variable.put(variable.initial)
+        for each in self._generators:
+            own_generators.put_state(each.made, each.initial)
+
+    def keep_changed(self) -> None:
+        """Forget what is as it was noted."""
+        self._variables = [each for each in self._variables if each.now() != each.initial]
+        self._generators = [
+            each for each in self._generators if str(own_generators.state_of(each.made)) != str(each.initial)
+        ]
 
     def _note_change(self, variable: Variable) -> None:
         now = variable.now()
@@ -195,17 +138,48 @@ class UserVariables:
     def _reseed(self, first: int = 0) -> None:
         if self._stream is None:
             return
-        for made, key in self._generators[first:]:
-            spawn_key = *self._stream.spawn_key, 0, *key
-            own_generators.reseed(made, np.random.SeedSequence(self._stream.entropy, spawn_key=spawn_key))
+        for each in self._generators[first:]:
+            spawn_key = *self._stream.spawn_key, 0, *each.key
+            own_generators.reseed(each.made, np.random.SeedSequence(self._stream.entropy, spawn_key=spawn_key))
 
     def _note_modules(self) -> None:
         if len(sys.modules) != self._num_modules:
             self._num_modules = len(sys.modules)
-            self.note(*_own_modules())
+            self.note(*own_modules())
 
 
 OF_THIS_PROCESS = UserVariables()
+user_code.after_import.append(OF_THIS_PROCESS.note)
+_CALLED: dict[Any, UserVariables] = {}
+
+
+@contextmanager
+def called_again(function: Callable[..., Any]) -> Iterator[None]:
+    """Let a function of the user's find the variables and generators that it changes as at its first call.
+
+    Else the second call in a process would go on with the random numbers of the first, or add to its lists.
+    """
+    known = _CALLED.get(function)
+    if known is not None:
+        known.put_initial()
+        yield
+        return
+    variables = UserVariables()
+    variables.renew(function)
+    yield
+    variables.keep_changed()
+    _CALLED[function] = variables
+
+
+@contextmanager
+def unchanged(*things: Any) -> Iterator[None]:
+    """Put the variables and generators of user code back after the block, in which its examples are looked at."""
+    variables = UserVariables()
+    variables.renew(*things)
+    try:
+        yield
+    finally:
+        variables.put_initial()
 
 
 @contextmanager
@@ -238,7 +212,7 @@ def some(names: Sequence[str]) -> str:
 @contextmanager
 def changed() -> Iterator[list[str]]:
     """Give a list that holds, after the block, the names of the variables of user code that have changed in it."""
-    modules, kept = _own_modules(), dict[int, Any]()
+    modules, kept = own_modules(), dict[int, Any]()
     before = _contents(modules, kept)
     names: list[str] = []
     yield names
@@ -250,186 +224,19 @@ def _contents(modules: list[types.ModuleType], kept: dict[int, Any]) -> dict[str
     """Return what the variables hold by their names: a copy, or the id of what is not plain, which is kept for it."""
     contents: dict[str, Any] = {}
     seen: dict[int, Any] = {}
-    for found, value in _walk(modules, seen):
-        if found.is_own:
-            contents[found.name] = ("id", id(found.read())) if value is None else value.copy
+    counts: Counter[str] = Counter()
+    for found, value in walk(modules, seen):
+        counts[found.name] += 1
+        name = found.name if counts[found.name] == 1 else f"{found.name} ({counts[found.name]})"
+        contents[name] = _token(found.read()) if value is None else value.copy
     kept |= seen
     return contents
 
 
-class _Found(NamedTuple):
-    """A variable, perhaps of a library, whose value is to be looked into alone."""
-
-    name: str
-    read: Callable[[], Any]
-    write: Callable[[Any], object]
-    is_own: bool
-
-
-def _walk(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[tuple[_Found, Value | None]]:
-    """Return each variable that can be reached from objects, with its value; None if that is nothing plain.
-
-    Args:
-        seen: objects that were looked into, by id; they are kept there, so that no other object gets the id.
-    """
-    pending = deque(_constant(thing, getattr(thing, "__name__", type(thing).__name__), owned=True) for thing in things)
-    while pending and len(seen) < _MOST_OBJECTS:
-        found = pending.popleft()
-        held = found.read()
-        try:
-            yield found, Value(held, _copied(held))
-        except _NotPlainError:
-            yield found, None
-            if id(held) not in seen:
-                seen[id(held)] = held
-                pending.extend(_variables_in(held, found.name, found.is_own))
-
-
-@singledispatch
-def _variables_in(thing: Any, name: str, owned: bool) -> Iterable[_Found]:
-    """Return what an object of any kind holds.
-
-    Args:
-        owned: whether a container of this kind belongs to user code.
-    """
-    kind, attributes = type(thing), getattr(thing, "__dict__", None)
-    if type(attributes) is not dict:
-        return []
-    if kind in _NAMESPACES:
-        return _entries(attributes, name, owned=True)
-    return _entries(attributes, name_of(kind), owned=is_own(kind.__module__))
-
-
-@_variables_in.register(types.ModuleType)
-def _in_module(thing: types.ModuleType, name: str, owned: bool) -> Iterable[_Found]:
-    return _entries(vars(thing), name, owned=True) if is_own(thing.__name__) else []
-
-
-@_variables_in.register(type)
-def _in_class(thing: type, name: str, owned: bool) -> Iterator[_Found]:
-    for key in [key for key in vars(thing) if not is_special(key)] if is_own(thing.__module__) else []:
-        read, write = partial(vars(thing).get, key, MISSING), partial(setattr, thing, key)
-        yield _Found(f"{name_of(thing)}.{key}", read, write, True)
-
-
-@_variables_in.register(types.FunctionType)
-def _in_function(thing: types.FunctionType, name: str, owned: bool) -> Iterator[_Found]:
-    variables = thing.__globals__
-    module = str(variables.get("__name__"))  # that of a decorated function is the decorator's
-    if variables is not getattr(sys.modules.get(module), "__dict__", None):  # it came by value from another process
-        yield _constant(variables, module, owned=True)
-    elif not is_own(module):
-        return
-    place = name_of(thing)
-    yield from _entries(vars(thing), place, owned=True)
-    yield from _constants((thing.__defaults__, thing.__kwdefaults__), place, owned=True)
-    for cell, key in zip(thing.__closure__ or (), thing.__code__.co_freevars, strict=True):
-        yield _Found(f"{place}.{key}", partial(content_of, cell), partial(setattr, cell, "cell_contents"), True)
-
-
-@_variables_in.register(dict)
-def _in_dict(thing: dict[Any, Any], name: str, owned: bool) -> Iterable[_Found]:
-    return _entries(thing, name, owned=owned) if len(thing) <= _MOST_ELEMENTS else []
-
-
-@_variables_in.register(list)
-@_variables_in.register(tuple)
-@_variables_in.register(set)
-def _in_elements(thing: Any, name: str, owned: bool) -> Iterable[_Found]:
-    return _constants(thing, name, owned=owned) if len(thing) <= _MOST_ELEMENTS else []
-
-
-@_variables_in.register(types.MethodType)
-def _in_method(thing: types.MethodType, name: str, owned: bool) -> Iterable[_Found]:
-    return _constants((thing.__self__, thing.__func__), name, owned=owned)
-
-
-@_variables_in.register(staticmethod)
-@_variables_in.register(classmethod)
-def _in_wrapper(thing: Any, name: str, owned: bool) -> Iterable[_Found]:
-    return _constants((thing.__func__,), name, owned=owned)
-
-
-@_variables_in.register(partial)
-def _in_partial(thing: partial[Any], name: str, owned: bool) -> Iterable[_Found]:
-    return _constants((thing.func, thing.args, thing.keywords), name, owned=owned)
-
-
-def _entries(variables: dict[Any, Any], place: str, *, owned: bool) -> Iterator[_Found]:
-    for key in list(variables):
-        if not is_special(key):
-            read, write = partial(variables.get, key, MISSING), partial(operator.setitem, variables, key)
-            yield _Found(f"{place}.{key}", read, write, owned)
-
-
-def _constant(thing: Any, name: str, *, owned: bool) -> _Found:
-    """Return what holds an object for ever, so that only the content of the object can change."""
-    return _Found(name, lambda: thing, lambda _: None, owned)
-
-
-def _constants(things: Iterable[Any], name: str, *, owned: bool) -> list[_Found]:
-    return [_constant(thing, name, owned=owned) for thing in things]
-
-
-def name_of(thing: Any) -> str:
-    """Return the name of a function or class with its module."""
-    return f"{thing.__module__}.{thing.__qualname__}"
-
-
-def is_special(key: Any) -> bool:
-    """Whether a name is one of Python's, such as ``__doc__``."""
-    return isinstance(key, str) and key.startswith("__") and key.endswith("__")
-
-
-def content_of(cell: types.CellType) -> Any:
-    """Return what a variable of an enclosing function holds."""
-    try:
-        return cell.cell_contents
-    except ValueError:  # it has none yet
-        return MISSING
-
-
-def _own_modules() -> list[types.ModuleType]:
-    return [
-        module
-        for module in list(sys.modules.values())
-        if isinstance(module, types.ModuleType)
-        and is_own(module.__name__)
-        and not _is_library(getattr(module, "__file__", None) or "")  # __main__ of an actor is a file of Ray
-    ]
-
-
-def is_own(module_name: str) -> bool:
-    """Return whether a module is the user's: neither this package, nor installed, nor Python's."""
-    if module_name == "__main__" or module_name not in sys.modules:  # what comes by value from another process
-        return True
-    top = sys.modules.get(module_name.partition(".")[0])
-    files = [getattr(module, "__file__", None) for module in (top, sys.modules.get(module_name))]
-    is_built_in = files[-1] is None
-    return not (is_built_in or any(file is not None and _is_library(file) for file in files))
-
-
-def _is_library(file: str) -> bool:
-    return file.startswith((_HERE, *_LIBRARIES)) or any(folder in file for folder in _LIBRARY_FOLDERS)
-
-
-def _copied(value: Any, most_elements: int = _MOST_ELEMENTS) -> Any:
-    """Return a copy of a plain value.
-
-    Raises:
-        _NotPlainError: it is or holds anything else than numbers, texts and containers, or too many of them.
-    """
-    return _plain(value, [most_elements])
-
-
-def _plain(value: Any, left: list[int]) -> Any:
-    if value is None or value is MISSING or type(value) in (bool, *_SCALARS):
-        return value
-    if type(value) not in _CONTAINERS or len(value) > left[0]:
-        raise _NotPlainError
-    left[0] -= len(value)
-    if isinstance(value, tuple) and any(isinstance(each, _CONTAINERS) for each in value):
-        raise _NotPlainError  # what these hold can be changed, while the tuple stays the same
-    if isinstance(value, dict):
-        return {_plain(key, left): _plain(each, left) for key, each in value.items()}
-    return type(value)([_plain(each, left) for each in value])
+def _token(thing: Any) -> tuple[str, int]:
+    """Return what changes if another object is there, or if an array is filled in place."""
+    if isinstance(thing, torch.Tensor) and thing.device.type == "cpu" and thing.dtype != torch.bfloat16:
+        thing = thing.detach().numpy()
+    if isinstance(thing, np.ndarray) and thing.nbytes <= _MOST_BYTES and thing.dtype.kind != "O":
+        return "content", zlib.crc32(thing.tobytes())
+    return "id", id(thing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import sys
 from collections.abc import Callable, Iterator
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from conftest import ONE_ACTOR
 from sim import user_code
+from sim.client.own_functions import OwnTrain
 from sim.errors import PluginError
 
 Write = Callable[..., None]
@@ -121,3 +125,15 @@ def test_files_of_usual_names_break_no_sweep_no_run_and_no_actor(sim: Any, tmp_p
     few = (*FEW, *ONE_ACTOR, "--engine", "ray", "--model", "datasets:Net", "--vary", "lr=0.1", "--seeds", "1")
     result = sim("sweep", *few)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, 0.5), ({"lr": 2.0}, 2.0)])
+def test_settings_that_are_a_default_stay_unless_some_are_given(given: dict[str, float], expected: float) -> None:
+    seen = []
+    settings = argparse.Namespace(lr=0.5)
+
+    def train(net: nn.Module, loader: Any, cfg: Any = settings) -> None:
+        seen.append(cfg.lr)
+
+    OwnTrain(train, "--train own:train", args=argparse.Namespace(**given))(nn.Linear(1, 1), [], 1, torch.device("cpu"))
+    assert seen == [expected]

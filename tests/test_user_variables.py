@@ -16,6 +16,7 @@ import torch
 from ray import cloudpickle
 
 from sim import RunConfig
+from sim.data.items import Items
 from sim.data.load_dataset import load_dataset, open_dataset
 from sim.seeds import Purpose, sequence
 from sim.user_variables import UserVariables, changed
@@ -171,3 +172,71 @@ def test_load_data_is_called_in_each_process_if_it_sets_variables(
     assert torch.equal(torch.from_numpy(open_dataset(dataset.source).train.batch[0].copy()), torch.ones(6, 3))  # type: ignore[union-attr]
     assert sys.modules["sets_size"].SIZE == 3  # type: ignore[attr-defined]
     assert load_dataset(RunConfig(dataset="sets_none:load_data")).source.program is None
+
+
+_LOADS = """
+import numpy as np
+from sklearn.preprocessing import StandardScaler
+
+rng, scaler, names, filled = np.random.default_rng(0), StandardScaler(), [], np.zeros(2)
+calls = 0
+
+def load_data():
+    global calls
+    calls += 1
+    names.extend(["a", "b"])
+    x = rng.normal(size=(6, 2))
+    filled[:] = x.mean(0)
+    x = scaler.fit_transform(x).astype(np.float32)
+    return (x, np.arange(6) % 2), (x, np.arange(6) % 2)
+"""
+
+
+def test_a_second_call_of_load_data_begins_as_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It draws the same, its lists do not grow, and what it fits or fills in place counts as set by it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loads.py").write_text(_LOADS)
+    dataset = load_dataset(RunConfig(dataset="loads:load_data"))
+    assert " sets loads." in dataset.notes[0]
+    assert dataset.source.program is not None
+    module: Any = sys.modules["loads"]
+    filled = module.filled.copy()
+    for _ in range(2):
+        train, _ = dataset.source.program.call()
+        assert np.array_equal(train[0], dataset.train.batch[0])  # type: ignore[union-attr]
+        assert (module.names, module.calls, module.filled.tolist()) == (["a", "b"], 1, filled.tolist())
+
+
+@pytest.mark.parametrize("line", ["scaler.fit([[1.0], [2.0]])", "filled[:] = 1", "weights.fill_(1)"])
+def test_what_is_changed_in_place_is_named(line: str, module: Any) -> None:
+    lines = (
+        "from sklearn.preprocessing import StandardScaler\nscaler, filled, weights = StandardScaler(), np.ones(2) * 0, "
+    )
+    exec(f"{lines}torch.zeros(2)", vars(module))
+    with changed() as names:
+        pass
+    assert names == []
+    with changed() as names:
+        exec(line, vars(module))
+    assert names
+
+
+def test_to_look_at_items_changes_no_counter_and_no_generator_of_theirs(module: Any) -> None:
+    class Counted(torch.utils.data.Dataset[Any]):
+        def __init__(self) -> None:
+            self.drawn, self.rng = 0, np.random.default_rng(0)
+
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            self.drawn += 1
+            module.step += 1
+            return torch.tensor(self.rng.normal(size=3)), index % 2
+
+    data = Counted()
+    dataset = load_dataset(RunConfig(dataset="x:y"), lambda: (data, data))
+    assert isinstance(dataset.train, Items)
+    assert (dataset.train.labels is not None, dataset.input_shape, dataset.target_shape) == (True, (3,), ())
+    assert len(dataset.fingerprint) == 64
+    assert (data.drawn, module.step, data.rng.random()) == (0, 0, np.random.default_rng(0).random())

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -36,6 +37,7 @@ from torch.utils.data import (
 from sim.data.columns import TARGET_KEYS, Columns, Labels, LoaderSettings, class_labels, leaves, mapped, target_of
 from sim.errors import DataError, described
 from sim.seeds import Purpose, restored, seeded
+from sim.user_variables import unchanged
 
 _TRIED_ITEMS = 16  # drawn twice each, spread over a split, to see whether they are random
 _BLOCK_ITEMS = 256  # converted at once
@@ -67,12 +69,19 @@ class Items:
         found = _cheap_column(self.dataset, name)
         if found is not None:
             return found
-        with restored():
+        with _looked_at(self.dataset):
             values = [_entry(self.dataset[index], name) for index in range(len(self))]
         if any(value is None for value in values):
             return None
         array = np.asarray(values)
         return array if array.ndim == 1 and array.dtype.kind in "biufU" else None
+
+
+@contextmanager
+def _looked_at(dataset: Any) -> Iterator[None]:
+    """Leave no trace of items that are drawn in the block: neither in random generators, nor in counters of theirs."""
+    with restored(), unchanged(dataset):
+        yield
 
 
 def _entry(item: Any, name: str) -> Any:
@@ -208,7 +217,7 @@ def _chosen(place: str, items: Items, form: str) -> Columns | Items:
     """Decide which form items get, and try what will be needed of them."""
     positions = sorted({round(k) for k in np.linspace(0, len(items) - 1, _TRIED_ITEMS)})
     try:
-        with restored():
+        with _looked_at(items.dataset):
             first = [items.dataset[index] for index in positions]
             random.random(), np.random.random(), torch.rand(())  # noqa: NPY002 - so that a random item differs
             again = [items.dataset[index] for index in positions]
@@ -216,7 +225,7 @@ def _chosen(place: str, items: Items, form: str) -> Columns | Items:
         raise DataError(f"{place}: an item cannot be read: {described(error)}") from error
     collate = items.loader.collate_fn or default_collate
     try:
-        with restored():
+        with _looked_at(items.dataset):
             batch = collate(first[: items.loader.batch_size or len(first)])
     except (Exception, SystemExit) as error:
         raise DataError(
@@ -277,7 +286,7 @@ def _columns(place: str, items: Items, form: str) -> Columns | str:
     blocks: list[list[Any]] = []
     template: Any = None
     size = 0
-    with restored():
+    with _looked_at(items.dataset):
         for start in range(0, len(items), _BLOCK_ITEMS):
             before = _random_states()
             block = [items.dataset[index] for index in range(start, min(start + _BLOCK_ITEMS, len(items)))]
@@ -331,7 +340,7 @@ def resized(place: str, columns: Columns, size: int) -> Columns:
 def shape_of_input(split: Any) -> tuple[int, ...] | None:
     """Return the shape of the first input of a split's items; None if two of them differ or it is no array."""
     shapes = set()
-    with restored():
+    with _looked_at(split.dataset):
         for index in {0, len(split) - 1}:
             first = next(leaves(split.dataset[index]), None)
             shapes.add(tuple(first.shape) if isinstance(first, Tensor | np.ndarray) else None)
@@ -341,7 +350,7 @@ def shape_of_input(split: Any) -> tuple[int, ...] | None:
 def some_targets(items: Items) -> NDArray[Any] | None:
     """Return the targets of a sample of items as one array; None if they are no arrays of one shape."""
     found = []
-    with restored():
+    with _looked_at(items.dataset):
         for index in sorted({round(k) for k in np.linspace(0, len(items) - 1, _TRIED_ITEMS)}):
             target = target_of(items.dataset[index])
             if isinstance(target, Tensor):
@@ -356,7 +365,7 @@ def fingerprint(items: Items) -> str:
     """Return a checksum of the number of items and of a sample of them, drawn from the same random numbers."""
     digest = hashlib.sha256(str(len(items)).encode())
     for index in sorted({round(k) for k in np.linspace(0, len(items) - 1, _TRIED_ITEMS)}):
-        with seeded(0, Purpose.DATA, index):
+        with seeded(0, Purpose.DATA, index), unchanged(items.dataset):
             for leaf in leaves(items.dataset[index]):
                 content = leaf.detach().cpu().float().numpy() if isinstance(leaf, Tensor) else leaf
                 digest.update(_bytes_of(content))

@@ -20,6 +20,7 @@ from sim.data.columns import TARGET_KEYS, Columns, LoaderSettings, leaves, mappe
 from sim.data.items import Items
 from sim.data.load_dataset import Examples
 from sim.seeds import restored
+from sim.user_variables import unchanged
 
 
 class ResidentColumns:
@@ -112,7 +113,7 @@ def example_batch(examples: Any, count: int) -> Any:
         return next(iter(Batches(examples, positions, count, device, shuffle=False, channels_last=False)))
     split = resident(examples, torch.device("cpu"))
     assert isinstance(split, ResidentColumns | Items)
-    with restored():
+    with restored(), unchanged(split):
         return next(iter(ExampleLoader(split, np.arange(count), count, training=False, in_process=True)))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from flwr.common import RecordDict
 
-from sim.user_variables import MISSING, Variable, content_of, is_own, is_special, name_of
+from sim.user_objects import MISSING, Variable, content_of, is_own, is_special, name_of
 
 _STATE = "Context.state"
 # What is looked into, if a variable holds it.

@@ -16,6 +16,7 @@ from sim.errors import DataError, PluginError, described, one_line
 from sim.parameter_roles import Binding
 from sim.process_settings import restored_settings
 from sim.seeds import Purpose, seeded
+from sim.user_variables import called_again
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 _FORMS = "(train, test) of Datasets, DataLoaders or arrays is expected"
@@ -86,7 +87,7 @@ class ProgramData:
         offered["num_clients"] = num_clients
         if "batch_size" in binding.required and self.batch_size is None:
             offered["batch_size"] = 8
-        with restored_settings(), seeded(self.seed, Purpose.DATA):
+        with restored_settings(), seeded(self.seed, Purpose.DATA), called_again(binding.function):
             try:
                 returned = binding.call(offered)
             except (Exception, SystemExit) as error:

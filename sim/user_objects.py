@@ -1,0 +1,275 @@
+"""Finds the variables of user code: of its modules, classes, functions and data sets, and what these hold."""
+
+from __future__ import annotations
+
+import argparse
+import operator
+import sys
+import sysconfig
+import types
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial, singledispatch
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_MOST_ELEMENTS = 1000  # of a container that is put back or looked into
+_MOST_LATER_ELEMENTS = 1_000_000  # of one that clients have filled
+_MOST_OBJECTS = 20_000  # looked into
+
+_HERE = str(Path(__file__).parent) + "/"
+_LIBRARIES = tuple({sysconfig.get_path(name) + "/" for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+_LIBRARY_FOLDERS = ("/site-packages/", "/dist-packages/")
+
+_SCALARS = (int, float, complex, str, bytes)
+_CONTAINERS = (list, tuple, set, dict)
+_NAMESPACES = (argparse.Namespace, types.SimpleNamespace)
+MISSING = object()  # what a variable holds that is no longer there
+
+
+class _NotPlainError(TypeError):
+    pass
+
+
+class Value(NamedTuple):
+    """A plain value: the object that a variable holds, and an equal one that nobody changes."""
+
+    held: Any
+    copy: Any
+
+    def is_as(self, other: Value) -> bool:
+        """Whether the same object holds the same."""
+        return self.held is other.held and bool(self.copy == other.copy)
+
+    def filled(self) -> Any:
+        """Return the object, after it was given its content."""
+        if isinstance(self.held, list):
+            self.held[:] = _copied(self.copy, _MOST_LATER_ELEMENTS)
+        elif isinstance(self.held, dict | set):
+            self.held.clear()
+            self.held.update(_copied(self.copy, _MOST_LATER_ELEMENTS))
+        return self.held
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable of user code.
+
+    Attributes:
+        initial: what it held before any client.
+    """
+
+    name: str
+    read: Callable[[], Any]
+    write: Callable[[Any], object]
+    initial: Value
+
+    @classmethod
+    def of(cls, name: str, read: Callable[[], Any], write: Callable[[Any], object]) -> Variable | None:
+        """Return a variable with its present value; None if that is nothing plain."""
+        try:
+            return cls(name, read, write, Value(held := read(), _copied(held)))
+        except _NotPlainError:
+            return None
+
+    def now(self) -> Value | None:
+        """Return what it holds; None if that is nothing plain."""
+        held = self.read()
+        try:
+            if held is self.initial.held and (isinstance(held, _SCALARS) or held == self.initial.copy):
+                return self.initial
+            return Value(held, _copied(held, _MOST_LATER_ELEMENTS))
+        except (_NotPlainError, ValueError, RuntimeError):  # arrays have no truth value
+            return None
+
+    def put(self, value: Value) -> None:
+        """Let it hold what it held; what is not plain stays."""
+        now = self.now()
+        if now is not None and not now.is_as(value):
+            self.write(value.filled())
+
+    def fill(self, content: Any) -> None:
+        """Let it hold a plain value; a container is the one that it held at first."""
+        held = self.initial.held
+        same = type(held) is type(content) and isinstance(held, list | dict | set)
+        self.write(Value(held if same else content, content).filled())
+
+
+class Found(NamedTuple):
+    """A variable, perhaps of a library, whose value is to be looked into alone."""
+
+    name: str
+    read: Callable[[], Any]
+    write: Callable[[Any], object]
+    is_own: bool
+
+
+def walk(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[tuple[Found, Value | None]]:
+    """Return each variable that can be reached from objects, with its value; None if that is nothing plain.
+
+    Args:
+        seen: objects that were looked into, by id; they are kept there, so that no other object gets the id.
+    """
+    pending = deque(_constant(thing, getattr(thing, "__name__", type(thing).__name__), owned=True) for thing in things)
+    while pending and len(seen) < _MOST_OBJECTS:
+        found = pending.popleft()
+        held = found.read()
+        try:
+            yield found, Value(held, _copied(held))
+        except _NotPlainError:
+            yield found, None
+            if id(held) not in seen:
+                seen[id(held)] = held
+                pending.extend(_variables_in(held, found.name, found.is_own))
+
+
+@singledispatch
+def _variables_in(thing: Any, name: str, owned: bool) -> Iterable[Found]:
+    """Return what an object of any kind holds.
+
+    Args:
+        owned: whether a container of this kind belongs to user code.
+    """
+    kind, attributes = type(thing), getattr(thing, "__dict__", None)
+    if type(attributes) is not dict or kind.__module__ == "logging":  # loggers note what they were asked
+        return []
+    if kind in _NAMESPACES:
+        return _entries(attributes, name, owned=True)
+    return _entries(attributes, name_of(kind), owned=is_own(kind.__module__))
+
+
+@_variables_in.register(types.ModuleType)
+def _in_module(thing: types.ModuleType, name: str, owned: bool) -> Iterable[Found]:
+    return _entries(vars(thing), name, owned=True) if is_own(thing.__name__) else []
+
+
+@_variables_in.register(type)
+def _in_class(thing: type, name: str, owned: bool) -> Iterator[Found]:
+    for key in [key for key in vars(thing) if not is_special(key)] if is_own(thing.__module__) else []:
+        read, write = partial(vars(thing).get, key, MISSING), partial(setattr, thing, key)
+        yield Found(f"{name_of(thing)}.{key}", read, write, True)
+
+
+@_variables_in.register(types.FunctionType)
+def _in_function(thing: types.FunctionType, name: str, owned: bool) -> Iterator[Found]:
+    variables = thing.__globals__
+    module = str(variables.get("__name__"))  # that of a decorated function is the decorator's
+    if variables is not getattr(sys.modules.get(module), "__dict__", None):  # it came by value from another process
+        yield _constant(variables, module, owned=True)
+    elif not is_own(module):
+        return
+    place = name_of(thing)
+    yield from _entries(vars(thing), place, owned=True)
+    yield from _constants((thing.__defaults__, thing.__kwdefaults__), place, owned=True)
+    for cell, key in zip(thing.__closure__ or (), thing.__code__.co_freevars, strict=True):
+        yield Found(f"{place}.{key}", partial(content_of, cell), partial(setattr, cell, "cell_contents"), True)
+
+
+@_variables_in.register(dict)
+def _in_dict(thing: dict[Any, Any], name: str, owned: bool) -> Iterable[Found]:
+    return _entries(thing, name, owned=owned) if len(thing) <= _MOST_ELEMENTS else []
+
+
+@_variables_in.register(list)
+@_variables_in.register(tuple)
+@_variables_in.register(set)
+def _in_elements(thing: Any, name: str, owned: bool) -> Iterable[Found]:
+    return _constants(thing, name, owned=owned) if len(thing) <= _MOST_ELEMENTS else []
+
+
+@_variables_in.register(types.MethodType)
+def _in_method(thing: types.MethodType, name: str, owned: bool) -> Iterable[Found]:
+    return _constants((thing.__self__, thing.__func__), name, owned=owned)
+
+
+@_variables_in.register(staticmethod)
+@_variables_in.register(classmethod)
+def _in_wrapper(thing: Any, name: str, owned: bool) -> Iterable[Found]:
+    return _constants((thing.__func__,), name, owned=owned)
+
+
+@_variables_in.register(partial)
+def _in_partial(thing: partial[Any], name: str, owned: bool) -> Iterable[Found]:
+    return _constants((thing.func, thing.args, thing.keywords), name, owned=owned)
+
+
+def _entries(variables: dict[Any, Any], place: str, *, owned: bool) -> Iterator[Found]:
+    for key in list(variables):
+        if not is_special(key):
+            read, write = partial(variables.get, key, MISSING), partial(operator.setitem, variables, key)
+            yield Found(f"{place}.{key}", read, write, owned)
+
+
+def _constant(thing: Any, name: str, *, owned: bool) -> Found:
+    """Return what holds an object for ever, so that only the content of the object can change."""
+    return Found(name, lambda: thing, lambda _: None, owned)
+
+
+def _constants(things: Iterable[Any], name: str, *, owned: bool) -> list[Found]:
+    return [_constant(thing, name, owned=owned) for thing in things]
+
+
+def name_of(thing: Any) -> str:
+    """Return the name of a function or class with its module."""
+    return f"{thing.__module__}.{thing.__qualname__}"
+
+
+def is_special(key: Any) -> bool:
+    """Whether a name is one of Python's, such as ``__doc__``."""
+    return isinstance(key, str) and key.startswith("__") and key.endswith("__")
+
+
+def content_of(cell: types.CellType) -> Any:
+    """Return what a variable of an enclosing function holds."""
+    try:
+        return cell.cell_contents
+    except ValueError:  # it has none yet
+        return MISSING
+
+
+def own_modules() -> list[types.ModuleType]:
+    """Return the modules of the user's that are imported."""
+    return [
+        module
+        for module in list(sys.modules.values())
+        if isinstance(module, types.ModuleType)
+        and is_own(module.__name__)
+        and not _is_library(getattr(module, "__file__", None) or "")  # __main__ of an actor is a file of Ray
+    ]
+
+
+def is_own(module_name: str) -> bool:
+    """Return whether a module is the user's: neither this package, nor installed, nor Python's."""
+    if module_name == "__main__" or module_name not in sys.modules:  # what comes by value from another process
+        return True
+    top = sys.modules.get(module_name.partition(".")[0])
+    files = [getattr(module, "__file__", None) for module in (top, sys.modules.get(module_name))]
+    is_built_in = files[-1] is None
+    return not (is_built_in or any(file is not None and _is_library(file) for file in files))
+
+
+def _is_library(file: str) -> bool:
+    return file.startswith((_HERE, *_LIBRARIES)) or any(folder in file for folder in _LIBRARY_FOLDERS)
+
+
+def _copied(value: Any, most_elements: int = _MOST_ELEMENTS) -> Any:
+    """Return a copy of a plain value.
+
+    Raises:
+        _NotPlainError: it is or holds anything else than numbers, texts and containers, or too many of them.
+    """
+    return _plain(value, [most_elements])
+
+
+def _plain(value: Any, left: list[int]) -> Any:
+    if value is None or value is MISSING or type(value) in (bool, *_SCALARS):
+        return value
+    if type(value) not in _CONTAINERS or len(value) > left[0]:
+        raise _NotPlainError
+    left[0] -= len(value)
+    if isinstance(value, tuple) and any(isinstance(each, _CONTAINERS) for each in value):
+        raise _NotPlainError  # what these hold can be changed, while the tuple stays the same
+    if isinstance(value, dict):
+        return {_plain(key, left): _plain(each, left) for key, each in value.items()}
+    return type(value)([_plain(each, left) for each in value])
