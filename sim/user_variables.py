@@ -10,6 +10,7 @@ true, false and None, which often say whether that has happened.
 from __future__ import annotations
 
 import logging
+import pickle
 import sys
 import types
 import zlib
@@ -96,9 +97,10 @@ class UserVariables:
         """
         logged, self._logs = self._logs, self._logs and log
         self._note_modules()
-        before = [variable.now() for variable in self._variables]
-        states = [own_generators.state_of(each.made) for each in self._generators]
-        for variable in self._variables:
+        variables, generators = self._variables, self._generators  # to which imports in the block add
+        before = [variable.now() for variable in variables]
+        states = [own_generators.state_of(each.made) for each in generators]
+        for variable in variables:
             variable.put(variable.initial)
         self._stream = stream
         self._reseed()
@@ -106,10 +108,10 @@ class UserVariables:
             yield
         finally:
             self._stream = None
-            for variable, value in zip_longest(self._variables, before):  # modules were perhaps imported
+            for variable, value in zip_longest(variables, before):
                 self._note_change(variable)
                 variable.put(value or variable.initial)
-            for each, state in zip(self._generators, states, strict=False):
+            for each, state in zip(generators, states, strict=False):
                 own_generators.put_state(each.made, state)
             self._logs = logged
 
@@ -123,8 +125,11 @@ class UserVariables:
     def keep_changed(self) -> None:
         """Forget what is as it was noted."""
         self._variables = [each for each in self._variables if each.now() != each.initial]
+        states = [own_generators.state_of(each.made) for each in self._generators]
         self._generators = [
-            each for each in self._generators if str(own_generators.state_of(each.made)) != str(each.initial)
+            each
+            for each, state in zip(self._generators, states, strict=True)
+            if pickle.dumps(state) != pickle.dumps(each.initial)  # compares the arrays in them, too
         ]
 
     def _note_change(self, variable: Variable) -> None:
@@ -150,7 +155,7 @@ class UserVariables:
 
 OF_THIS_PROCESS = UserVariables()
 user_code.after_import.append(OF_THIS_PROCESS.note)
-_CALLED: dict[Any, UserVariables] = {}
+_CALLED: dict[int, tuple[Any, UserVariables]] = {}  # by id; the function is kept, so that no other one gets the id
 
 
 @contextmanager
@@ -159,16 +164,15 @@ def called_again(function: Callable[..., Any]) -> Iterator[None]:
 
     Else the second call in a process would go on with the random numbers of the first, or add to its lists.
     """
-    known = _CALLED.get(function)
-    if known is not None:
-        known.put_initial()
+    if id(function) in _CALLED:
+        _CALLED[id(function)][1].put_initial()
         yield
         return
     variables = UserVariables()
     variables.renew(function)
     yield
     variables.keep_changed()
-    _CALLED[function] = variables
+    _CALLED[id(function)] = function, variables
 
 
 @contextmanager

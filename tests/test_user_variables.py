@@ -176,16 +176,17 @@ def test_load_data_is_called_in_each_process_if_it_sets_variables(
 
 _LOADS = """
 import numpy as np
+import torch
 from sklearn.preprocessing import StandardScaler
 
-rng, scaler, names, filled = np.random.default_rng(0), StandardScaler(), [], np.zeros(2)
-calls = 0
+rng, drawing, scaler = np.random.default_rng(0), torch.Generator().manual_seed(0), StandardScaler()
+names, filled, calls = [], np.zeros(2), 0
 
 def load_data():
     global calls
     calls += 1
     names.extend(["a", "b"])
-    x = rng.normal(size=(6, 2))
+    x = rng.normal(size=(6, 2)) + torch.rand(2, generator=drawing).numpy()
     filled[:] = x.mean(0)
     x = scaler.fit_transform(x).astype(np.float32)
     return (x, np.arange(6) % 2), (x, np.arange(6) % 2)

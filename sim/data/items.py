@@ -364,11 +364,12 @@ def some_targets(items: Items) -> NDArray[Any] | None:
 def fingerprint(items: Items) -> str:
     """Return a checksum of the number of items and of a sample of them, drawn from the same random numbers."""
     digest = hashlib.sha256(str(len(items)).encode())
-    for index in sorted({round(k) for k in np.linspace(0, len(items) - 1, _TRIED_ITEMS)}):
-        with seeded(0, Purpose.DATA, index), unchanged(items.dataset):
-            for leaf in leaves(items.dataset[index]):
-                content = leaf.detach().cpu().float().numpy() if isinstance(leaf, Tensor) else leaf
-                digest.update(_bytes_of(content))
+    with unchanged(items.dataset):
+        for index in sorted({round(k) for k in np.linspace(0, len(items) - 1, _TRIED_ITEMS)}):
+            with seeded(0, Purpose.DATA, index):
+                for leaf in leaves(items.dataset[index]):
+                    content = leaf.detach().cpu().float().numpy() if isinstance(leaf, Tensor) else leaf
+                    digest.update(_bytes_of(content))
     return digest.hexdigest()
 
 
