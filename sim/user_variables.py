@@ -134,7 +134,9 @@ class UserVariables:
 
     def _note_change(self, variable: Variable) -> None:
         now = variable.now()
-        if variable.name in self._changed or (now is not None and now.copy == variable.initial.copy):
+        if now is variable.initial or variable.name in self._changed:
+            return
+        if now is not None and now.copy == variable.initial.copy:
             return
         self._changed[variable.name] = now is not None
         if self._logs:
@@ -232,7 +234,7 @@ def _contents(modules: list[types.ModuleType], kept: dict[int, Any]) -> dict[str
     for found, value in walk(modules, seen):
         counts[found.name] += 1
         name = found.name if counts[found.name] == 1 else f"{found.name} ({counts[found.name]})"
-        contents[name] = _token(found.read()) if value is None else value.copy
+        contents[name] = [_token(found.read()) if value is None else value.copy]  # in a list, NaN equals itself
     kept |= seen
     return contents
 
