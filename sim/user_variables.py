@@ -241,8 +241,11 @@ def _contents(modules: list[types.ModuleType], kept: dict[int, Any]) -> dict[str
 
 def _token(thing: Any) -> tuple[str, int]:
     """Return what changes if another object is there, or if an array is filled in place."""
-    if isinstance(thing, torch.Tensor) and thing.device.type == "cpu" and thing.dtype != torch.bfloat16:
-        thing = thing.detach().numpy()
+    if isinstance(thing, torch.Tensor):
+        try:
+            thing = thing.detach().numpy()
+        except (TypeError, RuntimeError):  # numpy has no such array: sparse, bfloat16, or on a GPU
+            return "id", id(thing)
     if isinstance(thing, np.ndarray) and thing.nbytes <= _MOST_BYTES and thing.dtype.kind != "O":
         return "content", zlib.crc32(thing.tobytes())
     return "id", id(thing)

@@ -210,7 +210,7 @@ def test_a_second_call_of_load_data_begins_as_the_first(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("line", ["scaler.fit([[1.0], [2.0]])", "filled[:] = 1", "weights.fill_(1)"])
 def test_what_is_changed_in_place_is_named(line: str, module: Any) -> None:
-    module.number = float("nan")
+    module.number, module.sparse = float("nan"), torch.eye(2).to_sparse()
     lines = (
         "from sklearn.preprocessing import StandardScaler\nscaler, filled, weights = StandardScaler(), np.ones(2) * 0, "
     )

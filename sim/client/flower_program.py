@@ -127,7 +127,7 @@ class FlowerRuntime:
         return user_code.load(self.spec.client_fn, "--client-fn")
 
     def isolated(self, stream: np.random.SeedSequence) -> AbstractContextManager[None]:
-        """Let the block find the process as the first client would, see ``sim.client.user_variables``."""
+        """Let the block find the process as the first client would, see ``sim.user_variables``."""
         return isolated(stream)
 
     @cached_property
