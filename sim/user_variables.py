@@ -157,7 +157,9 @@ class UserVariables:
 
 OF_THIS_PROCESS = UserVariables()
 user_code.after_import.append(OF_THIS_PROCESS.note)
-_CALLED: dict[int, tuple[Any, UserVariables]] = {}  # by id; the function is kept, so that no other one gets the id
+# By id of a function, which is kept, so that no other one gets the id.
+_CALLED: dict[int, tuple[Any, UserVariables]] = {}
+_CHANGED_BY: dict[int, tuple[Any, dict[str, None]]] = {}
 
 
 @contextmanager
@@ -216,14 +218,19 @@ def some(names: Sequence[str]) -> str:
 
 
 @contextmanager
-def changed() -> Iterator[list[str]]:
-    """Give a list that holds, after the block, the names of the variables of user code that have changed in it."""
+def changed_by(function: Callable[..., Any]) -> Iterator[list[str]]:
+    """Give a list that holds, after a block that calls a function, the names of the variables that it changes.
+
+    A second call in a process may set a variable to what it already holds; another process needs it nevertheless.
+    """
     modules, kept = own_modules(), dict[int, Any]()
     before = _contents(modules, kept)
     names: list[str] = []
     yield names
     after = _contents(modules, kept)
-    names += [name for name, content in after.items() if name not in before or content != before[name]]
+    _, known = _CHANGED_BY.setdefault(id(function), (function, {}))
+    known |= dict.fromkeys(name for name, content in after.items() if name not in before or content != before[name])
+    names += known
 
 
 def _contents(modules: list[types.ModuleType], kept: dict[int, Any]) -> dict[str, Any]:

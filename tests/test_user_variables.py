@@ -19,7 +19,7 @@ from sim import RunConfig
 from sim.data.items import Items
 from sim.data.load_dataset import load_dataset, open_dataset
 from sim.seeds import Purpose, sequence
-from sim.user_variables import UserVariables, changed
+from sim.user_variables import UserVariables, changed_by
 
 _SOURCE = """
 import argparse, random
@@ -150,7 +150,7 @@ def test_a_module_that_a_client_imports_is_as_new_for_the_next(module: Any, monk
 
 
 def test_what_a_block_sets_is_named(module: Any) -> None:
-    with changed() as names:
+    with changed_by(lambda: None) as names:
         module.step, module.new, module.Data.total = 5, object(), 0
         module.cache["data"] = 1
     assert names == ["of_the_user.step", "of_the_user.cache", "of_the_user.new"]
@@ -171,6 +171,7 @@ def test_load_data_is_called_in_each_process_if_it_sets_variables(
     sys.modules["sets_size"].SIZE = None  # type: ignore[attr-defined]
     assert torch.equal(torch.from_numpy(open_dataset(dataset.source).train.batch[0].copy()), torch.ones(6, 3))  # type: ignore[union-attr]
     assert sys.modules["sets_size"].SIZE == 3  # type: ignore[attr-defined]
+    assert load_dataset(RunConfig(dataset="sets_size:load_data")).notes == dataset.notes  # although it is 3 already
     assert load_dataset(RunConfig(dataset="sets_none:load_data")).source.program is None
 
 
@@ -215,10 +216,10 @@ def test_what_is_changed_in_place_is_named(line: str, module: Any) -> None:
         "from sklearn.preprocessing import StandardScaler\nscaler, filled, weights = StandardScaler(), np.ones(2) * 0, "
     )
     exec(f"{lines}torch.zeros(2)", vars(module))
-    with changed() as names:
+    with changed_by(lambda: None) as names:
         pass
     assert names == []
-    with changed() as names:
+    with changed_by(lambda: None) as names:
         exec(line, vars(module))
     assert names
 

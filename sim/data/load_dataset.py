@@ -213,7 +213,7 @@ def load_dataset(config: TrainingConfig, load_data: Callable[..., Any] | None = 
 
 def _load_program(config: TrainingConfig, load_data: Callable[..., Any] | None) -> Dataset:
     from sim.data.sources.user_function import ProgramData
-    from sim.user_variables import changed, some
+    from sim.user_variables import changed_by, some
 
     program = ProgramData(
         load_data or config.dataset,
@@ -230,7 +230,7 @@ def _load_program(config: TrainingConfig, load_data: Callable[..., Any] | None) 
         source = DataSource(None, program, num_clients)
         note = f"{program.place} gives the data of each client, so that there is no central test"
         return replace(_described(source, train, None), notes=(note,))
-    with changed() as variables:
+    with changed_by(program.loaded()) as variables:
         given = dict(zip(("train", "test"), program.call(), strict=True))
     opened = {split: program.opened(split, each) for split, each in given.items()}
     stored = {split: each for split, each in opened.items() if isinstance(each, Columns)}
