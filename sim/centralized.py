@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any
 
+from sim.client.own_functions import OwnTrain
 from sim.client.runtime import ClientRuntime, ClientSpec
 from sim.client.torch_client import train_settings
 from sim.config.run_config import CentralizedConfig
 from sim.data.defaults import decided
-from sim.data.load_dataset import load_dataset, say_notes
+from sim.data.load_dataset import load_dataset
 from sim.errors import RunError, described
 from sim.run_folder import log as run_log
 from sim.run_folder.callbacks import Callback, Callbacks, OnRecord, check_callbacks
@@ -49,12 +50,12 @@ def train_centralized(
     check_device(config)
     dataset = load_dataset(config)
     config, notes = decided(config, dataset)
-    say_notes(replace(dataset, notes=(*dataset.notes, *notes)))
+    run_log.say((*dataset.notes, *notes))
     config = resolved(config, dataset)
     spec = ClientSpec(**spec_parts(config, dataset))
     runtime = ClientRuntime(spec)
     weights = get_weights(runtime.net)
-    dry_run.check_user_code(spec, weights, train_settings(config, 1, config.epochs))
+    run_log.say(dry_run.check_user_code(spec, weights, train_settings(config, 1, config.epochs)))
     writer = RunWriter.create(config.results_dir, config.name, config.to_toml(), clients=False)
     trackers, told = Callbacks(trackers_of(config.track), writer.run), Callbacks(callbacks, writer.run)
     try:
@@ -95,7 +96,9 @@ def _epoch(runtime: ClientRuntime, config: CentralizedConfig, epoch: int) -> tup
     trained: dict[str, float] = {}
     if epoch > 0:
         loader = runtime.training_batches(None, config.batch_size)
-        settings = train_settings(config, epoch, config.epochs)
+        settings: dict[str, Any] = dict(train_settings(config, epoch, config.epochs))
+        if isinstance(runtime.train, OwnTrain) and runtime.train.validates is not None:
+            settings["validation_loader"] = runtime.test_batches()
         runtime.reset_net()
         try:
             with seeded(config.seed, Purpose.CENTRALIZED, epoch):

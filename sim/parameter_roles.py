@@ -6,7 +6,7 @@ Programs call the same things by different names: ``net`` or ``model``, ``trainl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,11 @@ _NAMES: dict[str, str] = {
     "loader": (
         "loader trainloader train_loader testloader test_loader dataloader data_loader train_dataloader "
         "test_dataloader val_dataloader valloader val_loader validation_loader train_data_loader test_data_loader "
-        "train_dl test_dl valid_loader validloader eval_loader evalloader iterator data"
+        "train_dl test_dl valid_loader validloader eval_loader evalloader iterator data training_loader testing_loader "
+        "train_iter test_iter val_iter valid_iter data_iter val_dl valid_dl valid_dataloader validation_dataloader "
+        "val_data_loader train_batches batches"
     ),
+    "loaders": "dataloaders loaders data_loaders dataloader_dict dataloaders_dict loaders_dict",
     "epochs": "epochs local_epochs num_epochs n_epochs max_epochs nb_epochs",
     "epoch": "epoch epoch_index epoch_number current_epoch",
     "device": "device dev",
@@ -31,8 +34,9 @@ _NAMES: dict[str, str] = {
     "max_steps": "max_steps",
     "precision": "precision",
     "batch_size": "batch_size batchsize bs train_batch_size",
-    "optimizer": "optimizer optim opt",
-    "criterion": "criterion loss_fn loss_function loss_func lossfn loss_criterion objective",
+    "optimizer": "optimizer optim opt optimiser updater",
+    "scheduler": "scheduler lr_scheduler sched lr_sched",
+    "criterion": "criterion loss_fn loss_function loss_func lossfn loss_criterion objective loss loss_fct crit",
     "args": "args arguments config cfg options hparams hyperparameters params conf configuration",
     "seed": "seed random_seed",
     "data_dir": "data_dir data_path data_root root root_dir datadir dataset_dir",
@@ -48,6 +52,8 @@ _NAMES: dict[str, str] = {
     "target_shape": "target_shape",
     "vocab_size": "vocab_size num_tokens ntoken ntokens n_tokens num_embeddings vocabulary_size n_vocab",
 }
+VALIDATION = "validation_loader"  # the role of a second loader, whose name begins with one of these
+_VALIDATES = ("val", "test", "eval", "dev")
 ROLES: dict[str, str] = {name: role for role, names in _NAMES.items() for name in names.split()}
 
 
@@ -65,6 +71,7 @@ class Binding:
         required: roles without a default.
         defaults: role → the function's own default.
         open_ended: it takes any keyword.
+        assumed: parameter → role, where the name says nothing, but nothing else is left that it could be.
     """
 
     function: Callable[..., Any]
@@ -72,35 +79,40 @@ class Binding:
     required: frozenset[str]
     defaults: Mapping[str, Any]
     open_ended: bool
+    assumed: Mapping[str, str]
 
     @classmethod
-    def of(cls, function: Callable[..., Any], offered: Collection[str], place: str) -> Binding:
+    def of(
+        cls,
+        function: Callable[..., Any],
+        offered: Collection[str],
+        place: str,
+        needed: Collection[tuple[str, ...]] = (),
+    ) -> Binding:
         """Read the signature of ``function``.
 
         Args:
             offered: the roles for which there are arguments.
             place: the flag and the function, for the error message.
+            needed: roles of which one must be there; if none is, the only parameter of another name has the first.
 
         Raises:
             PluginError: a parameter has no default and none of these roles.
         """
-        roles: dict[str, str] = {}
-        defaults: dict[str, Any] = {}
-        open_ended = False
-        for name, parameter in parameters_of(function).items():
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                open_ended = open_ended or parameter.kind is parameter.VAR_KEYWORD
-                continue
-            role = ROLES.get(name.lower())
-            if role is None or role not in offered or role in roles.values():
-                if parameter.default is not parameter.empty:
-                    continue
-                raise PluginError(f"{place}: its parameter {name} is none that can be given; {_choices(offered)}")
-            roles[name] = role
-            if parameter.default is not parameter.empty:
-                defaults[role] = parameter.default
-        required = frozenset(roles.values()) - frozenset(defaults)
-        return cls(function, roles, required, defaults, open_ended)
+        parameters = parameters_of(function).values()
+        open_ended = any(each.kind is each.VAR_KEYWORD for each in parameters)
+        single = {each.name: each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
+        roles = _roles_of(list(single), offered)
+        defaults = {name: each.default for name, each in single.items() if each.default is not each.empty}
+        unknown = [name for name in single if name not in roles and name not in defaults]
+        missing = [choice[0] for choice in needed if not set(choice) & set(roles.values())]
+        assumed = dict(zip(unknown, missing, strict=True)) if len(unknown) == len(missing) == 1 else {}
+        if unknown and not assumed:
+            raise PluginError(f"{place}: its parameter {unknown[0]} is none that can be given; {_choices(offered)}")
+        roles = {name: role for name in single if (role := {**roles, **assumed}.get(name)) is not None}
+        own = {role: defaults[name] for name, role in roles.items() if name in defaults}
+        required = frozenset(role for name, role in roles.items() if name not in defaults)
+        return cls(function, roles, required, own, open_ended, assumed)
 
     def takes(self, role: str) -> bool:
         """Return whether the function has a parameter with this role."""
@@ -134,8 +146,18 @@ class Binding:
         return positional, keywords
 
 
+def _roles_of(names: Sequence[str], offered: Collection[str]) -> dict[str, str]:
+    """Return parameter → role by the names of the parameters; only a loader for validation may be taken twice."""
+    found = {name: role for name in names if (role := ROLES.get(name.lower())) in offered and role is not None}
+    loaders = [name for name, role in found.items() if role == "loader"]
+    if len(loaders) > 1 and VALIDATION in offered:
+        found |= {name: VALIDATION for name in loaders if name.lower().startswith(_VALIDATES)}
+    first = {role: name for name, role in reversed(found.items())}
+    return {name: role for name, role in found.items() if role == VALIDATION or first[role] == name}
+
+
 def _choices(offered: Collection[str]) -> str:
-    return "these can: " + ", ".join("|".join(names_of(role)[:2]) for role in sorted(offered))
+    return "these can: " + ", ".join("|".join(names_of(role)[:2]) for role in sorted(set(offered) & _NAMES.keys()))
 
 
 def is_text(binding: Binding, role: str) -> bool:

@@ -208,8 +208,7 @@ def evaluate(
         prepared = prepare(config, ProgramObjects(**objects.given))
         found = evaluation.Evaluation.of(run, prepared, fine_tune_epochs, allow_changed_code=allow_changed_code)
         with interruptible(), log.captured(run.log_path, show=config.verbose):
-            for note in found.notes:
-                logging.getLogger("sim").warning("note: %s", note)
+            log.say(found.notes)
             with _open_engine(found.prepared, ray_session, num_actors, run) as dispatcher:
                 frame = found.execute(dispatcher)
     evaluation.write_table(frame, path)

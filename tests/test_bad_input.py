@@ -215,7 +215,7 @@ PLUGINS = {
     "--model faulty:model_raises": "OSError: weights.pt is missing",
     "--model faulty:model_needs_more": "its parameter depth is none that can be given; these can: args|arguments",
     "--model cifar:Net": "--model cifar:Net: does not take images of (1, 32, 32)",
-    "--train faulty:train_text": "returned str; the mean loss, (loss, accuracy), a dict of metrics or",
+    "--train faulty:train_generator": "returned a generator, which has trained nothing",
     "--train faulty:train_raises": "raised KeyError: 'optimizer'",
     "--train cifar:train --strategy fedprox": "takes no proximal_mu, which the strategy sends",
     "--test faulty:test_nothing": "returned NoneType; accuracy, (loss, accuracy), (loss, dict of metrics) or dict of",

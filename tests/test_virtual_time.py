@@ -65,7 +65,7 @@ class Devices:
 def virtual_time(windows: Mapping[int, tuple[float, float]] | None = None, **settings: Any) -> VirtualTime:
     devices: Any = Devices(Windows(windows or {}))
     config = RunConfig(**{"num_clients": 3, "batch_size": 10, "local_epochs": 1, "devices": "uniform", **settings})
-    return VirtualTime(config, devices, SIZES, (100, 50))
+    return VirtualTime(config, devices, SIZES, (100, 50), eval_share=config.kept_share)
 
 
 def round_of(time: VirtualTime, num_needed: int = 3, **rules: Any) -> RoundSchedule:

@@ -1,4 +1,4 @@
-"""The user's own ``train`` and ``test``: what their parameters mean, and what they return as metrics."""
+"""The user's own ``train`` and ``test``, called with what their parameters mean; and the built-in ones."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sim.client.own_returns import OwnReturnError, Returned, of_test, of_train, scalar
 from sim.errors import PluginError
-from sim.parameter_roles import Binding, is_text
+from sim.parameter_roles import VALIDATION, Binding, is_text
 from sim.training import local
 from sim.training.losses import CRITERIA, LOSSES
 
@@ -29,34 +29,6 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda weights, lr, momentum, weight_decay: torch.optim.Adam(weights, lr, weight_decay=weight_decay),
     "adamw": lambda weights, lr, momentum, weight_decay: torch.optim.AdamW(weights, lr, weight_decay=weight_decay),
 }
-WHAT_TEST_RETURNS = "accuracy, (loss, accuracy), (loss, dict of metrics) or dict of metrics"
-
-
-class OwnReturnError(TypeError):
-    """A function of the user's returned something that is no metric."""
-
-
-def scalar(value: Any) -> float | None:
-    """Return a number, also of numpy or PyTorch, as a float; None if it is none."""
-    if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1:
-        value = value.item()
-    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    return float(value) if is_number else None
-
-
-def metrics_of(returned: Mapping[Any, Any], what: str) -> dict[str, float]:
-    """Return a dict of metrics with plain numbers.
-
-    Raises:
-        OwnReturnError: a value is no number.
-    """
-    found = {}
-    for name, value in returned.items():
-        number = scalar(value)
-        if number is None:
-            raise OwnReturnError(f"{what} returned {name} = {type(value).__name__}; a number is expected")
-        found[str(name)] = number
-    return found
 
 
 @dataclass(frozen=True)
@@ -80,13 +52,36 @@ class OwnTrain:
         """What its parameters mean.
 
         Raises:
-            PluginError: one cannot be given.
+            PluginError: one cannot be given, or it takes no model or no examples.
         """
-        offered = ("net", "loader", "epochs", "epoch", "device", "criterion", "args", *_SETTINGS)
-        binding = Binding.of(self.function, offered, self.place)
+        examples = "loader", "loaders"
+        roles = ("net", *examples, VALIDATION, "epochs", "epoch", "device", "criterion", "scheduler", "args")
+        binding = Binding.of(self.function, (*roles, *_SETTINGS), self.place, needed=[("net",), examples])
         if not binding.takes("net") and not binding.open_ended:
             raise PluginError(f"{self.place}: has no parameter for the model, such as net or model")
+        if not any(map(binding.takes, examples)) and not binding.open_ended:
+            raise PluginError(
+                f"{self.place}: has no parameter for the examples of a client, such as loader or train_loader"
+            )
         return binding
+
+    @property
+    def validates(self) -> str | None:
+        """The parameter that gets other examples than those of the training; None if there is none."""
+        roles = self.binding.roles.items()
+        required = {VALIDATION, "loaders"} & self.binding.required
+        return next((name for name, role in roles if role in required), None)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of what it is given, one line each."""
+        meanings = {"net": "the model", "loader": "the examples of the client"}
+        found = [f"its parameter {name} gets {meanings[role]}" for name, role in self.binding.assumed.items()]
+        if "scheduler" in self.binding.required:
+            found.append(
+                "its scheduler leaves the learning rate as it is; --lr-schedule changes it from round to round"
+            )
+        return found
 
     def defaults(self) -> dict[str, Any]:
         """Return the settings for which it has a default of its own; None where that is no value of the setting."""
@@ -104,23 +99,53 @@ class OwnTrain:
         """Train and return the metrics; the mean over the calls, where there are several.
 
         Raises:
-            OwnReturnError: it returned something else than a loss, metrics or None.
+            OwnReturnError: it is a generator.
+        """
+        calls = self.calls(net, loader, epochs, device, **settings)
+        returned = [each.metrics if each.loss is None else {"loss": each.loss, **each.metrics} for each in calls]
+        return {name: sum(each.get(name, math.nan) for each in returned) / len(returned) for name in returned[0]}
+
+    def calls(
+        self,
+        net: nn.Module,
+        loader: Any,
+        epochs: int,
+        device: torch.device,
+        *,
+        validation_loader: Any = None,
+        **settings: Any,
+    ) -> list[Returned]:
+        """Train and return what each call returned.
+
+        Args:
+            validation_loader: the examples that the client keeps; a client without any validates on those of the
+                training, because most programs divide by their number.
+
+        Raises:
+            OwnReturnError: it is a generator.
         """
         binding = self.binding
         # What no flag has changed does not replace a default of the program's own.
         unchanged = {role for role, value in _UNCHANGED.items() if settings.get(role) == value}
         settings = {k: v for k, v in settings.items() if k not in unchanged or k not in binding.defaults}
         offered = {"net": net, "loader": loader, "device": device, "args": self.args, **settings}
+        if self.validates is not None:
+            kept = validation_loader if validation_loader is not None and len(validation_loader) else loader
+            offered[VALIDATION] = kept
+            offered["loaders"] = {"train": loader, **dict.fromkeys(("val", "valid", "validation", "test"), kept)}
         if binding.takes("criterion") and ("criterion" in binding.required or self.loss != "cross_entropy"):
             offered["criterion"] = criterion(self.loss).to(device)
+        optimizer = make_optimizer(net, settings) if {"optimizer", "scheduler"} & binding.required else None
         if binding.takes("optimizer") and not is_text(binding, "optimizer"):
             offered.pop("optimizer", None)
             if "optimizer" in binding.required:
-                offered["optimizer"] = make_optimizer(net, settings)
+                offered["optimizer"] = optimizer
+        if "scheduler" in binding.required:
+            assert optimizer is not None
+            offered["scheduler"] = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
         if binding.takes("epochs") or (binding.open_ended and not binding.takes("epoch")):
-            return trained(binding.call({**offered, "epochs": epochs}))
-        returned = [trained(binding.call({**offered, "epoch": number})) for number in range(1, epochs + 1)]
-        return {name: sum(each.get(name, math.nan) for each in returned) / epochs for name in returned[0]}
+            return [of_train(binding.call({**offered, "epochs": epochs}), net)]
+        return [of_train(binding.call({**offered, "epoch": number}), net) for number in range(1, epochs + 1)]
 
 
 @dataclass(frozen=True)
@@ -188,29 +213,6 @@ class _Criterion(nn.Module):
         return self.function(outputs, target)
 
 
-def trained(returned: Any) -> dict[str, float]:
-    """Return what ``train`` returned as metrics.
-
-    Raises:
-        OwnReturnError: it is neither None, a loss, (loss, accuracy) nor a dict of metrics.
-    """
-    if returned is None:
-        return {}
-    number = scalar(returned)
-    if number is not None:
-        return {"loss": number}
-    if isinstance(returned, Mapping):
-        return metrics_of(returned, "train")
-    if isinstance(returned, tuple) and len(returned) == 2:
-        numbers = [scalar(value) for value in returned]
-        if None not in numbers:
-            return dict(zip(("loss", "accuracy"), numbers, strict=True))  # type: ignore[arg-type]
-    raise OwnReturnError(
-        f"train returned {type(returned).__name__}; the mean loss, (loss, accuracy), a dict of metrics or None is "
-        "expected"
-    )
-
-
 @dataclass(frozen=True)
 class OwnTest:
     """The user's ``test``: what it returns becomes a loss and metrics.
@@ -236,7 +238,8 @@ class OwnTest:
         Raises:
             PluginError: one cannot be given.
         """
-        binding = Binding.of(self.function, ("net", "loader", "device", "criterion", "args", "epoch"), self.place)
+        roles = "net", "loader", "device", "criterion", "args", "epoch"
+        binding = Binding.of(self.function, roles, self.place, needed=[("net",)])
         if not binding.takes("net") and not binding.open_ended:
             raise PluginError(f"{self.place}: has no parameter for the model, such as net or model")
         return binding
@@ -245,7 +248,16 @@ class OwnTest:
         """Test and return (loss, metrics); the loss is NaN if it gives none.
 
         Raises:
-            OwnReturnError: it returned something else than ``WHAT_TEST_RETURNS``, or an accuracy that is no fraction.
+            OwnReturnError: it returned something that is no metric, or an accuracy that is no fraction.
+        """
+        returned = self.call_once(net, loader, device)
+        return math.nan if returned.loss is None else returned.loss, returned.metrics
+
+    def call_once(self, net: nn.Module, loader: Any, device: torch.device) -> Returned:
+        """Test and return what it returned.
+
+        Raises:
+            OwnReturnError: it returned something that is no metric, or an accuracy that is no fraction.
         """
         binding = self.binding
         offered = {"net": net, "loader": loader, "device": device, "args": self.args, "epoch": 0}
@@ -254,30 +266,11 @@ class OwnTest:
         with _noting_output() as printed:
             returned = binding.call(offered)
         if returned is None and printed() and self.instead is not None:
-            return self.instead(net, loader, device)
-        loss, metrics = self._measured(returned)
-        if "accuracy" in metrics:
-            metrics["accuracy"] = self._fraction(metrics["accuracy"])
-        return loss, metrics
-
-    def _measured(self, returned: Any) -> tuple[float, dict[str, float]]:
-        number = scalar(returned)
-        if number is not None:
-            return math.nan, {self.score: number}
-        if isinstance(returned, Mapping) and returned:
-            metrics = metrics_of(returned, "test")
-            return metrics.pop("loss", math.nan), metrics
-        match returned:
-            case (first, Mapping() as rest) if (loss := scalar(first)) is not None:
-                metrics = metrics_of(rest, "test")
-                metrics.pop("loss", None)
-                return loss, metrics
-            case (first, second):
-                loss, value = scalar(first), scalar(second)
-                if loss is not None and value is not None:
-                    return loss, {self.score: value}
-        shown = repr(returned) if isinstance(returned, int | float | str | tuple | list) else type(returned).__name__
-        raise OwnReturnError(f"test returned {shown}; {WHAT_TEST_RETURNS} is expected")
+            return Returned(*self.instead(net, loader, device))
+        found = of_test(returned, self.score)
+        if "accuracy" in found.metrics:
+            found.metrics["accuracy"] = self._fraction(found.metrics["accuracy"])
+        return found
 
     def _fraction(self, accuracy: float) -> float:
         value = accuracy / 100 if self.in_percent else accuracy

@@ -25,7 +25,8 @@ from sim import user_code
 from sim.algorithms.by_name import AlgorithmSpec
 from sim.client.algorithm_client import AlgorithmClient
 from sim.client.flower_program import FlowerRuntime, FlowerSpec
-from sim.client.own_functions import BuiltInTest, BuiltInTrain, OwnReturnError, OwnTest, OwnTrain
+from sim.client.own_functions import BuiltInTest, BuiltInTrain, OwnTest, OwnTrain
+from sim.client.own_returns import OwnReturnError
 from sim.client.torch_client import TorchClient
 from sim.client.unused_net import UnusedNet
 from sim.compression.by_name import Compression
@@ -386,6 +387,10 @@ class ClientRuntime:
         """Return the slices of the central test, see ``test_slices``."""
         return test_slices(self.dataset.num_test_examples, whole=tests_whole(self.spec))
 
+    def test_batches(self, positions: Any = None) -> Loader:
+        """Make a loader over examples of the central test split, or over all of them."""
+        return self.batches(self.test_split, positions, self._test_batch_size(self.test_split), shuffle=False)
+
     def central_test(
         self, stream: np.random.SeedSequence, first: int = 0, last: int | None = None, *, validates: bool = False
     ) -> TestSums:
@@ -404,7 +409,7 @@ class ClientRuntime:
             loader = self.batches(self.train_split, positions, self.test_batch_size, shuffle=False)
         else:
             positions = np.arange(first, self.dataset.num_test_examples if last is None else last)
-            loader = self.batches(self.test_split, positions, self._test_batch_size(self.test_split), shuffle=False)
+            loader = self.test_batches(positions)
         if isinstance(self.test, BuiltInTest) and not self.has_user_code:
             return self.test.sums(self.net, loader, self.device)
         try:

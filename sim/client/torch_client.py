@@ -134,6 +134,8 @@ class TorchClient(NumPyClient):
             accepts = train.binding.open_ended or train.binding.takes("proximal_mu")
             if config.get("proximal_mu") and not accepts:
                 raise TypeError("the strategy sends proximal_mu, which this train() does not take")
+            if train.validates is not None:
+                settings["validation_loader"] = self.test_loader
         returned = train(self.net, loader, epochs, self.device, **settings)
         return dict(returned) if isinstance(returned, dict) else {"loss": float(returned)}
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -231,11 +230,13 @@ def _load_program(config: TrainingConfig, load_data: Callable[..., Any] | None) 
         note = f"{program.place} gives the data of each client, so that there is no central test"
         return replace(_described(source, train, None), notes=(note,))
     with changed_by(program.loaded()) as variables:
-        given = dict(zip(("train", "test"), program.call(), strict=True))
+        returned = program.call()
+    given = {"train": returned.train, "test": returned.test}
     opened = {split: program.opened(split, each) for split, each in given.items()}
     stored = {split: each for split, each in opened.items() if isinstance(each, Columns)}
     items = {split: each for split, each in opened.items() if not isinstance(each, Columns)}
-    notes = [f"{program.place}: {split} examples are taken as items: {each.reason}" for split, each in items.items()]
+    notes = [*returned.notes]
+    notes += [f"{program.place}: {split} examples are taken as items: {each.reason}" for split, each in items.items()]
     images = _as_images(program.place, stored) if config.data_form == "auto" else None
     folder, key = None, {"image_size": config.image_size}
     if items and config.image_size is not None:
@@ -311,8 +312,9 @@ def open_dataset(source: DataSource, opened: dict[str, Any] | None = None) -> Da
         stored, about = _open_stored(source.folder)
         splits |= stored
     if source.program is not None and opened is None:
-        given = dict(zip(("train", "test"), source.program.call(), strict=True))
-        splits |= {split: source.program.opened(split, given[split]) for split in given if split not in splits}
+        returned = source.program.call()
+        given = {"train": returned.train, "test": returned.test}
+        splits |= {split: source.program.opened(split, each) for split, each in given.items() if split not in splits}
     return _described(source, splits["train"], splits["test"], **about)
 
 
@@ -324,9 +326,9 @@ def open_client(source: DataSource, client_id: int) -> tuple[Any, Any]:
     Raises:
         DataError: the user's function does not work.
     """
-    train, test = source.program.call(client_id, source.num_clients)
-    name = f"client {client_id}"
-    return source.program.opened(name, train), None if test is None else source.program.opened(name, test)
+    given = source.program.call(client_id, source.num_clients)
+    name, open_split = f"client {client_id}", source.program.opened
+    return open_split(name, given.train), None if given.test is None else open_split(name, given.test)
 
 
 def _described(source: DataSource, train: Any, test: Any, **about: Any) -> Dataset:
@@ -396,9 +398,3 @@ def _store(folder: Path, loaded: Loaded) -> None:
 
 def _write_about(folder: Path, about: dict[str, Any]) -> None:
     (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
-
-
-def say_notes(dataset: Dataset) -> None:
-    """Log the notes of a data set."""
-    for note in dataset.notes:
-        logging.getLogger("sim").warning("note: %s", note)

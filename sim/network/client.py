@@ -44,7 +44,7 @@ from sim.network.identity import REFUSED, STOPPED, Identity, prepare_client
 from sim.network.options import ClientOptions
 from sim.network.probe import wait_for_server
 from sim.run_folder.client_states import ClientState, StatesInMemory
-from sim.run_folder.log import notes, quiet
+from sim.run_folder.log import notes, quiet, say
 from sim.run_folder.records import Phase
 from sim.setup import dry_run
 from sim.setup.prepare import check_device
@@ -180,13 +180,14 @@ def join(config: RunConfig, options: ClientOptions) -> int:
     options.resolve()
     check_device(config)
     program = prepare_client(config)
-    dry_run.check_user_code(program.spec, program.initial_weights, fit_settings(config, 1))
+    found = dry_run.check_user_code(program.spec, program.initial_weights, fit_settings(config, 1))
     authority = wait_for_server(options)
     context = Context(0, client_id, {}, RecordDict(), {})
     client = RemoteClient(program.spec, program.identity(client_id), context, LastWorker())
     # The probe connected directly, so gRPC must not use a proxy either.
     os.environ["no_grpc_proxy"] = options.host  # noqa: SIM112 - the spelling that gRPC reads
     with notes(), quiet("flwr", show=config.verbose):
+        say(found)
         try:
             start_client(server_address=options.address, client=client, root_certificates=authority)
         except (grpc.RpcError, StopIteration) as error:

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,6 +28,12 @@ def notes() -> Iterator[None]:
     finally:
         logger.handlers, logger.propagate = before[0], before[2]
         logger.setLevel(before[1])
+
+
+def say(notes: Iterable[str]) -> None:
+    """Log what the user should know, one line each."""
+    for note in notes:
+        logging.getLogger("sim").warning("note: %s", note)
 
 
 @contextmanager

@@ -190,6 +190,7 @@ def time_of(prepared: Prepared) -> VirtualTime | None:
         prepared.known_sizes,
         Traffic(prepared).expected_bytes(sent, 1),
         algorithm,
+        eval_share=getattr(prepared.spec, "eval_share", 0.0),
         drops_last=bool(getattr(loader, "drop_last", False)),
     )
 

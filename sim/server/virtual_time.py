@@ -93,6 +93,7 @@ class VirtualTime:
         num_bytes: tuple[int, int],
         algorithm: Algorithm | None = None,
         *,
+        eval_share: float = 0.0,
         drops_last: bool = False,
     ) -> None:
         """
@@ -100,12 +101,13 @@ class VirtualTime:
             sizes: examples of each client; empty where nobody knows.
             num_bytes: what each client downloads and uploads.
             algorithm: of the clients, which may pass over their examples more than once per local epoch.
+            eval_share: fraction of their examples that clients keep for their own evaluation.
             drops_last: clients leave out a last batch that is not full.
         """
         self.devices, self.availability = devices, devices.availability
         self.told_steps: dict[int, int] = {}
         self._config, self._sizes, self._algorithm = config, sizes, algorithm
-        self._drops_last = drops_last
+        self._eval_share, self._drops_last = eval_share, drops_last
         self.bytes_down, self.bytes_up = num_bytes
 
     def steps(self, client_id: int, settings: Mapping[str, Any]) -> int:
@@ -113,7 +115,7 @@ class VirtualTime:
         config = self._config
         if config.client_steps is not None or not len(self._sizes):
             return self.told_steps.get(client_id, config.client_steps or 1)
-        num_examples = num_training_examples(int(self._sizes[client_id]), config.kept_share)
+        num_examples = num_training_examples(int(self._sizes[client_id]), self._eval_share)
         batch_size = int(settings.get("batch_size") or config.batch_size or 1)
         epochs = int(settings.get("local_epochs") or config.local_epochs)
         batches = num_examples // batch_size if self._drops_last else math.ceil(num_examples / batch_size)

@@ -12,7 +12,8 @@ from flwr.common import Context, NDArrays, RecordDict, Scalar
 from torch import nn
 
 from sim import user_code
-from sim.client.own_functions import BuiltInTest, OwnReturnError, OwnTrain
+from sim.client.own_functions import BuiltInTest, OwnTest, OwnTrain
+from sim.client.own_returns import OwnReturnError
 from sim.client.runtime import ClientRuntime, ClientSpec, loss_of, metrics_of
 from sim.client.torch_client import TRAIN_SETTINGS
 from sim.data.columns import Columns
@@ -48,6 +49,7 @@ def check_user_code(
     if spec.train is None and spec.test is None and spec.client is None:
         return []
     made: list[Any] = []
+    notes: list[str] = []
 
     def client_fn(context: Context) -> Client:
         loader = _some_examples(worker.torch_runtime)
@@ -64,15 +66,15 @@ def check_user_code(
     proximal_mu: Any = getattr(strategy, "proximal_mu", fit_settings.get("proximal_mu", 0.0))
     with seeded(0, Purpose.TEST) as stream, isolated(stream, log=False):
         if spec.train is not None:
-            _check_train(runtime, user_code.shown_name(spec.train), fit_settings, proximal_mu)
+            notes += _check_train(runtime, user_code.shown_name(spec.train), fit_settings, proximal_mu)
             set_weights(runtime.net, weights)
         if spec.test is not None:
-            _check_test(runtime, user_code.shown_name(spec.test))
+            notes += _check_test(runtime, user_code.shown_name(spec.test))
         if spec.client is not None:
             task = Task(0, {**fit_settings, "server_round": 0, "local_epochs": 1})
             (result,) = worker.run(Chunk("fit", 0, [task], weights, summed=False)).results
             _check_client(user_code.shown_name(spec.client), made, result)
-    return OF_THIS_PROCESS.notes
+    return [*notes, *OF_THIS_PROCESS.notes]
 
 
 def check_algorithm(spec: ClientSpec, received: NDArrays, fit_settings: dict[str, Scalar]) -> set[str]:
@@ -191,32 +193,40 @@ def _as_predicted(runtime: ClientRuntime) -> Any:
     return ExampleLoader(ResidentColumns(columns, runtime.device), None, 2, training=False)
 
 
-def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scalar], proximal_mu: float) -> None:
+def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scalar], proximal_mu: float) -> list[str]:
     train: OwnTrain = runtime.train
     binding = train.binding
     if proximal_mu and not (binding.takes("proximal_mu") or binding.open_ended):
         raise PluginError(f"--train {name}: takes no proximal_mu, which the strategy sends to every client")
     offered = {**fit_settings, "proximal_mu": proximal_mu}
-    settings = {key: offered[key] for key in TRAIN_SETTINGS if key in offered}
+    settings: dict[str, Any] = {key: offered[key] for key in TRAIN_SETTINGS if key in offered}
+    loader = _some_examples(runtime)
     try:
-        train(runtime.net, _some_examples(runtime), 1, runtime.device, **settings)
+        calls = train.calls(runtime.net, loader, 1, runtime.device, validation_loader=loader, **settings)
     except OwnReturnError as error:
         raise PluginError(f"--train {name}: {str(error).removeprefix('train ')}") from error
     except PluginError:
         raise
     except (Exception, SystemExit) as error:
         raise PluginError(f"--train {name}: raised {described(error)}") from error
+    notes = [*train.notes, *calls[0].notes]
+    if train.validates is not None and runtime.spec.eval_share:
+        share = f"--eval-share {runtime.spec.eval_share:g}"
+        notes.append(f"its {train.validates} gives the examples that each client keeps ({share})")
+    return [f"--train {name}: {note}" for note in notes]
 
 
-def _check_test(runtime: ClientRuntime, name: str) -> None:
+def _check_test(runtime: ClientRuntime, name: str) -> list[str]:
+    test: OwnTest = runtime.test
     try:
-        runtime.test(runtime.net, _as_predicted(runtime), runtime.device)
+        returned = test.call_once(runtime.net, _as_predicted(runtime), runtime.device)
     except OwnReturnError as error:
         raise PluginError(f"--test {name}: {str(error).removeprefix('test ')}") from error
     except PluginError:
         raise
     except (Exception, SystemExit) as error:
         raise PluginError(f"--test {name}: raised {described(error)}") from error
+    return [f"--test {name}: {note}" for note in returned.notes]
 
 
 def _check_client(name: str, made: list[Any], result: ClientResult) -> None:

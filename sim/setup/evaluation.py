@@ -74,11 +74,6 @@ def config_of(run: Run, changes: dict[str, Any], fine_tune_epochs: Any) -> RunCo
         )
     if any("server" in part for part in environment.parts(run.environment_path)):
         raise ConfigError(f"{run.path}: a run over a network cannot be evaluated, because its clients have the data")
-    if not config.kept_share:
-        raise ConfigError(
-            f"{run.path}: its clients kept no examples for evaluation; that needs a run with --fraction-evaluate "
-            "above 0, or with --final-evaluate"
-        )
     if fine_tune_epochs and config.client is not None:
         raise ConfigError(
             f"--fine-tune-epochs {fine_tune_epochs}: the client of your own, {config.client}, decides how it trains"
@@ -133,7 +128,13 @@ class Evaluation:
 
         Raises:
             RunFolderError: it is missing or damaged, or it does not fit what is prepared.
+            ConfigError: the clients kept no examples.
         """
+        if not prepared.torch_spec.eval_share:
+            raise ConfigError(
+                f"{run.path}: its clients kept no examples for evaluation; that needs a run with --fraction-evaluate "
+                "above 0, or with --final-evaluate"
+            )
         rounds, notes = run.rounds(), []
         if not len(rounds):
             raise RunFolderError(f"{run.path}: no round is done, so that there is nothing to evaluate")

@@ -77,7 +77,7 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     config = resolved(config, dataset, objects.train)
     attacks.check(config, dataset)
     assigned = partition.assign(dataset, config)
-    spec = client_spec(config, dataset, assigned, alone=alone)
+    spec = client_spec(config, dataset, assigned, alone=alone, train=objects.train)
     given = {name: getattr(objects, name) for name in ("model", "train", "test", "client", "loss")}
     spec = replace(spec, **{name: value for name, value in given.items() if value is not None})
     spec = replace(spec, metrics=tuple(_of_script(name) for name in spec.metrics))
@@ -128,18 +128,46 @@ def resolved(config: C, dataset: Dataset, train: Any = None) -> C:
     Raises:
         PluginError: the user's ``train`` cannot be imported, or has a parameter that cannot be given.
     """
-    defaults: dict[str, Any] = {}
-    if config.train is not None:
-        function = user_code.load(train or config.train, "--train")
-        defaults = OwnTrain(function, f"--train {config.train}").defaults()
+    own = _own_train(config, train)
+    defaults: dict[str, Any] = {} if own is None else own.defaults()
     loader: LoaderSettings | None = getattr(dataset.train, "loader", None)
     if loader is not None and (loader.batch_size is not None or loader.batch_sampler is not None):
         defaults["batch_size"] = loader.batch_size
     return config.resolved(defaults)
 
 
-def client_spec(config: RunConfig, dataset: Dataset, assigned: Partition, *, alone: bool) -> ClientSpec:
-    """Return what a process needs to make any client of a run."""
+def _own_train(config: TrainingConfig, train: Any) -> OwnTrain | None:
+    """Return the user's own ``train``; None if there is none."""
+    if config.train is None:
+        return None
+    return OwnTrain(user_code.load(train or config.train, "--train"), f"--train {config.train}")
+
+
+def _kept_share(config: RunConfig, train: Any) -> float:
+    """Return the fraction of their examples that clients keep for their own evaluation.
+
+    Raises:
+        ConfigError: ``train`` needs such examples, and the user wants none.
+    """
+    own = _own_train(config, train)
+    if own is None or own.validates is None:
+        return config.kept_share
+    if not config.eval_share:
+        raise ConfigError(f"--eval-share 0: must be above 0, because {own.place} takes {own.validates}")
+    return config.eval_share
+
+
+def client_spec(
+    config: RunConfig, dataset: Dataset, assigned: Partition, *, alone: bool, train: Any = None
+) -> ClientSpec:
+    """Return what a process needs to make any client of a run.
+
+    Args:
+        train: the user's own function, if it was given from Python.
+
+    Raises:
+        ConfigError: settings of the evaluation or of the noise do not fit the program.
+    """
     parts = spec_parts(config, dataset)
     if config.device == "auto" and not config.num_gpus and not alone:
         parts["device"] = "cpu"  # in every engine: Ray shows no GPU to a client that has no share of one
@@ -148,7 +176,7 @@ def client_spec(config: RunConfig, dataset: Dataset, assigned: Partition, *, alo
         **parts,
         partition_folder=assigned.folder,
         client=config.client,
-        eval_share=config.kept_share,
+        eval_share=_kept_share(config, train),
         noise_step=_noise_step(config, dataset),
         flipped_clients=flipped,
         compression=Compression.of(config.compress),

@@ -298,8 +298,7 @@ def _left_whole(session: Session, surroundings: dict[str, Any]) -> Iterator[None
     try:
         session.open(surroundings)
         with run_log.captured(session.run.log_path, show=prepared.config.verbose):
-            for note in _notes(prepared):
-                logging.getLogger("sim").warning("note: %s", note)
+            run_log.say(_notes(prepared))
             yield
     except WriteError:
         with suppress(SimError, OSError):  # the first error is the one to report

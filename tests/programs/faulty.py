@@ -27,8 +27,8 @@ def train_short(net, loader):
     return 0.0
 
 
-def train_text(net, loader, epochs, device):
-    return "fine"
+def train_generator(net, loader, epochs, device):
+    yield 0.5
 
 
 def train_raises(net, loader, epochs, device):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,21 @@ from sim.user_variables import called_again
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 _FORMS = "(train, test) of Datasets, DataLoaders or arrays is expected"
+_TEST_NAMES = "test", "val", "valid", "validation"  # of a dict of splits
 _MOST_CLASSES = 1_000_000
+
+
+class Given(NamedTuple):
+    """What the function returned.
+
+    Attributes:
+        test: None if there is none.
+        notes: what the user should know of the choice, one line each.
+    """
+
+    train: Any
+    test: Any
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,8 +81,8 @@ class ProgramData:
         offered = ["data_dir", "batch_size", "seed", "args", *(["client_id", "num_clients"] if clients else [])]
         return Binding.of(self.loaded(), offered, self.place)
 
-    def call(self, client_id: int | None = None, num_clients: int | None = None) -> tuple[Any, Any]:
-        """Call the function; return what it gives for training and for testing (None where it gives nothing).
+    def call(self, client_id: int | None = None, num_clients: int | None = None) -> Given:
+        """Call the function.
 
         What it changes in its process, such as the current folder or PyTorch's default dtype, is put back. Its random
         numbers follow from the seed, so that it splits data alike in every process.
@@ -94,18 +108,25 @@ class ProgramData:
                 raise DataError(f"{self.place}: raised {described(error)}") from error
         return self._splits(returned, alone=client_id is not None)
 
-    def _splits(self, returned: Any, *, alone: bool) -> tuple[Any, Any]:
+    def _splits(self, returned: Any, *, alone: bool) -> Given:
+        if isinstance(returned, tuple | list) and len(returned) == 4 and all(map(_is_array, returned)):
+            return Given(*_paired(*returned))
         if self.validation_share and isinstance(returned, tuple | list | Mapping) and len(returned) > 2:
             raise DataError(
                 f"--validation-share {self.validation_share:g}: {self.place} returned {len(returned)} splits, perhaps "
                 "one for validation already; let it return (train, test), or leave the flag out"
             )
-        if isinstance(returned, Mapping) and {"train", "test"} <= set(returned):
-            return returned["train"], returned["test"]
+        if isinstance(returned, Mapping) and "train" in returned:
+            test = next((name for name in _TEST_NAMES if name in returned), None)
+            if test is not None:
+                notes = () if test == "test" else (f"{self.place}: its split {test} is the central test",)
+                return Given(returned["train"], returned[test], notes)
         if isinstance(returned, tuple | list) and len(returned) >= 2:
-            return returned[0], returned[1]
+            count = len(returned)
+            note = f"{self.place}: of its {count} values, the first is for training and the second for the test"
+            return Given(returned[0], returned[1], (note,) if count > 2 else ())
         if alone and returned is not None and not isinstance(returned, tuple | list | Mapping):
-            return returned, None
+            return Given(returned, None)
         shown = type(returned).__name__
         if isinstance(returned, tuple | list):
             shown += f" of length {len(returned)}"
@@ -124,6 +145,17 @@ class ProgramData:
                 raise
             except (Exception, SystemExit) as error:
                 raise DataError(f"{self.place}: {split}: cannot be read: {one_line(described(error))}") from error
+
+
+def _is_array(value: Any) -> bool:
+    return bool(getattr(value, "ndim", 0))  # of numpy or PyTorch
+
+
+def _paired(first: Any, second: Any, third: Any, fourth: Any) -> tuple[Any, Any]:
+    """Return (train, test) of four arrays: x_train, x_test, y_train, y_test, as scikit-learn gives them, or pairs."""
+    if len(first) == len(third) and len(second) == len(fourth) and first.shape[1:] == second.shape[1:]:
+        return (first, third), (second, fourth)
+    return (first, second), (third, fourth)
 
 
 def as_pixels(place: str, columns: Columns) -> Split | None:

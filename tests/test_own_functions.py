@@ -1,0 +1,233 @@
+"""What the user's own ``train`` and ``test`` are given and return, in the forms that programs have."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from sim.client.own_functions import OwnTest, OwnTrain
+from sim.client.own_returns import OwnReturnError, Returned, of_test, of_train
+from sim.config.run_config import RunConfig
+from sim.data.load_dataset import load_dataset
+from sim.errors import ConfigError, PluginError
+from sim.simulation import simulate
+
+CPU = torch.device("cpu")
+
+
+def made(value: float) -> nn.Module:
+    net = nn.Linear(1, 1)
+    nn.init.constant_(net.weight, value)
+    nn.init.constant_(net.bias, value)
+    return net
+
+
+UNRECORDED = "is not recorded; the mean loss, (loss, accuracy), a dict of metrics is"
+
+
+@pytest.mark.parametrize(
+    ("returned", "expected"),
+    [
+        (None, Returned(None, {})),
+        (0.5, Returned(0.5, {})),
+        (torch.tensor([0.5]), Returned(0.5, {})),
+        ((0.5, 0.25), Returned(0.5, {"accuracy": 0.25})),
+        ({"loss": 1, "f1": np.float32(0.5)}, Returned(1.0, {"f1": 0.5})),
+        ([1.0, 2.0, 6.0], Returned(3.0, {}, ("the mean of the series that it returns is recorded as the loss",))),
+        (
+            {"loss": [1.0, 2.0], "val_acc": [0.5], "path": "best.pt"},
+            Returned(
+                1.5,
+                {"val_acc": 0.5},
+                (
+                    "the means of the series loss, val_acc that it returns are recorded",
+                    "path of what it returns is no number and not recorded",
+                ),
+            ),
+        ),
+        ((1, 2, 3), Returned(None, {}, (f"what it returns (int, int, int) {UNRECORDED}",))),
+        (([1.0], [0.5]), Returned(None, {}, (f"what it returns (list, list) {UNRECORDED}",))),
+        ("done", Returned(None, {}, (f"what it returns (str) {UNRECORDED}",))),
+    ],
+)
+def test_what_train_returns(returned: Any, expected: Returned) -> None:
+    assert of_train(returned, made(0)) == expected
+
+
+@pytest.mark.parametrize(
+    ("returned", "metrics"),
+    [
+        (lambda best: best, Returned(None, {})),
+        (lambda best: best.state_dict(), Returned(None, {})),
+        (lambda best: (best.state_dict(), 0.5), Returned(0.5, {})),
+        (lambda best: (best, {"loss": 0.5}), Returned(0.5, {})),
+        (lambda best: (nn.DataParallel(best), 0.5, 0.25), Returned(0.5, {"accuracy": 0.25})),
+        (lambda best: (torch.optim.swa_utils.AveragedModel(best), None), Returned(None, {})),
+    ],
+)
+def test_weights_that_train_returns_are_those_of_the_client(
+    returned: Callable[[nn.Module], Any], metrics: Returned
+) -> None:
+    net = made(1.0)
+    assert of_train(returned(made(2.0)), net) == metrics
+    assert net.weight.item() == net.bias.item() == 2.0
+    assert of_train((net, 0.5), net) == Returned(0.5, {})
+    assert net.weight.item() == 2.0
+
+
+def test_another_model_that_train_returns_is_not_used() -> None:
+    net = made(1.0)
+    assert of_train(nn.Linear(2, 1), net).notes == (f"what it returns (Linear) {UNRECORDED}",)
+    assert net.weight.item() == 1.0
+
+
+def test_a_generator_has_trained_nothing() -> None:
+    with pytest.raises(OwnReturnError, match=r"^train returned a generator, which has trained nothing$"):
+        of_train((loss for loss in [0.5]), made(0))
+
+
+@pytest.mark.parametrize(
+    ("returned", "expected"),
+    [
+        (0.5, Returned(None, {"accuracy": 0.5})),
+        ((1.5, 0.5), Returned(1.5, {"accuracy": 0.5})),
+        ((1.5, {"f1": 0.5, "loss": 3}), Returned(1.5, {"f1": 0.5})),
+        ({"loss": 1.5, "accuracy": 0.5}, Returned(1.5, {"accuracy": 0.5})),
+        (
+            {"accuracy": 0.5, "confusion": np.eye(2)},
+            Returned(None, {"accuracy": 0.5}, ("confusion of what it returns is no number and not recorded",)),
+        ),
+    ],
+)
+def test_what_test_returns(returned: Any, expected: Returned) -> None:
+    assert of_test(returned, "accuracy") == expected
+
+
+def test_predictions_after_loss_and_accuracy_are_left_out() -> None:
+    found = of_test((1.5, 0.5, [1, 2], [1, 1]), "accuracy")
+    assert found[:2] == (1.5, {"accuracy": 0.5})
+    assert found.notes[0].startswith("what it returns (list, list) is not recorded; accuracy, (loss, accuracy), ")
+    for unclear in ((1.0, 0.5, 0.25), "0.5", None, {}, {"report": "…"}, ([1], [2])):
+        with pytest.raises(OwnReturnError, match=r"^test returned .* is expected$"):
+            of_test(unclear, "accuracy")
+
+
+def called(function: Callable[..., Any], epochs: int = 1) -> OwnTrain:
+    own = OwnTrain(function, "--train own:train")
+    own(made(0), ["batch"], epochs, CPU, lr=0.5, validation_loader=["kept"])
+    return own
+
+
+def test_a_second_loader_gives_the_examples_that_the_client_keeps() -> None:
+    seen: list[Any] = []
+
+    def train(model: Any, train_loader: Any, val_loader: Any, test_loader: Any, epochs: int) -> None:
+        seen.append((train_loader, val_loader, test_loader))
+
+    def of_dict(model: Any, dataloaders: Any, num_epochs: int) -> None:
+        seen.append((dataloaders["train"], dataloaders["val"], dataloaders["test"]))
+
+    def optional(model: Any, loader: Any, epochs: int, val_loader: Any = None) -> None:
+        seen.append((loader, val_loader, None))
+
+    assert called(train).validates == "val_loader"
+    assert called(of_dict).validates == "dataloaders"
+    assert called(optional).validates is None
+    assert seen == [(["batch"], ["kept"], ["kept"])] * 2 + [(["batch"], None, None)]
+    OwnTrain(train, "--train own:train")(made(0), ["batch"], 1, CPU, validation_loader=[])
+    assert seen[-1] == (["batch"], ["batch"], ["batch"])
+
+
+def test_the_only_parameter_of_an_unknown_name_is_what_is_missing() -> None:
+    def train(generator: Any, train_loader: Any, epochs: int) -> None: ...
+    def of_stream(net: Any, stream: Any, epochs: int) -> None: ...
+    def score(classifier: Any, loader: Any) -> float:
+        return 0.5
+
+    assert called(train).notes == ["its parameter generator gets the model"]
+    assert called(of_stream).notes == ["its parameter stream gets the examples of the client"]
+    assert OwnTest(score, "--test own:score")(made(0), [], CPU)[1] == {"accuracy": 0.5}
+
+    def two(generator: Any, discriminator: Any, loader: Any) -> None: ...
+
+    with pytest.raises(PluginError, match=r"^--train own:train: its parameter generator is none that can be given; "):
+        called(two)
+
+    def of_module(net: Any, epochs: int) -> None: ...
+
+    with pytest.raises(PluginError, match="has no parameter for the examples of a client, such as loader or train_loa"):
+        called(of_module)
+
+
+def test_a_scheduler_leaves_the_learning_rate_as_it_is() -> None:
+    rates: list[float] = []
+
+    def train(net: Any, loader: Any, optimizer: Any, scheduler: Any, epoch: int) -> None:
+        optimizer.step()
+        scheduler.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+        assert scheduler.optimizer is optimizer
+
+    assert called(train, epochs=2).notes == [
+        "its scheduler leaves the learning rate as it is; --lr-schedule changes it from round to round"
+    ]
+    assert rates == [0.5, 0.5]
+
+
+X, Y = np.arange(12, dtype=np.float32).reshape(6, 2), np.arange(6) % 2
+
+
+@pytest.mark.parametrize(
+    ("returned", "note"),
+    [
+        ((X, X[:4], Y, Y[:4]), None),
+        ((X, Y, X[:4], Y[:4]), None),
+        ({"train": (X, Y), "val": (X[:4], Y[:4])}, "its split val is the central test"),
+        (((X, Y), (X[:4], Y[:4]), 2), "of its 3 values, the first is for training and the second for the test"),
+    ],
+)
+def test_forms_of_load_data(returned: Any, note: str | None) -> None:
+    dataset = load_dataset(RunConfig(dataset="own:load"), lambda: returned)
+    assert np.array_equal(dataset.train.batch[0], X)
+    assert np.array_equal(dataset.train.batch[1], Y)
+    assert len(dataset.test) == 4
+    assert [each.split(": ", 1)[1] for each in dataset.notes] == ([] if note is None else [note])
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_client_that_returns_its_best_copy_sends_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A program in the form of PyTorch's tutorial on transfer learning."""
+
+    def load_data() -> Any:
+        x, y = np.zeros((40, 2), np.float32), np.arange(40) % 2
+        return (x, y), (x, y)
+
+    def train(net: Any, train_loader: Any, val_loader: Any, epochs: int) -> Any:
+        best = copy.deepcopy(net)
+        for parameter in best.parameters():
+            nn.init.constant_(parameter, len(val_loader.dataset))
+        return best, [1.0, 3.0]
+
+    config = RunConfig(
+        num_clients=4, clients_per_round=4, num_rounds=1, partitioner="iid", engine="inline", results_dir=str(tmp_path)
+    )
+    run = simulate(config, model=lambda: nn.Linear(2, 2), load_data=load_data, train=train)
+    model = load_file(run.model_path)
+    assert all(torch.equal(weight, torch.full_like(weight, 2.0)) for weight in model.values())  # 20 % of 10 examples
+    assert run.rounds().train_loss.tolist()[1] == 2.0
+    printed = capsys.readouterr().err
+    assert "its val_loader gives the examples that each client keeps (--eval-share 0.2)" in printed
+    assert "the mean of the series that it returns is recorded as the loss" in printed
+    with pytest.raises(
+        ConfigError, match=r"^--eval-share 0: must be above 0, because --train .*train takes val_loader$"
+    ):
+        simulate(replace(config, eval_share=0.0), model=lambda: nn.Linear(2, 2), load_data=load_data, train=train)
