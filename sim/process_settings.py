@@ -1,19 +1,25 @@
 """The settings of a process that user code may change and forget: read before it is called, put back after it.
 
 Clients share processes, so what one of them leaves behind would reach those that come after it in the same process,
-and results would depend on the number of processes. The variables of
-the user's modules are put back by ``sim.user_variables``.
+and results would depend on the number of processes. The variables of the user's modules are put back by
+``sim.user_variables``.
 """
 
 from __future__ import annotations
 
+import gc
+import locale
+import logging
 import os
 import signal
+import socket
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -91,6 +97,35 @@ def _put_environment(environment: dict[bytes, bytes]) -> None:
     os.environb.update(environment)
 
 
+def _autocast(device: str) -> tuple[bool, torch.dtype]:
+    return torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+
+def _put_autocast(device: str, state: tuple[bool, torch.dtype]) -> None:
+    torch.set_autocast_enabled(device, state[0])
+    torch.set_autocast_dtype(device, state[1])
+
+
+def _autocast_depth() -> int:
+    torch.autocast_increment_nesting()
+    depth: int = torch.autocast_decrement_nesting()
+    return depth
+
+
+def _put_autocast_depth(depth: int) -> None:
+    while _autocast_depth() > depth:
+        torch.autocast_decrement_nesting()
+    torch.clear_autocast_cache()  # else weights of a block that nobody left would be found in it
+
+
+_GUARDS: list[Any] = []  # which hold until they are deleted
+
+
+def _put_inference_mode(mode: bool) -> None:
+    _GUARDS.append(torch.inference_mode(mode))
+    _GUARDS[-1].__enter__()
+
+
 def _attribute(place: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
     return lambda: getattr(place, name), lambda value: setattr(place, name, value)
 
@@ -100,7 +135,11 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.get_default_device, lambda device: torch.set_default_device(None if device.type == "cpu" else device)),
     (torch.get_num_threads, torch.set_num_threads),
+    (torch.is_inference_mode_enabled, _put_inference_mode),
     (torch.is_grad_enabled, torch.set_grad_enabled),
+    *((partial(_autocast, device), partial(_put_autocast, device)) for device in ("cpu", "cuda")),
+    (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
+    (_autocast_depth, _put_autocast_depth),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     (
@@ -111,12 +150,25 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     _attribute(torch.backends.cudnn, "benchmark"),
     _attribute(torch.backends.cudnn, "deterministic"),
     _attribute(torch.backends.cudnn, "enabled"),
+    _attribute(torch.backends.cudnn, "allow_tf32"),
+    _attribute(torch.backends.cuda.matmul, "allow_tf32"),
+    _attribute(torch.backends.mkldnn, "enabled"),
+    (torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
+    (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
+    (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
+    (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
     (np.geterr, lambda errors: np.seterr(**errors)),
     (_folder, _put_folder),
     (_mask, os.umask),
     (lambda: dict(_ENVIRONMENT), _put_environment),
     (lambda: list(sys.path), lambda folders: setattr(sys, "path", folders)),
     (lambda: list(warnings.filters), lambda filters: setattr(warnings, "filters", filters)),
+    (lambda: locale.setlocale(locale.LC_ALL), lambda name: locale.setlocale(locale.LC_ALL, name)),
+    (sys.getrecursionlimit, sys.setrecursionlimit),
+    (gc.isenabled, lambda is_enabled: gc.enable() if is_enabled else gc.disable()),
+    (socket.getdefaulttimeout, socket.setdefaulttimeout),
+    _attribute(tempfile, "tempdir"),
+    _attribute(logging.root.manager, "disable"),
     _attribute(sys, "stdout"),
     _attribute(sys, "stderr"),
 ]

@@ -65,6 +65,11 @@ class Variable:
     write: Callable[[Any], object]
     initial: Value
 
+    @property
+    def is_flag(self) -> bool:
+        """Whether it held true or false at first."""
+        return isinstance(self.initial.held, bool)
+
     @classmethod
     def of(cls, name: str, read: Callable[[], Any], write: Callable[[Any], object]) -> Variable | None:
         """Return a variable with its present value; None if that is nothing plain."""
@@ -84,8 +89,8 @@ class Variable:
             return None
 
     def put(self, value: Value) -> None:
-        """Let it hold what it held; what is not plain stays."""
-        now = self.now()
+        """Let it hold what it held; what is not plain stays, and so do true and false."""
+        now = None if self.is_flag else self.now()
         if now is not None and not now.is_as(value):
             self.write(value.filled())
 

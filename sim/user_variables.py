@@ -3,8 +3,8 @@
 Clients share processes, so a counter in a module, or a generator that a data set draws from, would make results depend
 on which clients a process executes. Each client therefore finds the variables as they were before any client, and the
 generators draw from the random numbers of that client. Only plain values are put back: numbers, texts, and lists,
-tuples, sets and dicts of them. Anything else, such as a data set that a module loads once, stays as it is, and so do
-true, false and None, which often say whether that has happened.
+tuples, sets and dicts of them. Anything else, such as a data set that a module loads once, stays as it is, also in
+the place of None, and so do true and false, which often say whether that has happened.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class UserVariables:
         """Note the variables of more objects, such as a module that has just been imported, as they are now."""
         known = len(self._generators)
         for found, value in walk(things, self._seen):
-            if value is not None and found.is_own and not isinstance(value.held, bool | None):
+            if value is not None and found.is_own:
                 self._variables.append(Variable(found.name, found.read, found.write, value))
             elif value is None and own_generators.kind_of(held := found.read()) and not self._knows(held):
                 # Not its place in the list, which may depend on the process.
@@ -136,11 +136,12 @@ class UserVariables:
         now = variable.now()
         if now is variable.initial or variable.name in self._changed:
             return
-        if now is not None and now.copy == variable.initial.copy:
+        if variable.initial.copy == (None if now is None else now.copy):  # None was replaced by an object
             return
-        self._changed[variable.name] = now is not None
+        is_back = now is not None and not variable.is_flag
+        self._changed[variable.name] = is_back
         if self._logs:
-            logging.getLogger("sim").warning("note: %s", (_how_left if now is None else _how_found)([variable.name]))
+            logging.getLogger("sim").warning("note: %s", (_how_found if is_back else _how_left)([variable.name]))
 
     def _reseed(self, first: int = 0) -> None:
         if self._stream is None:
@@ -207,8 +208,8 @@ def _how_found(names: Sequence[str]) -> str:
 
 def _how_left(names: Sequence[str]) -> str:
     return (
-        f"clients keep in {some(names)} what is not put back, other things than numbers and texts; results that depend "
-        "on it differ with the number of processes"
+        f"clients keep in {some(names)} what is not put back, as only numbers and texts are; results that depend on it "
+        "differ with the number of processes"
     )
 
 

@@ -27,6 +27,7 @@ import numpy as np, torch
 
 step, name, limits, names, rates, grows = 0, "first", (1, 2), {"a"}, {"all": [0.1]}, []
 ready, cache, many, args = False, {}, [0] * 1001, argparse.Namespace(lr=0.1)
+best = loaded = None
 generators = [np.random.default_rng(1), np.random.RandomState(1), np.random.RandomState(np.random.PCG64(1)),
               random.Random(1), torch.Generator()]
 shared, entropy = np.random.mtrand._rand, random.SystemRandom()
@@ -52,19 +53,20 @@ def counter():
 count = counter()
 
 def use():
-    global step, name, limits, ready
+    global step, name, limits, ready, best, loaded
+    best, loaded = (best or 0) + 1, loaded or object()
     step, name, limits, ready = step + 1, name + "!", (*limits, 3), True
     names.add(name); rates["all"].append(0.2); rates["more"] = 1; args.lr /= 2
     cache["data"] = data; many[0] += 1; grows.extend(range(2000))
     Data.total += 1; data.drawn += 1
-    return [step, name, limits, sorted(names), str(rates), args.lr, Data.total, data.drawn, count(), len(grows)]
+    return [step, name, limits, sorted(names), str(rates), args.lr, Data.total, data.drawn, count(), len(grows), best]
 
 def draw():
     numpy, legacy, other, python, pytorch = generators
     return [numpy.random(), legacy.random_sample(), other.random_sample(), python.random(),
             float(torch.rand((), generator=pytorch)), data.noise.random()]
 """
-_FOUND = [1, "first!", (1, 2, 3), ["a", "first!"], "{'all': [0.1, 0.2], 'more': 1}", 0.05, 1, 1, (1, 1, 1), 2000]
+_FOUND = [1, "first!", (1, 2, 3), ["a", "first!"], "{'all': [0.1, 0.2], 'more': 1}", 0.05, 1, 1, (1, 1, 1), 2000, 1]
 
 
 @pytest.fixture
@@ -84,12 +86,14 @@ def test_each_client_finds_plain_variables_as_they_were_at_first(module: Any) ->
         with variables.initial(sequence(0, Purpose.FIT, 1, client_id)):
             assert module.use() == _FOUND
     assert (module.step, module.rates, module.args.lr, module.Data.total) == (0, {"all": [0.1]}, 0.1, 0)
+    assert module.best is None
+    assert module.loaded is not None
     assert (module.ready, module.cache, module.many[0]) == (True, {"data": module.data}, 3)
     assert variables.notes == [
-        "clients change of_the_user.step, of_the_user.name, of_the_user.limits and 9 more, which each of them finds as "
-        "it was at first",
-        "clients keep in of_the_user.cache what is not put back, other things than numbers and texts; results that "
-        "depend on it differ with the number of processes",
+        "clients change of_the_user.step, of_the_user.name, of_the_user.limits and 10 more, which each of them finds "
+        "as it was at first",
+        "clients keep in of_the_user.ready, of_the_user.cache what is not put back, as only numbers and texts are; "
+        "results that depend on it differ with the number of processes",
     ]
 
 
@@ -204,7 +208,7 @@ def test_a_second_call_of_load_data_begins_as_the_first(tmp_path: Path, monkeypa
     module: Any = sys.modules["loads"]
     filled = module.filled.copy()
     for _ in range(2):
-        train, _ = dataset.source.program.call()
+        train = dataset.source.program.call().train
         assert np.array_equal(train[0], dataset.train.batch[0])  # type: ignore[union-attr]
         assert (module.names, module.calls, module.filled.tolist()) == (["a", "b"], 1, filled.tolist())
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -52,6 +53,7 @@ def _replace(net):
     net.out = _Twice(8, net.out.out_features)
 
 
+HELD = []  # what would end when it is deleted
 CALLS = 0
 SCALE = None
 LEARNING_RATES = {"first": [0.1]}
@@ -99,6 +101,10 @@ HABITS = {
     "default dtype": lambda net: torch.set_default_dtype(torch.float64),
     "threads": lambda net: torch.set_num_threads(3),
     "no gradients": lambda net: torch.set_grad_enabled(False),
+    "autocast": lambda net: HELD.append(torch.autocast("cpu").__enter__()),
+    "inference": lambda net: (HELD.append(torch.inference_mode()), HELD[-1].__enter__()),
+    "libraries": lambda net: setattr(torch.backends.mkldnn, "enabled", False),
+    "recursion": lambda net: sys.setrecursionlimit(5000),
     "no denormal numbers": lambda net: torch.set_flush_denormal(True),
     "folder": lambda net: os.chdir(tempfile.gettempdir()),
     "environment": lambda net: os.environ.update(UNTIDY="1"),
@@ -116,6 +122,10 @@ def settings():
         "dtype": str(torch.get_default_dtype()),
         "threads": torch.get_num_threads(),
         "gradients": torch.is_grad_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "inference": torch.is_inference_mode_enabled(),
+        "libraries": torch.backends.mkldnn.enabled,
+        "recursion": sys.getrecursionlimit(),
         "denormal": float(torch.tensor([1e-310], dtype=torch.float64).mul(1)) > 0,
         "folder": str(Path.cwd()),
         "environment": "UNTIDY" in os.environ,
