@@ -55,7 +55,7 @@ def train_centralized(
     spec = ClientSpec(**spec_parts(config, dataset))
     runtime = ClientRuntime(spec)
     weights = get_weights(runtime.net)
-    run_log.say(dry_run.check_user_code(spec, weights, train_settings(config, 1, config.epochs)))
+    run_log.say(dry_run.check_user_code(spec, weights, train_settings(config, 1, config.epochs)).notes)
     writer = RunWriter.create(config.results_dir, config.name, config.to_toml(), clients=False)
     trackers, told = Callbacks(trackers_of(config.track), writer.run), Callbacks(callbacks, writer.run)
     try:

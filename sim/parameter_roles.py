@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sim.errors import PluginError
-from sim.user_code import parameters_of
+from sim.user_code import ARGUMENTS, Arguments, parameters_of
 
 # Role → the names that parameters with this role have, in lower case.
 _NAMES: dict[str, str] = {
@@ -37,7 +37,7 @@ _NAMES: dict[str, str] = {
     "optimizer": "optimizer optim opt optimiser updater",
     "scheduler": "scheduler lr_scheduler sched lr_sched",
     "criterion": "criterion loss_fn loss_function loss_func lossfn loss_criterion objective loss loss_fct crit",
-    "args": "args arguments config cfg options hparams hyperparameters params conf configuration",
+    "args": ARGUMENTS,
     "seed": "seed random_seed",
     "data_dir": "data_dir data_path data_root root root_dir datadir dataset_dir",
     "client_id": "partition_id client_id cid node_id",
@@ -134,7 +134,8 @@ class Binding:
             if (
                 role == "args"
                 and parameter.default is not parameter.empty
-                and not getattr(offered[role], "__dict__", None)
+                and isinstance(offered[role], Arguments)
+                and not len(offered[role])
             ):
                 continue  # the program's own settings, where none were given
             if parameter.kind is parameter.POSITIONAL_ONLY:

@@ -11,19 +11,26 @@ from typing import Any
 
 # What a program may call its parts, the usual name first.
 PARTS: dict[str, tuple[str, ...]] = {
-    "dataset": (
-        "load_data",
-        "get_data",
-        "get_loaders",
-        "load_datasets",
-        "get_dataloaders",
-        "get_datasets",
-        "make_data",
-    ),
-    "model": ("Net", "Model", "build_model", "get_model", "make_model", "create_model", "CNN", "MLP"),
-    "train": ("train", "fit", "train_model", "train_one_epoch", "train_epoch"),
-    "test": ("test", "evaluate", "validate", "test_model", "eval"),
+    part: tuple(names.split())
+    for part, names in {
+        "dataset": (
+            "load_data get_data get_loaders load_datasets get_dataloaders get_datasets make_data load_dataset "
+            "get_dataset prepare_data create_dataloaders get_data_loaders make_loaders load_dataloaders"
+        ),
+        "model": (
+            "Net Model build_model get_model make_model create_model CNN MLP NeuralNetwork Network ConvNet LeNet "
+            "Classifier get_net build_net"
+        ),
+        "train": "train fit train_model train_one_epoch train_epoch train_loop train_net training_loop",
+        "test": "test evaluate validate test_model eval test_loop eval_model evaluate_model test_net",
+    }.items()
 }
+# Data and models that are no functions and classes, but variables at the top level.
+_NAMES_OF_DATA = "{0}loader {0}_loader {0}_dataloader {0}_dl {0}_iter {0}set {0}_set {0}_dataset {0}_data {0}_ds"
+_SPLITS = ("train", "training"), ("test", "testing", "val", "valid", "validation", "eval")
+_BOTH_SPLITS = "dataloaders", "data_loaders", "loaders", "datasets"  # a dict
+_MODELS = "model", "net"
+_READING: list[Path] = []
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class ProgramFile:
 
     Attributes:
         names: what it defines or imports at its top level.
+        variables: those of them that are variables.
         arguments: the defaults of its argparse options, by their names in the namespace.
         modules: the classes at its top level that are PyTorch modules.
         training_line: the line in which it trains when it is imported; None if it does not.
@@ -39,16 +47,32 @@ class ProgramFile:
 
     path: Path
     names: frozenset[str]
+    variables: frozenset[str]
     arguments: dict[str, Any]
     training_line: int | None
     modules: tuple[str, ...]
 
     def parts(self) -> dict[str, str]:
-        """Return dataset, model, train and test → the name that the file has for it, of those that it has."""
+        """Return dataset, model, train and test → the name that the file has for it, of those that it has.
+
+        Data in two variables are both names, with a comma between them.
+        """
         found = {part: next((name for name in names if name in self.names), None) for part, names in PARTS.items()}
         if found["model"] is None and len(self.modules) == 1:
             (found["model"],) = self.modules
+        if found["model"] is None:
+            found["model"] = next((name for name in _MODELS if name in self.variables), None)
+        if found["dataset"] is None:
+            found["dataset"] = self._data_in_variables()
         return {part: name for part, name in found.items() if name is not None}
+
+    def _data_in_variables(self) -> str | None:
+        for pattern in _NAMES_OF_DATA.split():
+            splits = [[pattern.format(split) for split in names] for names in _SPLITS]
+            found = [next((name for name in names if name in self.variables), None) for names in splits]
+            if None not in found:
+                return ",".join(map(str, found))
+        return next((name for name in _BOTH_SPLITS if name in self.variables), None)
 
 
 @lru_cache(maxsize=64)
@@ -63,24 +87,46 @@ def read(path: Path) -> ProgramFile | None:
         for node in tree.body
         if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Module") for base in node.bases)
     )
-    return ProgramFile(path, frozenset(_names(tree.body)), _arguments(tree), _training_line(tree.body), modules)
+    found = list(_names(tree.body, path))
+    variables = frozenset(name for name, is_variable in found if is_variable)
+    names = frozenset(name for name, _ in found)
+    return ProgramFile(path, names, variables, _arguments(tree), _training_line(tree.body), modules)
 
 
-def _names(body: list[ast.stmt]) -> Iterator[str]:
+def _names(body: list[ast.stmt], path: Path) -> Iterator[tuple[str, bool]]:
+    """Return what statements at the top level of a file define, and whether it is a variable."""
     for node in body:
         match node:
             case ast.FunctionDef() | ast.ClassDef() | ast.AsyncFunctionDef():
-                yield node.name
+                yield node.name, False
+            case ast.ImportFrom(names=[ast.alias(name="*")]):
+                yield from _names_of_all(node, path)
             case ast.Import() | ast.ImportFrom():
-                yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)
+                yield from ((alias.asname or alias.name.partition(".")[0], False) for alias in node.names)
             case ast.Assign():
-                yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+                for target in node.targets:
+                    elements = target.elts if isinstance(target, ast.Tuple | ast.List) else [target]
+                    yield from ((each.id, True) for each in elements if isinstance(each, ast.Name))
             case ast.AnnAssign(target=ast.Name(id=name)):
-                yield name
+                yield name, True
             case ast.If() if not _is_main_guard(node):
-                yield from _names([*node.body, *node.orelse])
+                yield from _names([*node.body, *node.orelse], path)
+            case ast.With():
+                yield from _names(node.body, path)
             case ast.Try():
-                yield from _names([*node.body, *(each for handler in node.handlers for each in handler.body)])
+                bodies = node.body, *(handler.body for handler in node.handlers), node.orelse, node.finalbody
+                yield from _names([each for body in bodies for each in body], path)
+
+
+def _names_of_all(node: ast.ImportFrom, path: Path) -> Iterator[tuple[str, bool]]:
+    """Return the names that ``from module import *`` gives, if the module is a file beside this one."""
+    folder = path.parents[node.level - 1] if 0 < node.level <= len(path.parents) else path.parent
+    file = folder.joinpath(*(node.module or "__init__").split(".")).with_suffix(".py")
+    _READING.append(path)
+    found = None if file in _READING else read(file)  # two files may do so with each other
+    _READING.remove(path)
+    if found is not None:
+        yield from ((name, name in found.variables) for name in found.names if not name.startswith("_"))
 
 
 def _is_main_guard(node: ast.If) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import builtins
+import copy
 import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from importlib.machinery import (
     BYTECODE_SUFFIXES,
@@ -28,10 +29,14 @@ from typing import Any, Literal, get_args, get_origin
 from sim import program_file
 from sim.errors import ConfigError, PluginError, described
 from sim.program_file import ProgramFile
+from sim.seeds import Purpose, seeded
 
 # A file of this name beside the user's own is more often a leftover or an experiment than what an import of the name
 # in them means; for all other names the user's file is meant, as in a script in that folder.
 _LIBRARIES = sys.stdlib_module_names | {"flwr", "matplotlib", "numpy", "pandas", "ray", "sim", "torch", "torchvision"}
+
+# What programs call the parameter for their own arguments.
+ARGUMENTS = "args arguments config cfg options opts hparams hyperparameters params conf configuration"
 
 # The package of the user's modules whose names a library has: datasets.py is sim.user_code.own.datasets.
 _OWN = ModuleType(f"{__name__}.own")
@@ -69,7 +74,9 @@ def load(spec: Any, setting: str, *, callable_only: bool = True, folder: Path | 
             'process; put that under if __name__ == "__main__":'
         )
     try:
-        with own_command_line():  # a parser at the top of the module would read the words of this command
+        # A parser at the top of the module would read the words of this command; what is drawn there is the same in
+        # each process.
+        with own_command_line(), seeded(0, Purpose.DATA) if full_name not in sys.modules else nullcontext():
             module = importlib.import_module(full_name)
     except ModuleNotFoundError as error:
         place = f"in {used} or the installed packages"
@@ -113,18 +120,69 @@ def file_of(module_name: str, folder: Path | None = None) -> ProgramFile | None:
     return None if found is None else program_file.read(found)
 
 
-def namespace(given: Mapping[str, Any], *things: Any) -> argparse.Namespace:
-    """Return the program's own arguments for a parameter ``args``.
+class Arguments(argparse.Namespace):
+    """The program's own arguments, as attributes and as a dict, since programs use both."""
+
+    def __getitem__(self, name: str) -> Any:
+        return vars(self)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(vars(self))
+
+    def __len__(self) -> int:
+        return len(vars(self))
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an argument, or the default if there is none."""
+        return vars(self).get(name, default)
+
+    def keys(self) -> KeysView[str]:
+        """Return the names of the arguments."""
+        return vars(self).keys()
+
+    def items(self) -> ItemsView[str, Any]:
+        """Return names and values."""
+        return vars(self).items()
+
+
+def arguments(given: Mapping[str, Any], *things: Any, known: Mapping[str, Any] | None = None) -> Any:
+    """Return the program's own arguments for a parameter ``args``, ``config`` or the like.
+
+    They are the defaults of the argparse options in the file. Without such options, it is the default of the parameter,
+    or the object of its name at the top level of the module, such as ``config = {"lr": 0.1}``.
 
     Args:
         given: what ``--args`` says.
-        things: functions and classes of the program; the defaults of the argparse options in their files are used.
+        things: functions and classes of the program.
+        known: what the program may be told beside them; an object of its own goes without.
     """
     values: dict[str, Any] = {}
     for thing in things:
         file = _source_of(thing)
         values |= {} if file is None else file.arguments
-    return argparse.Namespace(**{**values, **given})
+    own = None if values else next((own for own in map(_own_settings, things) if own is not None), None)
+    if own is None:
+        return Arguments(**{**values, **(known or {}), **given})
+    if given:
+        own = copy.copy(own)
+        for name, value in given.items():
+            if isinstance(own, MutableMapping):
+                own[name] = value
+            else:
+                setattr(own, name, value)
+    return own
+
+
+def _own_settings(thing: Any) -> Any:
+    """Return the default of a function's parameter for settings, or what the module has under the parameter's name."""
+    module = sys.modules.get(getattr(thing, "__module__", None) or "")
+    for name, parameter in parameters_of(thing).items() if callable(thing) else ():
+        if name.lower() in ARGUMENTS.split():
+            has_default = parameter.default is not parameter.empty
+            found = parameter.default if has_default else getattr(module, name, None)
+            if isinstance(found, Mapping) or not (found is None or callable(found) or isinstance(found, ModuleType)):
+                return found
+    return None
 
 
 def _source_of(thing: Any) -> ProgramFile | None:

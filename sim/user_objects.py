@@ -139,7 +139,7 @@ def _variables_in(thing: Any, name: str, owned: bool) -> Iterable[Found]:
     kind, attributes = type(thing), getattr(thing, "__dict__", None)
     if type(attributes) is not dict or kind.__module__ == "logging":  # loggers note what they were asked
         return []
-    if kind in _NAMESPACES:
+    if issubclass(kind, _NAMESPACES):
         return _entries(attributes, name, owned=True)
     return _entries(attributes, name_of(kind), owned=is_own(kind.__module__))
 

@@ -20,6 +20,7 @@ from sim.config.run_config import RunConfig
 from sim.data.load_dataset import load_dataset
 from sim.errors import ConfigError, PluginError
 from sim.simulation import simulate
+from sim.user_code import arguments
 
 CPU = torch.device("cpu")
 
@@ -231,3 +232,24 @@ def test_a_client_that_returns_its_best_copy_sends_it(tmp_path: Path, capsys: py
         ConfigError, match=r"^--eval-share 0: must be above 0, because --train .*train takes val_loader$"
     ):
         simulate(replace(config, eval_share=0.0), model=lambda: nn.Linear(2, 2), load_data=load_data, train=train)
+
+
+SETTINGS = {"lr": 0.5, "layers": 2}
+config = SETTINGS
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, SETTINGS), ({"lr": 2.0}, {"lr": 2.0, "layers": 2})])
+def test_settings_at_the_top_level_of_a_module(given: dict[str, float], expected: dict[str, float]) -> None:
+    """As ``config = {"lr": 0.1}`` beside ``train(net, loader, config)``."""
+
+    def train(net: Any, loader: Any, config: Any) -> Any: ...
+    def other(net: Any, loader: Any, cfg: Any) -> Any: ...
+    def with_default(net: Any, loader: Any, cfg: Any = SETTINGS) -> Any: ...
+
+    assert arguments(given, train) == arguments(given, with_default) == expected
+    assert (arguments(given, train) is config) == (not given)
+    assert config["lr"] == 0.5
+    without = arguments(given, other)
+    assert dict(without) == vars(without) == given
+    assert without.get("lr", 1.0) == given.get("lr", 1.0)
+    assert "layers" not in without

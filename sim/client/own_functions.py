@@ -280,7 +280,8 @@ class OwnTest:
                 + (
                     "a number 0–100 is expected"
                     if self.in_percent
-                    else "a fraction 0–1 is expected; --accuracy-in-percent is for a test that returns percent"
+                    else "a fraction 0–1 is expected; --accuracy-in-percent is for a test that returns percent, and a "
+                    'loss is returned as {"loss": …}'
                 )
             )
         return value

@@ -7,8 +7,8 @@ that executes clients owns the runtime: there is no runtime that belongs to a wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -25,6 +25,7 @@ from sim import user_code
 from sim.algorithms.by_name import AlgorithmSpec
 from sim.client.algorithm_client import AlgorithmClient
 from sim.client.flower_program import FlowerRuntime, FlowerSpec
+from sim.client.own_files import own_folder
 from sim.client.own_functions import BuiltInTest, BuiltInTrain, OwnTest, OwnTrain
 from sim.client.own_returns import OwnReturnError
 from sim.client.torch_client import TorchClient
@@ -70,6 +71,7 @@ class ClientSpec:
         states_folder: where clients keep what they need again; None for in this process.
         flipped_clients: those that train on class C − 1 − c instead of c, see ``sim.server.attacks``.
         compression: of what clients send.
+        own_files: what ``train`` and ``test`` write into the current folder, of which each client has its own.
     """
 
     data: DataSource
@@ -97,6 +99,7 @@ class ClientSpec:
     states_folder: Path | None = None
     flipped_clients: frozenset[int] = frozenset()
     compression: Compression = field(default_factory=Compression)
+    own_files: tuple[str, ...] = ()
 
     def open(self) -> ClientRuntime:
         """Set up in this process what the spec names."""
@@ -230,14 +233,14 @@ class ClientRuntime:
         if spec.train is not None:
             function = user_code.load(spec.train, "--train")
             place = f"--train {user_code.shown_name(spec.train)}"
-            self.train = OwnTrain(function, place, self.loss, user_code.namespace(spec.args, function))
+            self.train = OwnTrain(function, place, self.loss, user_code.arguments(spec.args, function))
         if spec.test is not None:
             function = user_code.load(spec.test, "--test")
             self.test = OwnTest(
                 function,
                 f"--test {user_code.shown_name(spec.test)}",
                 self.loss,
-                user_code.namespace(spec.args, function),
+                user_code.arguments(spec.args, function),
                 "accuracy" if self.dataset.has_classes else "score",
                 spec.accuracy_in_percent,
                 built_in_test,
@@ -247,7 +250,8 @@ class ClientRuntime:
         self.states: ClientStates = states_in(spec.states_folder)
         if self.has_user_code:
             splits = self.dataset.train, self.dataset.test
-            OF_THIS_PROCESS.renew(self.train, self.test, self.loss, self.client_class, *splits)
+            settings = [own.args for own in (self.train, self.test) if isinstance(own, OwnTrain | OwnTest)]
+            OF_THIS_PROCESS.renew(self.train, self.test, self.loss, self.client_class, *settings, *splits)
         # After the imports, because a module is imported once in a process, but several runtimes may be made in it.
         torch.set_num_threads(spec.torch_threads)
 
@@ -329,8 +333,15 @@ class ClientRuntime:
         return {}
 
     def isolated(self, stream: np.random.SeedSequence) -> AbstractContextManager[None]:
-        """Let the block find the process as the first client would, if user code may change it."""
-        return isolated(stream) if self.has_user_code else nullcontext()
+        """Let the block, a client, find the process as the first client would, if user code may change it."""
+        if not self.has_user_code:
+            return nullcontext()
+        return self._in_own_folder(stream) if self.spec.own_files else isolated(stream)
+
+    @contextmanager
+    def _in_own_folder(self, stream: np.random.SeedSequence) -> Iterator[None]:
+        with own_folder(self.spec.own_files), isolated(stream):
+            yield
 
     def reset_net(self) -> None:
         """Put the modules of the first net into the mode in which it was made, and drop its gradients."""
@@ -413,7 +424,7 @@ class ClientRuntime:
         if isinstance(self.test, BuiltInTest) and not self.has_user_code:
             return self.test.sums(self.net, loader, self.device)
         try:
-            with self.isolated(stream):
+            with isolated(stream) if self.has_user_code else nullcontext():
                 if isinstance(self.test, BuiltInTest):
                     return self.test.sums(self.net, loader, self.device)
                 loss, metrics = self.test(self.net, loader, self.device)

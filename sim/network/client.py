@@ -187,7 +187,7 @@ def join(config: RunConfig, options: ClientOptions) -> int:
     # The probe connected directly, so gRPC must not use a proxy either.
     os.environ["no_grpc_proxy"] = options.host  # noqa: SIM112 - the spelling that gRPC reads
     with notes(), quiet("flwr", show=config.verbose):
-        say(found)
+        say(found.notes)
         try:
             start_client(server_address=options.address, client=client, root_certificates=authority)
         except (grpc.RpcError, StopIteration) as error:

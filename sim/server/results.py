@@ -16,6 +16,11 @@ from sim.engine.aggregation import WeightedSum
 from sim.engine.interface import ClientResult
 from sim.run_folder.records import ClientRecord, MetricRecord, Phase
 
+NOTHING_TRAINED = (
+    "note: round 1 has left the weights as they were; train must change the model that it is given, which an optimizer "
+    "made elsewhere, over another model, does not"
+)
+
 
 @dataclass
 class PhaseResults:

@@ -40,6 +40,7 @@ from sim.server.message_to_fit_ins import MessagesToClients
 from sim.server.prepared_run import Prepared
 from sim.server.privacy import Privacy
 from sim.server.results import (
+    NOTHING_TRAINED,
     PhaseResults,
     bytes_of,
     client_quantiles,
@@ -413,6 +414,8 @@ class RoundServer:
                     self._clock.observe(server_round, trained.schedule, succeeded)
             if weights is not None:
                 weights = self._stepped(weights)
+                if server_round == 1 and self._layout.is_untrained(self._weights, weights):
+                    logging.getLogger("sim").warning(NOTHING_TRAINED)
             if weights is not None or not self._adapter.may_skip:
                 self._accept(weights, server_round)
         if self._asynchronous is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from flwr.common import Context, NDArrays, RecordDict, Scalar
 from torch import nn
 
 from sim import user_code
+from sim.client.own_files import noted
 from sim.client.own_functions import BuiltInTest, OwnTest, OwnTrain
 from sim.client.own_returns import OwnReturnError
 from sim.client.runtime import ClientRuntime, ClientSpec, loss_of, metrics_of
@@ -31,23 +33,38 @@ from sim.training.weights import set_weights
 from sim.user_variables import OF_THIS_PROCESS, isolated
 
 
+class Tried(NamedTuple):
+    """What the dry run has shown.
+
+    Attributes:
+        notes: what the user should know, one line each.
+        files: what ``train`` and ``test`` have written into the current folder, relative to it.
+    """
+
+    notes: list[str]
+    files: tuple[str, ...] = ()
+
+
 def check_user_code(
-    spec: ClientSpec, weights: NDArrays, fit_settings: dict[str, Scalar], strategy: Any = None
-) -> list[str]:
+    spec: ClientSpec,
+    weights: NDArrays,
+    fit_settings: dict[str, Scalar],
+    strategy: Any = None,
+    *,
+    results_dir: str | Path = "results",
+) -> Tried:
     """Call the user's ``train``, ``test`` and client once; the built-in ones are known to work.
 
     Args:
         fit_settings: what ``FitIns.config`` will carry.
         strategy: may send a ``proximal_mu``, which ``train`` then has to accept.
-
-    Returns:
-        What the user should know, one line each.
+        results_dir: in which other runs may write meanwhile.
 
     Raises:
         PluginError: one of them raises or returns the wrong thing.
     """
     if spec.train is None and spec.test is None and spec.client is None:
-        return []
+        return Tried([])
     made: list[Any] = []
     notes: list[str] = []
 
@@ -65,16 +82,17 @@ def check_user_code(
     runtime = worker.torch_runtime  # what a module sets when it is imported is part of the program, and stays
     proximal_mu: Any = getattr(strategy, "proximal_mu", fit_settings.get("proximal_mu", 0.0))
     with seeded(0, Purpose.TEST) as stream, isolated(stream, log=False):
-        if spec.train is not None:
-            notes += _check_train(runtime, user_code.shown_name(spec.train), fit_settings, proximal_mu)
-            set_weights(runtime.net, weights)
-        if spec.test is not None:
-            notes += _check_test(runtime, user_code.shown_name(spec.test))
+        with noted(Path.cwd(), Path(results_dir).absolute()) as files:
+            if spec.train is not None:
+                notes += _check_train(runtime, user_code.shown_name(spec.train), fit_settings, proximal_mu)
+                set_weights(runtime.net, weights)
+            if spec.test is not None:
+                notes += _check_test(runtime, user_code.shown_name(spec.test))
         if spec.client is not None:
             task = Task(0, {**fit_settings, "server_round": 0, "local_epochs": 1})
             (result,) = worker.run(Chunk("fit", 0, [task], weights, summed=False)).results
             _check_client(user_code.shown_name(spec.client), made, result)
-    return [*notes, *OF_THIS_PROCESS.notes]
+    return Tried([*notes, *OF_THIS_PROCESS.notes], tuple(files))
 
 
 def check_algorithm(spec: ClientSpec, received: NDArrays, fit_settings: dict[str, Scalar]) -> set[str]:
@@ -174,21 +192,24 @@ def _some_examples(runtime: ClientRuntime) -> Any:
 
 @torch.no_grad()
 def _as_predicted(runtime: ClientRuntime) -> Any:
-    """Return two examples labelled as the net predicts: its accuracy on them is 1, or 100 where percent are meant."""
+    """Return two examples labelled as the net predicts: its accuracy on them is 1, or 100 where percent are meant.
+
+    None where labels are no classes, or outputs are not one number per class.
+    """
     train = runtime.dataset.train
     is_list = isinstance(train, Columns) and isinstance(train.batch, list) and len(train.batch) == 2
     if not (isinstance(train, Examples) or (is_list and train.labels is not None)):
-        return _some_examples(runtime)
+        return None
     inputs, target = next(iter(_some_examples(runtime)))
     try:
         with evaluating(runtime.net):
             labels = runtime.net(inputs).argmax(1).cpu().numpy()
     except Exception:  # noqa: BLE001 - its outputs are the program's own affair
-        return _some_examples(runtime)
+        return None
     if isinstance(train, Examples):
         return runtime.batches(Examples(train.images[:2], labels), None, 2, shuffle=False)
     if target.dtype.is_floating_point or labels.shape != tuple(target.shape):
-        return _some_examples(runtime)
+        return None
     columns = Columns([inputs.cpu().numpy(), labels.astype(target.cpu().numpy().dtype)])
     return ExampleLoader(ResidentColumns(columns, runtime.device), None, 2, training=False)
 
@@ -218,15 +239,24 @@ def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scal
 
 def _check_test(runtime: ClientRuntime, name: str) -> list[str]:
     test: OwnTest = runtime.test
+    predicted = _as_predicted(runtime)
+    loader = _some_examples(runtime) if predicted is None else predicted
     try:
-        returned = test.call_once(runtime.net, _as_predicted(runtime), runtime.device)
+        returned = test.call_once(runtime.net, loader, runtime.device)
     except OwnReturnError as error:
         raise PluginError(f"--test {name}: {str(error).removeprefix('test ')}") from error
     except PluginError:
         raise
     except (Exception, SystemExit) as error:
         raise PluginError(f"--test {name}: raised {described(error)}") from error
-    return [f"--test {name}: {note}" for note in returned.notes]
+    notes = list(returned.notes)
+    accuracy = returned.metrics.get("accuracy", 1.0)
+    if predicted is not None and not math.isclose(accuracy, 1.0):
+        notes.append(
+            f"its accuracy is {accuracy:g} for two examples of the classes that the model predicts, where it should be "
+            '1; a loss is returned as {"loss": …}, and beside an accuracy as (loss, accuracy)'
+        )
+    return [f"--test {name}: {note}" for note in notes]
 
 
 def _check_client(name: str, made: list[Any], result: ClientResult) -> None:

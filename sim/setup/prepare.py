@@ -43,6 +43,7 @@ from sim.training import local, models
 from sim.training.losses import METRICS
 from sim.training.vectorized import Member, Trainer, drawn
 from sim.training.weights import WeightLayout, get_weights
+from sim.user_variables import some
 
 # What pays on a CPU: rounds of logistic regression with 100 clients of 50 gray images of 28 × 28 took 0.8 s one after
 # another and 0.2 s in groups of 25, those of Mlp became slower. scripts/bench.sh --only tiny compares the two in turn.
@@ -98,10 +99,14 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     settings = fit_settings(config, 1)
     if config.is_asynchronous:
         settings.update(rule_of(config).client_settings)
-    found = [
-        *dry_run.check_user_code(spec, initial_weights, settings, built.strategy),
-        *_algorithm_notes(config, spec, built, initial_weights),
-    ]
+    tried = dry_run.check_user_code(spec, initial_weights, settings, built.strategy, results_dir=config.results_dir)
+    spec = replace(spec, own_files=() if alone else tried.files)
+    if tried.files and not alone:
+        tried.notes.append(
+            f"train or test writes {some(tried.files)} into the current folder; each client does so in a folder of its "
+            "own, which is removed after it"
+        )
+    found = [*tried.notes, *_algorithm_notes(config, spec, built, initial_weights)]
     if config.dp and layout.has_running_statistics:
         raise ConfigError(
             f"--dp {config.dp}: {config.model} keeps running statistics of the clients' data, to which no noise is "

@@ -302,7 +302,7 @@ def maker(
         user_code.check_arguments(factory, given, set(), "--model-args", name)
     offered = {role: value for role, value in facts.offered().items() if role not in {ROLES.get(k) for k in given}}
     known = {each: value for role, value in offered.items() for each in names_of(role)}
-    offered["args"] = user_code.namespace({**known, **(args or {}), **given}, factory)
+    offered["args"] = user_code.arguments({**(args or {}), **given}, factory, known=known)
     made = partial(factory, **given)
     binding = Binding.of(made if given else factory, offered, place)
     # What has a default of the program's own keeps it, but for what makes a model fit any data set.

@@ -72,6 +72,10 @@ class WeightLayout:
         """Positions of the arrays that are not trained: buffers and frozen parameters."""
         return frozenset(range(len(self.names))).difference(self.trained, self.tied)
 
+    def is_untrained(self, before: Weights, after: Weights) -> bool:
+        """Return whether no parameter that is trained has changed, but for the rounding of an average."""
+        return self.is_known and all(np.allclose(before[i], after[i], 1e-6, 1e-9) for i in self.trained)
+
     @property
     def has_running_statistics(self) -> bool:
         """Whether a layer such as BatchNorm keeps statistics of its inputs."""

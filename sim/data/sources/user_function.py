@@ -64,13 +64,20 @@ class ProgramData:
         return f"--dataset {name}"
 
     def loaded(self) -> Callable[..., Any]:
-        """Import the function.
+        """Import the function; data in variables of a module become one without parameters.
 
         Raises:
             PluginError: there is no such function.
         """
-        function: Callable[..., Any] = user_code.load(self.function, "--dataset")
-        return function
+        if not isinstance(self.function, str):
+            return self.function
+        module, _, names = self.function.partition(":")
+        first, *others = [
+            user_code.load(f"{module}:{name}", "--dataset", callable_only=False) for name in names.split(",")
+        ]
+        if others:
+            return lambda: (first, *others)
+        return first if callable(first) else lambda: first
 
     @property
     def is_partitioned(self) -> bool:
@@ -92,7 +99,7 @@ class ProgramData:
             DataError: it raised, or it returned something else.
         """
         binding = self._binding(clients=client_id is not None)
-        offered: dict[str, Any] = {"args": user_code.namespace(self.args, self.loaded())}
+        offered: dict[str, Any] = {"args": user_code.arguments(self.args, self.loaded())}
         if "seed" in binding.required:  # a seed of the program's own stays
             offered["seed"] = self.seed
         for role, value in (("data_dir", self.data_dir), ("batch_size", self.batch_size), ("client_id", client_id)):

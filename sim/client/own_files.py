@@ -1,0 +1,88 @@
+"""The files that the user's ``train`` and ``test`` write into the current folder, such as ``checkpoint.pt``.
+
+Clients in several processes would overwrite such a file for each other between writing and reading it. Each client
+therefore works in a folder of its own, in which it finds all other files of the current folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePath
+
+_MOST_ENTRIES = 5000  # of a folder and those in it that are looked at, those at the top first
+_State = tuple[int, int, int]
+
+
+@contextmanager
+def noted(folder: Path, but: Path) -> Iterator[list[str]]:
+    """Give a list that holds, after the block, the files in a folder that were written in it, relative to the folder.
+
+    Args:
+        but: a folder in which other processes may write.
+    """
+    before = _states(folder, but)
+    names: list[str] = []
+    yield names
+    names += [name for name, state in _states(folder, but).items() if before.get(name) != state]
+
+
+def _states(folder: Path, but: Path) -> dict[str, _State]:
+    streams = {_inode_of_stream(number) for number in (1, 2)}  # which may be redirected into the folder
+    found: dict[str, _State] = {}
+    pending, count = deque([folder]), 0
+    while pending and count < _MOST_ENTRIES:
+        with suppress(OSError), os.scandir(pending.popleft()) as entries:
+            for entry in entries:
+                count += 1
+                if entry.is_dir(follow_symlinks=False):
+                    if not (entry.name.startswith((".", "__")) or Path(entry.path) == but):
+                        pending.append(Path(entry.path))
+                    continue
+                state = entry.stat()
+                if state.st_ino not in streams:
+                    found[os.path.relpath(entry.path, folder)] = state.st_mtime_ns, state.st_size, state.st_ino
+    return found
+
+
+def _inode_of_stream(number: int) -> int:
+    try:
+        return os.fstat(number).st_ino
+    except OSError:
+        return 0
+
+
+@contextmanager
+def own_folder(names: Sequence[str]) -> Iterator[None]:
+    """Let the block work in a new folder with links to what is in the current one, but for files of these names.
+
+    The new folder is removed after the block.
+    """
+    before = Path.cwd()
+    made = Path(tempfile.mkdtemp(prefix="sim-client-"))
+    try:
+        _link(before, made, [PurePath(name).parts for name in names])
+        os.chdir(made)
+        yield
+    finally:
+        os.chdir(before)
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _link(source: Path, target: Path, names: Sequence[tuple[str, ...]]) -> None:
+    """Link what is in a folder, but for files of these names, of which the folders are made anew."""
+    inner: dict[str, list[tuple[str, ...]]] = {}
+    for first, *others in names:
+        inner.setdefault(first, []).append(tuple(others))
+    with os.scandir(source) as entries:
+        for entry in entries:
+            rest = [each for each in inner.get(entry.name, []) if each]
+            if entry.name not in inner:
+                (target / entry.name).symlink_to(entry.path)
+            elif rest:
+                (target / entry.name).mkdir()
+                _link(Path(entry.path), target / entry.name, rest)
