@@ -58,10 +58,10 @@ class ProgramFile:
         Data in two variables are both names, with a comma between them.
         """
         found = {part: next((name for name in names if name in self.names), None) for part, names in PARTS.items()}
+        if found["model"] is None:  # a variable first, since its class may take arguments
+            found["model"] = next((name for name in _MODELS if name in self.variables), None)
         if found["model"] is None and len(self.modules) == 1:
             (found["model"],) = self.modules
-        if found["model"] is None:
-            found["model"] = next((name for name in _MODELS if name in self.variables), None)
         if found["dataset"] is None:
             found["dataset"] = self._data_in_variables()
         return {part: name for part, name in found.items() if name is not None}

@@ -1,0 +1,158 @@
+"""Programs in the forms that people write: data and models in variables, files written in train, a global optimizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from sim.client.own_files import noted, own_folder
+from sim.config.run_config import RunConfig
+from sim.program_file import read
+from sim.run_folder.folder import Run
+from sim.simulation import simulate
+from tests.conftest import sha256
+
+DATA = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset, random_split
+
+x = torch.linspace(-1, 1, 240).reshape(60, 4)
+data = TensorDataset(x, (x.sum(1) > 0).long())
+trainset, testset = random_split(data, [48, 12])
+trainloader, testloader = DataLoader(trainset, 4, shuffle=True), DataLoader(testset, 12)
+"""
+
+MODEL = """
+from parts import *
+
+class Block(nn.Sequential):
+    pass
+
+class Deep(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.layers = Block(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 2))
+
+    def forward(self, x):
+        return self.layers(x)
+
+net = Deep(8)
+criterion = nn.CrossEntropyLoss()
+optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+"""
+
+EARLY_STOPPING = """
+def train(net, trainloader, epochs):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+    best = float("inf")
+    for _ in range(epochs):
+        for x, y in trainloader:
+            optimizer.zero_grad()
+            loss = criterion(net(x), y)
+            loss.backward()
+            optimizer.step()
+        if loss.item() < best:
+            best = loss.item()
+            torch.save(net.state_dict(), "checkpoint.pt")
+    net.load_state_dict(torch.load("checkpoint.pt"))
+    return best
+"""
+
+GLOBAL_OPTIMIZER = """
+def train_loop(net, trainloader):
+    for x, y in trainloader:
+        optimizer.zero_grad()
+        criterion(net(x), y).backward()
+        optimizer.step()
+
+def test_loop(net, testloader):
+    with torch.no_grad():
+        return sum(criterion(net(x), y).item() / 9 for x, y in testloader)
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None, request: Any) -> str:
+    """A file of the current folder, which is a new one; its other part is found by ``import *``."""
+    monkeypatch.chdir(tmp_path)
+    name = f"forms_{request.node.name.partition('[')[0]}"
+    (tmp_path / f"data_of_{name}.py").write_text(DATA)
+    (tmp_path / f"{name}.py").write_text(MODEL.replace("parts", f"data_of_{name}"))
+    return f"{name}.py"
+
+
+def extended(program: str, text: str) -> str:
+    with Path(program).open("a") as file:
+        file.write(text)
+    return program
+
+
+def run(program: str, engine: str = "inline", **settings: Any) -> Run:
+    config = RunConfig(
+        program=program, num_clients=6, clients_per_round=6, num_rounds=2, local_epochs=2, engine=engine, **settings
+    )
+    return simulate(config, ray_init_args={"num_cpus": 2})
+
+
+def test_what_a_file_has(program: str) -> None:
+    module = program.removesuffix(".py")
+    found = read(Path(extended(program, EARLY_STOPPING)).resolve())
+    assert found is not None
+    assert found.parts() == {"dataset": "trainloader,testloader", "model": "net", "train": "train"}
+    config = RunConfig(program=program)
+    assert (config.dataset, config.model) == (f"{module}:trainloader,testloader", f"{module}:net")
+    Path("circle.py").write_text("from circle_of import *\nmodel = 1\ndataloaders = {}")
+    Path("circle_of.py").write_text("from circle import *\ndef fit(): ...")
+    circle = read(Path("circle.py").resolve())
+    assert circle is not None
+    assert circle.parts() == {"dataset": "dataloaders", "model": "model", "train": "fit"}
+
+
+@pytest.mark.ray
+def test_clients_read_the_files_that_they_have_written(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also what is drawn while the file is imported, here the split of the data, is the same in each process."""
+    Path("checkpoint.pt").write_bytes(b"of the user")
+    extended(program, EARLY_STOPPING)
+    runs = [run(program, data_form="items"), run(program, "ray", num_cpus=1, data_form="items")]
+    assert len({sha256(each.model_path) for each in runs}) == 1
+    assert runs[1].clients().actor.nunique() == 2
+    assert "note: train or test writes checkpoint.pt into the current folder; each" in capsys.readouterr().err
+
+
+def test_a_global_optimizer_and_a_loss_for_an_accuracy_are_said(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished = run(extended(program, GLOBAL_OPTIMIZER))
+    printed = capsys.readouterr().err
+    assert "note: round 1 has left the weights as they were; train must change the model that it is given" in printed
+    assert "for two examples of the classes that the model predicts, where it should be 1; a loss is" in printed
+    assert finished.rounds().test_loss.nunique() <= 1
+    assert set(load_file(finished.model_path)) == {f"layers.{i}.{name}" for i in (0, 2) for name in ("weight", "bias")}
+
+
+def test_a_folder_of_ones_own_has_all_files_but_those_that_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "old").mkdir(parents=True)
+    (tmp_path / "results").mkdir()
+    for name in ("data.csv", "best.pt", "models/last.pt", "models/first.pt"):
+        (tmp_path / name).write_text("before")
+    with noted(tmp_path, tmp_path / "results") as names:
+        for name in ("best.pt", "models/last.pt", "models/old/new.pt", "results/table.csv"):
+            (tmp_path / name).write_text("written")
+    assert sorted(names) == ["best.pt", "models/last.pt", "models/old/new.pt"]
+    with own_folder(names):
+        assert Path.cwd() != tmp_path
+        assert Path("data.csv").read_text() == Path("models/first.pt").read_text() == "before"
+        assert not Path("best.pt").exists()
+        for name in names:
+            Path(name).write_text("of a client")
+        inner = Path.cwd()
+    assert Path.cwd() == tmp_path
+    assert not inner.exists()
+    assert {(tmp_path / name).read_text() for name in names} == {"written"}
