@@ -208,8 +208,8 @@ def _how_found(names: Sequence[str]) -> str:
 
 def _how_left(names: Sequence[str]) -> str:
     return (
-        f"clients keep in {some(names)} what is not put back, as only numbers and texts are; results that depend on it "
-        "differ with the number of processes"
+        f"clients keep in {some(names)} what is not put back, as only numbers and texts are; a cache of data is fine "
+        "there, but results that depend on the clients before differ with the number of processes"
     )
 
 

@@ -92,7 +92,9 @@ def test_another_model_that_train_returns_is_not_used() -> None:
 
 
 def test_a_generator_has_trained_nothing() -> None:
-    with pytest.raises(OwnReturnError, match=r"^train returned a generator, which has trained nothing$"):
+    with pytest.raises(
+        OwnReturnError, match=r"^train returned a generator, which has trained nothing; let it return, not yield$"
+    ):
         of_train((loss for loss in [0.5]), made(0))
 
 

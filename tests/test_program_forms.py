@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from sim.client.own_files import noted, own_folder
 from sim.config.run_config import RunConfig
+from sim.errors import PluginError
 from sim.program_file import read
 from sim.run_folder.folder import Run
 from sim.simulation import simulate
@@ -156,3 +157,13 @@ def test_a_folder_of_ones_own_has_all_files_but_those_that_are_written(
     assert Path.cwd() == tmp_path
     assert not inner.exists()
     assert {(tmp_path / name).read_text() for name in names} == {"written"}
+
+
+def test_a_program_without_data_is_told_what_it_was_tried_on(program: str) -> None:
+    text = "import torch\ndef train(net, trainloader):\n    for x, y in trainloader:\n        net(x.reshape(-1, 7))\n"
+    Path("no_data.py").write_text(text)
+    message = (
+        r"^--train no_data:train: raised RuntimeError: .* \(with --dataset digits, because no_data.py has no load_data"
+    )
+    with pytest.raises(PluginError, match=message):
+        run("no_data.py")

@@ -93,7 +93,8 @@ def test_each_client_finds_plain_variables_as_they_were_at_first(module: Any) ->
         "clients change of_the_user.step, of_the_user.name, of_the_user.limits and 10 more, which each of them finds "
         "as it was at first",
         "clients keep in of_the_user.ready, of_the_user.cache what is not put back, as only numbers and texts are; "
-        "results that depend on it differ with the number of processes",
+        "a cache of data is fine there, but results that depend on the clients before differ with the number of "
+        "processes",
     ]
 
 

@@ -58,10 +58,14 @@ class OwnTrain:
         roles = ("net", *examples, VALIDATION, "epochs", "epoch", "device", "criterion", "scheduler", "args")
         binding = Binding.of(self.function, (*roles, *_SETTINGS), self.place, needed=[("net",), examples])
         if not binding.takes("net") and not binding.open_ended:
-            raise PluginError(f"{self.place}: has no parameter for the model, such as net or model")
+            raise PluginError(
+                f"{self.place}: has no parameter for the model, such as net or model; a variable of the module would "
+                "be the same net for all clients"
+            )
         if not any(map(binding.takes, examples)) and not binding.open_ended:
             raise PluginError(
-                f"{self.place}: has no parameter for the examples of a client, such as loader or train_loader"
+                f"{self.place}: has no parameter for the examples of a client, such as loader or train_loader; a "
+                "variable of the module would be the examples of all clients"
             )
         return binding
 

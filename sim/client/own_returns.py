@@ -51,7 +51,9 @@ def of_train(returned: Any, net: nn.Module) -> Returned:
         OwnReturnError: it is a generator, which trains nothing until somebody asks for its elements.
     """
     if inspect.isgenerator(returned) or inspect.isawaitable(returned) or inspect.isasyncgen(returned):
-        raise OwnReturnError(f"train returned a {type(returned).__name__}, which has trained nothing")
+        raise OwnReturnError(
+            f"train returned a {type(returned).__name__}, which has trained nothing; let it return, not yield"
+        )
     parts = list(returned) if isinstance(returned, tuple) else [returned]
     others = [part for part in parts if not _put_weights(part, net)]
     if len(others) == 2 and None not in (numbers := [scalar(part) for part in others]):

@@ -6,6 +6,8 @@ Everything that can be wrong is found here. Nothing is started, and nothing is w
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +33,7 @@ from sim.data.defaults import decided
 from sim.data.load_dataset import Dataset, Examples, load_dataset
 from sim.data.loaders import example_batch, takes_noise
 from sim.data.partition import Partition
-from sim.errors import ConfigError, RunError
+from sim.errors import ConfigError, PluginError, RunError
 from sim.metrics import configured
 from sim.server import attacks, strategy
 from sim.server.async_rules import rule_of
@@ -83,8 +85,9 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     spec = replace(spec, **{name: value for name, value in given.items() if value is not None})
     spec = replace(spec, metrics=tuple(_of_script(name) for name in spec.metrics))
     torch.set_num_threads(config.torch_threads)
-    net = build_net(spec, dataset)
-    dry_run.check_fit_of(spec, dataset, net)
+    with _naming_built_in_data(config):
+        net = build_net(spec, dataset)
+        dry_run.check_fit_of(spec, dataset, net)
     initial_weights, layout = get_weights(net), WeightLayout.of(net)
     spec = replace(spec, algorithm=_algorithm(config, net))
     if spec.algorithm is not None:
@@ -99,7 +102,8 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     settings = fit_settings(config, 1)
     if config.is_asynchronous:
         settings.update(rule_of(config).client_settings)
-    tried = dry_run.check_user_code(spec, initial_weights, settings, built.strategy, results_dir=config.results_dir)
+    with _naming_built_in_data(config):
+        tried = dry_run.check_user_code(spec, initial_weights, settings, built.strategy, results_dir=config.results_dir)
     spec = replace(spec, own_files=() if alone else tried.files)
     if tried.files and not alone:
         tried.notes.append(
@@ -114,6 +118,20 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
         )
     prepared = Prepared(config, dataset, assigned, spec, initial_weights, layout, built, objects, notes=tuple(found))
     return with_devices(prepared)
+
+
+@contextmanager
+def _naming_built_in_data(config: RunConfig) -> Iterator[None]:
+    """Let the error of a program say that it was tried on built-in data, because its own were not found."""
+    try:
+        yield
+    except PluginError as error:
+        if config.program is None or ":" in config.dataset:
+            raise
+        raise PluginError(
+            f"{error} (with --dataset {config.dataset}, because {config.program} has no load_data, trainloader or the "
+            "like)"
+        ) from error
 
 
 def _of_script(metric: str) -> Any:
