@@ -6,12 +6,13 @@ Programs call the same things by different names: ``net`` or ``model``, ``trainl
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sim.errors import PluginError
-from sim.user_code import ARGUMENTS, Arguments, parameters_of
+from sim.user_code import ARGUMENTS, parameters_of
 
 # Role → the names that parameters with this role have, in lower case.
 _NAMES: dict[str, str] = {
@@ -134,8 +135,8 @@ class Binding:
             if (
                 role == "args"
                 and parameter.default is not parameter.empty
-                and isinstance(offered[role], Arguments)
-                and not len(offered[role])
+                and isinstance(offered[role], argparse.Namespace)
+                and not vars(offered[role])
             ):
                 continue  # the program's own settings, where none were given
             if parameter.kind is parameter.POSITIONAL_ONLY:
