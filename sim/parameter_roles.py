@@ -25,6 +25,8 @@ _NAMES: dict[str, str] = {
         "val_data_loader train_batches batches"
     ),
     "loaders": "dataloaders loaders data_loaders dataloader_dict dataloaders_dict loaders_dict",
+    "inputs": "x x_train train_x xs x_test test_x inputs features",
+    "targets": "y y_train train_y ys y_test test_y targets labels",
     "epochs": "epochs local_epochs num_epochs n_epochs max_epochs nb_epochs",
     "epoch": "epoch epoch_index epoch_number current_epoch",
     "device": "device dev",

@@ -255,3 +255,38 @@ def test_settings_at_the_top_level_of_a_module(given: dict[str, float], expected
     assert dict(without) == vars(without) == given
     assert without.get("lr", 1.0) == given.get("lr", 1.0)
     assert "layers" not in without
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_functions_that_take_all_examples_at_once(tmp_path: Path) -> None:
+    """As in notebooks about tables: ``train(model, X_train, y_train)``, here one step of gradient descent per epoch."""
+    x = np.arange(40, dtype=np.float32).reshape(20, 2) / 40
+    y = x @ np.array([[2.0], [-1.0]], np.float32)
+
+    def load_data() -> Any:
+        return x, x[:4], y, y[:4]
+
+    def train(model: Any, X_train: Any, y_train: Any, epochs: int) -> None:  # noqa: N803
+        for _ in range(epochs):
+            loss = ((model(X_train) - y_train) ** 2).mean()
+            model.weight.data -= 0.1 * torch.autograd.grad(loss, model.weight)[0]
+
+    def test(model: Any, X_test: Any, y_test: Any) -> Any:  # noqa: N803
+        return {"loss": ((model(X_test) - y_test) ** 2).mean().item()}
+
+    def model() -> nn.Module:
+        net = nn.Linear(2, 1, bias=False)
+        nn.init.zeros_(net.weight)
+        return net
+
+    config = RunConfig(
+        num_clients=1, clients_per_round=1, num_rounds=1, local_epochs=2, partitioner="iid", engine="inline",
+        results_dir=str(tmp_path),
+    )  # fmt: skip
+    run = simulate(config, model=model, load_data=load_data, train=train, test=test)
+    weight = np.zeros((2, 1), np.float64)
+    for _ in range(2):
+        weight -= 0.1 * 2 * x.T @ (x @ weight - y) / len(x)
+    assert np.allclose(load_file(run.model_path)["weight"], weight.T, atol=1e-6)
+    with pytest.raises(PluginError, match="takes all examples at once, so that --max-local-steps would be"):
+        simulate(replace(config, max_local_steps=1), model=model, load_data=load_data, train=train, test=test)

@@ -54,8 +54,8 @@ class OwnTrain:
         Raises:
             PluginError: one cannot be given, or it takes no model or no examples.
         """
-        examples = "loader", "loaders"
-        roles = ("net", *examples, VALIDATION, "epochs", "epoch", "device", "criterion", "scheduler", "args")
+        examples = "loader", "loaders", "inputs"
+        roles = ("net", *examples, "targets", VALIDATION, "epochs", "epoch", "device", "criterion", "scheduler", "args")
         binding = Binding.of(self.function, (*roles, *_SETTINGS), self.place, needed=[("net",), examples])
         if not binding.takes("net") and not binding.open_ended:
             raise PluginError(
@@ -133,6 +133,12 @@ class OwnTrain:
         unchanged = {role for role, value in _UNCHANGED.items() if settings.get(role) == value}
         settings = {k: v for k, v in settings.items() if k not in unchanged or k not in binding.defaults}
         offered = {"net": net, "loader": loader, "device": device, "args": self.args, **settings}
+        if binding.takes("inputs"):
+            if settings.get("max_steps"):
+                raise PluginError(
+                    f"{self.place}: takes all examples at once, so that --max-local-steps would be without effect"
+                )
+            offered |= _all_examples(loader, self.place)
         if self.validates is not None:
             kept = validation_loader if validation_loader is not None and len(validation_loader) else loader
             offered[VALIDATION] = kept
@@ -195,6 +201,14 @@ class OwnLoss:
         return mean if reduction == "mean" else mean * len(target)
 
 
+def _all_examples(loader: Any, place: str) -> dict[str, Any]:
+    """Return all examples of a loader in one batch, for a function that takes ``X`` and ``y``."""
+    batch = next(iter(loader.with_batch_size(max(1, loader.num_examples))))
+    if not (isinstance(batch, list | tuple) and len(batch) == 2):
+        raise PluginError(f"{place}: takes inputs and targets, but an example of these data is no pair of them")
+    return dict(zip(("inputs", "targets"), batch, strict=True))
+
+
 def make_optimizer(net: nn.Module, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
     """Make the optimizer that the settings describe, for a ``train`` that asks for one."""
     name = settings.get("optimizer") or "sgd"
@@ -242,7 +256,7 @@ class OwnTest:
         Raises:
             PluginError: one cannot be given.
         """
-        roles = "net", "loader", "device", "criterion", "args", "epoch"
+        roles = "net", "loader", "inputs", "targets", "device", "criterion", "args", "epoch"
         binding = Binding.of(self.function, roles, self.place, needed=[("net",)])
         if not binding.takes("net") and not binding.open_ended:
             raise PluginError(f"{self.place}: has no parameter for the model, such as net or model")
@@ -265,6 +279,8 @@ class OwnTest:
         """
         binding = self.binding
         offered = {"net": net, "loader": loader, "device": device, "args": self.args, "epoch": 0}
+        if binding.takes("inputs"):
+            offered |= _all_examples(loader, self.place)
         if binding.takes("criterion") and ("criterion" in binding.required or self.loss != "cross_entropy"):
             offered["criterion"] = criterion(self.loss).to(device)
         with _noting_output() as printed:
