@@ -133,6 +133,23 @@ def test_what_a_main_sends_is_executed_and_recorded(
     assert "without a message" not in capsys.readouterr().err
 
 
+def test_replies_come_in_the_order_of_the_clients_whatever_was_asked(tmp_path: Path) -> None:
+    """An app that asks with a set would get the order of this process."""
+    client_app, _ = _apps("query")
+    pulled = []
+
+    def main(grid: Any, context: Any) -> None:
+        nodes = [*reversed(list(grid.get_node_ids())), *grid.get_node_ids()]
+        ids = grid.push_messages([Message(RecordDict({"a": ArrayRecord()}), node, "query") for node in nodes])
+        replies = grid.pull_messages(sorted(ids, reverse=True))
+        pulled.extend((reply.metadata.src_node_id, reply.metadata.reply_to_message_id) for reply in replies)
+
+    server_app = ServerApp()
+    server_app.main()(main)
+    run_simulation(server_app, client_app, 3, results_dir=str(tmp_path), engine="inline")
+    assert pulled == [(2, "3"), (2, "4"), (3, "2"), (3, "5"), (4, "1"), (4, "6")]
+
+
 def test_a_client_manager_of_the_users_own_chooses(tmp_path: Path) -> None:
     class LastClients(SimpleClientManager):
         def sample(self, num_clients: int, *arguments: Any, **named: Any) -> list[Any]:

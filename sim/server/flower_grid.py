@@ -68,12 +68,17 @@ class EngineGrid(NodesGrid):
         return list(given)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to messages, each once."""
+        """Return the replies to messages, each once, in the order of the clients and then of the messages.
+
+        An app may ask with a set, whose order is another one in each process.
+        """
         with self._engine:
             with self._lock:
                 waiting, self._waiting = self._waiting, {}
             self._execute(waiting)
-        return [self._replies.pop(message_id) for message_id in message_ids if message_id in self._replies]
+        asked = {message_id: self._replies.pop(message_id) for message_id in message_ids if message_id in self._replies}
+        # A message id is the number of the message.
+        return [asked[key] for key in sorted(asked, key=lambda key: (asked[key].metadata.src_node_id, int(key)))]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and return their replies, in the order of the clients."""
