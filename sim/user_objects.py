@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _MOST_ELEMENTS = 1000  # of a container that is put back or looked into
-_MOST_LATER_ELEMENTS = 1_000_000  # of one that clients have filled
+MOST_LATER_ELEMENTS = 1_000_000  # of one that clients have filled
 _MOST_OBJECTS = 20_000  # looked into
 
 _HERE = str(Path(__file__).parent) + "/"
@@ -28,8 +28,8 @@ _NAMESPACES = (argparse.Namespace, types.SimpleNamespace)
 MISSING = object()  # what a variable holds that is no longer there
 
 
-class _NotPlainError(TypeError):
-    pass
+class NotPlainError(TypeError):
+    """A value is or holds something else than numbers, texts and containers, or too many of them."""
 
 
 class Value(NamedTuple):
@@ -45,10 +45,10 @@ class Value(NamedTuple):
     def filled(self) -> Any:
         """Return the object, after it was given its content."""
         if isinstance(self.held, list):
-            self.held[:] = _copied(self.copy, _MOST_LATER_ELEMENTS)
+            self.held[:] = copied(self.copy, MOST_LATER_ELEMENTS)
         elif isinstance(self.held, dict | set):
             self.held.clear()
-            self.held.update(_copied(self.copy, _MOST_LATER_ELEMENTS))
+            self.held.update(copied(self.copy, MOST_LATER_ELEMENTS))
         return self.held
 
 
@@ -70,22 +70,14 @@ class Variable:
         """Whether it held true or false at first."""
         return isinstance(self.initial.held, bool)
 
-    @classmethod
-    def of(cls, name: str, read: Callable[[], Any], write: Callable[[Any], object]) -> Variable | None:
-        """Return a variable with its present value; None if that is nothing plain."""
-        try:
-            return cls(name, read, write, Value(held := read(), _copied(held)))
-        except _NotPlainError:
-            return None
-
     def now(self) -> Value | None:
         """Return what it holds; None if that is nothing plain."""
         held = self.read()
         try:
             if held is self.initial.held and (isinstance(held, _SCALARS) or held == self.initial.copy):
                 return self.initial
-            return Value(held, _copied(held, _MOST_LATER_ELEMENTS))
-        except (_NotPlainError, ValueError, RuntimeError):  # arrays have no truth value
+            return Value(held, copied(held, MOST_LATER_ELEMENTS))
+        except (NotPlainError, ValueError, RuntimeError):  # arrays have no truth value
             return None
 
     def put(self, value: Value) -> None:
@@ -93,12 +85,6 @@ class Variable:
         now = None if self.is_flag else self.now()
         if now is not None and not now.is_as(value):
             self.write(value.filled())
-
-    def fill(self, content: Any) -> None:
-        """Let it hold a plain value; a container is the one that it held at first."""
-        held = self.initial.held
-        same = type(held) is type(content) and isinstance(held, list | dict | set)
-        self.write(Value(held if same else content, content).filled())
 
 
 class Found(NamedTuple):
@@ -121,8 +107,8 @@ def walk(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[tuple[Found, V
         found = pending.popleft()
         held = found.read()
         try:
-            yield found, Value(held, _copied(held))
-        except _NotPlainError:
+            yield found, Value(held, copied(held))
+        except NotPlainError:
             yield found, None
             if id(held) not in seen:
                 seen[id(held)] = held
@@ -215,6 +201,17 @@ def _constants(things: Iterable[Any], name: str, *, owned: bool) -> list[Found]:
     return [_constant(thing, name, owned=owned) for thing in things]
 
 
+def attributes_of(thing: Any) -> dict[str, Any]:
+    """Return the attributes that an object holds itself, also those that its class has slots for."""
+    slots = [name for kind in type(thing).__mro__ for name in _names_of_slots(vars(kind).get("__slots__", ()))]
+    values = {name: value for name in slots if (value := getattr(thing, name, MISSING)) is not MISSING}
+    return {**values, **getattr(thing, "__dict__", {})}
+
+
+def _names_of_slots(slots: Any) -> list[str]:
+    return [name for name in ([slots] if isinstance(slots, str) else slots) if not is_special(name)]
+
+
 def name_of(thing: Any) -> str:
     """Return the name of a function or class with its module."""
     return f"{thing.__module__}.{thing.__qualname__}"
@@ -244,6 +241,11 @@ def own_modules() -> list[types.ModuleType]:
     ]
 
 
+def is_own_kind(kind: type) -> bool:
+    """Return whether a class is the user's, or one whose objects hold nothing but the user's variables."""
+    return kind in _NAMESPACES or is_own(kind.__module__)
+
+
 def is_own(module_name: str) -> bool:
     """Return whether a module is the user's: neither this package, nor installed, nor Python's."""
     if module_name == "__main__" or module_name not in sys.modules:  # what comes by value from another process
@@ -258,11 +260,11 @@ def _is_library(file: str) -> bool:
     return file.startswith((_HERE, *_LIBRARIES)) or any(folder in file for folder in _LIBRARY_FOLDERS)
 
 
-def _copied(value: Any, most_elements: int = _MOST_ELEMENTS) -> Any:
+def copied(value: Any, most_elements: int = _MOST_ELEMENTS) -> Any:
     """Return a copy of a plain value.
 
     Raises:
-        _NotPlainError: it is or holds anything else than numbers, texts and containers, or too many of them.
+        NotPlainError: it is or holds anything else than numbers, texts and containers, or too many of them.
     """
     return _plain(value, [most_elements])
 
@@ -271,10 +273,10 @@ def _plain(value: Any, left: list[int]) -> Any:
     if value is None or value is MISSING or type(value) in (bool, *_SCALARS):
         return value
     if type(value) not in _CONTAINERS or len(value) > left[0]:
-        raise _NotPlainError
+        raise NotPlainError
     left[0] -= len(value)
     if isinstance(value, tuple) and any(isinstance(each, _CONTAINERS) for each in value):
-        raise _NotPlainError  # what these hold can be changed, while the tuple stays the same
+        raise NotPlainError  # what these hold can be changed, while the tuple stays the same
     if isinstance(value, dict):
         return {_plain(key, left): _plain(each, left) for key, each in value.items()}
     return type(value)([_plain(each, left) for each in value])

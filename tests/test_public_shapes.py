@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +210,8 @@ def test_a_strategy_that_comes_to_hold_what_no_checkpoint_keeps_runs_on(
         best: Any = None
 
         def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
-            self.best = Path("best.pt") if server_round == 2 else None
+            self.best = {"lock": threading.Lock(), "path": Path("best.pt")} if server_round == 2 else None
+            self.seen = object() if server_round == 2 else None
             return super().aggregate_fit(server_round, results, failures)
 
     class Adds(NumPyClient):
@@ -223,6 +225,5 @@ def test_a_strategy_that_comes_to_hold_what_no_checkpoint_keeps_runs_on(
     client_app = ClientApp(client_fn=lambda context: Adds().to_client())
     found = run_simulation(server_app, client_app, 2, results_dir=str(tmp_path), engine="inline")
     assert load_file(found.model_path)["array_0"].tolist() == [3.0]
-    assert "note: round 2: the strategy now holds best (PosixPath), which no checkpoint can keep" in (
-        capsys.readouterr().err
-    )
+    note = "the strategy now holds best.lock (lock), seen (object), which no checkpoint can keep"
+    assert f"note: this run cannot be resumed after round 1, because {note}\n" in capsys.readouterr().err

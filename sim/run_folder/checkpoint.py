@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from sim.errors import RunFolderError, StateError
-from sim.run_folder.encode_state import Arrays, Tree, decode, encode, pack_record, unpack_record
+from sim.run_folder.encode_state import Arrays, Decoder, Encoder, pack_record, unpack_record
 from sim.run_folder.folder import Run
+from sim.run_folder.torch_states import Tree
 
 Code = dict[str, tuple[str, str]]
 
@@ -68,6 +69,7 @@ class Checkpoint:
     states: dict[int, RecordDict] = field(default_factory=dict)
     tables: dict[str, tuple[int, str]] = field(default_factory=dict)
     variables: Tree = field(default_factory=dict)
+    _decoder: Decoder = field(init=False, repr=False, default_factory=lambda: Decoder({}))
 
     @classmethod
     def of(
@@ -92,8 +94,9 @@ class Checkpoint:
             StateError: the strategy or a variable holds a value that cannot be stored.
         """
         arrays: Arrays = {}
-        tree = encode(strategy, "strategy", arrays)
-        kept = encode(variables, "variables", arrays) if variables else {}
+        encoder = Encoder(arrays)  # of both, because a variable may hold what the strategy holds
+        tree = encoder.encode(strategy, "strategy")
+        kept = encoder.encode(variables, "variables") if variables else {}
         return cls(server_round, weights, tree, arrays, sorted(states), fits, states=dict(states), variables=kept)
 
     def restore(self, strategy: Any) -> dict[int, RecordDict]:
@@ -105,18 +108,25 @@ class Checkpoint:
         Raises:
             StateError: the state belongs to another strategy.
         """
-        state = decode(self.strategy, "strategy", self.arrays, strategy)
+        self._decoder = Decoder(self.arrays)
+        state = self._decoder.decode(self.strategy, "strategy", strategy)
         if isinstance(strategy, dict):
             strategy.update(state)
         return {client_id: unpack_record(self.arrays[f"client.{client_id}"]) for client_id in self.clients}
 
-    def kept_variables(self) -> dict[str, Any]:
-        """Return what the server's code kept outside of the strategy, by name.
+    def kept_variables(self, present: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the server's code kept outside of the strategy, by name, after ``restore``.
+
+        Args:
+            present: what variables hold, whose objects are given the content that they had.
 
         Raises:
             StateError: it cannot be read.
         """
-        found: dict[str, Any] = decode(self.variables, "variables", self.arrays) if self.variables else {}
+        found = {}
+        for name, tree in self.variables.get("dict", []):
+            held = present.get(name)
+            found[name] = self._decoder.decode(tree, f"variables.{name}", held, held)
         return found
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,122 +14,319 @@ from flwr.serverapp.strategy import Strategy as MessageStrategy
 
 from sim import own_generators, private_names
 from sim.errors import StateError
+from sim.run_folder.plain_forms import class_named, is_made_by_name, of_plain_form, plain_form
+from sim.run_folder.torch_states import Tree, array_of, has_state_dict, is_data_set, is_tensor, tensor_of
+from sim.user_objects import MISSING, attributes_of, name_of
 
 Arrays = dict[str, NDArray]
-Tree = dict[str, Any]  # a JSON object; one of its keys names the kind of the value
 
 # The dtypes of numbers that safetensors can store.
 _DTYPE_KINDS = "bifu"
 _DTYPE_BYTES = (1, 2, 4, 8)
+_DICTS: dict[str, type] = {"dict": dict, "OrderedDict": OrderedDict, "Counter": Counter, "defaultdict": defaultdict}
+_FACTORIES: dict[str, Any] = {made.__name__: made for made in (bool, dict, float, int, list, set, str)}
 _RECORD_MAGIC = b"sim record 1\n"  # protobuf messages of earlier versions begin with another byte
 
 
-def encode(value: Any, name: str, arrays: Arrays) -> Tree:  # noqa: PLR0911, PLR0912 - one return per kind
-    """Convert ``value`` to a JSON object; copies of its arrays are added to ``arrays``, named after ``name``.
+class Encoder:
+    """Converts values to JSON objects; copies of their arrays are added to ``arrays``.
 
-    Numbers, texts, arrays, lists, tuples, sets, dicts, Parameters, random generators and strategies are stored. Of a
-    function, only the name is stored, because the config that made the strategy makes the function again.
-
-    Raises:
-        StateError: the value has another type; the message names it.
+    Numbers, texts, arrays, tensors, containers, Parameters, random generators, strategies, plain forms and objects of
+    the user's classes are stored. What is there twice is stored once.
     """
-    match value:
-        case None | bool() | str():
+
+    def __init__(self, arrays: Arrays, *, is_made_again: bool = True, is_first_enough: bool = False) -> None:
+        """
+        Args:
+            is_made_again: the program makes its functions, and other objects that are called, again, so that their
+                names are stored. Else they cannot be.
+            is_first_enough: an error names one thing that cannot be stored, instead of all.
+        """
+        self._arrays, self._is_made_again, self._is_first_enough = arrays, is_made_again, is_first_enough
+        self._known: dict[int, tuple[Any, Tree]] = {}  # by id of an object, which is kept, so that no other gets it
+        self._num_known = 0
+        self._problems: list[str] = []
+
+    def encode(self, value: Any, name: str) -> Tree:
+        """Convert ``value``; its arrays are named after ``name``.
+
+        Raises:
+            StateError: something in it cannot be stored; the message names all of that.
+        """
+        self._problems = []
+        tree = self._tree(value, name)
+        if self._problems:
+            names = (problem.removeprefix(f"{name}.").removeprefix("strategy.") for problem in self._problems)
+            raise StateError(", ".join(names))
+        return tree
+
+    def _tree(self, value: Any, name: str) -> Tree:
+        if value is None or type(value) in (bool, str, int):
             return {"value": value}
-        case int() if type(value) is int:
-            return {"value": value}
-        case float() if type(value) is float:
+        if type(value) is float:
             return {"float": value.hex()}  # exact to the last bit
-        case np.ndarray() | np.generic():
-            array = np.array(value, order="C")
-            if (
-                array.dtype.kind not in _DTYPE_KINDS
-                or array.dtype.itemsize not in _DTYPE_BYTES
-                or not array.dtype.isnative
-            ):
-                raise StateError(f"{name} ({array.dtype.name} array)")
-            arrays[name] = array
-            return {"array" if isinstance(value, np.ndarray) else "number": name}
-        case bytes():
-            return {"bytes": value.hex()}
-        case list() | tuple() | set():
-            parts = [encode(part, f"{name}.{number}", arrays) for number, part in enumerate(value)]
-            return {type(value).__name__ if type(value) in (list, set) else "tuple": parts}
-        case dict() if all(type(key) in (str, int) for key in value):
-            pairs = [[key, encode(part, f"{name}.{key}", arrays)] for key, part in value.items()]
-            return {"dict": pairs}
-        case Parameters():
-            for number, tensor in enumerate(value.tensors):
-                arrays[f"{name}.{number}"] = np.frombuffer(tensor, np.uint8)
-            return {"parameters": value.tensor_type, "count": len(value.tensors)}
-        case ArrayRecord() | MetricRecord() | ConfigRecord():
-            arrays[name] = pack_record(RecordDict({"record": value}))
-            return {"record": name}
-        case Strategy() | MessageStrategy():
-            state = {key: encode(part, f"{name}.{key}", arrays) for key, part in vars(value).items()}
-            return {"strategy": type(value).__qualname__, "state": state}
-    if kind := own_generators.kind_of(value):
-        return {"generator": kind, "state": encode(own_generators.state_of(value), name, arrays)}
-    if is_flowers(value) and hasattr(value, "load_state_dict"):  # the accountant of differential privacy
-        return {"flower": json.dumps(value.state_dict())}
-    if callable(value):
-        return {"function": getattr(value, "__qualname__", type(value).__qualname__)}
-    raise StateError(f"{name} ({type(value).__name__})")
+        if id(value) in self._known:
+            tree = self._known[id(value)][1]
+            if "id" not in tree:
+                self._num_known += 1
+                tree["id"] = self._num_known
+            return {"same": tree["id"]}
+        tree = {}
+        if not isinstance(value, tuple | bytes | np.generic):
+            self._known[id(value)] = value, tree  # before what it holds, which may be itself
+        tree |= self._new_tree(value, name)
+        return tree
+
+    def _new_tree(self, value: Any, name: str) -> Tree:  # noqa: PLR0911, PLR0912 - one return per kind
+        match value:
+            case np.str_():
+                return {"value": str(value)}
+            case np.ndarray() | np.generic():
+                return self._array(value, name, {}, "array" if isinstance(value, np.ndarray) else "number")
+            case _ if is_tensor(value):
+                return self._tensor(value, name)
+            case bytes():
+                return {"bytes": value.hex()}
+            case tuple() if hasattr(value, "_fields") and class_named(name_of(type(value))) is type(value):
+                return {"named tuple": name_of(type(value)), "parts": self._parts(value, name)}
+            case tuple():
+                return {"tuple": self._parts(value, name)}
+            case set() | frozenset():
+                return {type(value).__name__: sorted(self._parts(value, name), key=json.dumps)}
+            case deque():
+                return {"deque": self._parts(value, name), "most": value.maxlen}
+            case list() if type(value) is list:
+                return {"list": self._parts(value, name)}
+            case dict() if type(value) in _DICTS.values():
+                return self._dict(value, name)
+            case Parameters():
+                for number, tensor in enumerate(value.tensors):
+                    self._arrays[f"{name}.{number}"] = np.frombuffer(tensor, np.uint8)
+                return {"parameters": value.tensor_type, "count": len(value.tensors)}
+            case ArrayRecord() | MetricRecord() | ConfigRecord():
+                return self._array(pack_record(RecordDict({"record": value})), name, {}, "record")
+            case RecordDict():
+                return self._array(pack_record(value), name, {}, "records")
+            case Strategy() | MessageStrategy():
+                return {"strategy": type(value).__qualname__, "state": self._attributes(value, name)}
+        if kind := own_generators.kind_of(value):
+            return {"generator": kind, "state": self._tree(own_generators.state_of(value), name)}
+        if is_flowers(value) and hasattr(value, "load_state_dict"):  # the accountant of differential privacy
+            return {"flower": json.dumps(value.state_dict())}
+        if (form := plain_form(value)) is not None:
+            return form
+        if self._is_made_again and (callable(value) or has_state_dict(value)):
+            return {"function": getattr(value, "__qualname__", type(value).__qualname__)}
+        if is_made_by_name(type(value)) and not has_state_dict(value) and not is_data_set(value):
+            return {"object": name_of(type(value)), "state": self._attributes(value, name)}
+        return self._none(value, name)
+
+    def _none(self, value: Any, name: str, kind: str = "") -> Tree:
+        self._problems.append(f"{name} ({kind or type(value).__name__})")
+        if self._is_first_enough:
+            raise StateError(self._problems[0])
+        return {}
+
+    def _parts(self, values: Iterable[Any], name: str) -> list[Tree]:
+        return [self._tree(part, f"{name}.{number}") for number, part in enumerate(values)]
+
+    def _attributes(self, value: Any, name: str) -> dict[str, Tree]:
+        return {key: self._tree(part, f"{name}.{key}") for key, part in attributes_of(value).items()}
+
+    def _dict(self, value: Any, name: str) -> Tree:
+        kind = next(kind for kind, made in _DICTS.items() if type(value) is made)
+        if all(type(key) in (str, int) for key in value):
+            tree: Tree = {"dict": [[key, self._tree(part, f"{name}.{key}")] for key, part in value.items()]}
+        elif all(is_key(key) for key in value):
+            pairs = enumerate(value.items())
+            tree = {"items": [[self._tree(key, ""), self._tree(part, f"{name}.{n}")] for n, (key, part) in pairs]}
+        else:
+            return self._none(value, name)
+        if kind == "defaultdict":
+            factory = value.default_factory
+            if not self._is_made_again and factory is not None and factory not in _FACTORIES.values():
+                return self._none(value, name)
+            tree["factory"] = getattr(factory, "__name__", None)
+        return tree if kind == "dict" else {**tree, "kind": kind}
+
+    def _array(self, value: Any, name: str, more: Tree, kind: str) -> Tree:
+        array = np.array(value, order="C")
+        is_known = array.dtype.kind in _DTYPE_KINDS and array.dtype.itemsize in _DTYPE_BYTES and array.dtype.isnative
+        if not is_known or type(value) not in (np.ndarray, type(array[()])):
+            return self._none(value, name, f"{array.dtype.name} array")
+        while name in self._arrays:  # as of the keys 0 and "0" of a dict
+            name += "'"
+        self._arrays[name] = array
+        return {kind: name, **more}
+
+    def _tensor(self, value: Any, name: str) -> Tree:
+        try:
+            array, more = array_of(value)
+        except (TypeError, RuntimeError):  # sparse, or of a dtype that numpy lacks
+            return self._none(value, name)
+        return self._array(array, name, more, "tensor")
 
 
-def decode(tree: Tree, name: str, arrays: Arrays, old: Any = None) -> Any:  # noqa: PLR0911, PLR0912 - one return per kind
-    """Return the value that ``encode`` converted to ``tree``.
+class Decoder:
+    """Returns the values that an ``Encoder`` converted."""
 
-    Args:
-        old: the same value in the strategy that was newly made from the config; strategies in it are
-            updated in place, and functions are taken from it.
+    def __init__(self, arrays: Arrays) -> None:
+        self._arrays = arrays
+        self._made: dict[int, Any] = {}
+        self._used: dict[int, Any] = {}
 
-    Raises:
-        StateError: ``tree`` was not made by ``encode``, or it does not belong to ``old``.
-    """
-    match tree:
-        case {"value": (None | bool() | str() | int()) as value}:
-            return value
-        case {"float": str(text)}:
-            return float.fromhex(text)
-        case {"array": str(key)} if key == name:
-            return arrays[key]
-        case {"number": str(key)} if key == name:
-            return arrays[key][()]
-        case {"list": list(parts)}:
-            return [decode(part, f"{name}.{number}", arrays) for number, part in enumerate(parts)]
-        case {"bytes": str(text)}:
-            return bytes.fromhex(text)
-        case {"set": list(parts)}:
-            return {decode(part, f"{name}.{number}", arrays) for number, part in enumerate(parts)}
-        case {"generator": str(kind), "state": dict(tree)}:
-            state = decode(tree, name, arrays)
-            if own_generators.kind_of(old) != kind:
-                return own_generators.with_state(kind, state)
-            own_generators.put_state(old, state)
-            return old
-        case {"tuple": list(parts)}:
-            return tuple(decode(part, f"{name}.{number}", arrays) for number, part in enumerate(parts))
-        case {"dict": list(pairs)}:
-            olds = old if isinstance(old, dict) else {}
-            return {key: decode(part, f"{name}.{key}", arrays, olds.get(key)) for key, part in pairs}
-        case {"record": str(key)} if key == name:
-            return unpack_record(arrays[key])["record"]
-        case {"parameters": str(kind), "count": int(count)}:
-            return Parameters([arrays[f"{name}.{number}"].tobytes() for number in range(count)], kind)
-        case {"flower": str(text)} if hasattr(old, "load_state_dict"):
-            old.load_state_dict(json.loads(text))
-            return old
-        case {"function": str(_)} if callable(old):
-            return old
-        case {"strategy": str(kind), "state": dict(state)} if isinstance(old, Strategy | MessageStrategy):
-            restore(old, kind, state, name, arrays)
-            return old
-    raise StateError(name)
+    def decode(self, tree: Tree, name: str, old: Any = None, into: Any = None) -> Any:  # noqa: PLR0911 - one per kind
+        """Return a value.
+
+        Args:
+            old: the same value in the strategy that was newly made from the config; strategies and objects in it are
+                updated in place, and functions are taken from it.
+            into: is given the content, if it is of the same kind.
+
+        Raises:
+            StateError: ``tree`` was not made by an ``Encoder``, or it does not belong to ``old``.
+        """
+        match tree:
+            case {"same": int(number)} if number in self._made:
+                return self._made[number]
+            case {"list": list()}:
+                made = self._begun(tree, into if type(into) is list else [])
+                made[:] = self._parts(tree["list"], name, old)
+                return made
+            case {"set": list(parts)}:
+                kept = self._begun(tree, into if type(into) is set else set[Any]())
+                elements = self._parts(parts, name, None)
+                kept.clear()
+                kept.update(elements)
+                return kept
+            case {"deque": list(parts), "most": int() | None as most}:
+                is_same = type(into) is deque and into.maxlen == most
+                last = self._begun(tree, into if is_same else deque[Any](maxlen=most))
+                elements = self._parts(parts, name, old)
+                last.clear()
+                last.extend(elements)
+                return last
+            case {"dict": list()} | {"items": list()}:
+                return self._dict(tree, name, old, into)
+            case {"object": str(kind), "state": dict()}:
+                return self._object(tree, kind, name, old)
+            case {"strategy": str(kind), "state": dict(state)} if isinstance(old, Strategy | MessageStrategy):
+                self._begun(tree, old)
+                restore(old, kind, state, name, self)
+                return old
+        return self._begun(tree, self._whole(tree, name, old, into))
+
+    def _begun(self, tree: Tree, made: Any) -> Any:
+        if "id" in tree:
+            self._made[tree["id"]] = made
+        return made
+
+    def _parts(self, parts: list[Tree], name: str, old: Any) -> list[Any]:
+        olds = list(old) if isinstance(old, list | tuple | deque) else []
+        return [
+            self.decode(part, f"{name}.{number}", olds[number] if number < len(olds) else None)
+            for number, part in enumerate(parts)
+        ]
+
+    def _dict(self, tree: Tree, name: str, old: Any, into: Any) -> Any:
+        kind, olds = _DICTS[tree.get("kind", "dict")], old if isinstance(old, dict) else {}
+        made = kind()
+        if isinstance(made, defaultdict):
+            made.default_factory = _FACTORIES.get(tree["factory"], getattr(old, "default_factory", None))
+        made = self._begun(tree, into if type(into) is kind else made)
+        if "dict" in tree:
+            values = {key: self.decode(part, f"{name}.{key}", olds.get(key)) for key, part in tree["dict"]}
+        else:
+            values = {}
+            for number, (key_tree, part) in enumerate(tree["items"]):
+                key = self.decode(key_tree, name)
+                values[key] = self.decode(part, f"{name}.{number}", olds.get(key))
+        made.clear()
+        made.update(values)
+        return made
+
+    def _object(self, tree: Tree, kind: str, name: str, old: Any) -> Any:
+        is_its_place = name_of(type(old)) == kind and id(old) not in self._used
+        made_of: Any = type(old) if is_its_place else class_named(kind)
+        if made_of is None or not is_made_by_name(made_of):
+            raise StateError(name)
+        made = self._begun(tree, old if is_its_place else made_of.__new__(made_of))
+        self._used[id(made)] = made
+        olds = attributes_of(made)
+        for key, part in tree["state"].items():
+            object.__setattr__(made, key, self.decode(part, f"{name}.{key}", olds.get(key)))  # it may be frozen
+        for key in olds.keys() - tree["state"].keys():
+            object.__delattr__(made, key)
+        return made
+
+    def _whole(self, tree: Tree, name: str, old: Any, into: Any) -> Any:  # noqa: PLR0911, PLR0912 - one return per kind
+        arrays = self._arrays
+        match tree:
+            case {"value": (None | bool() | str() | int()) as value}:
+                return value
+            case {"float": str(text)}:
+                return float.fromhex(text)
+            case {"array": str(key)} if key in arrays:
+                if isinstance(into, np.ndarray) and (into.shape, into.dtype) == (arrays[key].shape, arrays[key].dtype):
+                    into[...] = arrays[key]
+                    return into
+                return arrays[key]
+            case {"number": str(key)} if key in arrays:
+                return arrays[key][()]
+            case {"tensor": str(key), "dtype": str(), "device": str(), "needs_grad": bool()} if key in arrays:
+                return tensor_of(arrays[key], tree, into)
+            case {"bytes": str(text)}:
+                return bytes.fromhex(text)
+            case {"frozenset": list(parts)}:
+                return frozenset(self._parts(parts, name, None))
+            case {"tuple": list(parts)}:
+                return tuple(self._parts(parts, name, old))
+            case {"named tuple": str(kind), "parts": list(parts)} if issubclass(class_named(kind) or object, tuple):
+                return class_named(kind)(*self._parts(parts, name, old))  # type: ignore[misc]
+            case {"generator": str(kind), "state": dict(state_tree)}:
+                state = self.decode(state_tree, name)
+                if own_generators.kind_of(old) != kind:
+                    return own_generators.with_state(kind, state)
+                own_generators.put_state(old, state)
+                return old
+            case {"record": str(key)} if key in arrays:
+                return unpack_record(arrays[key])["record"]
+            case {"records": str(key)} if key in arrays:
+                return unpack_record(arrays[key])
+            case {"parameters": str(kind), "count": int(count)}:
+                return Parameters([arrays[f"{name}.{number}"].tobytes() for number in range(count)], kind)
+            case {"flower": str(text)} if hasattr(old, "load_state_dict"):
+                old.load_state_dict(json.loads(text))
+                return old
+            case {"function": str(_)} if callable(old) or has_state_dict(old):
+                return old
+        found = of_plain_form(tree)
+        if found is MISSING:
+            raise StateError(name)
+        return found
 
 
-def restore(strategy: Strategy | MessageStrategy, kind: str, state: dict[str, Tree], name: str, arrays: Arrays) -> None:
-    """Set a strategy to the state that ``encode`` converted.
+def encode(value: Any, name: str, arrays: Arrays) -> Tree:
+    """Convert one value, see ``Encoder``."""
+    return Encoder(arrays).encode(value, name)
+
+
+def decode(tree: Tree, name: str, arrays: Arrays, old: Any = None) -> Any:
+    """Return one value, see ``Decoder``."""
+    return Decoder(arrays).decode(tree, name, old)
+
+
+def is_key(key: Any) -> bool:
+    """Whether a key of a dict can be stored: a number, a text, or a tuple of them."""
+    if isinstance(key, tuple):
+        return all(map(is_key, key))
+    return key is None or type(key) in (bool, int, float, complex, str, bytes)
+
+
+def restore(
+    strategy: Strategy | MessageStrategy, kind: str, state: dict[str, Tree], name: str, decoder: Decoder
+) -> None:
+    """Set a strategy to the state that an ``Encoder`` converted.
 
     Args:
         kind: name of the class of the strategy whose state it is.
@@ -142,7 +341,7 @@ def restore(strategy: Strategy | MessageStrategy, kind: str, state: dict[str, Tr
         raise StateError(f"{name}: the state has no {', '.join(sorted(missing))}")
     if methods := [key for key in state.keys() - made_as.keys() if callable(getattr(strategy, key, None))]:
         raise StateError(f"{name}: the state has a value for the method {methods[0]}")
-    values = {key: decode(tree, f"{name}.{key}", arrays, made_as.get(key)) for key, tree in state.items()}
+    values = {key: decoder.decode(tree, f"{name}.{key}", made_as.get(key)) for key, tree in state.items()}
     for key, value in values.items():
         if is_flowers(strategy) and not _same_kind(value, made_as.get(key)):
             raise StateError(f"{name}.{key}: is of the type {type(value).__name__}")

@@ -75,7 +75,7 @@ class FinishedRound:
     metrics: list[MetricRecord] = field(default_factory=list)
     state_rounds: dict[int, int] = field(default_factory=dict)
     best: tuple[int, NDArrays] | None = None
-    variables: dict[str, Any] = field(default_factory=dict)
+    variables: ServerVariables | None = None
 
 
 _STREAMS_PER_ATTEMPT = 100
@@ -164,7 +164,7 @@ class RoundServer:
             proxy_of = VirtualClientProxy if has_algorithm or prepared.spec.keeps_state else self._proxy
             client_manager = virtual_clients(config.num_clients, prepared.objects.client_manager, proxy_of)
         self._adapter = adapter or self._built(prepared, client_manager)
-        self._variables = variables or ServerVariables([self._adapter.strategy])
+        self._variables = variables or ServerVariables([self._adapter.strategy, client_manager])
         self._privacy = Privacy(config, getattr(self._adapter, "used", self._adapter.strategy))
         self._layout, self._names = prepared.layout, prepared.layout.names
         self._attackers = Attackers.of(config, prepared.layout)
@@ -190,7 +190,7 @@ class RoundServer:
             self._validation.restore(state["validation"], checkpoint.weights)
         self._executor.state_rounds = dict(checkpoint.state_rounds)
         self._adapter.restore(state)
-        self._variables.restore(checkpoint.kept_variables())
+        self._variables.restore(checkpoint.kept_variables(self._variables.present()))
         self._set_weights(checkpoint.weights)
         self._next_round = checkpoint.round + 1
 
@@ -299,7 +299,7 @@ class RoundServer:
                     self._metrics,
                     self._executor.state_rounds,
                     None if self._validation is None else self._validation.best_weights,
-                    self._variables.changed(),
+                    self._variables,
                 )
                 self._on_round(finished)
                 self._next_round = server_round + 1

@@ -105,10 +105,9 @@ class Session:
                 Checkpoint.of(0, prepared.initial_weights, state, {}, self._fits)
             except StateError as error:
                 self.keep_no_checkpoints()
-                name = str(error).removeprefix("strategy.")
                 logging.getLogger("sim").warning(
                     "note: this run cannot be resumed, because its strategy holds %s, which no checkpoint can keep",
-                    name,
+                    error,
                 )
 
     def keep_no_checkpoints(self) -> None:
@@ -182,22 +181,34 @@ class Session:
         self._callbacks.after_round(record, finished.clients, finished.metrics)
 
     def _checkpoint(self, finished: FinishedRound) -> Checkpoint | None:
-        number = finished.record.round
+        """Return the checkpoint of a round; None if something cannot be kept that was not there at the start."""
+        number, variables, reasons = finished.record.round, {}, []
+        try:
+            variables = {} if finished.variables is None else finished.variables.changed()
+        except StateError as error:
+            reasons.append(f"its server's code has changed {error}, which no checkpoint can keep")
         try:
             checkpoint = Checkpoint.of(
-                number, finished.weights, finished.strategy, finished.client_states, self._fits, finished.variables
+                number, finished.weights, finished.strategy, finished.client_states, self._fits, variables
             )
             checkpoint.state_rounds = finished.state_rounds
-            return checkpoint
-        except StateError as error:  # it was not there at the start
+        except StateError as error:
             flag, what = _holder(self.prepared.config, error)
             who = flag if flag.startswith("--sampler") else "the strategy"
-            problem = f"round {number}: {who} now holds {what}, which no checkpoint can keep"
+            reason = f"{who} now holds {what}, which no checkpoint can keep"
             if self.prepared.server_app is None:
-                raise RunError(problem) from error
-            self.keep_no_checkpoints()  # an app runs as it is, even if it cannot be resumed
-            logging.getLogger("sim").warning("note: %s; no later round can be resumed", problem)
-            return None
+                raise RunError(f"round {number}: {reason}") from error
+            reasons.insert(0, reason)
+        if not reasons:
+            return checkpoint
+        is_first = self._unwritten is None and not self.run.checkpoints()
+        self.keep_no_checkpoints()  # a program runs as it is, even if it cannot be resumed
+        logging.getLogger("sim").warning(
+            "note: this run cannot be resumed%s, because %s",
+            "" if is_first else f" after round {number - 1}",
+            ", and ".join(reasons),
+        )
+        return None
 
     def _begin(self, checkpoint: Checkpoint) -> None:
         new = code_of(self.prepared.spec, self.prepared.config)  # a module may be imported at any time
@@ -335,7 +346,7 @@ def _check_that_it_can_be_kept(prepared: Prepared, fits: dict[str, Any]) -> None
 
 def _holder(config: RunConfig, error: StateError) -> tuple[str, str]:
     """Return the flag of the strategy or of the sampler, and what it holds that cannot be kept."""
-    name = str(error).removeprefix("strategy.")
+    name = str(error)
     held = name.removeprefix("clock.sampler.")
     return (f"--strategy {config.strategy}", name) if held == name else (f"--sampler {config.sampler}", held)
 

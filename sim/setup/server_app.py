@@ -176,7 +176,7 @@ class ServerAppRun:
         config = self._prepared.config
         built = strategy.build(config, weights, WeightLayout.unknown(names), None, server.strategy)
         adapter = LegacyStrategy(built, config, server.client_manager(), (), sends_settings=False)
-        history = self._run_rounds(adapter, weights, names, num_rounds)
+        history = self._run_rounds(adapter, weights, names, num_rounds, server, server.client_manager())
         server.parameters = adapter.parameters
         return history, time.perf_counter() - start
 
@@ -193,12 +193,12 @@ class ServerAppRun:
         return parameters_to_ndarrays(compat.recorddict_to_getparametersres(reply.content, False).parameters)
 
     def _run_rounds(
-        self, adapter: StrategyAdapter, weights: NDArrays, names: list[str], num_rounds: int, *functions: Any
+        self, adapter: StrategyAdapter, weights: NDArrays, names: list[str], num_rounds: int, *others: Any
     ) -> History:
         """Execute the rounds of the app's first strategy.
 
         Args:
-            functions: of the app, which its strategy calls.
+            others: objects and functions of the app, which belong to its strategy.
         """
         if self._round > 0:
             self._finish_own_round()
@@ -222,7 +222,7 @@ class ServerAppRun:
                 self._on_round,
                 adapter=adapter,
                 executor=self._executor,
-                variables=ServerVariables([adapter.strategy, *functions], self._context.state),
+                variables=ServerVariables([adapter.strategy, *others, self._context.run_config], self._context.state),
                 before_round=self._session.before_round,
             )
             rounds.run()
