@@ -247,6 +247,44 @@ def test_what_code_only_reads_or_makes_again_is_no_obstacle() -> None:
     assert kept == {"cache": {1: np.ones(1)}, "losses": [1.0]}
 
 
+class Holding(FedAvg):
+    """A strategy with attributes of many kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path, self.when, self.device = Path("a"), datetime(2026, 1, 2), torch.device("cpu")
+        self.phase, self.result, self.log = Phase.FIRST, Result(0), logging.getLogger("a")
+        self.counts, self.last, self.same = defaultdict(list), deque([1], 2), [0]
+        self.also = self.same
+
+    def change(self) -> None:
+        self.path, self.when, self.device = Path("b/c"), datetime(2027, 1, 2, 3), torch.device("meta")
+        self.phase, self.result = Phase.LAST, Result(1, [0.1])
+        self.counts["a"].append(Best(1, []))
+        self.last.extend([2, 3])
+        self.same.append(1)
+
+
+def test_attributes_of_a_strategy_that_have_a_plain_form_are_kept() -> None:
+    held, again = Holding(), Holding()
+    held.change()
+    checkpoint = Checkpoint.of(1, [], held, {}, {})
+    checkpoint.strategy = json.loads(json.dumps(checkpoint.strategy))
+    checkpoint.restore(again)
+    assert vars(again) == vars(held)
+    assert [type(value) for value in vars(again).values()] == [type(value) for value in vars(held).values()]
+    assert again.same is again.also
+    assert again.counts["b"] == []
+    assert again.last.maxlen == 2
+
+
+def test_all_attributes_of_a_strategy_that_cannot_be_kept_are_named() -> None:
+    held = Holding()
+    held.lock, held.counts["a"] = threading.Lock(), [object()]  # type: ignore[attr-defined]
+    with pytest.raises(StateError, match=r"^counts\.a\.0 \(object\), lock \(lock\)$"):
+        Checkpoint.of(1, [], held, {}, {})
+
+
 _SERVER = """
 from collections import deque
 import numpy as np
