@@ -176,6 +176,40 @@ def test_a_client_manager_of_the_users_own_chooses(tmp_path: Path) -> None:
     assert Run(tmp_path / "r").clients().client_id.tolist() == [5, 6]
 
 
+def test_a_client_manager_of_the_users_own_chooses_who_gives_the_first_weights(tmp_path: Path) -> None:
+    """As in ``flwr.server.Server``, so that one that takes turns goes on with the client after it."""
+
+    class Turns(SimpleClientManager):
+        turn = 0
+
+        def sample(self, num_clients: int, *arguments: Any, **named: Any) -> list[Any]:
+            self.turn += num_clients
+            return [self.clients[str(self.turn - number)] for number in range(num_clients)]
+
+    class Adds(NumPyClient):
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def get_parameters(self, config: Any) -> Any:
+            return [np.full(1, 100.0 * self.number)]
+
+        def fit(self, parameters: Any, config: Any) -> Any:
+            return [parameters[0] + self.number], 1, {}
+
+    def server_fn(context: Any) -> ServerAppComponents:
+        used = FedAvg(fraction_fit=0.2, min_fit_clients=1, min_available_clients=1, fraction_evaluate=0)
+        return ServerAppComponents(strategy=used, config=ServerConfig(num_rounds=2), client_manager=Turns())
+
+    client_app = ClientApp(client_fn=lambda context: Adds(context.node_config["partition-id"]).to_client())
+    found = run_simulation(ServerApp(server_fn=server_fn), client_app, 5, results_dir=str(tmp_path), engine="inline")
+    assert found.clients()[["round", "phase", "client_id"]].values.tolist() == [
+        [0, "query", 1],
+        [1, "fit", 2],
+        [2, "fit", 3],
+    ]
+    assert load_file(found.model_path)["array_0"].tolist() == [105.0]
+
+
 def test_an_app_of_an_older_flower_runs_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What it needs at most is not known: most such apps name the newest version of their day."""
     shutil.copytree(APP, tmp_path / "old")

@@ -20,7 +20,7 @@ from flwr.common import (
     RecordDict,
     parameters_to_ndarrays,
 )
-from flwr.server import History, Server, ServerConfig
+from flwr.server import History, Server, ServerConfig, SimpleClientManager
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy as LegacyForm
@@ -181,15 +181,19 @@ class ServerAppRun:
         return history, time.perf_counter() - start
 
     def _first_weights(self, used: LegacyForm, manager: ClientManager) -> NDArrays:
-        """Return what the strategy begins with, or what client 0 answers."""
+        """Return what the strategy begins with, or what a client answers: client 0, or the choice of an own manager.
+
+        Flower's server has its manager sample a client for that, which counts as a turn of one that takes turns.
+        """
         parameters = used.initialize_parameters(manager)
         if parameters:
             return parameters_to_ndarrays(parameters)
         compat = private_names.legacy_messages()
         content = compat.getparametersins_to_recorddict(GetParametersIns({}))
-        (reply,) = self._grid.send_and_receive([Message(content, node_of(0), "get_parameters")])
+        client_id = 0 if type(manager) is SimpleClientManager else int(manager.sample(1)[0].cid)
+        (reply,) = self._grid.send_and_receive([Message(content, node_of(client_id), "get_parameters")])
         if reply.has_error():
-            raise RunError(f"there are no first weights: get_parameters of client 0: {reply.error.reason}")
+            raise RunError(f"there are no first weights: get_parameters of client {client_id}: {reply.error.reason}")
         return parameters_to_ndarrays(compat.recorddict_to_getparametersres(reply.content, False).parameters)
 
     def _run_rounds(
