@@ -224,10 +224,16 @@ def test_what_code_only_reads_or_makes_again_is_no_obstacle() -> None:
         def __init__(self) -> None:
             self.items, self.lock = [1], threading.Lock()
 
+    class Odd:
+        def state_dict(self) -> Any:
+            raise NotImplementedError
+
+        load_state_dict = state_dict
+
     log, net, lock, data = logging.getLogger("x"), torch.nn.Linear(1, 1), threading.Lock(), None
     cache: dict[int, Any] = {}
     losses: list[float] = []
-    held = {"lock": lock, "data": Data()}
+    held, odd = {"lock": lock, "data": Data()}, Odd()
 
     def use() -> None:
         nonlocal data
@@ -236,6 +242,7 @@ def test_what_code_only_reads_or_makes_again_is_no_obstacle() -> None:
         data = data or Data()
         data.items.append(2)
         held["data"].items.append(2)
+        assert odd is not None
         with lock:
             cache[0] = torch.utils.data.DataLoader([1]), 3
             cache[1] = np.ones(1)

@@ -127,7 +127,7 @@ class ServerVariables:
         before = self._before.get(name, _NOTHING)
         held, has_state = now.held, has_state_dict(now.held)
         is_same = held is before.held or (isinstance(held, types.MethodType) and held == before.held)
-        if is_same and not has_state and (id(held) in self._seen or before.content is None):
+        if is_same and (before.content is None or (id(held) in self._seen and not has_state)):
             return  # what it holds is looked at by itself, if it is the user's
         if now.content is None:
             kept, lost = _partly(held, name)
@@ -180,14 +180,12 @@ class ServerVariables:
 def _look(held: Any) -> _Held:
     if held is MISSING:
         return _Held(held, "", MISSING)
-    if is_data_set(held) or isinstance(
-        held, _STRATEGIES
-    ):  # data do not change; attributes of a strategy are kept elsewhere
+    if is_data_set(held) or isinstance(held, _STRATEGIES):  # data do not change, and a strategy is kept elsewhere
         return _Held(held, None, MISSING)
-    position = _position(held)
-    if position is not None:
-        return _Held(held, position, MISSING)
     try:
+        position = _position(held)
+        if position is not None:
+            return _Held(held, position, MISSING)
         kept = state_of(held) if has_state_dict(held) else held
         return _Held(held, _checksum(kept), kept)
     except Exception:  # noqa: BLE001 - it is not kept, whatever it raises when it is looked at
@@ -279,6 +277,8 @@ def _inside(thing: Any, place: str) -> Iterable[_Found]:  # noqa: PLR0911 - one 
             return [_item(thing, key, each, place) for key, each in thing.items() if is_key(key)]
         case list() | tuple() | deque():
             return [_item(thing, number, each, place) for number, each in enumerate(thing)]
+        case _ if isinstance(getattr(thing, "__wrapped__", None), types.FunctionType):  # of functools.cache
+            return _constants(place, function=thing.__wrapped__)
         case _ if isinstance(thing, _STRATEGIES) or is_own_kind(type(thing)):
             return _in_object(thing, place)
     return []
@@ -313,17 +313,13 @@ def _in_class(thing: type, place: str) -> Iterator[_Found]:
 
 def _in_function(thing: types.FunctionType, place: str) -> Iterator[_Found]:
     variables = thing.__globals__
-    module = str(variables.get("__name__"))
-    if not is_own(module):
+    if not is_own(str(variables.get("__name__"))):
         return
     names = _names_in(thing.__code__)
-    yield from _in_module(variables, module, names)
     # What a function imports itself is none of its module's variables.
     package = variables.get("__package__") or ""
-    for key in names:
-        for imported in (key, f"{package}.{key}"):
-            if imported in sys.modules and is_own(imported):
-                yield from _in_module(vars(sys.modules[imported]), imported, names)
+    imported = [name for key in names for name in (key, f"{package}.{key}") if name in sys.modules and is_own(name)]
+    yield from _in_modules([variables, *(vars(sys.modules[name]) for name in imported)], names)
     for key in vars(thing):
         yield _Found(f"{place}.{key}", partial(getattr, thing, key, MISSING), partial(setattr, thing, key))
     defaults = {str(number): each for number, each in enumerate(thing.__defaults__ or ())}
@@ -333,17 +329,21 @@ def _in_function(thing: types.FunctionType, place: str) -> Iterator[_Found]:
         yield _Found(name, partial(content_of, cell), partial(setattr, cell, "cell_contents"))
 
 
-def _in_module(variables: dict[str, Any], module: str, names: dict[str, None]) -> Iterator[_Found]:
-    """Return the variables of a module, and of modules in it, that code names."""
-    for key in names:
-        if key in variables and not is_special(key):
-            held = variables[key]
-            yield _Found(
-                f"{module}.{key}", partial(variables.get, key, MISSING), partial(operator.setitem, variables, key)
-            )
-            if isinstance(held, types.ModuleType) and is_own(held.__name__) and vars(held) is not variables:
-                inner = {each: None for each in names if each != key}
-                yield from _in_module(vars(held), held.__name__, inner)
+def _in_modules(modules: list[dict[str, Any]], names: Iterable[str]) -> Iterator[_Found]:
+    """Return the variables of modules, and of modules that these hold, that code names."""
+    pending, seen = deque(modules), set[int]()
+    while pending:
+        variables = pending.popleft()
+        if id(variables) in seen:
+            continue
+        seen.add(id(variables))
+        for key in names:
+            if key in variables and not is_special(key):
+                held = variables[key]
+                read, write = partial(variables.get, key, MISSING), partial(operator.setitem, variables, key)
+                yield _Found(f"{variables.get('__name__')}.{key}", read, write)
+                if isinstance(held, types.ModuleType) and is_own(held.__name__):
+                    pending.append(vars(held))
 
 
 def _names_in(code: types.CodeType) -> dict[str, None]:
