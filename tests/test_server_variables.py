@@ -396,3 +396,21 @@ def test_what_a_client_manager_a_server_and_objects_hold_is_resumed_to_the_bit(
 
 def _content(run: Run) -> tuple[Any, ...]:
     return sha256(run.model_path), run.metrics().to_csv(), run.clients()[["round", "client_id"]].to_csv()
+
+
+def test_a_list_that_a_strategy_and_a_function_share_is_one_list_again() -> None:
+    def made() -> tuple[FedAvg, Callable[[], list[int]]]:
+        history: list[int] = []
+        strategy = FedAvg(on_fit_config_fn=lambda number: history.append(number) or {})  # type: ignore[func-returns-value]
+        strategy.history = history  # type: ignore[attr-defined]
+        return strategy, lambda: history
+
+    (strategy, look), (again, look_again) = made(), made()
+    variables, fresh = ServerVariables([strategy, look]), ServerVariables([again, look_again])
+    strategy.on_fit_config_fn(1)  # type: ignore[misc]
+    checkpoint = Checkpoint.of(1, [], strategy, {}, {}, variables.changed())
+    checkpoint.restore(again)
+    fresh.restore(checkpoint.kept_variables(fresh.present()))
+    again.on_fit_config_fn(2)  # type: ignore[misc]
+    assert again.history == look_again() == [1, 2]  # type: ignore[attr-defined]
+    assert again.history is look_again()  # type: ignore[attr-defined]
