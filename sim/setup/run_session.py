@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from flwr.common import NDArrays
@@ -16,7 +17,7 @@ from sim.config.choices import ALGORITHMS
 from sim.config.run_config import RunConfig
 from sim.data.load_dataset import Dataset
 from sim.data.partition import summary
-from sim.errors import BrokenProcessError, RunError, SimError, StateError, WriteError, described
+from sim.errors import BrokenProcessError, RunError, RunFolderError, SimError, StateError, WriteError, described
 from sim.interrupts import raise_if_interrupted, uninterrupted
 from sim.processes import return_free_memory
 from sim.run_folder import environment, plots, timeline
@@ -24,6 +25,7 @@ from sim.run_folder import log as run_log
 from sim.run_folder.callbacks import Callback, Callbacks, OnRecord
 from sim.run_folder.checkpoint import Checkpoint, CheckpointWriter
 from sim.run_folder.client_states import StatesInFolder, ValidStates
+from sim.run_folder.figure import Figure
 from sim.run_folder.folder import Run
 from sim.run_folder.measurements import metric_of
 from sim.run_folder.records import ClientRecord, MetricRecord, RoundRecord
@@ -220,8 +222,8 @@ class Session:
         dataset, assigned = self.prepared.dataset, self.prepared.partition
         if dataset is None or not assigned.is_known:
             return
-        figure = plots.summary_figure(summary(dataset, assigned, self.prepared.config))
-        self._writer.write(self.run.partition_path, plots.render(figure, "png"))
+        config = self.prepared.config
+        _draw(self._writer, self.run.partition_path, lambda: plots.summary_figure(summary(dataset, assigned, config)))
 
     def open(self, surroundings: dict[str, Any]) -> None:
         """Write what is known before the first round."""
@@ -412,18 +414,41 @@ def write_environment(writer: RunWriter, surroundings: dict[str, Any] | None = N
 
 
 def finish(writer: RunWriter, weight_names: Sequence[str], weights: NDArrays) -> None:
-    """Write the pictures and the weights of the last whole round, however the run ended."""
+    """Write the weights of the last whole round and the pictures, however the run ended.
+
+    Raises:
+        WriteError: the folder can no longer be written.
+    """
     writer.close()
+    if weights:  # not of an app that keeps them to itself
+        writer.write(writer.run.model_path, content_of(weight_names, weights))
+    with run_log.notes():
+        _draw_all(writer)
+
+
+def _draw_all(writer: RunWriter) -> None:
+    """Draw what a run has measured."""
     run = writer.run
-    metric = metric_of(run) or plots.ACCURACY
-    curves = plots.curves_of([run], [metric])
-    if plots.measures_clients(curves, metric):
-        writer.write(run.fairness_path, plots.render(plots.fairness_figure(curves, metric), "png"))
-    first = run.accuracy_path if metric.name == "accuracy" else run.metric_path
-    for quantity, path in ((metric.name, first), ("loss", run.loss_path)):
-        writer.write(path, plots.render(plots.curves_figure(curves, [quantity]), "png"))
-    if timeline.has_virtual_time(run):
-        writer.write(run.timeline_path, plots.render(timeline.timeline_figure(run), "png"))
-    if not weights:  # an app that keeps them to itself
+    try:
+        metric = metric_of(run) or plots.ACCURACY
+        curves = plots.curves_of([run], [metric])
+        measures_clients, has_virtual_time = plots.measures_clients(curves, metric), timeline.has_virtual_time(run)
+    except RunFolderError as error:  # a client of the user's has removed or changed a file
+        run_log.say([f"the pictures of the run could not be drawn: {error}"])
         return
-    writer.write(run.model_path, content_of(weight_names, weights))
+    if measures_clients:
+        _draw(writer, run.fairness_path, lambda: plots.fairness_figure(curves, metric))
+    first = run.accuracy_path if metric.name == "accuracy" else run.metric_path
+    _draw(writer, first, lambda: plots.curves_figure(curves, [metric.name]))
+    _draw(writer, run.loss_path, lambda: plots.curves_figure(curves, ["loss"]))
+    if has_virtual_time:
+        _draw(writer, run.timeline_path, lambda: timeline.timeline_figure(run))
+
+
+def _draw(writer: RunWriter, path: Path, figure: Callable[[], Figure]) -> None:
+    """Draw a picture; a run is not lost for one that cannot be drawn, because ``sim plot`` draws it later."""
+    try:
+        writer.write(path, plots.render(figure(), "png"))
+    except Exception as error:  # noqa: BLE001 - whatever matplotlib does with numbers that a run can have
+        reason = str(error) if isinstance(error, SimError) else described(error)
+        run_log.say([f"the picture {path.name} could not be drawn: {reason}"])
