@@ -147,6 +147,37 @@ def test_a_run_whose_folder_is_gone_ends_with_one_line(small: Small, tmp_path: P
     assert caught.value.exit_code == 1
 
 
+def test_a_run_whose_config_is_gone_is_written_whole(
+    small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "results" / "whole" / "config.toml"
+    before = []
+
+    def remove(record: Any) -> None:
+        if record.round == 1:
+            before.append(path.read_bytes())
+            path.unlink()
+
+    run = small(name="whole", on_record=remove)
+    assert [path.read_bytes()] == before
+    assert run.is_done()
+    assert capsys.readouterr().err == (
+        "sim: note: config.toml was removed or changed during the run, and is written again\n"
+    )
+
+
+def test_a_run_whose_table_is_gone_leaves_its_model(small: Small, tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "gone"
+
+    def remove(record: Any) -> None:
+        if record.round == 1:
+            (folder / "rounds.csv").unlink()
+
+    with pytest.raises(WriteError, match=r"gone/rounds.csv: cannot be written: No such file or directory"):
+        small(name="gone", on_record=remove)
+    assert (folder / "model.safetensors").exists()
+
+
 @pytest.mark.slow
 def test_a_run_whose_folder_becomes_read_only_can_be_resumed(tmp_path: Path, small: Small) -> None:
     program = """

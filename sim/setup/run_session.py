@@ -14,7 +14,7 @@ from typing import Any
 from flwr.common import NDArrays
 
 from sim.config.choices import ALGORITHMS
-from sim.config.run_config import RunConfig
+from sim.config.run_config import RunConfig, TrainingConfig
 from sim.data.load_dataset import Dataset
 from sim.data.partition import summary
 from sim.errors import BrokenProcessError, RunError, RunFolderError, SimError, StateError, WriteError, described
@@ -241,12 +241,24 @@ class Session:
         self._writer.close()
 
     def close(self) -> None:
-        """Write checkpoint, pictures and weights of the last whole round."""
-        self._writer.sync()
-        if self._unwritten is not None:
-            self._begin(self._unwritten)
-            self._commit()
-        finish(self._writer, self.prepared.layout.names, self._weights)
+        """Write checkpoint, pictures and weights of the last whole round.
+
+        Raises:
+            WriteError: one of them, or a table, can no longer be written; what can be written is there.
+        """
+        try:
+            self._writer.sync()
+            if self._unwritten is not None:
+                self._begin(self._unwritten)
+                self._commit()
+        except WriteError:
+            with suppress(SimError, OSError):  # the first error is the one to report
+                self._finish()
+            raise
+        self._finish()
+
+    def _finish(self) -> None:
+        finish(self._writer, self.prepared.config, self.prepared.layout.names, self._weights)
 
     def release(self, error: BaseException | None) -> None:
         """Say that the run has ended, and let other processes write to the folder.
@@ -413,16 +425,20 @@ def write_environment(writer: RunWriter, surroundings: dict[str, Any] | None = N
     writer.write(writer.run.environment_path, text.encode())
 
 
-def finish(writer: RunWriter, weight_names: Sequence[str], weights: NDArrays) -> None:
+def finish(writer: RunWriter, config: TrainingConfig, weight_names: Sequence[str], weights: NDArrays) -> None:
     """Write the weights of the last whole round and the pictures, however the run ended.
 
     Raises:
         WriteError: the folder can no longer be written.
     """
     writer.close()
+    run, config_toml = writer.run, config.to_toml().encode()
     if weights:  # not of an app that keeps them to itself
-        writer.write(writer.run.model_path, content_of(weight_names, weights))
+        writer.write(run.model_path, content_of(weight_names, weights))
     with run_log.notes():
+        if not (run.config_path.is_file() and run.config_path.read_bytes() == config_toml):
+            writer.write(run.config_path, config_toml)
+            run_log.say([f"{run.config_path.name} was removed or changed during the run, and is written again"])
         _draw_all(writer)
 
 
