@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 import warnings
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from rich.table import Table
 
-from sim import cli
+from sim import cli, simulate
 from sim.commands.output import print_table
 from sim.config.fields import parse_scalar
 from sim.config.run_config import CentralizedConfig, RunConfig
@@ -153,6 +154,20 @@ def test_a_file_with_the_mark_of_windows_editors(folder: Path) -> None:
     assert RunConfig.load("c.toml").lr == 0.25
 
 
+def test_the_config_of_a_run_with_the_mark_of_windows_editors_or_without_settings(command: Any, folder: Path) -> None:
+    run = _record(folder / "results")
+    run.config_path.write_bytes(b"\xef\xbb\xbf" + run.config_path.read_bytes())
+    assert run.num_rounds == 1
+    assert command("list").stdout.splitlines()[1].split()[:2] == ["good", "1/1"]
+    assert command("run", "--resume", "good").stderr.startswith(f"sim: {run.path} has no checkpoint to resume from")
+    run.config_path.write_text("")
+    damaged = f"sim: {run.path} is not a run: config.toml: is damaged: it has no settings\n"
+    for words in (("list",), ("plot", "good"), ("report", "good"), ("export", "good"), ("run", "--resume", "good")):
+        assert (
+            command(*words).stderr == damaged.replace(f"{run.path}", "results/good") if words == ("list",) else damaged
+        )
+
+
 def test_the_default_fraction_picks_at_least_one_client() -> None:
     assert [RunConfig(num_clients=n).num_fit_clients for n in (1, 4, 5, 10)] == [1, 1, 1, 2]
     with pytest.raises(ConfigError, match="picks none"):
@@ -187,6 +202,14 @@ DAMAGE: dict[str, Callable[[Run], object]] = {
     "round 1e22": lambda run: run.rounds_path.write_text(run.rounds_path.read_text().replace("\n1,", "\n1" + "0" * 22)),
     "a folder": lambda run: (run.rounds_path.unlink(), run.rounds_path.mkdir()),
     "no table": lambda run: run.rounds_path.unlink(),
+    "a pipe": lambda run: (run.rounds_path.unlink(), os.mkfifo(run.rounds_path)),
+    "a device": lambda run: (run.rounds_path.unlink(), run.rounds_path.symlink_to("/dev/zero")),
+    "a pipe for the metrics": lambda run: (
+        run.rounds_path.write_text("round\n1\n"),
+        run.metrics_path.unlink(),
+        os.mkfifo(run.metrics_path),
+    ),
+    "no settings": lambda run: run.config_path.write_text("# nothing\n"),
 }
 
 
@@ -205,6 +228,35 @@ def test_a_damaged_run_does_not_hide_the_others(command: Any, folder: Path, dama
     for words in (("report", "bad"), ("plot", "bad")):
         result = command(*words)
         assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("run --config zero.toml", "--config zero.toml: is no file"),
+        ("run --devices zero.csv", "--devices zero.csv: zero.csv: is no file"),
+        ("run --devices fedscale:zero.json", "--devices fedscale:zero.json: zero.json: is no file"),
+        ("run --dataset text --data-dir .", "--data-dir: pipe.txt: is no file; repair or remove that file"),
+        ("run --dataset leaf --data-dir .", "--data-dir: data/all_data/pipe.json: is no file; repair or remove that"),
+        ("plot bad", "results/bad/rounds.csv: cannot be read: is no file"),
+        ("run --resume bad --num-rounds 2", "results/bad/rounds.csv: is no file"),
+    ],
+)
+def test_what_would_be_read_for_ever(command: Any, folder: Path, words: str, said: str) -> None:
+    for ending in ("toml", "csv", "json"):
+        (folder / f"zero.{ending}").symlink_to("/dev/zero")
+    (folder / "data" / "all_data").mkdir(parents=True)
+    for name in ("pipe.txt", "data/all_data/pipe.json"):
+        os.mkfifo(folder / name)
+    if "bad" in words:
+        few = {"num_clients": 2, "num_rounds": 1, "max_local_steps": 1}
+        run = simulate(RunConfig(**few, engine="inline", name="bad"))
+        run.rounds_path.unlink()
+        os.mkfifo(run.rounds_path)
+        said = f"{folder}/{said}"
+    result = command(*words.split())
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.startswith(f"sim: {said}")
 
 
 def test_only_damaged_runs_are_an_error(command: Any, folder: Path) -> None:

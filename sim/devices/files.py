@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from sim.config.fields import parse_number, shown
 from sim.devices.device import BYTES_OF_MBIT, MBPS, STEP_SECONDS, DeviceTable
+from sim.disk import check_is_file
 from sim.errors import ConfigError, one_line
 
 PASSES_OF_A_STEP = 3.0  # forward, and backward as twice the forward pass
@@ -192,6 +193,7 @@ def read_table(path: Path, place: str, num_clients: int) -> tuple[DeviceTable, N
 def _csv_rows(path: Path, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
     line = 1
     try:
+        check_is_file(path, or_pipe=True)
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = [name.strip() for name in next(reader, [])]
@@ -247,6 +249,7 @@ def _read_json(path: Path, place: str) -> Any:
         ConfigError: it cannot be read, is a pickle, or is not valid JSON; the message names the line.
     """
     try:
+        check_is_file(path, or_pipe=True)
         content = path.read_bytes()
         if _is_pickle(content):
             source, target = repr(str(path)), repr(f"{path}.json")
