@@ -205,6 +205,39 @@ def test_other_versions_and_another_processor_are_said_once(small: Small, capsys
     assert environment.of_round(run.environment_path, 1)["cpu"] == "another one"
 
 
+def test_damaged_environments_are_said(small: Small, command: Sim, capsys: pytest.CaptureFixture[str]) -> None:
+    run = small(num_rounds=1)
+    for number, (content, damage) in enumerate(
+        (
+            (b"", "Expecting value: line 1 column 1 (char 0)"),
+            (
+                run.environment_path.read_bytes()[:6],
+                "Unterminated string starting at: line 2 column 3 (char 4)",
+            ),
+            (
+                '{"python": "3"}'.encode("utf-16"),
+                "'utf-8' codec can't decode byte 0xff in position 0",
+            ),
+            (b"[]", "holds a list, not an object"),
+            (b"null", "holds a NoneType, not an object"),
+            (b"\0" * 100, "Expecting value: line 1 column 1 (char 0)"),
+            (b'{"earlier": 3}', "earlier is no list"),
+        ),
+        start=1,
+    ):
+        run.environment_path.write_bytes(content)
+        reported = command("report", str(run.path))
+        assert reported.returncode == 2
+        assert f"environment.json: {damage}" in reported.stderr
+        resume(run, num_rounds=number + 1)
+        assert (
+            f"note: whether the rounds after round {number} are made with the same versions and hardware is not known, "
+            f"because environment.json is damaged: {damage}"
+        ) in capsys.readouterr().err
+    resume(run, num_rounds=number + 2)
+    assert capsys.readouterr().err == ""
+
+
 def test_checkpoints_of_earlier_versions_are_read(small: Small) -> None:
     """They have no code, and samples of the images instead of the checksum of the data set."""
     run, whole = small(name="old", num_rounds=1), small(name="whole")
