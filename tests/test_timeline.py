@@ -152,9 +152,9 @@ def test_the_command_draws_one_run_with_virtual_time(command: Sim, tmp_path: Pat
         *(
             (
                 ["one", "--timeline", "--first-rounds", text],
-                f"--first-rounds {text}: must be a whole number of at least 1",
+                f"--first-rounds {text}: must be a whole number, at least 1 and at most 1000000000",
             )
-            for text in ("0", "1.5", "x", "")
+            for text in ("0", "1.5", "x", "", "99999999999999999999")
         ),
     ):
         result = command("plot", *words, "-o", "no.svg")
