@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from rich.table import Table
 
+from conftest import Small
 from sim import cli, simulate
 from sim.commands.output import print_table
 from sim.config.fields import parse_scalar
@@ -82,6 +83,16 @@ FLAGS = {
     "--lr 1e308": "--lr 1e308: must be above 0 and at most 1e+38",
     "--model " + "a" * 300 + ":Net": "aaa:Net: no module named aaa",
     "--model " + "a." * 3000 + "a:Net": "--model a.a.a",
+    "--args a=1": "--args a: belong to a program or a function of yours, as --program names it",
+    "--model torchvision:resnet18 --args a=1": "--args a: belong to a program or a function of yours",
+    "--accuracy-in-percent": "--accuracy-in-percent: belongs to a --test or a client of yours",
+    "--data-form items": "--data-form items: belongs to data of yours, not to --dataset digits",
+    "--track=": "--track '': must name one or more of tensorboard, mlflow, wandb, wandb:offline; only --resume ends",
+    "--results-dir=": "--results-dir '': must be the name of a folder; . is the current one",
+    "--metric accuracy,f1,accuracy:min": "--metric accuracy,f1,accuracy:min: names accuracy twice",
+    "--metric ,": "--metric ,: has an empty name beside a comma",
+    "--sampler power-of-choice --sampler-args candidates=101": "candidates=101: must be at least 20, the clients",
+    "--sampler power-of-choice --sampler-args candidates=19": "and at most --num-clients 100",
     "--ray-address auto": "--ray-address auto: belongs to --engine ray, not to inline",
 }
 
@@ -89,6 +100,35 @@ FLAGS = {
 @pytest.mark.parametrize("words", FLAGS, ids=range(len(FLAGS)))
 def test_values_of_flags_that_mean_nothing_or_would_be_dropped(command: Any, folder: Path, words: str) -> None:
     _refused(command(*RUN, *words.split()), folder, FLAGS[words])
+
+
+def test_settings_without_effect_are_noted(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    """They may come from a preset, a sweep or the config of an older run, so that they are no errors."""
+    small(
+        dataset="wine",
+        augment="crop-flip",
+        partitioner="iid",
+        eval_share=0.4,
+        keep_checkpoints=5,
+        checkpoint_every=0,
+        max_retries=3,
+        num_cpus=0.5,
+        lr_schedule="step",
+        lr_milestones="2,3",
+        vectorized_clients=4,
+    )
+    assert [line for line in capsys.readouterr().err.splitlines() if "has no effect" in line] == [
+        "sim: note: --vectorized-clients 4 has no effect, because clients are trained one after another",
+        "sim: note: --eval-share 0.4 has no effect without --fraction-evaluate or --final-evaluate; each client trains "
+        "on all its examples",
+        "sim: note: --augment crop-flip has no effect, because the data are not kept as images with classes",
+        "sim: note: --max-retries 3 has no effect on --engine inline, which is one process",
+        "sim: note: --num-cpus 0.5 has no effect on --engine inline, which is one process",
+        "sim: note: --keep-checkpoints 5 has no effect, because --checkpoint-every is 0",
+        "sim: note: --lr-schedule step has no effect, because its first step is after round 2 of 2",
+    ]
+    small(eval_share=0.4, fraction_evaluate=0.5, lr_schedule="step", lr_step_every=1)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_newline_does_not_begin_another_argument(command: Any, folder: Path) -> None:

@@ -64,9 +64,9 @@ class RunWriter:
             clients: whether the run has client records, which need ``clients.csv``.
 
         Raises:
-            RunFolderError: the folder exists already or cannot be written.
+            RunFolderError: the folder exists already, has no name or cannot be written.
         """
-        root = Path(results_dir)
+        root = _root(results_dir)
         stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         candidates = [name] if name else [stamp, *(f"{stamp}_{number}" for number in range(2, 100))]
         path = None
@@ -203,13 +203,19 @@ def check_folder(results_dir: str, name: str | None) -> None:
     Raises:
         RunFolderError: the folder exists already or cannot be written.
     """
-    root = Path(results_dir)
+    root = _root(results_dir)
     if name is not None and (root / name).exists() and not is_unbegun(root / name):
         raise RunFolderError(f"--name {name}: {root / name} exists; choose another name")
     existing = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
     code = errno.ENOTDIR if not existing.is_dir() else errno.EACCES
     if code == errno.ENOTDIR or not os.access(existing, os.W_OK | os.X_OK):
         raise RunFolderError(f"--results-dir {root}: cannot be written: {os.strerror(code)}")
+
+
+def _root(results_dir: str) -> Path:
+    if not results_dir:
+        raise RunFolderError("--results-dir '': must be the name of a folder; . is the current one")
+    return Path(results_dir)
 
 
 def is_unbegun(folder: Path) -> bool:

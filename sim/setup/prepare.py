@@ -97,6 +97,7 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     if spec.algorithm is not None:
         layout = layout.without(spec.algorithm.local_names)
     vectorized_only = config.local_training == "vectorized"
+    asked = config.vectorized_clients
     if alone:  # one client per process
         config = replace(config, local_training="sequential", vectorized_clients=None)
     else:
@@ -114,7 +115,11 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
             f"train or test writes {some(tried.files)} into the current folder; each client does so in a folder of its "
             "own, which is removed after it"
         )
-    found = [*tried.notes, *_algorithm_notes(config, spec, built, initial_weights)]
+    found = [
+        *tried.notes,
+        *_algorithm_notes(config, spec, built, initial_weights),
+        *_notes_without_effect(config, spec, dataset, asked),
+    ]
     if config.dp and layout.has_running_statistics:
         raise ConfigError(
             f"--dp {config.dp}: {config.model} keeps running statistics of the clients' data, to which no noise is "
@@ -168,6 +173,25 @@ def _own_train(config: TrainingConfig, train: Any) -> OwnTrain | None:
     if config.train is None:
         return None
     return OwnTrain(user_code.load(train or config.train, "--train"), f"--train {config.train}")
+
+
+def _notes_without_effect(
+    config: RunConfig, spec: ClientSpec, dataset: Dataset, vectorized_clients: int | None
+) -> Iterator[str]:
+    """Yield what has no effect with these data and functions, one line each.
+
+    Args:
+        vectorized_clients: as it was given.
+    """
+    if vectorized_clients is not None and config.local_training == "sequential":
+        yield f"--vectorized-clients {vectorized_clients} has no effect, because clients are trained one after another"
+    if config.eval_share != RunConfig.eval_share and not spec.eval_share:
+        yield (
+            f"--eval-share {config.eval_share:g} has no effect without --fraction-evaluate or --final-evaluate; each "
+            "client trains on all its examples"
+        )
+    if config.augment != "none" and not isinstance(dataset.train, Examples):
+        yield f"--augment {config.augment} has no effect, because the data are not kept as images with classes"
 
 
 def _check_measurements(config: RunConfig, spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from flwr.common import NDArrays
 
 from sim.config.choices import ALGORITHMS
+from sim.config.fields import flag_of
 from sim.config.run_config import RunConfig, TrainingConfig
 from sim.data.load_dataset import Dataset
 from sim.data.partition import summary
@@ -375,8 +376,7 @@ def _notes(prepared: Prepared) -> Iterator[str]:
         yield from _notes_of_data(prepared, prepared.dataset)
     if config.client_fn is not None and not config.fraction_evaluate and ":" not in config.strategy:
         yield "no client evaluates the model, because --fraction-evaluate is 0; with 1, each does so in each round"
-    if config.client_timeout is not None and config.engine == "inline":
-        yield f"--client-timeout {config.client_timeout:g} has no effect on --engine inline, which is one process"
+    yield from _notes_without_effect(config)
     kept = getattr(getattr(prepared.spec, "algorithm", None), "local_names", ())
     shares_statistics = any(name.endswith("running_var") and name not in kept for name in prepared.layout.names)
     if shares_statistics and not config.has_own_data:
@@ -385,6 +385,20 @@ def _notes(prepared: Prepared) -> Iterator[str]:
             "GroupNorm is the usual choice (Hsieh et al. 2020)"
         )
     yield from environment.untested()
+
+
+def _notes_without_effect(config: RunConfig) -> Iterator[str]:
+    for name in ("client_timeout", "max_retries", "num_cpus"):
+        value = getattr(config, name)
+        if config.engine == "inline" and value != getattr(RunConfig, name):
+            yield f"{flag_of(name)} {value:g} has no effect on --engine inline, which is one process"
+    if config.keep_checkpoints != RunConfig.keep_checkpoints and not config.checkpoint_every:
+        yield f"--keep-checkpoints {config.keep_checkpoints} has no effect, because --checkpoint-every is 0"
+    first = config.first_lr_step
+    if first is not None and first >= config.num_rounds:
+        yield (
+            f"--lr-schedule step has no effect, because its first step is after round {first} of {config.num_rounds}"
+        )
 
 
 def _notes_of_attack(config: RunConfig) -> Iterator[str]:
