@@ -194,6 +194,7 @@ def test_a_file_with_the_mark_of_windows_editors(folder: Path) -> None:
     assert RunConfig.load("c.toml").lr == 0.25
 
 
+@pytest.mark.usefixtures("pictures")
 def test_the_config_of_a_run_with_the_mark_of_windows_editors_or_without_settings(command: Any, folder: Path) -> None:
     run = _record(folder / "results")
     run.config_path.write_bytes(b"\xef\xbb\xbf" + run.config_path.read_bytes())
