@@ -20,7 +20,7 @@ import psutil
 import pytest
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
-from conftest import ONE_ACTOR, Small, sha256
+from conftest import ONE_ACTOR, Sim, Small, sha256
 from federation import DEADLINE_SECONDS, Program, wait_until
 from sim import Run, RunConfig, resume
 from sim.engine.aggregation import NonFiniteError, check_finite
@@ -176,6 +176,23 @@ def test_a_run_whose_table_is_gone_leaves_its_model(small: Small, tmp_path: Path
     with pytest.raises(WriteError, match=r"gone/rounds.csv: cannot be written: No such file or directory"):
         small(name="gone", on_record=remove)
     assert (folder / "model.safetensors").exists()
+
+
+def test_a_table_that_a_client_damages_is_no_wrong_input(
+    command: Sim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "damages.py").write_text(
+        "from pathlib import Path\n"
+        "def train(net, loader):\n"
+        "    for path in Path('results').glob('one/rounds.csv'):\n"
+        "        with path.open('r+') as file:\n"
+        "            file.write('nothing')\n"
+    )
+    words = ("--engine", "inline", "--num-clients", "10", "--clients-per-round", "1", "--num-rounds", "1")
+    result = command("run", *words, "--train", "damages:train", "--name", "one")
+    said = f"the run is over, but its results cannot be read: {tmp_path}/results/one/rounds.csv: has no column round"
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (1, f"sim: {said}")
+    assert (tmp_path / "results" / "one" / "model.safetensors").exists()
 
 
 @pytest.mark.slow

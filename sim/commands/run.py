@@ -11,7 +11,7 @@ from sim.commands import evaluate
 from sim.commands.output import shown_path
 from sim.config.flags import check_new_run, flags_given, settings_given
 from sim.config.run_config import AppConfig, CentralizedConfig, RunConfig
-from sim.errors import ConfigError, one_line
+from sim.errors import ConfigError, RunError, RunFolderError, one_line
 from sim.network.options import ClientOptions, ServerOptions, networked
 from sim.reaper import nothing_left
 from sim.run_folder.folder import open_run
@@ -131,6 +131,18 @@ def centralized(arguments: argparse.Namespace) -> None:
 
 
 def _report(run: Any, word: str) -> None:
+    """Print what a run has reached.
+
+    Raises:
+        RunError: a client of the user's has changed what the run has written.
+    """
+    try:
+        _print_results(run, word)
+    except RunFolderError as error:
+        raise RunError(f"the run is over, but its results cannot be read: {error}") from error
+
+
+def _print_results(run: Any, word: str) -> None:
     import pandas as pd
 
     from sim.metrics import shown, spelled
