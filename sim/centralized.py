@@ -76,7 +76,7 @@ def train_centralized(
                         on_epoch(record)
                     told.after_round(record, (), metrics)
         finally:
-            finish(writer, list(state_of(runtime.net)), weights)
+            finish(writer, config, list(state_of(runtime.net)), weights)
     except BaseException as error:
         trackers.at_end(error)
         told.at_end(error)

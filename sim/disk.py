@@ -1,12 +1,39 @@
-"""How much space files and folders take on a disk."""
+"""How much space files and folders take on a disk, and what is no file although it stands where one is expected."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+class NoFileError(OSError):
+    """A pipe, a socket or a device, which may be read for ever."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EINVAL, "is no file")
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def check_is_file(path: Path, *, or_pipe: bool = False) -> None:
+    """Check that to read a path ends; a folder passes, because to open it is an error of its own.
+
+    Args:
+        or_pipe: let a named pipe pass, too, as a shell makes one of ``<(command)``.
+
+    Raises:
+        OSError: there is nothing, or it is something else than a file.
+    """
+    mode = path.stat().st_mode
+    is_expected = stat.S_ISREG(mode) or stat.S_ISDIR(mode) or (or_pipe and stat.S_ISFIFO(mode))
+    if not is_expected and not path.samefile(os.devnull):
+        raise NoFileError
 
 
 def bytes_of(path: Path) -> int:

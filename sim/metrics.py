@@ -72,9 +72,24 @@ def configured(metric: str | None) -> dict[str, MetricName]:
     """
     found = {}
     for word in (metric or "").split(",") if metric else ():
+        if not word.strip():
+            raise ConfigError(f"--metric {one_line(str(metric), 200)}: has an empty name beside a comma")
         parsed = MetricName.parse(word.strip())
         found[parsed.name] = MetricName(parsed.name.rpartition(":")[2], parsed.smaller_is_better)
     return found
+
+
+def check_metrics(metric: str | None) -> None:
+    """Check that the setting ``metric`` lists metrics, each of them once.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    configured(metric)
+    names = [MetricName.parse(word.strip()).name.rpartition(":")[2] for word in (metric or "").split(",") if metric]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"--metric {one_line(str(metric), 200)}: names {name} twice")
 
 
 def named(name: str, config: Mapping[str, Any]) -> MetricName:

@@ -292,6 +292,10 @@ def test_a_trace_needs_a_file(command: Sim) -> None:
     [
         ({"active": [], "inactive": []}, "there is no finish_time"),
         ({"active": [], "inactive": [], "finish_time": 0}, "finish_time = 0: must be a number above 0"),
+        (
+            {"active": [], "inactive": [], "finish_time": 1e308},
+            "finish_time = 1e+308: must be at least 0.001 and at most 1e+12",
+        ),
         ({"inactive": [], "finish_time": 9}, '"active" must be a list of times in seconds'),
         ({"active": [1], "inactive": {}, "finish_time": 9}, '"inactive" must be a list of times in seconds'),
         (
@@ -304,11 +308,11 @@ def test_a_trace_needs_a_file(command: Sim) -> None:
         ),
         (
             {"active": [1, -5], "inactive": [2, 4], "finish_time": 9},
-            'time 2 of "active" = -5: must be a number of seconds, at least 0',
+            'time 2 of "active" = -5: must be a number of seconds, at least 0 and at most 1e+12',
         ),
         (
             {"active": [1], "inactive": [None], "finish_time": 9},
-            'time 1 of "inactive" = None: must be a number of seconds, at least 0',
+            'time 1 of "inactive" = None: must be a number of seconds, at least 0 and at most 1e+12',
         ),
     ],
 )

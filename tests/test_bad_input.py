@@ -163,6 +163,11 @@ FLAGS = {
     "--momentum 0.5 --optimizer adam": "--momentum 0.5: belongs to --optimizer sgd, not to adam",
     "--num-clients 10 --fraction-evaluate 0.1 --alpha 0.0001": "--partitioner iid works",
     "--strategy fedadam --strategy-args eta=big": "--strategy-args eta=big: must be a number",
+    "--metric loss": "--metric loss: must be one of accuracy, top5, f1, auroc, mae, rmse, r2, perplexity",
+    "--metric r2": "--metric r2: cannot be computed from outputs of (2, 10) and targets of (2,); one of accuracy",
+    "--loss mse": "--loss mse: cannot be computed from outputs of (2, 10) and targets of (2,); one of c",
+    "--dataset wine --partitioner iid --num-clients 10 --loss bce": "--loss bce: cannot be computed from",
+    "--validation-share 0.1 --validation-metric f1": "--validation-metric f1: must be one of loss, accuracy",
     "--name a/b": "--name a/b: must be at most 100 letters",
     "--config absent.toml": "--config absent.toml: No such file or directory",
 }

@@ -236,6 +236,16 @@ HEADER = "seconds_per_step,download_mbps,upload_mbps"
         ("a.csv", HEADER + "\n1,x,1\n", "line 2: download_mbps = 'x': must be a number above 0"),
         ("a.csv", HEADER + "\n1,1,nan\n", "line 2: upload_mbps = 'nan': must be a number above 0"),
         ("a.csv", HEADER + "\ninf,1,1\n", "line 2: seconds_per_step = 'inf': must be a number above 0"),
+        (
+            "a.csv",
+            HEADER + "\n1,1,1\n1e308,1,1\n",
+            "line 3: seconds_per_step = '1e308': must be at least 1e-09 and at most 1e+09\n",
+        ),
+        (
+            "a.csv",
+            HEADER + "\n1,1e-320,1\n",
+            "line 2: download_mbps = '1e-320': must be at least 1e-09 and at most 1e+12, or inf\n",
+        ),
         ("a.csv", HEADER + '\n1,1,1\n1,"1,1\n', "line 3: unexpected end of data"),
         ("a.csv", HEADER + ",client_id\n1,1,1,0.5\n", "line 2: client_id = '0.5': must be a whole number, at least 0"),
         ("a.csv", HEADER + ",client_id\n1,1,1,0\n1,1,1,0\n", "line 3: client_id 0 stands in line 2, too"),
@@ -257,6 +267,11 @@ HEADER = "seconds_per_step,download_mbps,upload_mbps"
             "a.json",
             [{"seconds_per_step": 1, "download_mbps": 1, "upload_mbps": 1, "kind": 3}],
             "entry 1: kind = 3: must be text",
+        ),
+        (
+            "a.json",
+            [{"seconds_per_step": 1, "download_mbps": 1, "upload_mbps": 1e13}],
+            "entry 1: upload_mbps = 10000000000000.0: must be at least 1e-09 and at most 1e+12, or inf\n",
         ),
         ("a.json", "[" * 100_000, "not valid JSON"),
     ],
@@ -283,6 +298,10 @@ ENTRY = {"computation": 1, "communication": 1}
         ("{}", "must be a JSON object with one entry for each client, as in FedScale"),
         ({"1": ENTRY, "2": []}, 'entry "2": must be an object, as in FedScale'),
         ({"1": ENTRY, "b": {"computation": 1}}, 'entry "b": there is no communication'),
+        (
+            {"1": {"computation": 1e308, "communication": 1}},
+            'entry "1": computation = 1e+308: must be at least 1e-06 and at most 1e+12\n',
+        ),
         ({"1": {**ENTRY, "computation": -1}}, 'entry "1": computation = -1: must be a number above 0'),
         ('{"1": {"computation": NaN, "communication": 1}}', 'entry "1": computation = nan: must be a number above 0'),
         ('{"1": {"computation": 1e999, "communication": 1}}', 'entry "1": computation = inf: must be a number above'),
@@ -334,7 +353,7 @@ def test_pickles_are_refused_with_the_command_that_converts_them(tmp_path: Path,
         ),
         (
             ("--devices", "uniform", "--device-args", "upload_mbps=0"),
-            "--device-args upload_mbps=0: must be above 0 and at most 1e+12",
+            "--device-args upload_mbps=0: must be at least 1e-09 and at most 1e+12",
         ),
         (
             ("--devices", "flash", "--device-args", "task=cifar"),

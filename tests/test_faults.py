@@ -20,7 +20,7 @@ import psutil
 import pytest
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
-from conftest import ONE_ACTOR, Small, sha256
+from conftest import ONE_ACTOR, Sim, Small, sha256
 from federation import DEADLINE_SECONDS, Program, wait_until
 from sim import Run, RunConfig, resume
 from sim.engine.aggregation import NonFiniteError, check_finite
@@ -145,6 +145,54 @@ def test_a_run_whose_folder_is_gone_ends_with_one_line(small: Small, tmp_path: P
     with pytest.raises(WriteError, match=r"gone/.*: cannot be written") as caught:
         small(name="gone", on_record=remove, num_rounds=5)
     assert caught.value.exit_code == 1
+
+
+def test_a_run_whose_config_is_gone_is_written_whole(
+    small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "results" / "whole" / "config.toml"
+    before = []
+
+    def remove(record: Any) -> None:
+        if record.round == 1:
+            before.append(path.read_bytes())
+            path.unlink()
+
+    run = small(name="whole", on_record=remove)
+    assert [path.read_bytes()] == before
+    assert run.is_done()
+    assert capsys.readouterr().err == (
+        "sim: note: config.toml was removed or changed during the run, and is written again\n"
+    )
+
+
+def test_a_run_whose_table_is_gone_leaves_its_model(small: Small, tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "gone"
+
+    def remove(record: Any) -> None:
+        if record.round == 1:
+            (folder / "rounds.csv").unlink()
+
+    with pytest.raises(WriteError, match=r"gone/rounds.csv: cannot be written: No such file or directory"):
+        small(name="gone", on_record=remove)
+    assert (folder / "model.safetensors").exists()
+
+
+def test_a_table_that_a_client_damages_is_no_wrong_input(
+    command: Sim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "damages.py").write_text(
+        "from pathlib import Path\n"
+        "def train(net, loader):\n"
+        "    for path in Path('results').glob('one/rounds.csv'):\n"
+        "        with path.open('r+') as file:\n"
+        "            file.write('nothing')\n"
+    )
+    words = ("--engine", "inline", "--num-clients", "10", "--clients-per-round", "1", "--num-rounds", "1")
+    result = command("run", *words, "--train", "damages:train", "--name", "one")
+    said = f"the run is over, but its results cannot be read: {tmp_path}/results/one/rounds.csv: has no column round"
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (1, f"sim: {said}")
+    assert (tmp_path / "results" / "one" / "model.safetensors").exists()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 import warnings
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 from rich.table import Table
 
-from sim import cli
+from conftest import Small
+from sim import cli, simulate
 from sim.commands.output import print_table
 from sim.config.fields import parse_scalar
 from sim.config.run_config import CentralizedConfig, RunConfig
@@ -81,6 +83,16 @@ FLAGS = {
     "--lr 1e308": "--lr 1e308: must be above 0 and at most 1e+38",
     "--model " + "a" * 300 + ":Net": "aaa:Net: no module named aaa",
     "--model " + "a." * 3000 + "a:Net": "--model a.a.a",
+    "--args a=1": "--args a: belong to a program or a function of yours, as --program names it",
+    "--model torchvision:resnet18 --args a=1": "--args a: belong to a program or a function of yours",
+    "--accuracy-in-percent": "--accuracy-in-percent: belongs to a --test or a client of yours",
+    "--data-form items": "--data-form items: belongs to data of yours, not to --dataset digits",
+    "--track=": "--track '': must name one or more of tensorboard, mlflow, wandb, wandb:offline; only --resume ends",
+    "--results-dir=": "--results-dir '': must be the name of a folder; . is the current one",
+    "--metric accuracy,f1,accuracy:min": "--metric accuracy,f1,accuracy:min: names accuracy twice",
+    "--metric ,": "--metric ,: has an empty name beside a comma",
+    "--sampler power-of-choice --sampler-args candidates=101": "candidates=101: must be at least 20, the clients",
+    "--sampler power-of-choice --sampler-args candidates=19": "and at most --num-clients 100",
     "--ray-address auto": "--ray-address auto: belongs to --engine ray, not to inline",
 }
 
@@ -88,6 +100,35 @@ FLAGS = {
 @pytest.mark.parametrize("words", FLAGS, ids=range(len(FLAGS)))
 def test_values_of_flags_that_mean_nothing_or_would_be_dropped(command: Any, folder: Path, words: str) -> None:
     _refused(command(*RUN, *words.split()), folder, FLAGS[words])
+
+
+def test_settings_without_effect_are_noted(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    """They may come from a preset, a sweep or the config of an older run, so that they are no errors."""
+    small(
+        dataset="wine",
+        augment="crop-flip",
+        partitioner="iid",
+        eval_share=0.4,
+        keep_checkpoints=5,
+        checkpoint_every=0,
+        max_retries=3,
+        num_cpus=0.5,
+        lr_schedule="step",
+        lr_milestones="2,3",
+        vectorized_clients=4,
+    )
+    assert [line for line in capsys.readouterr().err.splitlines() if "has no effect" in line] == [
+        "sim: note: --vectorized-clients 4 has no effect, because clients are trained one after another",
+        "sim: note: --eval-share 0.4 has no effect without --fraction-evaluate or --final-evaluate; each client trains "
+        "on all its examples",
+        "sim: note: --augment crop-flip has no effect, because the data are not kept as images with classes",
+        "sim: note: --max-retries 3 has no effect on --engine inline, which is one process",
+        "sim: note: --num-cpus 0.5 has no effect on --engine inline, which is one process",
+        "sim: note: --keep-checkpoints 5 has no effect, because --checkpoint-every is 0",
+        "sim: note: --lr-schedule step has no effect, because its first step is after round 2 of 2",
+    ]
+    small(eval_share=0.4, fraction_evaluate=0.5, lr_schedule="step", lr_step_every=1)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_newline_does_not_begin_another_argument(command: Any, folder: Path) -> None:
@@ -153,6 +194,19 @@ def test_a_file_with_the_mark_of_windows_editors(folder: Path) -> None:
     assert RunConfig.load("c.toml").lr == 0.25
 
 
+@pytest.mark.usefixtures("pictures")
+def test_the_config_of_a_run_with_the_mark_of_windows_editors_or_without_settings(command: Any, folder: Path) -> None:
+    run = _record(folder / "results")
+    run.config_path.write_bytes(b"\xef\xbb\xbf" + run.config_path.read_bytes())
+    assert run.num_rounds == 1
+    assert command("list").stdout.splitlines()[1].split()[:2] == ["good", "1/1"]
+    assert command("run", "--resume", "good").stderr.startswith(f"sim: {run.path} has no checkpoint to resume from")
+    run.config_path.write_text("")
+    for words in (("list",), ("plot", "good"), ("report", "good"), ("export", "good"), ("run", "--resume", "good")):
+        place = "results/good" if words == ("list",) else run.path
+        assert command(*words).stderr == f"sim: {place} is not a run: config.toml: is damaged: it has no settings\n"
+
+
 def test_the_default_fraction_picks_at_least_one_client() -> None:
     assert [RunConfig(num_clients=n).num_fit_clients for n in (1, 4, 5, 10)] == [1, 1, 1, 2]
     with pytest.raises(ConfigError, match="picks none"):
@@ -187,6 +241,14 @@ DAMAGE: dict[str, Callable[[Run], object]] = {
     "round 1e22": lambda run: run.rounds_path.write_text(run.rounds_path.read_text().replace("\n1,", "\n1" + "0" * 22)),
     "a folder": lambda run: (run.rounds_path.unlink(), run.rounds_path.mkdir()),
     "no table": lambda run: run.rounds_path.unlink(),
+    "a pipe": lambda run: (run.rounds_path.unlink(), os.mkfifo(run.rounds_path)),
+    "a device": lambda run: (run.rounds_path.unlink(), run.rounds_path.symlink_to("/dev/zero")),
+    "a pipe for the metrics": lambda run: (
+        run.rounds_path.write_text("round\n1\n"),
+        run.metrics_path.unlink(),
+        os.mkfifo(run.metrics_path),
+    ),
+    "no settings": lambda run: run.config_path.write_text("# nothing\n"),
 }
 
 
@@ -205,6 +267,35 @@ def test_a_damaged_run_does_not_hide_the_others(command: Any, folder: Path, dama
     for words in (("report", "bad"), ("plot", "bad")):
         result = command(*words)
         assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("run --config zero.toml", "--config zero.toml: is no file"),
+        ("run --devices zero.csv", "--devices zero.csv: zero.csv: is no file"),
+        ("run --devices fedscale:zero.json", "--devices fedscale:zero.json: zero.json: is no file"),
+        ("run --dataset text --data-dir .", "--data-dir: pipe.txt: is no file; repair or remove that file"),
+        ("run --dataset leaf --data-dir .", "--data-dir: data/all_data/pipe.json: is no file; repair or remove that"),
+        ("plot bad", "results/bad/rounds.csv: cannot be read: is no file"),
+        ("run --resume bad --num-rounds 2", "results/bad/rounds.csv: is no file"),
+    ],
+)
+def test_what_would_be_read_for_ever(command: Any, folder: Path, words: str, said: str) -> None:
+    for ending in ("toml", "csv", "json"):
+        (folder / f"zero.{ending}").symlink_to("/dev/zero")
+    (folder / "data" / "all_data").mkdir(parents=True)
+    for name in ("pipe.txt", "data/all_data/pipe.json"):
+        os.mkfifo(folder / name)
+    if "bad" in words:
+        few = {"num_clients": 2, "num_rounds": 1, "max_local_steps": 1}
+        run = simulate(RunConfig(**few, engine="inline", name="bad"))
+        run.rounds_path.unlink()
+        os.mkfifo(run.rounds_path)
+        said = f"{folder}/{said}"
+    result = command(*words.split())
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.startswith(f"sim: {said}")
 
 
 def test_only_damaged_runs_are_an_error(command: Any, folder: Path) -> None:

@@ -213,7 +213,7 @@ def test_the_command_takes_a_sweep_and_all_of_it_together(swept: Path, command: 
         (["--target", "accuracy>=2"], "--target accuracy>=2: an accuracy is a fraction, at least 0 and at most 1"),
         (["--target", "mae<=2"], "--target mae<=2: must be of accuracy; --metric chooses another metric"),
         (["--target", "mae<=2", "--grid", "alpha"], "--target mae<=2: must be of accuracy; --metric chooses another"),
-        (["--target", "1e999"], "--target inf: must be a finite number"),
+        (["--target", "1e999"], "--target 1e999: must be a finite number"),
         (["--width", "double"], "--width double: only with --style paper"),
         (["--style", "poster"], "argument --style: invalid choice: 'poster'"),
         (["--timeline", "--grid", "alpha"], "--grid alpha: not with --timeline, which draws when clients worked"),

@@ -26,6 +26,7 @@ from sim.errors import RunFolderError
 from sim.run_folder import checkpoint as checkpoints
 from sim.run_folder import environment
 from sim.run_folder.folder import Run
+from sim.run_folder.read_run import ReadRun
 from sim.run_folder.writer import RunWriter, locked_folder
 from sim.server.prepared_run import Prepared
 from sim.setup import resume as setup_resume
@@ -203,6 +204,38 @@ def test_other_versions_and_another_processor_are_said_once(small: Small, capsys
     assert "elsewhere" not in capsys.readouterr().err
     # Of round 1, which the first part made, and not the last one.
     assert environment.of_round(run.environment_path, 1)["cpu"] == "another one"
+
+
+def test_damaged_environments_are_said(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    run = small(num_rounds=1)
+    for number, (content, damage) in enumerate(
+        (
+            (b"", "Expecting value: line 1 column 1 (char 0)"),
+            (
+                run.environment_path.read_bytes()[:6],
+                "Unterminated string starting at: line 2 column 3 (char 4)",
+            ),
+            (
+                '{"python": "3"}'.encode("utf-16"),
+                "'utf-8' codec can't decode byte 0xff in position 0",
+            ),
+            (b"[]", "holds a list, not an object"),
+            (b"null", "holds a NoneType, not an object"),
+            (b"\0" * 100, "Expecting value: line 1 column 1 (char 0)"),
+            (b'{"earlier": 3}', "earlier is no list"),
+        ),
+        start=1,
+    ):
+        run.environment_path.write_bytes(content)
+        with pytest.raises(RunFolderError, match=re.escape(f"{run.environment_path}: {damage}")):
+            _ = ReadRun(run.path).environment  # as sim report reads it
+        resume(run, num_rounds=number + 1)
+        assert (
+            f"note: whether the rounds after round {number} are made with the same versions and hardware is not known, "
+            f"because environment.json is damaged: {damage}"
+        ) in capsys.readouterr().err
+    resume(run, num_rounds=number + 2)
+    assert capsys.readouterr().err == ""
 
 
 def test_checkpoints_of_earlier_versions_are_read(small: Small) -> None:

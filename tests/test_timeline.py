@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from conftest import Sim, Small
 from sim import Run, RunConfig, timeline_figure
+from sim.run_folder import timeline
 from sim.run_folder.records import ClientRecord, RoundRecord
 from sim.run_folder.writer import RunWriter
 
@@ -151,9 +152,9 @@ def test_the_command_draws_one_run_with_virtual_time(command: Sim, tmp_path: Pat
         *(
             (
                 ["one", "--timeline", "--first-rounds", text],
-                f"--first-rounds {text}: must be a whole number of at least 1",
+                f"--first-rounds {text}: must be a whole number, at least 1 and at most 1000000000",
             )
-            for text in ("0", "1.5", "x", "")
+            for text in ("0", "1.5", "x", "", "99999999999999999999")
         ),
     ):
         result = command("plot", *words, "-o", "no.svg")
@@ -170,3 +171,20 @@ def test_a_run_leaves_a_timeline_if_it_has_virtual_time(small: Small) -> None:
     versions = small(**settings, strategy="fedbuff", strategy_args={"buffer_size": 2}, name="versions")
     assert versions.timeline_path.read_bytes().startswith(b"\x89PNG")
     assert not small(name="plain").timeline_path.exists()
+
+
+@pytest.mark.usefixtures("pictures")
+def test_a_picture_that_cannot_be_drawn_is_a_note_and_the_model_is_written(
+    small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(run: Run) -> Figure:
+        raise ValueError("Axis limits cannot be NaN or Inf")
+
+    monkeypatch.setattr(timeline, "timeline_figure", fail)
+    run = small(devices="uniform", name="run")
+    assert capsys.readouterr().err == (
+        "sim: note: the picture timeline.png could not be drawn: ValueError: Axis limits cannot be NaN or Inf\n"
+    )
+    assert run.is_done()
+    assert run.loss_path.exists()
+    assert not run.timeline_path.exists()

@@ -290,9 +290,13 @@ def test_a_network_holds_nothing_out() -> None:
         networked({"validation_share": 0.1})
 
 
-def test_a_metric_that_nobody_measures_is_named(small: Small) -> None:
-    with pytest.raises(RunError, match="round 0: --validation-metric f1: the validation measured loss, accuracy"):
+def test_a_metric_that_nobody_measures_is_named(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="--validation-metric f1: must be one of loss, accuracy"):
         small(validation_share=0.1, validation_metric="f1")
+    (tmp_path / "own_test.py").write_text("def test(net, loader): return 0.5, {'recall': 0.5}\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match="round 0: --validation-metric f1: the validation measured loss, recall"):
+        small(validation_share=0.1, validation_metric="f1", test="own_test:test")
 
 
 def test_data_that_have_a_validation_or_partitions_already(

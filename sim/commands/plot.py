@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,6 +66,8 @@ def _target(text: str) -> float | Target:
     if is_target(text):
         return Target.parse(text, "--target")
     number = parse_number(float, text)
+    if number is not None and not math.isfinite(number):
+        raise ConfigError(f"--target {one_line(text, 60)}: must be a finite number")
     if number is None:
         raise ConfigError(f"--target {one_line(text, 60)}: must be a number, e.g. 0.7, or a comparison, e.g. mae<=0.2")
     return float(number)
@@ -135,9 +138,7 @@ def _plot_timeline(arguments: argparse.Namespace, picture: Path) -> None:
         raise ConfigError(f"--timeline: draws one run, not {len(arguments.runs)}: {', '.join(arguments.runs)}")
     first_rounds = None
     if arguments.first_rounds is not None:
-        first_rounds = parse_number(int, arguments.first_rounds)
-        if first_rounds is None or first_rounds < 1:
-            raise ConfigError(f"--first-rounds {arguments.first_rounds}: must be a whole number of at least 1")
+        first_rounds = whole_number("--first-rounds", arguments.first_rounds)
     from sim.run_folder.timeline import timeline_figure
 
     write_picture(picture, timeline_figure(open_run(arguments.runs[0], arguments.results_dir), first_rounds))

@@ -9,9 +9,9 @@ from typing import Any
 
 from sim.commands import evaluate
 from sim.commands.output import shown_path
-from sim.config.flags import config_from, flags_given, settings_given
+from sim.config.flags import check_new_run, flags_given, settings_given
 from sim.config.run_config import AppConfig, CentralizedConfig, RunConfig
-from sim.errors import ConfigError, one_line
+from sim.errors import ConfigError, RunError, RunFolderError, one_line
 from sim.network.options import ClientOptions, ServerOptions, networked
 from sim.reaper import nothing_left
 from sim.run_folder.folder import open_run
@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     if folder is not None or "app" in given:
         _run_app(arguments)
         return
+    check_new_run(given)
     config = RunConfig(**given)
     from sim.run_folder.progress import RoundProgress
     from sim.simulation import simulate
@@ -57,6 +58,7 @@ def _run_app(arguments: argparse.Namespace) -> None:
     folder = given.pop("app", None)
     if folder is not None and arguments.app_folder is not None:
         raise ConfigError(f"--app {folder} and {arguments.app_folder}: give one of the two")
+    check_new_run({**given, "app": folder or arguments.app_folder})
     config = AppConfig(**given, app=folder or arguments.app_folder)
     from sim.run_folder.progress import RoundProgress
     from sim.simulation import simulate
@@ -89,6 +91,7 @@ def server(arguments: argparse.Namespace) -> None:
     """``sim server``: train with clients that connect over a network."""
     options = ServerOptions(**flags_given(ServerOptions, arguments))
     given = networked(settings_given(RunConfig, arguments))
+    check_new_run(given)
     counted = "num_clients" in given
     min_clients = options.min_clients or given.get("num_clients") or 2
     config = RunConfig(**{"num_clients": min_clients, **given})
@@ -116,7 +119,9 @@ def client(arguments: argparse.Namespace) -> None:
 
 def centralized(arguments: argparse.Namespace) -> None:
     """``sim centralized``: train on all data in one place."""
-    config = config_from(CentralizedConfig, arguments)
+    given = settings_given(CentralizedConfig, arguments)
+    check_new_run(given)
+    config = CentralizedConfig(**given)
     from sim.centralized import train_centralized
     from sim.run_folder.progress import RoundProgress
 
@@ -126,6 +131,18 @@ def centralized(arguments: argparse.Namespace) -> None:
 
 
 def _report(run: Any, word: str) -> None:
+    """Print what a run has reached.
+
+    Raises:
+        RunError: a client of the user's has changed what the run has written.
+    """
+    try:
+        _print_results(run, word)
+    except RunFolderError as error:
+        raise RunError(f"the run is over, but its results cannot be read: {error}") from error
+
+
+def _print_results(run: Any, word: str) -> None:
     import pandas as pd
 
     from sim.metrics import shown, spelled

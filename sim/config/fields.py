@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from sim.disk import check_is_file
 from sim.errors import ConfigError, RunFolderError, one_line
 
 Scalar = bool | int | float | str
@@ -319,6 +320,16 @@ def flattened(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def parsed_toml(path: Path) -> dict[str, Any]:
+    """Return the content of a TOML file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError, RecursionError: it is no TOML or no UTF-8, has a number of 5,000 digits, or is nested too deeply.
+    """
+    return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors begin a file with a mark
+
+
 def read_table(path: Path, flag: str) -> dict[str, Any]:
     """Read a TOML file.
 
@@ -329,10 +340,11 @@ def read_table(path: Path, flag: str) -> dict[str, Any]:
         ConfigError: the file is missing or is not valid TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors begin a file with a mark
+        check_is_file(path, or_pipe=True)
+        return parsed_toml(path)
     except OSError as error:
         raise ConfigError(f"{flag} {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # no TOML or no UTF-8, a number of 5,000 digits, nested too deeply
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{flag} {path}: not valid TOML: {error}") from None
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from sim.config.choices import TRACKERS
 from sim.config.fields import MOST, default_of, flag_of, parse_flag, parse_number, rules_of, type_of
 from sim.config.presets import preset_names
 from sim.config.run_config import RunConfig, TrainingConfig
@@ -21,6 +22,8 @@ from sim.metrics import is_target
 
 C = TypeVar("C", bound=TrainingConfig)
 
+# What may be the user's own, as package.module:name.
+_PARTS = ("dataset", "model", "train", "test", "loss", "client", "client_fn", "strategy", "sampler")
 _METAVARS = {int: "N", float: "X", str: "TEXT", dict: "KEY=VALUE"}
 
 
@@ -136,6 +139,31 @@ def config_from(config_type: type[C], arguments: argparse.Namespace) -> C:
         ConfigError: see ``settings_given``; or two values contradict each other.
     """
     return config_type(**settings_given(config_type, arguments))
+
+
+def check_new_run(given: Mapping[str, Any]) -> None:
+    """Check that no setting of a new run would be without effect, because all parts of its program are built in.
+
+    Args:
+        given: what ``settings_given`` returns; in Python, the user's own parts may follow later.
+
+    Raises:
+        ConfigError: one would be without effect.
+    """
+    own = {name for name in _PARTS if ":" in str(given.get(name, "")).removeprefix("torchvision:")}
+    own |= {name for name in ("program", "app") if given.get(name) is not None}
+    if given.get("args") and not own:
+        raise ConfigError(
+            f"--args {', '.join(given['args'])}: belong to a program or a function of yours, as --program names it"
+        )
+    if given.get("accuracy_in_percent") and own <= {"dataset", "model", "train", "loss", "sampler"}:
+        raise ConfigError("--accuracy-in-percent: belongs to a --test or a client of yours; the built-in test has none")
+    form = given.get("data_form", TrainingConfig.data_form)
+    if form != TrainingConfig.data_form and own.isdisjoint(("program", "dataset")):
+        dataset = given.get("dataset", TrainingConfig.dataset)
+        raise ConfigError(f"--data-form {form}: belongs to data of yours, not to --dataset {dataset}")
+    if given.get("track") == "":
+        raise ConfigError(f"--track '': must name one or more of {', '.join(TRACKERS)}; only --resume ends tracking so")
 
 
 def whole_number(flag: str, text: str, most: int = MOST) -> int:

@@ -15,7 +15,7 @@ from sim.config.fields import MOST, check, default_of, flag_of, parse_number, re
 from sim.config.presets import preset_path
 from sim.config.program import program_parts
 from sim.errors import ConfigError, one_line
-from sim.metrics import configured
+from sim.metrics import check_metrics
 from sim.user_code import name_of
 
 DATA, MODEL, RUN, MACHINE = "data", "model and training", "run", "machine"
@@ -274,7 +274,7 @@ class TrainingConfig(_GivenObjects):
                     object.__setattr__(self, name, path)
         check_data_settings(self.dataset, self.data_dir, self.target, self.image_size)
         self._check_places({f.name: getattr(self, f.name) for f in fields(self)}, but_defaults=True)
-        configured(self.metric)
+        check_metrics(self.metric)
         trackers(self.track)
         self._check_training()
         if self.name is not None and not _RUN_NAME.fullmatch(self.name):
@@ -432,6 +432,13 @@ class TrainingConfig(_GivenObjects):
             steps = sum(number > milestone for milestone in milestones) if every is None else (number - 1) // every
             lr *= self.lr_gamma**steps
         return lr
+
+    @property
+    def first_lr_step(self) -> int | None:
+        """Return the round after which ``lr_schedule`` takes its first step; None if it takes no steps."""
+        if self.lr_schedule != "step":
+            return None
+        return min(_milestones(self.lr_milestones), default=self.lr_step_every)
 
     def to_toml(self) -> str:
         """Return the resolved config as TOML, without the settings that have no value or no effect."""

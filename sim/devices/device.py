@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 BYTES_OF_MBIT = 125_000.0  # 1 Mbit is 10⁶ bits
+# The least and the most that an argument or a file may say, so that sums of virtual seconds stay finite.
+STEP_SECONDS = 1e-9, 1e9
+MBPS = 1e-9, 1e12
 
 
 @dataclass(frozen=True)

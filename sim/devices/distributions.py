@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.config.fields import setting
-from sim.devices.device import BYTES_OF_MBIT, DeviceTable, alike
+from sim.devices.device import BYTES_OF_MBIT, MBPS, STEP_SECONDS, DeviceTable, alike
 from sim.devices.philox import normals, uniforms
 
 _STEP = "one training step on one batch"
@@ -33,9 +33,9 @@ _STEP = "one training step on one batch"
 class Uniform:
     """The same device for each client."""
 
-    seconds_per_step: float = setting(0.1, _STEP, "uniform", unit="seconds", above=0, high=1e9)
-    download_mbps: float = setting(20.0, "from the server", "uniform", unit="Mbit/s", above=0, high=1e12)
-    upload_mbps: float = setting(5.0, "to the server", "uniform", unit="Mbit/s", above=0, high=1e12)
+    seconds_per_step: float = setting(0.1, _STEP, "uniform", unit="seconds", low=STEP_SECONDS[0], high=STEP_SECONDS[1])
+    download_mbps: float = setting(20.0, "from the server", "uniform", unit="Mbit/s", low=MBPS[0], high=MBPS[1])
+    upload_mbps: float = setting(5.0, "to the server", "uniform", unit="Mbit/s", low=MBPS[0], high=MBPS[1])
 
     def draw(self, key: tuple[int, int], client_ids: NDArray[np.int64]) -> DeviceTable:
         """See ``DeviceModel``."""

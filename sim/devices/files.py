@@ -35,12 +35,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.config.fields import parse_number, shown
-from sim.devices.device import BYTES_OF_MBIT, DeviceTable
+from sim.devices.device import BYTES_OF_MBIT, MBPS, STEP_SECONDS, DeviceTable
+from sim.disk import check_is_file
 from sim.errors import ConfigError, one_line
 
 PASSES_OF_A_STEP = 3.0  # forward, and backward as twice the forward pass
 BYTES_OF_KBIT = 128.0  # FedScale's kbit is 1,024 bits
 
+_MOST_SECONDS = 1e12  # of virtual time, as --deadline
+_KBITS = MBPS[0] * BYTES_OF_MBIT / BYTES_OF_KBIT, MBPS[1] * BYTES_OF_MBIT / BYTES_OF_KBIT
+_BOUNDS = {
+    "seconds_per_step": STEP_SECONDS,
+    "download_mbps": MBPS,
+    "upload_mbps": MBPS,
+    "computation": (STEP_SECONDS[0] * 1000, STEP_SECONDS[1] * 1000),
+    "communication": _KBITS,
+    "finish_time": (1e-3, _MOST_SECONDS),
+}
 _NUMBERS = ("seconds_per_step", "download_mbps", "upload_mbps")
 _COLUMNS = (*_NUMBERS, "client_id", "kind")
 
@@ -72,8 +83,8 @@ def read_capacity(path: Path, place: str, examples_per_step: int) -> DeviceTable
     content = _read_json(path, place)
     milliseconds, kbits = [], []
     for where, entry in _entries(content, f"{place}: {path}"):
-        milliseconds.append(_number(entry, "computation", where, above=0))
-        kbits.append(_number(entry, "communication", where, above=0))
+        milliseconds.append(_number(entry, "computation", where))
+        kbits.append(_number(entry, "communication", where))
     bytes_per_second = np.array(kbits) * BYTES_OF_KBIT
     seconds = np.array(milliseconds) * (PASSES_OF_A_STEP * examples_per_step / 1000)
     return DeviceTable(seconds, bytes_per_second, bytes_per_second, np.zeros(len(kbits), np.int64))
@@ -92,7 +103,7 @@ def read_availability(path: Path, place: str) -> tuple[Periods, ...]:
 
 
 def _periods(entry: Mapping[str, Any], where: str) -> Periods:
-    period = _number(entry, "finish_time", where, above=0)
+    period = _number(entry, "finish_time", where)
     active, inactive = (_numbers(entry, name, where) for name in ("active", "inactive"))
     if len(active) != len(inactive):
         raise ConfigError(
@@ -146,7 +157,7 @@ def read_table(path: Path, place: str, num_clients: int) -> tuple[DeviceTable, N
     for number, (where, row) in enumerate(rows):
         for name in _NUMBERS:
             may_be_infinite = name != "seconds_per_step"
-            columns[name].append(_number(row, name, where, above=0, may_be_infinite=may_be_infinite))
+            columns[name].append(_number(row, name, where, may_be_infinite=may_be_infinite))
         kind = row.get("kind", "")
         if not isinstance(kind, str):
             raise ConfigError(f"{where}: kind = {shown(kind)}: must be text")
@@ -182,6 +193,7 @@ def read_table(path: Path, place: str, num_clients: int) -> tuple[DeviceTable, N
 def _csv_rows(path: Path, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
     line = 1
     try:
+        check_is_file(path, or_pipe=True)
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = [name.strip() for name in next(reader, [])]
@@ -237,6 +249,7 @@ def _read_json(path: Path, place: str) -> Any:
         ConfigError: it cannot be read, is a pickle, or is not valid JSON; the message names the line.
     """
     try:
+        check_is_file(path, or_pipe=True)
         content = path.read_bytes()
         if _is_pickle(content):
             source, target = repr(str(path)), repr(f"{path}.json")
@@ -273,12 +286,18 @@ def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _number(row: Mapping[str, Any], name: str, where: str, *, above: float, may_be_infinite: bool = False) -> float:
+def _number(row: Mapping[str, Any], name: str, where: str, *, may_be_infinite: bool = False) -> float:
     if name not in row:
         raise ConfigError(f"{where}: there is no {name}")
     value = _as_float(row[name])
-    if value is None or not value > above or (math.isinf(value) and not may_be_infinite):
-        raise ConfigError(f"{where}: {name} = {_short(row[name])}: must be a number above {above:g}")
+    low, high = _BOUNDS[name]
+    if value is None or not value > 0 or (math.isinf(value) and not may_be_infinite):
+        raise ConfigError(f"{where}: {name} = {_short(row[name])}: must be a number above 0")
+    if not low <= value <= high and not math.isinf(value):
+        or_infinite = ", or inf" if may_be_infinite else ""
+        raise ConfigError(
+            f"{where}: {name} = {_short(row[name])}: must be at least {low:g} and at most {high:g}{or_infinite}"
+        )
     return value
 
 
@@ -288,10 +307,10 @@ def _numbers(entry: Mapping[str, Any], name: str, where: str) -> list[float]:
         raise ConfigError(f'{where}: "{name}" must be a list of times in seconds')
     numbers = [_as_float(value) for value in values]
     for position, number in enumerate(numbers):
-        if number is None or not 0 <= number < math.inf:
+        if number is None or not 0 <= number <= _MOST_SECONDS:
             raise ConfigError(
                 f'{where}: time {position + 1} of "{name}" = {_short(values[position])}: must be a number of seconds, '
-                "at least 0"
+                f"at least 0 and at most {_MOST_SECONDS:g}"
             )
     return [number for number in numbers if number is not None]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.config.fields import check, flag_of, setting
+from sim.disk import check_is_file
 from sim.errors import ConfigError
 
 NETWORK = "network"
@@ -255,6 +256,7 @@ def read_authority(path: str) -> bytes:
 
 def _read(flag: str, path: str) -> bytes:
     try:
+        check_is_file(Path(path), or_pipe=True)
         return Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"{flag} {path}: {error.strerror}") from None

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sim.config.choices import WITH_ALPHA
+from sim.disk import check_is_file
 from sim.metrics import MetricName
 from sim.report import comparison, figures, numbers
 from sim.report.latex import latex_of
@@ -156,6 +157,7 @@ def _partition(group: numbers.PartitionGroup) -> dict[str, Any]:
     described = f"{config.get('dataset', '?')}, {', '.join(parts)}"
     seeds = list(dict.fromkeys(other.config().get("seed") for other in group.runs))
     try:
+        check_is_file(run.partition_path)
         content = run.partition_path.read_bytes()
     except OSError:
         content = b""

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from sim.disk import check_is_file
+
 ClientState = dict[str, list[NDArray[Any]]]
 _CHECKSUM = "crc32"
 
@@ -60,6 +62,7 @@ class StatesInFolder:
         path = self.path(client_id, server_round)
         state: ClientState = {}
         try:
+            check_is_file(path)
             with safe_open(path, framework="np") as file:
                 arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
                 checksum = (file.metadata() or {}).get(_CHECKSUM)

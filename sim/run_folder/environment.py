@@ -11,6 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from sim.disk import check_is_file
+from sim.errors import one_line
+
 _PACKAGES = (
     "sim",
     "flwr",
@@ -73,12 +76,42 @@ def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
+def read(path: Path) -> dict[str, Any]:
+    """Return the content of an ``environment.json``.
+
+    Raises:
+        OSError: it is missing, or cannot be read.
+        ValueError: it is damaged.
+    """
+    check_is_file(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"holds a {type(content).__name__}, not an object")
+    if not isinstance(content.get("earlier", []), list):
+        raise ValueError("earlier is no list")
+    return content
+
+
+def damage(path: Path) -> str:
+    """Return why the environments of a run are not known; empty if they are."""
+    try:
+        read(path)
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except (OSError, ValueError) as error:
+        return f"{path.name} is damaged: {one_line(str(error), 200)}"
+    return ""
+
+
 def parts(path: Path) -> list[dict[str, Any]]:
     """Return the environments of the parts of a run, the last part last; none if the file cannot be read."""
     try:
-        last = json.loads(path.read_text(encoding="utf-8"))
+        last = read(path)
         return [part for part in [*last.pop("earlier", []), last] if isinstance(part, dict)]
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError):
         return []
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from base64 import b64encode
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.config.fields import check_type
+from sim.config.fields import check_type, parsed_toml
 from sim.config.run_config import CentralizedConfig, RunConfig
 from sim.errors import ConfigError, RunFolderError
 from sim.metrics import Target
@@ -55,11 +54,13 @@ class Run:
             RunFolderError: the file is missing, is not valid TOML, or a setting has another type.
         """
         try:
-            config = tomllib.loads(self.config_path.read_text(encoding="utf-8"))
+            config = parsed_toml(self.config_path)
         except OSError as error:
             raise RunFolderError(f"{self.path} is not a run: config.toml: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
             raise RunFolderError(f"{self.path} is not a run: config.toml: {error}") from error
+        if not config:
+            raise RunFolderError(f"{self.path} is not a run: config.toml: is damaged: it has no settings")
         for name, value in config.items():
             check_type((RunConfig, CentralizedConfig), name, value, str(self.config_path))
         return config
@@ -216,7 +217,7 @@ class Run:
             f'<img style="max-width: 49%" alt="{escape(path.stem)}" src="data:image/png;base64,'
             f'{b64encode(path.read_bytes()).decode()}">'
             for path in (self.accuracy_path, self.metric_path, self.loss_path)
-            if path.exists()
+            if path.is_file()
         ]
         head = f"<p><b>{escape(self.name)}</b>: {state}, in {escape(str(self.path))}</p>"
         return "\n".join([head, shown.to_html(index=False, border=0), *pictures])

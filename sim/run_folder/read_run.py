@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from sim.errors import RunFolderError
+from sim.run_folder import environment
 from sim.run_folder.folder import Run
 
 if TYPE_CHECKING:
@@ -71,14 +71,11 @@ class ReadRun(Run):
             RunFolderError: the file cannot be read or is not a JSON object.
         """
         try:
-            content = json.loads(self.environment_path.read_text(encoding="utf-8"))
+            return environment.read(self.environment_path)
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise RunFolderError(f"{self.environment_path}: {error}") from error
-        if not isinstance(content, dict):
-            raise RunFolderError(f"{self.environment_path}: holds a {type(content).__name__}, not an object")
-        return content
 
     @property
     def last_round(self) -> int:

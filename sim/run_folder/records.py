@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from sim.disk import check_is_file
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -162,6 +164,7 @@ def read_frame(path: Path, record_type: RecordType) -> pd.DataFrame:
     types = {name: "Int64" if name in _INTEGERS else "string" if name in _TEXTS else "float64" for name in names}
     types |= {old: types[new] for old, new in RENAMED_COLUMNS.items() if new in types}
     try:
+        check_is_file(path)
         frame = pd.read_csv(path, dtype=types).rename(columns=RENAMED_COLUMNS)
     except FileNotFoundError:
         raise

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from sim.disk import check_is_file
 from sim.errors import RunFolderError
 
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, SafetensorError)
@@ -42,6 +43,7 @@ def read_model(path: Path) -> tuple[list[str], list[NDArray[Any]]]:
         RunFolderError: the file is missing or damaged.
     """
     try:
+        check_is_file(path)
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             best = json.loads(metadata.get("best", "{}"))
@@ -54,6 +56,7 @@ def read_model(path: Path) -> tuple[list[str], list[NDArray[Any]]]:
 def round_of(path: Path) -> int | None:
     """Return the round that a file names; None if there is no such file, or it names none."""
     try:
+        check_is_file(path)
         with safe_open(path, framework="np") as file:
             return int(json.loads((file.metadata() or {})["best"])["round"])
     except _DAMAGE:

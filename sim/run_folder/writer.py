@@ -21,6 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
+from sim.disk import NoFileError, check_is_file
 from sim.errors import RunFolderError, WriteError
 from sim.run_folder.folder import Run
 from sim.run_folder.records import RENAMED_COLUMNS, ClientRecord, MetricRecord, Record, RecordType, RoundRecord, columns
@@ -63,9 +64,9 @@ class RunWriter:
             clients: whether the run has client records, which need ``clients.csv``.
 
         Raises:
-            RunFolderError: the folder exists already or cannot be written.
+            RunFolderError: the folder exists already, has no name or cannot be written.
         """
-        root = Path(results_dir)
+        root = _root(results_dir)
         stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         candidates = [name] if name else [stamp, *(f"{stamp}_{number}" for number in range(2, 100))]
         path = None
@@ -116,7 +117,8 @@ class RunWriter:
             return cls(run, {path: _Table(path) for path in _tables_of(run)}, lock)
         except OSError as error:
             _unlock(lock)
-            raise RunFolderError(f"{run.path}: cannot be written: {error.strerror}") from None
+            place = run.log_path if isinstance(error, NoFileError) else run.path
+            raise RunFolderError(f"{place}: cannot be written: {error.strerror}") from None
         except BaseException:
             _unlock(lock)
             raise
@@ -201,13 +203,19 @@ def check_folder(results_dir: str, name: str | None) -> None:
     Raises:
         RunFolderError: the folder exists already or cannot be written.
     """
-    root = Path(results_dir)
+    root = _root(results_dir)
     if name is not None and (root / name).exists() and not is_unbegun(root / name):
         raise RunFolderError(f"--name {name}: {root / name} exists; choose another name")
     existing = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
     code = errno.ENOTDIR if not existing.is_dir() else errno.EACCES
     if code == errno.ENOTDIR or not os.access(existing, os.W_OK | os.X_OK):
         raise RunFolderError(f"--results-dir {root}: cannot be written: {os.strerror(code)}")
+
+
+def _root(results_dir: str) -> Path:
+    if not results_dir:
+        raise RunFolderError("--results-dir '': must be the name of a folder; . is the current one")
+    return Path(results_dir)
 
 
 def is_unbegun(folder: Path) -> bool:
@@ -237,18 +245,19 @@ def _cut_back(run: Run, tables: dict[str, tuple[int, str]]) -> None:
     if run.metrics_path.name not in tables:
         paths.remove(run.metrics_path)
         header = _header(MetricRecord)
-        if run.metrics_path.exists() and not run.metrics_path.read_bytes().startswith(header):
+        if run.metrics_path.exists() and _first_bytes(run.metrics_path, len(header)) != header:
             raise RunFolderError(f"{run.metrics_path}: is no table of this run; move it elsewhere")
     names = sorted(path.name for path in paths)
     if names != sorted(tables):
         raise RunFolderError(
             f"{run.path}: its checkpoint is for the tables {', '.join(sorted(tables))}, not for {', '.join(names)}"
         )
+    with suppress(FileNotFoundError):
+        check_is_file(run.log_path)  # to it, too, the run appends
     for path in paths:
         size, digest = tables[path.name]
         try:
-            with path.open("rb") as file:
-                content = file.read(min(size, path.stat().st_size))
+            content = _first_bytes(path, size)
         except OSError as error:
             raise RunFolderError(f"{path}: {error.strerror}") from None
         if hashlib.sha256(content).hexdigest() != digest or not content.endswith(b"\n"):
@@ -258,6 +267,12 @@ def _cut_back(run: Run, tables: dict[str, tuple[int, str]]) -> None:
     for path in paths:
         os.truncate(path, tables[path.name][0])
     run.model_path.unlink(missing_ok=True)  # outdated when the run continues; the checkpoint has the weights
+
+
+def _first_bytes(path: Path, size: int) -> bytes:
+    check_is_file(path)
+    with path.open("rb") as file:
+        return file.read(min(size, path.stat().st_size))
 
 
 def _tables_of(run: Run) -> dict[Path, RecordType]:

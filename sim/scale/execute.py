@@ -16,6 +16,7 @@ import tomli_w
 
 from sim.config.fields import flag_of
 from sim.config.run_config import RunConfig
+from sim.disk import check_is_file
 from sim.errors import RunFolderError, WriteError
 from sim.interrupts import interruptible, raise_if_interrupted
 from sim.processes import Child, Children, written
@@ -117,6 +118,7 @@ def read_scale(path: Path) -> pd.DataFrame:
         RunFolderError: the file cannot be read or has other columns.
     """
     try:
+        check_is_file(path)
         frame = pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{path}: {getattr(error, 'strerror', None) or error}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from sim.client.algorithm_client import FINE_TUNE_EPOCHS
 from sim.client.torch_client import fit_settings
 from sim.config.fields import MOST, flag_of
 from sim.config.run_config import RunConfig
+from sim.disk import check_is_file
 from sim.engine.aggregation import cut
 from sim.engine.interface import Chunk, ClientResult, Dispatcher, Task
 from sim.errors import ConfigError, RunFolderError, WriteError
@@ -89,6 +91,8 @@ def check_output(path: Path) -> None:
     """
     try:
         problem = "is a folder" if path.is_dir() else None if path.parent.is_dir() else f"no folder {path.parent}"
+        with suppress(FileNotFoundError):
+            check_is_file(path)
     except OSError as error:  # a path of 6,000 letters
         problem = error.strerror
     if problem is None and not os.access(path.parent, os.W_OK | os.X_OK):
@@ -153,8 +157,9 @@ class Evaluation:
                 notes.append(f"the model is evaluated with other code than that of the run: {found.changed_code}")
             if found.damage:
                 notes.append(f"a checkpoint is damaged: {found.damage}")
-            if found.elsewhere:
-                notes.append(f"the last bits may differ from those of the run's own evaluation: {found.elsewhere}")
+            if found.elsewhere or found.unknown:
+                reason = found.elsewhere or found.unknown
+                notes.append(f"the last bits may differ from those of the run's own evaluation: {reason}")
             weights = _weights_of_model(run, prepared) if done else checkpoint.weights
             number = number if done else checkpoint.round
             if checkpoint.round == number:

@@ -6,7 +6,7 @@ Everything that can be wrong is found here. Nothing is started, and nothing is w
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,19 +22,21 @@ from sim.algorithms.algorithm import GradientCorrection
 from sim.algorithms.by_name import ALGORITHMS, AlgorithmSpec
 from sim.algorithms.local_parameters import local_names
 from sim.client.own_functions import OwnTrain
-from sim.client.runtime import ClientSpec, build_net
+from sim.client.runtime import ClientSpec, build_net, metrics_of
 from sim.client.torch_client import fit_settings, train_settings
 from sim.compression.by_name import Compression
 from sim.config.run_config import RunConfig, TrainingConfig
 from sim.data import partition
 from sim.data.batches import Batches, Resident
-from sim.data.columns import LoaderSettings
+from sim.data.columns import Columns, LoaderSettings
 from sim.data.defaults import decided
 from sim.data.load_dataset import Dataset, Examples, load_dataset
 from sim.data.loaders import example_batch, takes_noise
 from sim.data.partition import Partition
 from sim.errors import ConfigError, PluginError, RunError
 from sim.metrics import configured
+from sim.run_folder.best_round import metric_of_validation
+from sim.seeds import Purpose, seeded
 from sim.server import attacks, strategy
 from sim.server.async_rules import rule_of
 from sim.server.prepared_run import Prepared, ProgramObjects
@@ -42,10 +44,11 @@ from sim.setup import dry_run
 from sim.setup.prepare_flower import prepare_app, prepare_client_fn, with_client_fn
 from sim.setup.virtual_time import check_real_time, with_devices
 from sim.training import local, models
-from sim.training.losses import METRICS
+from sim.training.losses import LOSSES, METRICS, inputs_and_target
+from sim.training.models import try_out
 from sim.training.vectorized import Member, Trainer, drawn
 from sim.training.weights import WeightLayout, get_weights
-from sim.user_variables import some
+from sim.user_variables import isolated, some
 
 # What pays on a CPU: rounds of logistic regression with 100 clients of 50 gray images of 28 × 28 took 0.8 s one after
 # another and 0.2 s in groups of 25, those of Mlp became slower. scripts/bench.sh --only tiny compares the two in turn.
@@ -87,12 +90,14 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     torch.set_num_threads(config.torch_threads)
     with _naming_built_in_data(config):
         net = build_net(spec, dataset)
+        _check_measurements(config, spec, dataset, net)
         dry_run.check_fit_of(spec, dataset, net)
     initial_weights, layout = get_weights(net), WeightLayout.of(net)
     spec = replace(spec, algorithm=_algorithm(config, net))
     if spec.algorithm is not None:
         layout = layout.without(spec.algorithm.local_names)
     vectorized_only = config.local_training == "vectorized"
+    asked = config.vectorized_clients
     if alone:  # one client per process
         config = replace(config, local_training="sequential", vectorized_clients=None)
     else:
@@ -110,7 +115,11 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
             f"train or test writes {some(tried.files)} into the current folder; each client does so in a folder of its "
             "own, which is removed after it"
         )
-    found = [*tried.notes, *_algorithm_notes(config, spec, built, initial_weights)]
+    found = [
+        *tried.notes,
+        *_algorithm_notes(config, spec, built, initial_weights),
+        *_notes_without_effect(config, spec, dataset, asked),
+    ]
     if config.dp and layout.has_running_statistics:
         raise ConfigError(
             f"--dp {config.dp}: {config.model} keeps running statistics of the clients' data, to which no noise is "
@@ -164,6 +173,71 @@ def _own_train(config: TrainingConfig, train: Any) -> OwnTrain | None:
     if config.train is None:
         return None
     return OwnTrain(user_code.load(train or config.train, "--train"), f"--train {config.train}")
+
+
+def _notes_without_effect(
+    config: RunConfig, spec: ClientSpec, dataset: Dataset, vectorized_clients: int | None
+) -> Iterator[str]:
+    """Yield what has no effect with these data and functions, one line each.
+
+    Args:
+        vectorized_clients: as it was given.
+    """
+    if vectorized_clients is not None and config.local_training == "sequential":
+        yield f"--vectorized-clients {vectorized_clients} has no effect, because clients are trained one after another"
+    if config.eval_share != RunConfig.eval_share and not spec.eval_share:
+        yield (
+            f"--eval-share {config.eval_share:g} has no effect without --fraction-evaluate or --final-evaluate; each "
+            "client trains on all its examples"
+        )
+    if config.augment != "none" and not isinstance(dataset.train, Examples):
+        yield f"--augment {config.augment} has no effect, because the data are not kept as images with classes"
+
+
+def _check_measurements(config: RunConfig, spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
+    """Check that the built-in test can compute the loss and the metrics that were asked for.
+
+    Raises:
+        ConfigError: it cannot.
+        PluginError: the model does not take the data.
+    """
+    if spec.test is not None:
+        return  # it measures what it likes, and is tried later
+    metrics = metrics_of(spec, dataset)
+    measured = ["loss", *(name if isinstance(name, str) else name[0] for name in metrics)]
+    if config.validation_metric is not None:
+        compared = metric_of_validation(vars(config), measured).name
+        if compared not in measured:
+            raise ConfigError(f"--validation-metric {compared}: must be one of {', '.join(measured)}")
+    if not isinstance(dataset.train, Examples | Columns) or (config.loss, config.metric) == (None, None):
+        return  # check_fit_of says what does not fit, or these are known to do so
+    with seeded(0, Purpose.TEST) as stream, isolated(stream, log=False):
+        try:
+            inputs, named, target = inputs_and_target(example_batch(dataset.train, 2))
+        except ValueError:
+            return  # check_fit_of says that there is no target
+        outputs = try_out(net, inputs, named, f"--model {user_code.shown_name(spec.model)}")
+    if not isinstance(outputs, torch.Tensor):
+        return
+    shapes = f"outputs of {tuple(outputs.shape)} and targets of {tuple(target.shape)}"
+    if config.loss in LOSSES and not _fits(LOSSES[config.loss], outputs, target):
+        fitting = ", ".join(name for name, loss in LOSSES.items() if _fits(loss, outputs, target))
+        raise ConfigError(f"--loss {config.loss}: cannot be computed from {shapes}; one of {fitting} can")
+    # Those that need all examples may raise on two, but r2 needs no more.
+    computed = {name: metric.batch or (metric.whole if name == "r2" else None) for name, metric in METRICS.items()}
+    for name in metrics:
+        function = computed[name] if isinstance(name, str) else None
+        if function is not None and not _fits(function, outputs, target):
+            fitting = ", ".join(n for n, each in computed.items() if each is None or _fits(each, outputs, target))
+            raise ConfigError(f"--metric {name}: cannot be computed from {shapes}; one of {fitting} can")
+
+
+def _fits(function: Callable[..., Any], outputs: torch.Tensor, target: torch.Tensor) -> bool:
+    try:
+        function(outputs, target)
+    except (ValueError, TypeError, RuntimeError, IndexError):
+        return False
+    return True
 
 
 def _kept_share(config: RunConfig, train: Any) -> float:
@@ -281,7 +355,15 @@ def _algorithm_notes(
 
 
 def spec_parts(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:
-    """Return the parts of a ``ClientSpec`` that federated and centralised training share."""
+    """Return the parts of a ``ClientSpec`` that federated and centralised training share.
+
+    Raises:
+        ConfigError: there is no such metric.
+    """
+    metrics = tuple(m for m in configured(config.metric) if config.test is None or m in METRICS or ":" in m)
+    for name in metrics:
+        if name not in METRICS and ":" not in name:
+            raise ConfigError(f"--metric {name}: must be one of {', '.join(METRICS)}, package.module:function")
     return {
         "data": dataset.source,
         "model": config.model,
@@ -296,7 +378,7 @@ def spec_parts(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:
         "model_args": config.model_args,
         "args": config.args,
         "loss": config.loss,
-        "metrics": tuple(m for m in configured(config.metric) if config.test is None or m in METRICS or ":" in m),
+        "metrics": metrics,
         "accuracy_in_percent": config.accuracy_in_percent,
     }
 

@@ -98,7 +98,7 @@ def changed_config(
     Raises:
         ConfigError: its file is broken, or ``changes`` has a setting that may not change.
     """
-    values = read_toml(RunConfig, run.config_path, flag)
+    values = read_toml(RunConfig, run.config_path, flag) or run.config()  # which says that it is damaged
     config_type = config_type_of(values)
     for name, value in changes.items():
         if name not in changeable and values.get(name) != value:
@@ -115,12 +115,14 @@ class FittingCheckpoint:
         damage: what is wrong with newer checkpoints; empty for nothing.
         changed_code: files of the user's that have changed since; empty for none.
         elsewhere: which versions and hardware have changed since; empty for none.
+        unknown: why that is not known; empty if it is.
     """
 
     checkpoint: Checkpoint
     damage: str
     changed_code: str
     elsewhere: str
+    unknown: str
 
 
 def resumed(run: Run, prepared: Prepared, *, allow_changed_code: bool = False) -> Prepared:
@@ -145,6 +147,11 @@ def resumed(run: Run, prepared: Prepared, *, allow_changed_code: bool = False) -
         notes.append(
             f"the rounds after round {number} are made elsewhere, so that their bits may differ from those of an "
             f"uninterrupted run: {found.elsewhere}"
+        )
+    if found.unknown:
+        notes.append(
+            f"whether the rounds after round {number} are made with the same versions and hardware is not known, "
+            f"because {found.unknown}"
         )
     kept = replace(checkpoint, code=_code_now(checkpoint.code))
     return replace(prepared, resume_point=ResumePoint(run, kept, tuple(notes)))
@@ -177,7 +184,8 @@ def fitting_checkpoint(run: Run, prepared: Prepared, *, allow_changed_code: bool
             "the changed code by --allow-changed-code"
         )
     others = environment.changes(environment.of_round(run.environment_path, checkpoint.round), environment.describe())
-    return FittingCheckpoint(checkpoint, one_line("; ".join(problems)), files, one_line("; ".join(others)))
+    unknown = environment.damage(run.environment_path)
+    return FittingCheckpoint(checkpoint, one_line("; ".join(problems)), files, one_line("; ".join(others)), unknown)
 
 
 def _check_weights(checkpoint: Checkpoint, prepared: Prepared, place: Path) -> None:

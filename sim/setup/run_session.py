@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from flwr.common import NDArrays
 
 from sim.config.choices import ALGORITHMS
-from sim.config.run_config import RunConfig
+from sim.config.fields import flag_of
+from sim.config.run_config import RunConfig, TrainingConfig
 from sim.data.load_dataset import Dataset
 from sim.data.partition import summary
-from sim.errors import BrokenProcessError, RunError, SimError, StateError, WriteError, described
+from sim.errors import BrokenProcessError, RunError, RunFolderError, SimError, StateError, WriteError, described
 from sim.interrupts import raise_if_interrupted, uninterrupted
 from sim.processes import return_free_memory
 from sim.run_folder import environment, plots, timeline
@@ -24,6 +26,7 @@ from sim.run_folder import log as run_log
 from sim.run_folder.callbacks import Callback, Callbacks, OnRecord
 from sim.run_folder.checkpoint import Checkpoint, CheckpointWriter
 from sim.run_folder.client_states import StatesInFolder, ValidStates
+from sim.run_folder.figure import Figure
 from sim.run_folder.folder import Run
 from sim.run_folder.measurements import metric_of
 from sim.run_folder.records import ClientRecord, MetricRecord, RoundRecord
@@ -231,8 +234,8 @@ class Session:
         dataset, assigned = self.prepared.dataset, self.prepared.partition
         if dataset is None or not assigned.is_known:
             return
-        figure = plots.summary_figure(summary(dataset, assigned, self.prepared.config))
-        self._writer.write(self.run.partition_path, plots.render(figure, "png"))
+        config = self.prepared.config
+        _draw(self._writer, self.run.partition_path, lambda: plots.summary_figure(summary(dataset, assigned, config)))
 
     def open(self, surroundings: dict[str, Any]) -> None:
         """Write what is known before the first round."""
@@ -250,12 +253,24 @@ class Session:
         self._writer.close()
 
     def close(self) -> None:
-        """Write checkpoint, pictures and weights of the last whole round."""
-        self._writer.sync()
-        if self._unwritten is not None:
-            self._begin(self._unwritten)
-            self._commit()
-        finish(self._writer, self.prepared.layout.names, self._weights)
+        """Write checkpoint, pictures and weights of the last whole round.
+
+        Raises:
+            WriteError: one of them, or a table, can no longer be written; what can be written is there.
+        """
+        try:
+            self._writer.sync()
+            if self._unwritten is not None:
+                self._begin(self._unwritten)
+                self._commit()
+        except WriteError:
+            with suppress(SimError, OSError):  # the first error is the one to report
+                self._finish()
+            raise
+        self._finish()
+
+    def _finish(self) -> None:
+        finish(self._writer, self.prepared.config, self.prepared.layout.names, self._weights)
 
     def release(self, error: BaseException | None) -> None:
         """Say that the run has ended, and let other processes write to the folder.
@@ -372,8 +387,7 @@ def _notes(prepared: Prepared) -> Iterator[str]:
         yield from _notes_of_data(prepared, prepared.dataset)
     if config.client_fn is not None and not config.fraction_evaluate and ":" not in config.strategy:
         yield "no client evaluates the model, because --fraction-evaluate is 0; with 1, each does so in each round"
-    if config.client_timeout is not None and config.engine == "inline":
-        yield f"--client-timeout {config.client_timeout:g} has no effect on --engine inline, which is one process"
+    yield from _notes_without_effect(config)
     kept = getattr(getattr(prepared.spec, "algorithm", None), "local_names", ())
     shares_statistics = any(name.endswith("running_var") and name not in kept for name in prepared.layout.names)
     if shares_statistics and not config.has_own_data:
@@ -382,6 +396,20 @@ def _notes(prepared: Prepared) -> Iterator[str]:
             "GroupNorm is the usual choice (Hsieh et al. 2020)"
         )
     yield from environment.untested()
+
+
+def _notes_without_effect(config: RunConfig) -> Iterator[str]:
+    for name in ("client_timeout", "max_retries", "num_cpus"):
+        value = getattr(config, name)
+        if config.engine == "inline" and value != getattr(RunConfig, name):
+            yield f"{flag_of(name)} {value:g} has no effect on --engine inline, which is one process"
+    if config.keep_checkpoints != RunConfig.keep_checkpoints and not config.checkpoint_every:
+        yield f"--keep-checkpoints {config.keep_checkpoints} has no effect, because --checkpoint-every is 0"
+    first = config.first_lr_step
+    if first is not None and first >= config.num_rounds:
+        yield (
+            f"--lr-schedule step has no effect, because its first step is after round {first} of {config.num_rounds}"
+        )
 
 
 def _notes_of_attack(config: RunConfig) -> Iterator[str]:
@@ -422,19 +450,46 @@ def write_environment(writer: RunWriter, surroundings: dict[str, Any] | None = N
     writer.write(writer.run.environment_path, text.encode())
 
 
-def finish(writer: RunWriter, weight_names: Sequence[str], weights: NDArrays) -> None:
-    """Write the pictures and the weights of the last whole round, however the run ended."""
+def finish(writer: RunWriter, config: TrainingConfig, weight_names: Sequence[str], weights: NDArrays) -> None:
+    """Write the weights of the last whole round and the pictures, however the run ended.
+
+    Raises:
+        WriteError: the folder can no longer be written.
+    """
     writer.close()
+    run, config_toml = writer.run, config.to_toml().encode()
+    if weights:  # not of an app that keeps them to itself
+        writer.write(run.model_path, content_of(weight_names, weights))
+    with run_log.notes():
+        if not (run.config_path.is_file() and run.config_path.read_bytes() == config_toml):
+            writer.write(run.config_path, config_toml)
+            run_log.say([f"{run.config_path.name} was removed or changed during the run, and is written again"])
+        _draw_all(writer)
+
+
+def _draw_all(writer: RunWriter) -> None:
+    """Draw what a run has measured."""
     run = writer.run
-    metric = metric_of(run) or plots.ACCURACY
-    curves = plots.curves_of([run], [metric])
-    if plots.measures_clients(curves, metric):
-        writer.write(run.fairness_path, plots.render(plots.fairness_figure(curves, metric), "png"))
-    first = run.accuracy_path if metric.name == "accuracy" else run.metric_path
-    for quantity, path in ((metric.name, first), ("loss", run.loss_path)):
-        writer.write(path, plots.render(plots.curves_figure(curves, [quantity]), "png"))
-    if timeline.has_virtual_time(run):
-        writer.write(run.timeline_path, plots.render(timeline.timeline_figure(run), "png"))
-    if not weights:  # an app that keeps them to itself
+    try:
+        metric = metric_of(run) or plots.ACCURACY
+        curves = plots.curves_of([run], [metric])
+        measures_clients, has_virtual_time = plots.measures_clients(curves, metric), timeline.has_virtual_time(run)
+    except RunFolderError as error:  # a client of the user's has removed or changed a file
+        run_log.say([f"the pictures of the run could not be drawn: {error}"])
         return
-    writer.write(run.model_path, content_of(weight_names, weights))
+    if measures_clients:
+        _draw(writer, run.fairness_path, lambda: plots.fairness_figure(curves, metric))
+    first = run.accuracy_path if metric.name == "accuracy" else run.metric_path
+    _draw(writer, first, lambda: plots.curves_figure(curves, [metric.name]))
+    _draw(writer, run.loss_path, lambda: plots.curves_figure(curves, ["loss"]))
+    if has_virtual_time:
+        _draw(writer, run.timeline_path, lambda: timeline.timeline_figure(run))
+
+
+def _draw(writer: RunWriter, path: Path, figure: Callable[[], Figure]) -> None:
+    """Draw a picture; a run is not lost for one that cannot be drawn, because ``sim plot`` draws it later."""
+    try:
+        writer.write(path, plots.render(figure(), "png"))
+    except Exception as error:  # noqa: BLE001 - whatever matplotlib does with numbers that a run can have
+        reason = str(error) if isinstance(error, SimError) else described(error)
+        run_log.say([f"the picture {path.name} could not be drawn: {reason}"])

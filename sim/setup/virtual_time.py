@@ -94,6 +94,12 @@ def _check_sampler(prepared: Prepared, strategy: BuiltStrategy) -> None:
             f"--over-select {config.over_select:g}: the strategy was made before, so that it decides itself how many "
             "clients it asks; give its class, or a name"
         )
+    compared = config.sampler_args.get("candidates") if config.sampler == "power-of-choice" else None
+    if compared is not None and not config.num_asked_clients <= int(compared) <= config.num_clients:
+        raise ConfigError(
+            f"--sampler-args candidates={compared}: must be at least {config.num_asked_clients}, the clients that a "
+            f"round asks, and at most --num-clients {config.num_clients}"
+        )
     waited_for = num_waited_for(config, strategy)
     there = config.num_clients if config.sampler == "uniform" else config.num_asked_clients
     if waited_for > there:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sim.config.fields import parse_scalar
+from sim.disk import check_is_file
 from sim.errors import ConfigError, RunFolderError
 from sim.metrics import MetricName
 from sim.run_folder.folder import Run
@@ -104,6 +105,7 @@ def varied_in(folder: Path) -> tuple[list[str], list[Run]]:
     """
     path = folder / "runs.csv"
     try:
+        check_is_file(path)
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
             names = list(rows[0]) if rows else []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.config.fields import flattened
+from sim.disk import check_is_file
 from sim.errors import described, one_line
 from sim.run_folder.callbacks import Callback
 from sim.run_folder.folder import Run
@@ -162,6 +163,7 @@ def keep_id(run: Run, name: str, tracker_id: str) -> None:
 
 def _ids(run: Run) -> dict[str, Any]:
     with suppress(OSError, ValueError):
+        check_is_file(run.trackers_path)
         found = json.loads(run.trackers_path.read_text(encoding="utf-8"))
         if isinstance(found, dict):
             return found

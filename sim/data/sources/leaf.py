@@ -19,6 +19,7 @@ from sim.config.fields import setting
 from sim.config.training_config import DATA
 from sim.data.columns import Columns, LoadedColumns, class_labels
 from sim.data.sources.text import tokens
+from sim.disk import check_is_file
 from sim.errors import DataError, one_line
 
 _NEEDED = "LEAF's data/all_data/*.json, or train/*.json and test/*.json, are needed"
@@ -114,6 +115,7 @@ def read(paths: dict[str, list[Path]], arguments: Arguments) -> LoadedColumns:
 
 def _read(path: Path) -> list[_User]:
     try:
+        check_is_file(path)
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"--data-dir: {path}: {error.strerror}; repair or remove that file") from None

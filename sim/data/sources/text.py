@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sim.config.fields import setting
 from sim.config.training_config import DATA
 from sim.data.columns import Columns, LoadedColumns
+from sim.disk import check_is_file
 from sim.errors import DataError
 
 _TEST_SHARE = 0.1
@@ -94,6 +95,7 @@ def read_texts(paths: list[Path], arguments: Arguments) -> LoadedColumns:
 
 def _read(path: Path) -> NDArray[np.uint32]:
     try:
+        check_is_file(path)
         content = path.read_bytes()
         text = content.decode("utf-8-sig")
     except OSError as error:
