@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from importlib.machinery import (
     BYTECODE_SUFFIXES,
@@ -29,7 +29,6 @@ from typing import Any, Literal, get_args, get_origin
 from sim import program_file
 from sim.errors import ConfigError, PluginError, described
 from sim.program_file import ProgramFile
-from sim.seeds import Purpose, seeded
 
 # A file of this name beside the user's own is more often a leftover or an experiment than what an import of the name
 # in them means; for all other names the user's file is meant, as in a script in that folder.
@@ -76,7 +75,7 @@ def load(spec: Any, setting: str, *, callable_only: bool = True, folder: Path | 
     try:
         # A parser at the top of the module would read the words of this command; what is drawn there is the same in
         # each process.
-        with own_command_line(), seeded(0, Purpose.DATA) if full_name not in sys.modules else nullcontext():
+        with own_command_line(), nullcontext() if full_name in sys.modules else _same_random_numbers():
             module = importlib.import_module(full_name)
     except ModuleNotFoundError as error:
         place = f"in {used} or the installed packages"
@@ -202,6 +201,12 @@ def own_command_line() -> Iterator[None]:
         yield
     finally:
         sys.argv = words
+
+
+def _same_random_numbers() -> AbstractContextManager[Any]:
+    from sim.seeds import Purpose, seeded  # here, because commands that only read need no numpy
+
+    return seeded(0, Purpose.DATA)
 
 
 def _use_folder(wanted: Path | None) -> str | None:
