@@ -228,7 +228,7 @@ def test_a_client_that_returns_its_best_copy_sends_it(tmp_path: Path, capsys: py
     assert all(torch.equal(weight, torch.full_like(weight, 2.0)) for weight in model.values())  # 20 % of 10 examples
     assert run.rounds().train_loss.tolist()[1] == 2.0
     printed = capsys.readouterr().err
-    assert "its val_loader gives the examples that each client keeps (--eval-share 0.2)" in printed
+    assert "its parameter val_loader gets the examples that each client keeps (--eval-share 0.2)" in printed
     assert "the mean of the series that it returns is recorded as the loss" in printed
     with pytest.raises(
         ConfigError, match=r"^--eval-share 0: must be above 0, because --train .*train takes val_loader$"

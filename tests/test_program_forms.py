@@ -141,6 +141,8 @@ def test_a_folder_of_ones_own_has_all_files_but_those_that_are_written(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "old").mkdir(parents=True)
     (tmp_path / "results").mkdir()
+    for number in range(20):  # so that one of them comes before the files in the folder's own order
+        (tmp_path / f"link{number}").symlink_to("nowhere")
     for name in ("data.csv", "best.pt", "models/last.pt", "models/first.pt"):
         (tmp_path / name).write_text("before")
     with noted(tmp_path, tmp_path / "results") as names:

@@ -43,9 +43,10 @@ def _states(folder: Path, but: Path) -> dict[str, _State]:
                     if not (entry.name.startswith((".", "__")) or Path(entry.path) == but):
                         pending.append(Path(entry.path))
                     continue
-                state = entry.stat()
-                if state.st_ino not in streams:
-                    found[os.path.relpath(entry.path, folder)] = state.st_mtime_ns, state.st_size, state.st_ino
+                with suppress(OSError):  # a link to nothing, or a file that was removed meanwhile
+                    state = entry.stat()
+                    if state.st_ino not in streams:
+                        found[os.path.relpath(entry.path, folder)] = state.st_mtime_ns, state.st_size, state.st_ino
     return found
 
 

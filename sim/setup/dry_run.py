@@ -233,7 +233,7 @@ def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scal
     notes = [*train.notes, *calls[0].notes]
     if train.validates is not None and runtime.spec.eval_share:
         share = f"--eval-share {runtime.spec.eval_share:g}"
-        notes.append(f"its {train.validates} gives the examples that each client keeps ({share})")
+        notes.append(f"its parameter {train.validates} gets the examples that each client keeps ({share})")
     return [f"--train {name}: {note}" for note in notes]
 
 

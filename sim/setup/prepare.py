@@ -240,14 +240,16 @@ def _fits(function: Callable[..., Any], outputs: torch.Tensor, target: torch.Ten
     return True
 
 
-def _kept_share(config: RunConfig, train: Any) -> float:
+def _kept_share(config: RunConfig, dataset: Dataset, train: Any) -> float:
     """Return the fraction of their examples that clients keep for their own evaluation.
+
+    A program that partitions itself says which examples are for it.
 
     Raises:
         ConfigError: ``train`` needs such examples, and the user wants none.
     """
     own = _own_train(config, train)
-    if own is None or own.validates is None:
+    if own is None or own.validates is None or dataset.source.num_clients is not None:
         return config.kept_share
     if not config.eval_share:
         raise ConfigError(f"--eval-share 0: must be above 0, because {own.place} takes {own.validates}")
@@ -273,7 +275,7 @@ def client_spec(
         **parts,
         partition_folder=assigned.folder,
         client=config.client,
-        eval_share=_kept_share(config, train),
+        eval_share=_kept_share(config, dataset, train),
         noise_step=_noise_step(config, dataset),
         flipped_clients=flipped,
         compression=Compression.of(config.compress),
