@@ -6,13 +6,13 @@ set -euo pipefail
 EXTRAS="[dev]"
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
-chosen="not nightly"
+chosen="not nightly and not gpu"
 processes=3 # the tests wait for other processes half of the time: three at once use two CPUs
 arguments=()
 for word in "$@"; do
     case "$word" in
-        --fast) chosen="not nightly and not ray and not network and not browser and not slow" processes=2 ;;
-        --all) chosen="" ;;
+        --fast) chosen="not nightly and not gpu and not ray and not network and not browser and not slow" processes=2 ;;
+        --all) chosen="not gpu" ;;
         *) arguments+=("$word") ;;
     esac
 done

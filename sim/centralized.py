@@ -26,10 +26,12 @@ from sim.setup import dry_run
 from sim.setup.prepare import check_device, resolved, spec_parts
 from sim.setup.run_session import finish, write_environment
 from sim.tracking.by_name import check_trackers, trackers_of
+from sim.training.device import computing_as_before
 from sim.training.local import means
 from sim.training.weights import get_weights, state_of
 
 
+@computing_as_before()
 def train_centralized(
     config: CentralizedConfig, *, on_record: OnRecord | None = None, callbacks: Sequence[Callback] = ()
 ) -> Run:

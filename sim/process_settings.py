@@ -147,6 +147,7 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
         lambda state: torch.use_deterministic_algorithms(state[0], warn_only=state[1]),
     ),
     (_flushes_denormal, torch.set_flush_denormal),
+    _attribute(torch.utils.deterministic, "fill_uninitialized_memory"),
     _attribute(torch.backends.cudnn, "benchmark"),
     _attribute(torch.backends.cudnn, "deterministic"),
     _attribute(torch.backends.cudnn, "enabled"),

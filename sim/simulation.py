@@ -204,13 +204,15 @@ def evaluate(
             from sim.run_folder import log
             from sim.server.prepared_run import ProgramObjects
             from sim.setup.prepare import prepare
+            from sim.training.device import computing_as_before
 
-        prepared = prepare(config, ProgramObjects(**objects.given))
-        found = evaluation.Evaluation.of(run, prepared, fine_tune_epochs, allow_changed_code=allow_changed_code)
-        with interruptible(), log.captured(run.log_path, show=config.verbose):
-            log.say(found.notes)
-            with _open_engine(found.prepared, ray_session, num_actors, run) as dispatcher:
-                frame = found.execute(dispatcher)
+        with computing_as_before():
+            prepared = prepare(config, ProgramObjects(**objects.given))
+            found = evaluation.Evaluation.of(run, prepared, fine_tune_epochs, allow_changed_code=allow_changed_code)
+            with interruptible(), log.captured(run.log_path, show=config.verbose):
+                log.say(found.notes)
+                with _open_engine(found.prepared, ray_session, num_actors, run) as dispatcher:
+                    frame = found.execute(dispatcher)
     evaluation.write_table(frame, path)
     return frame
 
@@ -284,25 +286,27 @@ def _simulate(
             from sim.setup.resume import resumed
             from sim.setup.run_session import open_session
             from sim.setup.server_app import ServerAppRun
+            from sim.training.device import computing_as_before
 
-        prepared = prepare(config, ProgramObjects(**objects.given))
-        if old is not None:
-            prepared = resumed(old, prepared, allow_changed_code=allow_changed_code)
-        with (
-            interruptible(),
-            imports_are_no_garbage(),
-            open_session(prepared, told, callbacks, resumable=True) as session,
-            _open_engine(prepared, ray_session, num_actors, session.run) as dispatcher,
-        ):
-            if prepared.server_app is not None:
-                ServerAppRun(prepared, dispatcher, session).run()
-            else:
-                before = session.before_round
-                server = RoundServer(prepared, dispatcher, session.on_round, history=history, before_round=before)
-                server.run()
-                if config.final_evaluate:
-                    frame = Evaluation.of_last_round(session.run, prepared, server).execute(dispatcher)
-                    write_table(frame, session.run.evaluation_path)
+        with computing_as_before():
+            prepared = prepare(config, ProgramObjects(**objects.given))
+            if old is not None:
+                prepared = resumed(old, prepared, allow_changed_code=allow_changed_code)
+            with (
+                interruptible(),
+                imports_are_no_garbage(),
+                open_session(prepared, told, callbacks, resumable=True) as session,
+                _open_engine(prepared, ray_session, num_actors, session.run) as dispatcher,
+            ):
+                if prepared.server_app is not None:
+                    ServerAppRun(prepared, dispatcher, session).run()
+                else:
+                    before = session.before_round
+                    server = RoundServer(prepared, dispatcher, session.on_round, history=history, before_round=before)
+                    server.run()
+                    if config.final_evaluate:
+                        frame = Evaluation.of_last_round(session.run, prepared, server).execute(dispatcher)
+                        write_table(frame, session.run.evaluation_path)
     return session.run
 
 

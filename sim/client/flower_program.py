@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from flwr.client import Client, ClientApp, NumPyClient
 from flwr.common import Context, Message, RecordDict
 
@@ -22,6 +21,7 @@ from sim.compression.by_name import Compression
 from sim.errors import PluginError
 from sim.run_folder.client_states import ClientStates, states_in
 from sim.seeds import Purpose, seeded
+from sim.training.device import compute_repeatably
 from sim.user_variables import OF_THIS_PROCESS, isolated
 
 
@@ -114,7 +114,7 @@ class FlowerRuntime:
             self.client_app = self._app() if spec.client_app is not None else None
             self._client_fn = self._function() if spec.client_fn is not None else None
         OF_THIS_PROCESS.renew(self.client_app, self._client_fn)
-        torch.set_num_threads(spec.torch_threads)
+        compute_repeatably(spec.torch_threads)
 
     def _app(self) -> ClientApp:
         app = user_code.load(self.spec.client_app, "clientapp", folder=self.spec.import_folder)

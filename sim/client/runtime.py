@@ -42,6 +42,7 @@ from sim.process_settings import restored_settings
 from sim.run_folder.client_states import ClientState, ClientStates, states_in
 from sim.seeds import Purpose, seeded
 from sim.training import local, models
+from sim.training.device import compute_repeatably, pick_device
 from sim.training.local import TestSums
 from sim.training.losses import LOSSES, METRICS, inputs_and_target
 from sim.training.models import DataFacts
@@ -217,7 +218,7 @@ class ClientRuntime:
         self.partition: Partition | None = (
             partition.open_cached(spec.partition_folder) if spec.partition_folder else None
         )
-        self.device = local.pick_device(spec.device)
+        self.device = pick_device(spec.device)
         # A user's model may call x.view(-1, …), which a channels_last tensor refuses.
         self.channels_last = not is_own(spec.model) and isinstance(self.dataset.train, Examples)
         self.loss = loss_of(spec, self.dataset)
@@ -253,7 +254,7 @@ class ClientRuntime:
             settings = [own.args for own in (self.train, self.test) if isinstance(own, OwnTrain | OwnTest)]
             OF_THIS_PROCESS.renew(self.train, self.test, self.loss, self.client_class, *settings, *splits)
         # After the imports, because a module is imported once in a process, but several runtimes may be made in it.
-        torch.set_num_threads(spec.torch_threads)
+        compute_repeatably(spec.torch_threads, spec.device)
 
     def _built(self) -> nn.Module:
         net = build_net(self.spec, self.dataset).to(self.device)

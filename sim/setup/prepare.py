@@ -43,7 +43,8 @@ from sim.server.prepared_run import Prepared, ProgramObjects
 from sim.setup import dry_run
 from sim.setup.prepare_flower import prepare_app, prepare_client_fn, with_client_fn
 from sim.setup.virtual_time import check_real_time, with_devices
-from sim.training import local, models
+from sim.training import models
+from sim.training.device import compute_repeatably, pick_device
 from sim.training.losses import LOSSES, METRICS, inputs_and_target
 from sim.training.models import try_out
 from sim.training.vectorized import Member, Trainer, drawn
@@ -87,7 +88,7 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     given = {name: getattr(objects, name) for name in ("model", "train", "test", "client", "loss")}
     spec = replace(spec, **{name: value for name, value in given.items() if value is not None})
     spec = replace(spec, metrics=tuple(_of_script(name) for name in spec.metrics))
-    torch.set_num_threads(config.torch_threads)
+    compute_repeatably(config.torch_threads, spec.device)
     with _naming_built_in_data(config):
         net = build_net(spec, dataset)
         _check_measurements(config, spec, dataset, net)
@@ -408,7 +409,7 @@ def _resolved(config: RunConfig, spec: ClientSpec, dataset: Dataset, net: nn.Mod
     Raises:
         ConfigError: ``vectorized`` was asked for, and this model or these functions cannot be trained so.
     """
-    asked, device = config.local_training, local.pick_device(spec.device)
+    asked, device = config.local_training, pick_device(spec.device)
     num_weights = sum(array.size for array in weights)
     is_small = num_weights <= _MOST_WEIGHTS_ON_A_CPU and config.num_fit_clients >= _FEWEST_CLIENTS_ON_A_CPU
     # Which clients would be trained together in asynchronous rounds depends on where a run was resumed.

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.client import Client
 from flwr.common import Code, Context, GetParametersIns, NDArrays, RecordDict, parameters_to_ndarrays
 from flwr.server.strategy import Strategy
@@ -30,6 +29,7 @@ from sim.server.prepared_run import Prepared, ProgramObjects
 from sim.server.virtual_clients import virtual_clients
 from sim.setup.virtual_time import with_devices
 from sim.training import models
+from sim.training.device import compute_repeatably
 from sim.training.models import DataFacts
 from sim.training.weights import WeightLayout, get_weights
 from sim.user_variables import isolated
@@ -77,7 +77,7 @@ def prepare_client_fn(config: RunConfig, objects: ProgramObjects) -> Prepared:
         UsageError: something does not work.
     """
     spec = flower_spec(config, objects)
-    torch.set_num_threads(config.torch_threads)
+    compute_repeatably(config.torch_threads)
     runtime = FlowerRuntime(spec)
     client = _first_client(config, runtime)
     weights, layout = _first_weights(config, objects, client)
@@ -118,7 +118,7 @@ def prepare_app(config: RunConfig, objects: ProgramObjects) -> Prepared:
         )
     if not isinstance(server_app, ServerApp):
         raise PluginError(f"serverapp: is of type {type(server_app).__name__}, not a flwr.serverapp.ServerApp")
-    torch.set_num_threads(config.torch_threads)
+    compute_repeatably(config.torch_threads)
     FlowerRuntime(spec)  # imports the other component
     layout = WeightLayout.unknown([])
     partition = Partition.unknown(config.num_clients)

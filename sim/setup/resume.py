@@ -34,7 +34,7 @@ from sim.run_folder.client_states import StatesInFolder
 from sim.run_folder.encode_state import is_flowers
 from sim.run_folder.folder import Run
 from sim.server.prepared_run import Prepared, ResumePoint
-from sim.training.local import pick_device
+from sim.training.device import pick_device
 
 _LIBRARIES = ("/site-packages/", "/dist-packages/")  # folders of installed packages
 _OTHERS = (f"{sysconfig.get_path('stdlib')}/", f"{Path(__file__).parents[1]}/")  # and of other code that is no user's

@@ -252,10 +252,3 @@ def _moved(net: nn.Module, device: torch.device) -> nn.Module:
     """Return ``net`` on ``device``; ``net.to`` is called only if it is needed, because it is slow."""
     first = next(net.parameters(), None)
     return net if first is not None and first.device == device else net.to(device)
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device for ``auto`` (a GPU if this process sees one, otherwise the CPU), ``cpu`` or ``cuda``."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
