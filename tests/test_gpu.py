@@ -73,16 +73,22 @@ def _assert_one(found: dict[str, str]) -> None:
 
 BUILT_IN: dict[str, dict[str, Any]] = {
     "SimpleCnn": {"model": "SimpleCnn", "local_training": "sequential"},
-    "vectorized": {"model": "SimpleCnn", "local_training": "vectorized"},
-    "auto": {},
+    "vectorized": {"model": "SimpleCnn", "local_training": "vectorized", "vectorized_clients": 5},
+    "auto": {"vectorized_clients": 5},
     "ResNet18": {"model": "ResNet18", "local_training": "sequential", "max_local_steps": 2},
     "bf16": {"model": "SimpleCnn", "precision": "bf16", "local_training": "sequential"},
-    "augmented": {"model": "SimpleCnn", "augment": "crop-flip", "optimizer": "adam", "lr": 0.001},
-    "scaffold": {"strategy": "scaffold", "lr": 0.02},
+    "augmented": {
+        "model": "SimpleCnn",
+        "augment": "crop-flip",
+        "vectorized_clients": 5,
+        "optimizer": "adam",
+        "lr": 0.001,
+    },
+    "scaffold": {"strategy": "scaffold", "lr": 0.02, "vectorized_clients": 5},
     "fedbn": {"strategy": "fedbn", "model": "own:WithBatchNorm", "lr": 0.02},
     "moon": {"strategy": "moon", "lr": 0.02},
     "fedrep": {"strategy": "fedrep", "lr": 0.02},
-    "qfedavg": {"strategy": "qfedavg"},
+    "qfedavg": {"strategy": "qfedavg", "vectorized_clients": 5},
     "fedbuff": {"strategy": "fedbuff", "devices": "lognormal", "compress": {"up": "qsgd:4", "error_feedback": True}},
     "top-k": {"compress": {"up": "topk:0.1", "down": "fp16", "error_feedback": True}},
 }
