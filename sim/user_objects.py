@@ -10,7 +10,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial, singledispatch
+from functools import cache, partial, singledispatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -237,7 +237,7 @@ def own_modules() -> list[types.ModuleType]:
         for module in list(sys.modules.values())
         if isinstance(module, types.ModuleType)
         and is_own(module.__name__)
-        and not _is_library(getattr(module, "__file__", None) or "")  # __main__ of an actor is a file of Ray
+        and not is_library(getattr(module, "__file__", None) or "")  # __main__ of an actor is a file of Ray
     ]
 
 
@@ -253,11 +253,21 @@ def is_own(module_name: str) -> bool:
     top = sys.modules.get(module_name.partition(".")[0])
     files = [getattr(module, "__file__", None) for module in (top, sys.modules.get(module_name))]
     is_built_in = files[-1] is None
-    return not (is_built_in or any(file is not None and _is_library(file) for file in files))
+    return not (is_built_in or any(file is not None and is_library(file) for file in files))
 
 
-def _is_library(file: str) -> bool:
-    return file.startswith((_HERE, *_LIBRARIES)) or any(folder in file for folder in _LIBRARY_FOLDERS)
+@cache
+def is_library(file: str) -> bool:
+    """Return whether a file is no user's code: of this package, of Python, or of an installed package."""
+    if file.startswith((_HERE, *_LIBRARIES)) or any(folder in file for folder in _LIBRARY_FOLDERS):
+        return True
+    return any(file.startswith(f"{folder}/") and _holds_packages(folder) for folder in sys.path if folder)
+
+
+@cache
+def _holds_packages(folder: str) -> bool:
+    """Return whether pip has installed into a folder that somebody has chosen (``pip install --target``)."""
+    return next(Path(folder).glob("*.dist-info"), None) is not None
 
 
 def copied(value: Any, most_elements: int = _MOST_ELEMENTS) -> Any:

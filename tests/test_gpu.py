@@ -113,8 +113,8 @@ def test_vectorized_training_differs_by_rounding_only(small: Small) -> None:
     all_at_once = small(**common, local_training="vectorized", name="vectorized")
     assert all_at_once.clients().vectorized_with.max() == 10
     for first, second in zip(_weights(one), _weights(all_at_once), strict=True):
-        assert np.abs(first - second).max() < 1e-4
-    assert one.rounds().test_loss.tolist() == pytest.approx(all_at_once.rounds().test_loss.tolist(), rel=1e-4)
+        assert np.abs(first - second).max() < 5e-3  # convolutions use TF32, which has 10 bits
+    assert one.rounds().test_loss.tolist() == pytest.approx(all_at_once.rounds().test_loss.tolist(), rel=5e-3)
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -122,7 +122,7 @@ def test_the_cpu_gives_nearly_the_same(small: Small) -> None:
     on_gpu = small(model="Net", device="cuda", name="gpu")
     on_cpu = small(model="Net", device="cpu", name="cpu")
     for first, second in zip(_weights(on_gpu), _weights(on_cpu), strict=True):
-        assert np.abs(first - second).max() < 2e-3  # convolutions may use TF32, which has 10 bits
+        assert np.abs(first - second).max() < 5e-3  # the GPU's convolutions use TF32
 
 
 CLIENTS = '''
@@ -130,7 +130,15 @@ import torch
 from sim.client.torch_client import TorchClient
 
 
-class Breaking(TorchClient):
+class Numbered(TorchClient):
+    """Knows its number."""
+
+    def __init__(self, net, train_loader, test_loader, device, context):
+        super().__init__(net, train_loader, test_loader, device)
+        self.client_id = context.node_config["partition-id"]
+
+
+class Breaking(Numbered):
     """Breaks the GPU of its process in client 3."""
 
     def fit(self, parameters, config):
@@ -139,7 +147,7 @@ class Breaking(TorchClient):
         return super().fit(parameters, config)
 
 
-class Large(TorchClient):
+class Large(Numbered):
     """Asks for more memory than the GPU has in client 3."""
 
     def fit(self, parameters, config):
@@ -214,7 +222,7 @@ def test_a_group_that_does_not_fit_is_halved(small: Small) -> None:
     assert halved.clients().vectorized_with.max() <= 32
     assert "the GPU's memory does not suffice for 64 vectorized clients" in halved.log_path.read_text()
     for first, second in zip(_weights(whole), _weights(halved), strict=True):
-        assert np.abs(first - second).max() < 1e-4
+        assert np.abs(first - second).max() < 5e-3
 
 
 def test_auto_lets_as_many_processes_share_the_gpu_as_fit(sim: Sim, tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ class ClientRuntime:
             settings = [own.args for own in (self.train, self.test) if isinstance(own, OwnTrain | OwnTest)]
             OF_THIS_PROCESS.renew(self.train, self.test, self.loss, self.client_class, *settings, *splits)
         # After the imports, because a module is imported once in a process, but several runtimes may be made in it.
-        compute_repeatably(spec.torch_threads, spec.device)
+        compute_repeatably(spec.torch_threads, spec.device, user_code=self.has_user_code)
 
     def _built(self) -> nn.Module:
         net = build_net(self.spec, self.dataset).to(self.device)

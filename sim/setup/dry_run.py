@@ -26,11 +26,12 @@ from sim.engine.client_execution import Worker, WrongReturnError
 from sim.engine.interface import Chunk, ClientResult, Task
 from sim.errors import DataError, PluginError, described, one_line
 from sim.seeds import Purpose, seeded
+from sim.training.device import varying_operations
 from sim.training.local import evaluating
 from sim.training.losses import LOSSES, inputs_and_target
 from sim.training.models import check_logits, try_out
 from sim.training.weights import set_weights
-from sim.user_variables import OF_THIS_PROCESS, isolated
+from sim.user_variables import OF_THIS_PROCESS, isolated, some
 
 
 class Tried(NamedTuple):
@@ -81,7 +82,7 @@ def check_user_code(
     worker = Worker(spec, 1, 0, client_fn=client_fn)
     runtime = worker.torch_runtime  # what a module sets when it is imported is part of the program, and stays
     proximal_mu: Any = getattr(strategy, "proximal_mu", fit_settings.get("proximal_mu", 0.0))
-    with seeded(0, Purpose.TEST) as stream, isolated(stream, log=False):
+    with seeded(0, Purpose.TEST) as stream, isolated(stream, log=False), varying_operations() as varying:
         with noted(Path.cwd(), Path(results_dir).absolute()) as files:
             if spec.train is not None:
                 notes += _check_train(runtime, user_code.shown_name(spec.train), fit_settings, proximal_mu)
@@ -92,6 +93,11 @@ def check_user_code(
             task = Task(0, {**fit_settings, "server_round": 0, "local_epochs": 1})
             (result,) = worker.run(Chunk("fit", 0, [task], weights, summed=False)).results
             _check_client(user_code.shown_name(spec.client), made, result)
+    if varying:
+        notes.append(
+            f"on this GPU PyTorch has no kernel for {some(sorted(varying))} that gives the same bits each time, so the "
+            "last digits may change from run to run"
+        )
     return Tried([*notes, *OF_THIS_PROCESS.notes], tuple(files))
 
 

@@ -88,7 +88,7 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     given = {name: getattr(objects, name) for name in ("model", "train", "test", "client", "loss")}
     spec = replace(spec, **{name: value for name, value in given.items() if value is not None})
     spec = replace(spec, metrics=tuple(_of_script(name) for name in spec.metrics))
-    compute_repeatably(config.torch_threads, spec.device)
+    compute_repeatably(config.torch_threads, spec.device, user_code=False)
     with _naming_built_in_data(config):
         net = build_net(spec, dataset)
         _check_measurements(config, spec, dataset, net)

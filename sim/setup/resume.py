@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import sys
-import sysconfig
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -35,10 +34,9 @@ from sim.run_folder.encode_state import is_flowers
 from sim.run_folder.folder import Run
 from sim.server.prepared_run import Prepared, ResumePoint
 from sim.training.device import pick_device
+from sim.user_objects import is_library
 
-_LIBRARIES = ("/site-packages/", "/dist-packages/")  # folders of installed packages
-_OTHERS = (f"{sysconfig.get_path('stdlib')}/", f"{Path(__file__).parents[1]}/")  # and of other code that is no user's
-_no_users: dict[str, Any] = {}  # modules of these places by name, because to look at all again takes 10 ms
+_no_users: dict[str, Any] = {}  # modules of libraries by name, because to look at all again takes 10 ms
 _OLD_DATA = "training images"  # what checkpoints had instead of the checksum of the data set
 _PLACES = ("name", "results_dir", "data_dir")  # a folder that was moved is the same run
 _SAMPLE_BYTES = 2**26  # of the images, in checkpoints of earlier versions
@@ -266,7 +264,7 @@ def code_of(spec: ClientSpec | FlowerSpec, config: RunConfig) -> Code:
         if _no_users.get(name) is module:
             continue
         path = _file_of(module)
-        if path is None or path.startswith(_OTHERS) or any(part in path for part in _LIBRARIES):
+        if path is None or is_library(path):
             _no_users[name] = module
         elif path.startswith(places) and name not in ("__main__", "__mp_main__"):
             with suppress(OSError):

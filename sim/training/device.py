@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 _DETERMINISTIC: Any = torch.utils.deterministic  # has no types
+_VARIES = "does not have a deterministic implementation"  # what PyTorch's warning says of an operation
 
 
 def pick_device(name: str) -> torch.device:
@@ -19,33 +21,63 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def compute_repeatably(torch_threads: int, device: str = "auto") -> None:
+def compute_repeatably(torch_threads: int, device: str = "auto", *, user_code: bool = True) -> None:
     """Let PyTorch compute with so many threads on the CPU, and on a GPU with kernels that give the same bits each time.
 
-    Some kernels of CUDA add in an order that changes from call to call. Where PyTorch has no other, it says so in a
-    warning and takes it nevertheless (``torch.use_deterministic_algorithms``).
+    Some kernels of CUDA add in an order that changes from call to call. The built-in training needs none of them. For
+    code of the user's PyTorch replaces them, and where it cannot, takes them nevertheless
+    (``torch.use_deterministic_algorithms``); ``varying_operations`` says which.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
+        user_code: model or functions are the user's. Their steps take longer, because PyTorch looks at each.
     """
     torch.set_num_threads(torch_threads)
     if pick_device(device).type == "cpu":
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
-    torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False  # it would choose the fastest kernel by timing them
+    torch.backends.cudnn.deterministic = True
+    _use_deterministic(user_code, True)
     _DETERMINISTIC.fill_uninitialized_memory = False  # a search for errors, which takes time
+    warnings.filterwarnings("ignore", message=f".*{_VARIES}")
+
+
+@contextmanager
+def varying_operations() -> Iterator[set[str]]:
+    """Collect the operations in the block for which PyTorch has no kernel that gives the same bits each time."""
+    found: set[str] = set()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", message=f".*{_VARIES}")
+        show = warnings.showwarning
+
+        def collect(message: Warning | str, *place: Any, **more: Any) -> None:
+            name, is_one, _ = str(message).partition(f" {_VARIES}")
+            found.add(name) if is_one else show(message, *place, **more)
+
+        warnings.showwarning = collect
+        yield found
 
 
 @contextmanager
 def computing_as_before() -> Iterator[None]:
     """Undo ``compute_repeatably`` after the block, because the process may go on with a program of the user's."""
-    threads = torch.get_num_threads()
-    algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark, fill = torch.backends.cudnn.benchmark, _DETERMINISTIC.fill_uninitialized_memory
+    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
+    algorithms = _deterministic()
+    flags = cudnn.benchmark, cudnn.deterministic, _DETERMINISTIC.fill_uninitialized_memory
     try:
-        yield
+        with warnings.catch_warnings():
+            yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
-        torch.backends.cudnn.benchmark, _DETERMINISTIC.fill_uninitialized_memory = benchmark, fill
+        _use_deterministic(*algorithms)
+        cudnn.benchmark, cudnn.deterministic, _DETERMINISTIC.fill_uninitialized_memory = flags
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def _use_deterministic(mode: bool, warn_only: bool) -> None:
+    if (mode, warn_only and mode) != _deterministic():  # PyTorch would import its compiler, which takes a second
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
