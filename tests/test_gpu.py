@@ -99,11 +99,74 @@ def test_the_same_seed_gives_the_same_bits(name: str, tmp_path: Path) -> None:
     _assert_one(_in_all_ways(tmp_path, **BUILT_IN[name]))
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_so_does_an_lstm(tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(20):
+        (texts / f"{number}.txt").write_text(f"the quick brown fox {number} jumps over the lazy dog. " * 40)
+    _assert_one(_in_all_ways(tmp_path, dataset="text", data_dir=str(texts), max_local_steps=10))
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (PROGRAMS / "whole").glob("*.py")))
 @pytest.mark.usefixtures("no_pictures")
 def test_so_does_each_program(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROGRAMS / "whole")
     _assert_one(_in_all_ways(tmp_path, program=f"{name}.py", partitioner="iid", fraction_evaluate=0.0))
+
+
+SKLEARN_STYLE = """
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.out(x)
+
+
+def load_data():
+    x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(x, (x[:, 0] > 0).long())
+    return DataLoader(data, batch_size=10, shuffle=True), DataLoader(data, batch_size=50)
+
+
+def train(net, loader, epochs):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(epochs):
+        for x, y in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(net(x.to(DEVICE)), y.to(DEVICE)).backward()
+            optimizer.step()
+
+
+def test(net, loader):
+    guesses, labels = [], []
+    for x, y in loader:
+        guesses.append(net(x.to(DEVICE)).argmax(1).cpu().numpy())
+        labels.append(y.numpy())
+    return float((np.concatenate(guesses) == np.concatenate(labels)).mean())
+"""
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_program_that_makes_arrays_of_its_labels_gets_them_as_from_its_own_loader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sklearn_style.py").write_text(SKLEARN_STYLE)
+    monkeypatch.chdir(tmp_path)
+    common = {**SETTINGS, "fraction_evaluate": 0.0, "program": "sklearn_style.py", "results_dir": str(tmp_path)}
+    run = simulate(RunConfig(**common, engine="inline"))
+    assert run.rounds().test_accuracy.iloc[-1] > 0.9
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -28,6 +28,14 @@ from sim.config.run_config import RunConfig
 from sim.run_folder import environment
 
 HERE = Path(__file__).resolve().parent
+COLORS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00")
+GPU_LABELS = {
+    "flower": "Flower, 10 actors",
+    "sim_1_actors": "sim, 1 actor",
+    "sim_4_actors": "sim, 4 actors",
+    "sim_10_actors": "sim, 10 actors",
+    "sim": "sim, vectorized on 1 actor",
+}
 
 
 class Contender:
@@ -161,6 +169,25 @@ def picture(rows: pd.DataFrame) -> Figure:
     return figure
 
 
+def gpu_picture(rows: pd.DataFrame) -> Figure:
+    """Draw the clients per second of each contender that shares the GPU."""
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    axes = figure.subplots()
+    drawn = {name: label for name, label in GPU_LABELS.items() if f"{name}_clients_per_second" in rows}
+    for number, (name, label) in enumerate(drawn.items()):
+        shift = [position + (number - (len(drawn) - 1) / 2) * 0.16 for position in range(len(rows))]
+        color = "0.72" if name == "flower" else COLORS[number % len(COLORS)]
+        bars = axes.bar(shift, rows[f"{name}_clients_per_second"], 0.15, label=label, color=color)
+        axes.bar_label(bars, fmt="%.0f", fontsize=7)
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(rows)), [name.replace(", ", "\n", 1) for name in rows["workload"]], fontsize=8)
+    axes.set_ylabel("clients per second (log)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+    axes.set_ylim(top=axes.get_ylim()[1] * 4)  # room for the legend
+    return figure
+
+
 def main() -> None:
     """Measure the chosen workloads, print the results and write the files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -176,7 +203,8 @@ def main() -> None:
             rows.append(measure(name, arguments.rounds, arguments.processes, arguments.device))
             print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}), flush=True)
             pd.DataFrame(rows).round(4).to_csv(arguments.output.with_suffix(".csv"), index=False)
-    picture(pd.DataFrame(rows)).savefig(arguments.output.with_suffix(".png"), dpi=144)
+    draw = gpu_picture if arguments.device == "cuda" else picture
+    draw(pd.DataFrame(rows)).savefig(arguments.output.with_suffix(".png"), dpi=144)
     about = {**environment.describe(), "rounds": arguments.rounds, "processes": arguments.processes}
     arguments.output.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 

@@ -73,6 +73,7 @@ class ClientSpec:
         flipped_clients: those that train on class C − 1 − c instead of c, see ``sim.server.attacks``.
         compression: of what clients send.
         own_files: what ``train`` and ``test`` write into the current folder, of which each client has its own.
+        batches_on_cpu: user code gets its batches from the memory of the CPU although the model is on a GPU.
     """
 
     data: DataSource
@@ -101,6 +102,7 @@ class ClientSpec:
     flipped_clients: frozenset[int] = frozenset()
     compression: Compression = field(default_factory=Compression)
     own_files: tuple[str, ...] = ()
+    batches_on_cpu: bool = False
 
     def open(self) -> ClientRuntime:
         """Set up in this process what the spec names."""
@@ -219,6 +221,7 @@ class ClientRuntime:
             partition.open_cached(spec.partition_folder) if spec.partition_folder else None
         )
         self.device = pick_device(spec.device)
+        self.batch_device = torch.device("cpu") if spec.batches_on_cpu else self.device
         # A user's model may call x.view(-1, …), which a channels_last tensor refuses.
         self.channels_last = not is_own(spec.model) and isinstance(self.dataset.train, Examples)
         self.loss = loss_of(spec, self.dataset)
@@ -274,8 +277,8 @@ class ClientRuntime:
 
     @cached_property
     def train_split(self) -> Split:
-        """All training examples, on the device."""
-        return resident(self.dataset.train, self.device)
+        """All training examples, on the device of the batches."""
+        return resident(self.dataset.train, self.batch_device)
 
     @cached_property
     def flipped_split(self) -> Split:
@@ -288,8 +291,8 @@ class ClientRuntime:
 
     @cached_property
     def test_split(self) -> Split:
-        """All examples of the central test, on the device."""
-        return resident(self.dataset.test, self.device)
+        """All examples of the central test, on the device of the batches."""
+        return resident(self.dataset.test, self.batch_device)
 
     @property
     def test_batch_size(self) -> int:
@@ -377,7 +380,7 @@ class ClientRuntime:
             ValueError: this model cannot be trained so.
         """
         if batch_size not in self._trainers:
-            split = self.train_split
+            split = resident(self.dataset.train, self.device) if self.spec.batches_on_cpu else self.train_split
             if not isinstance(split, Resident):
                 raise ValueError("only images are trained in one computation")
             self._trainers[batch_size] = Trainer(self.net, split, batch_size, channels_last=self.channels_last)
@@ -391,9 +394,10 @@ class ClientRuntime:
         """
         if isinstance(split, Examples | Resident):
             assert batch_size is not None, "images have no loader of the user's"
-            return Batches(split, indices, batch_size, self.device, shuffle=shuffle, channels_last=self.channels_last)
+            device, channels_last = self.batch_device, self.channels_last
+            return Batches(split, indices, batch_size, device, shuffle=shuffle, channels_last=channels_last)
         positions = None if indices is None else np.sort(indices)
-        return ExampleLoader(split, positions, batch_size, training=shuffle)
+        return ExampleLoader(split, positions, batch_size, training=shuffle, device=self.batch_device)
 
     def test_slices(self) -> list[tuple[int, int]]:
         """Return the slices of the central test, see ``test_slices``."""
@@ -449,10 +453,8 @@ class ClientRuntime:
         client_id = int(context.node_config["partition-id"])
         if self.spec.data.num_clients is not None:
             train, test = open_client(self.spec.data, client_id)
-            train_split, test_split = (
-                resident(train, self.device),
-                resident(train if test is None else test, self.device),
-            )
+            train_split = resident(train, self.batch_device)
+            test_split = resident(train if test is None else test, self.batch_device)
             return self.client_over(
                 self.batches(train_split, None, self.spec.batch_size, shuffle=True),
                 self.batches(

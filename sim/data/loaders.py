@@ -180,15 +180,18 @@ class ExampleLoader(DataLoader[Any]):
         *,
         training: bool,
         in_process: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         """
         Args:
+            device: to which the batches are moved; None for that of the examples.
             in_process: no worker processes are started.
             positions: int64 [n], the examples to use, in ascending order; None for all.
             batch_size: None for that of the user's loader.
             training: whether the order is that of the user's loader (shuffled, if it says nothing), or as they are.
         """
         self._arguments = examples, positions, training
+        self._device = device
         settings = examples.loader
         data: Dataset[Any]
         options: dict[str, Any] = {}
@@ -219,13 +222,28 @@ class ExampleLoader(DataLoader[Any]):
         if batch_size == self.batch_size:
             return self
         examples, positions, training = self._arguments
-        loader = type(self)(examples, positions, batch_size, training=training)
+        loader = type(self)(examples, positions, batch_size, training=training, device=self._device)
         loader.noise = self.noise
         return loader
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        batches = super().__iter__()
+        batches: Iterator[Any] = super().__iter__()
+        if self._device is not None and self._device.type != "cpu":
+            batches = (_moved(batch, self._device) for batch in batches)
         return (_with_noise(batch, self.noise) for batch in batches) if self.noise else batches
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    """Return a batch on a device; its containers keep their types."""
+    if callable(getattr(batch, "to", None)):  # a tensor, or what a library makes of tokens and graphs
+        return batch.to(device)
+    if type(batch) is dict:
+        return {key: _moved(value, device) for key, value in batch.items()}
+    if type(batch) in (list, tuple):
+        return type(batch)(_moved(value, device) for value in batch)
+    if isinstance(batch, tuple) and hasattr(batch, "_make"):  # a namedtuple
+        return batch._make(_moved(value, device) for value in batch)
+    return batch
 
 
 def _on_inputs(batch: Any, function: Callable[[Any], Any]) -> Any:

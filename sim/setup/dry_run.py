@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ from sim.training.models import check_logits, try_out
 from sim.training.weights import set_weights
 from sim.user_variables import OF_THIS_PROCESS, isolated, some
 
+_FROM_A_GPU = "device type tensor to numpy"  # what PyTorch says where an array is made of a tensor on a GPU
+
 
 class Tried(NamedTuple):
     """What the dry run has shown.
@@ -40,10 +43,12 @@ class Tried(NamedTuple):
     Attributes:
         notes: what the user should know, one line each.
         files: what ``train`` and ``test`` have written into the current folder, relative to it.
+        batches_on_cpu: the user's code takes its batches from the memory of the CPU only, although it uses a GPU.
     """
 
     notes: list[str]
     files: tuple[str, ...] = ()
+    batches_on_cpu: bool = False
 
 
 def check_user_code(
@@ -66,6 +71,18 @@ def check_user_code(
     """
     if spec.train is None and spec.test is None and spec.client is None:
         return Tried([])
+    try:
+        return _tried(spec, weights, fit_settings, strategy, results_dir)
+    except PluginError as error:
+        if spec.batches_on_cpu or _FROM_A_GPU not in str(error):
+            raise
+    # Batches on the GPU spare a copy. But a program may make arrays of labels as they come from its own loader.
+    return _tried(replace(spec, batches_on_cpu=True), weights, fit_settings, strategy, results_dir)
+
+
+def _tried(
+    spec: ClientSpec, weights: NDArrays, fit_settings: dict[str, Scalar], strategy: Any, results_dir: str | Path
+) -> Tried:
     made: list[Any] = []
     notes: list[str] = []
 
@@ -98,7 +115,7 @@ def check_user_code(
             f"on this GPU PyTorch has no kernel for {some(sorted(varying))} that gives the same bits each time, so the "
             "last digits may change from run to run"
         )
-    return Tried([*notes, *OF_THIS_PROCESS.notes], tuple(files))
+    return Tried([*notes, *OF_THIS_PROCESS.notes], tuple(files), spec.batches_on_cpu)
 
 
 def check_algorithm(spec: ClientSpec, received: NDArrays, fit_settings: dict[str, Scalar]) -> set[str]:
@@ -191,9 +208,9 @@ def _some_examples(runtime: ClientRuntime) -> Any:
     if isinstance(train, Columns) and train.labels is not None:
         positions = np.unique([0, int(train.labels.argmax())])
         positions = positions if len(positions) == 2 or len(train) == 1 else np.arange(2)
-    split = resident(train, runtime.device)
+    split, device = resident(train, runtime.batch_device), runtime.batch_device
     assert isinstance(split, ResidentColumns | Items)
-    return ExampleLoader(split, positions, 2, training=False, in_process=True)
+    return ExampleLoader(split, positions, 2, training=False, in_process=True, device=device)
 
 
 @torch.no_grad()
@@ -209,7 +226,7 @@ def _as_predicted(runtime: ClientRuntime) -> Any:
     inputs, target = next(iter(_some_examples(runtime)))
     try:
         with evaluating(runtime.net):
-            labels = runtime.net(inputs).argmax(1).cpu().numpy()
+            labels = runtime.net(inputs.to(runtime.device)).argmax(1).cpu().numpy()
     except Exception:  # noqa: BLE001 - its outputs are the program's own affair
         return None
     if isinstance(train, Examples):
@@ -217,7 +234,7 @@ def _as_predicted(runtime: ClientRuntime) -> Any:
     if target.dtype.is_floating_point or labels.shape != tuple(target.shape):
         return None
     columns = Columns([inputs.cpu().numpy(), labels.astype(target.cpu().numpy().dtype)])
-    return ExampleLoader(ResidentColumns(columns, runtime.device), None, 2, training=False)
+    return ExampleLoader(ResidentColumns(columns, runtime.batch_device), None, 2, training=False)
 
 
 def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scalar], proximal_mu: float) -> list[str]:

@@ -110,7 +110,7 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
         settings.update(rule_of(config).client_settings)
     with _naming_built_in_data(config):
         tried = dry_run.check_user_code(spec, initial_weights, settings, built.strategy, results_dir=config.results_dir)
-    spec = replace(spec, own_files=() if alone else tried.files)
+    spec = replace(spec, own_files=() if alone else tried.files, batches_on_cpu=tried.batches_on_cpu)
     if tried.files and not alone:
         tried.notes.append(
             f"train or test writes {some(tried.files)} into the current folder; each client does so in a folder of its "
