@@ -184,7 +184,7 @@ def gpu_picture(rows: pd.DataFrame) -> Figure:
     axes.set_ylabel("clients per second (log)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, ncols=2)
-    axes.set_ylim(top=axes.get_ylim()[1] * 4)  # room for the legend
+    axes.set_ylim(1, axes.get_ylim()[1] * 4)  # room for the legend
     return figure
 
 
