@@ -304,7 +304,20 @@ def test_size_says_what_of_the_gpu_a_process_needs(sim: Sim, tmp_path: Path) -> 
 
 
 def test_a_run_is_evaluated_exported_and_predicted_from(sim: Sim, tmp_path: Path) -> None:
-    done = sim("run", "--device", "cuda", "--num-gpus", "0.5", "--num-rounds", "1", "--name", "r", "--results-dir", ".")
+    done = sim(
+        "run",
+        "--device",
+        "cuda",
+        "--num-gpus",
+        "0.5",
+        "--num-rounds",
+        "1",
+        "--final-evaluate",
+        "--name",
+        "r",
+        "--results-dir",
+        ".",
+    )
     assert done.returncode == 0, done.stderr
     frame = evaluate(Run(tmp_path / "r"), fine_tune_epochs=1, engine="inline")
     assert isinstance(frame, pd.DataFrame)

@@ -128,3 +128,13 @@ def test_adam_is_that_of_a_plain_loop_and_leaves_float64_only_where_the_gradient
     far = (flat[0] - flat[2]).abs() > 1e-3 * lr
     assert far.sum() < 50
     assert (smallest[far] < 1e-6).all()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_loss_in_rows_is_that_of_any_shape(reduction: str) -> None:
+    """On a GPU, targets of more dimensions are put into rows, for which CUDA adds in the same order each time."""
+    outputs, classes = torch.randn(4, 3, 5, 2), torch.randint(0, 3, (4, 5, 2))
+    for target in (classes, torch.rand(4, 3, 5, 2).softmax(1)):
+        whole = F.cross_entropy(outputs, target, reduction=reduction)
+        rows = F.cross_entropy(*in_rows(outputs, target), reduction=reduction)
+        assert rows.item() == pytest.approx(whole.item(), rel=1e-5)

@@ -37,12 +37,26 @@ def cross_entropy(outputs: Tensor, target: Tensor, reduction: str = "mean") -> T
     """Cross-entropy in nats of logits; targets are classes int64, or probabilities of the outputs' shape."""
     if outputs.ndim != 2 or target.ndim != 1:
         outputs = outputs if outputs.shape == target.shape else _per_class(outputs, target)
+        if outputs.is_cuda and reduction != "none":
+            outputs, target = in_rows(outputs, target)
     return F.cross_entropy(outputs, target, reduction=reduction)
 
 
 def nll(outputs: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """Negative log-likelihood in nats of log-probabilities, as a model that ends with ``log_softmax`` returns them."""
-    return F.nll_loss(_per_class(outputs, target), target, reduction=reduction)
+    outputs = _per_class(outputs, target)
+    if outputs.is_cuda and reduction != "none":
+        outputs, target = in_rows(outputs, target)
+    return F.nll_loss(outputs, target, reduction=reduction)
+
+
+def in_rows(outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return outputs [B, K, …] and targets [B, …], or of the outputs' shape, with one row for each target.
+
+    CUDA's kernel for more dimensions adds in an order that changes from call to call; that for rows does not.
+    """
+    rows = outputs.movedim(1, -1).flatten(0, -2)
+    return rows, target.movedim(1, -1).flatten(0, -2) if outputs.shape == target.shape else target.flatten()
 
 
 def aligned(outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
