@@ -13,6 +13,7 @@ from sim.config.run_config import RunConfig
 from sim.data.batches import Batches
 from sim.data.load_dataset import Examples, load_dataset
 from sim.training import local
+from sim.training.losses import in_rows
 from sim.training.models import Mlp
 
 CPU = torch.device("cpu")
