@@ -70,7 +70,7 @@ class Batches:
                 ``x.view(-1, …)`` in a model fails on it.
         """
         self._resident = examples if isinstance(examples, Resident) else Resident.of(examples, device)
-        self._indices = None if indices is None else torch.from_numpy(np.array(indices)).to(device)
+        self._indices = None if indices is None else torch.from_numpy(np.array(indices))
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.channels_last = channels_last
@@ -86,7 +86,8 @@ class Batches:
         """Return all images as in a batch, float32 [N, C, H, W] in −1…1, and labels int64 [N], on the device."""
         images, labels = self._resident.images, self._resident.labels
         if self._indices is not None:
-            images, labels = images[self._indices], labels[self._indices]
+            chosen = self._indices.to(labels.device)
+            images, labels = images[chosen], labels[chosen]
         return TensorDataset(pixels(images, Step(labels), channels_last=self.channels_last), labels)
 
     def with_batch_size(self, batch_size: int) -> Self:
@@ -102,12 +103,13 @@ class Batches:
         images, labels = self._resident.images, self._resident.labels
         if self.augment != "none" or self.noise:
             for step in self.steps():
-                yield pixels(images[step.chosen], step, channels_last=self.channels_last), labels[step.chosen]
+                chosen = step.chosen.to(labels.device)
+                yield pixels(images[chosen], step, channels_last=self.channels_last), labels[chosen]
             return
         # Many batches are read in one operation, which is faster; each batch is a view of the result.
         image_bytes = 4 * math.prod(images.shape[1:])  # as float32
         most = min(_BLOCK_EXAMPLES, _BLOCK_BYTES // image_bytes)
-        for block in self._order().split(self.batch_size * max(1, most // self.batch_size)):
+        for block in self._order().to(labels.device).split(self.batch_size * max(1, most // self.batch_size)):
             read = pixels(images[block], Step(block), channels_last=self.channels_last), labels[block]
             yield from zip(*(tensor.split(self.batch_size) for tensor in read), strict=True)
 
@@ -123,8 +125,9 @@ class Batches:
             yield Step(batch, shifts, flips, self.noise, seed)
 
     def _order(self) -> Tensor:
+        """Return the positions of all examples in the order of a pass, on the CPU."""
         count = self.num_examples
-        order = (torch.randperm(count) if self.shuffle else torch.arange(count)).to(self._resident.labels.device)
+        order = torch.randperm(count) if self.shuffle else torch.arange(count)
         return order if self._indices is None else self._indices[order]
 
 
@@ -133,7 +136,7 @@ class Step:
     """One batch before its images are read.
 
     Attributes:
-        chosen: int64 [B], positions of its examples in the split.
+        chosen: int64 [B], positions of its examples in the split, on the CPU.
         shifts: int64 [B, 2] in pixels (down, right), for ``crop-flip``; otherwise None.
         flips: bool [B, 1], for ``crop-flip``; otherwise None.
         noise: standard deviation of the noise that is added, of pixels from 0 to 1.

@@ -18,7 +18,7 @@ from sim.client.torch_client import TRAIN_SETTINGS
 from sim.data.batches import Batches
 from sim.engine.aggregation import NonFiniteError, WeightedSum
 from sim.engine.interface import Chunk, ClientResult, Task
-from sim.seeds import Purpose, seeded, sequence
+from sim.seeds import Purpose, reseed, restored, sequence
 from sim.training.step_hooks import Step, Steps
 from sim.training.vectorized import Member, Trainer, drawn
 
@@ -45,10 +45,11 @@ def fit(runtime: ClientRuntime, chunk: Chunk, seed: int) -> tuple[list[ClientRes
         tasks, waiting = waiting[: runtime.vectorized_clients], waiting[runtime.vectorized_clients :]
         config = dict(tasks[0].config)
         exchanges = [_exchange(runtime, chunk, task) for task in tasks]
-        members = [
-            _member(runtime, chunk, task, config, seed, exchange)
-            for task, exchange in zip(tasks, exchanges, strict=True)
-        ]
+        with restored():
+            members = [
+                _member(runtime, chunk, task, config, seed, exchange)
+                for task, exchange in zip(tasks, exchanges, strict=True)
+            ]
         settings: dict[str, Any] = {k: config[k] for k in TRAIN_SETTINGS if k in config and k != "max_steps"}
         trainer = runtime.trainer(int(config["batch_size"]))
         groups = _train(runtime, trainer, chunk.weights[: len(chunk.weights) - chunk.num_extras], members, settings)
@@ -126,11 +127,11 @@ def _member(
 ) -> Member:
     key = chunk.server_round, task.client_id, task.repeat
     dropout = int(sequence(seed, Purpose.DROPOUT, *key).generate_state(1)[0])
-    with seeded(seed, Purpose.FIT, *key):
-        loader = runtime.training_batches(runtime.train_indices(task.client_id), int(config["batch_size"]))
-        assert isinstance(loader, Batches), "the trainer was made for images"
-        loader.noise = runtime.spec.noise_step * task.client_id
-        member = drawn(loader, int(config["local_epochs"]), int(config.get("max_steps") or 0), dropout, runtime.device)
+    reseed(seed, Purpose.FIT, *key)
+    loader = runtime.training_batches(runtime.train_indices(task.client_id), int(config["batch_size"]))
+    assert isinstance(loader, Batches), "the trainer was made for images"
+    loader.noise = runtime.spec.noise_step * task.client_id
+    member = drawn(loader, int(config["local_epochs"]), int(config.get("max_steps") or 0), dropout, runtime.device)
     if runtime.is_flipped(task.client_id):
         member = replace(member, flipped_classes=len(runtime.dataset.classes))
     if exchange is None:

@@ -219,7 +219,7 @@ class _Schedule:
         for k, member in enumerate(members):
             for s, step in enumerate(member.steps):
                 size = len(step.chosen)
-                chosen[s, k, :size] = step.chosen.cpu()
+                chosen[s, k, :size] = step.chosen.numpy()
                 present[s, k, :size] = 1
                 if shifts is not None and flips is not None and step.shifts is not None and step.flips is not None:
                     shifts[s, k, :size] = step.shifts
