@@ -6,6 +6,7 @@ Everything that can be wrong is found here. Nothing is started, and nothing is w
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -478,7 +479,10 @@ class _Sample:
         return None
 
     def clients_that_fit(self, weights: NDArrays) -> int:
-        """Return how many clients fit into a process's share of the GPU, from the memory that two and four need."""
+        """Return how many clients fit into a process's share of the GPU, from the memory that two and four need.
+
+        If the memory is the limit, that is a power of two, so that it does not change with a few MiB that are free.
+        """
         clients = self._config.num_fit_clients
         if self._device.type != "cuda":
             return min(_VECTORIZED_ON_A_CPU, clients)
@@ -494,7 +498,8 @@ class _Sample:
         share = self._config.gpus_of_a_client
         available = _MEMORY_SHARE * free * min(1.0, share or 1.0) - self._data_bytes  # each process holds all examples
         processes = max(1, int(1 / share)) if share else 1
-        return int(max(1, min((available - peaks[0]) / each + 2, -(-clients // processes))))
+        fit: int = 2 ** int(math.log2(max(1, (available - peaks[0]) / each + 2)))
+        return min(fit, -(-clients // processes))
 
     def _trainer(self) -> Trainer:
         assert self._split is not None
