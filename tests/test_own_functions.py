@@ -290,3 +290,27 @@ def test_functions_that_take_all_examples_at_once(tmp_path: Path) -> None:
     assert np.allclose(load_file(run.model_path)["weight"], weight.T, atol=1e-6)
     with pytest.raises(PluginError, match="takes all examples at once, so that --max-local-steps would be"):
         simulate(replace(config, max_local_steps=1), model=model, load_data=load_data, train=train, test=test)
+
+
+def train_on_the_examples_of_the_module(net: nn.Module, loader: Any, epochs: int) -> None:
+    for images, labels in ALL_EXAMPLES:
+        nn.functional.cross_entropy(net(images), labels).backward()
+
+
+def train_on_the_data_set(net: nn.Module, loader: Any, epochs: int) -> None:
+    len(loader.dataset)
+
+
+ALL_EXAMPLES = [(torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.int64))]
+
+
+@pytest.mark.parametrize(
+    ("train", "is_noted"), [(train_on_the_examples_of_the_module, True), (train_on_the_data_set, False)]
+)
+@pytest.mark.usefixtures("no_pictures")
+def test_a_train_that_reads_other_examples_than_the_clients_is_noted(
+    train: Any, is_noted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = RunConfig(dataset="synthetic", num_clients=2, num_rounds=1, engine="inline", results_dir=str(tmp_path))
+    simulate(config, train=train)
+    assert ("it does not iterate over its parameter loader" in capsys.readouterr().err) is is_noted

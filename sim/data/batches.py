@@ -46,9 +46,11 @@ class Batches:
 
     Attributes:
         noise: standard deviation of the Gaussian noise that is added to each batch, of pixels from 0 to 1.
+        was_read: whether anything has asked for its examples.
     """
 
     noise = 0.0
+    was_read = False
 
     def __init__(
         self,
@@ -84,6 +86,7 @@ class Batches:
     @property
     def dataset(self) -> TensorDataset:
         """Return all images as in a batch, float32 [N, C, H, W] in −1…1, and labels int64 [N], on the device."""
+        self.was_read = True
         images, labels = self._resident.images, self._resident.labels
         if self._indices is not None:
             chosen = self._indices.to(labels.device)
@@ -100,6 +103,7 @@ class Batches:
         return math.ceil(self.num_examples / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.was_read = True
         images, labels = self._resident.images, self._resident.labels
         if self.augment != "none" or self.noise:
             for step in self.steps():

@@ -168,9 +168,11 @@ class ExampleLoader(DataLoader[Any]):
 
     Attributes:
         noise: standard deviation of the Gaussian noise that is added to the inputs of each batch.
+        was_read: whether anything has asked for its batches.
     """
 
     noise = 0.0
+    was_read = False
 
     def __init__(
         self,
@@ -227,6 +229,7 @@ class ExampleLoader(DataLoader[Any]):
         return loader
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self.was_read = True
         batches: Iterator[Any] = super().__iter__()
         if self._device is not None and self._device.type != "cpu":
             batches = (_moved(batch, self._device) for batch in batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -254,6 +255,13 @@ def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scal
     except (Exception, SystemExit) as error:
         raise PluginError(f"--train {name}: raised {described(error)}") from error
     notes = [*train.notes, *calls[0].notes]
+    code = getattr(inspect.unwrap(train.function), "__code__", None)
+    if not loader.was_read and code is not None and "dataset" not in code.co_names:
+        name_of_loader = next((name for name, role in binding.roles.items() if role == "loader"), "loader")
+        notes.append(
+            f"it does not iterate over its parameter {name_of_loader}, which has the examples of the client; a "
+            "variable of the module has the same ones for all clients"
+        )
     if train.validates is not None and runtime.spec.eval_share:
         share = f"--eval-share {runtime.spec.eval_share:g}"
         notes.append(f"its parameter {train.validates} gets the examples that each client keeps ({share})")
