@@ -25,7 +25,7 @@ import torch
 
 from sim import own_generators, user_code
 from sim.process_settings import restored_settings
-from sim.user_objects import Variable, own_modules, walk
+from sim.user_objects import Value, Variable, own_modules, walk
 
 _MOST_BYTES = 2**24  # of an array whose content is looked at
 
@@ -100,8 +100,9 @@ class UserVariables:
         variables, generators = self._variables, self._generators  # to which imports in the block add
         before = [variable.now() for variable in variables]
         states = [own_generators.state_of(each.made) for each in generators]
-        for variable in variables:
-            variable.put(variable.initial)
+        for variable, value in zip(variables, before, strict=True):
+            if value is not variable.initial:
+                variable.put(variable.initial)
         self._stream = stream
         self._reseed()
         try:
@@ -109,8 +110,11 @@ class UserVariables:
         finally:
             self._stream = None
             for variable, value in zip_longest(variables, before):
-                self._note_change(variable)
-                variable.put(value or variable.initial)
+                now, wanted = variable.now(), value or variable.initial
+                if now is variable.initial and now is wanted:
+                    continue
+                self._note_change(variable, now)
+                variable.put(wanted)
             for each, state in zip(generators, states, strict=False):
                 own_generators.put_state(each.made, state)
             self._logs = logged
@@ -132,8 +136,7 @@ class UserVariables:
             if pickle.dumps(state) != pickle.dumps(each.initial)  # compares the arrays in them, too
         ]
 
-    def _note_change(self, variable: Variable) -> None:
-        now = variable.now()
+    def _note_change(self, variable: Variable, now: Value | None) -> None:
         if now is variable.initial or variable.name in self._changed:
             return
         if variable.initial.copy == (None if now is None else now.copy):  # None was replaced by an object
