@@ -147,6 +147,9 @@ def test_a_count_that_no_machine_can_reach(command: Any, folder: Path, flag: str
 
 
 OTHERS = {
+    "sweep --vary args.lr=0.1,0.2": "--args lr: belong to a program or a function of yours",
+    "sweep --vary alpha=1 --data-form items": "--data-form items: belongs to data of yours",
+    "scale --args a=1": "--args a: belong to a program or a function of yours",
     f"sweep --seeds {HUGE}": "--seeds 1000",
     "sweep --seeds " + "1" * 5000: "--seeds 111",
     "sweep --seeds 60000 --vary lr=0.1,0.2": "120000 runs, at most 100000",

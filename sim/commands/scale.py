@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sim.commands.output import print_table
 from sim.commands.sweep import settings_without_name
-from sim.config.flags import whole_number
+from sim.config.flags import check_new_run, whole_number
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError
 from sim.run_folder.environment import available_cpus
@@ -19,6 +19,7 @@ def scale(arguments: argparse.Namespace) -> None:
     from sim.scale.cells import BASE, SET_BY_THE_GRID, cells, config_of
 
     given = settings_without_name(arguments)
+    check_new_run(given)
     results_dir = given.pop("results_dir", "results/scale")
     # A config file or a preset may contain settings that the grid sets; they are ignored.
     base = RunConfig.layered([BASE, {name: value for name, value in given.items() if name not in SET_BY_THE_GRID}])

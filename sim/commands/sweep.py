@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sim.commands.output import print_table
-from sim.config.flags import settings_given, whole_number
+from sim.config.flags import check_new_run, settings_given, whole_number
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, RunError
 from sim.run_folder.environment import available_cpus
 from sim.tracking.by_name import check_trackers
+
+if TYPE_CHECKING:
+    from sim.sweep.variants import Axis
 
 
 def sweep(arguments: argparse.Namespace) -> None:
@@ -23,6 +27,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     num_seeds = whole_number("--seeds", arguments.seeds, MOST_RUNS)
     axes = [parse_axis(text) for text in arguments.vary]
     chosen = variants(given, axes, num_seeds, results_dir)
+    check_new_run(with_varied(given, axes))
     check_trackers(chosen[0].configs[0].track)
     engines = {config.engine for variant in chosen for config in variant.configs}
     jobs = available_cpus() if engines == {"inline"} else 1
@@ -47,6 +52,15 @@ def sweep(arguments: argparse.Namespace) -> None:
             f"{len(failed)} of {len(planned)} runs failed, first {failed[0].run.name}: {failed[0].error}; "
             "run the same command again to retry them"
         )
+
+
+def with_varied(given: Mapping[str, Any], axes: Sequence[Axis]) -> dict[str, Any]:
+    """Return the settings of a variant, if there is one then of one that has a part of the user's own."""
+    found = dict(given)
+    for axis in axes:
+        own = next((value for value in axis.values if ":" in str(value)), axis.values[0])
+        found[axis.setting] = {**found.get(axis.setting, {}), axis.argument: own} if axis.argument else own
+    return found
 
 
 def settings_without_name(arguments: argparse.Namespace) -> dict[str, Any]:
