@@ -9,7 +9,6 @@ import sysconfig
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import cache, partial, singledispatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ _HERE = str(Path(__file__).parent) + "/"
 _LIBRARIES = tuple({sysconfig.get_path(name) + "/" for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _LIBRARY_FOLDERS = ("/site-packages/", "/dist-packages/")
 
+_OTHERS: dict[str, Any] = {}  # modules of libraries by name, because to look at all again takes 20 ms
 _SCALARS = (int, float, complex, str, bytes)
 _CONTAINERS = (list, tuple, set, dict)
 _NAMESPACES = (argparse.Namespace, types.SimpleNamespace)
@@ -52,8 +52,7 @@ class Value(NamedTuple):
         return self.held
 
 
-@dataclass(frozen=True)
-class Variable:
+class Variable(NamedTuple):
     """A variable of user code.
 
     Attributes:
@@ -232,13 +231,16 @@ def content_of(cell: types.CellType) -> Any:
 
 def own_modules() -> list[types.ModuleType]:
     """Return the modules of the user's that are imported."""
-    return [
-        module
-        for module in list(sys.modules.values())
-        if isinstance(module, types.ModuleType)
-        and is_own(module.__name__)
-        and not is_library(getattr(module, "__file__", None) or "")  # __main__ of an actor is a file of Ray
-    ]
+    found = []
+    for name, module in list(sys.modules.items()):
+        if _OTHERS.get(name) is module:
+            continue
+        # __main__ of an actor is a file of Ray
+        if not isinstance(module, types.ModuleType) or is_library(getattr(module, "__file__", None) or ""):
+            _OTHERS[name] = module
+        elif is_own(module.__name__):
+            found.append(module)
+    return found
 
 
 def is_own_kind(kind: type) -> bool:

@@ -10,12 +10,13 @@ the place of None, and so do true and false, which often say whether that has ha
 from __future__ import annotations
 
 import logging
+import operator
 import pickle
 import sys
 import types
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -55,13 +56,33 @@ class UserVariables:
         self._stream: np.random.SeedSequence | None = None
         self._logs = True
         self._changed: dict[str, bool] = {}  # name → whether it is put back
+        self._others: list[tuple[Callable[[], Any], Any]] = []  # what is not plain: how it is read, and what it was
+        self._sizes: list[tuple[Sized, int]] = []  # of what has variables
 
     def renew(self, *things: Any) -> None:
         """Note the variables of all modules of the user's, and of ``things``, as they are now."""
-        self._seen, self._variables, self._generators, self._names = {}, [], [], Counter()
-        self._num_modules = 0
-        self._note_modules()
+        known = _in_modules()
+        self._seen, self._names = dict(known._seen), Counter(known._names)
+        self._variables, self._generators = [*known._variables], [*known._generators]
+        self._num_modules = len(sys.modules)
         self.note(*things)
+
+    def is_noted_again(self) -> bool:
+        """Note the same variables and generators as they are now; False if they are no longer the same.
+
+        That takes a tenth of the time in which they are found.
+        """
+        is_same = all(len(container) == size for container, size in self._sizes)
+        if not (is_same and all(read() is held for read, held in self._others)):
+            return False
+        for index, variable in enumerate(self._variables):
+            now = variable.now()
+            if now is None:
+                return False
+            if now is not variable.initial:
+                self._variables[index] = variable._replace(initial=now)
+        self._generators = [each._replace(initial=own_generators.state_of(each.made)) for each in self._generators]
+        return True
 
     def note(self, *things: Any) -> None:
         """Note the variables of more objects, such as a module that has just been imported, as they are now."""
@@ -69,11 +90,17 @@ class UserVariables:
         for found, value in walk(things, self._seen):
             if value is not None and found.is_own:
                 self._variables.append(Variable(found.name, found.read, found.write, value))
-            elif value is None and own_generators.kind_of(held := found.read()) and not self._knows(held):
-                # Not its place in the list, which may depend on the process.
-                key = zlib.crc32(found.name.encode()), self._names[found.name]
-                self._names[found.name] += 1
-                self._generators.append(_Generator(held, key, own_generators.state_of(held)))
+            elif value is None:
+                held = found.read()
+                if found.is_own:
+                    self._others.append((found.read, held))
+                    container = held if isinstance(held, dict | list | set) else getattr(held, "__dict__", ())
+                    self._sizes.append((container, len(container)))
+                if own_generators.kind_of(held) and not self._knows(held):
+                    # Not its place in the list, which may depend on the process.
+                    key = zlib.crc32(found.name.encode()), self._names[found.name]
+                    self._names[found.name] += 1
+                    self._generators.append(_Generator(held, key, own_generators.state_of(held)))
         self._reseed(known)
 
     def _knows(self, made: Any) -> bool:
@@ -157,6 +184,20 @@ class UserVariables:
         if len(sys.modules) != self._num_modules:
             self._num_modules = len(sys.modules)
             self.note(*own_modules())
+
+
+_MODULES: list[types.ModuleType] = []
+_OF_MODULES: list[UserVariables] = []
+
+
+def _in_modules() -> UserVariables:
+    """Return the variables of the user's modules as they are now."""
+    modules = own_modules()
+    is_known = bool(_OF_MODULES) and len(modules) == len(_MODULES) and all(map(operator.is_, modules, _MODULES))
+    if not (is_known and _OF_MODULES[0].is_noted_again()):
+        _MODULES[:], _OF_MODULES[:] = modules, [UserVariables()]
+        _OF_MODULES[0].note(*modules)
+    return _OF_MODULES[0]
 
 
 OF_THIS_PROCESS = UserVariables()
