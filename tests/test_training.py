@@ -15,6 +15,7 @@ from sim.data.load_dataset import Examples, load_dataset
 from sim.training import local
 from sim.training.losses import in_rows
 from sim.training.models import Mlp
+from sim.training.weights import WeightLayout, view_weights
 
 CPU = torch.device("cpu")
 
@@ -129,6 +130,27 @@ def test_adam_is_that_of_a_plain_loop_and_leaves_float64_only_where_the_gradient
     far = (flat[0] - flat[2]).abs() > 1e-3 * lr
     assert far.sum() < 50
     assert (smallest[far] < 1e-6).all()
+
+
+def test_weights_of_a_net_whose_parameters_were_registered_again_are_found_by_name() -> None:
+    net = nn.Linear(2, 2)
+    names = list(net.state_dict())
+    weight = net.weight
+    del net.weight
+    net.weight = weight
+    assert list(net.state_dict()) == ["bias", "weight"]
+    assert [array.shape for array in view_weights(net, names)] == [(2, 2), (2,)]
+    net.scale = nn.Parameter(torch.ones(1))
+    with pytest.raises(ValueError, match="the model has other parameters than before its training: scale"):
+        view_weights(net, names)
+
+
+def test_one_of_two_names_is_trained_if_the_other_is() -> None:
+    net = nn.Module()
+    net.inner = nn.Linear(1, 1, bias=False)
+    net.register_buffer("start", net.inner.weight.data)
+    layout = WeightLayout.of(net)
+    assert (layout.names, layout.tied, layout.trained) == (["start", "inner.weight"], {1: 0}, (0,))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

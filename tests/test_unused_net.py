@@ -23,6 +23,8 @@ class Odd(nn.Module):
         whole = torch.arange(6.0)
         self.register_buffer("whole", whole)
         self.register_buffer("part", whole[2:4], persistent=False)
+        self.decode = nn.Parameter(self.first.weight.data.t())
+        self.register_buffer("start", self.norm.bias.data)
         self.seen: list[Any] = [1, [2]]
         self.scale = lambda x: 2 * x
         self.register_forward_hook(_count)
@@ -49,6 +51,10 @@ def test_copies_share_nothing_but_what_they_share_in_the_net() -> None:
         assert (copy.norm.training, copy.first.training) == (False, True)
         assert (copy.seen, copy.scale(3)) == ([1, [2]], 6)
         assert copy.part.tolist() == [2.0, 3.0]
+        copy.decode.data[0, 1] = 5.0
+        assert copy.first.weight[1, 0] == 5.0
+        copy.norm.bias.data.fill_(4.0)
+        assert copy.start.tolist() == [4.0, 4.0, 4.0]
         copy.whole[2] = -1.0
         assert copy.part.tolist() == [-1.0, 3.0]
         # What the second copy must not have:

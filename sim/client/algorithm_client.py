@@ -56,6 +56,7 @@ class AlgorithmClient:
         self._state_of_client = state
         self._tensors = tensors
         self._shared = layout.trained
+        self._names = layout.names
         self.parameters: list[nn.Parameter] = [tensors[position] for position in layout.trained]
         local = set(spec.local_names)
         self.local_parameters: list[nn.Parameter] = [
@@ -85,7 +86,7 @@ class AlgorithmClient:
         update = self._algorithm.fit(self)
         if first_loss is not None:
             self.metrics["first_loss"] = first_loss
-        trained = view_weights(self.net)
+        trained = view_weights(self.net, self._names)
         state = {name: [array_of(tensor) for tensor in tensors] for name, tensors in self.exchange.state.items()}
         if self._kept:
             state[_KEPT] = [trained[position] for position in self._kept]

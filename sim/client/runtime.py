@@ -226,6 +226,7 @@ class ClientRuntime:
         self.channels_last = not is_own(spec.model) and isinstance(self.dataset.train, Examples)
         self.loss = loss_of(spec, self.dataset)
         self.net = self._built()
+        self.weight_names: Sequence[str] = list(state_of(self.net))  # now, because user code may change their order
         self._modes = [(module, module.training) for module in self.net.modules()]
         self._parameters = list(self.net.parameters())
         # User code may change more of a net than its weights, so each client gets a copy of one that nobody has used.
@@ -269,11 +270,6 @@ class ClientRuntime:
         spec = self.spec
         own = spec.train, spec.test, spec.client, spec.data.program
         return is_own(spec.model) or callable(self.loss) or any(each is not None for each in own)
-
-    @cached_property
-    def weight_names(self) -> Sequence[str]:
-        """Names of the weights, for messages."""
-        return list(state_of(self.net))
 
     @cached_property
     def train_split(self) -> Split:

@@ -16,7 +16,7 @@ from sim.config.run_config import RunConfig, TrainingConfig
 from sim.data.loaders import LimitedLoader, Loader
 from sim.seeds import restored
 from sim.training import local
-from sim.training.weights import get_weights, set_weights
+from sim.training.weights import get_weights, set_weights, state_of
 
 # The settings of a call of ``train`` that travel in ``FitIns.config``.
 TRAIN_SETTINGS = (
@@ -61,6 +61,8 @@ class TorchClient(NumPyClient):
     in ``FitIns.config``.
     """
 
+    _names: list[str] | None = None  # of the weights; here, because a class of the user's may have its own __init__
+
     def __init__(
         self,
         net: nn.Module,
@@ -79,10 +81,11 @@ class TorchClient(NumPyClient):
 
     def get_parameters(self, config: dict[str, Scalar]) -> NDArrays:
         """Return a copy of the model's state, in the order of its ``state_dict``."""
-        return get_weights(self.net)
+        return get_weights(self.net, self._names)
 
     def set_parameters(self, parameters: NDArrays) -> None:
         """Load the model's state, in the order of its ``state_dict``."""
+        self._names = list(state_of(self.net))  # a train may register a parameter again, at the end of this order
         set_weights(self.net, parameters)
 
     def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 # copy.deepcopy returns these as they are. A pickle would name them, and read the name at each copy.
@@ -33,11 +35,17 @@ class UnusedNet:
         self._net: nn.Module | None = None
         self._pickle = b""
         self._left_out: list[Any] = []
+        self._common: set[int] = set()  # ids of those in it that share their memory
         try:
-            self._net = copy.deepcopy(net)
+            copied: dict[int, Any] = {}
+            for tensor in _with_common_memory([*net.parameters(), *net.buffers()]):
+                _copy(tensor, copied, keeps_memory=True)
+            self._net = copy.deepcopy(net, copied)
             content = io.BytesIO()
             _Pickler(content, self._left_out).dump(self._net)
             self._pickle = content.getvalue()
+            tensors = [thing for thing in self._left_out if isinstance(thing, Tensor)]
+            self._common = {id(tensor) for tensor in _with_common_memory(tensors)}
             self.copy()
         except Exception:  # noqa: BLE001 - a net may hold what cannot be pickled, or not even be copied
             self._pickle = b""
@@ -45,7 +53,7 @@ class UnusedNet:
     def copy(self) -> nn.Module:
         """Return a net of which nothing has been used."""
         if self._pickle:
-            net: nn.Module = _Unpickler(io.BytesIO(self._pickle), self._left_out).load()
+            net: nn.Module = _Unpickler(io.BytesIO(self._pickle), self._left_out, self._common).load()
             return net
         try:
             return self._build() if self._net is None else copy.deepcopy(self._net)
@@ -66,11 +74,32 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, left_out: list[Any]) -> None:
+    def __init__(self, file: io.BytesIO, left_out: list[Any], common: set[int]) -> None:
         super().__init__(file)
-        self._left_out = left_out
+        self._left_out, self._common = left_out, common
         self._copied: dict[int, Any] = {}  # as copy.deepcopy has it, so that tied weights stay tied
 
     def persistent_load(self, number: Any) -> Any:
         thing = self._left_out[number]
-        return copy.deepcopy(thing, self._copied) if isinstance(thing, Tensor) else thing
+        if not isinstance(thing, Tensor):
+            return thing
+        return _copy(thing, self._copied, keeps_memory=id(thing) in self._common)
+
+
+def _with_common_memory(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return those that share their memory with another one, such as a parameter with its transpose."""
+    dense = {id(tensor): tensor for tensor in tensors if tensor.layout == torch.strided}
+    places = Counter(tensor.untyped_storage().data_ptr() for tensor in dense.values())
+    return [tensor for tensor in dense.values() if places[tensor.untyped_storage().data_ptr()] > 1]
+
+
+def _copy(tensor: Tensor, copied: dict[int, Any], *, keeps_memory: bool) -> Any:
+    """Return ``copy.deepcopy`` of a tensor.
+
+    Args:
+        keeps_memory: tensors that share memory are copied into memory that they share; that of a parameter would be
+            copied for each.
+    """
+    if keeps_memory and isinstance(tensor, nn.Parameter) and id(tensor) not in copied:
+        copied[id(tensor)] = nn.Parameter(copy.deepcopy(tensor.data, copied), tensor.requires_grad)
+    return copy.deepcopy(tensor, copied)

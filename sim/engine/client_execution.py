@@ -276,7 +276,7 @@ class Worker:
         if chunk.phase == "fit" and built_in and chunk.summed:
             # Added to the sum before the net is used again, so that no copy is needed.
             result.num_examples, result.metrics = client.train_from(weights, dict(task.config))
-            result.weights = view_weights(client.net)
+            result.weights = view_weights(client.net, runtime.weight_names)
         elif chunk.phase == "fit":
             result.weights, result.num_examples, result.metrics = _fit(client, weights, task)
         else:

@@ -174,6 +174,7 @@ class Decoder:
         self._arrays = arrays
         self._made: dict[int, Any] = {}
         self._used: dict[int, Any] = {}
+        self._places: set[int] = set()  # of arrays and tensors that were given their content
 
     def decode(self, tree: Tree, name: str, old: Any = None, into: Any = None) -> Any:  # noqa: PLR0911 - one per kind
         """Return a value.
@@ -221,6 +222,24 @@ class Decoder:
             self._made[tree["id"]] = made
         return made
 
+    def _place(self, old: Any) -> Any:
+        """Return an array or a tensor that may be given its content, because an optimizer, say, refers to it.
+
+        Each memory is given one content; a second array in it is made anew.
+        """
+        if isinstance(old, np.ndarray):
+            place = old.__array_interface__["data"][0] if old.flags.writeable and old.base is None else None
+        else:
+            place = old.data_ptr() if is_tensor(old) and old.is_leaf and old.device.type == "cpu" else None
+        if not place or place in self._places:
+            return None
+        self._places.add(place)
+        return old
+
+    def _is_view_of_filled(self, old: Any) -> bool:
+        base = old.base if isinstance(old, np.ndarray) else None
+        return isinstance(base, np.ndarray) and base.__array_interface__["data"][0] in self._places
+
     def _parts(self, parts: list[Tree], name: str, old: Any) -> list[Any]:
         olds = list(old) if isinstance(old, list | tuple | deque) else []
         return [
@@ -267,6 +286,9 @@ class Decoder:
             case {"float": str(text)}:
                 return float.fromhex(text)
             case {"array": str(key)} if key in arrays:
+                if self._is_view_of_filled(old) and old.tobytes() == arrays[key].tobytes():
+                    return old
+                into = self._place(old) if into is None else into
                 if isinstance(into, np.ndarray) and (into.shape, into.dtype) == (arrays[key].shape, arrays[key].dtype):
                     into[...] = arrays[key]
                     return into
@@ -274,7 +296,7 @@ class Decoder:
             case {"number": str(key)} if key in arrays:
                 return arrays[key][()]
             case {"tensor": str(key), "dtype": str(), "device": str(), "needs_grad": bool()} if key in arrays:
-                return tensor_of(arrays[key], tree, into)
+                return tensor_of(arrays[key], tree, self._place(old) if into is None else into)
             case {"bytes": str(text)}:
                 return bytes.fromhex(text)
             case {"frozenset": list(parts)}:

@@ -18,6 +18,8 @@ from sim.algorithms.algorithm import Algorithm, made
 from sim.algorithms.by_name import ALGORITHMS
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, PluginError, described
+from sim.process_settings import restored_settings
+from sim.seeds import Purpose, seeded
 from sim.server.async_rules import rule_of
 from sim.server.privacy import DELTA
 from sim.server.visible_weights import UnknownWeights, VisibleWeights
@@ -247,7 +249,8 @@ def _build(
             raise ConfigError(f"--strategy-args of {config.strategy}: {error}") from error
         return _private(config, BuiltStrategy(made, entry.averages, view))
     try:
-        strategy = own(**arguments)
+        with restored_settings(), seeded(config.seed, Purpose.STRATEGY, repeat=1):
+            strategy = own(**arguments)
     except (Exception, SystemExit) as error:
         raise PluginError(f"--strategy {config.strategy}: cannot be made: {described(error)}") from error
     if not isinstance(strategy, Strategy | NewerStrategy):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -44,9 +44,10 @@ class WeightLayout:
                 tied[position] = first[key]
             first.setdefault(key, position)
         single = [(i, tensor) for i, tensor in enumerate(state.values()) if i not in tied]
+        needs_grad = {tied.get(i, i) for i, tensor in enumerate(state.values()) if tensor.requires_grad}
         return cls(
             list(state),
-            tuple(i for i, tensor in single if tensor.requires_grad),
+            tuple(i for i, _ in single if i in needs_grad),
             tuple(i for i, tensor in single if tensor.is_floating_point() and bool(torch.isfinite(tensor).all())),
             tied,
         )
@@ -88,17 +89,29 @@ def state_of(net: nn.Module, *, keep_vars: bool = False) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def get_weights(net: nn.Module) -> Weights:
-    """Return a copy of every array of the model's ``state_dict``, in its order."""
-    return [array.copy() for array in view_weights(net)]
+def get_weights(net: nn.Module, names: Sequence[str] | None = None) -> Weights:
+    """Return a copy of every array of the model's ``state_dict``; see ``view_weights``."""
+    return [array.copy() for array in view_weights(net, names)]
 
 
-def view_weights(net: nn.Module) -> Weights:
-    """Return the arrays of the model's ``state_dict``, in its order; on a CPU they change when the model does.
+def view_weights(net: nn.Module, names: Sequence[str] | None = None) -> Weights:
+    """Return the arrays of the model's ``state_dict``; on a CPU they change when the model does.
 
     What numpy has no type for, such as bfloat16, is returned as float32, which holds the same numbers.
+
+    Args:
+        names: their order, if it is not that of the ``state_dict``, because a parameter was registered again.
+
+    Raises:
+        ValueError: the model has other names.
     """
-    return [array_of(tensor) for tensor in state_of(net).values()]
+    state = state_of(net)
+    if names is not None and list(state) != list(names):
+        others = sorted(state.keys() ^ set(names))
+        if others:
+            raise ValueError(f"the model has other parameters than before its training: {', '.join(others[:4])}")
+        state = {name: state[name] for name in names}
+    return [array_of(tensor) for tensor in state.values()]
 
 
 def array_of(tensor: Tensor) -> NDArray[Any]:

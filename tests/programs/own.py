@@ -248,7 +248,7 @@ def _shrunk():
 
 
 class Drawing(FedAvg):
-    """Draws from generators of its own, and keeps numbers in its class, in this module and in a function."""
+    """Draws from generators of its own, learns, and keeps numbers in its class, in this module and in a function."""
 
     total = 0
 
@@ -257,6 +257,10 @@ class Drawing(FedAvg):
         self.numpy, self.legacy = np.random.default_rng(0), np.random.RandomState(1)
         self.python, self.pytorch = random.Random(2), torch.Generator().manual_seed(3)
         self.shrink, self.seen = _shrunk(), set()
+        self.learned = torch.rand(1, requires_grad=True)  # by an optimizer that refers to it
+        self.optimizer = torch.optim.Adam([self.learned], lr=0.1)
+        self.whole = np.ones(4)
+        self.part = self.whole[:2]  # changes when the other does
 
     def aggregate_fit(self, server_round, results, failures):
         global AGGREGATIONS  # noqa: PLW0603
@@ -267,6 +271,11 @@ class Drawing(FedAvg):
         if server_round == 1:
             self.later = np.random.default_rng(4)
         drawn = [self.numpy.random(), self.legacy.random_sample(), self.python.random(), self.later.random()]
+        self.optimizer.zero_grad()
+        (self.learned - 2).square().sum().backward()
+        self.optimizer.step()
+        self.part += 0.5
+        drawn += [self.learned.item(), self.whole.sum()]
         drawn += [float(torch.rand((), generator=self.pytorch)), self.shrink(), AGGREGATIONS, Drawing.total]
         parameters, metrics = super().aggregate_fit(server_round, results, failures)
         scale = 1 + (sum(drawn) + sum(LOSSES["all"]) + len(self.seen)) / 1e4
