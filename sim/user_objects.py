@@ -7,7 +7,7 @@ import operator
 import sys
 import sysconfig
 import types
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial, singledispatch
 from pathlib import Path
@@ -23,7 +23,9 @@ _LIBRARY_FOLDERS = ("/site-packages/", "/dist-packages/")
 
 _OTHERS: dict[str, Any] = {}  # modules of libraries by name, because to look at all again takes 20 ms
 _SCALARS = (int, float, complex, str, bytes)
-_CONTAINERS = (list, tuple, set, dict)
+_DICTS = (dict, Counter, OrderedDict, defaultdict)
+_CONTAINERS = (list, tuple, set, frozenset, deque, *_DICTS)
+_MOST_OF_ARRAY = 2**16  # elements of an array or a tensor that is put back
 _NAMESPACES = (argparse.Namespace, types.SimpleNamespace)
 MISSING = object()  # what a variable holds that is no longer there
 
@@ -40,12 +42,15 @@ class Value(NamedTuple):
 
     def is_as(self, other: Value) -> bool:
         """Whether the same object holds the same."""
-        return self.held is other.held and bool(self.copy == other.copy)
+        return self.held is other.held and equal(self.held, other.copy)
 
     def filled(self) -> Any:
         """Return the object, after it was given its content."""
-        if isinstance(self.held, list):
+        if isinstance(self.held, list) or is_array(self.held):
             self.held[:] = copied(self.copy, MOST_LATER_ELEMENTS)
+        elif isinstance(self.held, deque):
+            self.held.clear()
+            self.held.extend(copied(self.copy, MOST_LATER_ELEMENTS))
         elif isinstance(self.held, dict | set):
             self.held.clear()
             self.held.update(copied(self.copy, MOST_LATER_ELEMENTS))
@@ -73,10 +78,10 @@ class Variable(NamedTuple):
         """Return what it holds; None if that is nothing plain."""
         held = self.read()
         try:
-            if held is self.initial.held and (isinstance(held, _SCALARS) or held == self.initial.copy):
+            if held is self.initial.held and (isinstance(held, _SCALARS) or equal(held, self.initial.copy)):
                 return self.initial
             return Value(held, copied(held, MOST_LATER_ELEMENTS))
-        except (NotPlainError, ValueError, RuntimeError):  # arrays have no truth value
+        except (NotPlainError, RuntimeError):
             return None
 
     def put(self, value: Value) -> None:
@@ -93,6 +98,18 @@ class Found(NamedTuple):
     read: Callable[[], Any]
     write: Callable[[Any], object]
     is_own: bool
+
+
+def variables_of(held: Any) -> dict[str, Any] | types.MappingProxyType[str, Any] | None:
+    """Return the variables that a module, class, function or object of the user's has itself; None for other things."""
+    if isinstance(held, types.ModuleType):
+        is_users = is_own(held.__name__)
+    else:
+        is_users = is_own(
+            getattr(held if isinstance(held, type | types.FunctionType) else type(held), "__module__", "")
+        )
+    found = getattr(held, "__dict__", None) if is_users else None
+    return found if isinstance(found, dict | types.MappingProxyType) else None
 
 
 def walk(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[tuple[Found, Value | None]]:
@@ -278,11 +295,35 @@ def copied(value: Any, most_elements: int = _MOST_ELEMENTS) -> Any:
     Raises:
         NotPlainError: it is or holds anything else than numbers, texts and containers, or too many of them.
     """
+    if is_array(value):
+        return value.copy() if hasattr(value, "copy") else value.clone()
     return _plain(value, [most_elements])
 
 
+def is_array(value: Any) -> bool:
+    """Whether a value is an array or a tensor of few elements in the CPU's memory, whose content can be put back."""
+    kind = type(value)
+    if kind.__module__ not in ("numpy", "torch"):
+        return False
+    if kind is getattr(sys.modules.get("numpy"), "ndarray", None):
+        return value.ndim > 0 and value.size <= _MOST_OF_ARRAY and value.flags.writeable and value.dtype.kind in "biufc"
+    if kind is not getattr(sys.modules.get("torch"), "Tensor", None) or value.requires_grad or value.is_sparse:
+        return False
+    return bool(value.ndim > 0 and value.numel() <= _MOST_OF_ARRAY and value.device.type == "cpu")
+
+
+def equal(held: Any, copy: Any) -> bool:
+    """Whether a plain value is equal to a copy, also NaN to NaN in arrays."""
+    if not is_array(copy):
+        return bool(held == copy)
+    if type(held) is not type(copy) or (held.shape, held.dtype) != (copy.shape, copy.dtype):
+        return False
+    is_nan = (held != held) & (copy != copy)  # noqa: PLR0124 - which only NaN are
+    return bool(((held == copy) | is_nan).all())
+
+
 def _plain(value: Any, left: list[int]) -> Any:
-    if value is None or value is MISSING or type(value) in (bool, *_SCALARS):
+    if value is None or value is MISSING or type(value) in (bool, *_SCALARS) or _is_number_of_numpy(value):
         return value
     if type(value) not in _CONTAINERS or len(value) > left[0]:
         raise NotPlainError
@@ -291,4 +332,10 @@ def _plain(value: Any, left: list[int]) -> Any:
         raise NotPlainError  # what these hold can be changed, while the tuple stays the same
     if isinstance(value, dict):
         return {_plain(key, left): _plain(each, left) for key, each in value.items()}
+    if isinstance(value, deque):
+        return deque((_plain(each, left) for each in value), value.maxlen)
     return type(value)([_plain(each, left) for each in value])
+
+
+def _is_number_of_numpy(value: Any) -> bool:
+    return type(value).__module__ == "numpy" and isinstance(value, getattr(sys.modules.get("numpy"), "number", ()))

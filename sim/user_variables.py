@@ -2,8 +2,8 @@
 
 Clients share processes, so a counter in a module, or a generator that a data set draws from, would make results depend
 on which clients a process executes. Each client therefore finds the variables as they were before any client, and the
-generators draw from the random numbers of that client. Only plain values are put back: numbers, texts, and lists,
-tuples, sets and dicts of them. Anything else, such as a data set that a module loads once, stays as it is, also in
+generators draw from the random numbers of that client. Only plain values are put back: numbers, texts, lists, tuples,
+sets and dicts of them, and small arrays; those that a client has added are removed. Anything else, such as a data set that a module loads once, stays as it is, also in
 the place of None, and so do true and false, which often say whether that has happened.
 """
 
@@ -16,8 +16,8 @@ import sys
 import types
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -26,7 +26,18 @@ import torch
 
 from sim import own_generators, user_code
 from sim.process_settings import restored_settings
-from sim.user_objects import Value, Variable, own_modules, walk
+from sim.user_objects import (
+    NotPlainError,
+    Value,
+    Variable,
+    copied,
+    equal,
+    is_array,
+    is_special,
+    own_modules,
+    variables_of,
+    walk,
+)
 
 _MOST_BYTES = 2**24  # of an array whose content is looked at
 
@@ -57,13 +68,15 @@ class UserVariables:
         self._logs = True
         self._changed: dict[str, bool] = {}  # name → whether it is put back
         self._others: list[tuple[Callable[[], Any], Any]] = []  # what is not plain: how it is read, and what it was
-        self._sizes: list[tuple[Sized, int]] = []  # of what has variables
+        self._sizes: list[tuple[Sized, int]] = []  # of containers with such things
+        # What has variables: itself, its name, the variables, and their names at first.
+        self._places: list[tuple[Any, str, Mapping[str, Any], frozenset[str]]] = []
 
     def renew(self, *things: Any) -> None:
         """Note the variables of all modules of the user's, and of ``things``, as they are now."""
         known = _in_modules()
         self._seen, self._names = dict(known._seen), Counter(known._names)
-        self._variables, self._generators = [*known._variables], [*known._generators]
+        self._variables, self._generators, self._places = [*known._variables], [*known._generators], [*known._places]
         self._num_modules = len(sys.modules)
         self.note(*things)
 
@@ -73,6 +86,7 @@ class UserVariables:
         That takes a tenth of the time in which they are found.
         """
         is_same = all(len(container) == size for container, size in self._sizes)
+        is_same = is_same and all(len(inside) == len(names) for _, _, inside, names in self._places)
         if not (is_same and all(read() is held for read, held in self._others)):
             return False
         for index, variable in enumerate(self._variables):
@@ -94,8 +108,10 @@ class UserVariables:
                 held = found.read()
                 if found.is_own:
                     self._others.append((found.read, held))
-                    container = held if isinstance(held, dict | list | set) else getattr(held, "__dict__", ())
-                    self._sizes.append((container, len(container)))
+                    if isinstance(held, dict | list | set):
+                        self._sizes.append((held, len(held)))
+                    elif (inside := variables_of(held)) is not None:
+                        self._places.append((held, found.name, inside, frozenset(inside)))
                 if own_generators.kind_of(held) and not self._knows(held):
                     # Not its place in the list, which may depend on the process.
                     key = zlib.crc32(found.name.encode()), self._names[found.name]
@@ -110,7 +126,7 @@ class UserVariables:
     def notes(self) -> list[str]:
         """What the user should know of the variables that clients have changed, one line each."""
         known = {variable.name for variable in self._variables} & self._changed.keys()
-        back = [name for name, is_back in self._changed.items() if name in known and is_back]
+        back = [name for name, is_back in self._changed.items() if is_back]
         left = [name for name, is_back in self._changed.items() if name in known and not is_back]
         return [*([_how_found(back)] if back else []), *([_how_left(left)] if left else [])]
 
@@ -125,6 +141,7 @@ class UserVariables:
         logged, self._logs = self._logs, self._logs and log
         self._note_modules()
         variables, generators = self._variables, self._generators  # to which imports in the block add
+        later = {id(place): [*inside] for place, _, inside, names in self._places if len(inside) > len(names)}
         before = [variable.now() for variable in variables]
         states = [own_generators.state_of(each.made) for each in generators]
         for variable, value in zip(variables, before, strict=True):
@@ -142,9 +159,28 @@ class UserVariables:
                     continue
                 self._note_change(variable, now)
                 variable.put(wanted)
+            for place, name, inside, names in self._places:
+                if len(inside) > len(names):
+                    self._remove(place, name, inside, names.union(later.get(id(place), ())))
             for each, state in zip(generators, states, strict=False):
                 own_generators.put_state(each.made, state)
             self._logs = logged
+
+    def _remove(self, place: Any, name: str, inside: Mapping[str, Any], names: Collection[str]) -> None:
+        """Remove the plain variables of a place that have come to these names."""
+        for key in [key for key in inside if key not in names and not is_special(key)]:
+            held = inside[key]
+            with suppress(NotPlainError):
+                copied(held)
+                if held is None or isinstance(held, bool):
+                    continue
+                if isinstance(inside, dict):
+                    del inside[key]
+                else:
+                    delattr(place, key)
+                if self._logs and f"{name}.{key}" not in self._changed:
+                    logging.getLogger("sim").warning("note: %s", _how_found([f"{name}.{key}"]))
+                self._changed[f"{name}.{key}"] = True
 
     def put_initial(self) -> None:
         """Let all be as it was noted."""
@@ -155,7 +191,7 @@ class UserVariables:
 
     def keep_changed(self) -> None:
         """Forget what is as it was noted."""
-        self._variables = [each for each in self._variables if each.now() != each.initial]
+        self._variables = [each for each in self._variables if each.now() is not each.initial]
         states = [own_generators.state_of(each.made) for each in self._generators]
         self._generators = [
             each
@@ -166,7 +202,7 @@ class UserVariables:
     def _note_change(self, variable: Variable, now: Value | None) -> None:
         if now is variable.initial or variable.name in self._changed:
             return
-        if variable.initial.copy == (None if now is None else now.copy):  # None was replaced by an object
+        if equal(variable.initial.copy, None if now is None else now.copy):  # None was replaced by an object
             return
         is_back = now is not None and not variable.is_flag
         self._changed[variable.name] = is_back
@@ -286,7 +322,8 @@ def _contents(modules: list[types.ModuleType], kept: dict[int, Any]) -> dict[str
     for found, value in walk(modules, seen):
         counts[found.name] += 1
         name = found.name if counts[found.name] == 1 else f"{found.name} ({counts[found.name]})"
-        contents[name] = [_token(found.read()) if value is None else value.copy]  # in a list, NaN equals itself
+        is_plain = value is not None and not is_array(value.copy)
+        contents[name] = [value.copy if value is not None and is_plain else _token(found.read())]  # a NaN equals itself
     kept |= seen
     return contents
 

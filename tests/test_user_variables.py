@@ -248,3 +248,45 @@ def test_to_look_at_items_changes_no_counter_and_no_generator_of_theirs(module: 
     assert (dataset.train.labels is not None, dataset.input_shape, dataset.target_shape) == (True, (3,), ())
     assert len(dataset.fingerprint) == 64
     assert (data.drawn, module.step, data.rng.random()) == (0, 0, np.random.default_rng(0).random())
+
+
+_MORE = """
+import collections
+import numpy as np, torch
+mean, start, totals = torch.zeros(3), np.full(2, np.nan), np.float64(0)
+seen, last, groups = collections.Counter("a"), collections.deque([1], 2), collections.defaultdict(list, a=[1])
+
+class State:
+    pass
+
+state = State()
+
+def use():
+    global mean, totals, later
+    mean = mean + 1
+    start[:] = 3
+    totals += 1
+    seen.update("ab"); last.append(2); groups["b"].append(1)
+    later = globals().get("later", 0) + 1
+    use.calls = getattr(use, "calls", 0) + 1
+    State.made = getattr(State, "made", 0) + 1
+    state.count = getattr(state, "count", 0) + 1
+    counts = [later, use.calls, State.made, state.count]
+    return [mean.tolist(), float(totals), dict(seen), list(last), dict(groups), *counts]
+"""
+
+
+def test_so_it_finds_arrays_counters_and_what_was_not_there(module: Any) -> None:
+    exec(_MORE, vars(module))
+    variables = UserVariables()
+    variables.renew()
+    for client_id in range(2):
+        with variables.initial(sequence(0, Purpose.FIT, 1, client_id)):
+            found = module.use()
+        assert found == [[1.0] * 3, 1.0, {"a": 2, "b": 1}, [1, 2], {"a": [1], "b": [1]}, 1, 1, 1, 1]
+    assert (module.mean.tolist(), module.last.maxlen, module.groups.default_factory) == ([0.0] * 3, 2, list)
+    assert np.isnan(module.start).all()
+    assert not hasattr(module, "later")
+    assert vars(module.state) == vars(module.use) == {}
+    (note,) = variables.notes
+    assert note.startswith("clients change of_the_user.mean, of_the_user.start, of_the_user.totals and 7 more, which")
