@@ -3,8 +3,9 @@
 Clients share processes, so a counter in a module, or a generator that a data set draws from, would make results depend
 on which clients a process executes. Each client therefore finds the variables as they were before any client, and the
 generators draw from the random numbers of that client. Only plain values are put back: numbers, texts, lists, tuples,
-sets and dicts of them, and small arrays; those that a client has added are removed. Anything else, such as a data set that a module loads once, stays as it is, also in
-the place of None, and so do true and false, which often say whether that has happened.
+sets and dicts of them, and small arrays; those that a client has added are removed. Anything else, such as a data set
+that a module loads once, stays as it is, also in the place of None, and so do true and false, which often say whether
+that has happened.
 """
 
 from __future__ import annotations
