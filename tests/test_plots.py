@@ -62,6 +62,13 @@ def test_the_figure_has_a_line_per_curve_a_band_per_mean_and_units(tmp_path: Pat
     ]
 
 
+@pytest.mark.parametrize("settings", [{"loss": "mse"}, {"test": "own:test"}])
+def test_the_loss_has_a_unit_only_if_all_are_cross_entropies(tmp_path: Path, settings: dict[str, str]) -> None:
+    runs = [_run(tmp_path, "one", [0.1], RunConfig()), _run(tmp_path, "other", [0.1], RunConfig(**settings))]
+    (of_one,), (of_both,) = (plots.curves_figure(plots.curves_of(each), ["loss"]).axes for each in (runs[:1], runs))
+    assert (of_one.get_ylabel(), of_both.get_ylabel()) == ("loss (nats per example)", "loss")
+
+
 @pytest.mark.parametrize("image_format", plots.FORMATS)
 def test_pictures_have_the_format_that_was_asked_for(image_format: str) -> None:
     counts = np.array([[3, 0, 1], [0, 5, 2]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -356,8 +356,21 @@ def label_of(quantity: str, curves: Sequence[Curve]) -> str:
     """Return the text for the axis of a metric."""
     if quantity == "accuracy":
         return "accuracy (fraction)"
-    is_entropy = any(curve.measures(column(phase, "accuracy")) for curve in curves for phase in ("test", "evaluate"))
-    return "loss (nats per example)" if quantity == "loss" and is_entropy else one_line(quantity, 60)
+    return "loss (nats per example)" if quantity == "loss" and are_in_nats(curves) else one_line(quantity, 60)
+
+
+def are_in_nats(curves: Sequence[Curve]) -> bool:
+    """Return whether all losses are cross-entropies of the built-in test; nobody knows what a test of the user's is."""
+    return all(
+        any(curve.measures(column(phase, "accuracy")) for phase in ("test", "evaluate"))
+        and all(_is_cross_entropy(run.config()) for run in curve.runs)
+        for curve in curves
+    )
+
+
+def _is_cross_entropy(config: Mapping[str, Any]) -> bool:
+    has_own_test = any(name in config for name in ("test", "client", "client_fn", "app"))
+    return not has_own_test and config.get("loss", "cross_entropy") in ("cross_entropy", "bce", "nll")
 
 
 def measures_clients(curves: Sequence[Curve], metric: MetricName = ACCURACY) -> bool:
