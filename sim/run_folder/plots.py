@@ -309,7 +309,7 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str, loo
     if title and not look.in_print:
         axes.set_title(title, fontsize="medium")
     axes.set_xlabel(x_label(curves, x, unit))
-    axes.set_ylabel(", ".join(filter(None, (label_of(quantity, curves), look.smoothed(x_label(curves, "round"))))))
+    axes.set_ylabel(y_label(quantity, curves, look), multialignment="center")
     if with_targets:
         look.draw_targets(axes)
     finish_axes(axes, x)
@@ -365,6 +365,11 @@ def draw_line(
     if not np.isnan(deviation).all():  # several seeds
         step: Any = "post" if has_steps else None
         axes.fill_between(xs, mean - deviation, mean + deviation, color=pen.color, alpha=0.2, linewidth=0, step=step)
+
+
+def y_label(quantity: str, curves: Sequence[Curve], look: Look) -> str:
+    """Return the text for the axis of a metric that may be smoothed, in two lines, because the axis may be short."""
+    return ",\n".join(filter(None, (label_of(quantity, curves), look.smoothed(x_label(curves, "round")))))
 
 
 def label_of(quantity: str, curves: Sequence[Curve]) -> str:
