@@ -454,8 +454,9 @@ def test_the_picture_has_a_line_for_each_strategy_and_a_band_over_seeds() -> Non
         "linear",
         "mean ± sample sd of 1 to 2 seeds",
     )
-    wide = results_figure(
-        pd.DataFrame({"alpha": [0.1, 10], "final_mae": [1.0, 2.0]}), "alpha", None, "final_mae", "mae"
-    )
-    assert wide.axes[0].get_xscale() == "log"
-    assert wide.axes[0].get_legend() is None
+    table = pd.DataFrame({"alpha": [0.1, 0.5, 10], "final_mae": [1.0, 2.0, 3.0]})
+    wide = results_figure(table, "alpha", None, "final_mae", "mae").axes[0]
+    assert wide.get_xscale() == "log"
+    assert wide.get_legend() is None
+    labels = wide.get_xticklabels() + wide.get_xticklabels(minor=True)
+    assert [label.get_text() for label in labels] == ["0.1", "0.5", "10"]

@@ -142,3 +142,9 @@ def test_epsilon_is_that_of_the_gaussian_mechanism(run: Any, capsys: pytest.Capt
     unequal = run("by_context", **private, name="unequal").metrics()
     assert not (unequal.name == "epsilon").any()
     assert "no epsilon in metrics.csv, because clients have different numbers of examples" in capsys.readouterr().err
+
+
+def test_the_config_of_a_run_has_no_setting_without_effect() -> None:
+    text = RunConfig(client_fn="client_fns:by_context", num_clients=4).to_toml()
+    assert "lr_schedule" in text
+    assert "lr_gamma" not in text  # of another schedule, so that --config and sweeps would refuse it

@@ -204,6 +204,8 @@ def test_a_client_of_the_users_own_evaluates_itself_as_in_a_round(command: Sim, 
     assert frame["num_examples"].tolist() == [1, 2, 3]
     assert frame["own_loss"].tolist() == frame["global_loss"].tolist() == frame["num_rounds_trained"].tolist()
     assert frame["own_settings"].tolist() == [0, 0, 0]
+    command("clean", "own")
+    assert "clients are evaluated without what they kept in context.state" in command("evaluate", "own").stderr
     refused = command("evaluate", "own", "--fine-tune-epochs", "1")
     assert refused.returncode == 2
     assert "the client of your own, counted:Counted, decides how it trains" in refused.stderr
@@ -284,6 +286,11 @@ def _other_model(run: Run) -> None:
     _config('model = "Net"', 'model = "SimpleCnn"')(run)
 
 
+def _cleaned(run: Run) -> None:
+    shutil.rmtree(run.checkpoints_path)
+    shutil.rmtree(run.client_states_path)
+
+
 def _nothing(run: Run) -> None:
     shutil.rmtree(run.checkpoints_path)
     run.model_path.unlink()
@@ -300,6 +307,7 @@ def _nothing(run: Run) -> None:
         (_state, (), "is missing"),
         (_model, (), "model.safetensors: damaged: "),
         (_other_model, (), "its weights are of another model"),
+        (_cleaned, (), "has no client_states/, which sim clean removes; without it, the clients' own models of f"),
         (_nothing, (), "has neither model.safetensors nor a checkpoint to evaluate"),
         (None, ("--fine-tune-epochs", "-1"), "--fine-tune-epochs -1: must be a whole number, at least 0 and at most 1"),
         (None, ("--fine-tune-epochs", "two"), "--fine-tune-epochs two: must be a whole number, at least 0 and at most"),

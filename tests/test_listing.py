@@ -144,6 +144,8 @@ def test_what_a_run_that_is_done_needs_no_more_is_removed(small: Small, command:
     assert {path: path.read_bytes() for path in done.path.iterdir()} == others
     assert {path: path.read_bytes() for path in cut.path.rglob("*") if path.is_file()} == before
     assert done.is_done()
+    resumed = command("run", "--resume", "done", "--num-rounds", "4")
+    assert resumed.stderr.endswith(" to resume from: the run is done, and sim clean has removed its checkpoints\n")
     assert command("clean", "--all").stdout.splitlines()[-1] == "removed         0 B of 0 runs"
     assert resume(cut).is_done()  # with all that it had
 

@@ -158,10 +158,10 @@ def test_smoothing_is_the_mean_of_the_last_rounds_and_the_axis_says_so(tmp_path:
     (line,) = axes.lines
     assert line.get_xdata().tolist() == [0, 2, 3, 4]
     assert line.get_ydata().tolist() == pytest.approx([0, 0.15, 0.45, 0.6])
-    assert axes.get_ylabel() == "accuracy (fraction), mean of 3 rounds"
+    assert axes.get_ylabel() == "accuracy (fraction),\nmean of 3 rounds"
     central = made(tmp_path, "central", [0.1, 0.3], CentralizedConfig(epochs=1))
     (axes,) = curves_figure(curves_of([central]), ["accuracy"], "round", Look(smooth=2)).axes
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "accuracy (fraction), mean of 2 epochs")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "accuracy (fraction),\nmean of 2 epochs")
 
 
 def test_targets_are_drawn_and_labelled_on_the_metric_only(swept: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import Sim
 from sim.config.run_config import CentralizedConfig, RunConfig
 from sim.run_folder import plots
 from sim.run_folder.folder import Run
@@ -62,6 +63,13 @@ def test_the_figure_has_a_line_per_curve_a_band_per_mean_and_units(tmp_path: Pat
     ]
 
 
+@pytest.mark.parametrize("settings", [{"loss": "mse"}, {"test": "own:test"}])
+def test_the_loss_has_a_unit_only_if_all_are_cross_entropies(tmp_path: Path, settings: dict[str, str]) -> None:
+    runs = [_run(tmp_path, "one", [0.1], RunConfig()), _run(tmp_path, "other", [0.1], RunConfig(**settings))]
+    (of_one,), (of_both,) = (plots.curves_figure(plots.curves_of(each), ["loss"]).axes for each in (runs[:1], runs))
+    assert (of_one.get_ylabel(), of_both.get_ylabel()) == ("loss (nats per example)", "loss")
+
+
 @pytest.mark.parametrize("image_format", plots.FORMATS)
 def test_pictures_have_the_format_that_was_asked_for(image_format: str) -> None:
     counts = np.array([[3, 0, 1], [0, 5, 2]])
@@ -102,3 +110,32 @@ def test_these_commands_do_not_import_torch_flwr_or_ray(tmp_path: Path, words: l
         [sys.executable, "-c", program, *words], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert result.stdout.splitlines()[-1] == "code 0 []"
+
+
+SILENT = """
+import numpy as np
+from flwr.client import NumPyClient
+
+
+class Silent(NumPyClient):
+    def get_parameters(self, config):
+        return [np.zeros(2)]
+
+    def fit(self, parameters, config):
+        return parameters, 1, {}
+
+
+def client_fn(context):
+    return Silent().to_client()
+"""
+
+
+@pytest.mark.usefixtures("pictures")
+def test_there_is_no_picture_without_a_curve(command: Sim, tmp_path: Path) -> None:
+    (tmp_path / "silent.py").write_text(SILENT, encoding="utf-8")
+    words = ("--client-fn", "silent:client_fn", "--num-clients", "2", "--num-rounds", "1", "--engine", "inline")
+    done = command("run", *words, "--name", "one")
+    assert done.stdout.splitlines() == ["run folder      results/one", "final round     1"]
+    assert not [*tmp_path.rglob("*.png")]
+    plotted = command("plot", "one")
+    assert (plotted.returncode, plotted.stderr) == (2, "sim: no run has measured accuracy or loss yet\n")

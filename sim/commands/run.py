@@ -174,4 +174,7 @@ def _print_results(run: Any, word: str) -> None:
         print(f"best round      {best.in_words}")
     if run.config().get("final_evaluate") and run.evaluation_path.exists():
         evaluate.show(run, pd.read_csv(run.evaluation_path), run.evaluation_path)
-    print(f"picture         {shown_path(run.accuracy_path if metric.name == 'accuracy' else run.metric_path)}")
+    pictures = (run.accuracy_path if metric.name == "accuracy" else run.metric_path, run.loss_path)
+    drawn = next((path for path in pictures if path.exists()), None)
+    if drawn is not None:
+        print(f"picture         {shown_path(drawn)}")

@@ -439,7 +439,7 @@ class RunConfig(EvaluationConfig):
         """Return whether a setting has an effect, beside the other settings."""
         for program, used in USED_BY.items():
             if getattr(self, program) is not None:
-                return name in used
+                return name in used and super().is_used(name)
         return super().is_used(name)
 
     @property

@@ -93,7 +93,7 @@ class ClientResult:
 
     Attributes:
         seconds: time that the client took in its process.
-        loss: mean loss in nats per example, as the client measured it.
+        loss: mean over its examples, as the client measured it; a cross-entropy is in nats.
         error: what it raised; None for a client that succeeded.
         cause: the exception itself, only where client and round loop share a process.
         vectorized_with: number of clients that one computation trained; None for one client after another.

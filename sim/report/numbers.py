@@ -1,6 +1,6 @@
 """The numbers of a report, computed from the tables of runs.
 
-Accuracies are fractions 0–1, losses are nats per example, and the units of times are part of their names.
+Accuracies are fractions 0–1, losses are means over examples, and the units of times are part of their names.
 """
 
 from __future__ import annotations

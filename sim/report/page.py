@@ -79,6 +79,7 @@ def page_of(runs: Sequence[ReadRun], title: str, asked: str | None = None) -> st
         curves={name: figures.curves_picture(groups, name) for name in dict.fromkeys((metric.name, "loss"))},
         **_to_target(groups),
         summaries=summaries,
+        are_in_nats=plots.are_in_nats([group.curve for group in groups]),
         chosen=[(group, of) for group in groups if (of := numbers.chosen_of(group, metric)) is not None],
         latex=latex_of([(group.name, summary) for group, summary in summaries], metric),
         partitions=[_partition(group) for group in numbers.partitions_of(runs)],

@@ -191,11 +191,8 @@ def _drawn(
         axes.tick_params(labelbottom=not any(each.get_visible() for each in below))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=nbins, integer=x == "round", steps=[1, 2, 5, 10]))
     _title(axes_of.tolist(), grid)
-    smoothed = look.smoothed(plots.x_label(everything, "round"))
     figure.supxlabel(plots.x_label(everything, x, unit), fontsize="medium")
-    # In two lines, because the figure may have one low row.
-    label = ",\n".join(filter(None, (plots.label_of(metric.name, everything), smoothed)))
-    figure.supylabel(label, fontsize="medium", multialignment="center")
+    figure.supylabel(plots.y_label(metric.name, everything, look), fontsize="medium", multialignment="center")
     seeds = "" if look.in_print else plots.seeds_of(everything)
     if others:
         plots.common_legend(figure, "outside upper center", labels.values(), num_columns=in_row, title=seeds)

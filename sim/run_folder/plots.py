@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,6 +45,10 @@ _LINE_STYLES = ("-", "--", ":", "-.")  # of the series of one curve
 _SCREEN = Look()
 _Place = Literal["outside upper center", "outside lower center"]
 _BYTE_UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+
+
+class NothingMeasuredError(ConfigError):
+    """There is nothing to draw."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,8 @@ def curves_figure(
 ) -> Figure:
     """Draw metrics such as ``accuracy`` and ``loss``, beside each other; in a single column of print below each other.
 
-    For a single curve, every measured series is drawn; for several curves, only the results on the test examples.
+    For a single curve, every measured series is drawn; for several curves, only the results on the test examples. What
+    none of them has measured is left out.
 
     Args:
         x: what they are drawn against: ``round``, ``seconds`` on the clock, ``virtual_seconds`` since the start of the
@@ -185,12 +190,18 @@ def curves_figure(
 
     Raises:
         ConfigError: there is no such ``x``, or a run has not measured it; or there are targets and several metrics.
+        NothingMeasuredError: no curve has any of the metrics.
     """
     look = look or _SCREEN
     check_x(curves, x)
     metrics = [name for name in quantities if name != "loss"] or list(quantities)
     if look.targets and len(metrics) > 1:
         raise ConfigError(f"--target {look.targets[0]:g}: is of one metric; choose by --metric {', '.join(metrics)}")
+    asked = quantities
+    quantities = [name for name in asked if any(_series(curve, name, len(curves)) for curve in curves)]
+    if not quantities:
+        where = "in the central test, which curves of several runs show" if len(curves) > 1 else "yet"
+        raise NothingMeasuredError(f"no run has measured {' or '.join(asked)} {where}")
     below = len(curves) > (_MAX_LEGEND_LINES_IN_PRINT if look.in_print else _MAX_LEGEND_LINES)
     beside = not (look.in_print and look.width == "single")
     shape = (1, len(quantities)) if beside else (len(quantities), 1)
@@ -276,17 +287,21 @@ def seeds_of(curves: Sequence[Curve]) -> str:
     return f"mean ± sample sd of {max(counts)} seeds" if len(counts) == 1 and max(counts) > 1 else ""
 
 
+def _series(curve: Curve, quantity: str, num_curves: int) -> dict[str, str]:
+    """Return the columns of a curve that are drawn, and what they are."""
+    phases = _PHASES if num_curves == 1 else {"test": _PHASES["test"]}
+    series = {column(phase, quantity): words for phase, words in phases.items()}
+    return {name: words for name, words in series.items() if curve.measures(name)}
+
+
 def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str, look: Look, *, with_targets: bool) -> None:
     unit, scale = bytes_scale(curves, x)
     # The mean of step functions is one, and what it is compared with is drawn alike.
     has_steps = x != "round" and any(len(curve.frames) > 1 for curve in curves)
     seeds = seeds_of(curves)
     for number, curve in enumerate(curves):
-        series = {column(phase, quantity): words for phase, words in _PHASES.items()}
-        drawn = [name for name in series if curve.measures(name)]
-        if len(curves) > 1:
-            drawn = [name for name in drawn if name == column("test", quantity)]
-        for name, own_style in zip(drawn, _LINE_STYLES, strict=False):
+        series = _series(curve, quantity, len(curves))
+        for name, own_style in zip(series, _LINE_STYLES, strict=False):
             label = series[name] if len(curves) == 1 else curve.name if seeds or look.in_print else curve.label
             pen = Pen(look.color(number), look.line_style(number) if len(curves) > 1 else own_style, label)
             draw_line(axes, curve, name, x, look, pen, scale=scale, has_steps=has_steps)
@@ -294,7 +309,7 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str, loo
     if title and not look.in_print:
         axes.set_title(title, fontsize="medium")
     axes.set_xlabel(x_label(curves, x, unit))
-    axes.set_ylabel(", ".join(filter(None, (label_of(quantity, curves), look.smoothed(x_label(curves, "round"))))))
+    axes.set_ylabel(y_label(quantity, curves, look), multialignment="center")
     if with_targets:
         look.draw_targets(axes)
     finish_axes(axes, x)
@@ -352,12 +367,30 @@ def draw_line(
         axes.fill_between(xs, mean - deviation, mean + deviation, color=pen.color, alpha=0.2, linewidth=0, step=step)
 
 
+def y_label(quantity: str, curves: Sequence[Curve], look: Look) -> str:
+    """Return the text for the axis of a metric that may be smoothed, in two lines, because the axis may be short."""
+    return ",\n".join(filter(None, (label_of(quantity, curves), look.smoothed(x_label(curves, "round")))))
+
+
 def label_of(quantity: str, curves: Sequence[Curve]) -> str:
     """Return the text for the axis of a metric."""
     if quantity == "accuracy":
         return "accuracy (fraction)"
-    is_entropy = any(curve.measures(column(phase, "accuracy")) for curve in curves for phase in ("test", "evaluate"))
-    return "loss (nats per example)" if quantity == "loss" and is_entropy else one_line(quantity, 60)
+    return "loss (nats per example)" if quantity == "loss" and are_in_nats(curves) else one_line(quantity, 60)
+
+
+def are_in_nats(curves: Sequence[Curve]) -> bool:
+    """Return whether all losses are cross-entropies of the built-in test; nobody knows what a test of the user's is."""
+    return all(
+        any(curve.measures(column(phase, "accuracy")) for phase in ("test", "evaluate"))
+        and all(_is_cross_entropy(run.config()) for run in curve.runs)
+        for curve in curves
+    )
+
+
+def _is_cross_entropy(config: Mapping[str, Any]) -> bool:
+    has_own_test = any(name in config for name in ("test", "client", "client_fn", "app"))
+    return not has_own_test and config.get("loss", "cross_entropy") in ("cross_entropy", "bce", "nll")
 
 
 def measures_clients(curves: Sequence[Curve], metric: MetricName = ACCURACY) -> bool:

@@ -24,7 +24,7 @@ Phase = Literal["fit", "evaluate", "query"]
 class RoundRecord:
     """One round; round 0 is the state before training.
 
-    Losses are mean nats per example, accuracies fractions 0–1, both weighted by examples; seconds are wall clock.
+    Losses (cross-entropies in nats) and accuracies (fractions 0–1) are weighted by examples; seconds are wall clock.
     ``fit_seconds`` is the sum of the four columns behind it: until the first client begins, in clients and idle (means
     over the actors), and after the last client. ``eval_accuracy_p10`` is the quantile below which 10 % of the clients
     are, ``eval_accuracy_worst10`` the mean of the worst 10 %. ``checkpoint_seconds`` are spent after the round.

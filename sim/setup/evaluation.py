@@ -131,7 +131,7 @@ class Evaluation:
         the last whole round left, and the newest state of each client.
 
         Raises:
-            RunFolderError: it is missing or damaged, or it does not fit what is prepared.
+            RunFolderError: it or what clients kept is missing or damaged, or it does not fit what is prepared.
             ConfigError: the clients kept no examples.
         """
         if not prepared.torch_spec.eval_share:
@@ -150,6 +150,8 @@ class Evaluation:
                 raise RunFolderError(f"{run.path}: has neither model.safetensors nor a checkpoint to evaluate")
             weights = _weights_of_model(run, prepared)
             notes.append("without a checkpoint, nobody knows whether code and data are those of the run")
+            kept = "without a checkpoint, clients are evaluated without what they kept in context.state"
+            notes += [] if prepared.config.client is None else [kept]
         else:
             found = fitting_checkpoint(run, prepared, allow_changed_code=allow_changed_code)
             checkpoint = found.checkpoint
@@ -169,13 +171,14 @@ class Evaluation:
                 state_rounds = checkpoint.state_rounds
         if not done:
             notes.append(f"round {number} of {prepared.config.num_rounds} is evaluated, because the run is not done")
+        num_rounds = _num_rounds_trained(run, number)
         if state_rounds is None:
+            _check_own_models(run, prepared.torch_spec.algorithm, number, num_rounds)
             state_rounds = _newest_states(run, prepared, number)
         if prepared.config.client is None:  # clients train and test by an algorithm, at least by federated averaging
             spec = prepared.torch_spec
             algorithm = spec.algorithm or AlgorithmSpec(prepared.config.strategy, {}, ())
             prepared = replace(prepared, spec=replace(spec, algorithm=algorithm))
-        num_rounds = _num_rounds_trained(run, number)
         return cls(prepared, number, weights, states, state_rounds, num_rounds, fine_tune_epochs, tuple(notes))
 
     @classmethod
@@ -253,6 +256,22 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
         write_whole(path, frame.to_csv(index=False, lineterminator="\n").encode())
     except OSError as error:
         raise WriteError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _check_own_models(run: Run, spec: AlgorithmSpec | None, number: int, trained: Mapping[int, int]) -> None:
+    """Check that the folder of the clients' own models is there, without which all would have the global one.
+
+    Raises:
+        RunFolderError: it is not.
+    """
+    if spec is None or not trained or run.client_states_path.is_dir():
+        return
+    algorithm = spec.made()
+    if algorithm.HAS_PERSONAL_MODEL or (spec.local_names and algorithm.is_personal(number)):
+        raise RunFolderError(
+            f"{run.path}: has no client_states/, which sim clean removes; without it, the clients' own models of "
+            f"{spec.name} cannot be evaluated"
+        )
 
 
 def _newest_states(run: Run, prepared: Prepared, number: int) -> dict[int, int]:

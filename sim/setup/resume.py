@@ -61,6 +61,8 @@ def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
             reason = ": it was made with --checkpoint-every 0"
         elif noted := _NOTED.search(run.log_path.read_text("utf-8", "replace") if run.log_path.is_file() else ""):
             reason = f", because {one_line(noted[1])}"
+        elif run.is_done():
+            reason = ": the run is done, and sim clean has removed its checkpoints"
         raise RunFolderError(f"{run.path} has no checkpoint to resume from{reason}")
     # A full disk can keep the last files of a run from being written; resuming it writes them.
     done = run.model_path.exists()

@@ -468,7 +468,7 @@ def finish(writer: RunWriter, config: TrainingConfig, weight_names: Sequence[str
 
 
 def _draw_all(writer: RunWriter) -> None:
-    """Draw what a run has measured."""
+    """Draw what a run has measured; there is no picture without a curve."""
     run = writer.run
     try:
         metric = metric_of(run) or plots.ACCURACY
@@ -490,6 +490,8 @@ def _draw(writer: RunWriter, path: Path, figure: Callable[[], Figure]) -> None:
     """Draw a picture; a run is not lost for one that cannot be drawn, because ``sim plot`` draws it later."""
     try:
         writer.write(path, plots.render(figure(), "png"))
+    except plots.NothingMeasuredError:
+        return
     except Exception as error:  # noqa: BLE001 - whatever matplotlib does with numbers that a run can have
         reason = str(error) if isinstance(error, SimError) else described(error)
         run_log.say([f"the picture {path.name} could not be drawn: {reason}"])

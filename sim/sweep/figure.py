@@ -54,6 +54,9 @@ def results_figure(runs: pd.DataFrame, x: str, other: str | None, measure: str, 
     numbers = runs[x].to_numpy(float)
     if numbers.min() > 0 and numbers.max() / numbers.min() >= _LOG_RATIO:
         axes.set_xscale("log")
+        values = sorted(set(runs[x]))
+        axes.set_xticks(values, [f"{value:.12g}" for value in values])  # matplotlib would write powers of 10 in TeX
+        axes.minorticks_off()
     elif numbers.min() == 0:
         axes.set_xlim(left=0)
     if not runs[measure].min() < 0:

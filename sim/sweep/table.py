@@ -20,7 +20,7 @@ from sim.sweep.figure import results_figure, varied_number
 from sim.sweep.planned import Planned
 
 _CONFIDENCE = 0.95
-FINAL = "final.png"
+CURVES, FINAL = "sweep.png", "final.png"
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,8 @@ def write_tables(folder: Path, planned: Sequence[Planned]) -> None:
 def write_pictures(folder: Path, planned: Sequence[Planned]) -> None:
     """Write ``sweep.png``, the curves of the finished runs, and ``final.png``, their last values over a varied number.
 
-    There is no ``final.png`` where no number was varied, or more than two settings.
+    There is none where the central test has not measured the metric, and no ``final.png`` where no number was varied,
+    or more than two settings.
 
     Raises:
         WriteError: a picture cannot be written, e.g. because the disk is full.
@@ -153,7 +154,11 @@ def write_pictures(folder: Path, planned: Sequence[Planned]) -> None:
         return
     metric = metric_of_sweep(planned)
     curves = plots.curves_of([each.run for each in done], [metric])
-    _write(folder / "sweep.png", plots.render(plots.curves_figure(curves, [metric.name]), "png"))
+    try:
+        figure = plots.curves_figure(curves, [metric.name])
+    except plots.NothingMeasuredError:
+        return
+    _write(folder / CURVES, plots.render(figure, "png"))
     x = varied_number([each.variant.values for each in done])
     if x is None:
         return
