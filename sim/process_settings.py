@@ -7,9 +7,12 @@ and results would depend on the number of processes. The variables of the user's
 
 from __future__ import annotations
 
+import builtins
+import decimal
 import gc
 import locale
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -30,6 +33,9 @@ from sim.user_code import own_command_line
 
 _ENVIRONMENT = private_names.environment_table()
 _HOOKS = private_names.global_hooks()
+_num_modes, _leave_mode = private_names.function_modes()
+_HAS_AFFINITY = hasattr(os, "sched_setaffinity")  # not on macOS
+_LOGGERS = [logging.getLogger(name) for name in ("sim", "flwr")]
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD, signal.SIGPIPE)
 
 
@@ -38,14 +44,15 @@ def restored_settings() -> Iterator[None]:
     """Put the settings of this process back after the block, in which user code is called.
 
     They are PyTorch's and numpy's global settings and hooks, the current folder, the environment, the mask of new
-    files, ``sys.path``, the standard streams, the filters of warnings, and the handlers of signals. A fork of this
-    process that leaves the block ends there.
+    files, ``sys.path``, the standard streams, the filters of warnings, our loggers, and the handlers of signals; an
+    alarm that is pending is cancelled. A fork of this process that leaves the block ends there.
     """
     process = os.getpid()
     before = [(read(), read, put) for read, put in _SETTINGS]
-    hooks = [(table, dict(table)) for table in _HOOKS]
+    hooks = [(table, dict(table) if table else {}) for table in _HOOKS]
     is_main = threading.current_thread() is threading.main_thread()
     handlers = [(number, signal.getsignal(number)) for number in _SIGNALS] if is_main else []
+    may_alarm = is_main and not signal.getitimer(signal.ITIMER_REAL)[0]
     try:
         with own_command_line():
             yield
@@ -55,6 +62,8 @@ def restored_settings() -> Iterator[None]:
     finally:
         if os.getpid() != process:
             os._exit(0)  # user code has forked, and the fork has returned as well: it must not go on with the run
+        if may_alarm and signal.getitimer(signal.ITIMER_REAL)[0]:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # else it would end the process, as its handler goes, too
         for value, read, put in before:
             if read() != value:
                 put(value)
@@ -67,6 +76,7 @@ def restored_settings() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+_CPU = torch.device("cpu")
 _DENORMAL, _ONE = 1e-310, 1.0
 
 
@@ -95,6 +105,19 @@ def _mask() -> int:
 def _put_environment(environment: dict[bytes, bytes]) -> None:
     os.environb.clear()
     os.environb.update(environment)
+
+
+def _default_device() -> torch.device:
+    return torch.get_default_device() if _num_modes() else _CPU  # another one is such a mode; asking takes 2 µs
+
+
+def _put_default_device(device: torch.device) -> None:
+    torch.set_default_device(None if device.type == "cpu" else device)
+
+
+def _leave_modes(count: int) -> None:
+    while _num_modes() > count:
+        _leave_mode()
 
 
 def _autocast(device: str) -> tuple[bool, torch.dtype]:
@@ -130,17 +153,62 @@ def _attribute(place: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any]
     return lambda: getattr(place, name), lambda value: setattr(place, name, value)
 
 
+_OLDER_FLOAT32: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    _attribute(torch.backends.cudnn, "allow_tf32"),
+    _attribute(torch.backends.cuda.matmul, "allow_tf32"),
+]
+_FLOAT32 = [*private_names.float32_precisions(), *_OLDER_FLOAT32]
+
+
+def _float32() -> list[Any]:
+    try:
+        return [read() for read, _ in _FLOAT32]
+    except RuntimeError:  # PyTorch refuses to read an older switch whose newer one says something else
+        return [_or_none(read) for read, _ in _FLOAT32]
+
+
+def _or_none(read: Callable[[], Any]) -> Any:
+    with suppress(RuntimeError):
+        return read()
+
+
+def _put_float32(values: list[Any]) -> None:
+    for (read, put), value in 2 * list(zip(_FLOAT32, values, strict=True)):  # the older switches set newer ones
+        if value is not None and _or_none(read) != value:
+            put(value)
+
+
+def _nnpack() -> bool:
+    (is_enabled,) = torch.backends.nnpack.set_flags(True)
+    torch.backends.nnpack.set_flags(is_enabled)
+    return bool(is_enabled)
+
+
+def _loggers() -> list[tuple[bool, int, list[logging.Handler]]]:
+    return [(logger.disabled, logger.level, logger.handlers[:]) for logger in _LOGGERS]
+
+
+def _put_loggers(states: list[tuple[bool, int, list[logging.Handler]]]) -> None:
+    for logger, (is_disabled, level, handlers) in zip(_LOGGERS, states, strict=True):
+        logger.disabled = is_disabled
+        logger.setLevel(level)
+        for handler in handlers:  # one that a callback or a strategy has added stays
+            logger.addHandler(handler)
+
+
 # (read, put back) of each setting.
 _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     (torch.get_default_dtype, torch.set_default_dtype),
-    (torch.get_default_device, lambda device: torch.set_default_device(None if device.type == "cpu" else device)),
+    (_default_device, _put_default_device),
+    (_num_modes, _leave_modes),
     (torch.get_num_threads, torch.set_num_threads),
     (torch.is_inference_mode_enabled, _put_inference_mode),
     (torch.is_grad_enabled, torch.set_grad_enabled),
     *((partial(_autocast, device), partial(_put_autocast, device)) for device in ("cpu", "cuda")),
     (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
     (_autocast_depth, _put_autocast_depth),
-    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (_float32, _put_float32),
     (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     (
         lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
@@ -151,9 +219,9 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     _attribute(torch.backends.cudnn, "benchmark"),
     _attribute(torch.backends.cudnn, "deterministic"),
     _attribute(torch.backends.cudnn, "enabled"),
-    _attribute(torch.backends.cudnn, "allow_tf32"),
-    _attribute(torch.backends.cuda.matmul, "allow_tf32"),
     _attribute(torch.backends.mkldnn, "enabled"),
+    *([_attribute(torch.backends.mkldnn, "deterministic")] if hasattr(torch.backends.mkldnn, "deterministic") else []),
+    (_nnpack, torch.backends.nnpack.set_flags),
     (torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
     (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
     (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
@@ -170,6 +238,18 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     (socket.getdefaulttimeout, socket.setdefaulttimeout),
     _attribute(tempfile, "tempdir"),
     _attribute(logging.root.manager, "disable"),
+    (_loggers, _put_loggers),
+    _attribute(builtins, "print"),
+    _attribute(sys, "excepthook"),
+    (
+        lambda: multiprocessing.get_start_method(allow_none=True),
+        lambda name: multiprocessing.set_start_method(name, force=True),
+    ),
+    (
+        lambda: ((context := decimal.getcontext()).prec, context.rounding),
+        lambda state: decimal.setcontext(decimal.Context(*state)),
+    ),
+    *([(lambda: os.sched_getaffinity(0), lambda cpus: os.sched_setaffinity(0, cpus))] if _HAS_AFFINITY else []),
     _attribute(sys, "stdout"),
     _attribute(sys, "stderr"),
 ]

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+from sim.errors import PluginError
 from sim.training import models
 from sim.training.models import DataFacts
+from sim.training.weights import WeightLayout, get_weights
 
 
 @pytest.mark.parametrize(
@@ -28,3 +31,21 @@ def test_simple_cnn_is_initialized_as_in_glorot_and_bengio() -> None:
     bound = (6 / (12544 + 128)) ** 0.5
     assert 0.99 * bound < net.fc1.weight.abs().max() <= bound
     assert not net.fc1.bias.any()
+
+
+class WithBuffer(nn.Linear):
+    """Has a buffer of a kind of its own."""
+
+    def __init__(self, buffer: torch.Tensor) -> None:
+        super().__init__(1, 1)
+        self.register_buffer("adjacency", buffer)
+
+
+def test_a_sparse_buffer_is_named_and_one_of_float8_is_averaged_as_float32() -> None:
+    with pytest.raises(
+        PluginError, match=r": adjacency of its state_dict is torch\.sparse_coo, and only ordinary tensors"
+    ):
+        models.build(lambda: WithBuffer(torch.eye(2).to_sparse()), DataFacts((1,), 1))
+    net = models.build(lambda: WithBuffer(torch.ones(2).to(torch.float8_e4m3fn)), DataFacts((1,), 1))
+    assert WeightLayout.of(net).averageable == (0, 1, 2)
+    assert get_weights(net)[2].tolist() == [1.0, 1.0]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.utils.prune import l1_unstructured, remove
 
 from sim.client.own_functions import OwnTest, OwnTrain
 from sim.client.own_returns import OwnReturnError, Returned, of_test, of_train
@@ -70,6 +71,7 @@ def test_what_train_returns(returned: Any, expected: Returned) -> None:
         (lambda best: best, Returned(None, {})),
         (lambda best: best.state_dict(), Returned(None, {})),
         (lambda best: (best.state_dict(), 0.5), Returned(0.5, {})),
+        (lambda best: {name: weight.numpy() for name, weight in best.state_dict().items()}, Returned(None, {})),
         (lambda best: (best, {"loss": 0.5}), Returned(0.5, {})),
         (lambda best: (nn.DataParallel(best), 0.5, 0.25), Returned(0.5, {"accuracy": 0.25})),
         (lambda best: (torch.optim.swa_utils.AveragedModel(best), None), Returned(None, {})),
@@ -89,6 +91,24 @@ def test_another_model_that_train_returns_is_not_used() -> None:
     net = made(1.0)
     assert of_train(nn.Linear(2, 1), net).notes == (f"what it returns (Linear) {UNRECORDED}",)
     assert net.weight.item() == 1.0
+
+
+def test_a_train_that_prunes_leaves_the_weights_in_their_order_or_is_told_what_it_has_changed() -> None:
+    def pruned(net: Any, loader: Any, epochs: int) -> None:
+        l1_unstructured(net, "weight", 1)
+        remove(net, "weight")
+
+    net = made(2.0)
+    OwnTrain(pruned, "--train own:train")(net, [], 1, CPU)
+    assert list(net.state_dict()) == ["weight", "bias"]
+    assert (net.weight.item(), net.bias.item()) == (0.0, 2.0)
+
+    def masked(net: Any, loader: Any, epochs: int) -> None:
+        l1_unstructured(net, "weight", 1)
+
+    changed = r"weight_orig of shape \(1, 1\), weight_mask of shape \(1, 1\), no weight; undo that before it returns"
+    with pytest.raises(OwnReturnError, match=f"^train leaves a model with other weights than it was given: {changed}"):
+        OwnTrain(masked, "--train own:train")(made(2.0), [], 1, CPU)
 
 
 def test_a_generator_has_trained_nothing() -> None:

@@ -184,6 +184,7 @@ def odd_config(dataset: str, **settings: Any) -> RunConfig:
         ("labels_outside", "labels are 2 … 4, but --model odd_data:Net has 3 outputs, for 0 … 2"),
         ("one_only", r"returned tuple of length 1; \(train, test\) of Datasets, DataLoaders or arrays is expected"),
         ("unlabelled", "a batch of type Tensor says no target; use your own train and test"),
+        ("own_loader", "train: Scaled is a DataLoader with an __iter__ of its own, and clients get loaders over their"),
         ("float64_arrays", "--model odd_data:Net: does not take inputs of \\(2, 2\\): RuntimeError: mat1 and mat2"),
     ],
 )
@@ -192,6 +193,23 @@ def test_data_that_cannot_work_are_one_line_before_anything_is_written(name: str
         simulate(odd_config(name, results_dir=str(tmp_path / "results")))
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.usefixtures("odd")
+@pytest.mark.parametrize("dataset", [{"dataset": "odd_data:subset", "model": "odd_data:Net"}, {"dataset": "digits"}])
+def test_what_train_sets_in_a_data_set_that_was_drawn_before_is_not_lost_silently(dataset: dict[str, str]) -> None:
+    config = RunConfig(train="odd_data:train_that_sets", num_clients=3, partitioner="iid", engine="inline", **dataset)
+    with pytest.raises(
+        UsageError, match=r"setting augment of loader.dataset has no effect, .*; --data-form items gives"
+    ):
+        simulate(config)
+
+
+@pytest.mark.usefixtures("odd")
+def test_the_labels_are_those_of_the_items_and_not_those_of_a_parent_class() -> None:
+    labels = load_dataset(odd_config("parity")).train.labels
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 0] * 4
 
 
 @pytest.mark.usefixtures("odd")
@@ -207,6 +225,7 @@ def test_data_that_cannot_work_are_one_line_before_anything_is_written(name: str
         ("batches_of_the_test", Columns, (12, 3)),
         ("dataset_dict", Columns, (12, 12)),
         ("random_items", Items, (12, 12)),
+        ("own_batches", Items, (12, 12)),
     ],
 )
 def test_forms_of_data(name: str, form: type, sizes: tuple[int, int]) -> None:

@@ -18,6 +18,8 @@ from sim.errors import PluginError
 from sim.parameter_roles import VALIDATION, Binding, is_text
 from sim.training import local
 from sim.training.losses import CRITERIA, LOSSES
+from sim.training.weights import state_of
+from sim.user_variables import some
 
 _SETTINGS = ("lr", "momentum", "weight_decay", "proximal_mu", "optimizer", "max_steps", "precision", "batch_size")
 _UNCHANGED = {"max_steps": 0, "precision": "fp32"}
@@ -126,9 +128,10 @@ class OwnTrain:
                 training, because most programs divide by their number.
 
         Raises:
-            OwnReturnError: it is a generator.
+            OwnReturnError: it is a generator, or the net has other weights afterwards.
         """
         binding = self.binding
+        before = _shapes(net)
         # What no flag has changed does not replace a default of the program's own.
         unchanged = {role for role, value in _UNCHANGED.items() if settings.get(role) == value}
         settings = {k: v for k, v in settings.items() if k not in unchanged or k not in binding.defaults}
@@ -154,8 +157,41 @@ class OwnTrain:
             assert optimizer is not None
             offered["scheduler"] = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
         if binding.takes("epochs") or (binding.open_ended and not binding.takes("epoch")):
-            return [of_train(binding.call({**offered, "epochs": epochs}), net)]
-        return [of_train(binding.call({**offered, "epoch": number}), net) for number in range(1, epochs + 1)]
+            returned = [of_train(binding.call({**offered, "epochs": epochs}), net)]
+        else:
+            returned = [of_train(binding.call({**offered, "epoch": n}), net) for n in range(1, epochs + 1)]
+        if list(_shapes(net).items()) != list(before.items()):
+            _put_in_order(net, list(before))
+            _check_same(_shapes(net), before)
+        return returned
+
+
+def _shapes(net: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state_of(net, keep_vars=True).items()}
+
+
+def _put_in_order(net: nn.Module, names: list[str]) -> None:
+    """Give each module its parameters in the order of ``names``, which pruning changes, for example."""
+    places = {name: place for place, name in enumerate(names)}
+    for path, module in net.named_modules():
+        own = {
+            f"{path}.{name}".lstrip("."): name
+            for name, _ in module.named_parameters(recurse=False, remove_duplicate=False)
+        }
+        for name in [own[whole] for whole in sorted(own, key=lambda whole: places.get(whole, len(places)))]:
+            parameter = getattr(module, name)
+            delattr(module, name)
+            setattr(module, name, parameter)
+
+
+def _check_same(now: dict[str, torch.Size], before: dict[str, torch.Size]) -> None:
+    odd = [f"{name} of shape {tuple(shape)}" for name, shape in now.items() if before.get(name) != shape]
+    odd += [f"no {name}" for name in before if name not in now]
+    if odd or list(now) != list(before):
+        raise OwnReturnError(
+            f"train leaves a model with other weights than it was given: {some(odd or ['another order'])}; undo that "
+            "before it returns (prune.remove, remove_parametrizations), or change the model where it is made"
+        )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
@@ -115,8 +116,10 @@ def _put_weights(part: Any, net: nn.Module) -> bool:
             consume_prefix_in_state_dict_if_present(found, prefix)
     if not own or any(getattr(found.get(name), "shape", None) != value.shape for name, value in own.items()):
         return False
-    if any(found[name].data_ptr() != value.data_ptr() for name, value in own.items()):
-        net.load_state_dict({name: found[name] for name in own})
+    # A copy of arrays, of which PyTorch takes only those in a plain order.
+    new = {n: torch.from_numpy(found[n].copy()) if isinstance(found[n], np.ndarray) else found[n] for n in own}
+    if any(new[name].data_ptr() != value.data_ptr() for name, value in own.items()):
+        net.load_state_dict(new)
     return True
 
 

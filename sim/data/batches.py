@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -36,6 +36,22 @@ class Resident:
             images = torch.from_numpy(examples.images).permute(0, 3, 1, 2)
             labels = torch.from_numpy(examples.labels)
         return cls(images.to(device), labels.to(device))
+
+
+class Drawn:
+    """What a loader over examples that were drawn before the run has as its data set."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tensors", "columns", "positions") or name in vars(self):
+            raise AttributeError(
+                f"setting {name} of loader.dataset has no effect, because the examples were drawn before the run; "
+                "--data-form items gives the Dataset of your load_data itself"
+            )
+        super().__setattr__(name, value)
+
+
+class DrawnImages(Drawn, TensorDataset):
+    """The images of a client as the model gets them, and their labels."""
 
 
 class Batches:
@@ -84,14 +100,14 @@ class Batches:
         return len(self._resident.labels if self._indices is None else self._indices)
 
     @property
-    def dataset(self) -> TensorDataset:
+    def dataset(self) -> DrawnImages:
         """Return all images as in a batch, float32 [N, C, H, W] in −1…1, and labels int64 [N], on the device."""
         self.was_read = True
         images, labels = self._resident.images, self._resident.labels
         if self._indices is not None:
             chosen = self._indices.to(labels.device)
             images, labels = images[chosen], labels[chosen]
-        return TensorDataset(pixels(images, Step(labels), channels_last=self.channels_last), labels)
+        return DrawnImages(pixels(images, Step(labels), channels_last=self.channels_last), labels)
 
     def with_batch_size(self, batch_size: int) -> Self:
         """Return this loader with another batch size."""

@@ -50,11 +50,13 @@ class Items:
 
     Attributes:
         reason: why they are no columns.
+        drawn: the labels of some items by their positions, as they were drawn; None for what is no number or text.
     """
 
     dataset: Any
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     reason: str = ""
+    drawn: Mapping[int, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -67,7 +69,9 @@ class Items:
     def column(self, name: str) -> NDArray[Any] | None:
         """Return one value for each example: an attribute or a column of the data set, or what its items hold."""
         found = _cheap_column(self.dataset, name)
-        if found is not None:
+        # A subclass may have the labels of its parent in an attribute, and give others.
+        drawn = self.drawn if name == "label" else {}
+        if found is not None and all(label is None or label == found[index] for index, label in drawn.items()):
             return found
         with _looked_at(self.dataset):
             values = [_entry(self.dataset[index], name) for index in range(len(self))]
@@ -158,7 +162,16 @@ def opened(place: str, given: Any, form: str, *, is_test: bool = False) -> Colum
 
 
 def _of_loader(place: str, loader: DataLoader[Any], *, is_test: bool) -> tuple[Any, LoaderSettings]:
-    """Return the data set of a loader, without what its sampler never draws, and the loader's settings."""
+    """Return the data set of a loader, without what its sampler never draws, and the loader's settings.
+
+    Raises:
+        DataError: its class makes batches of its own, which a loader over the examples of one client would not do.
+    """
+    if _is_own(loader, "__iter__"):
+        raise DataError(
+            f"{place}: {type(loader).__name__} is a DataLoader with an __iter__ of its own, and clients get loaders "
+            "over their parts of its data set; do what it does in the Dataset or in the loader's collate_fn"
+        )
     settings = _settings(place, loader)
     if type(settings.sampler) is SubsetRandomSampler:
         positions = [int(index) for index in settings.sampler.indices]
@@ -169,6 +182,12 @@ def _of_loader(place: str, loader: DataLoader[Any], *, is_test: bool) -> tuple[A
             positions = sorted({int(index) for index in drawn})
         return Subset(loader.dataset, positions), replace(settings, sampler=None, batch_sampler=None)
     return loader.dataset, settings
+
+
+def _is_own(thing: Any, method: str) -> bool:
+    """Return whether the class that gives an object a method is of neither PyTorch nor Hugging Face."""
+    giver = next((each for each in type(thing).__mro__ if method in vars(each)), object)
+    return giver.__module__.partition(".")[0] not in ("torch", "torchdata", "datasets", "builtins")
 
 
 def _settings(place: str, loader: DataLoader[Any]) -> LoaderSettings:
@@ -242,7 +261,8 @@ def _chosen(place: str, items: Items, form: str) -> Columns | Items:
         reason = columns
     if form == "columns":
         raise DataError(f"{place}: --data-form columns is not possible: {reason}; use items or auto")
-    return Items(items.dataset, items.loader, reason or "--data-form items")
+    drawn = {position: _entry(item, "label") for position, item in zip(positions, first, strict=True)}
+    return Items(items.dataset, items.loader, reason or "--data-form items", drawn)
 
 
 def _check_finite(place: str, position: int, item: Any) -> None:
@@ -261,6 +281,11 @@ def _reason_against_columns(items: Items, batch: Any, first: Sequence[Any], agai
         return "its batches are not lists or dicts of tensors"
     if any(leaf.dtype == torch.bfloat16 for leaf in leaves(batch)):
         return "numpy has no bfloat16"
+    dataset = items.dataset
+    while type(dataset) is Subset:
+        dataset = dataset.dataset
+    if _is_own(dataset, "__getitems__"):
+        return "its class has a __getitems__ of its own"
     for one, two in zip(first, again, strict=True):
         if not _same(one, two):
             return "drawing an item twice does not give the same"

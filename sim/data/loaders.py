@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset, WeightedRandomSampler
 
-from sim.data.batches import Batches, Resident
+from sim.data.batches import Batches, Drawn, Resident
 from sim.data.columns import TARGET_KEYS, Columns, LoaderSettings, leaves, mapped
 from sim.data.items import Items
 from sim.data.load_dataset import Examples
@@ -117,21 +117,21 @@ def example_batch(examples: Any, count: int) -> Any:
         return next(iter(ExampleLoader(split, np.arange(count), count, training=False, in_process=True)))
 
 
-class _View(Dataset[Any]):
+class _View(Drawn, Dataset[Any]):
     """Some rows of columns, as a data set; a batch is read by one index operation."""
 
     def __init__(self, columns: ResidentColumns, positions: Tensor | None) -> None:
-        self._columns = columns
-        self._positions = positions
+        self.columns = columns
+        self.positions = positions
 
     def __len__(self) -> int:
-        return len(self._columns) if self._positions is None else len(self._positions)
+        return len(self.columns) if self.positions is None else len(self.positions)
 
     def __getitem__(self, index: int) -> Any:
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        row = index if self._positions is None else self._positions[index]
-        return mapped(self._columns.batch, lambda column: column[row].clone())  # the mapped file is read-only
+        row = index if self.positions is None else self.positions[index]
+        return mapped(self.columns.batch, lambda column: column[row].clone())  # the mapped file is read-only
 
     def __getitems__(self, indices: list[int]) -> _Rows:
         return _Rows(self, indices)
@@ -139,9 +139,9 @@ class _View(Dataset[Any]):
     def batch(self, indices: list[int]) -> Any:
         """Return these examples as one batch."""
         rows = torch.as_tensor(indices)
-        if self._positions is not None:
-            rows = self._positions[rows]
-        return mapped(self._columns.batch, lambda column: column[rows.to(column.device)])
+        if self.positions is not None:
+            rows = self.positions[rows]
+        return mapped(self.columns.batch, lambda column: column[rows.to(column.device)])
 
 
 class _Rows(Sequence[Any]):

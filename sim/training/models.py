@@ -22,6 +22,7 @@ from sim import user_code
 from sim.errors import ConfigError, PluginError, described
 from sim.parameter_roles import ROLES, Binding, names_of
 from sim.training.local import evaluating
+from sim.training.weights import state_of
 
 ImageShape = tuple[int, int, int]
 
@@ -265,6 +266,13 @@ def build(
         raise PluginError(f"{place}: cannot be built for {_shown(facts)}: {described(error)}") from error
     if not isinstance(net, nn.Module):
         raise PluginError(f"{place}: returned {type(net).__name__}, not a torch.nn.Module")
+    for name, tensor in state_of(net).items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            kind = "quantized" if tensor.is_quantized else "on the device meta" if tensor.is_meta else tensor.layout
+            raise PluginError(
+                f"{place}: {name} of its state_dict is {kind}, and only ordinary tensors can be averaged; "
+                "register_buffer(…, persistent=False) keeps a constant out of the state_dict"
+            )
     return net
 
 

@@ -48,7 +48,7 @@ class WeightLayout:
         return cls(
             list(state),
             tuple(i for i, _ in single if i in needs_grad),
-            tuple(i for i, tensor in single if tensor.is_floating_point() and bool(torch.isfinite(tensor).all())),
+            tuple(i for i, tensor in single if tensor.is_floating_point() and _is_finite(tensor)),
             tied,
         )
 
@@ -122,6 +122,10 @@ def array_of(tensor: Tensor) -> NDArray[Any]:
 
 def _numpy_knows(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or tensor.dtype in (torch.float16, torch.float32, torch.float64)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor if _numpy_knows(tensor) else tensor.float()).all())  # no kernel for float8
 
 
 @torch.no_grad()

@@ -116,6 +116,41 @@ def random_items():
     return Noisy(*BOTH), BOTH
 
 
+class Parity(TensorDataset):
+    """Two classes made of three."""
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x + torch.rand(2), y % 2
+
+
+def parity():
+    return Parity(X, Y), BOTH
+
+
+class InBatches(Items):
+    def __getitems__(self, indices):
+        return [(self.items[index][0] + 100, self.items[index][1]) for index in indices]
+
+
+def own_batches():
+    return Subset(InBatches(*BOTH), range(12)), BOTH
+
+
+class Scaled(DataLoader):
+    def __iter__(self):
+        for x, y in super().__iter__():
+            yield x / 255, y
+
+
+def own_loader():
+    return Scaled(BOTH, 2), BOTH
+
+
+def train_that_sets(net, loader, epochs):
+    loader.dataset.augment = True
+
+
 def of_client(partition_id, num_partitions):
     own = Subset(BOTH, range(partition_id, len(BOTH), num_partitions))
     return DataLoader(own, batch_size=2, shuffle=True), DataLoader(own, batch_size=4)

@@ -1,7 +1,12 @@
 """Clients that leave things behind; ``config["habit"]`` says which one does what."""
 
+import builtins
+import decimal
+import logging.config
+import multiprocessing
 import os
 import random
+import signal
 import sys
 import tempfile
 import warnings
@@ -13,6 +18,7 @@ from flwr.common import MetricRecord, ndarrays_to_parameters, parameters_to_ndar
 from flwr.server.strategy import FedAdam, FedAvg
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from sim.client import TorchClient
 
@@ -111,9 +117,39 @@ HABITS = {
     "seeds": lambda net: (torch.manual_seed(1), random.seed(1), np.random.seed(1)),  # noqa: NPY002
     "numpy's errors": lambda net: np.seterr(all="raise"),
     "warnings": lambda net: warnings.simplefilter("error"),
+    "newer float32": lambda net: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "all float32": lambda net: setattr(torch.backends, "fp32_precision", "ieee"),
+    "older float32": lambda net: torch.set_float32_matmul_precision("medium"),
+    "alarm": lambda net: signal.setitimer(signal.ITIMER_REAL, 600),
+    "print": lambda net: setattr(builtins, "print", lambda *words: None),
+    "errors' hook": lambda net: setattr(sys, "excepthook", lambda *error: None),
+    "logging": lambda net: logging.config.dictConfig({"version": 1, "root": {"level": "ERROR"}}),
+    "quiet": lambda net: logging.getLogger("sim").setLevel(logging.CRITICAL),
+    "convolutions": lambda net: torch.backends.nnpack.set_flags(not _nnpack()),
+    "function mode": lambda net: _Negated().__enter__(),
+    "decimals": lambda net: setattr(decimal.getcontext(), "prec", 3),
+    "processes": lambda net: multiprocessing.set_start_method("spawn", force=True),
+    "processors": lambda net: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
     "variables": _count,
     "generators": lambda net: _draws(),
 }
+
+
+def _nnpack():
+    (was_enabled,) = torch.backends.nnpack.set_flags(True)
+    torch.backends.nnpack.set_flags(was_enabled)
+    return was_enabled
+
+
+class _Negated(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        return -made if function is torch.Tensor.tanh else made
+
+
+def _precisions():
+    libraries = torch.backends, torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul
+    return [getattr(library, "fp32_precision", None) for library in libraries]
 
 
 def settings():
@@ -131,6 +167,15 @@ def settings():
         "environment": "UNTIDY" in os.environ,
         "errors": str(np.geterr()),
         "warnings": str(warnings.filters[:1]),
+        "float32": str((_precisions(), torch.get_float32_matmul_precision())),
+        "alarm": signal.getitimer(signal.ITIMER_REAL)[0] > 0,
+        "print": type(print).__name__ + str(sys.excepthook),
+        "loggers": str([(log.disabled, log.level) for log in map(logging.getLogger, ("sim", "flwr"))]),
+        "convolutions": _nnpack(),
+        "mode": float(torch.tensor(1.0).tanh()),
+        "decimals": decimal.getcontext().prec,
+        "processes": str(multiprocessing.get_start_method(allow_none=True)),
+        "processors": len(os.sched_getaffinity(0)),
         "variables": str((CALLS, LEARNING_RATES, Seen.clients, Seen.number, _count.calls, _count.__defaults__)),
         "generators": str(_draws()),
     }
