@@ -26,7 +26,6 @@ import numpy as np
 import torch
 
 from sim import private_names
-from sim.user_code import own_command_line
 
 _ENVIRONMENT = private_names.environment_table()
 _HOOKS = private_names.global_hooks()
@@ -38,8 +37,8 @@ def restored_settings() -> Iterator[None]:
     """Put the settings of this process back after the block, in which user code is called.
 
     They are PyTorch's and numpy's global settings and hooks, the current folder, the environment, the mask of new
-    files, ``sys.path``, the standard streams, the filters of warnings, and the handlers of signals. A fork of this
-    process that leaves the block ends there.
+    files, ``sys.path`` and ``sys.argv``, the standard streams, the filters of warnings, and the handlers of signals. A
+    fork of this process that leaves the block ends there.
     """
     process = os.getpid()
     before = [(read(), read, put) for read, put in _SETTINGS]
@@ -47,8 +46,7 @@ def restored_settings() -> Iterator[None]:
     is_main = threading.current_thread() is threading.main_thread()
     handlers = [(number, signal.getsignal(number)) for number in _SIGNALS] if is_main else []
     try:
-        with own_command_line():
-            yield
+        yield
     except KeyboardInterrupt:
         handlers = []  # the first Ctrl-C has changed them on purpose
         raise
@@ -170,6 +168,7 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     (socket.getdefaulttimeout, socket.setdefaulttimeout),
     _attribute(tempfile, "tempdir"),
     _attribute(logging.root.manager, "disable"),
+    (lambda: list(sys.argv), lambda words: setattr(sys, "argv", words)),
     _attribute(sys, "stdout"),
     _attribute(sys, "stderr"),
 ]
