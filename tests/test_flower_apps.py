@@ -242,6 +242,53 @@ def test_a_mask_that_was_sent_is_no_error(tmp_path: Path) -> None:
         run(run_config={"fails": True}, name="nan")
 
 
+@pytest.mark.slow
+def test_strategies_get_what_flower_gives_them(tmp_path: Path) -> None:
+    """Replies of differing metrics are the error of Flower's; a strategy aggregates also what nobody was asked for."""
+    from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import ServerApp
+    from flwr.serverapp.strategy import FedAvg
+
+    client_app, server_app = ClientApp(), ServerApp()
+
+    @client_app.train()
+    def train(message: Message, context: Any) -> Message:
+        content = RecordDict({"arrays": message.content["arrays"], "metrics": MetricRecord({"num-examples": 1})})
+        if context.node_config["partition-id"] == context.run_config["odd"]:
+            content["metrics"]["acc"] = 0.9
+        return Message(content, reply_to=message)
+
+    class Aggregates(FedAvg):
+        def configure_train(self, server_round: int, *others: Any) -> Any:
+            return super().configure_train(server_round, *others) if server_round == 1 else []
+
+        def aggregate_train(self, server_round: int, replies: Any) -> Any:
+            aggregated.append(("train", server_round, len(replies)))
+            return super().aggregate_train(server_round, replies)
+
+        def aggregate_evaluate(self, server_round: int, replies: Any) -> Any:
+            aggregated.append(("evaluate", server_round, len(replies)))
+            return MetricRecord({"bound": 0.5})
+
+    aggregated: list[Any] = []
+    strategies = [FedAvg(fraction_evaluate=0.0), Aggregates(fraction_evaluate=0.0)]
+
+    @server_app.main()
+    def main(grid: Any, context: Any) -> None:
+        strategies.pop().start(grid, ArrayRecord({"w": Array(np.zeros(2))}), num_rounds=2)
+
+    def run(odd: int) -> Run:
+        settings: Any = {"run_config": {"odd": odd}, "results_dir": str(tmp_path), "engine": "inline"}
+        return run_simulation(server_app, client_app, 3, **settings)
+
+    metrics = run(-1).metrics()
+    assert aggregated == [("train", 1, 3), ("evaluate", 1, 0), ("train", 2, 0), ("evaluate", 2, 0)]
+    assert metrics[metrics.name == "bound"].value.tolist() == [0.5, 0.5]
+    with pytest.raises(RunError, match="InconsistentMessageReplies: All MetricRecords must have the same keys"):
+        run(0)
+
+
 class _CallingProxy(ClientProxy):
     """Flower's view of a client, which calls it in this process."""
 
