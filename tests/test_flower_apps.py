@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from conftest import PROGRAMS, Sim, sha256
 from federation import Program, wait_until
-from sim import AppConfig, Run, RunConfig, resume, run_app, run_simulation
+from sim import AppConfig, Run, RunConfig, resume, run_app, run_simulation, start_simulation
 from sim.commands.run import _report
 from sim.errors import ClientError, RunError, RunFolderError, UsageError
 
@@ -240,6 +240,20 @@ def test_a_mask_that_was_sent_is_no_error(tmp_path: Path) -> None:
     assert (weights["mask"].tolist(), weights["w"].tolist()) == ([0.0, -np.inf], [2.0, 2.0])
     with pytest.raises(ClientError, match=r"client 0 raised in round 1 .*holds NaN weights"):
         run(run_config={"fails": True}, name="nan")
+
+
+def test_what_scripts_say_about_actors_is_noted(caplog: pytest.LogCaptureFixture) -> None:
+    def init() -> None: ...
+
+    with pytest.raises(UsageError, match="num_clients = 0"):
+        start_simulation(client_fn=init, num_clients=0, actor_kwargs={"on_actor_init_fn": init})
+    with pytest.raises(UsageError, match="num_clients = 0"):
+        run_simulation(None, None, 0, backend_config={"actor": {"tensorflow": 1}})  # type: ignore[arg-type]
+    notes = [record.getMessage().partition(";")[0] for record in caplog.records]
+    assert notes == [
+        "note: start_simulation: actor_kwargs without effect",
+        "note: backend_config: actor without effect",
+    ]
 
 
 @pytest.mark.slow
