@@ -409,7 +409,8 @@ def _open_closed_streams() -> None:
 def entry() -> None:
     """The console script ``sim``."""
     _open_closed_streams()
-    code = main()
+    words, sys.argv = sys.argv[1:], sys.argv[:1]  # else parsers of the user's own code would read the flags of sim
+    code = main(words)
     # Without this, Python's last garbage collection takes 1.3 s for the objects of torch and flwr.
     gc.freeze()
     Thread(target=_end_at_last, args=(code,), daemon=True).start()

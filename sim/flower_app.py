@@ -6,6 +6,7 @@ and arguments as on the command line: ``strategy_args = "proximal_mu=0.1"``.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -38,6 +39,7 @@ class _ClientFn:
         Raises:
             ConfigError: the node's config lacks its partition, or the run config is wrong.
         """
+        sys.argv = sys.argv[:1]  # the words of Flower's command are not for the parsers of user code
         node = context.node_config
         if not {"partition-id", "num-partitions"} <= set(node):
             raise ConfigError('--node-config: needs "partition-id=0 num-partitions=2"')
@@ -51,6 +53,7 @@ class _ClientFn:
 
 
 def _server_fn(context: Context) -> ServerAppComponents:
+    sys.argv = sys.argv[:1]
     given = _given(RunConfig, context.run_config)
     options = _given(ServerOptions, context.run_config)
     counted = "num_clients" in given

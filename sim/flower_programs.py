@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -63,7 +64,8 @@ def run_simulation(
     Args:
         num_supernodes: number of clients.
         backend_name: only ray.
-        backend_config: ``client_resources`` are CPUs and GPUs of a client, ``init_args`` go to ``ray.init``.
+        backend_config: ``client_resources`` are CPUs and GPUs of a client, ``init_args`` go to ``ray.init``; ``actor``
+            is not used.
         enable_tf_gpu_growth: must be False; TensorFlow reads TF_FORCE_GPU_ALLOW_GROWTH instead.
         verbose_logging: also show the log messages of Flower and Ray.
         settings: more of ``AppConfig``, e.g. ``seed=1``, ``engine="inline"`` and ``name="trial"``.
@@ -79,6 +81,7 @@ def run_simulation(
     unknown = sorted(backend.keys() - {"client_resources", "init_args", "actor"})
     if unknown:
         raise ConfigError(f"backend_config: unknown key {', '.join(unknown)}; client_resources and init_args are known")
+    _note_unused("backend_config", actor=backend.get("actor"))
     config = AppConfig(
         app=_script(),
         num_clients=num_supernodes,
@@ -143,6 +146,8 @@ def start_simulation(
         raise ConfigError(f"clients_ids: must be '0' to '{count - 1}', as many as num_clients")
     if keep_initialised:
         raise ConfigError("keep_initialised: must be False; each run has a Ray of its own")
+    scheduling = None if actor_scheduling == "DEFAULT" else actor_scheduling
+    _note_unused("start_simulation", actor_type=actor_type, actor_kwargs=actor_kwargs, actor_scheduling=scheduling)
     plan = config or ServerConfig()
     given: dict[str, Any] = {
         "num_clients": count,
@@ -173,6 +178,18 @@ def _resources(client_resources: Mapping[str, float] | None) -> dict[str, float]
     if unknown:
         raise ConfigError(f"client_resources: unknown resource {', '.join(unknown)}; num_cpus and num_gpus are known")
     return {name: float(value) for name, value in (client_resources or {}).items()}
+
+
+def _note_unused(place: str, **given: Any) -> None:
+    """Note what a script says about Flower's actors, because the actors are this package's own."""
+    names = ", ".join(name for name, value in given.items() if value)
+    if names:
+        logging.getLogger("sim").warning(
+            "note: %s: %s without effect; what on_actor_init_fn does belongs at the top of the clients' module, which "
+            "each process imports",
+            place,
+            names,
+        )
 
 
 def _script() -> str:

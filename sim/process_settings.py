@@ -29,7 +29,6 @@ import numpy as np
 import torch
 
 from sim import private_names
-from sim.user_code import own_command_line
 
 _ENVIRONMENT = private_names.environment_table()
 _HOOKS = private_names.global_hooks()
@@ -46,6 +45,8 @@ def restored_settings() -> Iterator[None]:
     They are PyTorch's and numpy's global settings and hooks, the current folder, the environment, the mask of new
     files, ``sys.path``, the standard streams, the filters of warnings, our loggers, and the handlers of signals; an
     alarm that is pending is cancelled. A fork of this process that leaves the block ends there.
+    files, ``sys.path`` and ``sys.argv``, the standard streams, the filters of warnings, and the handlers of signals. A
+    fork of this process that leaves the block ends there.
     """
     process = os.getpid()
     before = [(read(), read, put) for read, put in _SETTINGS]
@@ -54,8 +55,7 @@ def restored_settings() -> Iterator[None]:
     handlers = [(number, signal.getsignal(number)) for number in _SIGNALS] if is_main else []
     may_alarm = is_main and not signal.getitimer(signal.ITIMER_REAL)[0]
     try:
-        with own_command_line():
-            yield
+        yield
     except KeyboardInterrupt:
         handlers = []  # the first Ctrl-C has changed them on purpose
         raise
@@ -250,6 +250,7 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
         lambda state: decimal.setcontext(decimal.Context(*state)),
     ),
     *([(lambda: os.sched_getaffinity(0), lambda cpus: os.sched_setaffinity(0, cpus))] if _HAS_AFFINITY else []),
+    (lambda: list(sys.argv), lambda words: setattr(sys, "argv", words)),
     _attribute(sys, "stdout"),
     _attribute(sys, "stderr"),
 ]

@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from importlib.machinery import (
     BYTECODE_SUFFIXES,
@@ -73,9 +73,8 @@ def load(spec: Any, setting: str, *, callable_only: bool = True, folder: Path | 
             'process; put that under if __name__ == "__main__":'
         )
     try:
-        # A parser at the top of the module would read the words of this command; what is drawn there is the same in
-        # each process.
-        with own_command_line(), nullcontext() if full_name in sys.modules else _same_random_numbers():
+        # What is drawn at the top of the module is the same in each process.
+        with nullcontext() if full_name in sys.modules else _same_random_numbers():
             module = importlib.import_module(full_name)
     except ModuleNotFoundError as error:
         place = f"in {used} or the installed packages"
@@ -190,17 +189,6 @@ def _source_of(thing: Any) -> ProgramFile | None:
     except (TypeError, OSError, ValueError):
         return None
     return None if path is None else program_file.read(Path(path))
-
-
-@contextmanager
-def own_command_line() -> Iterator[None]:
-    """Let ``sys.argv`` be that of a program without arguments inside the block, in which user code is called."""
-    words = sys.argv
-    sys.argv = words[:1]
-    try:
-        yield
-    finally:
-        sys.argv = words
 
 
 def _same_random_numbers() -> AbstractContextManager[Any]:

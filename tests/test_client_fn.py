@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import pytest
 from flwr.common import ndarrays_to_parameters
 from safetensors.numpy import load_file
 
-from conftest import sha256
-from sim import RunConfig, resume, simulate
+from conftest import PROGRAMS, Sim, sha256
+from sim import Run, RunConfig, resume, simulate
 from sim.errors import ClientError, RunError, UsageError
 
 pytestmark = pytest.mark.usefixtures("in_programs", "no_pictures")
@@ -25,7 +26,8 @@ def run(tmp_path: Path) -> Any:
 
     def start(client_fn: str, *, objects: dict[str, Any] | None = None, ray: Any = None, **settings: Any) -> Any:
         given = {"num_clients": 4, "fraction_fit": 1.0, "fraction_evaluate": 1.0, "num_rounds": 2, "engine": "inline"}
-        config = {**given, "results_dir": str(tmp_path / "results"), "client_fn": f"client_fns:{client_fn}", **settings}
+        name = client_fn if ":" in client_fn else f"client_fns:{client_fn}"
+        config = {**given, "results_dir": str(tmp_path / "results"), "client_fn": name, **settings}
         return simulate(RunConfig(**config), ray_init_args=ray, **(objects or {}))
 
     return start
@@ -64,6 +66,34 @@ def test_the_same_bits_on_ray_and_resumed(run: Any) -> None:
     metrics = resumed.metrics()
     fits = metrics[(metrics.name == "fits") & metrics.client_id.notna()]
     assert fits.groupby("round").value.unique().map(list).to_dict() == {1: [1.0], 2: [2.0], 3: [3.0]}
+
+
+@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.ray)])
+def test_modules_see_the_command_line_of_the_script(run: Any, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--lr", "0.5"])
+    monkeypatch.delitem(sys.modules, "own_flags", raising=False)
+    done = run("own_flags:client_fn", num_clients=2, engine=engine, ray={"num_cpus": 1})
+    assert done.rounds().eval_loss.tolist()[1:] == [1.0, 2.0]
+
+
+def test_modules_do_not_see_the_flags_of_sim(sim: Sim, tmp_path: Path) -> None:
+    words = (
+        "--num-clients",
+        "2",
+        "--num-rounds",
+        "1",
+        "--lr",
+        "0.75",
+        "--fraction-evaluate",
+        "1",
+        "--engine",
+        "inline",
+        "--name",
+        "r",
+    )
+    done = sim("run", "--client-fn", "own_flags:client_fn", *words, "--results-dir", str(tmp_path), cwd=PROGRAMS)
+    assert done.returncode == 0, done.stderr
+    assert Run(tmp_path / "r").rounds().eval_loss.tolist()[1:] == [0.5]
 
 
 def test_arrays_that_stay_with_clients_are_not_averaged(run: Any, capsys: pytest.CaptureFixture[str]) -> None:

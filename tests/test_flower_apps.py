@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from conftest import PROGRAMS, Sim, sha256
 from federation import Program, wait_until
-from sim import AppConfig, Run, RunConfig, resume, run_app, run_simulation
+from sim import AppConfig, Run, RunConfig, resume, run_app, run_simulation, start_simulation
 from sim.commands.run import _report
 from sim.errors import ClientError, RunError, RunFolderError, UsageError
 
@@ -240,6 +240,67 @@ def test_a_mask_that_was_sent_is_no_error(tmp_path: Path) -> None:
     assert (weights["mask"].tolist(), weights["w"].tolist()) == ([0.0, -np.inf], [2.0, 2.0])
     with pytest.raises(ClientError, match=r"client 0 raised in round 1 .*holds NaN weights"):
         run(run_config={"fails": True}, name="nan")
+
+
+def test_what_scripts_say_about_actors_is_noted(caplog: pytest.LogCaptureFixture) -> None:
+    def init() -> None: ...
+
+    with pytest.raises(UsageError, match="num_clients = 0"):
+        start_simulation(client_fn=init, num_clients=0, actor_kwargs={"on_actor_init_fn": init})
+    with pytest.raises(UsageError, match="num_clients = 0"):
+        run_simulation(None, None, 0, backend_config={"actor": {"tensorflow": 1}})  # type: ignore[arg-type]
+    notes = [record.getMessage().partition(";")[0] for record in caplog.records]
+    assert notes == [
+        "note: start_simulation: actor_kwargs without effect",
+        "note: backend_config: actor without effect",
+    ]
+
+
+@pytest.mark.slow
+def test_strategies_get_what_flower_gives_them(tmp_path: Path) -> None:
+    """Replies of differing metrics are the error of Flower's; a strategy aggregates also what nobody was asked for."""
+    from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import ServerApp
+    from flwr.serverapp.strategy import FedAvg
+
+    client_app, server_app = ClientApp(), ServerApp()
+
+    @client_app.train()
+    def train(message: Message, context: Any) -> Message:
+        content = RecordDict({"arrays": message.content["arrays"], "metrics": MetricRecord({"num-examples": 1})})
+        if context.node_config["partition-id"] == context.run_config["odd"]:
+            content["metrics"]["acc"] = 0.9
+        return Message(content, reply_to=message)
+
+    class Aggregates(FedAvg):
+        def configure_train(self, server_round: int, *others: Any) -> Any:
+            return super().configure_train(server_round, *others) if server_round == 1 else []
+
+        def aggregate_train(self, server_round: int, replies: Any) -> Any:
+            aggregated.append(("train", server_round, len(replies)))
+            return super().aggregate_train(server_round, replies)
+
+        def aggregate_evaluate(self, server_round: int, replies: Any) -> Any:
+            aggregated.append(("evaluate", server_round, len(replies)))
+            return MetricRecord({"bound": 0.5})
+
+    aggregated: list[Any] = []
+    strategies = [FedAvg(fraction_evaluate=0.0), Aggregates(fraction_evaluate=0.0)]
+
+    @server_app.main()
+    def main(grid: Any, context: Any) -> None:
+        strategies.pop().start(grid, ArrayRecord({"w": Array(np.zeros(2))}), num_rounds=2)
+
+    def run(odd: int) -> Run:
+        settings: Any = {"run_config": {"odd": odd}, "results_dir": str(tmp_path), "engine": "inline"}
+        return run_simulation(server_app, client_app, 3, **settings)
+
+    metrics = run(-1).metrics()
+    assert aggregated == [("train", 1, 3), ("evaluate", 1, 0), ("train", 2, 0), ("evaluate", 2, 0)]
+    assert metrics[metrics.name == "bound"].value.tolist() == [0.5, 0.5]
+    with pytest.raises(RunError, match="InconsistentMessageReplies: All MetricRecords must have the same keys"):
+        run(0)
 
 
 class _CallingProxy(ClientProxy):

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from flwr.common import ArrayRecord, ConfigRecord
+from flwr.common import ArrayRecord, ConfigRecord, Parameters
 from flwr.server import SimpleClientManager
 from flwr.server.strategy import FedAdam, FedProx
 from flwr.serverapp.strategy import FedAdam as NewerFedAdam
@@ -19,9 +20,11 @@ from sim.data.partitioners import PARTITIONERS
 from sim.data.sources.by_name import SOURCES
 from sim.engine.aggregation import WeightedSum
 from sim.engine.interface import ClientResult
-from sim.errors import ConfigError, PluginError
+from sim.errors import ConfigError, PluginError, RunError
 from sim.server import strategy
 from sim.server.async_rules import RULES
+from sim.server.executor import Executor
+from sim.server.flower_grid import EngineGrid
 from sim.server.message_to_fit_ins import NodesOnly
 from sim.server.virtual_clients import VirtualClientProxy, virtual_clients
 from sim.training.models import MODELS
@@ -63,6 +66,37 @@ def test_clients_are_made_when_they_are_asked_for_and_sampled_as_by_flower() -> 
     assert "9" * 5000 not in ours.all()
     with pytest.raises(KeyError):
         ours.all()["4"]
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda: FedAdam(initial_parameters=Parameters([], "")).configure_fit(
+            1, Parameters([], ""), virtual_clients(1, SimpleClientManager())
+        ),
+        lambda: NewerFedAdam().configure_train(1, ArrayRecord(), ConfigRecord(), NodesOnly(virtual_clients(1))),
+        lambda: NewerFedAdam().configure_train(1, ArrayRecord(), ConfigRecord(), _grid(1)),
+    ],
+)
+def test_a_strategy_that_waits_for_clients_that_never_come_is_an_error(choose: Callable[[], object]) -> None:
+    with pytest.raises(RunError, match=r"the strategy waits for 2 clients, and there is 1 \(num_clients\)"):
+        choose()
+
+
+def test_an_app_that_waits_for_clients_that_never_come_is_noted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("time.monotonic", iter(range(20)).__next__)
+    grid = _grid(1)
+    for _ in range(10):
+        assert len(list(grid.get_node_ids())) < 2
+    assert [record.getMessage()[:61] for record in caplog.records] == [
+        "note: the ServerApp asks again and again for its nodes; all 1"
+    ]
+
+
+def _grid(num_clients: int) -> EngineGrid:
+    return EngineGrid(Executor(None, on_client_error="stop"), num_clients, lambda *_: 0, lambda *_: None)  # type: ignore[arg-type]
 
 
 def test_every_name_that_the_config_offers_is_in_a_table() -> None:

@@ -86,7 +86,7 @@ def measure(tasks: Sequence[MeasurementTask]) -> list[Measurement]:
     Raises:
         EngineError: a process failed; the message has its last line.
     """
-    command = [sys.executable, "-P", "-m", "sim.measure.measuring_process"]
+    command = [sys.executable, "-P", "-m", "sim.measure.measuring_process", *sys.argv[1:]]
     with ExitStack() as stack:
         # A client that prints much would fill a pipe and block.
         said = stack.enter_context(tempfile.TemporaryFile())

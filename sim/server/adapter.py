@@ -35,7 +35,7 @@ class StrategyAdapter(Protocol):
     Attributes:
         strategy: the object whose state belongs to a checkpoint.
         tests_last: the central test comes after the evaluation by clients, instead of before it.
-        may_skip: a round may be without training clients or new weights.
+        may_skip: a round may be without clients or new weights; the strategy aggregates in each round nevertheless.
         calls: the names of its six methods, in the order of ``CALLS``.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -13,8 +14,10 @@ from sim.run_folder.records import Phase
 from sim.server.executor import Executor
 from sim.server.message_strategies import Batch, NodesGrid, nodes, phase_of
 from sim.server.results import PhaseResults
+from sim.server.virtual_clients import check_there
 
 _MOST_BATCHES = 2**20  # of a round
+_MANY_TIMES, _POLLING_SECONDS = 5, 3.0  # an app that asks so often, over this time, seems to wait for more clients
 # Called with (phase, results, seconds) of each batch of messages that an app sends by itself.
 OnBatch = Callable[[Phase, PhaseResults, float], None]
 
@@ -40,6 +43,7 @@ class EngineGrid(NodesGrid):
         self._last = (0, 0)  # round of the last batch, and its number in it
         self._lock = threading.Lock()
         self._engine = threading.Lock()
+        self._asked: list[float] = []  # when an app has asked for its nodes since the last message
         self._waiting: dict[str, Message] = {}
         self._replies: dict[str, Message] = {}
 
@@ -50,12 +54,21 @@ class EngineGrid(NodesGrid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of all clients, in their order."""
+        check_there(self._num_clients, private_names.awaited_nodes())
+        self._asked.append(time.monotonic())
+        if len(self._asked) == _MANY_TIMES and self._asked[-1] - self._asked[0] > _POLLING_SECONDS:
+            logging.getLogger("sim").warning(
+                "note: the ServerApp asks again and again for its nodes; all %d are there (num_clients), and no more "
+                "will come",
+                self._num_clients,
+            )
         return list(nodes(self._num_clients))
 
     def number(self, message: Message) -> str:
         """Give a message its id."""
         with self._lock:
             self._count += 1
+            self._asked = []
             message_id = str(self._count)
         private_names.set_message_id(message, message_id)
         return message_id

@@ -277,9 +277,10 @@ class MessageStrategy:
         for other in results.succeeded:
             if keys_of(other.records or []) != keys_of(first.records or []):
                 raise RunError(f"clients {first.client_id} and {other.client_id} returned arrays of different names")
+        every = [_without_arrays(result) for result in results.succeeded]
+        private_names.check_metrics_of_replies(every, self._weighted_by)
         if not results.total.num_examples:
             raise RunError(f"the metric {self._weighted_by} of all clients is 0, so there is no mean of them")
-        every = [_without_arrays(result) for result in results.succeeded]
         mean = _with_mean(first, results.total.mean())
         next(iter(mean.metric_records.values()))[self._weighted_by] = results.total.num_examples
         replies = []

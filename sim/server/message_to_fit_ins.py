@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from flwr.common import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, NDArrays, RecordDict
+from flwr.server import SimpleClientManager
 from flwr.server.client_manager import ClientManager
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from sim.server.adapter import Evaluated
 from sim.server.message_strategies import MESSAGE_CALLS, RAISED, NodesGrid, averages
 from sim.server.results import PhaseResults, numbers_of
 from sim.server.sampled_clients import SampledClients
+from sim.server.virtual_clients import check_there
 from sim.server.visible_weights import VisibleWeights
 
 _EXAMPLES = "num-examples"
@@ -43,7 +45,10 @@ class NodesOnly(NodesGrid):
         """Return the ids of the clients that are there, in their order; those that a sampler has chosen for a round."""
         manager = self._client_manager
         chosen = manager.chosen_ids() if isinstance(manager, SampledClients) else None
-        return sorted(node_of(int(c)) for c in (manager.all() if chosen is None else chosen))
+        there = manager.all() if chosen is None else chosen
+        if isinstance(manager, SimpleClientManager):  # those of a network may still come
+            check_there(len(there), private_names.awaited_nodes())
+        return sorted(node_of(int(c)) for c in there)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Not for these clients, which know training and evaluation only."""

@@ -401,13 +401,11 @@ class RoundServer:
     def _fit(self, record: RoundRecord) -> tuple[RoundRecord, list[ClientRecord]]:
         server_round, start = record.round, time.perf_counter()
         trained = self._version(server_round) if self._asynchronous is not None else self._trained(server_round)
-        if trained is None:
-            return replace(record, num_clients=0, num_failures=0), []
         results, succeeded = trained.results, trained.results.succeeded
         if self._attackers is not None:
             self._attackers.forge(server_round, self._weights, succeeded)
         metrics: Mapping[str, Any] = {}
-        if succeeded:
+        if succeeded or self._adapter.may_skip:
             with self._calling(server_round, "aggregate_fit"):
                 weights, metrics = self._adapter.aggregate_fit(server_round, results)
                 if self._clock is not None:
@@ -459,13 +457,13 @@ class RoundServer:
         results, records = self._asynchronous.execute(server_round)
         return _Trained(results, records, begin, time.perf_counter(), self._asynchronous.seconds)
 
-    def _trained(self, server_round: int) -> _Trained | None:
-        """Have the clients that the strategy chooses train; None if it chooses none."""
+    def _trained(self, server_round: int) -> _Trained:
+        """Have the clients that the strategy chooses train."""
         others: list[ClientRecord] = []  # of clients that are not among the results
         chunks, schedule = self._begin_fit(server_round, others)
         begin = time.perf_counter()
         if not chunks:
-            return _Trained(PhaseResults(), others, begin, begin) if others else None
+            return _Trained(PhaseResults(), others, begin, begin)
         while not (results := self._executor.execute("fit", server_round, chunks)).succeeded:
             # Every client was lost: begin the round anew with those that come.
             others = [*(each for each in others if each.status != "dropped"), *results.records]
@@ -523,9 +521,9 @@ class RoundServer:
         start = time.perf_counter()
         with self._calling(server_round, "configure_evaluate"):
             chunks = self._adapter.configure("evaluate", server_round, self._executor.states)
-        if not chunks:
+        if not chunks and not self._adapter.may_skip:
             return record, []
-        results = self._executor.execute("evaluate", server_round, chunks)
+        results = self._executor.execute("evaluate", server_round, chunks) if chunks else PhaseResults()
         with self._calling(server_round, "aggregate_evaluate"):
             measured, loss, metrics = self._adapter.aggregate_evaluate(server_round, results)
         if loss is not None:
@@ -538,7 +536,7 @@ class RoundServer:
             eval_loss=weighted_mean([(r.num_examples, r.loss) for r in measured]),
             eval_accuracy=weighted_mean([(r.num_examples, r.accuracy) for r in measured]),
             **client_quantiles([r.accuracy for r in measured if r.accuracy is not None]),
-            eval_seconds=time.perf_counter() - start,
+            eval_seconds=time.perf_counter() - start if chunks else None,
         ), results.records
 
     def _accept(self, weights: NDArrays | None, server_round: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
+from functools import partial
 from typing import Any
 
 from flwr.common import (
@@ -20,6 +21,8 @@ from flwr.common import (
 from flwr.server import SimpleClientManager
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
+
+from sim.errors import RunError
 
 Call = FitIns | EvaluateIns | GetParametersIns | GetPropertiesIns
 # Has a client answer a call at once: (client_id, FitIns) → FitRes, and so on.
@@ -88,6 +91,8 @@ def virtual_clients(
         proxy_of: makes the proxy of a client.
     """
     manager = SimpleClientManager() if manager is None else manager  # an empty one counts as false
+    if isinstance(manager, SimpleClientManager) and type(manager).wait_for is SimpleClientManager.wait_for:
+        manager.wait_for = partial(_wait_for, manager)  # type: ignore[method-assign]
     if isinstance(manager, SimpleClientManager) and not (manager.clients or _has_own_register(manager)):
         # A million at once would take seconds.
         manager.clients = MadeWhenAsked(num_clients, proxy_of)  # type: ignore[assignment]
@@ -95,6 +100,22 @@ def virtual_clients(
     for client_id in range(num_clients):
         manager.register(proxy_of(client_id))
     return manager
+
+
+def _wait_for(manager: SimpleClientManager, num_clients: int, timeout: int = 0) -> bool:
+    check_there(len(manager.clients), num_clients)
+    return True
+
+
+def check_there(num_there: int, num_awaited: int) -> None:
+    """Check that there are as many clients as a strategy waits for, because virtual clients are there from the start.
+
+    Raises:
+        RunError: there are fewer.
+    """
+    if num_there < num_awaited:
+        verb = "is" if num_there == 1 else "are"
+        raise RunError(f"the strategy waits for {num_awaited} clients, and there {verb} {num_there} (num_clients)")
 
 
 def _has_own_register(manager: SimpleClientManager) -> bool:

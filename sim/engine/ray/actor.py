@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,12 @@ class ChunkActor:
 
     worker: Worker
 
-    def __init__(self) -> None:
+    def __init__(self, command_line: list[str]) -> None:
+        """
+        Args:
+            command_line: that of the driver, which modules of the user's may read when they are imported.
+        """
+        sys.argv = command_line
         with uncollected():
             import sim.engine.client_execution  # noqa: F401 - takes seconds, during which the driver prepares the run
         gc.freeze()  # what was imported is never garbage, and user code may collect garbage for each client
@@ -128,4 +134,4 @@ class ChunkActor:
 def start_actor(**resources: float) -> Any:
     """Start an actor; the resources are Ray's, ``num_cpus`` and ``num_gpus``."""
     actor_class: Any = ChunkActor
-    return actor_class.options(**resources).remote()
+    return actor_class.options(**resources).remote(sys.argv)
