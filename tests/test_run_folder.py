@@ -132,6 +132,14 @@ def _fail(_: int) -> None:
     raise OSError(28, "disk")
 
 
+def test_who_locks_a_folder_removes_what_killed_processes_had_begun_there(tmp_path: Path) -> None:
+    names = [".sweep.csv-5zq4qhpt", ".model.safetensors-a_b1c2d3", "sweep.csv", ".hidden", ".my.file-named-by-a-user"]
+    for name in names:
+        (tmp_path / name).touch()
+    with locked_folder(tmp_path):
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
+
+
 def test_a_run_is_found_by_name_and_by_path(tmp_path: Path) -> None:
     run = _writer(tmp_path).run
     assert open_run("one", str(tmp_path)).path == run.path

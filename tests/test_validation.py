@@ -197,12 +197,14 @@ def test_a_resume_gives_the_same_rounds_and_weights(small: Small, settings: dict
     assert continued.rounds().validation_loss.tolist() == whole.rounds().validation_loss.tolist()
 
 
+@pytest.mark.usefixtures("in_programs")
 def test_a_resume_begins_with_the_best_round_of_its_checkpoint(small: Small, tmp_path: Path) -> None:
     """Rounds after the checkpoint may have been better; they are made again, and perhaps not all of them."""
-    settings: dict[str, Any] = {"validation_share": 0.1, "num_rounds": 4, "max_local_steps": None}
+    own = {"model": "own:Stepped", "train": "own:train_stepped", "test": "own:test_stepped"}
+    settings: dict[str, Any] = {"validation_share": 0.1, "num_rounds": 4, **own}
     whole = small(name="whole", **settings)
     accuracies = whole.rounds().validation_accuracy
-    assert accuracies[4] > accuracies[:4].max()
+    assert accuracies.tolist() == [0.1, 0.3, 0.5, 0.4, 0.6]
     other = small(name="other", checkpoint_every=1, keep_checkpoints=9, **settings)
     for number in (3, 4):
         shutil.rmtree(other.checkpoints_path / str(number))
@@ -210,7 +212,6 @@ def test_a_resume_begins_with_the_best_round_of_its_checkpoint(small: Small, tmp
     assert other.best_path.read_bytes() == whole.best_path.read_bytes()
     seen = []
     continued = resume(other, on_record=lambda record: seen.append((record.round, round_of(other.best_path))))
-    assert accuracies[3] < accuracies[2]
     assert seen == [(3, 2), (4, 4)]
     assert continued.best_path.read_bytes() == whole.best_path.read_bytes()
     assert continued.rounds().validation_accuracy.tolist() == accuracies.tolist()

@@ -12,6 +12,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -34,6 +35,7 @@ _BEGINNING = ".config.toml-"  # the name of the config while it is written, befo
 
 # Descriptors of locked folders. A process that a client's code forks inherits them; it must not keep a folder locked
 # after this process has ended.
+_TEMPORARY = re.compile(r"\..+\.[a-z]+-[a-z0-9_]{8}")  # the name that ``tempfile`` gives a file
 _LOCKS: set[int] = set()
 
 
@@ -344,6 +346,9 @@ def _locked(folder: Path) -> int:
         os.close(lock)
         raise RunFolderError(f"{folder}: another process is writing to it") from None
     _LOCKS.add(lock)
+    for path in folder.glob(".*-*"):  # what a process that was killed has begun, see ``write_whole``
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
     return lock
 
 

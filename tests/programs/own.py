@@ -331,3 +331,25 @@ class CountingBoth(CifarClient):
     def evaluate(self, parameters, config):
         self.counted("evaluate")
         return super().evaluate(parameters, config)
+
+
+class Stepped(nn.Module):
+    """Has one weight, the number of the round, which ``train_stepped`` counts and ``test_stepped`` looks up."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = nn.Parameter(torch.zeros(()))
+
+    def forward(self, images):
+        return self.count + torch.zeros(len(images), 10)
+
+
+def train_stepped(net, loader, epochs, device):
+    for _ in loader:
+        pass
+    with torch.no_grad():
+        net.count += 1
+
+
+def test_stepped(net, loader, device):
+    return {"loss": 1.0, "accuracy": (0.1, 0.3, 0.5, 0.4, 0.6)[round(net.count.item())]}
