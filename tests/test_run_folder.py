@@ -9,7 +9,7 @@ import pytest
 from sim.errors import RunFolderError, WriteError
 from sim.run_folder.folder import Run, list_runs, open_run
 from sim.run_folder.records import ClientRecord, RoundRecord, columns
-from sim.run_folder.writer import RunWriter, check_folder, is_unbegun, remove_run
+from sim.run_folder.writer import RunWriter, check_folder, is_unbegun, locked_folder, remove_run
 
 ROUND = RoundRecord(1, num_clients=3, num_failures=0, train_loss=0.1 + 0.2, fit_seconds=1.5)
 CLIENT = ClientRecord(1, "fit", 7, None, None, None, 0.5, 0, None, "failed", 'ValueError: a "b",\nc')
