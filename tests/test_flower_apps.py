@@ -242,6 +242,39 @@ def test_a_mask_that_was_sent_is_no_error(tmp_path: Path) -> None:
         run(run_config={"fails": True}, name="nan")
 
 
+@pytest.mark.slow
+def test_a_round_has_the_last_of_its_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import ServerApp
+
+    client_app, server_app = ClientApp(), ServerApp()
+
+    @client_app.train()
+    @client_app.evaluate()
+    def measure(message: Message, context: Any) -> Message:
+        metrics = MetricRecord({"accuracy": message.content["model"]["accuracy"], "num-examples": 1})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    @server_app.main()
+    def main(grid: Any, context: Any) -> None:
+        for accuracy, kind, nodes in (
+            (0.0, "train", (2, 3, 4)),
+            (0.0, "train", (2, 3)),
+            (0.1, "evaluate", (2, 3, 4)),
+            (0.5, "evaluate", (2, 3)),
+            (0.9, "evaluate", (4,)),
+        ):
+            content = RecordDict({"model": ConfigRecord({"accuracy": accuracy})})
+            grid.send_and_receive([Message(content, node, kind, group_id="1") for node in nodes])
+
+    run = run_simulation(server_app, client_app, 3, results_dir=str(tmp_path), engine="inline")
+    (only,) = run.rounds().itertuples()
+    assert (only.num_clients, only.eval_accuracy) == (3, pytest.approx((0.5 + 0.5 + 0.9) / 3))
+    assert capsys.readouterr().err.count("has clients evaluate several times in round 1") == 1
+    assert run.clients().groupby("phase").size().to_dict() == {"fit": 5, "evaluate": 6}
+
+
 def test_what_scripts_say_about_actors_is_noted(caplog: pytest.LogCaptureFixture) -> None:
     def init() -> None: ...
 
