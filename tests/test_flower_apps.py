@@ -22,6 +22,9 @@ from federation import Program, wait_until
 from sim import AppConfig, Run, RunConfig, resume, run_app, run_simulation, start_simulation
 from sim.commands.run import _report
 from sim.errors import ClientError, RunError, RunFolderError, UsageError
+from sim.sweep.planned import Planned
+from sim.sweep.table import runs_frame
+from sim.sweep.variants import variants
 
 APPS = PROGRAMS / "apps"
 
@@ -240,6 +243,18 @@ def test_a_mask_that_was_sent_is_no_error(tmp_path: Path) -> None:
     assert (weights["mask"].tolist(), weights["w"].tolist()) == ([0.0, -np.inf], [2.0, 2.0])
     with pytest.raises(ClientError, match=r"client 0 raised in round 1 .*holds NaN weights"):
         run(run_config={"fails": True}, name="nan")
+
+
+@pytest.mark.slow
+def test_a_sweep_has_what_clients_measure_without_a_central_test(app: Any) -> None:
+    run = app("stateful_app")
+    accuracies = run.rounds().eval_accuracy
+    target = float(accuracies.iloc[2])
+    given = {"app": str(APPS / "stateful_app"), "num_clients": 5, "target_accuracy": target}
+    (variant,) = variants(given, [], 1, "s")
+    (row,) = runs_frame([Planned(variant, variant.configs[0], run, "done")]).itertuples()
+    assert (row.final_accuracy, row.best_accuracy) == (accuracies.iloc[-1], accuracies.max())
+    assert row.rounds_to_target == list(accuracies >= target).index(True)
 
 
 @pytest.mark.slow

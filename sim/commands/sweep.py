@@ -35,7 +35,7 @@ def sweep(arguments: argparse.Namespace) -> None:
         jobs = whole_number("--jobs", arguments.jobs)
     from sim.sweep.execute import sweep
     from sim.sweep.screen import SweepScreen, table_of
-    from sim.sweep.table import FINAL
+    from sim.sweep.table import CURVES, FINAL
 
     with SweepScreen() as screen:
         planned = sweep(chosen, results_dir, jobs=jobs, on_change=screen.update)
@@ -43,9 +43,9 @@ def sweep(arguments: argparse.Namespace) -> None:
     if num_seeds > 1:
         print("±               half of the 95 % interval over the seeds (Student's t)")
     print(f"tables          {results_dir}/sweep.csv, {results_dir}/runs.csv")
-    print(f"picture         {results_dir}/sweep.png")
-    if Path(results_dir, FINAL).exists():
-        print(f"final values    {results_dir}/{FINAL}")
+    for what, name in (("picture", CURVES), ("final values", FINAL)):
+        if Path(results_dir, name).exists():
+            print(f"{what:<15} {results_dir}/{name}")
     failed = [each for each in planned if each.status == "failed"]
     if failed:
         raise RunError(
