@@ -258,7 +258,9 @@ def test_a_sweep_has_what_clients_measure_without_a_central_test(app: Any) -> No
 
 
 @pytest.mark.slow
-def test_a_round_has_the_last_of_its_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_round_of_an_app_has_what_its_group_says_and_the_last_of_its_evaluations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
     from flwr.serverapp import ServerApp
@@ -267,6 +269,7 @@ def test_a_round_has_the_last_of_its_evaluations(tmp_path: Path, capsys: pytest.
 
     @client_app.train()
     @client_app.evaluate()
+    @client_app.query()
     def measure(message: Message, context: Any) -> Message:
         metrics = MetricRecord({"accuracy": message.content["model"]["accuracy"], "num-examples": 1})
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
@@ -281,13 +284,22 @@ def test_a_round_has_the_last_of_its_evaluations(tmp_path: Path, capsys: pytest.
             (0.9, "evaluate", (4,)),
         ):
             content = RecordDict({"model": ConfigRecord({"accuracy": accuracy})})
-            grid.send_and_receive([Message(content, node, kind, group_id="1") for node in nodes])
+            grid.send_and_receive([Message(content, node, kind, group_id="9") for node in nodes])
+        for kind, group in (("query", "9"), ("query", "last"), ("query", "10"), ("train", "10"), ("train", "11")):
+            grid.send_and_receive([Message(content, 2, kind, group_id=group)])
 
     run = run_simulation(server_app, client_app, 3, results_dir=str(tmp_path), engine="inline")
-    (only,) = run.rounds().itertuples()
-    assert (only.num_clients, only.eval_accuracy) == (3, pytest.approx((0.5 + 0.5 + 0.9) / 3))
+    first = run.rounds().iloc[0]
+    assert (first.num_clients, first.eval_accuracy) == (3, pytest.approx((0.5 + 0.5 + 0.9) / 3))
     assert capsys.readouterr().err.count("has clients evaluate several times in round 1") == 1
-    assert run.clients().groupby("phase").size().to_dict() == {"fit": 5, "evaluate": 6}
+    assert run.clients().groupby(["round", "phase"]).size().to_dict() == {
+        (1, "evaluate"): 6,
+        (1, "fit"): 5,
+        (1, "query"): 2,
+        (2, "fit"): 1,
+        (2, "query"): 1,
+        (3, "fit"): 1,
+    }
 
 
 def test_what_scripts_say_about_actors_is_noted(caplog: pytest.LogCaptureFixture) -> None:

@@ -247,10 +247,14 @@ class ServerAppRun:
     # What the app sends by itself.
 
     def _round_of(self, phase: Phase, group_id: str) -> int:
-        """Return the round of a batch; one of training begins a round, unless it is of the same group as the last."""
+        """Return the round of a batch; one of training begins a round, unless it is of the same group as the last.
+
+        So does any batch whose group has a higher number than that of the round.
+        """
         if self._in_rounds:
             return self._round + 1
-        if phase == "fit" and not (group_id and group_id == self._group):
+        is_next = group_id.isdecimal() and self._group.isdecimal() and int(group_id) > int(self._group)
+        if is_next or (phase == "fit" and not (group_id and group_id == self._group)):
             self._group = group_id
             self._finish_own_round()
             self._round += 1
