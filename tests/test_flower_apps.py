@@ -22,6 +22,9 @@ from federation import Program, wait_until
 from sim import AppConfig, Run, RunConfig, resume, run_app, run_simulation, start_simulation
 from sim.commands.run import _report
 from sim.errors import ClientError, RunError, RunFolderError, UsageError
+from sim.sweep.planned import Planned
+from sim.sweep.table import runs_frame
+from sim.sweep.variants import variants
 
 APPS = PROGRAMS / "apps"
 
@@ -240,6 +243,63 @@ def test_a_mask_that_was_sent_is_no_error(tmp_path: Path) -> None:
     assert (weights["mask"].tolist(), weights["w"].tolist()) == ([0.0, -np.inf], [2.0, 2.0])
     with pytest.raises(ClientError, match=r"client 0 raised in round 1 .*holds NaN weights"):
         run(run_config={"fails": True}, name="nan")
+
+
+@pytest.mark.slow
+def test_a_sweep_has_what_clients_measure_without_a_central_test(app: Any) -> None:
+    run = app("stateful_app")
+    accuracies = run.rounds().eval_accuracy
+    target = float(accuracies.iloc[2])
+    given = {"app": str(APPS / "stateful_app"), "num_clients": 5, "target_accuracy": target}
+    (variant,) = variants(given, [], 1, "s")
+    (row,) = runs_frame([Planned(variant, variant.configs[0], run, "done")]).itertuples()
+    assert (row.final_accuracy, row.best_accuracy) == (accuracies.iloc[-1], accuracies.max())
+    assert row.rounds_to_target == list(accuracies >= target).index(True)
+
+
+@pytest.mark.slow
+def test_a_round_of_an_app_has_what_its_group_says_and_the_last_of_its_evaluations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import ServerApp
+
+    client_app, server_app = ClientApp(), ServerApp()
+
+    @client_app.train()
+    @client_app.evaluate()
+    @client_app.query()
+    def measure(message: Message, context: Any) -> Message:
+        metrics = MetricRecord({"accuracy": message.content["model"]["accuracy"], "num-examples": 1})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    @server_app.main()
+    def main(grid: Any, context: Any) -> None:
+        for accuracy, kind, nodes in (
+            (0.0, "train", (2, 3, 4)),
+            (0.0, "train", (2, 3)),
+            (0.1, "evaluate", (2, 3, 4)),
+            (0.5, "evaluate", (2, 3)),
+            (0.9, "evaluate", (4,)),
+        ):
+            content = RecordDict({"model": ConfigRecord({"accuracy": accuracy})})
+            grid.send_and_receive([Message(content, node, kind, group_id="9") for node in nodes])
+        for kind, group in (("query", "9"), ("query", "last"), ("query", "10"), ("train", "10"), ("train", "11")):
+            grid.send_and_receive([Message(content, 2, kind, group_id=group)])
+
+    run = run_simulation(server_app, client_app, 3, results_dir=str(tmp_path), engine="inline")
+    first = run.rounds().iloc[0]
+    assert (first.num_clients, first.eval_accuracy) == (3, pytest.approx((0.5 + 0.5 + 0.9) / 3))
+    assert capsys.readouterr().err.count("has clients evaluate several times in round 1") == 1
+    assert run.clients().groupby(["round", "phase"]).size().to_dict() == {
+        (1, "evaluate"): 6,
+        (1, "fit"): 5,
+        (1, "query"): 2,
+        (2, "fit"): 1,
+        (2, "query"): 1,
+        (3, "fit"): 1,
+    }
 
 
 def test_what_scripts_say_about_actors_is_noted(caplog: pytest.LogCaptureFixture) -> None:

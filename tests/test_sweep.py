@@ -198,7 +198,21 @@ def test_wrong_flags_of_a_sweep_are_one_line(command: Sim, tmp_path: Path) -> No
     for words in (["--vary", "alhpa=1"], ["--seeds", "0"], ["--name", "x"], ["--jobs", "x"], ["--vary", "alpha=-1"]):
         result = command("sweep", *words)
         assert (result.returncode, result.stderr.count("\n"), result.stdout) == (2, 1, ""), result.stderr
+    words = ["--app", str(PROGRAMS / "apps" / "message_app"), "--num-clients", "3", "--vary", "run_config.nope=1"]
+    result = command("sweep", *words)
+    assert (result.returncode, result.stderr.count("\n"), result.stdout) == (2, 1, ""), result.stderr
+    assert "--run-config nope=1: the app has no such key; it has num-server-rounds" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_names_no_picture_that_it_has_not_made(command: Sim, monkeypatch: pytest.MonkeyPatch) -> None:
+    (variant,) = variants({}, [], 1, "s")
+    failed = Planned(variant, variant.configs[0], Run(Path("s/one")), "failed", "why")
+    monkeypatch.setattr("sim.sweep.execute.sweep", lambda *_, **__: [failed])
+    result = command("sweep", "--seeds", "1", "--results-dir", "s")
+    assert result.returncode == 1
+    assert "runs.csv" in result.stdout
+    assert ".png" not in result.stdout
 
 
 def test_arguments_of_a_strategy_are_varied_and_a_new_strategy_drops_the_old_ones() -> None:

@@ -43,9 +43,9 @@ def sweep(arguments: argparse.Namespace) -> None:
     if num_seeds > 1:
         print("±               half of the 95 % interval over the seeds (Student's t)")
     print(f"tables          {results_dir}/sweep.csv, {results_dir}/runs.csv")
-    for words, name in (("picture", CURVES), ("final values", FINAL)):
+    for what, name in (("picture", CURVES), ("final values", FINAL)):
         if Path(results_dir, name).exists():
-            print(f"{words:15} {results_dir}/{name}")
+            print(f"{what:<15} {results_dir}/{name}")
     failed = [each for each in planned if each.status == "failed"]
     if failed:
         raise RunError(

@@ -62,6 +62,12 @@ def table_of(run: Run, metrics: Iterable[MetricName] = (), *, with_quantiles: bo
     return table.assign(**{name: table["round"].map(values).astype("float64") for name, values in found.items()})
 
 
+def measured_column(table: pd.DataFrame, name: str) -> str:
+    """Return the column of a metric in the central test, or of what clients measured where no test has it."""
+    test, evaluate = column("test", name), column("evaluate", name)
+    return evaluate if table[test].isna().all() and evaluate in table else test
+
+
 def unmeasured(table: pd.DataFrame, x: str) -> list[str]:
     """Return the columns that ``spent`` needs for ``x`` and that have no value in any round."""
     return [name for name in X_AXES[x] if name not in table or not table[name].notna().any()]
@@ -88,7 +94,7 @@ TO_TARGET = ("rounds_to_target", "seconds_to_target", "virtual_seconds_to_target
 
 
 def spent_to_target(table: pd.DataFrame, target: Target | None) -> dict[str, float | None]:
-    """Return what a run had spent when the central test first reached a target, by the names of ``TO_TARGET``.
+    """Return what a run had spent when it first reached a target, see ``measured_column``, as ``TO_TARGET`` names it.
 
     The seconds are those of rounds and checkpoints, without the start of the run. None is a value that was not
     measured, as are all if there is no target or it was not reached.
@@ -97,7 +103,7 @@ def spent_to_target(table: pd.DataFrame, target: Target | None) -> dict[str, flo
         table: that of ``table_of``, with the metric of the target.
     """
     found: dict[str, float | None] = dict.fromkeys(TO_TARGET)
-    reached = [] if target is None else [target.is_reached_by(v) for v in table[column("test", target.name)]]
+    reached = [] if target is None else [target.is_reached_by(v) for v in table[measured_column(table, target.name)]]
     if not any(reached):
         return found
     first = reached.index(True)

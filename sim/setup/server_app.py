@@ -67,7 +67,7 @@ class ServerAppRun:
         self._own: _OwnRound | None = None
         self._round, self._recorded = 0, -1
         self._group = ""
-        self._has_noted = False
+        self._has_noted = self._has_noted_again = False
 
     def run(self) -> None:
         """Execute the app.
@@ -247,10 +247,14 @@ class ServerAppRun:
     # What the app sends by itself.
 
     def _round_of(self, phase: Phase, group_id: str) -> int:
-        """Return the round of a batch; one of training begins a round, unless it is of the same group as the last."""
+        """Return the round of a batch; one of training begins a round, unless it is of the same group as the last.
+
+        So does any batch whose group has a higher number than that of the round.
+        """
         if self._in_rounds:
             return self._round + 1
-        if phase == "fit" and not (group_id and group_id == self._group):
+        is_next = group_id.isdecimal() and self._group.isdecimal() and int(group_id) > int(self._group)
+        if is_next or (phase == "fit" and not (group_id and group_id == self._group)):
             self._group = group_id
             self._finish_own_round()
             self._round += 1
@@ -262,7 +266,14 @@ class ServerAppRun:
     def _on_batch(self, phase: Phase, results: PhaseResults, seconds: float) -> None:
         if self._own is None:
             self._own = _OwnRound(RoundRecord(self._round))
-        self._own.add(phase, results, seconds)
+        is_again = self._own.add(phase, results, seconds)
+        if is_again and phase == "evaluate" and not self._has_noted_again:
+            self._has_noted_again = True
+            logging.getLogger("sim").warning(
+                "note: the ServerApp has clients evaluate several times in round %d; rounds.csv has the last of these "
+                "evaluations, clients.csv and metrics.csv have all of them",
+                self._round,
+            )
 
     def _finish_own_round(self) -> None:
         own, self._own = self._own, None
@@ -294,15 +305,21 @@ class _OwnRound:
         self.record = record
         self.clients: list[ClientRecord] = []
         self.metrics: list[MetricRow] = []
-        self._done: dict[Phase, list[ClientResult]] = {}
+        self._done: dict[Phase, dict[int, ClientResult]] = {}  # the last results of each client
 
-    def add(self, phase: Phase, results: PhaseResults, seconds: float) -> None:
-        """Add a batch of messages."""
+    def add(self, phase: Phase, results: PhaseResults, seconds: float) -> bool:
+        """Add a batch of messages; return whether a client did the same in this round before.
+
+        An evaluation of such a client is one of another model, of which a mean is not that of the one before.
+        """
         record = self.record
         self.clients += results.records
         self.metrics += metric_records(results.succeeded, phase, record.round, {})
-        self._done.setdefault(phase, []).extend(results.succeeded)
-        done = self._done[phase]
+        last = {result.client_id: result for result in results.succeeded}
+        before = self._done.get(phase, {})
+        is_again = len(last) < len(results.succeeded) or not last.keys().isdisjoint(before)
+        self._done[phase] = last if is_again and phase == "evaluate" else before | last
+        done = self._done[phase].values()
         loss = weighted_mean([(r.num_examples, r.loss) for r in done])
         failures = (record.num_failures or 0) + len(results.failures)
         record = replace(record, num_failures=failures, round_seconds=(record.round_seconds or 0.0) + seconds)
@@ -318,3 +335,4 @@ class _OwnRound:
                 eval_seconds=(record.eval_seconds or 0.0) + seconds,
             )
         self.record = record
+        return is_again

@@ -54,7 +54,8 @@ class SweepScreen:
             text = f"failed: {one_line(ended.error)}" if ended.status == "failed" else f"round {ended.num_rounds}"
             if ended.status == "done":
                 metric = metric_of_sweep(planned)
-                final = measurements.table_of(ended.run, [metric])[measurements.column("test", metric.name)].iloc[-1]
+                rounds = measurements.table_of(ended.run, [metric])
+                final = rounds[measurements.measured_column(rounds, metric.name)].iloc[-1]
                 text += "" if math.isnan(final) else f" · {one_line(metric.name, 60)} {shown(final)}"
             line = f"{done}/{len(planned)} {ended.run.name} · {text}"
             self._console.print(line, highlight=False, soft_wrap=True)

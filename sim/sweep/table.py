@@ -14,7 +14,7 @@ import pandas as pd
 from sim.errors import WriteError
 from sim.metrics import MetricName, Target, configured
 from sim.run_folder import plots
-from sim.run_folder.measurements import TO_TARGET, column, metric_of, spent_to_target, table_of
+from sim.run_folder.measurements import TO_TARGET, measured_column, metric_of, spent_to_target, table_of
 from sim.run_folder.writer import write_whole
 from sim.sweep.figure import results_figure, varied_number
 from sim.sweep.planned import Planned
@@ -83,8 +83,8 @@ _KEYS = ["variant", "seed", "run", "status", "error", "num_rounds"]
 def runs_frame(planned: Sequence[Planned]) -> pd.DataFrame:
     """Return one row per run: the varied values, seed, name, status, error, finished rounds, and the measures.
 
-    The measures are the final and the best value of the sweep's metric in the central test, and what ``TO_TARGET``
-    names, which is missing if there is no target or it was not reached.
+    The measures are the final and the best value of the sweep's metric, in the central test or of the clients if there
+    is none, and what ``TO_TARGET`` names, which is missing if there is no target or it was not reached.
     """
     metric = metric_of_sweep(planned)
     rows = []
@@ -101,7 +101,7 @@ def _measured(each: Planned, metric: MetricName) -> dict[str, Any]:
         return each.measures
     target = Target.of(vars(each.config))
     rounds = table_of(each.run, [metric, *([target.metric] if target is not None else [])])
-    values = rounds[column("test", metric.name)]
+    values = rounds[measured_column(rounds, metric.name)]
     measured = values.dropna().tolist()
     found: dict[str, Any] = {**dict.fromkeys(names), final: values.iloc[-1]}
     found[best] = metric.best(measured) if measured else math.nan

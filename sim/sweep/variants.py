@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from sim.config.app import read_app
 from sim.config.fields import Scalar, flag_of, parse_flag, parse_scalar, type_of
 from sim.config.run_config import RunConfig, config_type_of
 from sim.errors import ConfigError
@@ -132,6 +133,8 @@ def variants(given: dict[str, Any], axes: Sequence[Axis], num_seeds: int, result
             names.add(name)
             try:
                 config = config_type(**{**settings, "seed": seed, "name": name, "results_dir": results_dir})
+                if config.app is not None and seed == first:
+                    read_app(config.app, config.run_config)  # it may not know a key, or not be there
             except ConfigError as error:
                 if not labelled:
                     raise
