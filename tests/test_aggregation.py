@@ -64,6 +64,18 @@ def test_integer_buffers_stay_integers_and_half_precision_does_not_overflow() ->
     assert (half.dtype, half.tolist()) == (np.float16, [300.75])
 
 
+def test_large_integers_keep_their_last_digits_and_small_ones_are_rounded_as_before() -> None:
+    large = [[np.array([2**60 + k, -(2**62)]), np.array([2**64 - 1 - k], np.uint64)] for k in (1, 3, 8)]
+    weights = [[*arrays, np.array(k, np.uint8)] for arrays, k in zip(large, (250, 3, 2), strict=True)]
+    for sizes in ([3], [1, 1, 1], [1, 2]):
+        signed, unsigned, small = _mean_in_chunks(weights, [1, 1, 2], sizes)
+        assert signed.tolist() == [2**60 + 5, -(2**62)]
+        assert unsigned.tolist() == [2**64 - 1 - 5]
+        assert (small.dtype, int(small)) == (np.uint8, 64)  # 64.25
+    halves = _mean_in_chunks([[np.array([2, 3])], [np.array([3, 4])]], [1, 1], [1, 1])
+    assert halves[0].tolist() == [2, 4]  # 2.5 and 3.5, as numpy rounds them
+
+
 @pytest.mark.parametrize(
     ("num_tasks", "sizes"), [(1, [1]), (20, [1] * 20), (50, [3] * 16 + [2]), (500, [16] * 31 + [4])]
 )

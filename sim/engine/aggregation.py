@@ -59,6 +59,7 @@ T = TypeVar("T")
 
 _CHUNKS_A_ROUND = 16  # enough to keep 16 actors busy …
 _CLIENTS_A_CHUNK = 16  # … and no client waits behind more than 15 others
+_MOST_EXACT = 2**53  # from here on, float64 leaves out whole numbers
 _BLOCK = 65_536  # numbers that are scaled at once, so that they stay in the processor's cache
 
 
@@ -73,13 +74,15 @@ class WeightedSum:
     """Σ nᵢ·wᵢ over clients, nᵢ their numbers of examples (McMahan et al. 2017, algorithm 1).
 
     Floating-point arrays are summed in their own precision, integer and boolean buffers (BatchNorm's counters) in
-    float64; ``mean`` gives every array back in the dtype that the clients sent.
+    float64; ``mean`` gives every array back in the dtype that the clients sent. Of integers, the distances from those
+    of the first client are summed, because float64 does not hold the last digits of large ones.
 
     Attributes:
         exact: positions of arrays that are summed in float64. The mean of equal float32 numbers is then that number,
             so that what no client changes stays as it is.
         num_extras: how many arrays at the end are no weights: their mean counts each client alike.
         num_clients: how many clients were added.
+        origins: the integer arrays of the first client as int64, by their positions.
     """
 
     num_examples: float = 0
@@ -88,6 +91,7 @@ class WeightedSum:
     exact: frozenset[int] = frozenset()
     num_extras: int = 0
     num_clients: int = 0
+    origins: dict[int, NDArray] = field(default_factory=dict)
 
     def add(self, weights: NDArrays, num_examples: float) -> None:
         """Add one client's weights; the arrays are not kept."""
@@ -95,10 +99,12 @@ class WeightedSum:
         factors = [num_examples if position < first_extra else 1 for position in range(len(weights))]
         if self.sums:
             self._check_shapes(weights)
-            for total, array, factor in zip(self.sums, weights, factors, strict=True):
+            for total, array, factor in zip(self.sums, self._distances(weights), factors, strict=True):
                 _add_scaled(total, array, factor)
         else:
             self.dtypes = [w.dtype for w in weights]
+            self.origins = {i: w.astype(np.int64) for i, w in enumerate(weights) if w.dtype.kind in "iu"}
+            weights = self._distances(weights)
             sum_dtypes = [_sum_dtype(w, exact=position in self.exact) for position, w in enumerate(weights)]
             self.sums = [
                 np.multiply(w, factor, out=np.empty(w.shape, dtype), dtype=dtype)
@@ -114,9 +120,12 @@ class WeightedSum:
         if self.sums:
             self._check_shapes(other.sums)
             _add_in_place(self.sums, other.sums)
+            for position in self.origins.keys() | other.origins.keys():
+                moved = other.origins.get(position, 0) - self.origins.get(position, 0)
+                np.add(self.sums[position], moved * other._divisor(position), out=self.sums[position])
         else:
             self.sums, self.dtypes = [array.copy() for array in other.sums], other.dtypes
-            self.num_extras = other.num_extras
+            self.num_extras, self.origins = other.num_extras, other.origins
         self.num_examples += other.num_examples
         self.num_clients += other.num_clients
 
@@ -129,11 +138,28 @@ class WeightedSum:
 
     def mean(self) -> NDArrays:
         """Return Σ nᵢ·wᵢ / Σ nᵢ; there must be at least one client."""
-        first_extra = len(self.sums) - self.num_extras
-        divisors = [self.num_examples if i < first_extra else self.num_clients for i in range(len(self.sums))]
+        return [self._mean(position) for position in range(len(self.sums))]
+
+    def _mean(self, position: int) -> NDArray:
+        array, dtype, divisor = self.sums[position], self.dtypes[position], self._divisor(position)
+        if position in self.origins:
+            origin = self.origins[position]
+            whole = origin * float(divisor)
+            if np.abs(whole).max(initial=0) >= _MOST_EXACT:
+                return np.asarray(origin + np.rint(array / divisor).astype(np.int64)).astype(dtype)
+            array = np.asarray(whole + array)
+        return cast(np.divide(array, divisor, dtype=array.dtype), dtype)
+
+    def _divisor(self, position: int) -> float:
+        return self.num_examples if position < len(self.sums) - self.num_extras else self.num_clients
+
+    def _distances(self, weights: NDArrays) -> NDArrays:
+        """Return arrays with the distances from their origins in the place of integers."""
         return [
-            cast(np.divide(array, divisor, dtype=array.dtype), dtype)
-            for array, dtype, divisor in zip(self.sums, self.dtypes, divisors, strict=True)
+            np.asarray((w.astype(np.int64) if w.dtype.kind in "iu" else w) - self.origins[i])
+            if i in self.origins
+            else w
+            for i, w in enumerate(weights)
         ]
 
 
