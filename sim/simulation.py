@@ -401,9 +401,13 @@ def _check_data_and_folder(config: RunConfig) -> None:
 def _with_gpus(config: RunConfig, ray_init_args: dict[str, Any]) -> RunConfig:
     """Decide what ``--num-gpus auto`` leaves open: an equal share for as many actors as fit."""
     from sim.measure.capacity import gpus_for
+    from sim.run_folder import log
 
     share = gpus_for(config, int(ray_init_args["num_cpus"] / config.num_cpus))
     logging.getLogger("sim").info("--num-gpus auto: %g", share)
+    if not share and config.device != "cpu":
+        with log.notes():
+            log.say(["--num-gpus auto: this machine has no GPU, so that clients train on the CPU"])
     return replace(config, num_gpus=share)
 
 

@@ -279,6 +279,9 @@ def test_the_runs_of_a_folder_come_in_natural_order_and_once(tmp_path: Path) -> 
         _fake(tmp_path / "sweep", name, RunConfig(), [0.1])
     chosen = runs.chosen_runs([str(tmp_path / "sweep" / "run3"), "sweep"], str(tmp_path))
     assert [run.name for run in chosen] == ["run3", "run2", "run10"]
+    (tmp_path / "sweep" / "runs.csv").write_text("run,seed\nrun10,0\nrun2,1\n", encoding="utf-8")  # as in sweep.png
+    of_sweep = runs.chosen_runs(["sweep"], str(tmp_path))
+    assert [run.name for run in of_sweep] == ["run10", "run2", "run3"]
     with pytest.raises(RunFolderError, match=r"run nothing: neither .*; existing runs: run10, run2, run3"):
         runs.chosen_runs(["nothing"], str(tmp_path / "sweep"))
 

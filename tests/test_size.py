@@ -148,9 +148,17 @@ def test_a_client_that_raises_is_one_line(command: Sim, tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_auto_means_no_gpu_if_there_is_none(small: Small) -> None:
+def test_auto_means_no_gpu_if_there_is_none(
+    small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert gpus_for(RunConfig(device="cpu"), 2) == 0.0
     run = small(num_gpus="auto", device="cpu")
     assert run.config()["num_gpus"] == 0.0
+    assert "no GPU" not in capsys.readouterr().err
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    small(num_gpus="auto", name="without", num_rounds=1)
+    assert (
+        capsys.readouterr().err.count("note: --num-gpus auto: this machine has no GPU, so that clients train on") == 1
+    )
     with pytest.raises(ConfigError, match="num_gpus = 'many': must be a number, at least 0, or auto"):
         RunConfig(num_gpus="many")  # type: ignore[arg-type]

@@ -156,6 +156,9 @@ def test_a_failed_run_is_shown_and_does_not_end_the_sweep(command: Sim, tmp_path
     assert runs.status.tolist() == ["failed", "done"]
     assert "ValueError" in runs.error[0]
     assert pd.read_csv(tmp_path / "s" / "sweep.csv").num_failed.tolist() == [1, 0]
+    words = ["sweep", "--vary", "alpha=0.001", "--seeds", "1", "--results-dir", str(tmp_path / "refused")]
+    refused = command(*words, *FEW)
+    assert (refused.returncode, refused.stderr.splitlines()[-1][-6:]) == (1, " works")  # it would be refused again
 
 
 @pytest.mark.slow

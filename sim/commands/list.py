@@ -50,7 +50,7 @@ class _Row:
 ORDERS: dict[str, Callable[[_Row], Any]] = {
     "run": lambda row: row.name,
     "rounds": lambda row: None if row.done is None else -row.done,
-    "metric": lambda row: None if row.metric is None else row.metric.name,
+    "metric": lambda row: None if row.metric is None else (row.metric.name, row.better(row.final)),
     "final": lambda row: row.better(row.final),
     "best": lambda row: row.better(row.best),
     "size": lambda row: -row.num_bytes,

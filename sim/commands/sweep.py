@@ -48,9 +48,9 @@ def sweep(arguments: argparse.Namespace) -> None:
             print(f"{what:<15} {results_dir}/{name}")
     failed = [each for each in planned if each.status == "failed"]
     if failed:
+        retry = "" if all(each.was_refused for each in failed) else "; run the same command again to retry them"
         raise RunError(
-            f"{len(failed)} of {len(planned)} runs failed, first {failed[0].run.name}: {failed[0].error}; "
-            "run the same command again to retry them"
+            f"{len(failed)} of {len(planned)} runs failed, first {failed[0].run.name}: {failed[0].error}{retry}"
         )
 
 

@@ -22,7 +22,7 @@ class EvaluationConfig(VirtualTimeConfig):
     eval_share: float = setting(
         0.2,
         "fraction of a client's examples (rounded down) that it keeps for its own evaluation; used only if "
-        "--fraction-evaluate is above 0, or with --final-evaluate",
+        "--fraction-evaluate is above 0, with --final-evaluate, or for a train that takes a loader for validation",
         EVALUATION,
         low=0,
         below=1,

@@ -145,7 +145,8 @@ class RunConfig(EvaluationConfig):
     )
     vectorized_clients: int | None = setting(
         None,
-        "number of clients in one computation; if not given, as many as fit into the memory of the GPU",
+        "number of clients in one computation; if not given, it follows from the clients per round and, on a GPU, from "
+        "the number of processes and the memory",
         MODEL,
         low=1,
         high=1_000_000,  # as many batches stand in one array
@@ -284,8 +285,8 @@ class RunConfig(EvaluationConfig):
     )
     checkpoint_every: int = setting(
         1,
-        "rounds between the checkpoints from which --resume continues; 0 for no checkpoints (sim run only: a server "
-        "cannot save the state of its clients)",
+        "rounds between the checkpoints from which --resume continues; 0 for no checkpoints (not in sim server, "
+        "which cannot save the state of its clients)",
         RUN,
         unit="rounds",
         low=0,

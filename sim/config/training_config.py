@@ -129,7 +129,8 @@ class TrainingConfig(_GivenObjects):
     )
     loss: str | None = setting(
         None,
-        "loss of the built-in training and test; if not given, cross_entropy for classes, mse for other targets",
+        "loss of the built-in training and test; if not given, cross_entropy for classes, bce for zeros and ones as "
+        "floats, mse for other targets",
         MODEL,
         choices=("cross_entropy", "bce", "mse", "mae", "huber", "nll"),
         importable=True,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from sim.disk import check_is_file
 from sim.errors import RunFolderError
 from sim.run_folder.folder import Run, is_run, list_runs, open_run
 from sim.run_folder.read_run import ReadRun
-
-if TYPE_CHECKING:
-    pass
 
 
 def chosen_runs(
@@ -22,7 +20,8 @@ def chosen_runs(
 
     Args:
         words: each is the name of a run in ``results_dir``, the path of a run, or a folder of runs. The runs of a
-            folder come in natural order (run2 before run10). A run that is named twice comes once.
+            sweep come in its order, those of another folder in natural order (run2 before run10). A run
+            that is named twice comes once.
         results_dir: the folder of the runs.
         on_unreadable: called for each run of a folder that is left out because it cannot be read.
 
@@ -64,7 +63,9 @@ def _runs_of(word: str, results_dir: str) -> Iterator[tuple[Run, bool]]:
     for folder in folders:
         runs = list_runs(str(folder))
         if runs:
-            yield from ((Run(run.path.resolve()), False) for run in sorted(runs, key=lambda run: natural(run.name)))
+            places = _places_in_sweep(folder)
+            runs.sort(key=lambda run: (places.get(run.name, len(places)), natural(run.name)))
+            yield from ((Run(run.path.resolve()), False) for run in runs)
             return
     existing = list_runs(results_dir) if _is_folder(Path(results_dir)) else []
     names = ", ".join(run.name for run in existing) or "none yet"
@@ -72,6 +73,17 @@ def _runs_of(word: str, results_dir: str) -> Iterator[tuple[Run, bool]]:
         f"run {word}: {folders[0]} is neither a run (it has no config.toml) nor a folder of runs; "
         f"the runs in {results_dir} are: {names}"
     )
+
+
+def _places_in_sweep(folder: Path) -> dict[str, int]:
+    """Return the place of each run in the table of a sweep, in whose order its pictures are; none of other folders."""
+    path = folder / "runs.csv"
+    try:
+        check_is_file(path)
+        with path.open(encoding="utf-8", newline="") as file:
+            return {row.get("run", ""): place for place, row in enumerate(csv.DictReader(file))}
+    except (OSError, UnicodeError, csv.Error):
+        return {}
 
 
 def _is_folder(path: Path) -> bool:

@@ -240,12 +240,21 @@ def open_run(run: str, results_dir: str) -> Run:
     for path in (Path(results_dir) / run, Path(run)):
         if is_run(path):
             return Run(path.resolve())
+        if _has_runs(path):
+            raise RunFolderError(f"run {run}: {path} is a folder of runs; --results-dir {path} finds those in it")
     try:
         found = list_runs(results_dir)
     except RunFolderError:
         found = []
     names = ", ".join(known.name for known in found) or "none yet"
     raise RunFolderError(f"run {run}: neither a run in {results_dir} nor a path to one; existing runs: {names}")
+
+
+def _has_runs(folder: Path) -> bool:
+    try:
+        return bool(list_runs(str(folder)))
+    except (RunFolderError, ValueError):  # a name with NUL
+        return False
 
 
 def is_run(path: Path) -> bool:

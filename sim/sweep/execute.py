@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sim.config.choices import CHANGEABLE
 from sim.config.fields import flag_of
-from sim.errors import RunFolderError, SimError
+from sim.errors import RunFolderError, SimError, UsageError
 from sim.interrupts import interruptible, raise_if_interrupted
 from sim.processes import Child, Children, written
 from sim.run_folder.folder import Run
@@ -90,6 +90,7 @@ def _execute(
             del running[key]
             each.status = "done" if code == 0 and done else "failed"
             each.error = "" if each.status == "done" else child.error() or f"exit code {code}"
+            each.was_refused = code == UsageError.exit_code
             write_tables(folder, planned)
             on_change(planned, each)
         on_change(planned, None)

@@ -27,6 +27,7 @@ class Planned:
     run: Run
     status: Status = "waiting"
     error: str = ""
+    was_refused: bool = False  # failed before its start, as it would again
     num_rounds: int = 0  # finished so far
     measures: dict[str, Any] = field(default_factory=dict)  # the cached measures of a finished run
     metric: MetricName | None = None  # the cached metric that stands for a finished run
