@@ -143,7 +143,8 @@ def stop(result: ClientResult, phase: Phase, server_round: int, more: str = "") 
         ClientError: always.
     """
     if "Expected more than 1 value per channel" in (result.error or ""):
-        more += "; its last batch is a single example, which BatchNorm cannot take: another batch size avoids that"
+        more += "; its last batch is a single example, which BatchNorm cannot take: another batch size "
+        more += "(--batch-size, or the program's own) avoids that"
     raise ClientError(
         f"client {result.client_id} raised in round {server_round} ({phase}): {one_line(result.error or '')}{more}"
     ) from result.cause
