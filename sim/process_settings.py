@@ -43,10 +43,8 @@ def restored_settings() -> Iterator[None]:
     """Put the settings of this process back after the block, in which user code is called.
 
     They are PyTorch's and numpy's global settings and hooks, the current folder, the environment, the mask of new
-    files, ``sys.path``, the standard streams, the filters of warnings, our loggers, and the handlers of signals; an
-    alarm that is pending is cancelled. A fork of this process that leaves the block ends there.
-    files, ``sys.path`` and ``sys.argv``, the standard streams, the filters of warnings, and the handlers of signals. A
-    fork of this process that leaves the block ends there.
+    files, ``sys.path`` and ``sys.argv``, the standard streams, the filters of warnings, our loggers, and the handlers
+    of signals; an alarm that is pending is cancelled. A fork of this process that leaves the block ends there.
     """
     process = os.getpid()
     before = [(read(), read, put) for read, put in _SETTINGS]
