@@ -34,7 +34,7 @@ _ENVIRONMENT = private_names.environment_table()
 _HOOKS = private_names.global_hooks()
 _num_modes, _leave_mode = private_names.function_modes()
 _HAS_AFFINITY = hasattr(os, "sched_setaffinity")  # not on macOS
-_LOGGERS = [logging.getLogger(name) for name in ("sim", "flwr")]
+_LOGGERS = [logging.getLogger(name) for name in (None, "sim", "flwr")]
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD, signal.SIGPIPE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import runpy
 import shutil
 import signal
@@ -305,6 +306,7 @@ def test_a_round_of_an_app_has_what_its_group_says_and_the_last_of_its_evaluatio
 def test_what_scripts_say_about_actors_is_noted(caplog: pytest.LogCaptureFixture) -> None:
     def init() -> None: ...
 
+    caplog.set_level(logging.WARNING, "sim")
     with pytest.raises(UsageError, match="num_clients = 0"):
         start_simulation(client_fn=init, num_clients=0, actor_kwargs={"on_actor_init_fn": init})
     with pytest.raises(UsageError, match="num_clients = 0"):

@@ -170,7 +170,7 @@ def settings():
         "float32": str((_precisions(), torch.get_float32_matmul_precision())),
         "alarm": signal.getitimer(signal.ITIMER_REAL)[0] > 0,
         "print": type(print).__name__ + str(sys.excepthook),
-        "loggers": str([(log.disabled, log.level) for log in map(logging.getLogger, ("sim", "flwr"))]),
+        "loggers": str([(log.disabled, log.level) for log in map(logging.getLogger, (None, "sim", "flwr"))]),
         "convolutions": _nnpack(),
         "mode": float(torch.tensor(1.0).tanh()),
         "decimals": decimal.getcontext().prec,
