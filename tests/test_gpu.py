@@ -112,7 +112,7 @@ def test_so_does_an_lstm(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_pictures")
 def test_so_does_each_program(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROGRAMS / "whole")
-    own = {"program": f"{name}.py", "batch_size": 4}  # one of the loaders drops what is no whole batch
+    own = {"program": f"{name}.py", "batch_size": 2}  # one of the loaders drops what is no whole batch
     _assert_one(_in_all_ways(tmp_path, **own, partitioner="iid", fraction_evaluate=0.0))
 
 

@@ -143,7 +143,7 @@ SETTINGS: dict[str, Any] = {"num_clients": 20, "clients_per_round": 2, "num_roun
 @pytest.mark.ray
 def test_a_program_gives_the_same_bits_in_every_engine(tmp_path: Path) -> None:
     """Random transforms and processes of its own that load items; scripts/determinism.sh takes every program."""
-    some = {**SETTINGS, "batch_size": 4}  # a client has fewer examples than its loader has in a batch
+    some = {**SETTINGS, "num_clients": 2}  # of 20, each would have fewer examples than its loader has in a batch
     runs = [run("imagenet", tmp_path, engine=engine, name=engine, **some) for engine in ("inline", "ray")]
     assert "has left the weights as they were" not in runs[0].log_path.read_text()
     assert runs[0].model_path.read_bytes() == runs[1].model_path.read_bytes()

@@ -62,7 +62,7 @@ def settings_of(name: str) -> dict[str, Any]:
     if not name.endswith(".py"):
         return {**SETTINGS, "strategy": name}
     os.chdir(PROGRAMS)
-    some = {"num_clients": 20, "clients_per_round": 10, "batch_size": 4}  # of few examples; one loader drops the rest
+    some = {"num_clients": 20, "clients_per_round": 10, "batch_size": 2}  # of few examples; one loader drops the rest
     return {**SETTINGS, "program": name, "partitioner": "iid", **some}
 
 
