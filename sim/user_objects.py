@@ -103,12 +103,10 @@ class Found(NamedTuple):
 def variables_of(held: Any) -> dict[str, Any] | types.MappingProxyType[str, Any] | None:
     """Return the variables that a module, class, function or object of the user's has itself; None for other things."""
     if isinstance(held, types.ModuleType):
-        is_users = is_own(held.__name__)
+        module = held.__name__
     else:
-        is_users = is_own(
-            getattr(held if isinstance(held, type | types.FunctionType) else type(held), "__module__", "")
-        )
-    found = getattr(held, "__dict__", None) if is_users else None
+        module = getattr(held if isinstance(held, type | types.FunctionType) else type(held), "__module__", "")
+    found = getattr(held, "__dict__", None) if is_own(module) else None
     return found if isinstance(found, dict | types.MappingProxyType) else None
 
 

@@ -171,7 +171,7 @@ class UserVariables:
         """Remove the plain variables of a place that have come to these names."""
         for key in [key for key in inside if key not in names and not is_special(key)]:
             held = inside[key]
-            with suppress(NotPlainError):
+            with suppress(NotPlainError, AttributeError, TypeError):  # a class may refuse to give an attribute up
                 copied(held)
                 if held is None or isinstance(held, bool):
                     continue

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from sim.config.run_config import RunConfig
 from sim.data.batches import Batches
 from sim.data.load_dataset import Examples, load_dataset
 from sim.training import local
+from sim.training.device import computing_as_before, varying_operations
 from sim.training.losses import in_rows
 from sim.training.models import Mlp
 from sim.training.weights import WeightLayout, view_weights
@@ -161,3 +163,21 @@ def test_a_loss_in_rows_is_that_of_any_shape(reduction: str) -> None:
         whole = F.cross_entropy(outputs, target, reduction=reduction)
         rows = F.cross_entropy(*in_rows(outputs, target), reduction=reduction)
         assert rows.item() == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_what_a_run_sets_in_pytorch_is_undone_after_it() -> None:
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), [*warnings.filters]
+    with computing_as_before():
+        torch.set_num_threads(before[0] + 1)
+        torch.backends.cudnn.deterministic = True
+        warnings.filterwarnings("ignore", message="of the block")
+    after = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), [*warnings.filters]
+    assert (after, torch.backends.cudnn.deterministic) == (before, False)
+
+
+def test_operations_that_vary_are_collected_and_other_warnings_are_shown() -> None:
+    with warnings.catch_warnings(record=True) as shown, varying_operations() as found:
+        warnings.simplefilter("always")
+        warnings.warn("put_ does not have a deterministic implementation, but you set …", stacklevel=1)
+        warnings.warn("another", stacklevel=1)
+    assert (found, [str(each.message) for each in shown]) == ({"put_"}, ["another"])

@@ -19,6 +19,7 @@ from sim import RunConfig
 from sim.data.items import Items
 from sim.data.load_dataset import load_dataset, open_dataset
 from sim.seeds import Purpose, sequence
+from sim.user_objects import is_library
 from sim.user_variables import UserVariables, changed_by
 
 _SOURCE = """
@@ -290,3 +291,14 @@ def test_so_it_finds_arrays_counters_and_what_was_not_there(module: Any) -> None
     assert vars(module.state) == vars(module.use) == {}
     (note,) = variables.notes
     assert note.startswith("clients change of_the_user.mean, of_the_user.start, of_the_user.totals and 7 more, which")
+
+
+def test_what_pip_has_installed_into_a_folder_is_no_code_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("installed", "written"):
+        (tmp_path / name).mkdir()
+        monkeypatch.syspath_prepend(str(tmp_path / name))
+    (tmp_path / "installed" / "some_library-1.0.dist-info").mkdir()
+    found = [is_library(str(tmp_path / name / "module.py")) for name in ("installed", "written")]
+    assert found == [True, False]
