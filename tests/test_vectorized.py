@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from sim import Run, RunConfig
-from sim.client.runtime import ClientRuntime
+from sim.client.runtime import ClientRuntime, loss_of
 from sim.client.torch_client import fit_settings
 from sim.data.batches import Resident
 from sim.data.load_dataset import Examples
@@ -73,6 +73,37 @@ def test_two_rounds_end_within_1e_4_of_one_after_another(
     assert np.abs(one.clients().loss - many.clients().loss).max() < 1e-4
     assert one.clients().num_examples.equals(many.clients().num_examples)
     assert one.clients().num_examples.nunique() > 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "loss"),
+    [
+        pytest.param({"dataset": "fedprox-synthetic", "strategy": "fedprox"}, "cross_entropy", id="classes"),
+        pytest.param({"dataset": "diabetes", "partitioner": "iid", "lr": 0.0001}, "mse", id="measurements"),
+        pytest.param({"dataset": "columns:dicts", "model": "columns:WithDropout"}, "bce", id="dicts"),
+        pytest.param({"dataset": "columns:measurements", "loss": "huber"}, "huber", id="in-order"),
+        pytest.param(
+            {"dataset": "wine", "attack": "label-flip", "attack_share": 0.5, "partitioner": "iid"},
+            "cross_entropy",
+            id="flipped",
+        ),
+    ],
+)
+def test_any_columns_and_loss_end_within_1e_5_of_one_after_another(
+    in_programs: None, small: Callable[..., Run], settings: dict[str, Any], loss: str
+) -> None:
+    shared = {"model": "Logistic", "num_rounds": 2, "clients_per_round": 5, "local_epochs": 2, "lr": 0.01, **settings}
+    one, many = (
+        small(name=name, local_training=name, **shared, **({"vectorized_clients": 3} if name == "vectorized" else {}))
+        for name in ("sequential", "vectorized")
+    )
+    prepared = prepare.prepare(RunConfig(num_clients=10, **shared))
+    assert loss_of(prepared.spec, prepared.dataset) == loss
+    assert 0 <= _distance(one, many) < 1e-5
+    assert _distance(one, small(name="seed", seed=1, local_training="sequential", **shared)) > 1e-4
+    assert many.clients().vectorized_with.tolist() == [3, 3, 3, 2, 2] * 2
+    assert one.clients().loss.tolist() == pytest.approx(many.clients().loss.tolist(), rel=1e-5)
+    assert one.clients().num_examples.equals(many.clients().num_examples)
 
 
 @pytest.mark.slow
@@ -152,6 +183,16 @@ def test_what_cannot_be_stacked_is_refused(in_programs: None) -> None:
         ({"model": "own:WithBatchNorm"}, "keeps buffers, such as BatchNorm's running statistics"),
         ({"train": "cifar:train"}, "--train cifar:train trains one client at a time"),
         ({"client": "own:Failing"}, "--client own:Failing trains one client at a time"),
+        (
+            {"dataset": "columns:dicts", "model": "columns:WithDropout", "data_form": "items"},
+            "draws the examples of one",
+        ),
+        ({"dataset": "columns:dicts", "model": "columns:WithDropout", "loss": "columns:loss"}, "the mean of a batch"),
+        (
+            {"dataset": "wine", "feature_noise": 0.1, "num_clients": 5},
+            "--feature-noise 0.1 is drawn for one client at a time",
+        ),
+        ({"dataset": "columns:dicts", "model": "columns:Recurrent"}, "columns:Recurrent cannot be stacked: "),
     ):
         with pytest.raises(ConfigError, match=reason):
             prepare.prepare(RunConfig(local_training="vectorized", **settings))  # type: ignore[arg-type]
@@ -193,7 +234,7 @@ def test_auto_on_a_cpu_is_one_after_another() -> None:
         ({}, 25),
         ({"clients_per_round": 49}, 1),
         ({"model": "Mlp"}, 1),
-        ({"dataset": "breast-cancer"}, 1),  # no images
+        ({"dataset": "breast-cancer"}, 25),
         ({"local_training": "sequential"}, 1),
     ],
 )
@@ -204,5 +245,6 @@ def test_auto_on_a_cpu_trains_small_models_in_groups(
     given = {"model": "Logistic", "num_clients": 60, "clients_per_round": 50, "partitioner": "iid", **settings}
     assert prepare.prepare(RunConfig(**given)).spec.vectorized_clients == clients
     said = [record.getMessage() for record in caplog.records if record.name == "sim"]
-    expected = "clients are trained in groups of 25, because Logistic has 10250 weights only; see --local-training"
-    assert [line for line in said if "trained" in line] == ([expected] if clients > 1 else [])
+    num_weights = 62 if "dataset" in settings else 10250
+    expected = f"clients are trained in groups of 25, because Logistic has {num_weights} weights only"
+    assert [line.partition(";")[0] for line in said if "trained" in line] == ([expected] if clients > 1 else [])

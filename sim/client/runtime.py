@@ -35,7 +35,15 @@ from sim.compression.message import Message
 from sim.data import partition
 from sim.data.batches import Batches, Resident
 from sim.data.load_dataset import Dataset, DataSource, Examples, open_client, open_dataset
-from sim.data.loaders import ExampleLoader, Loader, Split, example_batch, resident, with_flipped_classes
+from sim.data.loaders import (
+    ExampleLoader,
+    Loader,
+    ResidentColumns,
+    Split,
+    example_batch,
+    resident,
+    with_flipped_classes,
+)
 from sim.data.partition import Partition
 from sim.errors import RunError, described
 from sim.process_settings import restored_settings
@@ -377,9 +385,11 @@ class ClientRuntime:
         """
         if batch_size not in self._trainers:
             split = resident(self.dataset.train, self.device) if self.spec.batches_on_cpu else self.train_split
-            if not isinstance(split, Resident):
-                raise ValueError("only images are trained in one computation")
-            self._trainers[batch_size] = Trainer(self.net, split, batch_size, channels_last=self.channels_last)
+            assert isinstance(split, Resident | ResidentColumns), "items are drawn for one client at a time"
+            assert isinstance(self.loss, str), "a function of the user's gives the mean of a batch alone"
+            self._trainers[batch_size] = Trainer(
+                self.net, split, batch_size, channels_last=self.channels_last, loss=LOSSES[self.loss]
+            )
         return self._trainers[batch_size]
 
     def batches(self, split: Split, indices: Any, batch_size: int | None, *, shuffle: bool) -> Loader:

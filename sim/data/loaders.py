@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset, WeightedRandomSampler
 
-from sim.data.batches import Batches, Drawn, Resident
+from sim.data.batches import Batches, Drawn, Resident, Step
 from sim.data.columns import TARGET_KEYS, Columns, LoaderSettings, leaves, mapped
 from sim.data.items import Items
 from sim.data.load_dataset import Examples
@@ -34,6 +34,13 @@ class ResidentColumns:
 
     def __len__(self) -> int:
         return len(next(leaves(self.batch)))
+
+    @cached_property
+    def numbered(self) -> ResidentColumns:
+        """These columns with the position of each example in the place of the example itself, on the CPU."""
+        made = copy.copy(self)
+        made.batch = torch.arange(len(self))
+        return made
 
 
 class LimitedLoader:
@@ -68,22 +75,23 @@ def resident(examples: Any, device: torch.device) -> Split:
 
 def with_flipped_classes(split: Split, num_classes: int) -> Split:
     """Return a split in which class c is ``num_classes`` − 1 − c."""
-    flipped = partial(_flipped, num_classes)
+    flipped = partial(flipped_target, num_classes)
     if isinstance(split, Items):
         return replace(split, dataset=_WithTargets(split.dataset, flipped))
     if isinstance(split, ResidentColumns):
         made = copy.copy(split)
-        made.batch = _with_target(split.batch, flipped)
+        made.batch = with_target(split.batch, flipped)
         return made
     return Resident(split.images, flipped(split.labels))  # type: ignore[arg-type]
 
 
-def _flipped(num_classes: int, target: Any) -> Any:
+def flipped_target(num_classes: int, target: Any) -> Any:
+    """Return ``num_classes`` − 1 − c for each class c, or the opposite of each boolean."""
     is_bool = isinstance(target, Tensor) and target.dtype == torch.bool
     return ~target if is_bool else num_classes - 1 - target
 
 
-def _with_target(batch: Any, function: Callable[[Any], Any]) -> Any:
+def with_target(batch: Any, function: Callable[[Any], Any]) -> Any:
     """Return a batch or an item with ``function`` applied to its target, see ``sim.data.columns.target_of``."""
     if isinstance(batch, Mapping):
         key = next(key for key in TARGET_KEYS if key in batch)
@@ -102,7 +110,7 @@ class _WithTargets(Dataset[Any]):
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Any:
-        return _with_target(self._dataset[index], self._function)
+        return with_target(self._dataset[index], self._function)
 
 
 def example_batch(examples: Any, count: int) -> Any:
@@ -227,6 +235,13 @@ class ExampleLoader(DataLoader[Any]):
         loader = type(self)(examples, positions, batch_size, training=training, device=self._device)
         loader.noise = self.noise
         return loader
+
+    def steps(self) -> Iterator[Step]:
+        """Draw the batches of one pass over columns, in the order in which iterating draws them."""
+        columns, positions, training = self._arguments
+        assert isinstance(columns, ResidentColumns), "only columns are read by position"
+        numbered = type(self)(columns.numbered, positions, self.batch_size, training=training)
+        return (Step(chosen) for chosen in numbered)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.was_read = True

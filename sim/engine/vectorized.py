@@ -15,7 +15,6 @@ from torch import Tensor
 from sim.algorithms.algorithm import Exchange, GradientCorrection
 from sim.client.runtime import ClientRuntime, message_of
 from sim.client.torch_client import TRAIN_SETTINGS
-from sim.data.batches import Batches
 from sim.engine.aggregation import NonFiniteError, WeightedSum
 from sim.engine.interface import Chunk, ClientResult, Task
 from sim.seeds import Purpose, reseed, restored, sequence
@@ -129,7 +128,6 @@ def _member(
     dropout = int(sequence(seed, Purpose.DROPOUT, *key).generate_state(1)[0])
     reseed(seed, Purpose.FIT, *key)
     loader = runtime.training_batches(runtime.train_indices(task.client_id), int(config["batch_size"]))
-    assert isinstance(loader, Batches), "the trainer was made for images"
     loader.noise = runtime.spec.noise_step * task.client_id
     member = drawn(loader, int(config["local_epochs"]), int(config.get("max_steps") or 0), dropout, runtime.device)
     if runtime.is_flipped(task.client_id):

@@ -5,30 +5,25 @@ Everything that can be wrong is found here. Nothing is started, and nothing is w
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from flwr.common import NDArrays, Scalar
 from torch import nn
 
 from sim import user_code
-from sim.algorithms.algorithm import GradientCorrection
 from sim.algorithms.by_name import ALGORITHMS, AlgorithmSpec
 from sim.algorithms.local_parameters import local_names
 from sim.client.own_functions import OwnTrain
 from sim.client.runtime import ClientSpec, build_net, metrics_of
-from sim.client.torch_client import fit_settings, train_settings
+from sim.client.torch_client import fit_settings
 from sim.compression.by_name import Compression
 from sim.config.run_config import RunConfig, TrainingConfig
 from sim.data import partition
-from sim.data.batches import Batches, Resident
 from sim.data.columns import Columns, LoaderSettings
 from sim.data.defaults import decided
 from sim.data.load_dataset import Dataset, Examples, load_dataset
@@ -42,23 +37,14 @@ from sim.server import attacks, strategy
 from sim.server.async_rules import rule_of
 from sim.server.prepared_run import Prepared, ProgramObjects
 from sim.setup import dry_run
+from sim.setup.local_training import with_local_training
 from sim.setup.prepare_flower import prepare_app, prepare_client_fn, with_client_fn
 from sim.setup.virtual_time import check_real_time, with_devices
-from sim.training import models
-from sim.training.device import compute_repeatably, pick_device
+from sim.training.device import compute_repeatably
 from sim.training.losses import LOSSES, METRICS, inputs_and_target
 from sim.training.models import try_out
-from sim.training.vectorized import Member, Trainer, drawn
 from sim.training.weights import WeightLayout, get_weights
 from sim.user_variables import isolated, some
-
-# What pays on a CPU: rounds of logistic regression with 100 clients of 50 gray images of 28 × 28 took 0.8 s one after
-# another and 0.2 s in groups of 25, those of Mlp became slower. scripts/bench.sh --only tiny compares the two in turn.
-# With fewer clients, the processes would have no group each.
-_VECTORIZED_ON_A_CPU = 25  # clients in one computation
-_MOST_WEIGHTS_ON_A_CPU = 50_000
-_FEWEST_CLIENTS_ON_A_CPU = 50
-_MEMORY_SHARE = 0.8  # of the free memory of a GPU; the rest is for what else the process does
 
 
 def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: bool = False) -> Prepared:
@@ -103,7 +89,7 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     if alone:  # one client per process
         config = replace(config, local_training="sequential", vectorized_clients=None)
     else:
-        config = _resolved(config, spec, dataset, net, initial_weights)
+        config = with_local_training(config, spec, dataset, net, initial_weights)
     spec = replace(spec, vectorized_clients=config.vectorized_clients or 1, vectorized_only=vectorized_only)
     built = strategy.build(config, initial_weights, layout, _before_the_engine, objects.strategy)
     settings = fit_settings(config, 1)
@@ -402,120 +388,3 @@ def _before_the_engine(
 ) -> tuple[float, dict[str, Scalar]]:
     """The ``evaluate_fn`` of a strategy that is only built to see that it can be."""
     raise RunError("the central test was called before the engine was open")
-
-
-def _resolved(config: RunConfig, spec: ClientSpec, dataset: Dataset, net: nn.Module, weights: NDArrays) -> RunConfig:
-    """Return the config with ``local_training`` and ``vectorized_clients`` decided.
-
-    Raises:
-        ConfigError: ``vectorized`` was asked for, and this model or these functions cannot be trained so.
-    """
-    asked, device = config.local_training, pick_device(spec.device)
-    num_weights = sum(array.size for array in weights)
-    is_small = num_weights <= _MOST_WEIGHTS_ON_A_CPU and config.num_fit_clients >= _FEWEST_CLIENTS_ON_A_CPU
-    # Which clients would be trained together in asynchronous rounds depends on where a run was resumed.
-    may_pay = (device.type == "cuda" or is_small) and not config.is_asynchronous
-    if asked == "sequential" or (asked == "auto" and not may_pay):
-        return replace(config, local_training="sequential", vectorized_clients=None)
-    sample = _Sample(config, dataset, net, device)
-    reason = _reason_of(config, spec) or sample.reason_against(weights)
-    if reason is not None:
-        if asked == "vectorized":
-            raise ConfigError(f"--local-training vectorized: {reason}; use sequential or auto")
-        if device.type == "cuda":
-            logging.getLogger("sim").info("clients are trained one after another: %s", reason)
-        return replace(config, local_training="sequential", vectorized_clients=None)
-    count = config.vectorized_clients or sample.clients_that_fit(weights)
-    if device.type != "cuda" and asked == "auto":
-        about = "clients are trained in groups of %d, because %s has %d weights only; see --local-training"
-        logging.getLogger("sim").info(about, count, config.model, num_weights)
-    return replace(config, local_training="vectorized", vectorized_clients=count)
-
-
-def _reason_of(config: RunConfig, spec: ClientSpec) -> str | None:
-    """Say why what clients do beside training cannot be done in one computation; None if it can."""
-    if spec.compression.up is not None:
-        return f"--compress up={config.compress['up']} encodes what each client sends by itself"
-    if spec.algorithm is None:
-        return None
-    if spec.algorithm.local_names:
-        return f"parameters stay with each client ({', '.join(spec.algorithm.local_names[:3])}, …)"
-    algorithm = spec.algorithm.made()
-    if not (isinstance(algorithm, GradientCorrection) and algorithm.can_be_vectorized):
-        return f"clients of {spec.algorithm.name} do more than to train with a corrected gradient"
-    return None
-
-
-class _Sample:
-    """A vectorized training of a few clients on one example, as a test of model and memory."""
-
-    def __init__(self, config: RunConfig, dataset: Dataset, net: nn.Module, device: torch.device) -> None:
-        self._config = config
-        # Those of the run, because an optimizer's state and the precision decide how much memory a client needs.
-        self._settings: dict[str, Any] = train_settings(config, 1, config.num_rounds)
-        self._device = device
-        self._net = net.to(device)
-        self._channels_last = config.model in models.MODELS
-        self._split: Resident | None = None
-        self._data_bytes = 0
-        if isinstance(dataset.train, Examples) and isinstance(dataset.test, Examples):
-            self._split = Resident.of(Examples(dataset.train.images[:1], dataset.train.labels[:1]), device)
-            self._data_bytes = sum(e.images.nbytes + e.labels.nbytes for e in (dataset.train, dataset.test))
-
-    def reason_against(self, weights: NDArrays) -> str | None:
-        """Say why this program cannot be vectorized; None if it can."""
-        config = self._config
-        for flag, value in (("--train", config.train), ("--client", config.client)):
-            if value is not None:
-                return f"{flag} {value} trains one client at a time"
-        if self._split is None:
-            return f"--dataset {config.dataset} has no images with labels"
-        if config.loss not in (None, "cross_entropy"):
-            return f"--loss {config.loss} is computed for one client at a time"
-        try:
-            self._trainer().train(weights, self._members(2), **self._settings)
-        except Exception as error:  # noqa: BLE001 - whatever vmap cannot do with this model
-            return f"{config.model} cannot be stacked: {' '.join(str(error).split())[:200] or type(error).__name__}"
-        return None
-
-    def clients_that_fit(self, weights: NDArrays) -> int:
-        """Return how many clients fit into a process's share of the GPU, from the memory that two and four need.
-
-        If the memory is the limit, that is a power of two, so that it does not change with a few MiB that are free.
-        """
-        clients = self._config.num_fit_clients
-        if self._device.type != "cuda":
-            return min(_VECTORIZED_ON_A_CPU, clients)
-        trainer = self._trainer()
-        peaks = []
-        for count in (2, 4):
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            trainer.train(weights, self._members(count), **self._settings)
-            peaks.append(torch.cuda.max_memory_allocated())
-        each = max(1.0, (peaks[1] - peaks[0]) / 2)
-        free, _ = torch.cuda.mem_get_info()
-        share = self._config.gpus_of_a_client
-        available = _MEMORY_SHARE * free * min(1.0, share or 1.0) - self._data_bytes  # each process holds all examples
-        processes = max(1, int(1 / share)) if share else 1
-        fit: int = 2 ** int(math.log2(max(1, (available - peaks[0]) / each + 2)))
-        return min(fit, -(-clients // processes))
-
-    def _trainer(self) -> Trainer:
-        assert self._split is not None
-        assert self._config.batch_size is not None
-        return Trainer(self._net, self._split, self._config.batch_size, channels_last=self._channels_last)
-
-    def _members(self, count: int) -> list[Member]:
-        assert self._split is not None
-        assert self._config.batch_size is not None
-        batch = Batches(
-            self._split,
-            np.zeros(self._config.batch_size, np.int64),
-            self._config.batch_size,
-            self._device,
-            shuffle=True,
-            channels_last=self._channels_last,
-            augment=self._config.augment,
-        )
-        return [drawn(batch, 1, 1, 0, self._device) for _ in range(count)]

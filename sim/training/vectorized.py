@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn import functional as F
 
-from sim.data.batches import Batches, Resident, Step, add_noise, pixels
+from sim.data.batches import Resident, Step, add_noise, pixels
+from sim.data.columns import mapped
+from sim.data.loaders import Loader, ResidentColumns, flipped_target, with_target
 from sim.training.local import OPTIMIZERS
+from sim.training.losses import Loss, cross_entropy, inputs_and_target
 from sim.training.weights import WeightLayout, Weights
 
 _OTHER_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -32,7 +34,8 @@ class Member:
     Attributes:
         constant: is added to the gradient of each parameter.
         pull: and so is the distance of the parameter from its start, times this.
-        flipped_classes: the number of classes C of an attacker that trains on C − 1 − c instead of c; otherwise 0.
+        flipped_classes: the number of classes of an attacker that trains on flipped targets (see
+            ``flipped_target``); otherwise 0.
     """
 
     steps: Sequence[Step]
@@ -42,7 +45,7 @@ class Member:
     flipped_classes: int = 0
 
 
-def drawn(loader: Batches, epochs: int, max_steps: int, seed: int, device: torch.device) -> Member:
+def drawn(loader: Loader, epochs: int, max_steps: int, seed: int, device: torch.device) -> Member:
     """Draw all batches of a client from torch's global generator, in the order in which ``train`` would draw them."""
     steps = chain.from_iterable(loader.steps() for _ in range(epochs))
     return Member(list(islice(steps, max_steps or None)), torch.Generator(device).manual_seed(seed))
@@ -51,11 +54,21 @@ def drawn(loader: Batches, epochs: int, max_steps: int, seed: int, device: torch
 class Trainer:
     """A model prepared for training many copies of it at once."""
 
-    def __init__(self, net: nn.Module, split: Resident, batch_size: int, *, channels_last: bool) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        split: Resident | ResidentColumns,
+        batch_size: int,
+        *,
+        channels_last: bool,
+        loss: Loss = cross_entropy,
+    ) -> None:
         """
         Args:
             net: is copied.
             split: the training examples, on the device.
+            batch_size: the most examples in a batch.
+            loss: one that can say the loss of each example, as those in ``LOSSES`` can.
 
         Raises:
             ValueError: this model cannot be vectorized; the message says why.
@@ -64,6 +77,7 @@ class Trainer:
         self.split = split
         self.batch_size = batch_size
         self.channels_last = channels_last
+        self.loss = loss
         self.net = copy.deepcopy(net)
         layout = WeightLayout.of(net)
         self.names = layout.names
@@ -75,7 +89,8 @@ class Trainer:
             raise ValueError("some of its parameters are frozen")
         for position in sorted(layout.untrained):
             raise ValueError(f"{self.names[position]} is a buffer")
-        self.masks = _mask_dropout(self.net, split.images[:1].expand(batch_size, -1, -1, -1))
+        example = Step(torch.zeros(batch_size, dtype=torch.int64))
+        self.masks = _mask_dropout(self.net, _read(split, example, channels_last=False), self.device)
 
     def train(
         self,
@@ -93,8 +108,8 @@ class Trainer:
         """Train a copy of ``weights`` for each member.
 
         Returns:
-            The new weights, each [K, …] in the order of the state_dict, and each member's mean cross-entropy
-            float64 [K], as ``local.train`` returns it.
+            The new weights, each [K, …] in the order of the state_dict, and each member's mean loss float64 [K], as
+            ``local.train`` returns it.
         """
         count = len(members)
         start = [torch.tensor(array, device=self.device) for array in weights]
@@ -105,21 +120,22 @@ class Trainer:
         noisy = [k for k, member in enumerate(members) if member.steps[0].noise]
         constants, pull = _stacked([m.constant for m in members], start), members[0].pull
         loss_sums = torch.zeros(count, dtype=torch.float64, device=self.device)
-        classes = torch.tensor([[member.flipped_classes] for member in members], device=self.device)
+        flipped = torch.tensor([member.flipped_classes > 0 for member in members], device=self.device)
+        num_classes = max(member.flipped_classes for member in members)
         for number in range(schedule.num_steps):
             step, sizes = schedule.step(number), schedule.sizes[number]
-            images = pixels(self.split.images[step.chosen], step, channels_last=self.channels_last)
-            images = images.unflatten(0, (count, -1))
+            batch = _read(self.split, step, channels_last=self.channels_last)
+            batch = mapped(batch, lambda tensor: tensor.unflatten(0, (count, -1)))
             for k in noisy:
                 if number < len(members[k].steps):
                     own = members[k].steps[number]
-                    add_noise(images[k, : len(own.chosen)], own)
-            labels = self.split.labels[step.chosen].view(count, -1)
-            labels = torch.where(classes > 0, classes - 1 - labels, labels)
+                    add_noise(batch[0][k, : len(own.chosen)], own)
+            if num_classes:
+                batch = with_target(batch, lambda target: _flipped_where(flipped, num_classes, target))
             shares = schedule.present[number] / sizes.clamp(min=1)[:, None]
             stepper.zero_grad()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                losses = vmap(self._loss)(params, self._drop(members), images, labels, shares)
+                losses = vmap(self._loss)(params, self._drop(members), batch, shares)
             objective = losses.sum()
             if proximal_mu:
                 distance = [(p - p0).square().sum() for p, p0 in zip(stacked, start, strict=True)]
@@ -137,11 +153,13 @@ class Trainer:
             loss_sums += losses.detach() * sizes
         return [p.detach() for p in stacked], loss_sums / schedule.sizes.sum(0)
 
-    def _loss(
-        self, params: dict[str, Tensor], masks: dict[str, Tensor], images: Tensor, labels: Tensor, shares: Tensor
-    ) -> Tensor:
-        logits = functional_call(self.net, {**params, **masks}, (images,))
-        return (F.cross_entropy(logits, labels, reduction="none") * shares).sum()
+    def _loss(self, params: dict[str, Tensor], masks: dict[str, Tensor], batch: Any, shares: Tensor) -> Tensor:
+        inputs, named, target = inputs_and_target(batch)
+        outputs = functional_call(self.net, {**params, **masks}, inputs, named)
+        losses = self.loss(outputs, target, reduction="none")
+        if losses.ndim > 1:  # several values for each example, of which its loss is the mean
+            losses = losses.flatten(1).mean(1)
+        return (losses * shares).sum()
 
     def _drop(self, members: Sequence[Member]) -> dict[str, Tensor]:
         """Draw each member's dropout of one step."""
@@ -151,6 +169,18 @@ class Trainer:
             )
             for name, (shape, p) in self.masks.items()
         }
+
+
+def _read(split: Resident | ResidentColumns, step: Step, *, channels_last: bool) -> Any:
+    """Return the examples of a step as one batch, in the form in which a loader gives it."""
+    if isinstance(split, Resident):
+        return [pixels(split.images[step.chosen], step, channels_last=channels_last), split.labels[step.chosen]]
+    return mapped(split.batch, lambda column: column[step.chosen])
+
+
+def _flipped_where(flipped: Tensor, num_classes: int, target: Tensor) -> Tensor:
+    """Return targets [K, …] that are flipped for the members of which ``flipped``, bool [K], says so."""
+    return torch.where(flipped.view(-1, *[1] * (target.ndim - 1)), flipped_target(num_classes, target), target)
 
 
 def _stacked(constants: Sequence[Sequence[Tensor] | None], like: Sequence[Tensor]) -> list[Tensor]:
@@ -253,7 +283,7 @@ class _Masked(nn.Module):
         return x * self.mask
 
 
-def _mask_dropout(net: nn.Module, images: Tensor) -> dict[str, tuple[torch.Size, float]]:
+def _mask_dropout(net: nn.Module, batch: Any, device: torch.device) -> dict[str, tuple[torch.Size, float]]:
     """Put ``_Masked`` in place of each Dropout; return (shape of its input, p) by the name of its mask.
 
     Raises:
@@ -271,13 +301,14 @@ def _mask_dropout(net: nn.Module, images: Tensor) -> dict[str, tuple[torch.Size,
                 shapes[name] = inputs[0].shape
 
             hooks.append(module.register_forward_hook(note))
+    inputs, named, _ = inputs_and_target(batch)
     with torch.no_grad():
-        net(pixels(images, Step(torch.arange(len(images))), channels_last=False))
+        net(*inputs, **named)
     for hook in hooks:
         hook.remove()
     for name, shape in shapes.items():
         parent, _, child = name.rpartition(".")
         dropout: Any = net.get_submodule(name)
-        setattr(net.get_submodule(parent), child, _Masked().to(images.device))
+        setattr(net.get_submodule(parent), child, _Masked().to(device))
         found[f"{name}.mask"] = shape, dropout.p
     return found
