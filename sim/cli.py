@@ -11,6 +11,7 @@ import errno
 import gc
 import io
 import os
+import resource
 import sys
 import threading
 import time
@@ -44,7 +45,9 @@ from sim.scale.cells import SET_BY_THE_GRID
 
 _EXIT_INTERRUPTED = 130
 _LAST_SECONDS = 3.0  # for what Python does at its end
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+_FEWEST_OPEN_FILES = 64  # Ray did not start with 40
+_WRITTEN, _OPENED = (errno.ENOSPC, errno.EDQUOT, errno.EIO), (errno.EMFILE, errno.ENFILE)
+_OF_THE_MACHINE = dict.fromkeys(_WRITTEN, "written") | dict.fromkeys(_OPENED, "opened")  # what cannot be done
 
 
 AddFlags = Callable[[argparse.ArgumentParser], None]
@@ -328,6 +331,20 @@ def _check_current_folder() -> None:
         raise ConfigError("the current folder was removed; change to another one") from None
 
 
+def _check_open_files() -> None:
+    """Raise the soft limit on open files to ``_FEWEST_OPEN_FILES`` where it is lower.
+
+    Raises:
+        ConfigError: the hard limit is lower, too.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= _FEWEST_OPEN_FILES:
+        return
+    if hard != resource.RLIM_INFINITY and hard < _FEWEST_OPEN_FILES:
+        raise ConfigError(f"ulimit -n {hard}: this process may open {hard} files, but {_FEWEST_OPEN_FILES} are needed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_FEWEST_OPEN_FILES, hard))
+
+
 _PLAIN = {"·": "-", "–": "-", "—": "-", "±": "+-", "…": "...", "→": "->", "÷": "/", "×": "x", "²": "2"}
 
 
@@ -366,6 +383,7 @@ def main(words: Sequence[str] | None = None) -> int:
     _print_what_the_terminal_has()
     try:
         _check_current_folder()
+        _check_open_files()
         arguments = _parser().parse_strictly(words_of)
         arguments.act(arguments)
         if sys.stdout is not None:
@@ -387,12 +405,12 @@ def main(words: Sequence[str] | None = None) -> int:
         _discard_output()
         return 0
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        if error.errno not in _OF_THE_MACHINE:
             raise
         if error.filename is None:
             _discard_output()
         place = one_line(str(error.filename or "the output"))
-        print(f"sim: {place} cannot be written: {error.strerror}", file=sys.stderr)
+        print(f"sim: {place} cannot be {_OF_THE_MACHINE[error.errno]}: {error.strerror}", file=sys.stderr)
         return 1
     return 0
 

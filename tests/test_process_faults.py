@@ -162,6 +162,15 @@ def test_a_library_that_does_not_fit_into_memory_is_one_line(sim: Sim) -> None:
     assert result.returncode == 1
 
 
+def test_too_few_open_files_are_refused_and_a_low_soft_limit_is_raised(sim: Sim, tmp_path: Path) -> None:
+    few = sim("run", "--engine", "inline", prefix=("sh", "-c", 'ulimit -n 20; exec "$@"', "sh"))
+    assert few.stderr == "sim: ulimit -n 20: this process may open 20 files, but 64 are needed\n"
+    assert few.returncode == 2
+    assert not (tmp_path / "results").exists()
+    soft = sim("run", "--engine", "inline", "--num-rounds", "1", prefix=("sh", "-c", 'ulimit -Sn 20; exec "$@"', "sh"))
+    assert soft.returncode == 0
+
+
 def test_a_pipe_in_the_folder_for_temporary_files_stops_nobody(tmp_path: Path) -> None:
     names = ("pipe", "link", "left", "new")
     folders = {name: tmp_path / f"sim-ray-{name}" for name in names}

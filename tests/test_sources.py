@@ -294,6 +294,8 @@ def test_the_data_decide_what_was_left_open(tmp_path: Path) -> None:
     assert choice(texts) == ("CharLstm", "natural", 2, None, 1)  # a fifth of two clients is none
     with pytest.raises(ConfigError, match=r"--alpha 0\.1: belongs to --partitioner dirichlet"):
         choice(natural, alpha=0.1)
+    with pytest.raises(PartitionError, match="--clients-per-round 50: must be at most 30, because client has 30"):
+        choice(natural, clients_per_round=50)
     with pytest.raises(PartitionError, match="--num-clients 31: client has 30 different values; at most 30"):
         choice(natural, num_clients=31)
 

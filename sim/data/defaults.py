@@ -104,9 +104,8 @@ def _with_clients(config: RunConfig, dataset: Dataset) -> tuple[RunConfig, str |
         return config, None
     if config.num_clients == RunConfig.num_clients:
         if config.clients_per_round is not None and config.clients_per_round > counted.most:
-            raise PartitionError(
-                f"--clients-per-round {config.clients_per_round}: must be at most {counted.most}, because {counted.reason}"
-            )
+            asked = f"--clients-per-round {config.clients_per_round}"
+            raise PartitionError(f"{asked}: must be at most {counted.most}, because {counted.reason}")
         # The fraction of the clients was not given if it is the default one, of which few clients have no whole part.
         fraction = None if config.fraction_fit == 0.2 else config.fraction_fit
         made = replace(config, num_clients=counted.most, fraction_fit=fraction)
