@@ -28,7 +28,7 @@ from sim.setup.run_session import finish, write_environment
 from sim.tracking.by_name import check_trackers, trackers_of
 from sim.training.device import computing_as_before
 from sim.training.local import means
-from sim.training.weights import get_weights, state_of
+from sim.training.weights import get_weights
 
 
 @computing_as_before()
@@ -72,13 +72,13 @@ def train_centralized(
                     told.before_round(epoch)
                     record, metrics = _epoch(runtime, config, epoch)
                     writer.append(record, metrics=metrics)
-                    weights = get_weights(runtime.net)
+                    weights = get_weights(runtime.net, runtime.weight_names)
                     trackers.after_round(record, (), metrics)
                     if on_epoch is not None:
                         on_epoch(record)
                     told.after_round(record, (), metrics)
         finally:
-            finish(writer, config, list(state_of(runtime.net)), weights)
+            finish(writer, config, runtime.weight_names, weights)
     except BaseException as error:
         trackers.at_end(error)
         told.at_end(error)

@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn.utils.prune import l1_unstructured, remove
+from torch.nn.utils.prune import l1_unstructured
 
+from sim.centralized import train_centralized
 from sim.client.own_functions import OwnTest, OwnTrain
 from sim.client.own_returns import OwnReturnError, Returned, of_test, of_train
-from sim.config.run_config import RunConfig
+from sim.config.run_config import CentralizedConfig, RunConfig
 from sim.data.load_dataset import load_dataset
 from sim.errors import ConfigError, PluginError
 from sim.simulation import simulate
@@ -93,16 +94,26 @@ def test_another_model_that_train_returns_is_not_used() -> None:
     assert net.weight.item() == 1.0
 
 
-def test_a_train_that_prunes_leaves_the_weights_in_their_order_or_is_told_what_it_has_changed() -> None:
-    def pruned(net: Any, loader: Any, epochs: int) -> None:
-        l1_unstructured(net, "weight", 1)
-        remove(net, "weight")
+def test_a_parameter_that_train_registers_again_is_found_by_its_name(in_programs: None, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "model": "pruning:Net",
+        "train": "pruning:train",
+        "lr": 0.1,
+        "results_dir": str(tmp_path),
+    }
+    federated = simulate(RunConfig(num_clients=2, fraction_fit=1, num_rounds=1, engine="inline", **settings))
+    centralized = train_centralized(CentralizedConfig(epochs=1, **settings))
+    for run in (federated, centralized):
+        weights = load_file(run.model_path)
+        assert weights["first"].tolist() == [0] * 10
+        assert 0 not in weights["second"]
+    unseen = "--strategy scaffold: train puts new parameters in the place of second, whose steps cannot be corrected"
+    settings["train"] = "pruning:train_anew"
+    with pytest.raises(PluginError, match=f"^{unseen}$"):
+        simulate(RunConfig(num_clients=2, strategy="scaffold", engine="inline", **settings))
 
-    net = made(2.0)
-    OwnTrain(pruned, "--train own:train")(net, [], 1, CPU)
-    assert list(net.state_dict()) == ["weight", "bias"]
-    assert (net.weight.item(), net.bias.item()) == (0.0, 2.0)
 
+def test_a_train_that_leaves_a_pruned_model_is_told_what_it_has_changed() -> None:
     def masked(net: Any, loader: Any, epochs: int) -> None:
         l1_unstructured(net, "weight", 1)
 

@@ -17,6 +17,7 @@ from sim.run_folder.client_states import ClientState
 from sim.seeds import restored
 from sim.training.step_hooks import AfterStep, BeforeStep, Steps, watched
 from sim.training.weights import WeightLayout, array_of, set_weights, state_of, view_weights
+from sim.user_variables import some
 
 # In the config of an evaluation: test the global model and the client's own, also after so many epochs of training.
 FINE_TUNE_EPOCHS = "sim.fine_tune_epochs"
@@ -52,11 +53,10 @@ class AlgorithmClient:
         self.is_personal = bool(spec.local_names) and algorithm.is_personal(server_round)
         self._kept = [layout.names.index(name) for name in spec.local_names] if self.is_personal else []
         set_weights(self.net, self._received)
-        tensors: list[Any] = list(state_of(self.net, keep_vars=True).values())
         self._state_of_client = state
-        self._tensors = tensors
         self._shared = layout.trained
         self._names = layout.names
+        tensors: list[Any] = self._tensors()
         self.parameters: list[nn.Parameter] = [tensors[position] for position in layout.trained]
         local = set(spec.local_names)
         self.local_parameters: list[nn.Parameter] = [
@@ -156,8 +156,9 @@ class AlgorithmClient:
         if not self._kept or kept is None:
             return False
         with torch.no_grad():
+            tensors = self._tensors()
             for position, array in zip(self._kept, kept, strict=True):
-                self._tensors[position].copy_(self._tensor(array))
+                tensors[position].copy_(self._tensor(array))
         return True
 
     def _to_send(self, trained: NDArrays, update: Update) -> NDArrays:
@@ -185,6 +186,11 @@ class AlgorithmClient:
             loader = _Repeated(loader, repeats)
         with watched(self.parameters, before, after) as steps:
             metrics = self._client.train_net(config, loader, epochs)
+        tensors = self._tensors()
+        pairs = zip(self._shared, self.parameters, strict=True)
+        anew = [self._names[position] for position, parameter in pairs if tensors[position] is not parameter]
+        if anew:
+            raise ValueError(f"train puts new parameters in the place of {some(anew)}, whose steps cannot be corrected")
         if repeats > 1 and steps.count and not loader.is_used:
             raise ValueError(
                 f"train does not iterate over the loader that it gets, which gives each batch {repeats} times"
@@ -201,13 +207,18 @@ class AlgorithmClient:
 
     def weights(self) -> list[Tensor]:
         """Return a copy of all arrays of the net."""
-        return [tensor.detach().clone() for tensor in self._tensors]
+        return [tensor.detach().clone() for tensor in self._tensors()]
 
     @torch.no_grad()
     def load(self, weights: Sequence[Tensor]) -> None:
         """Put all arrays into the net."""
-        for tensor, value in zip(self._tensors, weights, strict=True):
+        for tensor, value in zip(self._tensors(), weights, strict=True):
             tensor.copy_(value)
+
+    def _tensors(self) -> list[Tensor]:
+        """Return the parameters and buffers of the net; a forward pass may have replaced a buffer by another one."""
+        state = state_of(self.net, keep_vars=True)
+        return [state[name] for name in self._names]
 
     def _tensor(self, array: Any) -> Tensor:
         # Nothing writes to it; a copy is made only of what PyTorch would warn of, because it cannot be written.

@@ -104,6 +104,7 @@ def _tried(
         with noted(Path.cwd(), Path(results_dir).absolute()) as files:
             if spec.train is not None:
                 notes += _check_train(runtime, user_code.shown_name(spec.train), fit_settings, proximal_mu)
+                runtime.renew_net()
                 set_weights(runtime.net, weights)
             if spec.test is not None:
                 notes += _check_test(runtime, user_code.shown_name(spec.test))
