@@ -8,6 +8,7 @@ and results would depend on the number of processes. The variables of the user's
 from __future__ import annotations
 
 import builtins
+import contextvars
 import decimal
 import gc
 import locale
@@ -22,13 +23,16 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 
 from sim import private_names
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _ENVIRONMENT = private_names.environment_table()
 _HOOKS = private_names.global_hooks()
@@ -72,6 +76,16 @@ def restored_settings() -> Iterator[None]:
         for number, handler in handlers:
             if handler is not None and signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
+
+
+def in_own_context(function: Callable[P, R]) -> Callable[P, R]:
+    """Let what user code sets in a ``contextvars.ContextVar`` be forgotten when the function ends."""
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        return contextvars.copy_context().run(function, *args, **kwargs)
+
+    return called
 
 
 _CPU = torch.device("cpu")

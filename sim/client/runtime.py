@@ -46,7 +46,7 @@ from sim.data.loaders import (
 )
 from sim.data.partition import Partition
 from sim.errors import RunError, described
-from sim.process_settings import restored_settings
+from sim.process_settings import in_own_context, restored_settings
 from sim.run_folder.client_states import ClientState, ClientStates, states_in
 from sim.seeds import Purpose, seeded
 from sim.training import local, models
@@ -413,6 +413,7 @@ class ClientRuntime:
         """Make a loader over examples of the central test split, or over all of them."""
         return self.batches(self.test_split, positions, self._test_batch_size(self.test_split), shuffle=False)
 
+    @in_own_context
     def central_test(
         self, stream: np.random.SeedSequence, first: int = 0, last: int | None = None, *, validates: bool = False
     ) -> TestSums:

@@ -50,6 +50,7 @@ from sim.engine.interface import MOST_ACCURACY, Chunk, ChunkResult, ClientResult
 from sim.engine.liveness import SETTING_UP, TESTING, Liveness
 from sim.errors import BrokenProcessError, described, many_lines
 from sim.metrics import spelled
+from sim.process_settings import in_own_context
 from sim.run_folder.client_states import ClientState, ClientStateError
 from sim.run_folder.records import Phase
 from sim.seeds import Purpose, generator, reseed, restored, seeded
@@ -236,6 +237,7 @@ class Worker:
         ):
             return runtime.central_test(stream, part.first, part.last, validates=part.validates)
 
+    @in_own_context
     def _call(self, runtime: ClientRuntime | FlowerRuntime, chunk: Chunk, task: Task) -> ClientResult:
         # In a process of its own a task is a copy already; here the server still holds its state.
         state = task.state if self.own_process else copy.deepcopy(task.state)

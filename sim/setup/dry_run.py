@@ -27,6 +27,7 @@ from sim.data.loaders import ExampleLoader, ResidentColumns, example_batch, resi
 from sim.engine.client_execution import Worker, WrongReturnError
 from sim.engine.interface import Chunk, ClientResult, Task
 from sim.errors import DataError, PluginError, described, one_line
+from sim.process_settings import in_own_context
 from sim.seeds import Purpose, seeded
 from sim.training.device import varying_operations
 from sim.training.local import evaluating
@@ -120,6 +121,7 @@ def _tried(
     return Tried([*notes, *OF_THIS_PROCESS.notes], tuple(files), spec.batches_on_cpu)
 
 
+@in_own_context
 def check_algorithm(spec: ClientSpec, received: NDArrays, fit_settings: dict[str, Scalar]) -> set[str]:
     """Execute the client part of the run's algorithm once, on two examples.
 
@@ -150,6 +152,7 @@ def check_algorithm(spec: ClientSpec, received: NDArrays, fit_settings: dict[str
     return local.optimizers
 
 
+@in_own_context
 def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
     """Check that the model takes the data, and that the built-in loss takes what it returns.
 
@@ -239,6 +242,7 @@ def _as_predicted(runtime: ClientRuntime) -> Any:
     return ExampleLoader(ResidentColumns(columns, runtime.batch_device), None, 2, training=False)
 
 
+@in_own_context
 def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scalar], proximal_mu: float) -> list[str]:
     train: OwnTrain = runtime.train
     binding = train.binding
@@ -269,6 +273,7 @@ def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scal
     return [f"--train {name}: {note}" for note in notes]
 
 
+@in_own_context
 def _check_test(runtime: ClientRuntime, name: str) -> list[str]:
     test: OwnTest = runtime.test
     predicted = _as_predicted(runtime)

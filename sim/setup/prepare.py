@@ -31,6 +31,7 @@ from sim.data.loaders import example_batch, takes_noise
 from sim.data.partition import Partition
 from sim.errors import ConfigError, PluginError, RunError
 from sim.metrics import configured
+from sim.process_settings import in_own_context
 from sim.run_folder.best_round import metric_of_validation
 from sim.seeds import Purpose, seeded
 from sim.server import attacks, strategy
@@ -182,6 +183,7 @@ def _notes_without_effect(
         yield f"--augment {config.augment} has no effect, because the data are not kept as images with classes"
 
 
+@in_own_context
 def _check_measurements(config: RunConfig, spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
     """Check that the built-in test can compute the loss and the metrics that were asked for.
 

@@ -22,7 +22,7 @@ from sim.config.run_config import RunConfig
 from sim.data.partition import Partition
 from sim.engine.aggregation import check_finite
 from sim.errors import ConfigError, PluginError, SimError, described
-from sim.process_settings import restored_settings
+from sim.process_settings import in_own_context, restored_settings
 from sim.seeds import Purpose, seeded
 from sim.server import strategy
 from sim.server.prepared_run import Prepared, ProgramObjects
@@ -125,6 +125,7 @@ def prepare_app(config: RunConfig, objects: ProgramObjects) -> Prepared:
     return Prepared(config, None, partition, spec, [], layout, None, objects, server_app=server_app, notes=notes)
 
 
+@in_own_context
 def _first_client(config: RunConfig, runtime: FlowerRuntime) -> Client:
     """Make client 0, which shows that the program works."""
     place = f"--client-fn {config.client_fn}"
@@ -170,6 +171,7 @@ def _of_strategy(config: RunConfig, objects: ProgramObjects) -> NDArrays | None:
     return parameters_to_ndarrays(parameters) if parameters else None
 
 
+@in_own_context
 def _of_client(config: RunConfig, client: Client) -> NDArrays:
     place = f"--client-fn {config.client_fn}"
     try:

@@ -1,6 +1,7 @@
 """Clients that leave things behind; ``config["habit"]`` says which one does what."""
 
 import builtins
+import contextvars
 import decimal
 import logging.config
 import multiprocessing
@@ -21,6 +22,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from sim.client import TorchClient
+
+
+DEPTH = contextvars.ContextVar("DEPTH", default=0)
 
 
 def digits_and_their_scale():
@@ -127,6 +131,7 @@ HABITS = {
     "quiet": lambda net: logging.getLogger("sim").setLevel(logging.CRITICAL),
     "convolutions": lambda net: torch.backends.nnpack.set_flags(not _nnpack()),
     "function mode": lambda net: _Negated().__enter__(),
+    "context": lambda net: DEPTH.set(DEPTH.get() + 1),
     "decimals": lambda net: setattr(decimal.getcontext(), "prec", 3),
     "processes": lambda net: multiprocessing.set_start_method("spawn", force=True),
     "processors": lambda net: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
@@ -173,6 +178,7 @@ def settings():
         "loggers": str([(log.disabled, log.level) for log in map(logging.getLogger, (None, "sim", "flwr"))]),
         "convolutions": _nnpack(),
         "mode": float(torch.tensor(1.0).tanh()),
+        "context": DEPTH.get(),
         "decimals": decimal.getcontext().prec,
         "processes": str(multiprocessing.get_start_method(allow_none=True)),
         "processors": len(os.sched_getaffinity(0)),
