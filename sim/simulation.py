@@ -71,7 +71,7 @@ def simulate(
         client_app, server_app: the two objects of a Flower app.
         strategy: a strategy of ``flwr.server.strategy`` or ``flwr.serverapp.strategy``, or its class.
         client_manager: a Flower ``ClientManager`` of the user's own, to which the clients are added.
-        ray_init_args: for ``ray.init``, e.g. ``{"num_cpus": 4, "num_gpus": 1}``; they win over what is found.
+        ray_init_args: for ``ray.init``, e.g. ``{"num_cpus": 4, "num_gpus": 1}``; these replace what is detected.
         on_record: called with the record of each round after it is on disk.
         callbacks: told of each round and of the end, see ``Callback`` and docs/callbacks-and-trackers.md.
         history: a ``flwr.server.History``, which is filled as Flower's own loop fills it.
@@ -107,6 +107,7 @@ def resume(
     loss: Callable[..., Any] | None = None,
     client_fn: Callable[..., Any] | None = None,
     strategy: Any = None,
+    client_manager: Any = None,
     ray_init_args: dict[str, Any] | None = None,
     on_record: OnRecord | None = None,
     callbacks: Sequence[Callback] = (),
@@ -116,8 +117,8 @@ def resume(
     """Continue a run after its last checkpoint, to the bit as if it had not ended.
 
     Args:
-        model, train, test, load_data, client, loss, client_fn, strategy, ray_init_args, on_record, callbacks: as for
-            ``simulate``.
+        model, train, test, load_data, client, loss, client_fn, strategy, client_manager, ray_init_args, on_record,
+            callbacks: as for ``simulate``.
         allow_changed_code: continue although modules of yours were changed; later rounds are made with the new ones.
         changes: settings that may change, see ``sim.config.choices.CHANGEABLE``; ``num_rounds`` may be raised.
 
@@ -136,6 +137,7 @@ def resume(
         loss=loss,
         client_fn=client_fn,
         strategy=strategy,
+        client_manager=client_manager,
     )
     config = config_of(run, changes)
     return _simulate(config, objects, run, ray_init_args, on_record, callbacks, allow_changed_code=allow_changed_code)

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 
 from conftest import PROGRAMS, sha256
 from sim import resume, run_app, run_simulation, start_simulation
+from sim.errors import RunFolderError
 from sim.run_folder.folder import Run
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -173,7 +174,14 @@ def test_a_client_manager_of_the_users_own_chooses(tmp_path: Path) -> None:
         engine="inline",
         name="r",
     )
-    assert Run(tmp_path / "r").clients().client_id.tolist() == [5, 6]
+    run = Run(tmp_path / "r")
+    assert run.clients().client_id.tolist() == [5, 6]
+    given: dict[str, Any] = {"client_fn": lambda context: Adds().to_client(), "num_rounds": 2}
+    given["strategy"] = FedAvg(fraction_fit=0.3, fraction_evaluate=0)
+    with pytest.raises(RunFolderError, match=r"does not fit: client_manager was \S+LastClients, is None"):
+        resume(run, **given)
+    resume(run, client_manager=LastClients(), **given)
+    assert run.clients().client_id.tolist() == [5, 6, 5, 6]
 
 
 def test_a_client_manager_of_the_users_own_chooses_who_gives_the_first_weights(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flwr.common import ArrayRecord, ConfigRecord, Parameters
 from flwr.server import SimpleClientManager
-from flwr.server.strategy import FedAdam, FedProx
+from flwr.server.strategy import FedAdam, FedAvg, FedProx
 from flwr.serverapp.strategy import FedAdam as NewerFedAdam
 from flwr.serverapp.strategy import Strategy as NewerStrategy
 from safetensors.numpy import load_file
@@ -272,6 +272,18 @@ def test_noise_in_a_buffer_is_not_replaced_by_the_mean_of_the_clients(
     clients = [ClientResult(i, num_examples=1, weights=[np.full(1, 3 + 2 * i, np.float32)] * 2) for i in range(2)]
     weight, other = view.with_untrained(noised, before, clients, WeightedSum())
     assert (weight[0], other[0]) == (7.0, buffer)
+
+
+def test_with_noise_a_strategy_sees_the_same_arrays_by_name_and_as_an_object() -> None:
+    layout = WeightLayout(["weight", "buffer"], (0,), (0, 1), {})
+    before, noised = ([np.full(1, value, np.float32)] * 2 for value in (0, 7))
+    clients = [ClientResult(i, num_examples=1, weights=[np.full(1, 3, np.float32)] * 2) for i in range(2)]
+    found = []
+    for given in (None, FedAvg(fraction_fit=0.2, min_fit_clients=20, min_available_clients=20)):
+        view = strategy.build(RunConfig(dp="fixed"), before, layout, lambda *_: (0.0, {}), given).view
+        whole = view.whole(view.of(noised), before, 1)
+        found.append([array[0] for array in view.with_untrained(whole, before, clients, WeightedSum())])
+    assert found == [[7.0, 0.0], [7.0, 0.0]], "nothing of the clients' mean of the buffer, which has no noise"
 
 
 def test_privacy_and_batchnorm_do_not_go_together(small: Small, in_programs: None) -> None:

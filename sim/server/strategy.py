@@ -176,12 +176,12 @@ def _build(
 ) -> BuiltStrategy:
     """Make the configured strategy.
 
-    Args:
-        given: the user's own strategy, or its class, instead of the one that the config names.
-
     The user's own class is called with those of Flower's usual arguments that it accepts. It gets the weights of every
     client unless it has an attribute ``averages_clients = True``. What is not trained is the clients' mean in the end
     unless it has an attribute ``aggregates_buffers = True``.
+
+    Args:
+        given: the user's own strategy, or its class, instead of the one that the config names.
 
     Raises:
         ConfigError: ``strategy_args`` has an unknown argument or a wrong value.
@@ -196,18 +196,47 @@ def _build(
         return _as_given(config, given, layout)
     entry = STRATEGIES.get(config.strategy) if given is None else None
     own: Any = _class_of(entry) if entry else given or user_code.load(config.strategy, "--strategy")
+    view = _view_of(config, layout, entry, own)
+    parameters = ndarrays_to_parameters(view.of(initial_weights)) if initial_weights else None
+    arguments = _arguments(config, own, entry, {"initial_parameters": parameters, "evaluate_fn": evaluate_fn})
+    _check_bulyan(config, arguments)
+    if entry is None:
+        made = _made_by_user(config, own, arguments)
+        return _private(config, BuiltStrategy(made, bool(getattr(made, "averages_clients", False)), view))
+    try:
+        made = own(**arguments)
+    except ValueError as error:
+        raise ConfigError(f"--strategy-args of {config.strategy}: {error}") from error
+    return _private(config, BuiltStrategy(made, entry.averages, view))
+
+
+def _view_of(config: RunConfig, layout: WeightLayout, entry: Entry | None, own: Any) -> VisibleWeights:
+    """Return which arrays of the model a strategy sees.
+
+    Args:
+        entry: None for a strategy of the user's own.
+        own: that strategy, or its class.
+    """
     if not layout.is_known:
-        view: VisibleWeights = UnknownWeights()
-    elif entry is None:
+        return UnknownWeights()
+    if entry is None:
         # With --dp the clients' mean, to which no noise is added, must not replace what has it.
         own_buffers = config.dp is not None or bool(getattr(own, "aggregates_buffers", False))
-        view = VisibleWeights.all_of(layout, own_buffers=own_buffers)
-    elif config.dp:  # what has no noise must not come from the clients
-        view = VisibleWeights.some_of(layout, layout.trained, averages_others=False)
-    else:
-        view = VisibleWeights.some_of(
-            layout, layout.trained if entry.adaptive or entry.averages else layout.averageable
-        )
+        return VisibleWeights.all_of(layout, own_buffers=own_buffers)
+    if config.dp is not None:  # what has no noise must not come from the clients
+        return VisibleWeights.some_of(layout, layout.trained, averages_others=False)
+    return VisibleWeights.some_of(layout, layout.trained if entry.adaptive or entry.averages else layout.averageable)
+
+
+def _arguments(config: RunConfig, own: Any, entry: Entry | None, parts: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments with which a class of strategies is called.
+
+    Args:
+        parts: the arguments of Flower's older form that are no numbers.
+
+    Raises:
+        ConfigError: ``strategy_args`` has an unknown argument or one that other settings decide.
+    """
     num_fit, num_evaluate = config.num_asked_clients, config.num_evaluate_clients
     # FedAvg samples max(⌊N · fraction⌋, min_clients) clients: the exact number is passed as the minimum.
     older: dict[str, Any] = {
@@ -216,8 +245,7 @@ def _build(
         "fraction_evaluate": config.fraction_evaluate,
         "min_evaluate_clients": num_evaluate,
         "min_available_clients": max(num_fit, num_evaluate),
-        "initial_parameters": ndarrays_to_parameters(view.of(initial_weights)) if initial_weights else None,
-        "evaluate_fn": evaluate_fn,
+        **parts,
     }
     newer: dict[str, Any] = {
         "fraction_train": num_fit / config.num_clients,
@@ -232,22 +260,22 @@ def _build(
     where_named = {**(older if is_newer else newer), "client_learning_rate": config.lr or config.BUILT_IN["lr"]}
     named = user_code.parameters_of(own)
     offered = {name: value for name, value in where_named.items() if name in named} | (newer if is_newer else older)
-    reserved = {*older, *newer}
-    user_code.check_arguments(own, config.strategy_args, reserved, "--strategy-args", config.strategy)
-    arguments = {
+    user_code.check_arguments(own, config.strategy_args, {*older, *newer}, "--strategy-args", config.strategy)
+    return {
         **user_code.accepted(own, offered),
         **(entry.defaults if entry else {}),
         **assumed(config),
         **config.strategy_args,
         **_own_rate(config, entry),
     }
-    _check_bulyan(config, arguments)
-    if entry:
-        try:
-            made = own(**arguments)
-        except ValueError as error:
-            raise ConfigError(f"--strategy-args of {config.strategy}: {error}") from error
-        return _private(config, BuiltStrategy(made, entry.averages, view))
+
+
+def _made_by_user(config: RunConfig, own: Any, arguments: dict[str, Any]) -> Strategy | NewerStrategy:
+    """Call the user's own class.
+
+    Raises:
+        PluginError: it raises, or makes no strategy that can be used here.
+    """
     try:
         with restored_settings(), seeded(config.seed, Purpose.STRATEGY, repeat=1):
             strategy = own(**arguments)
@@ -263,7 +291,7 @@ def _build(
             f"--strategy {config.strategy}: adds noise for updates that clients clip, but no client here uses "
             "Flower's clipping mod; use --dp fixed or adaptive, which clip at the server"
         )
-    return _private(config, BuiltStrategy(strategy, bool(getattr(strategy, "averages_clients", False)), view))
+    return strategy
 
 
 def _with_algorithm(
@@ -383,14 +411,8 @@ def _as_given(config: RunConfig, strategy: Strategy | NewerStrategy, layout: Wei
     kind = type(strategy)
     is_flowers = kind.__module__.startswith("flwr.")
     entry = next((e for e in STRATEGIES.values() if is_flowers and kind.__name__ == e.class_name), None)
-    if entry is None:
-        own_buffers = config.dp is not None or bool(getattr(strategy, "aggregates_buffers", False))
-        view = VisibleWeights.all_of(layout, own_buffers=own_buffers) if layout.is_known else UnknownWeights()
-        return _private(config, BuiltStrategy(strategy, bool(getattr(strategy, "averages_clients", False)), view))
-    if not layout.is_known:
-        return _private(config, BuiltStrategy(strategy, entry.averages, UnknownWeights()))
-    seen = layout.trained if entry.adaptive or entry.averages else layout.averageable
-    return _private(config, BuiltStrategy(strategy, entry.averages, VisibleWeights.some_of(layout, seen)))
+    averages = bool(getattr(strategy, "averages_clients", False)) if entry is None else entry.averages
+    return _private(config, BuiltStrategy(strategy, averages, _view_of(config, layout, entry, strategy)))
 
 
 def _private(config: RunConfig, built: BuiltStrategy) -> BuiltStrategy:

@@ -16,6 +16,7 @@ import numpy as np
 from flwr.common import NDArrays, Parameters, parameters_to_ndarrays
 from flwr.server.strategy import Strategy
 
+from sim import user_code
 from sim.client.flower_program import FlowerSpec
 from sim.client.runtime import ClientSpec
 from sim.config.choices import CHANGEABLE
@@ -316,6 +317,8 @@ def _in_todays_words(fits: dict[str, Any]) -> dict[str, Any]:
     defaults = {f.name: default_of(f) for f in fields(RunConfig) if f.name not in {*CHANGEABLE, *_PLACES}}
     config = {**defaults, **fits.get("config", {})}
     others = {name: value for name, value in fits.items() if not name.startswith("columns of ")}
+    if isinstance(described := others.get("data set"), str):
+        others["data set"] = described.replace(" test images of ", " test examples of ")
     return {**others, "config": config}
 
 
@@ -343,12 +346,14 @@ def what_must_fit(prepared: Prepared, *, old_data: bool = False) -> dict[str, An
     elif old_data and isinstance(dataset.train, Examples) and isinstance(dataset.test, Examples):
         data = {_OLD_DATA: _fingerprint(dataset.train), "test images": _fingerprint(dataset.test)}
     else:
-        counts = f"{len(dataset.train)} training and {dataset.num_test_examples} test images"
+        counts = f"{len(dataset.train)} training and {dataset.num_test_examples} test examples"
         data = {"data set": f"{counts} of {dataset.fingerprint[:16]}"}
     # A table of devices says how long a client works, as its partition says on what.
+    manager = prepared.objects.client_manager
     files = {f"content of {path}": _sha256(path)[:16] for path in files_of(prepared.config)} if prepared.devices else {}
     return {
         **({"device files": files} if files else {}),
+        **({} if manager is None or is_flowers(manager) else {"client_manager": user_code.name_of(manager)}),
         "config": {name: value for name, value in asdict(prepared.config).items() if name not in skipped},
         **data,
         "partition": hashlib.sha256(assigned.indices.tobytes() + assigned.offsets.tobytes()).hexdigest()[:16],

@@ -23,7 +23,6 @@ from torch.overrides import TorchFunctionMode
 
 from sim.client import TorchClient
 
-
 DEPTH = contextvars.ContextVar("DEPTH", default=0)
 
 
