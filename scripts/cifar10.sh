@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Draw the README's picture: CIFAR-10 on 100 clients, IID and non-IID, compared with centralised training.
+# Draw the picture of docs/results.md: CIFAR-10 on 100 clients, IID and non-IID, compared with centralised training.
 # It takes about 5 minutes on 2 CPU cores. CIFAR is a folder with train/<class>/* and test/<class>/*.
 #   scripts/cifar10.sh CIFAR
 set -euo pipefail

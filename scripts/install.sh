@@ -14,7 +14,7 @@ for extras in "$EXTRAS" "[dev]"; do
         return 0
     fi
 done
-echo "installing sim$EXTRAS into $VENV (a minute or two) …"
+echo "installing sim$EXTRAS into $VENV (a few minutes) …"
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --editable ".$EXTRAS"
 # pip would compile on one CPU. A few files are of other versions of Python; they cannot be compiled, nor are they used.
 "$VENV/bin/python" -m compileall -q -j 0 "$VENV"/lib > /dev/null || true

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Draw the README's pictures of partitions: 10,000 examples of 10 classes on 8 clients, for each partitioner.
+# Draw the pictures of docs/data-and-partitions.md: 10,000 examples of 10 classes on 8 clients, for each partitioner.
 # It takes half a minute.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"

@@ -45,6 +45,7 @@ from sim.scale.cells import SET_BY_THE_GRID
 
 _EXIT_INTERRUPTED = 130
 _LAST_SECONDS = 3.0  # for what Python does at its end
+_WRITE_WHAT_IS_DONE = ("run", "app", "centralized", "server", "sweep", "scale")  # commands
 _FEWEST_OPEN_FILES = 64  # Ray did not start with 40
 _WRITTEN, _OPENED = (errno.ENOSPC, errno.EDQUOT, errno.EIO), (errno.EMFILE, errno.ENFILE)
 _OF_THE_MACHINE = dict.fromkeys(_WRITTEN, "written") | dict.fromkeys(_OPENED, "opened")  # what cannot be done
@@ -398,7 +399,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"sim: {_without_memory(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        written = "; what was done is on disk" if words_of[:1] not in (["client"], ["evaluate"]) else ""
+        written = "; what was done is on disk" if words_of and words_of[0] in _WRITE_WHAT_IS_DONE else ""
         print(f"sim: interrupted{written}", file=sys.stderr)
         return _EXIT_INTERRUPTED
     except BrokenPipeError:

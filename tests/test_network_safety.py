@@ -155,7 +155,7 @@ def test_refused_clients_print_the_reason_and_the_others_continue(federation: Fe
         "few": (["--num-clients", "1"], "client 0 was refused: --num-clients 1: the server waits for --min-clients 2"),
         "shape": (
             [*FEW, "--dataset", "synthetic", "--image-size", "28"],
-            "client 0 was refused: its images are 3×28×28 in 10 classes, but those of the run are 1×32×32",
+            "client 0 was refused: its inputs are 3×28×28 with 10 classes, but those of the run are 1×32×32",
         ),
         "model": ([*FEW, "--model", "Mlp"], "client 0 was refused: its model has "),
     }
@@ -443,7 +443,7 @@ def test_the_claim_of_a_stranger_excludes_nobody() -> None:
             "the client uses version \\x1b[31mxxxxx … (99985 characters",
         ),
         ({"client_id": "\x1b]0;"}, "the client's client_id is '\\x1b]0;', not of type int"),
-        ({"image_shape": "\x1b" + "y" * 100_000}, "client 0 was refused: its images are \\x1byyyy"),
+        ({"image_shape": "\x1b" + "y" * 100_000}, "client 0 was refused: its inputs are \\x1byyyy"),
     ],
 )
 def test_what_a_stranger_says_is_bounded_and_printable(said: dict[str, Any], reason: str) -> None:

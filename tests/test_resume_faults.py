@@ -268,9 +268,7 @@ def test_every_image_of_a_large_data_set_counts(small: Small, tmp_path: Path, mo
     images[333] = 1
     np.save("x.npy", images)
     monkeypatch.setenv("SIM_CACHE", str(tmp_path / "two"))
-    with pytest.raises(
-        RunFolderError, match=r"data set was 400 training and 20 test examples of \w+, is"
-    ):
+    with pytest.raises(RunFolderError, match=r"data set was 400 training and 20 test examples of \w+, is"):
         resume(run, num_rounds=2)
 
 

@@ -301,6 +301,7 @@ def main() -> int:
         campaign.run(trial)
         rows.append(
             {
+                "seed": arguments.seed,
                 "trial": number,
                 "kind": trial.kind,
                 "strategy": trial.strategy,

@@ -43,7 +43,8 @@ class RunConfig(EvaluationConfig):
 
     num_clients: int = setting(
         100,
-        "number of clients; each has its own partition; natural clients decide it themselves if it is the default",
+        "number of clients, each with its own partition; where it is left at the default, natural clients are as many as "
+        "the data have",
         CLIENTS,
         low=1,
         high=MOST,
@@ -70,8 +71,8 @@ class RunConfig(EvaluationConfig):
     )
     sample_seed: int | None = setting(
         None,
-        "seed from which the clients of a round are drawn; --seed if not given, from which data, partition, first "
-        "weights and training are drawn always",
+        "seed from which the clients of a round are drawn; if not given, --seed; data, partition, first weights and "
+        "training always follow from --seed",
         CLIENTS,
         low=0,
         high=2**63 - 1,

@@ -193,6 +193,7 @@ def load_dataset(config: TrainingConfig, load_data: Callable[..., Any] | None = 
     Raises:
         DataError: the source is missing, damaged, inconsistent or too large, or the cache cannot be written.
         PluginError: the user's own function cannot be imported.
+        ConfigError: ``dataset_args`` are given for the user's own function.
     """
     try:
         if load_data is not None or ":" in config.dataset:
@@ -237,7 +238,9 @@ def _load_program(config: TrainingConfig, load_data: Callable[..., Any] | None) 
     items = {split: each for split, each in opened.items() if not isinstance(each, Columns)}
     notes = [*returned.notes]
     notes += [f"{program.place}: {split} examples are taken as items: {each.reason}" for split, each in items.items()]
-    images = _as_images(program.place, stored) if config.data_form == "auto" else None
+    # What a Dataset or tensors give is what the program's model takes; NumPy arrays are what image files hold.
+    are_arrays = all(isinstance(array, np.ndarray) for split in given.values() for array in leaves(split))
+    images = _as_images(program.place, stored) if are_arrays and config.data_form == "auto" else None
     folder, key = None, {"image_size": config.image_size}
     if items and config.image_size is not None:
         raise DataError(f"--image-size {config.image_size}: {program.place} gives items; resize them in its transform")

@@ -6,7 +6,7 @@
     diurnal    each client is online for some hours around its local night
     trace      each client repeats the intervals of an entry of a file, see ``sim.devices.files``
 
-Virtual time begins with second 0; in ``diurnal`` that is midnight at longitude 0. A client is online from the begin of
+Virtual time begins with second 0; in ``diurnal`` that is midnight at longitude 0. A client is online from the beginning of
 an interval to just before its end. Everything is a function of (seed, client_id, time), see ``sim.devices.philox``:
 nothing depends on the order of the questions.
 
@@ -335,7 +335,7 @@ class Diurnal(_Intervals):
         return (at_seconds / HOUR_SECONDS + zone - self._day_begins) / _DAY_HOURS
 
     def _starts(self, day: Any, zone: Any, u: Any) -> Any:
-        """Return the begin of the interval of a day."""
+        """Return the beginning of the interval of a day."""
         jitter = self._arguments.jitter_hours * (2.0 * u - 1.0)
         return HOUR_SECONDS * (_DAY_HOURS * day + self._arguments.begin_hour + jitter - zone)
 

@@ -61,7 +61,7 @@ class Periods:
     """When an entry of an availability file is online: these intervals, repeated after each period.
 
     Attributes:
-        starts: seconds from the begin of a period, ascending; the intervals do not touch each other.
+        starts: seconds from the beginning of a period, ascending; the intervals do not touch each other.
         ends: of the same intervals, at most the period.
         period: seconds.
     """

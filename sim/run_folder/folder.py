@@ -108,7 +108,7 @@ class Run:
             raise RunFolderError(f"{self.config_path}: {error}") from None
 
     def reached(self, target: Target | None) -> bool:
-        """Return whether the central test of the last round reached ``target``; None is never reached.
+        """Return whether the central test of the last round reached ``target``; False if that is None.
 
         Raises:
             RunFolderError: see ``rounds`` and ``metrics``.

@@ -57,7 +57,7 @@ class Curve:
 
     Attributes:
         name: the name of the run, or what the names of the runs have in common.
-        frames: what ``measured.table_of`` returns for each run.
+        frames: what ``measurements.table_of`` returns for each run.
         row_word: what a row of them is, ``round`` or ``epoch``.
         runs: the runs.
     """
@@ -82,12 +82,12 @@ class Curve:
 
         The deviation of a single run is NaN, as is all that was not measured. Against rounds, only the rounds that all
         runs have are used. Everything else is different in each run. Therefore each of several runs is a step function
-        there: at any place it has the last value that it has reached, also behind its end if it is complete. The points
+        there: at any place it has the last value that it has reached, also after its end if it is complete. The points
         are all places at which one of the runs has a new value, from where each has its first one to the end of the
         longest run, or to the end of the first one that is not complete.
 
         Args:
-            x: a key of ``measured.X_AXES``, see ``measured.spent``.
+            x: a key of ``measurements.X_AXES``, see ``measurements.spent``.
             smooth: each measured value of a run is replaced by the mean of those of so many rounds, the last one being
                 its own; there are fewer at the start.
         """
@@ -244,6 +244,14 @@ def common_legend(figure: Figure, place: _Place, labels: Iterable[str], *, num_c
 
 
 def check_x(curves: Sequence[Curve], x: str) -> None:
+    """Check that every run has measured what the horizontal axis shows.
+
+    Args:
+        x: a key of ``measurements.X_AXES``.
+
+    Raises:
+        ConfigError: a run has not, or there is no such axis.
+    """
     if x not in X_AXES:
         raise ConfigError(f"x {one_line(x, 60)}: must be one of {', '.join(X_AXES)}")
     if x in ("round", "seconds"):  # a run without its first round has not measured them yet

@@ -33,9 +33,10 @@ os.umask(_MASK)
 _UNSYNCED_SECONDS = 1.0  # to sync three tables takes about 10 ms, longer than some rounds
 _BEGINNING = ".config.toml-"  # the name of the config while it is written, before every other file
 
+_TEMPORARY = re.compile(r"\..+\.[a-z]+-[a-z0-9_]{8}")  # the name that ``tempfile`` gives a file
+
 # Descriptors of locked folders. A process that a client's code forks inherits them; it must not keep a folder locked
 # after this process has ended.
-_TEMPORARY = re.compile(r"\..+\.[a-z]+-[a-z0-9_]{8}")  # the name that ``tempfile`` gives a file
 _LOCKS: set[int] = set()
 
 
@@ -221,7 +222,8 @@ def _root(results_dir: str) -> Path:
 
 
 def is_unbegun(folder: Path) -> bool:
-    """Return whether a folder is empty: ``RunWriter.create`` was killed before it had written the config, if it was."""
+    """Return whether a run was never begun in a folder: it is empty, or holds only the temporary config of a process
+    that was killed."""
     try:
         return all(path.name.startswith(_BEGINNING) for path in folder.iterdir())
     except OSError:

@@ -293,7 +293,7 @@ class ServerAppRun:
 
     def _note_second(self) -> None:
         logging.getLogger("sim").warning(
-            "note: the ServerApp starts a strategy again; its rounds are recorded behind those of the first, without "
+            "note: the ServerApp starts a strategy again; its rounds are recorded after those of the first, without "
             "checkpoints"
         )
 

@@ -58,7 +58,7 @@ class RaySession:
         """Start nothing yet.
 
         Args:
-            init_args: for ``ray.init``; they win over those of this class.
+            init_args: for ``ray.init``; they replace those of this class.
             num_actors: how many to start; on a cluster at most as many, where fewer may fit.
             client_resources: ``num_cpus`` and ``num_gpus`` of one actor.
             niceness: of the actors of a Ray of its own; Ray's default is 15, with which they get next to no time
