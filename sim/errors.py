@@ -18,6 +18,8 @@ SimError                 base class; the message is one line for the user
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 _MOST_CHARACTERS = 2000  # of one line; a path or a list of choices is far shorter
 
 
@@ -35,6 +37,11 @@ def one_line(text: str, most: int = _MOST_CHARACTERS) -> str:
     if words.isprintable():
         return words
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """Return a few names of many."""
+    return ", ".join(names[:most]) + ("" if len(names) <= most else f" and {len(names) - most} more")
 
 
 def many_lines(text: str, most: int = 200) -> str:

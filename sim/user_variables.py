@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from sim import own_generators, user_code
+from sim.errors import some
 from sim.process_settings import restored_settings
 from sim.user_objects import (
     NotPlainError,
@@ -292,11 +293,6 @@ def _how_left(names: Sequence[str]) -> str:
         f"clients keep in {some(names)} what is not put back, as only numbers and texts are; a cache of data is fine "
         "there, but results that depend on the clients before differ with the number of processes"
     )
-
-
-def some(names: Sequence[str]) -> str:
-    """Return a few names of many."""
-    return ", ".join(names[:3]) + ("" if len(names) <= 3 else f" and {len(names) - 3} more")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from flwr.common import ArrayRecord, ConfigRecord, Parameters
 from flwr.server import SimpleClientManager
 from flwr.server.strategy import FedAdam, FedAvg, FedProx
 from flwr.serverapp.strategy import FedAdam as NewerFedAdam
-from flwr.serverapp.strategy import Strategy as NewerStrategy
+from flwr.serverapp.strategy import Strategy as MessageStrategy
 from safetensors.numpy import load_file
 
 from conftest import Small
@@ -111,7 +111,7 @@ def test_every_name_that_the_config_offers_is_in_a_table() -> None:
 @pytest.mark.parametrize(("num_clients", "count"), [(100, 29), (3, 1), (5, 5)])
 def test_exactly_the_configured_number_of_clients_is_asked(name: str, num_clients: int, count: int) -> None:
     chosen = _build(strategy=name, num_clients=num_clients, clients_per_round=count, fraction_evaluate=1.0).strategy
-    if isinstance(chosen, NewerStrategy):
+    if isinstance(chosen, MessageStrategy):
         private_names.set_task_identity(1)
         grid, arrays = NodesOnly(virtual_clients(num_clients)), ArrayRecord()
         assert len(list(chosen.configure_train(1, arrays, ConfigRecord(), grid))) == count

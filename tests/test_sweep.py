@@ -208,14 +208,19 @@ def test_wrong_flags_of_a_sweep_are_one_line(command: Sim, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sweep_names_no_picture_that_it_has_not_made(command: Sim, monkeypatch: pytest.MonkeyPatch) -> None:
-    (variant,) = variants({}, [], 1, "s")
-    failed = Planned(variant, variant.configs[0], Run(Path("s/one")), "failed", "why")
-    monkeypatch.setattr("sim.sweep.execute.sweep", lambda *_, **__: [failed])
-    result = command("sweep", "--seeds", "1", "--results-dir", "s")
+@pytest.mark.slow
+@pytest.mark.usefixtures("pictures")
+def test_a_sweep_of_failed_runs_draws_and_names_no_picture(command: Sim, tmp_path: Path) -> None:
+    words = ("--client", "own:Failing", "--num-rounds", "2", "--num-clients", "2", "--fraction-fit", "1")
+    folder = ("--engine", "inline", "--results-dir", str(tmp_path / "s"))
+    result = command("sweep", "--seeds", "1", *words, *folder, cwd=PROGRAMS)
     assert result.returncode == 1
     assert "runs.csv" in result.stdout
     assert ".png" not in result.stdout
+    table = pd.read_csv(tmp_path / "s" / "runs.csv")
+    assert table.status.tolist() == ["failed"]
+    assert "client 1 has a bad day" in table.error[0]
+    assert list((tmp_path / "s").glob("*.png")) == []
 
 
 def test_arguments_of_a_strategy_are_varied_and_a_new_strategy_drops_the_old_ones() -> None:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from sim.algorithms.algorithm import Algorithm, Exchange, Update
 from sim.algorithms.by_name import AlgorithmSpec
 from sim.client.torch_client import TorchClient
+from sim.errors import some
 from sim.run_folder.client_states import ClientState
 from sim.seeds import restored
 from sim.training.step_hooks import AfterStep, BeforeStep, Steps, watched
 from sim.training.weights import WeightLayout, array_of, set_weights, state_of, view_weights
-from sim.user_variables import some
 
 # In the config of an evaluation: test the global model and the client's own, also after so many epochs of training.
 FINE_TUNE_EPOCHS = "sim.fine_tune_epochs"

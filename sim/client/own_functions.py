@@ -14,22 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from sim.client.own_returns import OwnReturnError, Returned, of_test, of_train, scalar
-from sim.errors import PluginError
+from sim.errors import PluginError, some
 from sim.parameter_roles import VALIDATION, Binding, is_text
 from sim.training import local
 from sim.training.losses import CRITERIA, LOSSES
 from sim.training.weights import state_of
-from sim.user_variables import some
 
 _SETTINGS = ("lr", "momentum", "weight_decay", "proximal_mu", "optimizer", "max_steps", "precision", "batch_size")
 _UNCHANGED = {"max_steps": 0, "precision": "fp32"}
 _DEFAULTS = ("lr", "momentum", "weight_decay", "optimizer", "batch_size")
-_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": lambda weights, lr, momentum, weight_decay: torch.optim.SGD(
-        weights, lr, momentum, weight_decay=weight_decay
-    ),
-    "adam": lambda weights, lr, momentum, weight_decay: torch.optim.Adam(weights, lr, weight_decay=weight_decay),
-    "adamw": lambda weights, lr, momentum, weight_decay: torch.optim.AdamW(weights, lr, weight_decay=weight_decay),
+_OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    **local.OPTIMIZERS,
+    "sgd": lambda weights, lr, momentum, decay: torch.optim.SGD(weights, lr, momentum, weight_decay=decay),
 }
 
 
@@ -234,7 +230,8 @@ def make_optimizer(net: nn.Module, settings: Mapping[str, Any]) -> torch.optim.O
     name = settings.get("optimizer") or "sgd"
     lr = settings.get("lr") or 0.1
     momentum, weight_decay = settings.get("momentum") or 0.0, settings.get("weight_decay") or 0.0
-    return _OPTIMIZERS[name](net.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+    made: torch.optim.Optimizer = _OPTIMIZERS[name](list(net.parameters()), lr, momentum, weight_decay)
+    return made
 
 
 def criterion(loss: str | Callable[..., Any]) -> Any:

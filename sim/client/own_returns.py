@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from sim.errors import some
+
 _WHAT_TRAIN_RETURNS = "the mean loss, (loss, accuracy), a dict of metrics"
 _WHAT_TEST_RETURNS = "accuracy, (loss, accuracy), (loss, dict of metrics) or dict of metrics"
 _WRAPPERS = "module.", "_orig_mod."  # what nn.DataParallel and torch.compile put before the names of weights
@@ -143,19 +145,15 @@ def _numbers_of(returned: Mapping[Any, Any]) -> tuple[dict[str, float], tuple[st
     left = [name for name, mean in means.items() if mean is None]
     notes = []
     if series:
-        notes.append(f"the means of the series {_listed(series)} that it returns are recorded")
+        notes.append(f"the means of the series {some(series, 5)} that it returns are recorded")
     if left:
-        notes.append(f"{_listed(left)} of what it returns {_is_or_are(left)} no number and not recorded")
+        notes.append(f"{some(left, 5)} of what it returns {_is_or_are(left)} no number and not recorded")
     return metrics, tuple(notes)
 
 
 def _unrecorded(parts: Iterable[Any], expected: str) -> str:
     kinds = [type(part).__name__ for part in parts]
-    return f"what it returns ({_listed(kinds)}) is not recorded; {expected} is"
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:5]) + ("" if len(names) <= 5 else f" and {len(names) - 5} more")
+    return f"what it returns ({some(kinds, 5)}) is not recorded; {expected} is"
 
 
 def _is_or_are(names: list[str]) -> str:

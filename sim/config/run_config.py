@@ -43,8 +43,8 @@ class RunConfig(EvaluationConfig):
 
     num_clients: int = setting(
         100,
-        "number of clients, each with its own partition; where it is left at the default, natural clients are as many as "
-        "the data have",
+        "number of clients, each with its own partition; where it is left at the default, all natural clients of the "
+        "data",
         CLIENTS,
         low=1,
         high=MOST,

@@ -107,7 +107,7 @@ class Batches:
         if self._indices is not None:
             chosen = self._indices.to(labels.device)
             images, labels = images[chosen], labels[chosen]
-        return DrawnImages(pixels(images, Step(labels), channels_last=self.channels_last), labels)
+        return DrawnImages(pixels(images, DrawnBatch(labels), channels_last=self.channels_last), labels)
 
     def with_batch_size(self, batch_size: int) -> Self:
         """Return this loader with another batch size."""
@@ -122,18 +122,18 @@ class Batches:
         self.was_read = True
         images, labels = self._resident.images, self._resident.labels
         if self.augment != "none" or self.noise:
-            for step in self.steps():
-                chosen = step.chosen.to(labels.device)
-                yield pixels(images[chosen], step, channels_last=self.channels_last), labels[chosen]
+            for drawn in self.drawn_batches():
+                chosen = drawn.chosen.to(labels.device)
+                yield pixels(images[chosen], drawn, channels_last=self.channels_last), labels[chosen]
             return
         # Many batches are read in one operation, which is faster; each batch is a view of the result.
         image_bytes = 4 * math.prod(images.shape[1:])  # as float32
         most = min(_BLOCK_EXAMPLES, _BLOCK_BYTES // image_bytes)
         for block in self._order().to(labels.device).split(self.batch_size * max(1, most // self.batch_size)):
-            read = pixels(images[block], Step(block), channels_last=self.channels_last), labels[block]
+            read = pixels(images[block], DrawnBatch(block), channels_last=self.channels_last), labels[block]
             yield from zip(*(tensor.split(self.batch_size) for tensor in read), strict=True)
 
-    def steps(self) -> Iterator[Step]:
+    def drawn_batches(self) -> Iterator[DrawnBatch]:
         """Draw the batches of one pass: the examples of each batch and how their images are changed."""
         for batch in self._order().split(self.batch_size):
             shifts = flips = None
@@ -142,7 +142,7 @@ class Batches:
                 flips = torch.randint(0, 2, (len(batch), 1), dtype=torch.bool)
             # A seed instead of the noise itself: vectorized training draws all batches of a client at once.
             seed = int(torch.randint(2**63 - 1, ())) if self.noise else 0
-            yield Step(batch, shifts, flips, self.noise, seed)
+            yield DrawnBatch(batch, shifts, flips, self.noise, seed)
 
     def _order(self) -> Tensor:
         """Return the positions of all examples in the order of a pass, on the CPU."""
@@ -152,8 +152,8 @@ class Batches:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One batch before its images are read.
+class DrawnBatch:
+    """One batch before its examples are read.
 
     Attributes:
         chosen: int64 [B], positions of its examples in the split, on the CPU.
@@ -170,23 +170,23 @@ class Step:
     noise_seed: int = 0
 
 
-def pixels(images: Tensor, step: Step, *, channels_last: bool) -> Tensor:
-    """Return images uint8 [B, C, H, W] as the model gets them: changed as ``step`` says, float32 in −1…1 plus noise."""
-    if step.shifts is not None and step.flips is not None:
-        images = _crop_flip(images, step.shifts.to(images.device), step.flips.to(images.device))
+def pixels(images: Tensor, drawn: DrawnBatch, *, channels_last: bool) -> Tensor:
+    """Return images uint8 [B, C, H, W] as the model gets them, float32 in −1…1 plus noise."""
+    if drawn.shifts is not None and drawn.flips is not None:
+        images = _crop_flip(images, drawn.shifts.to(images.device), drawn.flips.to(images.device))
     if not channels_last:
         images = images.contiguous()
     scaled = images.to(torch.float32).mul_(2 / 255).sub_(1)
-    add_noise(scaled, step)
+    add_noise(scaled, drawn)
     return scaled
 
 
-def add_noise(scaled: Tensor, step: Step) -> None:
+def add_noise(scaled: Tensor, drawn: DrawnBatch) -> None:
     """Add the noise of a batch to its images float32 [B, C, H, W], whose pixels are in −1…1."""
-    if step.noise:
-        drawing = torch.Generator(scaled.device).manual_seed(step.noise_seed)
+    if drawn.noise:
+        drawing = torch.Generator(scaled.device).manual_seed(drawn.noise_seed)
         normal = torch.randn(scaled.shape, generator=drawing, device=scaled.device)
-        scaled.add_(normal, alpha=2 * step.noise)  # from −1 to 1 is twice as far as from 0 to 1
+        scaled.add_(normal, alpha=2 * drawn.noise)  # from −1 to 1 is twice as far as from 0 to 1
 
 
 def _crop_flip(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:

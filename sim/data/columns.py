@@ -16,6 +16,7 @@ from sim.data.cache import save_array
 from sim.errors import DataError
 
 Labels = NDArray[np.int64]
+ImageSplit = tuple[NDArray[np.uint8], Labels]  # images [N, H, W, C] as files hold them, and the class of each
 
 TARGET_KEYS = ("label", "labels", "target", "targets", "y")  # of a batch that is a dict
 _MOST_CLASSES = 1_000_000  # more than any known data set has; each gets a row of the last layer

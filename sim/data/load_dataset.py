@@ -32,7 +32,7 @@ from sim.data.columns import (
 )
 from sim.data.sources import by_name
 from sim.data.sources.by_name import Images, Loaded
-from sim.errors import ConfigError, DataError
+from sim.errors import ConfigError, DataError, some
 
 __all__ = ["DataSource", "Dataset", "ExampleSet", "Examples", "Labels", "load_dataset", "open_dataset"]
 
@@ -213,7 +213,7 @@ def load_dataset(config: TrainingConfig, load_data: Callable[..., Any] | None = 
 
 def _load_program(config: TrainingConfig, load_data: Callable[..., Any] | None) -> Dataset:
     from sim.data.sources.user_function import ProgramData
-    from sim.user_variables import changed_by, some
+    from sim.user_variables import changed_by
 
     program = ProgramData(
         load_data or config.dataset,

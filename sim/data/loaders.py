@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, Self
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset, WeightedRandomSampler
 
-from sim.data.batches import Batches, Drawn, Resident, Step
+from sim.data.batches import Batches, Drawn, DrawnBatch, Resident
 from sim.data.columns import TARGET_KEYS, Columns, LoaderSettings, leaves, mapped
 from sim.data.items import Items
 from sim.data.load_dataset import Examples
@@ -236,12 +236,12 @@ class ExampleLoader(DataLoader[Any]):
         loader.noise = self.noise
         return loader
 
-    def steps(self) -> Iterator[Step]:
+    def drawn_batches(self) -> Iterator[DrawnBatch]:
         """Draw the batches of one pass over columns, in the order in which iterating draws them."""
         columns, positions, training = self._arguments
         assert isinstance(columns, ResidentColumns), "only columns are read by position"
         numbered = type(self)(columns.numbered, positions, self.batch_size, training=training)
-        return (Step(chosen) for chosen in numbered)
+        return (DrawnBatch(chosen) for chosen in numbered)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.was_read = True
@@ -327,7 +327,7 @@ def _of_client(sampler: Any, positions: NDArray[np.int64], count: int) -> Sample
     return _Own(sampler, positions, count)
 
 
-class _Own(Sampler[int]):
+class _Own(Sampler[Any]):
     """What a sampler of the user's draws of the examples of one client."""
 
     def __init__(self, sampler: Any, positions: NDArray[np.int64], count: int) -> None:
@@ -335,29 +335,21 @@ class _Own(Sampler[int]):
         self._place: Mapping[int, int] = {int(position): index for index, position in enumerate(positions)}
         self._share = len(positions) / count
 
-    def __iter__(self) -> Iterator[int]:
-        return (self._place[int(i)] for i in self._sampler if int(i) in self._place)
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._own(self._sampler))
 
     def __len__(self) -> int:
         return max(1, round(len(self._sampler) * self._share))
 
+    def _own(self, drawn: Iterable[Any]) -> Iterator[int]:
+        return (self._place[int(i)] for i in drawn if int(i) in self._place)
 
-class _OwnBatches(Sampler[list[int]]):
+
+class _OwnBatches(_Own):
     """What a batch sampler of the user's draws of the examples of one client; batches without any are left out."""
 
-    def __init__(self, sampler: Any, positions: NDArray[np.int64], count: int) -> None:
-        self._sampler = sampler
-        self._place: Mapping[int, int] = {int(position): index for index, position in enumerate(positions)}
-        self._share = len(positions) / count
-
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self._sampler:
-            own = [self._place[int(i)] for i in batch if int(i) in self._place]
-            if own:
-                yield own
-
-    def __len__(self) -> int:
-        return max(1, round(len(self._sampler) * self._share))
+        return (own for batch in self._sampler if (own := list(self._own(batch))))
 
 
 Loader = Batches | ExampleLoader

@@ -6,8 +6,8 @@
     diurnal    each client is online for some hours around its local night
     trace      each client repeats the intervals of an entry of a file, see ``sim.devices.files``
 
-Virtual time begins with second 0; in ``diurnal`` that is midnight at longitude 0. A client is online from the beginning of
-an interval to just before its end. Everything is a function of (seed, client_id, time), see ``sim.devices.philox``:
+Virtual time begins with second 0; in ``diurnal`` that is midnight at longitude 0. A client is online from the beginning
+of an interval to just before its end. Everything is a function of (seed, client_id, time), see ``sim.devices.philox``:
 nothing depends on the order of the questions.
 
 Sources: Bonawitz et al. 2019, "Towards Federated Learning at Scale: System Design" (MLSys), where phones take part when

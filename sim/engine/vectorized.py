@@ -110,7 +110,7 @@ def _finish(
     """Let the algorithm make what a client sends and keeps."""
     assert isinstance(runtime.algorithm, GradientCorrection)
     step = Step(float(config["lr"]), float(config.get("momentum") or 0.0))
-    steps = Steps([[step] * len(member.steps)] * len(trained))
+    steps = Steps([[step] * len(member.batches)] * len(trained))
     update = runtime.algorithm.finish(exchange, trained, steps)
     result.metrics = {**result.metrics, **update.metrics}
     sent = [*(trained if update.shared is None else update.shared), *update.extras]

@@ -110,8 +110,8 @@ class Identity(Shape):
             return f"it has {self.num_examples} training examples; the number must be from 1 to 2**53"
         if (self.image_shape, self.num_classes) != (expected.image_shape, expected.num_classes):
             return (
-                f"its inputs are {one_line(self.image_shape, 40)} with {self.num_classes} classes, but those of the run "
-                f"are {expected.image_shape} with {expected.num_classes} classes"
+                f"its inputs are {one_line(self.image_shape, 40)} with {self.num_classes} classes, but those of the "
+                f"run are {expected.image_shape} with {expected.num_classes} classes"
             )
         if self.arrays != expected.arrays:
             return (

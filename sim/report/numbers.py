@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sim.errors import one_line
 from sim.metrics import MetricName, Target
 from sim.run_folder.measurements import column, spent_to_target, table_of, tested_last
 from sim.run_folder.plots import ACCURACY, Curve, curves_of, sample_sd
@@ -295,7 +296,7 @@ def failures_of(runs: Sequence[ReadRun]) -> list[FailureKind]:
             kinds.append(
                 FailureKind(
                     run.name,
-                    " ".join(str(error).split()) or "no text",
+                    one_line(str(error)) or "no text",
                     len(rows),
                     int(first["round"]),
                     int(first.client_id),

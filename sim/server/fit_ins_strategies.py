@@ -56,7 +56,7 @@ _PRIVATE = (
 )
 
 
-class LegacyStrategy:
+class FitInsAdapter:
     """The adapter of a strategy of ``flwr.server.strategy``."""
 
     calls = (

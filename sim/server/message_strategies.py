@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,7 +167,22 @@ class StartArguments:
     evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None
 
 
-class MessageStrategy:
+@contextmanager
+def metrics_of(used: Strategy, every: list[RecordDict]) -> Iterator[None]:
+    """Let a strategy, which gets the mean of the clients' arrays as one reply, aggregate the metrics of each client.
+
+    Args:
+        every: the records of each client's reply, without arrays.
+    """
+    function = used.train_metrics_aggr_fn
+    used.train_metrics_aggr_fn = lambda _, key: function(every, key)
+    try:
+        yield
+    finally:
+        used.train_metrics_aggr_fn = function
+
+
+class MessageAdapter:
     """The adapter of a strategy of ``flwr.serverapp.strategy``, with what an app gives to its ``start``."""
 
     calls = MESSAGE_CALLS
@@ -289,12 +305,8 @@ class MessageStrategy:
                 replies.append(Message(mean, reply_to=message))
             elif result.error is not None:
                 replies.append(_reply(message, result))
-        function = used.train_metrics_aggr_fn
-        used.train_metrics_aggr_fn = lambda _, key: function(every, key)
-        try:
+        with metrics_of(used, every):
             made: tuple[ArrayRecord | None, MetricRecord | None] = used.aggregate_train(server_round, replies)
-        finally:
-            used.train_metrics_aggr_fn = function
         return made
 
     def aggregate_evaluate(self, server_round: int, results: PhaseResults) -> Evaluated:

@@ -25,7 +25,7 @@ from sim.errors import RunError
 from sim.metrics import spelled
 from sim.run_folder.records import Phase
 from sim.server.adapter import Evaluated
-from sim.server.message_strategies import MESSAGE_CALLS, RAISED, NodesGrid, averages
+from sim.server.message_strategies import MESSAGE_CALLS, RAISED, NodesGrid, averages, metrics_of
 from sim.server.results import PhaseResults, numbers_of
 from sim.server.sampled_clients import SampledClients
 from sim.server.virtual_clients import check_there
@@ -63,7 +63,7 @@ class NodesOnly(NodesGrid):
         return self.push_messages(messages)  # type: ignore[return-value]
 
 
-class MessagesToClients:
+class MessageToFitInsAdapter:
     """The adapter of a strategy of ``flwr.serverapp.strategy`` for clients that know no messages."""
 
     calls = MESSAGE_CALLS
@@ -166,15 +166,11 @@ class MessagesToClients:
         """Have the strategy make new weights: from every client's, or from their mean as the only one."""
         used = self.strategy
         if self._averages:
-            function, every = used.train_metrics_aggr_fn, [self._measured(r) for r in results.succeeded]
-            used.train_metrics_aggr_fn = lambda _, key: function(every, key)
             mean = ClientResult(results.succeeded[0].client_id, num_examples=int(results.total.num_examples))
             mean.weights = results.total.mean()
             replies = self._replies(results, {mean.client_id: mean})
-            try:
+            with metrics_of(used, [self._measured(r) for r in results.succeeded]):
                 arrays, metrics = used.aggregate_train(server_round, replies)
-            finally:
-                used.train_metrics_aggr_fn = function
         else:
             arrays, metrics = used.aggregate_train(server_round, self._replies(results))
         if arrays is None:

@@ -14,6 +14,7 @@ import numpy as np
 from sim import metrics
 from sim.engine.aggregation import WeightedSum
 from sim.engine.interface import ClientResult
+from sim.errors import one_line
 from sim.run_folder.records import ClientRecord, MetricRecord, Phase
 
 NOTHING_TRAINED = (
@@ -87,8 +88,8 @@ class Failures:
         key = error.split(":")[0], lines[-1] if lines else ""
         kind = self._kinds.get(key)
         if kind is None:
-            one_line = " ".join(error.split())
-            kind = self._kinds[key] = _Kind(f"client {result.client_id}, round {server_round} ({phase}): {one_line}")
+            place = f"client {result.client_id}, round {server_round} ({phase})"
+            kind = self._kinds[key] = _Kind(f"{place}: {one_line(error)}")
             detail = result.traceback or error
             logging.getLogger("flwr").error("client %s, round %s:\n%s", result.client_id, server_round, detail)
         else:

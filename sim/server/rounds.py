@@ -17,7 +17,7 @@ import numpy as np
 from flwr.common import FitIns, NDArrays, RecordDict, Scalar, log
 from flwr.server import History
 from flwr.server.client_manager import ClientManager
-from flwr.serverapp.strategy import Strategy as NewerStrategy
+from flwr.serverapp.strategy import Strategy as MessageStrategy
 
 from sim.client.runtime import ClientSpec
 from sim.engine.aggregation import NonFiniteError, check_finite
@@ -35,8 +35,8 @@ from sim.server.async_rounds import AsyncRounds
 from sim.server.attacks import Attackers
 from sim.server.dropout import dropout_record, dropouts, without
 from sim.server.executor import Executor
-from sim.server.fit_ins_strategies import LegacyStrategy
-from sim.server.message_to_fit_ins import MessagesToClients
+from sim.server.fit_ins_strategies import FitInsAdapter
+from sim.server.message_to_fit_ins import MessageToFitInsAdapter
 from sim.server.prepared_run import Prepared
 from sim.server.privacy import Privacy
 from sim.server.results import (
@@ -203,12 +203,12 @@ class RoundServer:
             raise RunError(f"the strategy cannot be built a second time: {error}") from error
         self._view, self._server_lr = built.view, built.server_lr
         sends_settings = prepared.dataset is not None
-        if isinstance(built.strategy, NewerStrategy):
+        if isinstance(built.strategy, MessageStrategy):
             names, sizes = prepared.layout.names, prepared.partition.sizes
-            return MessagesToClients(
+            return MessageToFitInsAdapter(
                 built.strategy, built.view, names, config, client_manager, sizes, sends_settings=sends_settings
             )
-        return LegacyStrategy(
+        return FitInsAdapter(
             built,
             config,
             client_manager,
@@ -233,7 +233,7 @@ class RoundServer:
         if flag is not None and isinstance(ins, FitIns):
             raise RuntimeError(f"client {client_id} cannot be asked to train here, where {flag} would not reach it")
         adapter, server_round = self._adapter, self._next_round
-        assert isinstance(adapter, LegacyStrategy), "strategies of the newer form have no proxies"
+        assert isinstance(adapter, FitInsAdapter), "strategies of the newer form have no proxies"
         batch = server_round * _MOST_ASKED + len(self._asked)  # the same in a resumed run
         results = self._executor.execute_alone(
             adapter.asked(server_round, client_id, ins, self._executor.states.get(client_id), batch)

@@ -11,7 +11,7 @@ import flwr.server.strategy
 import flwr.serverapp.strategy
 from flwr.common import NDArrays, Scalar, ndarrays_to_parameters
 from flwr.server.strategy import Strategy
-from flwr.serverapp.strategy import Strategy as NewerStrategy
+from flwr.serverapp.strategy import Strategy as MessageStrategy
 
 from sim import user_code
 from sim.algorithms.algorithm import Algorithm, made
@@ -97,7 +97,7 @@ class BuiltStrategy:
         has_validation: the run knows its best round, which is a state, too.
     """
 
-    strategy: Strategy | NewerStrategy
+    strategy: Strategy | MessageStrategy
     averages: bool
     view: VisibleWeights
     algorithm: Algorithm | None = None
@@ -192,7 +192,7 @@ def _build(
     if given is None and config.is_asynchronous:
         rule_of(config)
         return _of_mean(config, initial_weights, layout, evaluate_fn)
-    if isinstance(given, Strategy | NewerStrategy):
+    if isinstance(given, Strategy | MessageStrategy):
         return _as_given(config, given, layout)
     entry = STRATEGIES.get(config.strategy) if given is None else None
     own: Any = _class_of(entry) if entry else given or user_code.load(config.strategy, "--strategy")
@@ -256,7 +256,7 @@ def _arguments(config: RunConfig, own: Any, entry: Entry | None, parts: dict[str
         "min_available_nodes": num_fit if _has_clock(config) else max(num_fit, num_evaluate),
     }
     # One that takes any arguments hands them to a class of Flower's, which takes those of its own form only.
-    is_newer = isinstance(own, type) and issubclass(own, NewerStrategy)
+    is_newer = isinstance(own, type) and issubclass(own, MessageStrategy)
     where_named = {**(older if is_newer else newer), "client_learning_rate": config.lr or config.BUILT_IN["lr"]}
     named = user_code.parameters_of(own)
     offered = {name: value for name, value in where_named.items() if name in named} | (newer if is_newer else older)
@@ -270,7 +270,7 @@ def _arguments(config: RunConfig, own: Any, entry: Entry | None, parts: dict[str
     }
 
 
-def _made_by_user(config: RunConfig, own: Any, arguments: dict[str, Any]) -> Strategy | NewerStrategy:
+def _made_by_user(config: RunConfig, own: Any, arguments: dict[str, Any]) -> Strategy | MessageStrategy:
     """Call the user's own class.
 
     Raises:
@@ -281,7 +281,7 @@ def _made_by_user(config: RunConfig, own: Any, arguments: dict[str, Any]) -> Str
             strategy = own(**arguments)
     except (Exception, SystemExit) as error:
         raise PluginError(f"--strategy {config.strategy}: cannot be made: {described(error)}") from error
-    if not isinstance(strategy, Strategy | NewerStrategy):
+    if not isinstance(strategy, Strategy | MessageStrategy):
         raise PluginError(
             f"--strategy {config.strategy}: made a {type(strategy).__name__}, not a flwr.server.strategy.Strategy or "
             "flwr.serverapp.strategy.Strategy"
@@ -406,7 +406,7 @@ def _class_of(entry: Entry) -> Any:
     return getattr(flwr.serverapp.strategy if entry.is_newer else flwr.server.strategy, entry.class_name)
 
 
-def _as_given(config: RunConfig, strategy: Strategy | NewerStrategy, layout: WeightLayout) -> BuiltStrategy:
+def _as_given(config: RunConfig, strategy: Strategy | MessageStrategy, layout: WeightLayout) -> BuiltStrategy:
     """Use a strategy that the user has made; one of Flower's own classes averages as it does by its name."""
     kind = type(strategy)
     is_flowers = kind.__module__.startswith("flwr.")
@@ -432,7 +432,7 @@ def _private(config: RunConfig, built: BuiltStrategy) -> BuiltStrategy:
             f"compute; use one of {averaging}"
         )
     entry = PRIVACY[config.dp]
-    is_newer = isinstance(built.strategy, NewerStrategy)
+    is_newer = isinstance(built.strategy, MessageStrategy)
     wrapper = getattr(flwr.serverapp.strategy if is_newer else flwr.server.strategy, entry.class_name)
     given = {name: value for name, value in config.dp_args.items() if name != "target_delta"}
     user_code.check_arguments(wrapper, given, {"strategy", "num_sampled_clients"}, "--dp-args", f"--dp {config.dp}")

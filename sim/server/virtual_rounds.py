@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from flwr.serverapp.strategy import Strategy as NewerStrategy
+from flwr.serverapp.strategy import Strategy as MessageStrategy
 
 from sim.config.fields import MOST
 from sim.config.run_config import RunConfig
@@ -167,7 +167,7 @@ def clock_of(prepared: Prepared) -> VirtualRounds:
 def num_waited_for(config: RunConfig, strategy: BuiltStrategy) -> int:
     """Return how many clients must be there before a round begins."""
     used: Any = strategy.strategy
-    if not isinstance(used, NewerStrategy):
+    if not isinstance(used, MessageStrategy):
         return config.min_reports
     numbers = [config.num_asked_clients]
     while used is not None:  # one of these waits for ever where there are fewer

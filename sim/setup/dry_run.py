@@ -26,7 +26,7 @@ from sim.data.load_dataset import Dataset, Examples
 from sim.data.loaders import ExampleLoader, ResidentColumns, example_batch, resident
 from sim.engine.client_execution import Worker, WrongReturnError
 from sim.engine.interface import Chunk, ClientResult, Task
-from sim.errors import DataError, PluginError, described, one_line
+from sim.errors import DataError, PluginError, described, one_line, some
 from sim.process_settings import in_own_context
 from sim.seeds import Purpose, seeded
 from sim.training.device import varying_operations
@@ -34,7 +34,7 @@ from sim.training.local import evaluating
 from sim.training.losses import LOSSES, inputs_and_target
 from sim.training.models import check_logits, try_out
 from sim.training.weights import set_weights
-from sim.user_variables import OF_THIS_PROCESS, isolated, some
+from sim.user_variables import OF_THIS_PROCESS, isolated
 
 _FROM_A_GPU = "device type tensor to numpy"  # what PyTorch says where an array is made of a tensor on a GPU
 

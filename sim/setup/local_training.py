@@ -21,7 +21,7 @@ from sim.data.batches import Batches, Resident
 from sim.data.columns import Columns, leaves, mapped
 from sim.data.load_dataset import Dataset, Examples
 from sim.data.loaders import ExampleLoader, Loader, ResidentColumns
-from sim.errors import ConfigError
+from sim.errors import ConfigError, one_line
 from sim.training import models
 from sim.training.device import pick_device
 from sim.training.losses import LOSSES
@@ -114,7 +114,7 @@ class _Sample:
         try:
             self._trainer().train(weights, self._members(2), **self._settings)
         except Exception as error:  # noqa: BLE001 - whatever vmap cannot do with this model
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = one_line(str(error), 200) or type(error).__name__
             return f"{self._config.model} cannot be stacked: {reason}"
         return None
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sim.data.batches import Step, pixels
+from sim.data.batches import DrawnBatch, pixels
 from sim.data.load_dataset import Examples
 from sim.data.sources.image_folder import read_image
 from sim.errors import DataError, PluginError
@@ -61,7 +61,7 @@ def predict(run: Run, trained: TrainedModel, paths: Sequence[Path]) -> list[Pred
             fits = image.size == (width, height)
             scaled = image if fits else image.resize((width, height), Image.Resampling.BILINEAR)
             array = torch.from_numpy(np.array(scaled).reshape(1, height, width, channels)).permute(0, 3, 1, 2)
-            inputs = pixels(array, Step(torch.arange(1)), channels_last=False)
+            inputs = pixels(array, DrawnBatch(torch.arange(1)), channels_last=False)
             outputs = try_out(net, (inputs,), {}, f"--model {trained.config.model}")
             shape = tuple(getattr(outputs, "shape", ()))
             if shape != (1, len(dataset.classes)):

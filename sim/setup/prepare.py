@@ -29,7 +29,7 @@ from sim.data.defaults import decided
 from sim.data.load_dataset import Dataset, Examples, load_dataset
 from sim.data.loaders import example_batch, takes_noise
 from sim.data.partition import Partition
-from sim.errors import ConfigError, PluginError, RunError
+from sim.errors import ConfigError, PluginError, RunError, some
 from sim.metrics import configured
 from sim.process_settings import in_own_context
 from sim.run_folder.best_round import metric_of_validation
@@ -45,7 +45,7 @@ from sim.training.device import compute_repeatably
 from sim.training.losses import LOSSES, METRICS, inputs_and_target
 from sim.training.models import try_out
 from sim.training.weights import WeightLayout, get_weights
-from sim.user_variables import isolated, some
+from sim.user_variables import isolated
 
 
 def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: bool = False) -> Prepared:

@@ -23,7 +23,7 @@ from flwr.common import (
 from flwr.server import History, Server, ServerConfig, SimpleClientManager
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
-from flwr.server.strategy import Strategy as LegacyForm
+from flwr.server.strategy import Strategy as FitInsStrategy
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
@@ -38,9 +38,9 @@ from sim.seeds import Purpose, seeded
 from sim.server import strategy
 from sim.server.adapter import StrategyAdapter
 from sim.server.executor import Executor
-from sim.server.fit_ins_strategies import LegacyStrategy
+from sim.server.fit_ins_strategies import FitInsAdapter
 from sim.server.flower_grid import EngineGrid
-from sim.server.message_strategies import MessageStrategy, StartArguments
+from sim.server.message_strategies import MessageAdapter, StartArguments
 from sim.server.prepared_run import Prepared
 from sim.server.results import PhaseResults, client_quantiles, metric_records, weighted_mean
 from sim.server.rounds import FinishedRound, RoundServer
@@ -133,7 +133,7 @@ class ServerAppRun:
             )
         used.summary()
         config = self._prepared.config
-        adapter = MessageStrategy(used, grid, arguments, config.num_clients, self._grid.number)
+        adapter = MessageAdapter(used, grid, arguments, config.num_clients, self._grid.number)
         self._run_rounds(adapter, adapter.initial(), adapter.names, num_rounds, evaluate_fn)
         return adapter.result
 
@@ -144,7 +144,7 @@ class ServerAppRun:
         grid: Grid,
         server: Server | None = None,
         config: ServerConfig | None = None,
-        strategy: LegacyForm | None = None,
+        strategy: FitInsStrategy | None = None,
         client_manager: ClientManager | None = None,
     ) -> History:
         """Execute a ``Server``, whose clients are known before it begins."""
@@ -175,12 +175,12 @@ class ServerAppRun:
         names = [f"array_{number}" for number in range(len(weights))]
         config = self._prepared.config
         built = strategy.build(config, weights, WeightLayout.unknown(names), None, server.strategy)
-        adapter = LegacyStrategy(built, config, server.client_manager(), (), sends_settings=False)
+        adapter = FitInsAdapter(built, config, server.client_manager(), (), sends_settings=False)
         history = self._run_rounds(adapter, weights, names, num_rounds, server, server.client_manager())
         server.parameters = adapter.parameters
         return history, time.perf_counter() - start
 
-    def _first_weights(self, used: LegacyForm, manager: ClientManager) -> NDArrays:
+    def _first_weights(self, used: FitInsStrategy, manager: ClientManager) -> NDArrays:
         """Return what the strategy begins with, or what a client answers: client 0, or the choice of an own manager.
 
         Flower's server has its manager sample a client for that, which counts as a turn of one that takes turns.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from flwr.server.strategy import Strategy
-from flwr.serverapp.strategy import Strategy as NewerStrategy
+from flwr.serverapp.strategy import Strategy as MessageStrategy
 
 from sim.algorithms.algorithm import Algorithm
 from sim.client.torch_client import fit_settings
@@ -89,7 +89,7 @@ def _check_sampler(prepared: Prepared, strategy: BuiltStrategy) -> None:
             f"--sampler {config.sampler}: has a method observe, but in mode async clients are chosen before anything "
             "is computed, so that nobody would call it"
         )
-    if config.over_select != 1 and isinstance(prepared.objects.strategy, Strategy | NewerStrategy):
+    if config.over_select != 1 and isinstance(prepared.objects.strategy, Strategy | MessageStrategy):
         raise ConfigError(
             f"--over-select {config.over_select:g}: the strategy was made before, so that it decides itself how many "
             "clients it asks; give its class, or a name"
@@ -109,7 +109,7 @@ def _check_sampler(prepared: Prepared, strategy: BuiltStrategy) -> None:
         )
     used = getattr(strategy.strategy, "strategy", strategy.strategy)  # in a wrapper for privacy
     taken = max(int(there * getattr(used, "fraction_train", 1.0)), getattr(used, "min_train_nodes", 0))
-    if config.sampler != "uniform" and isinstance(used, NewerStrategy) and taken != there:
+    if config.sampler != "uniform" and isinstance(used, MessageStrategy) and taken != there:
         raise ConfigError(
             f"--strategy {config.strategy}: draws {taken} of the {there} clients that --sampler {config.sampler} has "
             "chosen; give it fraction_train=1.0, or give its class"

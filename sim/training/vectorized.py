@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from sim.data.batches import Resident, Step, add_noise, pixels
+from sim.data.batches import DrawnBatch, Resident, add_noise, pixels
 from sim.data.columns import mapped
 from sim.data.loaders import Loader, ResidentColumns, flipped_target, with_target
 from sim.training.local import OPTIMIZERS
@@ -38,7 +38,7 @@ class Member:
             ``flipped_target``); otherwise 0.
     """
 
-    steps: Sequence[Step]
+    batches: Sequence[DrawnBatch]
     generator: torch.Generator
     constant: Sequence[Tensor] | None = None
     pull: float = 0.0
@@ -47,8 +47,8 @@ class Member:
 
 def drawn(loader: Loader, epochs: int, max_steps: int, seed: int, device: torch.device) -> Member:
     """Draw all batches of a client from torch's global generator, in the order in which ``train`` would draw them."""
-    steps = chain.from_iterable(loader.steps() for _ in range(epochs))
-    return Member(list(islice(steps, max_steps or None)), torch.Generator(device).manual_seed(seed))
+    batches = chain.from_iterable(loader.drawn_batches() for _ in range(epochs))
+    return Member(list(islice(batches, max_steps or None)), torch.Generator(device).manual_seed(seed))
 
 
 class Trainer:
@@ -89,7 +89,7 @@ class Trainer:
             raise ValueError("some of its parameters are frozen")
         for position in sorted(layout.untrained):
             raise ValueError(f"{self.names[position]} is a buffer")
-        example = Step(torch.zeros(batch_size, dtype=torch.int64))
+        example = DrawnBatch(torch.zeros(batch_size, dtype=torch.int64))
         self.masks = _mask_dropout(self.net, _read(split, example, channels_last=False), self.device)
 
     def train(
@@ -117,18 +117,18 @@ class Trainer:
         params = dict(zip(self.names, stacked, strict=True))
         stepper = OPTIMIZERS[optimizer](list(stacked), lr, momentum, weight_decay)
         schedule = _Schedule.of(members, self.batch_size, self.device)
-        noisy = [k for k, member in enumerate(members) if member.steps[0].noise]
+        noisy = [k for k, member in enumerate(members) if member.batches[0].noise]
         constants, pull = _stacked([m.constant for m in members], start), members[0].pull
         loss_sums = torch.zeros(count, dtype=torch.float64, device=self.device)
         flipped = torch.tensor([member.flipped_classes > 0 for member in members], device=self.device)
         num_classes = max(member.flipped_classes for member in members)
         for number in range(schedule.num_steps):
-            step, sizes = schedule.step(number), schedule.sizes[number]
-            batch = _read(self.split, step, channels_last=self.channels_last)
+            chosen, sizes = schedule.batch(number), schedule.sizes[number]
+            batch = _read(self.split, chosen, channels_last=self.channels_last)
             batch = mapped(batch, lambda tensor: tensor.unflatten(0, (count, -1)))
             for k in noisy:
-                if number < len(members[k].steps):
-                    own = members[k].steps[number]
+                if number < len(members[k].batches):
+                    own = members[k].batches[number]
                     add_noise(batch[0][k, : len(own.chosen)], own)
             if num_classes:
                 batch = with_target(batch, lambda target: _flipped_where(flipped, num_classes, target))
@@ -171,11 +171,11 @@ class Trainer:
         }
 
 
-def _read(split: Resident | ResidentColumns, step: Step, *, channels_last: bool) -> Any:
-    """Return the examples of a step as one batch, in the form in which a loader gives it."""
+def _read(split: Resident | ResidentColumns, drawn: DrawnBatch, *, channels_last: bool) -> Any:
+    """Return the examples of a batch, in the form in which a loader gives it."""
     if isinstance(split, Resident):
-        return [pixels(split.images[step.chosen], step, channels_last=channels_last), split.labels[step.chosen]]
-    return mapped(split.batch, lambda column: column[step.chosen])
+        return [pixels(split.images[drawn.chosen], drawn, channels_last=channels_last), split.labels[drawn.chosen]]
+    return mapped(split.batch, lambda column: column[drawn.chosen])
 
 
 def _flipped_where(flipped: Tensor, num_classes: int, target: Tensor) -> Tensor:
@@ -232,28 +232,28 @@ class _Schedule:
     def num_steps(self) -> int:
         return len(self.chosen)
 
-    def step(self, number: int) -> Step:
+    def batch(self, number: int) -> DrawnBatch:
         if self.shifts is None or self.flips is None:
-            return Step(self.chosen[number])
-        return Step(self.chosen[number], self.shifts[number], self.flips[number])
+            return DrawnBatch(self.chosen[number])
+        return DrawnBatch(self.chosen[number], self.shifts[number], self.flips[number])
 
     @classmethod
     def of(cls, members: Sequence[Member], batch_size: int, device: torch.device) -> _Schedule:
-        num_steps, count = max(len(member.steps) for member in members), len(members)
+        num_steps, count = max(len(member.batches) for member in members), len(members)
         shape = num_steps, count, batch_size
         chosen = np.zeros(shape, np.int64)
         present = np.zeros(shape, np.float32)
-        augmented = any(step.shifts is not None for member in members for step in member.steps[:1])
+        augmented = any(batch.shifts is not None for member in members for batch in member.batches[:1])
         shifts = np.zeros((*shape, 2), np.int64) if augmented else None
         flips = np.zeros((*shape, 1), np.bool_) if augmented else None
         for k, member in enumerate(members):
-            for s, step in enumerate(member.steps):
-                size = len(step.chosen)
-                chosen[s, k, :size] = step.chosen.numpy()
+            for s, batch in enumerate(member.batches):
+                size = len(batch.chosen)
+                chosen[s, k, :size] = batch.chosen.numpy()
                 present[s, k, :size] = 1
-                if shifts is not None and flips is not None and step.shifts is not None and step.flips is not None:
-                    shifts[s, k, :size] = step.shifts
-                    flips[s, k, :size] = step.flips
+                if shifts is not None and flips is not None and batch.shifts is not None and batch.flips is not None:
+                    shifts[s, k, :size] = batch.shifts
+                    flips[s, k, :size] = batch.flips
         sizes = present.sum(-1).astype(np.int64)
 
         def flat(array: np.ndarray[Any, Any] | None) -> Tensor | None:

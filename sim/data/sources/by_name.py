@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 from sim.config.fields import arguments_of
 from sim.config.run_config import TrainingConfig
 from sim.data.cache import cache_folder
-from sim.data.columns import LoadedColumns
+from sim.data.columns import ImageSplit, LoadedColumns
 from sim.errors import DataError
 
-Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
-Images = tuple[Split, Split, tuple[str, ...]]  # train, test, and the names of the classes
+Images = tuple[ImageSplit, ImageSplit, tuple[str, ...]]  # train, test, and the names of the classes
 
 
 Loaded = Images | LoadedColumns
@@ -75,7 +74,7 @@ def _synthetic(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loa
         coarse = rng.integers(0, 256, size=(num_classes, 4, 4, 3), dtype=np.uint8)
         patterns = np.stack([_scaled(pattern, size) for pattern in coarse]).astype(np.float32)
 
-        def draw(count: int) -> Split:
+        def draw(count: int) -> ImageSplit:
             labels = rng.permutation(np.arange(count) % num_classes).astype(np.int64)
             images = np.empty((count, size, size, 3), np.uint8)
             shifts = rng.integers(0, max(1, size // 4), size=(count, 2))
@@ -185,7 +184,7 @@ def resized(loaded: Images, size: int) -> Images:
     """Return the images of both splits scaled to ``size``² pixels."""
     train, test, classes = loaded
 
-    def scale(split: Split) -> Split:
+    def scale(split: ImageSplit) -> ImageSplit:
         images, labels = split
         if images.shape[1:3] == (size, size):
             return split

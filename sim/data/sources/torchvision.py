@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sim.data.columns import ImageSplit
 from sim.errors import DataError
 
 
@@ -27,8 +27,6 @@ DATASETS = {
     "mnist": Entry("MNIST", "MNIST/raw"),
     "fashion-mnist": Entry("FashionMNIST", "FashionMNIST/raw"),
 }
-
-Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 def fingerprint(name: str, root: Path) -> str:
@@ -50,7 +48,7 @@ def fingerprint(name: str, root: Path) -> str:
     return digest.hexdigest()
 
 
-def read(name: str, root: Path) -> tuple[Split, Split, tuple[str, ...]]:
+def read(name: str, root: Path) -> tuple[ImageSplit, ImageSplit, tuple[str, ...]]:
     """Return (images uint8 [N, H, W, C], labels int64 [N]) for training and for testing, and the class names.
 
     Raises:
@@ -79,7 +77,7 @@ def _open(name: str, root: Path, *, train: bool) -> Any:
             ) from error
 
 
-def _arrays(split: Any) -> Split:
+def _arrays(split: Any) -> ImageSplit:
     images = np.asarray(split.data, np.uint8)
     if images.ndim == 3:
         images = images[..., None]

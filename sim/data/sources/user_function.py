@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sim import user_code
-from sim.data.columns import Columns
+from sim.data.columns import Columns, ImageSplit
 from sim.data.items import Items, opened
 from sim.errors import DataError, PluginError, described, one_line
 from sim.parameter_roles import Binding
@@ -18,7 +17,6 @@ from sim.process_settings import restored_settings
 from sim.seeds import Purpose, seeded
 from sim.user_variables import called_again
 
-Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 _FORMS = "(train, test) of Datasets, DataLoaders or arrays is expected"
 _TEST_NAMES = "test", "val", "valid", "validation"  # of a dict of splits
 _MOST_CLASSES = 1_000_000
@@ -165,7 +163,7 @@ def _paired(first: Any, second: Any, third: Any, fourth: Any) -> tuple[Any, Any]
     return (first, second), (third, fourth)
 
 
-def as_pixels(place: str, columns: Columns) -> Split | None:
+def as_pixels(place: str, columns: Columns) -> ImageSplit | None:
     """Return columns as raw images uint8 [N, H, W, C] and labels int64 [N], if that is what they are; else None.
 
     Such arrays are what image files hold, and no model takes them as they are, so they are treated like the images of
