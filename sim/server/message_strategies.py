@@ -168,7 +168,7 @@ class StartArguments:
 
 
 @contextmanager
-def metrics_of(used: Strategy, every: list[RecordDict]) -> Iterator[None]:
+def metrics_of(used: Any, every: list[RecordDict]) -> Iterator[None]:
     """Let a strategy, which gets the mean of the clients' arrays as one reply, aggregate the metrics of each client.
 
     Args:
