@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 # Both libraries send usage statistics unless this is set before they are imported.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Each Python process orders sets of texts in its own way unless it is told this when it starts; a vocabulary made by
+# list(set(words)) would be another one in each process. ``sim.__main__`` starts the command line so.
+os.environ.setdefault("PYTHONHASHSEED", "0")
 
 if TYPE_CHECKING:
     from sim.centralized import train_centralized as train_centralized

@@ -14,6 +14,8 @@ from enum import IntEnum
 
 import numpy as np
 
+from sim import entropy
+
 
 class Purpose(IntEnum):
     """The purpose of random numbers. Its value is part of the stream's key, so a value must never be reused."""
@@ -79,10 +81,14 @@ def seeded(
 def reseed(
     seed: int, purpose: Purpose, server_round: int = 0, client_id: int = 0, repeat: int = 0
 ) -> np.random.SeedSequence:
-    """Seed the global ``random``, ``numpy`` and ``torch`` generators for one stream, and return it."""
+    """Seed the global ``random``, ``numpy`` and ``torch`` generators for one stream, and return it.
+
+    Generators that code makes without a seed follow from the stream, too, until the global ones are restored.
+    """
     import torch
 
     stream = sequence(seed, purpose, server_round, client_id, repeat)
+    entropy.use(entropy.Entropy(stream))
     words = stream.generate_state(8)
     random.seed(int.from_bytes(words[:4].tobytes(), "little"))
     np.random.seed(words[4:6])  # noqa: NPY002
@@ -110,6 +116,7 @@ def saved() -> Callable[[], None]:
 
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    source = entropy.present()
 
     def put_back() -> None:
         random.setstate(states[0])
@@ -117,5 +124,6 @@ def saved() -> Callable[[], None]:
         torch.set_rng_state(states[2])
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+        entropy.use(source)
 
     return put_back

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from sim.errors import PluginError
 from sim.program_file import read
 from sim.run_folder.folder import Run
 from sim.simulation import simulate
-from tests.conftest import sha256
+from tests.conftest import PROGRAMS, Sim, sha256
 
 DATA = """
 import torch
@@ -122,6 +124,23 @@ def test_clients_read_the_files_that_they_have_written(program: str, capsys: pyt
     assert len({sha256(each.model_path) for each in runs}) == 1
     assert runs[1].clients().actor.nunique() == 2
     assert "note: train or test writes checkpoint.pt into the current folder; each" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+def test_sets_of_texts_and_generators_without_a_seed_are_the_same_in_each_process_and_run(
+    sim: Sim, tmp_path: Path
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONHASHSEED"}
+    words = ("run", "--program", "vocabulary.py", "--num-clients", "4", "--clients-per-round", "4", "--num-rounds", "2")
+    engines = {"one": ("--engine", "inline"), "two": ("--engine", "inline"), "ray": ("--num-cpus", "1")}
+    for name, engine in engines.items():
+        done = sim(*words, *engine, "--results-dir", str(tmp_path), "--name", name, cwd=PROGRAMS, env=environment)
+        assert done.returncode == 0, done.stderr
+    runs = [Run(tmp_path / name) for name in engines]
+    assert len({sha256(each.model_path) for each in runs}) == 1
+    assert runs[2].clients().actor.nunique() == 2
+    seeds = [json.loads(each.environment_path.read_text(encoding="utf-8"))["python_hash_seed"] for each in runs]
+    assert seeds == ["0"] * 3
 
 
 def test_a_global_optimizer_and_a_loss_for_an_accuracy_are_said(

@@ -20,6 +20,27 @@ def test_a_stream_depends_on_each_of_its_four_numbers() -> None:
     assert len(drawn) == 5
 
 
+def _unseeded() -> list[object]:
+    numpy_legacy = np.random.RandomState()
+    found: list[object] = [np.random.default_rng().random(), random.Random().random(), numpy_legacy.rand()]
+    random.seed(), np.random.seed()  # noqa: NPY002
+    found += [*_draw(), torch.seed()]
+    return [*found, *_draw()]
+
+
+def test_generators_without_a_seed_follow_from_the_stream_inside_and_from_nothing_outside() -> None:
+    with seeded(5, Purpose.FIT, 3, 4):
+        inside = _unseeded()
+    with seeded(5, Purpose.FIT, 3, 4):
+        assert _unseeded() == inside
+    with seeded(5, Purpose.FIT, 3, 5):
+        assert not set(_unseeded()) & set(inside)
+    assert len({np.random.default_rng().integers(2**62) for _ in range(3)}) == 3
+    outside = _unseeded()
+    assert not set(outside) & set(inside)
+    assert not set(_unseeded()) & set(outside)
+
+
 def test_the_global_generators_are_seeded_inside_and_unchanged_outside() -> None:
     random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
     expected = _draw(), _draw()

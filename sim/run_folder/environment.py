@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -58,6 +59,7 @@ def describe() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "python_hash_seed": _hash_seed(),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": None if changes is None else bool(changes),
     }
@@ -66,7 +68,7 @@ def describe() -> dict[str, Any]:
 def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return what differs between two environments and may change a bit: versions, processor and GPUs."""
     found = []
-    for name in ("python", "cpu", "gpus", "cuda"):
+    for name in ("python", "cpu", "gpus", "cuda", "python_hash_seed"):
         if name in then and then[name] != now[name]:
             found.append(f"{name} was {then[name]}, is {now[name]}")
     packages = then.get("packages", {})
@@ -123,6 +125,13 @@ def of_round(path: Path, number: int) -> dict[str, Any]:
         if isinstance(after, int) and after < number:
             found = part
     return found
+
+
+def _hash_seed() -> str:
+    """Return what decides the order of sets of texts in this process."""
+    seed = os.environ.get("PYTHONHASHSEED", "random")
+    # The package sets it for the processes that it starts; the one that imports it may be older than that.
+    return "random" if sys.flags.hash_randomization and seed == "0" else seed
 
 
 def available_cpus() -> int:

@@ -108,7 +108,9 @@ class RaySession:
             return
         arguments = {**_QUIET, **more_init_args, **self._init_args}
         if "runtime_env" in more_init_args:
-            arguments["runtime_env"] = more_init_args["runtime_env"] | self._init_args.get("runtime_env", {})
+            ours, own = more_init_args["runtime_env"], self._init_args.get("runtime_env", {})
+            variables = {**ours.get("env_vars", {}), **own.get("env_vars", {})}
+            arguments["runtime_env"] = {**ours, **own, "env_vars": variables}
         if self._is_own:
             _check_loopback()
             self._folder = self._stack.enter_context(_session_folder(self._name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from dataclasses import replace
@@ -59,7 +60,10 @@ def unpack(spec: ClientSpec | FlowerSpec, cached_files: CachedFiles) -> ClientSp
 
 def runtime_env(spec: ClientSpec | FlowerSpec) -> dict[str, Any]:
     """Return what Ray sends to every node: this package, and the current folder if the user's own modules are used."""
-    environment: dict[str, Any] = {"py_modules": [str(Path(__file__).resolve().parents[2])]}
+    environment: dict[str, Any] = {
+        "py_modules": [str(Path(__file__).resolve().parents[2])],
+        "env_vars": {"PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED", "0")},
+    }
     if any(isinstance(name, str) and ":" in name for name in spec.imported):
         environment["working_dir"] = str(spec.import_folder)
         environment["excludes"] = ["results", ".git", ".venv"]
