@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import operator
 import sys
 import sysconfig
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache, partial, singledispatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,14 +48,15 @@ class Value(NamedTuple):
 
     def filled(self) -> Any:
         """Return the object, after it was given its content."""
+        content = copied(self.copy, MOST_LATER_ELEMENTS, arrays_inside=True)
         if isinstance(self.held, list) or is_array(self.held):
-            self.held[:] = copied(self.copy, MOST_LATER_ELEMENTS)
+            self.held[:] = content
         elif isinstance(self.held, deque):
             self.held.clear()
-            self.held.extend(copied(self.copy, MOST_LATER_ELEMENTS))
+            self.held.extend(content)
         elif isinstance(self.held, dict | set):
             self.held.clear()
-            self.held.update(copied(self.copy, MOST_LATER_ELEMENTS))
+            self.held.update(content)
         return self.held
 
 
@@ -80,7 +83,7 @@ class Variable(NamedTuple):
         try:
             if held is self.initial.held and (isinstance(held, _SCALARS) or equal(held, self.initial.copy)):
                 return self.initial
-            return Value(held, copied(held, MOST_LATER_ELEMENTS))
+            return Value(held, copied(held, MOST_LATER_ELEMENTS, arrays_inside=held is not self.initial.held))
         except (NotPlainError, RuntimeError):
             return None
 
@@ -287,15 +290,22 @@ def _holds_packages(folder: str) -> bool:
     return next(Path(folder).glob("*.dist-info"), None) is not None
 
 
-def copied(value: Any, most_elements: int = _MOST_ELEMENTS) -> Any:
+def copied(value: Any, most_elements: int = _MOST_ELEMENTS, *, arrays_inside: bool = False) -> Any:
     """Return a copy of a plain value.
+
+    Args:
+        arrays_inside: containers may hold arrays, which all together are as small as one may be.
 
     Raises:
         NotPlainError: it is or holds anything else than numbers, texts and containers, or too many of them.
     """
     if is_array(value):
-        return value.copy() if hasattr(value, "copy") else value.clone()
-    return _plain(value, [most_elements])
+        return _copied_array(value)
+    return _plain(value, _Left(most_elements, _MOST_OF_ARRAY if arrays_inside else 0))
+
+
+def _copied_array(value: Any) -> Any:
+    return value.copy() if hasattr(value, "copy") else value.clone()
 
 
 def is_array(value: Any) -> bool:
@@ -313,19 +323,41 @@ def is_array(value: Any) -> bool:
 def equal(held: Any, copy: Any) -> bool:
     """Whether a plain value is equal to a copy, also NaN to NaN in arrays."""
     if not is_array(copy):
-        return bool(held == copy)
+        try:
+            return bool(held == copy)
+        except (RuntimeError, ValueError):  # it holds arrays, of which this asks one by one
+            return _equal_inside(held, copy)
     if type(held) is not type(copy) or (held.shape, held.dtype) != (copy.shape, copy.dtype):
         return False
     is_nan = (held != held) & (copy != copy)  # noqa: PLR0124 - which only NaN are
     return bool(((held == copy) | is_nan).all())
 
 
-def _plain(value: Any, left: list[int]) -> Any:
+def _equal_inside(held: Any, copy: Any) -> bool:
+    if type(held) is not type(copy) or len(held) != len(copy):
+        return False
+    if isinstance(copy, dict):
+        return held.keys() == copy.keys() and all(equal(held[key], copy[key]) for key in copy)
+    return all(map(equal, held, copy))
+
+
+@dataclass
+class _Left:
+    """How much a plain value may still hold."""
+
+    elements: int
+    of_arrays: int
+
+
+def _plain(value: Any, left: _Left) -> Any:
     if value is None or value is MISSING or type(value) in (bool, *_SCALARS) or _is_number_of_numpy(value):
         return value
-    if type(value) not in _CONTAINERS or len(value) > left[0]:
+    if is_array(value) and math.prod(value.shape) <= left.of_arrays:
+        left.of_arrays -= math.prod(value.shape)
+        return _copied_array(value)
+    if type(value) not in _CONTAINERS or len(value) > left.elements:
         raise NotPlainError
-    left[0] -= len(value)
+    left.elements -= len(value)
     if isinstance(value, tuple) and any(isinstance(each, _CONTAINERS) for each in value):
         raise NotPlainError  # what these hold can be changed, while the tuple stays the same
     if isinstance(value, dict):

@@ -19,7 +19,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, suppress
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -173,7 +173,7 @@ class UserVariables:
         for key in [key for key in inside if key not in names and not is_special(key)]:
             held = inside[key]
             with suppress(NotPlainError, AttributeError, TypeError):  # a class may refuse to give an attribute up
-                copied(held)
+                copied(held, arrays_inside=True)
                 if held is None or isinstance(held, bool):
                     continue
                 if isinstance(inside, dict):
@@ -204,7 +204,9 @@ class UserVariables:
     def _note_change(self, variable: Variable, now: Value | None) -> None:
         if now is variable.initial or variable.name in self._changed:
             return
-        if equal(variable.initial.copy, None if now is None else now.copy):  # None was replaced by an object
+        if now is None and variable.initial.held is None and not _holds_arrays(variable.read()):
+            return  # an object that is made when it is first needed, such as a data set
+        if now is not None and equal(variable.initial.copy, now.copy):
             return
         is_back = now is not None and not variable.is_flag
         self._changed[variable.name] = is_back
@@ -282,6 +284,14 @@ def isolated(stream: np.random.SeedSequence, *, log: bool = True) -> Iterator[No
     """
     with restored_settings(), OF_THIS_PROCESS.initial(stream, log=log):
         yield
+
+
+def _holds_arrays(held: Any) -> bool:
+    """Whether a value is an array or a tensor, or a container of some, such as a moving average of weights."""
+    if isinstance(held, dict):
+        held = held.values()
+    elements = held if isinstance(held, Collection) and not isinstance(held, np.ndarray | torch.Tensor) else [held]
+    return any(isinstance(each, np.ndarray | torch.Tensor) for each in islice(elements, 1000))
 
 
 def _how_found(names: Sequence[str]) -> str:

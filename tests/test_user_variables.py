@@ -99,6 +99,30 @@ def test_each_client_finds_plain_variables_as_they_were_at_first(module: Any) ->
     ]
 
 
+@pytest.mark.parametrize(
+    "average", ["[torch.zeros(2)]", "{'w': torch.zeros(2)}", "[np.zeros(2)]", "[{'w': torch.zeros(2)}]"]
+)
+def test_averages_of_weights_in_the_place_of_none_are_none_again(module: Any, average: str) -> None:
+    variables = UserVariables()
+    variables.renew(module)
+    for client_id in range(2):
+        with variables.initial(sequence(0, Purpose.FIT, 1, client_id)):
+            assert module.best is None
+            module.best = eval(average, vars(module))
+    assert module.best is None
+    assert variables.notes == ["clients change of_the_user.best, which each of them finds as it was at first"]
+
+
+def test_large_averages_of_weights_stay_and_are_named(module: Any) -> None:
+    variables = UserVariables()
+    variables.renew(module)
+    with variables.initial(sequence(0, Purpose.FIT, 1, 0)):
+        module.best = [torch.zeros(2**16), torch.zeros(1)]
+    assert len(module.best) == 2
+    (note,) = variables.notes
+    assert note.startswith("clients keep in of_the_user.best what is not put back")
+
+
 def test_what_the_server_changes_meanwhile_reaches_no_client_and_stays(module: Any) -> None:
     variables = UserVariables()
     variables.renew()
