@@ -40,6 +40,7 @@ DECAYED = {"momentum": 0.9, "weight_decay": 0.1, "lr": 0.003}
         pytest.param({"partitioner": "linear", **DECAYED}, id="unequal"),
         pytest.param({"strategy": "fedprox", "augment": "crop-flip", "max_local_steps": 5}, id="proximal"),
         pytest.param({"strategy": "scaffold", "lr": 0.003, "momentum": 0.5}, id="scaffold"),
+        pytest.param({"stragglers": 0.5, "lr": 0.003, "max_local_steps": None}, id="stragglers"),
         pytest.param({"clip_grad_norm": 0.5, "strategy": "fedprox", "lr": 0.01}, id="clipped"),
         *(
             pytest.param(settings, id=name, marks=pytest.mark.nightly)
@@ -196,6 +197,18 @@ def test_what_cannot_be_stacked_is_refused(in_programs: None) -> None:
     ):
         with pytest.raises(ConfigError, match=reason):
             prepare.prepare(RunConfig(local_training="vectorized", **settings))  # type: ignore[arg-type]
+
+
+def test_clients_with_settings_of_their_own_are_trained_one_after_another_with_a_note(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    prepared = prepare.prepare(RunConfig(num_clients=4, local_training="vectorized", vectorized_clients=2))
+    tasks = [Task(i, {**fit_settings(prepared.config, 1), "lr": 0.1 * (i + 1), "max_steps": 1}) for i in range(2)]
+    chunk = Chunk("fit", 1, tasks, prepared.initial_weights, True)
+    worker = Worker(prepared.spec, 4, 0)
+    assert [result.vectorized_with for _ in range(2) for result in worker.run(chunk).results] == [None] * 4
+    note = "note: clients are trained one after another: clients get settings of their own: lr"
+    assert [record.getMessage() for record in caplog.records if record.name == "sim"] == [note]
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import faulthandler
 import logging
-import math
 import os
 import sys
 import time
@@ -16,26 +15,18 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import DEFAULT_TTL
-from flwr.client import Client, NumPyClient
+from flwr.client import Client
 from flwr.common import (
-    Code,
     Context,
     EvaluateIns,
     EvaluateRes,
     FitIns,
     FitRes,
-    GetParametersIns,
-    GetPropertiesIns,
     NDArrays,
     RecordDict,
-    Scalar,
-    ndarrays_to_parameters,
-    parameters_to_ndarrays,
 )
-from torch import Tensor
 
 from sim import private_names
 from sim.client.algorithm_client import FINE_TUNE_EPOCHS
@@ -46,7 +37,8 @@ from sim.client.torch_client import TorchClient
 from sim.compression.message import RESIDUAL
 from sim.engine import vectorized
 from sim.engine.aggregation import NonFiniteError, WeightedSum, check_finite, in_dtypes_of, same_shapes
-from sim.engine.interface import MOST_ACCURACY, Chunk, ChunkResult, ClientResult, Task, TestSlice, other_timeout
+from sim.engine.client_calls import asked, check_count, check_fit, checked_metrics, evaluate, fit, is_number, weight_in
+from sim.engine.interface import Chunk, ChunkResult, ClientResult, Task, TestSlice, other_timeout
 from sim.engine.liveness import SETTING_UP, TESTING, Liveness
 from sim.errors import BrokenProcessError, described, many_lines
 from sim.metrics import spelled
@@ -57,15 +49,8 @@ from sim.seeds import Purpose, generator, reseed, restored, seeded
 from sim.training.local import TestSums
 from sim.training.weights import WeightLayout, set_weights, view_weights
 
-MOST_EXAMPLES = 2**53  # beyond it a float64 does not tell two numbers apart
-
-
 _EXAMPLES = ("num-examples", "num_examples")  # a client's number of examples, as apps and Flower call it
 _PURPOSES: dict[Phase, Purpose] = {"fit": Purpose.FIT, "evaluate": Purpose.EVALUATE, "query": Purpose.QUERY}
-
-
-class WrongReturnError(TypeError):
-    """A client returned something that is not what Flower expects."""
 
 
 @dataclass
@@ -125,7 +110,13 @@ class Worker:
         return ChunkResult(results, total, [(self.actor, start, time.perf_counter())])
 
     def _vectorizes(self, chunk: Chunk) -> bool:
-        return chunk.phase == "fit" and self._can_vectorize and vectorized.can_fit(chunk)
+        if chunk.phase != "fit" or not self._can_vectorize:
+            return False
+        reason = vectorized.reason_against(chunk)
+        if reason is not None and self.spec.vectorized_only:
+            self._can_vectorize = False
+            logging.getLogger("sim").warning("note: clients are trained one after another: %s", reason)
+        return reason is None
 
     def _begin(self, client_id: int, num_clients: int = 1, timeout: float | None = None) -> None:
         if self.liveness is not None:
@@ -184,7 +175,7 @@ class Worker:
                     if result.weights is not None and chunk.summed:
                         # In the model's dtypes, so that the sum does not depend on which client comes first in it.
                         by = task.message.weighted_by if task.message else ""
-                        count = _weight(result, by) if by else 1 if chunk.uniform else result.num_examples
+                        count = weight_in(result, by) if by else 1 if chunk.uniform else result.num_examples
                         same = same_shapes(result.weights, chunk.weights)
                         weights = in_dtypes_of(chunk.weights, result.weights) if same else result.weights
                         total.add(weights, count)
@@ -270,7 +261,7 @@ class Worker:
         if task.asks is not None:
             if built_in:  # its net is that of the process
                 set_weights(client.net, weights)
-            return _asked(client, task)
+            return asked(client, task)
         if not built_in:
             # A user's client may write to the arrays that it gets; other clients still read them.
             weights = [array.copy() for array in weights]
@@ -280,10 +271,10 @@ class Worker:
             result.num_examples, result.metrics = client.train_from(weights, dict(task.config))
             result.weights = view_weights(client.net, runtime.weight_names)
         elif chunk.phase == "fit":
-            result.weights, result.num_examples, result.metrics = _fit(client, weights, task)
+            result.weights, result.num_examples, result.metrics = fit(client, weights, task)
         else:
-            result.loss, result.num_examples, result.metrics = _evaluate(client, weights, task)
-            _check_count(result.num_examples, 0, chunk.phase)
+            result.loss, result.num_examples, result.metrics = evaluate(client, weights, task)
+            check_count(result.num_examples, 0, chunk.phase)
         result.metrics = checked_metrics(result.metrics, chunk.phase)
         if chunk.phase == "fit":
             result.loss = check_fit(result, chunk.weights, runtime.weight_names)
@@ -375,13 +366,13 @@ class Worker:
             client = runtime.client(context)
             client = getattr(client, "numpy_client", client)
         if task.asks is not None:
-            return _asked(client, task)
+            return asked(client, task)
         weights = [array.copy() for array in chunk.weights]
         if chunk.phase == "fit":
-            result.weights, result.num_examples, result.metrics = _fit(client, weights, task)
+            result.weights, result.num_examples, result.metrics = fit(client, weights, task)
         else:
-            result.loss, result.num_examples, result.metrics = _evaluate(client, weights, task)
-            _check_count(result.num_examples, 0, chunk.phase)
+            result.loss, result.num_examples, result.metrics = evaluate(client, weights, task)
+            check_count(result.num_examples, 0, chunk.phase)
         result.metrics = checked_metrics(result.metrics, chunk.phase, any_accuracy=True)
         if chunk.phase == "fit":
             result.loss = check_fit(result, chunk.weights, others=True)
@@ -402,7 +393,7 @@ class Worker:
             unpack(message.records, self._decoded[1]),
             context,
         )
-        numbers = {name: value for name, value in numbers_of(content).items() if _is_number(value)}
+        numbers = {name: value for name, value in numbers_of(content).items() if is_number(value)}
         counts = [numbers[name] for name in (message.weighted_by, *_EXAMPLES) if name in numbers]
         count = counts[0] if counts else 0
         metrics = {name: value for name, value in numbers.items() if name not in _EXAMPLES}
@@ -443,155 +434,7 @@ class AppClient:
         return self._runtime.reply_to(message_type, "1", "", DEFAULT_TTL, content, self._context)
 
 
-def _weight(result: ClientResult, name: str) -> float:
-    """Return the number in a reply by which it is weighted in a sum.
-
-    Raises:
-        WrongReturnError: there is none.
-    """
-    metrics = {key: value for _, kind, entries in result.records or [] if kind == "metrics" for key, value in entries}
-    value = metrics.get(name)
-    if not isinstance(value, int | float) or not 0 <= value < math.inf:
-        problem = "has no" if value is None else f"says {value} for the"
-        raise WrongReturnError(
-            f"the reply {problem} metric {name!r}, by which the strategy weights it; its metrics are "
-            f"{', '.join(map(repr, metrics)) or 'none'}"
-        )
-    return value
-
-
-def _fit(client: Any, weights: NDArrays, task: Task) -> tuple[NDArrays, int, dict[str, Any]]:
-    if not isinstance(client, NumPyClient):
-        answer = client.fit(FitIns(ndarrays_to_parameters(weights), dict(task.config)))
-        _check_status(answer.status)
-        return parameters_to_ndarrays(answer.parameters), answer.num_examples, answer.metrics
-    returned = client.fit(weights, dict(task.config))
-    match returned:
-        case (list() | tuple() as arrays, num_examples, dict() as metrics) if _is_count(num_examples):
-            # Copies, because the arrays may be views of a net that is used again.
-            return [np.array(array) for array in arrays], int(num_examples), metrics
-    raise WrongReturnError(f"fit must return (list of arrays, int, dict), not {_shape_of(returned)}")
-
-
-def _evaluate(client: Any, weights: NDArrays, task: Task) -> tuple[float, int, dict[str, Any]]:
-    if not isinstance(client, NumPyClient):
-        answer = client.evaluate(EvaluateIns(ndarrays_to_parameters(weights), dict(task.config)))
-        _check_status(answer.status)
-        return float(answer.loss), answer.num_examples, answer.metrics
-    returned = client.evaluate(weights, dict(task.config))
-    match returned:
-        case (loss, num_examples, dict() as metrics) if _is_count(num_examples) and _is_number(loss):
-            return float(loss), int(num_examples), metrics
-    raise WrongReturnError(f"evaluate must return (float, int, dict), not {_shape_of(returned)}")
-
-
-def _asked(client: Any, task: Task) -> ClientResult:
-    """Return what a strategy asks of a client by itself: its properties as metrics, or its parameters as weights."""
-    result = ClientResult(task.client_id)
-    numpy_client, config = isinstance(client, NumPyClient), dict(task.config)
-    if task.asks == "properties":
-        answer = client.get_properties(config if numpy_client else GetPropertiesIns(config))
-        if not numpy_client:
-            _check_status(answer.status)
-        properties = answer if numpy_client else answer.properties
-        result.metrics = checked_metrics(properties, "get_properties", any_accuracy=True)
-    else:
-        answer = client.get_parameters(config if numpy_client else GetParametersIns(config))
-        if not numpy_client:
-            _check_status(answer.status)
-        arrays = answer if numpy_client else parameters_to_ndarrays(answer.parameters)
-        result.weights = [np.array(array) for array in arrays]
-    return result
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    value = _plain(value)
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _plain(value: Any) -> Any:
-    """Return a single number of numpy or PyTorch as Python's own."""
-    is_single = isinstance(value, np.generic) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 0)
-    return value.item() if is_single else value
-
-
-def checked_metrics(metrics: Any, method: str, *, any_accuracy: bool = False) -> dict[str, Scalar]:
-    """Return what a client measured as numbers and texts of Python.
-
-    Args:
-        method: of the client, for the message.
-        any_accuracy: an accuracy may be something else than a fraction.
-
-    Raises:
-        WrongReturnError: a metric is something else, or an accuracy is not a fraction.
-    """
-    if not isinstance(metrics, Mapping):
-        raise WrongReturnError(f"{method} must return its metrics as a dict, not as {type(metrics).__name__}")
-    plain = {key: _plain(value) for key, value in metrics.items()}
-    for key, value in plain.items():
-        if type(key) is not str or type(value) not in (bool, int, float, str, bytes):
-            kinds = f"{type(key).__name__}: {type(value).__name__}"
-            raise WrongReturnError(
-                f"{method} returned the metric {key!r} ({kinds}); a number, text or bytes is expected"
-            )
-    accuracy = plain.get("accuracy")
-    if isinstance(accuracy, int | float) and not any_accuracy and not 0 <= accuracy <= MOST_ACCURACY:
-        raise WrongReturnError(f"{method} returned accuracy {accuracy}; a fraction 0–1 is expected")
-    return plain
-
-
-def _check_status(status: Any) -> None:
-    if status.code != Code.OK:
-        raise RuntimeError(f"the client answered {status.code.name}: {status.message}")
-
-
 def _broke_the_device(error: BaseException) -> bool:
     """Whether a process cannot use its GPU after this error; out of memory is not of that kind."""
     accelerator_error: type[BaseException] | tuple[()] = getattr(torch, "AcceleratorError", ())  # since PyTorch 2.8
     return isinstance(error, accelerator_error) or "CUDA error" in described(error)
-
-
-def _check_count(number: Any, least: int, phase: Phase) -> None:
-    if not (_is_count(number) and least <= number <= MOST_EXAMPLES):
-        shown = number if not _is_count(number) or abs(number) < 10**30 else "of more than 30 digits"
-        raise WrongReturnError(f"{phase} returned num_examples {shown}; {least} to {MOST_EXAMPLES} is expected")
-
-
-def _shape_of(returned: Any) -> str:
-    if isinstance(returned, tuple):
-        return f"({', '.join(type(item).__name__ for item in returned)})"
-    return type(returned).__name__
-
-
-def check_fit(result: ClientResult, sent: NDArrays, names: Sequence[str] = (), *, others: bool = False) -> float | None:
-    """Check what a client's ``fit`` returned; return its loss, if it gave one.
-
-    Args:
-        sent: the weights from which the client started.
-        names: of the arrays, for the message.
-        others: the client has a model of its own; it may return other arrays than it got, and use no example.
-
-    Raises:
-        WrongReturnError: the arrays have other shapes or dtypes, or there are no examples.
-        NonFiniteError: a weight is NaN or infinite that was not sent so.
-    """
-    weights = result.weights or []
-    dtypes = [np.asarray(w).dtype for w in weights]
-    if others:
-        if not all(dtype.kind in "biuf" for dtype in dtypes):
-            raise WrongReturnError(f"fit returned arrays of types {[d.name for d in dtypes]}; numbers are expected")
-    else:
-        shapes, expected_shapes = [np.shape(w) for w in weights], [w.shape for w in sent]
-        if shapes != expected_shapes:
-            raise WrongReturnError(f"fit returned arrays of shapes {shapes}, the model has {expected_shapes}")
-        fits = [np.can_cast(dtype, w.dtype, "same_kind") for dtype, w in zip(dtypes, sent, strict=True)]
-        if not all(fits):
-            raise WrongReturnError(f"fit returned arrays of types {[d.name for d in dtypes]}, the model has others")
-    _check_count(result.num_examples, 0 if others else 1, "fit")
-    check_finite(weights, sent, names)
-    loss = result.metrics.get("loss")
-    return float(loss) if isinstance(loss, int | float) else None

@@ -24,7 +24,8 @@ from flwr.server.client_proxy import ClientProxy
 
 from sim.data.load_dataset import Dataset
 from sim.engine.aggregation import WeightedSum, in_dtypes_of
-from sim.engine.client_execution import Worker, WrongReturnError, check_fit, checked_metrics
+from sim.engine.client_calls import WrongReturnError, check_fit, checked_metrics
+from sim.engine.client_execution import Worker
 from sim.engine.interface import Chunk, ChunkResult, ClientResult, Task, TestSlice
 from sim.errors import described, one_line
 from sim.training.local import TestSums

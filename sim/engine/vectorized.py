@@ -17,15 +17,24 @@ from sim.client.runtime import ClientRuntime, message_of
 from sim.client.torch_client import TRAIN_SETTINGS
 from sim.engine.aggregation import NonFiniteError, WeightedSum
 from sim.engine.interface import Chunk, ClientResult, Task
+from sim.errors import some
 from sim.seeds import Purpose, reseed, restored, sequence
 from sim.training.step_hooks import Step, Steps
 from sim.training.vectorized import Member, Trainer, drawn
 
+_OWN_SETTINGS = ("local_epochs", "max_steps")  # which may differ from client to client
 
-def can_fit(chunk: Chunk) -> bool:
-    """Whether the clients of ``chunk`` can be trained in one computation: all have the same settings."""
-    first = chunk.tasks[0].config
-    return "first_loss" not in first and all(task.config == first for task in chunk.tasks)
+
+def reason_against(chunk: Chunk) -> str | None:
+    """Say why the clients of ``chunk`` cannot be trained in one computation; None if they can."""
+    if any("first_loss" in task.config for task in chunk.tasks):
+        return "the strategy asks clients for the loss of the weights that they get"
+    shared = [{k: v for k, v in task.config.items() if k not in _OWN_SETTINGS} for task in chunk.tasks]
+    odd = next((each for each in shared if each != shared[0]), None)
+    if odd is None:
+        return None
+    names = [name for name in sorted({*odd, *shared[0]}) if odd.get(name) != shared[0].get(name)]
+    return f"clients get settings of their own: {some(names)}"
 
 
 def fit(runtime: ClientRuntime, chunk: Chunk, seed: int) -> tuple[list[ClientResult], WeightedSum]:
@@ -42,12 +51,11 @@ def fit(runtime: ClientRuntime, chunk: Chunk, seed: int) -> tuple[list[ClientRes
     while waiting:
         start = time.perf_counter()
         tasks, waiting = waiting[: runtime.vectorized_clients], waiting[runtime.vectorized_clients :]
-        config = dict(tasks[0].config)
+        config = dict(tasks[0].config)  # of all, but for ``_OWN_SETTINGS``
         exchanges = [_exchange(runtime, chunk, task) for task in tasks]
         with restored():
             members = [
-                _member(runtime, chunk, task, config, seed, exchange)
-                for task, exchange in zip(tasks, exchanges, strict=True)
+                _member(runtime, chunk, task, seed, exchange) for task, exchange in zip(tasks, exchanges, strict=True)
             ]
         settings: dict[str, Any] = {k: config[k] for k in TRAIN_SETTINGS if k in config and k != "max_steps"}
         trainer = runtime.trainer(int(config["batch_size"]))
@@ -121,9 +129,8 @@ def _finish(
         result.wrote_state = True
 
 
-def _member(
-    runtime: ClientRuntime, chunk: Chunk, task: Task, config: dict[str, Any], seed: int, exchange: Exchange | None
-) -> Member:
+def _member(runtime: ClientRuntime, chunk: Chunk, task: Task, seed: int, exchange: Exchange | None) -> Member:
+    config: dict[str, Any] = dict(task.config)
     key = chunk.server_round, task.client_id, task.repeat
     dropout = int(sequence(seed, Purpose.DROPOUT, *key).generate_state(1)[0])
     reseed(seed, Purpose.FIT, *key)

@@ -17,7 +17,7 @@ from sim.data import partition
 from sim.data.defaults import decided
 from sim.data.load_dataset import Dataset, load_dataset
 from sim.data.partition import Partition
-from sim.engine.client_execution import MOST_EXAMPLES
+from sim.engine.client_calls import MOST_EXAMPLES
 from sim.errors import one_line
 from sim.setup.prepare import client_spec
 from sim.training.weights import get_weights

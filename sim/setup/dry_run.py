@@ -24,7 +24,8 @@ from sim.data.columns import Columns
 from sim.data.items import Items
 from sim.data.load_dataset import Dataset, Examples
 from sim.data.loaders import ExampleLoader, ResidentColumns, example_batch, resident
-from sim.engine.client_execution import Worker, WrongReturnError
+from sim.engine.client_calls import WrongReturnError
+from sim.engine.client_execution import Worker
 from sim.engine.interface import Chunk, ClientResult, Task
 from sim.errors import DataError, PluginError, described, one_line, some
 from sim.process_settings import in_own_context
