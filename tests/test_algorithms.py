@@ -264,6 +264,74 @@ def test_steps_of_an_optimizer_with_a_closure_are_corrected() -> None:
     assert steps.total_rate(0) == 0.5 + 0.75 + 0.875  # a constant gradient of 1, with momentum
 
 
+class _Around(torch.optim.Optimizer):
+    """An optimizer around another one, which calls it with or without the closure, as Lookahead and SAM do."""
+
+    def __init__(self, inner: torch.optim.Optimizer, *, hands_on: bool) -> None:
+        super().__init__(inner.param_groups, {})
+        self._inner, self._hands_on = inner, hands_on
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        if closure is not None and not self._hands_on:
+            closure()
+            closure = None
+        self._inner.step(closure)
+
+
+@pytest.mark.parametrize("hands_on", [True, False])
+@pytest.mark.parametrize("with_closure", [True, False])
+def test_a_step_of_two_optimizers_is_corrected_once(hands_on: bool, with_closure: bool) -> None:
+    weight = nn.Parameter(torch.tensor([1.0]))
+    optimizer = _Around(torch.optim.SGD([weight], lr=0.5), hands_on=hands_on)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (weight * 2).sum()
+        loss.backward()
+        return loss
+
+    after = []
+    with watched([weight], before=_add_one, after=after.append) as steps:
+        for _ in range(2):
+            if with_closure:
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+    assert weight.item() == 1 - 2 * 0.5 * 3
+    assert (steps.count, after) == (2, [[0], [0]])
+
+
+def _add_one(index: int, parameter: torch.Tensor, rate: float) -> None:
+    assert parameter.grad is not None
+    parameter.grad += 1
+
+
+def test_an_optimizer_that_maximizes_is_corrected_with_the_sign_of_the_loss() -> None:
+    weight = nn.Parameter(torch.tensor([1.0]))
+    optimizer = torch.optim.SGD([weight], lr=0.5, maximize=True)
+    with watched([weight], before=_add_one):
+        (-2 * weight).sum().backward()
+        optimizer.step()
+    assert weight.item() == 1 - 0.5 * 3
+
+
+def test_each_gradient_of_lbfgs_is_corrected() -> None:
+    """LBFGS evaluates its closure several times in a step; with the correction it finds the minimum of w² + w."""
+    weight = nn.Parameter(torch.tensor([1.0]))
+    optimizer = torch.optim.LBFGS([weight], lr=1.0, max_iter=10)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (weight**2).sum()
+        loss.backward()
+        return loss
+
+    with watched([weight], before=_add_one):
+        optimizer.step(closure)
+    assert weight.item() == pytest.approx(-0.5, abs=1e-4)
+
+
 BAD = [
     (["--strategy", "scaffold", "--strategy-args", "option=3"], "option = 3: must be a whole number from 1 to 2"),
     (["--strategy", "scaffold", "--strategy-args", "option=two"], "option = two: must be a whole number from 1 to 2"),

@@ -74,26 +74,55 @@ class _Watch:
         self._last: list[Any] = [None] * len(parameters)  # the optimizer that stepped each of them last
         self._index = {id(parameter): index for index, parameter in enumerate(parameters)}
         self._before, self._after = before, after
+        self._under_way: list[Any] = []  # optimizers that take a step: one around another, as in SAM or Lookahead
+        self._prepared: set[int] = set()  # parameters of the outermost one's step
+
+    def begin(self, optimizer: Any) -> None:
+        """Note that an optimizer begins a step."""
+        if optimizer in self._under_way:  # one that has raised
+            del self._under_way[self._under_way.index(optimizer) :]
+        self._under_way.append(optimizer)
+        self.renew(optimizer)
+
+    def renew(self, optimizer: Any) -> None:
+        """Note that the gradients are new, if the optimizer is the outermost one."""
+        if self._under_way[0] is optimizer:
+            self._prepared.clear()
 
     def prepare(self, optimizer: Any) -> None:
-        """Correct the gradients, and count."""
+        """Correct the gradients, and count; once for a step of several optimizers."""
         for group in optimizer.param_groups:
             rate = float(group["lr"])
             for parameter in group["params"]:
                 index = self._index.get(id(parameter))
-                if index is None or parameter.grad is None:
+                if index is None or parameter.grad is None or index in self._prepared:
                     continue
+                self._prepared.add(index)
                 if self._before is not None:
-                    if parameter.grad.is_sparse:
-                        parameter.grad = parameter.grad.to_dense()
-                    self._before(index, parameter, rate)
+                    self._correct(index, parameter, rate, climbs=bool(group.get("maximize")))
                 momentum, is_first = float(group.get("momentum") or 0.0), self._last[index] is not optimizer
                 self.steps.taken[index].append(Step(rate, momentum, bool(group.get("nesterov")), is_first))
                 self._last[index] = optimizer
                 self.steps.optimizers.add(type(optimizer).__name__)
 
+    def _correct(self, index: int, parameter: Tensor, rate: float, *, climbs: bool) -> None:
+        assert self._before is not None
+        assert parameter.grad is not None
+        if parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.to_dense()
+        if climbs:  # the optimizer steps along what it is given, which is minus the gradient of the loss
+            parameter.grad.neg_()
+        self._before(index, parameter, rate)
+        if climbs:
+            parameter.grad.neg_()
+
     def finish(self, optimizer: Any) -> None:
-        """Do what comes after the step."""
+        """Do what comes after the step, if it is not a part of another one."""
+        if optimizer in self._under_way:
+            del self._under_way[self._under_way.index(optimizer) :]
+        if self._under_way:
+            return
+        self._prepared.clear()
         if self._after is not None:
             own = [p for group in optimizer.param_groups for p in group["params"]]
             indices = [self._index[id(p)] for p in own if id(p) in self._index]
@@ -115,6 +144,7 @@ def watched(
     watch = _Watch(parameters, before, after)
 
     def pre_hook(optimizer: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        watch.begin(optimizer)
         closure = named.get("closure") or (arguments[1] if len(arguments) > 1 else None)
         if closure is None:
             watch.prepare(optimizer)
@@ -122,6 +152,7 @@ def watched(
 
         def corrected() -> Any:  # the optimizer computes the gradients inside its step
             loss = closure()
+            watch.renew(optimizer)
             watch.prepare(optimizer)
             return loss
 
