@@ -64,6 +64,17 @@ def copied(net: nn.Module, loader: Any, epochs: int, lr: float) -> None:
     net.load_state_dict(other.state_dict())
 
 
+def accumulating(net: nn.Module, loader: Any, epochs: int, lr: float) -> None:
+    """A step for every two batches, of which the dry run and client 0 have one."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+    for _ in range(epochs):
+        for number, (x, y) in enumerate(loader):
+            nn.functional.cross_entropy(net(x), y).backward()
+            if number % 2:
+                optimizer.step()
+                optimizer.zero_grad()
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Run]:
     """Run two rounds of three clients, which have 2, 5 and 6 examples."""
@@ -92,6 +103,16 @@ def weights_of(run: Run) -> dict[str, Any]:
 def test_a_train_whose_steps_nobody_sees_is_refused(run: Callable[..., Run], strategy: str, train: Any) -> None:
     with pytest.raises(PluginError, match=f"--strategy {strategy}: train took no step of an optimizer of torch.optim"):
         run(strategy, train)
+
+
+@pytest.mark.parametrize("strategy", ["scaffold", "fednova", "feddyn", "ditto", "apfl"])
+def test_a_train_that_accumulates_gradients_steps_where_there_are_enough_batches(
+    run: Callable[..., Run], strategy: str
+) -> None:
+    first = run(strategy, accumulating, num_rounds=1)
+    assert first.clients().status.tolist() == ["ok"] * 3
+    second = run(strategy, accumulating, num_rounds=2)
+    assert not np.array_equal(*(weights_of(each)["head.weight"] for each in (first, second)))
 
 
 @pytest.mark.parametrize(

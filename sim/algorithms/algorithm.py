@@ -89,7 +89,8 @@ class LocalTraining(Protocol):
             repeats: how often in a row each batch comes; ``--max-local-steps`` counts the batches.
             before, after: see ``sim.training.step_hooks.watched``.
             prefix: of the names of the metrics that it returns; None for none of them.
-            must_step: it has to step the net by an optimizer, unless the client's examples fill no batch.
+            must_step: it has to step the net by an optimizer, unless the client's examples fill no batch, or fewer
+                than those whose gradients it accumulates.
 
         Raises:
             ValueError: it must step the net, and has not.

@@ -184,6 +184,7 @@ class AlgorithmClient:
         if repeats > 1:
             config = {**config, "max_steps": int(config.get("max_steps") or 0) * repeats}
             loader = _Repeated(loader, repeats)
+        begin = [parameter.detach().clone() for parameter in self.parameters] if must_step else []
         with watched(self.parameters, before, after) as steps:
             metrics = self._client.train_net(config, loader, epochs)
         tensors = self._tensors()
@@ -195,7 +196,7 @@ class AlgorithmClient:
             raise ValueError(
                 f"train does not iterate over the loader that it gets, which gives each batch {repeats} times"
             )
-        if must_step and not steps.count and len(loader):
+        if must_step and not steps.count and len(loader) and not self._accumulated(begin):
             raise ValueError(
                 "train took no step of an optimizer of torch.optim on the model that it was given, so that its "
                 "gradients could not be corrected"
@@ -204,6 +205,11 @@ class AlgorithmClient:
         if prefix is not None:
             self.metrics.update({f"{prefix}{name}": value for name, value in metrics.items()})
         return steps
+
+    def _accumulated(self, begin: Sequence[Tensor]) -> bool:
+        """Whether train has computed gradients and left the weights as at ``begin``, to step after more batches."""
+        has_gradients = any(parameter.grad is not None for parameter in self.parameters)
+        return has_gradients and all(map(torch.equal, self.parameters, begin))
 
     def weights(self) -> list[Tensor]:
         """Return a copy of all arrays of the net."""
