@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from torch import nn
 
 from conftest import PROGRAMS, Sim, Small
 from sim import Run, RunConfig
@@ -154,6 +155,28 @@ def test_a_flower_program_keeps_its_model(small: Small, command: Sim, in_program
     assert refused.returncode == 2
     assert refused.stderr == f"sim: --format onnx: {note}; torch and safetensors have its arrays\n"
     assert not (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("output", ["model.pt", "model.safetensors"])
+def test_the_arrays_of_a_flower_program_are_loaded_in_their_order(
+    small: Small, command: Sim, in_programs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    run = small(client_fn="client_fns:of_twelve_arrays", num_rounds=1, max_local_steps=None)
+    net = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(12)))
+    executed(command("export", str(run.path), "-o", output).stdout, tmp_path, monkeypatch, net=net)
+    assert [tensor[0, 0].item() for tensor in net.state_dict().values()] == list(range(12))
+
+
+def test_a_model_with_settings_of_the_program_and_batches_without_a_target(
+    small: Small, command: Sim, in_programs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small(program="autoencoder.py", num_rounds=1, max_local_steps=None)
+    done = command("export", str(run.path), "-o", str(tmp_path / "model.pt"), cwd=PROGRAMS)
+    assert done.returncode == 0, done.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(PROGRAMS)])
+        found = executed(done.stdout, tmp_path, monkeypatch, inputs=torch.zeros(2, 6))
+    assert found["outputs"].shape == (2, 6)
 
 
 def test_a_killed_run_has_the_model_of_its_last_checkpoint(finished: Run, command: Sim, tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from importlib.util import find_spec
@@ -18,7 +19,7 @@ from torch import Tensor
 from sim.config.choices import MODELS
 from sim.data.load_dataset import Dataset, Examples
 from sim.data.loaders import example_batch
-from sim.errors import ConfigError, DataError, PluginError, described
+from sim.errors import ConfigError, PluginError, one_line
 from sim.setup.trained import TrainedModel
 from sim.training.losses import inputs_and_target
 from sim.training.models import TORCHVISION
@@ -92,24 +93,25 @@ def _onnx(trained: TrainedModel) -> bytes:
             )
             content: bytes = program.model_proto.SerializeToString()
     except (Exception, SystemExit) as error:
-        raise PluginError(
-            f"--format onnx: torch.onnx cannot export the model {trained.config.model}: {described(error)}"
-        ) from error
+        # The exporter writes a page of advice, in colours, around what is wrong.
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("## Exception summary")
+        reason = one_line((plain[2] or plain[0]).partition("The error above")[0], 300)
+        about = f"torch.onnx cannot export the model {trained.config.model}: {reason}"
+        raise PluginError(f"--format onnx: {about}") from error
     finally:
         logging.getLogger("torch.onnx").setLevel(shown)
     return content
 
 
 def _example(dataset: Dataset) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the inputs of two examples, by position and by name.
-
-    Raises:
-        DataError: a batch does not say what its inputs are.
-    """
+    """Return the inputs of two examples, by position and by name; of a batch without a target, all of it."""
+    batch = example_batch(dataset.train, 2)
     try:
-        inputs, named, _ = inputs_and_target(example_batch(dataset.train, 2))
-    except ValueError as error:
-        raise DataError(f"--format onnx: {error}") from None
+        inputs, named, _ = inputs_and_target(batch)
+    except ValueError:
+        if isinstance(batch, Mapping):
+            return (), dict(batch)
+        return tuple(batch) if isinstance(batch, list | tuple) else (batch,), {}
     return inputs, named
 
 
@@ -127,8 +129,7 @@ def snippet(trained: TrainedModel, name: str, path: str) -> list[str]:
     else:
         first, load = ["from safetensors.torch import load_file"], f"load_file({path!r})"
     if trained.net is None:
-        about = "# net: the model of your program"
-        return [*first, "", f"state = {load}", about, _IN_ORDER]
+        return [*first, "", f"state = {load}", "# net: the model of your program", *_load_into_net(trained.weights)]
     imported, made = _made(trained)
     strict = set(trained.net.state_dict()) == set(trained.weights)
     loaded = load if strict else f"{load}, strict=False"  # state that is no tensor stays with the model
@@ -137,7 +138,13 @@ def snippet(trained: TrainedModel, name: str, path: str) -> list[str]:
     return [*lines, *inputs, f"outputs = net({call})", *_classes(trained)]
 
 
-_IN_ORDER = "net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))"
+def _load_into_net(names: Collection[str]) -> list[str]:
+    """Return the lines that load a state of these names into a net; numbers are positions in its ``state_dict``."""
+    prefix = next(iter(names), "").rstrip("0123456789")
+    if list(names) != [f"{prefix}{number}" for number in range(len(names))]:
+        return ["net.load_state_dict(state)"]
+    ordered = f'arrays = [state[f"{prefix}{{number}}"] for number in range({len(names)})]'
+    return [ordered, "net.load_state_dict(dict(zip(net.state_dict(), arrays, strict=True)))"]
 
 
 def _made(trained: TrainedModel) -> tuple[list[str], str]:
@@ -145,10 +152,13 @@ def _made(trained: TrainedModel) -> tuple[list[str], str]:
     model, maker = trained.config.model, trained.maker
     assert isinstance(maker, partial)
     arguments = [repr(value) for value in maker.args]
-    arguments += [f"{name}={value!r}" for name, value in maker.keywords.items()]
-    imports = (
-        ["from argparse import Namespace"] if any(isinstance(v, Namespace) for v in maker.keywords.values()) else []
-    )
+    arguments += [f"{name}={_expression(value)}" for name, value in maker.keywords.items()]
+    kinds = [Namespace if isinstance(value, Namespace) else type(value) for value in maker.keywords.values()]
+    imports = [
+        f"from {kind.__module__} import {kind.__qualname__.partition('.')[0]}"
+        for kind in dict.fromkeys(kinds)
+        if kind.__module__ != "builtins"
+    ]
     if model.startswith(TORCHVISION):
         name = model.removeprefix(TORCHVISION)
         call = ", ".join([repr(name), "weights=None", *arguments])
@@ -158,6 +168,13 @@ def _made(trained: TrainedModel) -> tuple[list[str], str]:
         module, name = maker.func.__module__, maker.func.__qualname__
     imports.append(f"from {module} import {name.partition('.')[0]}")
     return imports, name if trained.is_made_already else f"{name}({', '.join(arguments)})"
+
+
+def _expression(value: Any) -> str:
+    """Return Python that makes an argument of a model; its own kind of namespace becomes that of argparse."""
+    if not isinstance(value, Namespace):
+        return repr(value)
+    return f"Namespace({', '.join(f'{name}={inside!r}' for name, inside in vars(value).items())})"
 
 
 def _inputs(trained: TrainedModel, *, onnx: bool = False) -> tuple[list[str], str]:

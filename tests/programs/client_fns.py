@@ -126,3 +126,16 @@ def infinite(context: Context):
             return [array * np.inf for array in super().fit(parameters, config)[0]], 1, {}
 
     return Infinite(context.node_config["partition-id"]).to_client()
+
+
+def of_twelve_arrays(context: Context):
+    """Array n holds n."""
+
+    class Filled(NumPyClient):
+        def get_parameters(self, config):
+            return [np.zeros((2, 2), np.float32) for _ in range(12)]
+
+        def fit(self, parameters, config):
+            return [np.full_like(array, number) for number, array in enumerate(parameters)], 1, {}
+
+    return Filled().to_client()
