@@ -22,7 +22,9 @@ _NAMES: dict[str, str] = {
         "test_dataloader val_dataloader valloader val_loader validation_loader train_data_loader test_data_loader "
         "train_dl test_dl valid_loader validloader eval_loader evalloader iterator data training_loader testing_loader "
         "train_iter test_iter val_iter valid_iter data_iter val_dl valid_dl valid_dataloader validation_dataloader "
-        "val_data_loader train_batches batches"
+        "val_data_loader train_batches batches eval_dataloader eval_data_loader evaluation_loader dev_loader "
+        "evaluation_dataloader dev_dataloader training_dataloader testing_loader testing_dataloader dl eval_dl dev_dl "
+        "eval_iter"
     ),
     "loaders": "dataloaders loaders data_loaders dataloader_dict dataloaders_dict loaders_dict",
     "inputs": "x x_train train_x xs x_test test_x inputs features",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,41 @@ _NAMES_OF_DATA = "{0}loader {0}_loader {0}_dataloader {0}_dl {0}_iter {0}set {0}
 _SPLITS = ("train", "training"), ("test", "testing", "val", "valid", "validation", "eval")
 _BOTH_SPLITS = "dataloaders", "data_loaders", "loaders", "datasets"  # a dict
 _MODELS = "model", "net"
+_BASES_OF_MODELS = "Module", "Sequential"
+_NO_MODELS = "loss", "criterion", "metric", "datamodule"  # endings of classes that are PyTorch modules nevertheless
+_OWN, _IMPORTED, _OF_LIBRARY = range(3)  # where a name comes from; the user's own come first
 _READING: list[Path] = []
+
+
+@dataclass(frozen=True)
+class Option:
+    """An argparse option, in the Python of its file.
+
+    Attributes:
+        kind: what argparse makes of a text by it; None for nothing.
+    """
+
+    default: ast.expr
+    kind: ast.expr | None
+
+    def value(self, variables: dict[str, Any], given: Any = None) -> Any:
+        """Return the value that argparse gives it, or what it makes of a given one.
+
+        Args:
+            variables: those of the module, from which the Python is evaluated.
+
+        Raises:
+            Exception: whatever the Python raises, e.g. because it uses variables of a function.
+        """
+        value = _evaluated(self.default, variables) if given is None else given
+        if self.kind is None or not isinstance(value, str):
+            return value
+        return _evaluated(self.kind, variables)(value)
+
+
+def _evaluated(node: ast.expr, variables: dict[str, Any]) -> Any:
+    code = compile(ast.fix_missing_locations(ast.Expression(node)), "<argparse>", "eval")
+    return eval(code, dict(variables))
 
 
 @dataclass(frozen=True)
@@ -38,17 +72,17 @@ class ProgramFile:
     """A file of the user's.
 
     Attributes:
-        names: what it defines or imports at its top level.
+        names: what it defines or imports at its top level, and where that comes from.
         variables: those of them that are variables.
-        arguments: the defaults of its argparse options, by their names in the namespace.
-        modules: the classes at its top level that are PyTorch modules.
+        arguments: its argparse options, by their names in the namespace.
+        modules: the classes at its top level that may be its model: PyTorch modules that are no part of another one.
         training_line: the line in which it trains when it is imported; None if it does not.
     """
 
     path: Path
-    names: frozenset[str]
+    names: dict[str, int]
     variables: frozenset[str]
-    arguments: dict[str, Any]
+    arguments: dict[str, Option]
     training_line: int | None
     modules: tuple[str, ...]
 
@@ -57,14 +91,22 @@ class ProgramFile:
 
         Data in two variables are both names, with a comma between them.
         """
-        found = {part: next((name for name in names if name in self.names), None) for part, names in PARTS.items()}
-        if found["model"] is None:  # a variable first, since its class may take arguments
-            found["model"] = next((name for name in _MODELS if name in self.variables), None)
-        if found["model"] is None and len(self.modules) == 1:
-            (found["model"],) = self.modules
-        if found["dataset"] is None:
-            found["dataset"] = self._data_in_variables()
-        return {part: name for part, name in found.items() if name is not None}
+        found: dict[str, str] = {}
+        for origin in (_OWN, _IMPORTED, _OF_LIBRARY):
+            for part, names in PARTS.items():
+                name = next((name for name in names if self.names.get(name) == origin), None)
+                is_open = part == "model" and origin == _OF_LIBRARY and self.modules  # one of them, nobody says which
+                if name is not None and not is_open:
+                    found.setdefault(part, name)
+            if origin != _OWN:
+                continue
+            # A variable first, since its class may take arguments.
+            model = next((name for name in _MODELS if name in self.variables), None)
+            if model is None and len(self.modules) == 1:
+                (model,) = self.modules
+            data = self._data_in_variables()
+            found |= {part: name for part, name in (("model", model), ("dataset", data)) if name and part not in found}
+        return {part: found[part] for part in PARTS if part in found}
 
     def _data_in_variables(self) -> str | None:
         for pattern in _NAMES_OF_DATA.split():
@@ -82,33 +124,50 @@ def read(path: Path) -> ProgramFile | None:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
         return None
-    modules = tuple(
-        node.name
-        for node in tree.body
-        if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Module") for base in node.bases)
+    names: dict[str, int] = {}
+    variables = set()
+    for name, is_variable, origin in _names(tree.body, path):
+        names[name] = min(origin, names.get(name, origin))
+        variables |= {name} if is_variable else set()
+    return ProgramFile(
+        path, names, frozenset(variables), _arguments(tree), _training_line(tree.body), tuple(_modules(tree.body))
     )
-    found = list(_names(tree.body, path))
-    variables = frozenset(name for name, is_variable in found if is_variable)
-    names = frozenset(name for name, _ in found)
-    return ProgramFile(path, names, variables, _arguments(tree), _training_line(tree.body), modules)
 
 
-def _names(body: list[ast.stmt], path: Path) -> Iterator[tuple[str, bool]]:
-    """Return what statements at the top level of a file define, and whether it is a variable."""
+def _modules(body: list[ast.stmt]) -> list[str]:
+    """Return the classes that may be the model of a program."""
+    found: dict[str, ast.ClassDef] = {}
+    for node in body:
+        if isinstance(node, ast.ClassDef) and not node.name.lower().endswith(_NO_MODELS):
+            bases = [ast.unparse(base) for base in node.bases if not ast.unparse(base).endswith("DataModule")]
+            if any(base.endswith(_BASES_OF_MODELS) or base in found for base in bases):
+                found[node.name] = node
+    parts = {
+        each.id
+        for name, node in found.items()
+        for each in ast.walk(node)
+        if isinstance(each, ast.Name) and each.id != name
+    }
+    return [name for name in found if name not in parts]
+
+
+def _names(body: list[ast.stmt], path: Path) -> Iterator[tuple[str, bool, int]]:
+    """Return what statements at the top level of a file define, whether it is a variable, and where it comes from."""
     for node in body:
         match node:
             case ast.FunctionDef() | ast.ClassDef() | ast.AsyncFunctionDef():
-                yield node.name, False
+                yield node.name, False, _OWN
             case ast.ImportFrom(names=[ast.alias(name="*")]):
                 yield from _names_of_all(node, path)
-            case ast.Import() | ast.ImportFrom():
-                yield from ((alias.asname or alias.name.partition(".")[0], False) for alias in node.names)
+            case ast.ImportFrom():
+                origin = _IMPORTED if _own_file(node, path) is not None else _OF_LIBRARY
+                yield from ((alias.asname or alias.name, False, origin) for alias in node.names)
             case ast.Assign():
                 for target in node.targets:
                     elements = target.elts if isinstance(target, ast.Tuple | ast.List) else [target]
-                    yield from ((each.id, True) for each in elements if isinstance(each, ast.Name))
+                    yield from ((each.id, True, _OWN) for each in elements if isinstance(each, ast.Name))
             case ast.AnnAssign(target=ast.Name(id=name)):
-                yield name, True
+                yield name, True, _OWN
             case ast.If() if not _is_main_guard(node):
                 yield from _names([*node.body, *node.orelse], path)
             case ast.With():
@@ -118,27 +177,41 @@ def _names(body: list[ast.stmt], path: Path) -> Iterator[tuple[str, bool]]:
                 yield from _names([each for body in bodies for each in body], path)
 
 
-def _names_of_all(node: ast.ImportFrom, path: Path) -> Iterator[tuple[str, bool]]:
-    """Return the names that ``from module import *`` gives, if the module is a file beside this one."""
-    folder = path.parents[node.level - 1] if 0 < node.level <= len(path.parents) else path.parent
-    file = folder.joinpath(*(node.module or "__init__").split(".")).with_suffix(".py")
+def _own_file(node: ast.ImportFrom, path: Path) -> Path | None:
+    """Return the file of the user's from which a file at ``path`` imports; None for a library."""
+    folders = [path.parents[node.level - 1]] if 0 < node.level <= len(path.parents) else list(path.parents)
+    for folder in folders:
+        place = folder.joinpath(*(node.module or "").split("."))
+        for file in (place.with_suffix(".py") if node.module else None, place / "__init__.py"):
+            if file is not None and file.is_file():
+                return file
+    return None
+
+
+def _names_of_all(node: ast.ImportFrom, path: Path) -> Iterator[tuple[str, bool, int]]:
+    """Return the names that ``from module import *`` gives, if the module is a file of the user's."""
+    file = _own_file(node, path)
     _READING.append(path)
-    found = None if file in _READING else read(file)  # two files may do so with each other
+    found = None if file is None or file in _READING else read(file)  # two files may do so with each other
     _READING.remove(path)
     if found is not None:
-        yield from ((name, name in found.variables) for name in found.names if not name.startswith("_"))
+        public = (name for name in found.names if not name.startswith("_"))
+        yield from ((name, name in found.variables, max(_IMPORTED, found.names[name])) for name in public)
 
 
 def _is_main_guard(node: ast.If) -> bool:
     return any(isinstance(each, ast.Name) and each.id == "__name__" for each in ast.walk(node.test))
 
 
-def _arguments(tree: ast.Module) -> dict[str, Any]:
-    """Return the defaults of all ``add_argument`` calls with a default that is a constant."""
-    found: dict[str, Any] = {}
+def _arguments(tree: ast.Module) -> dict[str, Option]:
+    """Return the options of all ``add_argument`` calls, with the defaults that ``set_defaults`` gives."""
+    found: dict[str, Option] = {}
+    defaults: dict[str, ast.expr] = {}
     for node in ast.walk(tree):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
             continue
+        if node.func.attr == "set_defaults":
+            defaults |= {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
         if node.func.attr != "add_argument":
             continue
         flags = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
@@ -148,14 +221,12 @@ def _arguments(tree: ast.Module) -> dict[str, Any]:
         name = next((flag for flag in flags if flag.startswith("--")), flags[0]).lstrip("-").replace("-", "_")
         name = _constant(options.get("dest"), name)
         action = _constant(options.get("action"), "store")
-        default = {"store_true": False, "store_false": True}.get(action)
-        value = _constant(options.get("default"), default)
-        kind = getattr(options.get("type"), "id", "")
-        if isinstance(value, str) and kind in ("int", "float"):
-            value = {"int": int, "float": float}[kind](value)
-        if "default" not in options or _is_constant(options["default"]):
-            found[name] = value
-    return found
+        default = ast.Constant({"store_true": False, "store_false": True}.get(action))
+        found[name] = Option(options.get("default", default), options.get("type"))
+    return {
+        **{name: replace(option, default=defaults.get(name, option.default)) for name, option in found.items()},
+        **{name: Option(default, None) for name, default in defaults.items() if name not in found},
+    }
 
 
 def _is_constant(node: ast.expr) -> bool:

@@ -88,6 +88,11 @@ def load(spec: Any, setting: str, *, callable_only: bool = True, folder: Path | 
         for part in name.split("."):
             found = getattr(found, part)
     except AttributeError:
+        if module_name == "__main__":
+            raise PluginError(
+                f"{setting} {spec}: was given by a script, which is not the one that is executed now; continue the run "
+                "there, by resume(run, …) with the same objects"
+            ) from None
         public = [key for key in vars(module) if not key.startswith("_")]
         raise PluginError(f"{setting} {spec}: {module_name} has no {name}; it has {', '.join(public)}") from None
     if callable_only and not callable(found):
@@ -119,7 +124,20 @@ def file_of(module_name: str, folder: Path | None = None) -> ProgramFile | None:
 
 
 class Arguments(argparse.Namespace):
-    """The program's own arguments, as attributes and as a dict, since programs use both."""
+    """The program's own arguments, as attributes and as a dict, since programs use both.
+
+    Attributes:
+        problems: why options of the program have no value, by their names.
+    """
+
+    __slots__ = ("problems",)
+    problems: dict[str, str]
+
+    def __getattr__(self, name: str) -> Any:
+        problem = self.problems.get(name) if name != "problems" else None
+        if problem is None:
+            raise AttributeError(f"the program has no option {name}; --args {name}=VALUE gives it one")
+        raise AttributeError(f"{problem}; --args {name}=VALUE gives it another one")
 
     def __getitem__(self, name: str) -> Any:
         return vars(self)[name]
@@ -153,14 +171,29 @@ def arguments(given: Mapping[str, Any], *things: Any, known: Mapping[str, Any] |
         given: what ``--args`` says.
         things: functions and classes of the program.
         known: what the program may be told beside them; an object of its own goes without.
+
+    Raises:
+        PluginError: the type of an option does not take what was given.
     """
     values: dict[str, Any] = {}
+    problems: dict[str, str] = {}
     for thing in things:
         file = _source_of(thing)
-        values |= {} if file is None else file.arguments
+        variables = getattr(sys.modules.get(getattr(inspect.unwrap(thing), "__module__", None) or ""), "__dict__", {})
+        for name, option in ({} if file is None else file.arguments).items():
+            try:
+                values[name] = option.value(variables, given.get(name))
+            except (Exception, SystemExit) as error:
+                if name in given:
+                    raise PluginError(f"--args {name}={given[name]}: its type raised {described(error)}") from error
+                assert file is not None
+                problems[name] = f"the default of the option {name} in {file.path.name} raised {described(error)}"
     own = None if values else next((own for own in map(_own_settings, things) if own is not None), None)
     if own is None:
-        return Arguments(**{**values, **(known or {}), **given})
+        converted = {name: values.get(name, value) for name, value in given.items()}
+        made = Arguments(**{**values, **(known or {}), **converted})
+        made.problems = problems
+        return made
     if given:
         own = copy.copy(own)
         for name, value in given.items():

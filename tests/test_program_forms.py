@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from sim.client.own_files import noted, own_folder
 from sim.config.run_config import RunConfig
-from sim.errors import PluginError
+from sim.errors import ConfigError, PluginError
 from sim.program_file import read
 from sim.run_folder.folder import Run
 from sim.simulation import simulate
@@ -188,3 +188,38 @@ def test_a_program_without_data_is_told_what_it_was_tried_on(program: str) -> No
     )
     with pytest.raises(PluginError, match=message):
         run("no_data.py")
+
+
+_TWO_MODELS = """
+from torch import nn
+from datasets import load_dataset
+from timm import create_model
+import evaluate
+
+class FocalLoss(nn.Module): ...
+class Block(nn.Sequential): ...
+class TinyCnn(nn.Module):
+    def __init__(self):
+        self.block = Block()
+class Data(LightningDataModule): ...
+def prepare_data(): ...
+def eval_model(model, dl): ...
+"""
+
+
+def test_what_a_file_defines_comes_before_what_it_imports_from_libraries(program: str) -> None:
+    Path("two_models.py").write_text(_TWO_MODELS)
+    found = read(Path("two_models.py").resolve())
+    assert found is not None
+    assert found.parts() == {"dataset": "prepare_data", "model": "TinyCnn", "test": "eval_model"}
+    Path("three_models.py").write_text(f"{_TWO_MODELS}\nclass Other(nn.Module): ...")
+    message = "^--program three_models.py: has the models TinyCnn, Other; say which one, such as --model three_models:T"
+    with pytest.raises(ConfigError, match=message):
+        RunConfig(program="three_models.py")
+    assert RunConfig(program="three_models.py", model="three_models:Other").model == "three_models:Other"
+
+
+def test_a_flower_program_is_told_its_flag(program: str) -> None:
+    Path("of_flower.py").write_text("class Net: ...\ndef client_fn(context): ...")
+    with pytest.raises(ConfigError, match=r"is a Flower program; --client-fn of_flower:client_fn runs it$"):
+        RunConfig(program="of_flower.py")

@@ -137,3 +137,56 @@ def test_settings_that_are_a_default_stay_unless_some_are_given(given: dict[str,
 
     OwnTrain(train, "--train own:train", args=argparse.Namespace(**given))(nn.Linear(1, 1), [], 1, torch.device("cpu"))
     assert seen == [expected]
+
+
+_OPTIONS = """
+import argparse, math
+
+def yes(text):
+    return text == "yes"
+
+def train(net, loader, args):
+    return args
+
+def main():
+    local = 1
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rate", type=float, default=1 / 8)
+    parser.add_argument("--freeze", type=yes, default="no")
+    parser.add_argument("--hidden", type=lambda text: [int(n) for n in text.split(",")], default="16,8")
+    parser.add_argument("--root", default=math.sqrt(4))
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--quiet", action="store_true")
+    parser.add_argument("--inside", default=local)
+    parser.set_defaults(steps=7, name="run")
+"""
+
+
+def test_options_are_what_argparse_makes_of_them(write: Write) -> None:
+    write(mine_options=_OPTIONS)
+    train = user_code.load("mine_options:train", "--train")
+    found = vars(user_code.arguments({}, train))
+    defaults = {"rate": 0.125, "freeze": False, "hidden": [16, 8], "root": 2.0, "steps": 7, "quiet": False}
+    assert found == {**defaults, "name": "run"}
+    given = vars(user_code.arguments({"freeze": "yes", "hidden": "3", "inside": 4, "more": "text"}, train))
+    assert given == {**found, "freeze": True, "hidden": [3], "inside": 4, "more": "text"}
+    with pytest.raises(PluginError, match=r"^--args hidden=x: its type raised ValueError: invalid literal"):
+        user_code.arguments({"hidden": "x"}, train)
+
+
+def test_an_option_without_a_value_says_why(write: Write) -> None:
+    write(mine_options=_OPTIONS)
+    made = user_code.arguments({}, user_code.load("mine_options:train", "--train"))
+    again = pickle.loads(pickle.dumps(made))
+    reason = "the default of the option inside in mine_options.py raised NameError: name 'local' is not defined"
+    for arguments in (made, again):
+        with pytest.raises(AttributeError, match=f"^{reason}; --args inside=VALUE gives it another one$"):
+            _ = arguments.inside
+        with pytest.raises(AttributeError, match=r"^the program has no option other; --args other=VALUE gives"):
+            _ = arguments.other
+        assert getattr(arguments, "other", 5) == 5
+
+
+def test_objects_of_another_script_are_told_apart() -> None:
+    with pytest.raises(PluginError, match=r"^--strategy __main__:S: was given by a script, which is not the one"):
+        user_code.load("__main__:S", "--strategy")

@@ -274,7 +274,7 @@ class OwnTest:
             PluginError: one cannot be given.
         """
         roles = "net", "loader", "inputs", "targets", "device", "criterion", "args", "epoch"
-        binding = Binding.of(self.function, roles, self.place, needed=[("net",)])
+        binding = Binding.of(self.function, roles, self.place, needed=[("net",), ("loader", "inputs")])
         if not binding.takes("net") and not binding.open_ended:
             raise PluginError(f"{self.place}: has no parameter for the model, such as net or model")
         return binding

@@ -270,7 +270,8 @@ class TrainingConfig(_GivenObjects):
             object.__setattr__(self, config_field.name, checked)
         object.__setattr__(self, "_objects", objects)
         if self.program is not None:
-            for name, path in program_parts(self.program).items():
+            needs_model = self.model == type(self).model
+            for name, path in program_parts(self.program, needs_model=needs_model).items():
                 if getattr(self, name) == getattr(type(self), name):  # a part that was named itself wins
                     object.__setattr__(self, name, path)
         check_data_settings(self.dataset, self.data_dir, self.target, self.image_size)
