@@ -125,6 +125,7 @@ class OwnTrain:
 
         Raises:
             OwnReturnError: it is a generator, or the net has other weights afterwards.
+            PluginError: it takes all examples at once, and ``max_steps`` would be without effect.
         """
         binding = self.binding
         before = _shapes(net)

@@ -143,7 +143,11 @@ class TorchClient(NumPyClient):
         return dict(returned) if isinstance(returned, dict) else {"loss": float(returned)}
 
     def loss_of(self, loader: Loader) -> float:
-        """Return the mean loss of the weights that the client got on its training examples."""
+        """Return the mean loss of the weights that the client got on its training examples.
+
+        Raises:
+            ValueError: ``test`` returns none.
+        """
         with restored():  # the training draws the same random numbers as without it
             loss = float(self.test(self.net, loader, self.device)[0])
         if not math.isfinite(loss):

@@ -150,7 +150,7 @@ def test_a_long_gradient_is_scaled_down(settings: dict[str, Any], weights: list[
     assert net.weight.flatten().tolist() == pytest.approx(weights, abs=1e-6)
 
 
-def test_the_knobs_reach_the_clients(small: Callable[..., Run]) -> None:
+def test_the_settings_reach_the_clients(small: Callable[..., Run]) -> None:
     plain = small(name="plain", max_local_steps=4).rounds().train_loss
     for number, settings in enumerate(
         (
