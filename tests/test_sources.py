@@ -14,12 +14,14 @@ import pytest
 import torch
 from flwr.common import FitIns, Parameters
 from flwr_datasets.partitioner import ContinuousPartitioner, NaturalIdPartitioner
+from torch.utils.data import TensorDataset
 
 from conftest import Sim
 from sim.config.run_config import RunConfig
 from sim.data import partition, partitioners
 from sim.data.defaults import decided
 from sim.data.load_dataset import Dataset, load_dataset
+from sim.data.loaders import example_batch
 from sim.data.sources.text import tokens
 from sim.errors import ConfigError, DataError, PartitionError, SimError
 from sim.run_folder import plots
@@ -91,6 +93,20 @@ def test_synthetic_data_of_li_et_al() -> None:
     means = [[d.train.batch[0][d.train.column("client") == k].mean() for k in range(40)] for d in (apart, close)]
     assert np.std(means[0]) == pytest.approx(9, rel=0.3)
     assert np.std(means[1]) == pytest.approx(60**-0.5, rel=0.3)
+
+
+@pytest.mark.parametrize("form", ["TensorDataset", "tensors", "arrays"])
+def test_bytes_of_a_data_set_reach_the_model_as_they_are_and_those_of_arrays_as_images(form: str) -> None:
+    images, labels = np.arange(5 * 64, dtype=np.uint8).reshape(5, 8, 8), np.arange(5) % 2
+    tensors = torch.from_numpy(images), torch.from_numpy(labels)
+    given: Any = {"TensorDataset": TensorDataset(*tensors), "tensors": tensors, "arrays": (images, labels)}[form]
+    dataset = load_dataset(RunConfig(dataset="own:load_data"), lambda: (given, given))
+    inputs, _ = example_batch(dataset.train, 2)
+    if form == "arrays":
+        assert (inputs.dtype, inputs.shape, inputs.min().item()) == (torch.float32, (2, 1, 8, 8), -1.0)
+    else:
+        assert torch.equal(inputs, tensors[0][:2])
+        assert inputs.dtype == torch.uint8
 
 
 def test_texts_are_cut_into_sequences(tmp_path: Path) -> None:
