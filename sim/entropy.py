@@ -6,6 +6,7 @@ each process and in each run. Inside a stream they follow from it; outside they 
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import zlib
@@ -27,7 +28,13 @@ class Entropy:
 
     def __init__(self, stream: np.random.SeedSequence) -> None:
         self._stream = stream
+        self.process = os.getpid()
         self._num_questions = Counter[int]()
+
+    def of_worker(self, seed: int) -> Entropy:
+        """Return that of a worker process of a DataLoader; the seeds of workers follow from the client's stream."""
+        spawn_key = *self._stream.spawn_key, _KEY, seed
+        return Entropy(np.random.SeedSequence(self._stream.entropy, spawn_key=spawn_key))
 
     def bits(self, count: int) -> int:
         """Return a number from 0 to 2**count − 1, another one at each call.
@@ -50,8 +57,16 @@ _present: list[Entropy | None] = [None]
 
 
 def present() -> Entropy | None:
-    """Return what is in the place of the operating system; None where it is asked itself."""
-    return _present[0]
+    """Return what is in the place of the operating system; None where it is asked itself, as in other forks."""
+    entropy = _present[0]
+    if entropy is not None and entropy.process != os.getpid():
+        from torch.utils.data import get_worker_info
+
+        worker = get_worker_info()
+        if worker is None:
+            return None
+        entropy = _present[0] = entropy.of_worker(worker.seed)
+    return entropy
 
 
 def use(entropy: Entropy | None) -> None:

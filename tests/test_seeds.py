@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import multiprocessing
 import random
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from sim.seeds import Purpose, generator, seeded
 
@@ -39,6 +43,37 @@ def test_generators_without_a_seed_follow_from_the_stream_inside_and_from_nothin
     outside = _unseeded()
     assert not set(outside) & set(inside)
     assert not set(_unseeded()) & set(outside)
+
+
+class _Unseeded(Dataset[Any]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Any:
+        return np.random.default_rng().random()
+
+
+def _drawn_by_workers() -> list[float]:
+    with seeded(5, Purpose.FIT, 3, 4):
+        return torch.cat([*DataLoader(_Unseeded(), num_workers=2)]).tolist()
+
+
+@pytest.mark.slow
+def test_workers_of_a_loader_draw_different_numbers_that_follow_from_the_stream() -> None:
+    found = _drawn_by_workers()
+    assert len(set(found)) == 4
+    assert _drawn_by_workers() == found
+
+
+def test_a_fork_without_a_loader_asks_the_operating_system() -> None:
+    with seeded(5, Purpose.FIT, 3, 4):
+        here = np.random.default_rng().integers(2**62)
+    with seeded(5, Purpose.FIT, 3, 4), multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(_drawn) != here
+
+
+def _drawn() -> int:
+    return int(np.random.default_rng().integers(2**62))
 
 
 def test_the_global_generators_are_seeded_inside_and_unchanged_outside() -> None:
