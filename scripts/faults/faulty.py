@@ -6,6 +6,7 @@ a file that SIM_FAULT_ONCE names says that they did.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ from sim.client.torch_client import CifarClient
 
 _MOST_BYTES = 8 * 2**30
 _CENTRAL_EXAMPLES = 100  # more than any client has
-_num_tests = 0
+_number_of_test = itertools.count(1)  # an object, because a number would be put back after each test
 
 
 def _fault() -> tuple[str, int, int]:
@@ -42,11 +43,9 @@ def test(net: nn.Module, loader: Any, device: torch.device) -> tuple[float, floa
 
     The tests of clients, which have fewer examples, do not count: a client that hangs is left out of its round.
     """
-    global _num_tests  # noqa: PLW0603 - how often this process has tested
-    is_central = loader.num_examples >= _CENTRAL_EXAMPLES
-    _num_tests += is_central
     kind, number, _ = _fault()
-    if kind == "hanging-test" and is_central and _num_tests == number and _first_time():
+    is_it = loader.num_examples >= _CENTRAL_EXAMPLES and next(_number_of_test) == number
+    if kind == "hanging-test" and is_it and _first_time():
         time.sleep(3600)
     return training.test(net, loader, device)
 
