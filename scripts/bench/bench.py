@@ -94,10 +94,10 @@ def line_up(name: str, num_processes: int, device: str) -> dict[str, tuple[str, 
             **{f"sim_{n}_actors": ("sim", {"num_processes": n, **sequential}) for n in (1, 4, 10)},
             "sim": ("sim", {"num_processes": 1, "local_training": "vectorized"}),
         }
-    compared = {name: (name, both) for name in ("limit", "limit_grad", "flower", "sim")}
+    compared = {name: (name, both) for name in ("bare", "bare_grad", "flower", "sim")}
     if name.startswith("tiny"):
         compared["sim_sequential"] = ("sim", {**both, "local_training": "sequential"})
-    without = ("limit", "limit_grad") if workload.instant else ()
+    without = ("bare", "bare_grad") if workload.instant else ()
     return {label: each for label, each in compared.items() if label not in without}
 
 
@@ -123,10 +123,10 @@ def measure(name: str, num_rounds: int, num_processes: int, device: str) -> dict
         row[f"{contender.name}_seconds"] = statistics.median(contender.seconds[1:])
     for contender in contenders:
         row[f"{contender.name}_clients_per_second"] = num_clients / row[f"{contender.name}_seconds"]
-    if "limit_seconds" in row:
-        fastest = min(row["limit_seconds"], row["limit_grad_seconds"])
-        row["flower_over_limit"] = row["flower_seconds"] / fastest
-        row["sim_over_limit"] = row["sim_seconds"] / fastest
+    if "bare_seconds" in row:
+        fastest = min(row["bare_seconds"], row["bare_grad_seconds"])
+        row["flower_over_bare"] = row["flower_seconds"] / fastest
+        row["sim_over_bare"] = row["sim_seconds"] / fastest
     if "sim_sequential_seconds" in row:
         row["sequential_over_sim"] = row["sim_sequential_seconds"] / row["sim_seconds"]
     row["sim_ms_per_client"] = 1000 * row["sim_seconds"] / num_clients
@@ -137,7 +137,7 @@ def measure(name: str, num_rounds: int, num_processes: int, device: str) -> dict
 def picture(rows: pd.DataFrame) -> Figure:
     """Draw the round time as a multiple of bare PyTorch, and the milliseconds per client that returns at once."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
-    trained = rows[rows.get("flower_over_limit", pd.Series(index=rows.index)).notna()]
+    trained = rows[rows.get("flower_over_bare", pd.Series(index=rows.index)).notna()]
     instant = rows[rows["workload"].str.startswith("instant")]
     for axes, part, title in zip(
         figure.subplots(1, 2),
@@ -147,7 +147,7 @@ def picture(rows: pd.DataFrame) -> Figure:
     ):
         positions = range(len(part))
         if part is trained:
-            pairs = {"Flower": part.get("flower_over_limit"), "sim": part.get("sim_over_limit")}
+            pairs = {"Flower": part.get("flower_over_bare"), "sim": part.get("sim_over_bare")}
             axes.axhline(1, color="0.4", linewidth=1, linestyle="--")
         else:
             each = 1000 / part["clients_per_round"]

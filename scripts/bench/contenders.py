@@ -1,7 +1,7 @@
 """The programs that are compared. Each runs one round for each line on its stdin and prints the seconds of the round.
 
-``limit``: the same steps in bare PyTorch, NCHW and fp32, one process per core, without Flower or Ray.
-``limit_grad``: the same with ``torch.autograd.grad`` and ``torch._foreach_add_`` instead of an optimizer.
+``bare``: the same steps in bare PyTorch, NCHW and fp32, one process per core, without Flower or Ray.
+``bare_grad``: the same with ``torch.autograd.grad`` and ``torch._foreach_add_`` instead of an optimizer.
 ``flower``: ``start_simulation`` with Flower's own proxies and actors, and a client_fn that loads the data only once.
 ``sim``: this engine.
 """
@@ -133,14 +133,14 @@ class FlowerClientFn:
         return PlainClient(plain(self.name, self.device), client_id).to_client()
 
 
-def limit(name: str, num_rounds: int, num_processes: int, device: str, *, with_optimizer: bool = True) -> None:
+def bare(name: str, num_rounds: int, num_processes: int, device: str, *, with_optimizer: bool = True) -> None:
     """Run bare training loops. In each round, the clients 0, 1, … are assigned to the processes in turn."""
     context = multiprocessing.get_context("spawn")
     start, end = context.Barrier(num_processes + 1), context.Barrier(num_processes + 1)
     num_clients = RunConfig(**WORKLOADS[name].settings).num_fit_clients
     workers = [
         context.Process(
-            target=_limit_process,
+            target=_bare_process,
             args=(name, range(i, num_clients, num_processes), num_rounds, start, end, device, with_optimizer),
             daemon=True,
         )
@@ -156,12 +156,12 @@ def limit(name: str, num_rounds: int, num_processes: int, device: str, *, with_o
         report(time.perf_counter() - began)
 
 
-def limit_grad(name: str, num_rounds: int, num_processes: int, device: str) -> None:
+def bare_grad(name: str, num_rounds: int, num_processes: int, device: str) -> None:
     """Run bare training loops without an optimizer object."""
-    limit(name, num_rounds, num_processes, device, with_optimizer=False)
+    bare(name, num_rounds, num_processes, device, with_optimizer=False)
 
 
-def _limit_process(
+def _bare_process(
     name: str,
     client_ids: range,
     num_rounds: int,
@@ -265,4 +265,4 @@ def main() -> None:
     bench.py calls this through an import, so that other processes can import the classes of this module.
     """
     chosen, arguments = sys.argv[1], json.loads(sys.argv[2])
-    {"limit": limit, "limit_grad": limit_grad, "flower": flower, "sim": sim}[chosen](**arguments)
+    {"bare": bare, "bare_grad": bare_grad, "flower": flower, "sim": sim}[chosen](**arguments)
