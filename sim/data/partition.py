@@ -21,10 +21,9 @@ from sim.data import partitioners
 from sim.data.cache import cached, save_array
 from sim.data.defaults import decided
 from sim.data.load_dataset import Dataset, Labels
+from sim.data.partitioners import Indices
 from sim.errors import ConfigError, DataError, PartitionError
 from sim.seeds import Purpose, generator
-
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 
 Indices = NDArray[np.int64]
+Parts = list[Indices]  # the examples of each client
 Values = NDArray[Any]
 
 
 def inner_dirichlet(
     labels: Indices, partition_sizes: list[int], alpha: float, seed: int, shuffle: bool = True
-) -> list[Indices]:
+) -> Parts:
     """Assign examples to clients so that each client has class proportions of its own.
 
     In each step, a client is drawn from those that are not full, and the class of its next example is drawn from that
@@ -85,13 +86,11 @@ def inner_dirichlet(
     return parts
 
 
-Parts = list[NDArray[np.int64]]
-
 _SEARCH_SECONDS = 10.0
 _MOST_DRAWS = 1000
 
 
-def quantity(values: Values, num_partitions: int, alpha: float, seed: int, min_partition_size: int) -> list[Indices]:
+def quantity(values: Values, num_partitions: int, alpha: float, seed: int, min_partition_size: int) -> Parts:
     """Give each client a share of all examples that is drawn from a Dirichlet distribution over the clients.
 
     This is the quantity skew q ~ Dir_N(β) of Li et al. (2022, arXiv:2102.02079, section 4.3), computed as their program
@@ -116,7 +115,7 @@ def quantity(values: Values, num_partitions: int, alpha: float, seed: int, min_p
     )
 
 
-def iid(values: Values, num_partitions: int) -> list[Indices]:
+def iid(values: Values, num_partitions: int) -> Parts:
     """Cut the examples, which are in a random order, into equal parts; the first ones have one more where it is needed.
 
     The result is the same as that of ``IidPartitioner`` of flwr-datasets, which takes a millisecond per client.
@@ -124,7 +123,7 @@ def iid(values: Values, num_partitions: int) -> list[Indices]:
     return np.array_split(np.arange(len(values)), num_partitions)
 
 
-def natural(labels: Indices, num_partitions: int) -> list[Indices]:
+def natural(labels: Indices, num_partitions: int) -> Parts:
     """Return the examples of the first ids, in the order of the ids.
 
     With as many clients as ids, the result is the same as that of ``NaturalIdPartitioner`` of flwr-datasets, which
