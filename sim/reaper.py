@@ -101,8 +101,13 @@ def processes_of(session: str, run: int, session_folder: str = "", ray_folder: s
 
 
 def _runs_code_of(ray_folder: str, process: Path) -> bool:
-    """Whether a process is one of Ray's executables, or a Python that has loaded Ray's library."""
+    """Whether a process is one of Ray's executables, or a Python that executes a file of Ray's or has its library.
+
+    The command line tells it of a process that has just begun, before that has loaded anything.
+    """
     if str((process / "exe").readlink()).startswith(f"{ray_folder}/"):
+        return True
+    if any(word.startswith(f"{ray_folder}/".encode()) for word in (process / "cmdline").read_bytes().split(b"\0")[1:]):
         return True
     return f" {ray_folder}/" in (process / "maps").read_text(encoding="utf-8", errors="replace")
 

@@ -28,6 +28,7 @@ def test_a_bystander_who_reads_a_log_of_ray_is_left_alone(tmp_path: Path) -> Non
         "of another run": ["env", "SIM_SESSION=other", "sh", "-c", WAITS],
         "tail": ["tail", "-f", str(log)],
         "python": [sys.executable, "-c", HOLDER.format(first=""), str(log)],
+        "agent": [sys.executable, "-c", HOLDER.format(first=""), str(log), f"{RAY_FOLDER}/dashboard/agent.py"],
         "actor": [sys.executable, "-c", HOLDER.format(first="import ray._raylet"), str(log)],
     }
     started = {name: subprocess.Popen(command, **pipes) for name, command in commands.items()}  # type: ignore[call-overload]
@@ -37,7 +38,8 @@ def test_a_bystander_who_reads_a_log_of_ray_is_left_alone(tmp_path: Path) -> Non
             assert process.stdout.readline()
         found = processes_of("this", 0, str(tmp_path), RAY_FOLDER)
         # The helper is what a client starts: in a session of its own, without any file of Ray.
-        ours = {started["actor"].pid, started["helper"].pid}
+        # The agent has just begun, and has loaded nothing of Ray.
+        ours = {started["actor"].pid, started["agent"].pid, started["helper"].pid}
         assert set(found) == ours
         for pid in ours:
             assert set(processes_of("this", pid, str(tmp_path), RAY_FOLDER)) == ours - {pid}
