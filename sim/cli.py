@@ -267,6 +267,8 @@ def _add_sweep(sweep: argparse.ArgumentParser) -> None:
     sweep.add_argument("--seeds", default="3", metavar="N", help=about)
     about = "number of runs at the same time [default 1; with --engine inline the number of CPUs]"
     sweep.add_argument("--jobs", metavar="N", help=about)
+    about = "take runs that the folder has although modules of yours were changed since"
+    sweep.add_argument("--allow-changed-code", action="store_true", help=about)
     add_config(sweep, RunConfig)
 
 

@@ -209,6 +209,35 @@ def test_wrong_flags_of_a_sweep_are_one_line(command: Sim, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_runs_of_other_code_data_or_length_are_no_part_of_a_sweep(command: Sim, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        for split in ("train", "test"):
+            (tmp_path / folder / f"{split}.csv").write_text("a,y\n" + "1.5,0\n2.5,1\n" * 10)
+    model = tmp_path / "swept.py"
+    model.write_text("from torch import nn\ndef Net(num_features=1): return nn.Linear(num_features, 2)\n")
+    words = ["sweep", "--model", "swept:Net", "--dataset", "csv", "--target", "y", "--partitioner", "iid"]
+    words += ["--num-clients", "2", "--fraction-fit", "1", "--engine", "inline", "--results-dir", "s", "--seeds", "1"]
+    first = command(*words, "--data-dir", "one", "--num-rounds", "2")
+    assert first.returncode == 0, first.stderr
+    place = (tmp_path / "s" / "seed-0").resolve()
+    for more, reason in (
+        (("--data-dir", "two", "--num-rounds", "2"), "--data-dir one, not two"),
+        (("--data-dir", "one", "--num-rounds", "1"), "2 rounds, not --num-rounds 1"),
+    ):
+        refused = command(*words, *more)
+        line = f"sim: {place}: holds a run with {reason}; choose another --results-dir or remove the folder\n"
+        assert (refused.returncode, refused.stderr) == (2, line)
+    model.write_text(model.read_text() + "# changed\n")
+    refused = command(*words, "--data-dir", "one", "--num-rounds", "2")
+    assert refused.returncode == 2
+    assert "holds a run with other code than now (changed: swept.py; --allow-changed-code accepts" in refused.stderr
+    assert command(*words, "--data-dir", "one", "--num-rounds", "2", "--allow-changed-code").returncode == 0
+    (tmp_path / "one").rename(tmp_path / "moved")
+    assert command(*words, "--data-dir", "moved", "--num-rounds", "2", "--allow-changed-code").returncode == 0
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_a_sweep_of_failed_runs_draws_and_names_no_picture(command: Sim, tmp_path: Path) -> None:
     words = ("--client", "own:Failing", "--num-rounds", "2", "--num-clients", "2", "--fraction-fit", "1")

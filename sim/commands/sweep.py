@@ -38,7 +38,13 @@ def sweep(arguments: argparse.Namespace) -> None:
     from sim.sweep.table import CURVES, FINAL
 
     with SweepScreen() as screen:
-        planned = sweep(chosen, results_dir, jobs=jobs, on_change=screen.update)
+        planned = sweep(
+            chosen,
+            results_dir,
+            jobs=jobs,
+            on_change=screen.update,
+            allow_changed_code=arguments.allow_changed_code,
+        )
     print_table(table_of(planned))
     if num_seeds > 1:
         print("±               half of the 95 % interval over the seeds (Student's t)")

@@ -23,7 +23,12 @@ OnChange = Callable[[Sequence[Planned], Planned | None], None]
 
 
 def sweep(
-    variants: Sequence[Variant], results_dir: str, *, jobs: int, on_change: OnChange | None = None
+    variants: Sequence[Variant],
+    results_dir: str,
+    *,
+    jobs: int,
+    on_change: OnChange | None = None,
+    allow_changed_code: bool = False,
 ) -> list[Planned]:
     """Execute the runs that are not finished and write ``runs.csv``, ``sweep.csv`` and the pictures.
 
@@ -36,13 +41,15 @@ def sweep(
         jobs: how many runs are executed at the same time.
         on_change: called with all runs and the run that has just ended. It is also called about five times per second
             with all runs and None.
+        allow_changed_code: take finished runs, and continue interrupted ones, although modules of the user's have
+            changed since.
 
     Returns:
         All runs, in the order of the variants and their seeds.
 
     Raises:
-        RunFolderError: the folder cannot be written, it holds a run of the same name with another config, or another
-            process executes a sweep in it.
+        RunFolderError: the folder cannot be written, it holds a run of the same name with another config, data or
+            code, or another process executes a sweep in it.
         WriteError: a table or the picture cannot be written.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the running runs have written a checkpoint.
     """
@@ -58,17 +65,29 @@ def sweep(
     ]
     with locked_folder(folder):
         for each in planned:
-            each.inspect()
+            each.inspect(allow_changed_code=allow_changed_code)
         with interruptible(), tempfile.TemporaryDirectory() as configs, Children() as children:
-            _execute(planned, children, Path(configs), jobs, folder, on_change or (lambda *_: None))
+            more = ["--allow-changed-code"] if allow_changed_code else []
+            _execute(planned, children, Path(configs), jobs, folder, on_change or (lambda *_: None), more)
         write_tables(folder, planned)
         write_pictures(folder, planned)
     return planned
 
 
 def _execute(
-    planned: Sequence[Planned], children: Children, configs: Path, jobs: int, folder: Path, on_change: OnChange
+    planned: Sequence[Planned],
+    children: Children,
+    configs: Path,
+    jobs: int,
+    folder: Path,
+    on_change: OnChange,
+    more: Sequence[str],
 ) -> None:
+    """Execute what is waiting.
+
+    Args:
+        more: flags for runs that are continued.
+    """
     waiting = [each for each in planned if each.status == "waiting"]
     running: dict[int, tuple[Planned, Child]] = {}
     while waiting or running:
@@ -80,7 +99,7 @@ def _execute(
                 each.status = "done"
                 on_change(planned, each)
                 continue
-            running[id(each)] = (each, children.start(_arguments(each, configs)))
+            running[id(each)] = (each, children.start(_arguments(each, configs, more)))
             each.status = "running"
         for key, (each, child) in list(running.items()):
             code = child.poll()
@@ -97,7 +116,7 @@ def _execute(
         time.sleep(_POLL_SECONDS)
 
 
-def _arguments(planned: Planned, configs: Path) -> list[str]:
+def _arguments(planned: Planned, configs: Path, more: Sequence[str]) -> list[str]:
     """Return the command line of ``sim run``, or of ``sim run --resume`` if the run has a checkpoint."""
     run, config = planned.run, planned.config
     if run.path.exists() and run.last_checkpoint() is None:
@@ -105,7 +124,7 @@ def _arguments(planned: Planned, configs: Path) -> list[str]:
     if not run.path.exists():
         path = written(configs, str(config.name), config.to_toml())
         return ["run", "--config", str(path)]
-    arguments = ["run", "--resume", str(run.path)]
+    arguments = ["run", "--resume", str(run.path), *more]
     for name in CHANGEABLE:
         value = getattr(config, name)
         if value is not None and value != "auto" and not isinstance(value, bool):
