@@ -293,3 +293,28 @@ def test_the_other_commands(command: Sim, tmp_path: Path, words: str) -> None:
     (tmp_path / "damaged" / "config.toml").write_text("seed = 1\n")
     _check(command(*words.split()), OTHERS[words], tmp_path)
     assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--loss", "measures:raises"], "--loss measures:raises: raised ValueError: no; it got outputs of (2, 10) and"),
+        (["--loss", "measures:nothing"], "--loss measures:nothing: gives None; a tensor of one number is expected"),
+        (["--loss", "measures:each"], "--loss measures:each: gives tensor(["),
+        (["--loss", "measures:without_gradient"], "its result has no gradient, so that nothing would be learnt"),
+        (["--loss", "measures:missing"], "--loss measures:missing: measures has no missing"),
+        (["--metric", "measures:raises"], "--metric measures:raises: raised ValueError: no; it got outputs of (2, 10)"),
+        (["--metric", "measures:each"], "one number is expected for each"),
+        (["--metric", "../measures:each"], "--metric ../measures:each: must be one of accuracy, top5"),
+    ],
+)
+def test_losses_and_metrics_of_the_users_own_are_tried_before_the_run(
+    words: list[str], message: str, command: Sim, tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    done = command(
+        "run", *words, "--num-clients", "4", "--engine", "inline", "--results-dir", str(results), cwd=PROGRAMS
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert message in done.stderr
+    assert not results.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ from sim.process_settings import in_own_context
 from sim.seeds import Purpose, seeded
 from sim.training.device import varying_operations
 from sim.training.local import evaluating
-from sim.training.losses import LOSSES, inputs_and_target
+from sim.training.losses import LOSSES, METRICS, inputs_and_target
 from sim.training.models import check_logits, try_out
 from sim.training.weights import set_weights
 from sim.user_variables import OF_THIS_PROCESS, isolated
@@ -155,10 +156,10 @@ def check_algorithm(spec: ClientSpec, received: NDArrays, fit_settings: dict[str
 
 @in_own_context
 def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
-    """Check that the model takes the data, and that the built-in loss takes what it returns.
+    """Check that the model takes the data, and that the loss and the metrics of the built-in test take what it returns.
 
     Raises:
-        PluginError: the model does not fit the data.
+        PluginError: the model does not fit the data, or the user's own loss or metric does not work.
         DataError: labels lie outside of the model's classes.
     """
     built_in = spec.train is None or spec.test is None
@@ -167,7 +168,8 @@ def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
         assert dataset.image_shape is not None
         if built_in and spec.loss in (None, "cross_entropy"):
             check_logits(name, net, dataset.image_shape, len(dataset.classes))
-        return
+        if spec.loss in (None, *LOSSES) and set(spec.metrics) <= METRICS.keys():
+            return  # of which is known what they take
     if not built_in or (spec.client is not None and spec.test is not None):
         return
     with seeded(0, Purpose.TEST) as stream, isolated(stream, log=False):
@@ -186,8 +188,11 @@ def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
                     f"--dataset {shown_dataset(spec)}: labels are {labels.min()} … {labels.max()}, but --model {name} "
                     f"has {num_outputs} outputs, for 0 … {num_outputs - 1}"
                 )
+        metrics = metrics_of(spec, dataset)
+        if isinstance(outputs, torch.Tensor):
+            _check_own_measures(loss, metrics, outputs, target)
         try:
-            value = BuiltInTest(loss, metrics_of(spec, dataset)).sums(net, [batch], torch.device("cpu"))
+            value = BuiltInTest(loss, metrics).sums(net, [batch], torch.device("cpu"))
             function = LOSSES[loss] if isinstance(loss, str) else loss
             mean = function(outputs, target)
         except (Exception, SystemExit) as error:
@@ -198,6 +203,48 @@ def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
             ) from error
         if not (isinstance(mean, torch.Tensor) and mean.ndim == 0) or math.isnan(value.loss):
             raise PluginError(f"--loss {user_code.shown_name(loss)}: gives {mean!r}; one number is expected")
+
+
+def _check_own_measures(loss: Any, metrics: Sequence[Any], outputs: torch.Tensor, target: Any) -> None:
+    """Check the loss and the metrics that are functions of the user's own."""
+    if not isinstance(loss, str):
+        _check_loss(loss, outputs, target)
+    for metric in metrics:
+        if not isinstance(metric, str):
+            name, function = metric
+            _check_metric(name, function, outputs, target)
+
+
+def _check_loss(loss: Callable[..., Any], outputs: torch.Tensor, target: Any) -> None:
+    """Check that the user's own loss gives a number with a gradient."""
+    place = f"--loss {user_code.shown_name(loss)}"
+    with torch.enable_grad():
+        given = outputs.detach().requires_grad_(outputs.is_floating_point())
+        try:
+            mean = loss(given, target)
+        except (Exception, SystemExit) as error:
+            raise PluginError(f"{place}: raised {described(error)}; {_shapes_of(outputs, target)}") from error
+    if not (isinstance(mean, torch.Tensor) and mean.ndim == 0):
+        raise PluginError(f"{place}: gives {one_line(repr(mean), 200)}; a tensor of one number is expected")
+    if not mean.requires_grad:
+        raise PluginError(f"{place}: its result has no gradient, so that nothing would be learnt")
+
+
+def _check_metric(name: str, metric: Callable[..., Any], outputs: torch.Tensor, target: Any) -> None:
+    """Check that the user's own metric gives a number."""
+    place = f"--metric {user_code.shown_name(metric)}"
+    try:
+        value = metric(outputs.float(), target)
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{place}: raised {described(error)}; {_shapes_of(outputs, target)}") from error
+    try:
+        float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise PluginError(f"{place}: gives {one_line(repr(value), 200)}; one number is expected for {name}") from None
+
+
+def _shapes_of(outputs: torch.Tensor, target: Any) -> str:
+    return f"it got outputs of {tuple(outputs.shape)} and targets of {tuple(getattr(target, 'shape', ()))}"
 
 
 def shown_dataset(spec: ClientSpec) -> str:

@@ -22,6 +22,7 @@ from sim.client.own_functions import OwnTrain
 from sim.client.runtime import ClientSpec, build_net, metrics_of
 from sim.client.torch_client import fit_settings
 from sim.compression.by_name import Compression
+from sim.config.fields import IMPORT_PATH
 from sim.config.run_config import RunConfig, TrainingConfig
 from sim.data import partition
 from sim.data.columns import Columns, LoaderSettings
@@ -354,7 +355,7 @@ def spec_parts(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:
     """
     metrics = tuple(m for m in configured(config.metric) if config.test is None or m in METRICS or ":" in m)
     for name in metrics:
-        if name not in METRICS and ":" not in name:
+        if name not in METRICS and not (IMPORT_PATH.fullmatch(name) or name.startswith("__main__:")):
             raise ConfigError(f"--metric {name}: must be one of {', '.join(METRICS)}, package.module:function")
     return {
         "data": dataset.source,
