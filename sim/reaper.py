@@ -90,13 +90,22 @@ def processes_of(session: str, run: int, session_folder: str = "", ray_folder: s
             if f"{SESSION_VARIABLE}={session}".encode() in (path / "environ").read_bytes().split(b"\0"):
                 found.append(int(path.name))
                 continue
-            files = [str(file.readlink()) for file in (path / "fd").iterdir()]
+            files = _open_files(path)
             if any(file.startswith(f"/memfd:{session} ") for file in files) or (
                 session_folder
                 and any(file.startswith(f"{session_folder}/") for file in files)
                 and _runs_code_of(ray_folder, path)
             ):
                 found.append(int(path.name))
+    return found
+
+
+def _open_files(process: Path) -> list[str]:
+    """Return the files that a process has open; one that it closes meanwhile hides no other."""
+    found = []
+    for file in (process / "fd").iterdir():
+        with suppress(OSError):
+            found.append(str(file.readlink()))
     return found
 
 

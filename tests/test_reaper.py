@@ -18,6 +18,27 @@ HOLDER = "import sys\n{first}\nfile = open(sys.argv[1])\nprint('ready', flush=Tr
 WAITS = "echo ready; read line"
 
 
+OPENS_AND_CLOSES = (
+    "import os, sys\nfile = open(sys.argv[1])\nprint('ready', flush=True)\n"
+    "while True:\n    for each in [os.open('/dev/null', os.O_RDONLY) for _ in range(200)]: os.close(each)"
+)
+
+
+@pytest.mark.slow
+def test_a_process_that_opens_and_closes_files_all_the_time_is_found(tmp_path: Path) -> None:
+    log = tmp_path / "raylet.out"
+    log.write_text("line\n")
+    words = [sys.executable, "-c", OPENS_AND_CLOSES, str(log), f"{RAY_FOLDER}/dashboard/agent.py"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            found = [processes_of("this", 0, str(tmp_path), RAY_FOLDER) for _ in range(20)]
+        finally:
+            process.kill()
+    assert found == [[process.pid]] * 20
+
+
 @pytest.mark.slow
 def test_a_bystander_who_reads_a_log_of_ray_is_left_alone(tmp_path: Path) -> None:
     log = tmp_path / "raylet.out"
