@@ -7,6 +7,7 @@ Programs call the same things by different names: ``net`` or ``model``, ``trainl
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,8 +103,10 @@ class Binding:
             needed: roles of which one must be there; if none is, the only parameter of another name has the first.
 
         Raises:
-            PluginError: a parameter has no default and none of these roles.
+            PluginError: it is async, or a parameter has no default and none of these roles.
         """
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise PluginError(f"{place}: is an async function, which nobody would await; a plain one is needed")
         parameters = parameters_of(function).values()
         open_ended = any(each.kind is each.VAR_KEYWORD for each in parameters)
         single = {each.name: each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}

@@ -42,13 +42,17 @@ class Option:
 
     Attributes:
         kind: what argparse makes of a text by it; None for nothing.
+        choices: the values that it may have; None for any.
+        is_list: its value is a list.
     """
 
     default: ast.expr
-    kind: ast.expr | None
+    kind: ast.expr | None = None
+    choices: ast.expr | None = None
+    is_list: bool = False
 
-    def value(self, variables: dict[str, Any], given: Any = None) -> Any:
-        """Return the value that argparse gives it, or what it makes of a given one.
+    def value(self, variables: dict[str, Any]) -> Any:
+        """Return the default as argparse gives it.
 
         Args:
             variables: those of the module, from which the Python is evaluated.
@@ -56,10 +60,36 @@ class Option:
         Raises:
             Exception: whatever the Python raises, e.g. because it uses variables of a function.
         """
-        value = _evaluated(self.default, variables) if given is None else given
-        if self.kind is None or not isinstance(value, str):
+        value = _evaluated(self.default, variables)
+        return self._converted(value, variables) if isinstance(value, str) else value
+
+    def given(self, value: Any, variables: dict[str, Any]) -> Any:
+        """Return what argparse would make of a value from the command line, where it is a text.
+
+        Raises:
+            ValueError: it is none of the choices.
+            Exception: whatever the Python raises.
+        """
+        if self.is_list:
+            each = [self._converted(one, variables) for one in (value if isinstance(value, list) else [value])]
+            self._check(each, variables)
+            return each
+        found = self._converted(value, variables)
+        self._check([found], variables)
+        return found
+
+    def _converted(self, value: Any, variables: dict[str, Any]) -> Any:
+        kind = None if self.kind is None else _evaluated(self.kind, variables)
+        if kind is None or (isinstance(value, bool) and kind is bool):
             return value
-        return _evaluated(self.kind, variables)(value)
+        return kind(str(value).lower() if isinstance(value, bool) else str(value))
+
+    def _check(self, values: list[Any], variables: dict[str, Any]) -> None:
+        if self.choices is None:
+            return
+        choices = list(_evaluated(self.choices, variables))
+        if any(value not in choices for value in values):
+            raise ValueError(f"one of {', '.join(map(str, choices))} is expected")
 
 
 def _evaluated(node: ast.expr, variables: dict[str, Any]) -> Any:
@@ -222,10 +252,11 @@ def _arguments(tree: ast.Module) -> dict[str, Option]:
         name = _constant(options.get("dest"), name)
         action = _constant(options.get("action"), "store")
         default = ast.Constant({"store_true": False, "store_false": True}.get(action))
-        found[name] = Option(options.get("default", default), options.get("type"))
+        is_list = action in ("append", "extend") or _constant(options.get("nargs"), "?") != "?"
+        found[name] = Option(options.get("default", default), options.get("type"), options.get("choices"), is_list)
     return {
         **{name: replace(option, default=defaults.get(name, option.default)) for name, option in found.items()},
-        **{name: Option(default, None) for name, default in defaults.items() if name not in found},
+        **{name: Option(default) for name, default in defaults.items() if name not in found},
     }
 
 

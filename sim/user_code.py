@@ -27,7 +27,7 @@ from types import ModuleType
 from typing import Any, Literal, get_args, get_origin
 
 from sim import program_file
-from sim.errors import ConfigError, PluginError, described
+from sim.errors import ConfigError, PluginError, described, one_line
 from sim.program_file import ProgramFile
 
 # A file of this name beside the user's own is more often a leftover or an experiment than what an import of the name
@@ -176,21 +176,25 @@ def arguments(given: Mapping[str, Any], *things: Any, known: Mapping[str, Any] |
         PluginError: the type of an option does not take what was given.
     """
     values: dict[str, Any] = {}
+    converted: dict[str, Any] = {name.replace("-", "_"): value for name, value in given.items()}
     problems: dict[str, str] = {}
     for thing in things:
         file = _source_of(thing)
         variables = getattr(sys.modules.get(getattr(inspect.unwrap(thing), "__module__", None) or ""), "__dict__", {})
         for name, option in ({} if file is None else file.arguments).items():
             try:
-                values[name] = option.value(variables, given.get(name))
+                if name in converted:
+                    values[name] = converted[name] = option.given(converted[name], variables)
+                else:
+                    values[name] = option.value(variables)
             except (Exception, SystemExit) as error:
-                if name in given:
-                    raise PluginError(f"--args {name}={given[name]}: its type raised {described(error)}") from error
+                if name in converted:
+                    reason = str(error) if isinstance(error, ValueError) else described(error)
+                    raise PluginError(f"--args {name}={converted[name]}: {one_line(reason, 200)}") from error
                 assert file is not None
                 problems[name] = f"the default of the option {name} in {file.path.name} raised {described(error)}"
     own = None if values else next((own for own in map(_own_settings, things) if own is not None), None)
     if own is None:
-        converted = {name: values.get(name, value) for name, value in given.items()}
         made = Arguments(**{**values, **(known or {}), **converted})
         made.problems = problems
         return made
@@ -379,7 +383,13 @@ def check_arguments(
     """
     parameters = parameters_of(function)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    plain = {key: p.annotation for key, p in parameters.items() if key not in reserved and _words_of(p.annotation)}
+    plain = {
+        key: p.annotation
+        for key, p in parameters.items()
+        if key not in reserved
+        and (_words_of(p.annotation) or p.annotation is p.empty)
+        and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    }
     for key, value in given.items():
         place = f"{flag} {key}={value}"
         if key in reserved or (key not in parameters and not open_ended):

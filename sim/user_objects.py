@@ -49,7 +49,9 @@ class Value(NamedTuple):
     def filled(self) -> Any:
         """Return the object, after it was given its content."""
         content = copied(self.copy, MOST_LATER_ELEMENTS, arrays_inside=True)
-        if isinstance(self.held, list) or is_array(self.held):
+        if is_array(self.held):
+            _fill_array(self.held, content)
+        elif isinstance(self.held, list):
             self.held[:] = content
         elif isinstance(self.held, deque):
             self.held.clear()
@@ -83,14 +85,18 @@ class Variable(NamedTuple):
         try:
             if held is self.initial.held and (isinstance(held, _SCALARS) or equal(held, self.initial.copy)):
                 return self.initial
-            return Value(held, copied(held, MOST_LATER_ELEMENTS, arrays_inside=held is not self.initial.held))
+            return Value(held, copied(held, MOST_LATER_ELEMENTS, arrays_inside=True))
         except (NotPlainError, RuntimeError):
             return None
 
     def put(self, value: Value) -> None:
-        """Let it hold what it held; what is not plain stays, and so do true and false."""
-        now = None if self.is_flag else self.now()
-        if now is not None and not now.is_as(value):
+        """Let it hold what it held; what is not plain stays, but for small objects, and so do true and false."""
+        if self.is_flag:
+            return
+        now = self.now()
+        if now is None and value.held is None and is_state(self.read()):
+            self.write(None)
+        elif now is not None and not now.is_as(value):
             self.write(value.filled())
 
 
@@ -305,19 +311,43 @@ def copied(value: Any, most_elements: int = _MOST_ELEMENTS, *, arrays_inside: bo
 
 
 def _copied_array(value: Any) -> Any:
-    return value.copy() if hasattr(value, "copy") else value.clone()
+    return value.copy() if hasattr(value, "copy") else value.detach().clone()
+
+
+def _fill_array(held: Any, content: Any) -> None:
+    if hasattr(held, "detach"):  # also a parameter
+        held.detach()[...] = content
+    else:
+        held[...] = content
+
+
+def is_state(held: Any) -> bool:
+    """Whether an object of a class of the user's holds plain values alone, so that it is no data set, say."""
+    kind = type(held)
+    if not is_own(kind.__module__) or kind.__module__ == "logging" or hasattr(kind, "__getitem__"):
+        return False
+    try:
+        copied(dict(vars(held)), arrays_inside=True)
+    except (NotPlainError, TypeError, RuntimeError):
+        return False
+    return True
 
 
 def is_array(value: Any) -> bool:
     """Whether a value is an array or a tensor of few elements in the CPU's memory, whose content can be put back."""
     kind = type(value)
-    if kind.__module__ not in ("numpy", "torch"):
+    if kind.__module__ not in ("numpy", "torch", "torch.nn.parameter"):
         return False
     if kind is getattr(sys.modules.get("numpy"), "ndarray", None):
-        return value.ndim > 0 and value.size <= _MOST_OF_ARRAY and value.flags.writeable and value.dtype.kind in "biufc"
-    if kind is not getattr(sys.modules.get("torch"), "Tensor", None) or value.requires_grad or value.is_sparse:
+        return value.size <= _MOST_OF_ARRAY and value.flags.writeable and value.dtype.kind in "biufc"
+    if kind not in _tensor_kinds() or value.layout != sys.modules["torch"].strided or not value.is_leaf:
         return False
-    return bool(value.ndim > 0 and value.numel() <= _MOST_OF_ARRAY and value.device.type == "cpu")
+    return bool(value.numel() <= _MOST_OF_ARRAY and value.device.type == "cpu")
+
+
+def _tensor_kinds() -> tuple[type, ...]:
+    torch = sys.modules.get("torch")
+    return () if torch is None else (torch.Tensor, torch.nn.Parameter)
 
 
 def equal(held: Any, copy: Any) -> bool:
@@ -327,6 +357,8 @@ def equal(held: Any, copy: Any) -> bool:
             return bool(held == copy)
         except (RuntimeError, ValueError):  # it holds arrays, of which this asks one by one
             return _equal_inside(held, copy)
+    if hasattr(held, "detach"):
+        held = held.detach()
     if type(held) is not type(copy) or (held.shape, held.dtype) != (copy.shape, copy.dtype):
         return False
     is_nan = (held != held) & (copy != copy)  # noqa: PLR0124 - which only NaN are

@@ -36,6 +36,7 @@ from sim.user_objects import (
     equal,
     is_array,
     is_special,
+    is_state,
     own_modules,
     variables_of,
     walk,
@@ -204,11 +205,13 @@ class UserVariables:
     def _note_change(self, variable: Variable, now: Value | None) -> None:
         if now is variable.initial or variable.name in self._changed:
             return
-        if now is None and variable.initial.held is None and not _holds_arrays(variable.read()):
+        held = None if now is not None else variable.read()
+        was_none = now is None and variable.initial.held is None
+        if was_none and not (_holds_arrays(held) or is_state(held)):
             return  # an object that is made when it is first needed, such as a data set
         if now is not None and equal(variable.initial.copy, now.copy):
             return
-        is_back = now is not None and not variable.is_flag
+        is_back = not variable.is_flag and (now is not None or (was_none and is_state(held)))
         self._changed[variable.name] = is_back
         if self._logs:
             logging.getLogger("sim").warning("note: %s", (_how_found if is_back else _how_left)([variable.name]))
@@ -291,7 +294,7 @@ def _holds_arrays(held: Any) -> bool:
     if isinstance(held, dict):
         held = held.values()
     elements = held if isinstance(held, Collection) and not isinstance(held, np.ndarray | torch.Tensor) else [held]
-    return any(isinstance(each, np.ndarray | torch.Tensor) for each in islice(elements, 1000))
+    return any(isinstance(each, np.ndarray | torch.Tensor | torch.nn.Module) for each in islice(elements, 1000))
 
 
 def _how_found(names: Sequence[str]) -> str:
@@ -300,8 +303,8 @@ def _how_found(names: Sequence[str]) -> str:
 
 def _how_left(names: Sequence[str]) -> str:
     return (
-        f"clients keep in {some(names)} what is not put back, as only numbers and texts are; a cache of data is fine "
-        "there, but results that depend on the clients before differ with the number of processes"
+        f"clients keep in {some(names)} what is not put back, because it is large or no plain value; a cache of data "
+        "is fine there, but results that depend on the clients before differ with the number of processes"
     )
 
 

@@ -158,6 +158,8 @@ def main():
     parser.add_argument("--steps", type=int)
     parser.add_argument("--quiet", action="store_true")
     parser.add_argument("--inside", default=local)
+    parser.add_argument("--opt-name", choices=["sgd", "adam"], default="sgd")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1])
     parser.set_defaults(steps=7, name="run")
 """
 
@@ -167,11 +169,16 @@ def test_options_are_what_argparse_makes_of_them(write: Write) -> None:
     train = user_code.load("mine_options:train", "--train")
     found = vars(user_code.arguments({}, train))
     defaults = {"rate": 0.125, "freeze": False, "hidden": [16, 8], "root": 2.0, "steps": 7, "quiet": False}
-    assert found == {**defaults, "name": "run"}
-    given = vars(user_code.arguments({"freeze": "yes", "hidden": "3", "inside": 4, "more": "text"}, train))
-    assert given == {**found, "freeze": True, "hidden": [3], "inside": 4, "more": "text"}
-    with pytest.raises(PluginError, match=r"^--args hidden=x: its type raised ValueError: invalid literal"):
+    assert found == {**defaults, "name": "run", "opt_name": "sgd", "sizes": [1]}
+    more = {"freeze": "yes", "hidden": 3, "inside": 4, "more": "text", "rate": 1, "opt-name": "adam", "sizes": 2}
+    given = vars(user_code.arguments(more, train))
+    changed = {"freeze": True, "hidden": [3], "rate": 1.0, "opt_name": "adam", "sizes": [2]}
+    assert given == {**found, **changed, "inside": 4, "more": "text"}
+    assert type(given["rate"]) is float
+    with pytest.raises(PluginError, match=r"^--args hidden=x: invalid literal for int"):
         user_code.arguments({"hidden": "x"}, train)
+    with pytest.raises(PluginError, match=r"^--args opt_name=foo: one of sgd, adam is expected$"):
+        user_code.arguments({"opt_name": "foo"}, train)
 
 
 def test_an_option_without_a_value_says_why(write: Write) -> None:

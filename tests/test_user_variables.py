@@ -93,8 +93,8 @@ def test_each_client_finds_plain_variables_as_they_were_at_first(module: Any) ->
     assert variables.notes == [
         "clients change of_the_user.step, of_the_user.name, of_the_user.limits and 10 more, which each of them finds "
         "as it was at first",
-        "clients keep in of_the_user.ready, of_the_user.cache what is not put back, as only numbers and texts are; "
-        "a cache of data is fine there, but results that depend on the clients before differ with the number of "
+        "clients keep in of_the_user.ready, of_the_user.cache what is not put back, because it is large or no plain "
+        "value; a cache of data is fine there, but results that depend on the clients before differ with the number of "
         "processes",
     ]
 
@@ -111,6 +111,22 @@ def test_averages_of_weights_in_the_place_of_none_are_none_again(module: Any, av
             module.best = eval(average, vars(module))
     assert module.best is None
     assert variables.notes == ["clients change of_the_user.best, which each of them finds as it was at first"]
+
+
+def test_small_objects_in_the_place_of_none_and_arrays_without_dimensions_are_put_back(module: Any) -> None:
+    exec("class State:\n    def __init__(self): self.calls, self.sum = 0, torch.zeros(3)\n", vars(module))
+    module.step, module.scale = torch.tensor(1.0), torch.nn.Parameter(torch.ones(2))
+    variables = UserVariables()
+    variables.renew(module)
+    for client_id in range(2):
+        with variables.initial(sequence(0, Purpose.FIT, 1, client_id)):
+            assert (module.best, module.step.item(), module.scale.tolist()) == (None, 1.0, [1.0, 1.0])
+            module.best = module.State()
+            module.step += 1
+            module.scale.data *= 2
+    assert (module.best, module.step.item(), module.scale.tolist()) == (None, 1.0, [1.0, 1.0])
+    (note,) = variables.notes
+    assert note.startswith("clients change of_the_user.step, of_the_user.best, of_the_user.scale, which each")
 
 
 def test_large_averages_of_weights_stay_and_are_named(module: Any) -> None:

@@ -164,6 +164,8 @@ def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
     """
     built_in = spec.train is None or spec.test is None
     name = user_code.shown_name(spec.model)
+    if spec.train is None and spec.client is None and not any(p.requires_grad for p in net.parameters()):
+        raise PluginError(f"--model {name}: has no parameter that the built-in training could change")
     if isinstance(dataset.train, Examples):
         assert dataset.image_shape is not None
         if built_in and spec.loss in (None, "cross_entropy"):

@@ -180,6 +180,9 @@ def _of_client(config: RunConfig, client: Client) -> NDArrays:
             weights = parameters_to_ndarrays(answer.parameters)
     except (Exception, SystemExit) as error:
         raise PluginError(f"{place}: get_parameters of client 0 raised {described(error)}") from error
+    odd = next((array.dtype for array in weights if array.dtype.kind not in "biuf"), None)
+    if odd is not None:
+        raise PluginError(f"{place}: get_parameters of client 0 returned an array of type {odd}; numbers are expected")
     if answer.status.code not in (Code.OK, Code.GET_PARAMETERS_NOT_IMPLEMENTED):
         raise PluginError(f"{place}: get_parameters of client 0 answered {answer.status.message}")
     if not weights:
