@@ -38,8 +38,10 @@ def reaped(session: str, session_folder: str = "", ray_folder: str = "") -> Iter
     import subprocess
 
     arguments = [session, str(os.getpid()), session_folder, ray_folder]
+    # It belongs to no session itself: the reaper of another one of this process would kill it before it has begun.
+    environment = {name: value for name, value in os.environ.items() if name != SESSION_VARIABLE}
     reaper = subprocess.Popen(
-        [sys.executable, "-S", __file__, *arguments], stdin=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-S", __file__, *arguments], stdin=subprocess.PIPE, start_new_session=True, env=environment
     )
     assert reaper.stdin is not None
     pipe = reaper.stdin.fileno()

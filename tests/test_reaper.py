@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.reaper import processes_of
+from sim.reaper import adopting, processes_of, reaped
 
 RAY_FOLDER = str(Path(str(find_spec("ray").origin)).parent)  # type: ignore[union-attr]
 # Holds a file open after it has loaded Ray's library, as an actor does, or without it.
@@ -22,6 +23,12 @@ OPENS_AND_CLOSES = (
     "import os, sys\nfile = open(sys.argv[1])\nprint('ready', flush=True)\n"
     "while True:\n    for each in [os.open('/dev/null', os.O_RDONLY) for _ in range(200)]: os.close(each)"
 )
+
+
+@pytest.mark.slow
+def test_the_reaper_of_one_session_is_no_part_of_another() -> None:
+    with adopting("one"), reaped("two"):
+        assert processes_of("one", os.getpid()) == []
 
 
 @pytest.mark.slow
