@@ -191,3 +191,13 @@ def test_an_actor_is_found_also_without_its_title(tmp_path: Path, name: str, fou
         wait_until(lambda: name in " ".join(psutil.Process(process.pid).cmdline()))
         assert is_actor(psutil.Process(process.pid)) is found
         process.communicate(b"\n")
+
+
+@pytest.mark.slow
+def test_a_program_is_measured_on_its_own_data_and_a_grid_of_failures_ends_with_1(command: Sim, tmp_path: Path) -> None:
+    grid = ("--num-clients", "4", "--num-actors", "1", "--engine", "inline", "--repeats", "1", "--results-dir")
+    done = command("scale", "--program", "autoencoder.py", *grid, str(tmp_path / "own"), cwd=PROGRAMS)
+    assert (done.returncode, pd.read_csv(tmp_path / "own" / "scale.csv").status.tolist()) == (0, ["ok"]), done.stderr
+    failed = command("scale", "--client", "own:Failing", *grid, str(tmp_path / "failed"), cwd=PROGRAMS)
+    assert failed.returncode == 1
+    assert "sim: none of the 1 cells could be measured, first: client 1 raised in round 2" in failed.stderr

@@ -9,8 +9,9 @@ from pathlib import Path
 from sim.commands.output import print_table
 from sim.commands.sweep import settings_without_name
 from sim.config.flags import check_new_run, whole_number
+from sim.config.program import program_parts
 from sim.config.run_config import RunConfig
-from sim.errors import ConfigError
+from sim.errors import ConfigError, RunError
 from sim.run_folder.environment import available_cpus
 
 
@@ -22,7 +23,9 @@ def scale(arguments: argparse.Namespace) -> None:
     check_new_run(given)
     results_dir = given.pop("results_dir", "results/scale")
     # A config file or a preset may contain settings that the grid sets; they are ignored.
-    base = RunConfig.layered([BASE, {name: value for name, value in given.items() if name not in SET_BY_THE_GRID}])
+    own_data = "program" in given and "dataset" in program_parts(given["program"], needs_model=False)
+    assumed = {name: value for name, value in BASE.items() if not (name == "dataset" and own_data)}
+    base = RunConfig.layered([assumed, {name: value for name, value in given.items() if name not in SET_BY_THE_GRID}])
     engines = _values("--engine", arguments.engines, ("ray", "inline"))
     actors = f"1,{available_cpus()}" if available_cpus() > 1 else "1"
     num_clients, num_actors = (
@@ -59,6 +62,8 @@ def scale(arguments: argparse.Namespace) -> None:
     print(f"table           {results_dir}/scale.csv")
     for path in write_results(frame, Path(results_dir)):
         print(f"{'picture' if path.suffix == '.png' else 'table':16}{path}")
+    if (frame.status == "failed").all():  # too little memory or time is a result
+        raise RunError(f"none of the {len(frame)} cells could be measured, first: {frame.error.iloc[0]}")
 
 
 def _values(flag: str, text: str, choices: Sequence[str] = ()) -> list[str]:

@@ -89,7 +89,7 @@ def config_of(
         "checkpoint_every": 0,
         "num_rounds": base["num_rounds"] + 1,
     }
-    if base["dataset"] == "synthetic" and "num_examples" not in base:
+    if base.get("dataset") == "synthetic" and "num_examples" not in base:
         grid["num_examples"] = cell.num_clients * examples_per_client
     try:
         return RunConfig(**{**base, **grid})
