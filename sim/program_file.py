@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # What a program may call its parts, the usual name first.
 PARTS: dict[str, tuple[str, ...]] = {
@@ -32,7 +32,6 @@ _BOTH_SPLITS = "dataloaders", "data_loaders", "loaders", "datasets"  # a dict
 _MODELS = "model", "net"
 _BASES_OF_MODELS = "Module", "Sequential"
 _NO_MODELS = "loss", "criterion", "metric", "datamodule"  # endings of classes that are PyTorch modules nevertheless
-_OWN, _IMPORTED, _OF_LIBRARY = range(3)  # where a name comes from; the user's own come first
 _READING: list[Path] = []
 
 
@@ -102,7 +101,8 @@ class ProgramFile:
     """A file of the user's.
 
     Attributes:
-        names: what it defines or imports at its top level, and where that comes from.
+        names: what it defines at its top level, or imports from other files of the user's.
+        library_names: what it imports from libraries.
         variables: those of them that are variables.
         arguments: its argparse options, by their names in the namespace.
         modules: the classes at its top level that may be its model: PyTorch modules that are no part of another one.
@@ -110,7 +110,8 @@ class ProgramFile:
     """
 
     path: Path
-    names: dict[str, int]
+    names: frozenset[str]
+    library_names: frozenset[str]
     variables: frozenset[str]
     arguments: dict[str, Option]
     training_line: int | None
@@ -119,24 +120,19 @@ class ProgramFile:
     def parts(self) -> dict[str, str]:
         """Return dataset, model, train and test → the name that the file has for it, of those that it has.
 
-        Data in two variables are both names, with a comma between them.
+        Data in two variables are both names, with a comma between them. What a library has is taken last.
         """
-        found: dict[str, str] = {}
-        for origin in (_OWN, _IMPORTED, _OF_LIBRARY):
-            for part, names in PARTS.items():
-                name = next((name for name in names if self.names.get(name) == origin), None)
-                is_open = part == "model" and origin == _OF_LIBRARY and self.modules  # one of them, nobody says which
-                if name is not None and not is_open:
-                    found.setdefault(part, name)
-            if origin != _OWN:
-                continue
-            # A variable first, since its class may take arguments.
-            model = next((name for name in _MODELS if name in self.variables), None)
-            if model is None and len(self.modules) == 1:
-                (model,) = self.modules
-            data = self._data_in_variables()
-            found |= {part: name for part, name in (("model", model), ("dataset", data)) if name and part not in found}
-        return {part: found[part] for part in PARTS if part in found}
+        found = {part: next((name for name in names if name in self.names), None) for part, names in PARTS.items()}
+        if found["model"] is None:  # a variable first, since its class may take arguments
+            found["model"] = next((name for name in _MODELS if name in self.variables), None)
+        if found["model"] is None and len(self.modules) == 1:
+            (found["model"],) = self.modules
+        if found["dataset"] is None:
+            found["dataset"] = self._data_in_variables()
+        for part, names in PARTS.items():
+            if found[part] is None and not (part == "model" and self.modules):  # it is one of these
+                found[part] = next((name for name in names if name in self.library_names), None)
+        return {part: name for part, name in found.items() if name is not None}
 
     def _data_in_variables(self) -> str | None:
         for pattern in _NAMES_OF_DATA.split():
@@ -154,13 +150,15 @@ def read(path: Path) -> ProgramFile | None:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
         return None
-    names: dict[str, int] = {}
-    variables = set()
-    for name, is_variable, origin in _names(tree.body, path):
-        names[name] = min(origin, names.get(name, origin))
-        variables |= {name} if is_variable else set()
+    found = list(_names(tree.body, path))
     return ProgramFile(
-        path, names, frozenset(variables), _arguments(tree), _training_line(tree.body), tuple(_modules(tree.body))
+        path,
+        names=frozenset(each.name for each in found if not each.of_library),
+        library_names=frozenset(each.name for each in found if each.of_library),
+        variables=frozenset(each.name for each in found if each.is_variable),
+        arguments=_arguments(tree),
+        training_line=_training_line(tree.body),
+        modules=tuple(_modules(tree.body)),
     )
 
 
@@ -181,23 +179,29 @@ def _modules(body: list[ast.stmt]) -> list[str]:
     return [name for name in found if name not in parts]
 
 
-def _names(body: list[ast.stmt], path: Path) -> Iterator[tuple[str, bool, int]]:
-    """Return what statements at the top level of a file define, whether it is a variable, and where it comes from."""
+class _Name(NamedTuple):
+    name: str
+    is_variable: bool = False
+    of_library: bool = False
+
+
+def _names(body: list[ast.stmt], path: Path) -> Iterator[_Name]:
+    """Return what statements at the top level of a file define or import; a module as such is no part of a program."""
     for node in body:
         match node:
             case ast.FunctionDef() | ast.ClassDef() | ast.AsyncFunctionDef():
-                yield node.name, False, _OWN
+                yield _Name(node.name)
             case ast.ImportFrom(names=[ast.alias(name="*")]):
                 yield from _names_of_all(node, path)
             case ast.ImportFrom():
-                origin = _IMPORTED if _own_file(node, path) is not None else _OF_LIBRARY
-                yield from ((alias.asname or alias.name, False, origin) for alias in node.names)
+                of_library = _own_file(node, path) is None
+                yield from (_Name(alias.asname or alias.name, of_library=of_library) for alias in node.names)
             case ast.Assign():
                 for target in node.targets:
                     elements = target.elts if isinstance(target, ast.Tuple | ast.List) else [target]
-                    yield from ((each.id, True, _OWN) for each in elements if isinstance(each, ast.Name))
+                    yield from (_Name(each.id, is_variable=True) for each in elements if isinstance(each, ast.Name))
             case ast.AnnAssign(target=ast.Name(id=name)):
-                yield name, True, _OWN
+                yield _Name(name, is_variable=True)
             case ast.If() if not _is_main_guard(node):
                 yield from _names([*node.body, *node.orelse], path)
             case ast.With():
@@ -218,15 +222,16 @@ def _own_file(node: ast.ImportFrom, path: Path) -> Path | None:
     return None
 
 
-def _names_of_all(node: ast.ImportFrom, path: Path) -> Iterator[tuple[str, bool, int]]:
+def _names_of_all(node: ast.ImportFrom, path: Path) -> Iterator[_Name]:
     """Return the names that ``from module import *`` gives, if the module is a file of the user's."""
     file = _own_file(node, path)
     _READING.append(path)
     found = None if file is None or file in _READING else read(file)  # two files may do so with each other
     _READING.remove(path)
     if found is not None:
-        public = (name for name in found.names if not name.startswith("_"))
-        yield from ((name, name in found.variables, max(_IMPORTED, found.names[name])) for name in public)
+        for name in found.names | found.library_names:
+            if not name.startswith("_"):
+                yield _Name(name, name in found.variables, name not in found.names)
 
 
 def _is_main_guard(node: ast.If) -> bool:

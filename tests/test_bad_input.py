@@ -6,12 +6,15 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from conftest import PROGRAMS, Sim
+from sim import RunConfig, simulate
 
 # root may read and write everything; without these capabilities it is an owner like any other
 WITHOUT = "-dac_override,-dac_read_search"
@@ -303,7 +306,7 @@ def test_the_other_commands(command: Sim, tmp_path: Path, words: str) -> None:
         (["--loss", "measures:each"], "--loss measures:each: gives tensor(["),
         (["--loss", "measures:without_gradient"], "its result has no gradient, so that nothing would be learnt"),
         (["--loss", "measures:missing"], "--loss measures:missing: measures has no missing"),
-        (["--metric", "measures:raises"], "--metric measures:raises: raised ValueError: no; it got outputs of (2, 10)"),
+        (["--metric", "measures:raises"], "--metric measures:raises: raised ValueError: no; it got outputs of (64,"),
         (["--metric", "measures:each"], "one number is expected for each"),
         (["--metric", "../measures:each"], "--metric ../measures:each: must be one of accuracy, top5"),
     ],
@@ -318,3 +321,15 @@ def test_losses_and_metrics_of_the_users_own_are_tried_before_the_run(
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert message in done.stderr
     assert not results.exists()
+
+
+def test_a_metric_that_needs_several_classes_is_tried_on_more_than_the_first_examples(
+    in_programs: None, tmp_path: Path
+) -> None:
+    """The first two examples of the data are of one class."""
+    images = np.zeros((40, 8, 8, 1), np.uint8)
+    data = images, np.arange(40) // 20
+    settings: dict[str, Any] = {"metric": "measures:of_two_classes", "results_dir": str(tmp_path), "num_clients": 2}
+    config = RunConfig(num_rounds=1, fraction_fit=1, partitioner="iid", engine="inline", model="Logistic", **settings)
+    run = simulate(config, load_data=lambda: (data, data))
+    assert run.metrics().query("phase == 'test'").value.tolist()[-1] == 0.5

@@ -212,6 +212,12 @@ def test_what_a_file_defines_comes_before_what_it_imports_from_libraries(program
     found = read(Path("two_models.py").resolve())
     assert found is not None
     assert found.parts() == {"dataset": "prepare_data", "model": "TinyCnn", "test": "eval_model"}
+    Path("of_a_server.py").write_text(
+        "from two_models import *\nfrom two_models import Data as test\ndef evaluate(): ..."
+    )
+    imported = read(Path("of_a_server.py").resolve())
+    assert imported is not None
+    assert imported.parts()["test"] == "test", "the usual name, also where it is imported from another file"
     Path("three_models.py").write_text(f"{_TWO_MODELS}\nclass Other(nn.Module): ...")
     message = "^--program three_models.py: has the models TinyCnn, Other; say which one, such as --model three_models:T"
     with pytest.raises(ConfigError, match=message):

@@ -113,16 +113,21 @@ class _WithTargets(Dataset[Any]):
         return with_target(self._dataset[index], self._function)
 
 
-def example_batch(examples: Any, count: int) -> Any:
-    """Return the first examples of a split as one batch, on the CPU."""
+def example_batch(examples: Any, count: int, *, spread: bool = False) -> Any:
+    """Return the first examples of a split as one batch, on the CPU.
+
+    Args:
+        spread: examples from everywhere in the split instead, because it may be sorted by class.
+    """
     count = min(count, len(examples))
+    positions = np.linspace(0, len(examples) - 1, count).astype(np.int64) if spread else np.arange(count)
     if isinstance(examples, Examples):
-        device, positions = torch.device("cpu"), np.arange(count)
+        device = torch.device("cpu")
         return next(iter(Batches(examples, positions, count, device, shuffle=False, channels_last=False)))
     split = resident(examples, torch.device("cpu"))
     assert isinstance(split, ResidentColumns | Items)
     with restored(), unchanged(split):
-        return next(iter(ExampleLoader(split, np.arange(count), count, training=False, in_process=True)))
+        return next(iter(ExampleLoader(split, positions, count, training=False, in_process=True)))
 
 
 class _View(Drawn, Dataset[Any]):

@@ -38,6 +38,7 @@ from sim.training.models import check_logits, try_out
 from sim.training.weights import set_weights
 from sim.user_variables import OF_THIS_PROCESS, isolated
 
+_EXAMPLES_FOR_METRICS = 64
 _FROM_A_GPU = "device type tensor to numpy"  # what PyTorch says where an array is made of a tensor on a GPU
 
 
@@ -191,8 +192,12 @@ def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
                     f"has {num_outputs} outputs, for 0 … {num_outputs - 1}"
                 )
         metrics = metrics_of(spec, dataset)
+        own_metrics = [metric for metric in metrics if not isinstance(metric, str)]
         if isinstance(outputs, torch.Tensor):
-            _check_own_measures(loss, metrics, outputs, target)
+            if not isinstance(loss, str):
+                _check_loss(loss, outputs, target)
+            _check_metrics(own_metrics, net, dataset)
+            metrics = [metric for metric in metrics if isinstance(metric, str)]
         try:
             value = BuiltInTest(loss, metrics).sums(net, [batch], torch.device("cpu"))
             function = LOSSES[loss] if isinstance(loss, str) else loss
@@ -205,16 +210,6 @@ def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
             ) from error
         if not (isinstance(mean, torch.Tensor) and mean.ndim == 0) or math.isnan(value.loss):
             raise PluginError(f"--loss {user_code.shown_name(loss)}: gives {mean!r}; one number is expected")
-
-
-def _check_own_measures(loss: Any, metrics: Sequence[Any], outputs: torch.Tensor, target: Any) -> None:
-    """Check the loss and the metrics that are functions of the user's own."""
-    if not isinstance(loss, str):
-        _check_loss(loss, outputs, target)
-    for metric in metrics:
-        if not isinstance(metric, str):
-            name, function = metric
-            _check_metric(name, function, outputs, target)
 
 
 def _check_loss(loss: Callable[..., Any], outputs: torch.Tensor, target: Any) -> None:
@@ -232,17 +227,23 @@ def _check_loss(loss: Callable[..., Any], outputs: torch.Tensor, target: Any) ->
         raise PluginError(f"{place}: its result has no gradient, so that nothing would be learnt")
 
 
-def _check_metric(name: str, metric: Callable[..., Any], outputs: torch.Tensor, target: Any) -> None:
-    """Check that the user's own metric gives a number."""
-    place = f"--metric {user_code.shown_name(metric)}"
-    try:
-        value = metric(outputs.float(), target)
-    except (Exception, SystemExit) as error:
-        raise PluginError(f"{place}: raised {described(error)}; {_shapes_of(outputs, target)}") from error
-    try:
-        float(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise PluginError(f"{place}: gives {one_line(repr(value), 200)}; one number is expected for {name}") from None
+def _check_metrics(metrics: Sequence[tuple[str, Callable[..., Any]]], net: nn.Module, dataset: Dataset) -> None:
+    """Check that each metric of the user's own gives a number, on more than two examples: it may need all classes."""
+    if not metrics:
+        return
+    inputs, named, target = inputs_and_target(example_batch(dataset.train, _EXAMPLES_FOR_METRICS, spread=True))
+    outputs = try_out(net, inputs, named, "--model")
+    for name, metric in metrics:
+        place = f"--metric {user_code.shown_name(metric)}"
+        try:
+            value = metric(outputs.float(), target)
+        except (Exception, SystemExit) as error:
+            raise PluginError(f"{place}: raised {described(error)}; {_shapes_of(outputs, target)}") from error
+        try:
+            float(value)
+        except (TypeError, ValueError, RuntimeError):
+            shown = one_line(repr(value), 200)
+            raise PluginError(f"{place}: gives {shown}; one number is expected for {name}") from None
 
 
 def _shapes_of(outputs: torch.Tensor, target: Any) -> str:

@@ -7,6 +7,12 @@ def raises(outputs, targets):
     raise ValueError("no")
 
 
+def of_two_classes(outputs, targets):
+    if len(torch.unique(targets)) < 2:
+        raise ValueError("one class only")
+    return 0.5
+
+
 def nothing(outputs, targets):
     return None
 
