@@ -25,7 +25,7 @@ def test_clients_give_the_numbers_of_their_simulation(federation: Federation, sm
     training += ["--max-local-steps", "3"]
     tracked = ["--min-clients", "3", "--track", "tensorboard"]
     server = federation.server(*shared, *training, *tracked)
-    # Training settings come from the server; a client's own flags for them are ignored.
+    # Training settings come from the server; a client's own flags for them are not used, which a note says.
     clients = [federation.client(i, "--num-clients", "3", "--lr", "9", "--augment", "none") for i in range(3)]
     assert [program.end() for program in (server, *clients)] == [0] * 4, server.lines
     served = federation.run
@@ -56,6 +56,11 @@ def test_clients_give_the_numbers_of_their_simulation(federation: Federation, sm
     config = RunConfig(num_clients=3, fraction_fit=1.0)
     size = partition.assign(load_dataset(config), config).sizes[2]
     assert clients[2].lines[0] == f"sim: client 2 takes part with {size} examples"
+    notes = [line for line in clients[2].lines if line.startswith("sim: note:")]
+    assert sorted(notes) == [
+        "sim: note: --augment none of this client is not used: augment comes from the server, and is crop-flip",
+        "sim: note: --lr 9.0 of this client is not used: lr comes from the server, and is 0.05",
+    ]
 
 
 def test_clients_of_the_users_own_give_the_results_of_their_simulation(

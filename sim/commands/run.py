@@ -12,7 +12,7 @@ from sim.commands.output import shown_path
 from sim.config.flags import check_new_run, flags_given, settings_given
 from sim.config.run_config import AppConfig, CentralizedConfig, RunConfig
 from sim.errors import ConfigError, RunError, RunFolderError, one_line
-from sim.network.options import ClientOptions, ServerOptions, networked
+from sim.network.options import ClientOptions, ServerOptions, check_flags, networked
 from sim.reaper import nothing_left
 from sim.run_folder.folder import open_run
 
@@ -90,6 +90,7 @@ def _resume(arguments: argparse.Namespace) -> None:
 def server(arguments: argparse.Namespace) -> None:
     """``sim server``: train with clients that connect over a network."""
     options = ServerOptions(**flags_given(ServerOptions, arguments))
+    check_flags(flags_given(RunConfig, arguments))
     given = networked(settings_given(RunConfig, arguments))
     check_new_run(given)
     counted = "num_clients" in given
@@ -109,11 +110,13 @@ def server(arguments: argparse.Namespace) -> None:
 def client(arguments: argparse.Namespace) -> None:
     """``sim client``: train as one client of a server."""
     options = ClientOptions(**flags_given(ClientOptions, arguments))
+    flags = flags_given(RunConfig, arguments)
+    check_flags(flags)
     config = RunConfig(**networked(settings_given(RunConfig, arguments)))
     from sim.network.client import join
 
     with nothing_left():
-        num_rounds = join(config, options)
+        num_rounds = join(config, options, flags)
     print(f"client {options.client_id}        trained in {num_rounds} rounds")
 
 

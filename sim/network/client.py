@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +36,7 @@ from flwr.common import (
 from sim.algorithms.by_name import AlgorithmSpec
 from sim.client.runtime import ClientSpec
 from sim.client.torch_client import fit_settings
+from sim.config.fields import flag_of
 from sim.config.run_config import RunConfig
 from sim.engine.client_execution import Worker
 from sim.engine.interface import Chunk, ClientResult, Task
@@ -75,10 +77,18 @@ class RemoteClient(Client):
     settings of the training; the examples are the client's own.
     """
 
-    def __init__(self, spec: ClientSpec, identity: Identity, context: Context, last_worker: LastWorker) -> None:
+    def __init__(
+        self,
+        spec: ClientSpec,
+        identity: Identity,
+        context: Context,
+        last_worker: LastWorker,
+        flags: Mapping[str, Any] | None = None,
+    ) -> None:
         """
         Args:
             context: its ``state`` is the client's and lasts from call to call.
+            flags: settings that this client was given, which are noted where the server's are others.
         """
         self.spec = spec
         self.identity = identity
@@ -86,6 +96,7 @@ class RemoteClient(Client):
         self.closing_message: tuple[str, str] | None = None  # REFUSED or STOPPED, and the server's reason
         self.num_rounds = 0
         self._last_worker = last_worker
+        self._flags = flags or {}
         self._was_called = False
 
     def get_properties(self, ins: GetPropertiesIns) -> GetPropertiesRes:
@@ -112,10 +123,21 @@ class RemoteClient(Client):
             return EvaluateRes(Status(Code.EVALUATE_NOT_IMPLEMENTED, one_line(result.error)), 0.0, 0, {})
         return EvaluateRes(_OK, result.loss or 0.0, result.num_examples, _with_transport_metrics(result))
 
+    def _note_other_settings(self, config: Mapping[str, Any]) -> None:
+        """Log a note for each flag of the training that is another one on the server."""
+        sent = dict(config) | {name: config[key] for name, key in SHARED.items() if key in config}
+        for name in self._flags.keys() & sent.keys():
+            if name == "lr" and sent["server_round"] != 1:  # it may follow a schedule
+                continue
+            if self._flags[name] != sent[name]:
+                message = "note: %s %s of this client is not used: %s comes from the server, and is %s"
+                log.warning(message, flag_of(name), self._flags[name], name, sent[name])
+
     def _execute(self, phase: Phase, ins: FitIns | EvaluateIns) -> ClientResult:
         if not self._was_called:
             log.info("client %d takes part with %d examples", self.identity.client_id, self.identity.num_examples)
             self._was_called = True
+            self._note_other_settings(ins.config)
         config: dict[str, Any] = dict(ins.config)
         shared = {name: config.pop(key) for name, key in SHARED.items()}
         server_round = int(config["server_round"])
@@ -158,8 +180,11 @@ def _state_in(record: Any) -> ClientState:
     return state
 
 
-def join(config: RunConfig, options: ClientOptions) -> int:
+def join(config: RunConfig, options: ClientOptions, flags: Mapping[str, Any] | None = None) -> int:
     """Be client ``options.client_id`` of the server at ``options.address`` until the server ends.
+
+    Args:
+        flags: settings that were given for this client; a note names those for which the server has another value.
 
     Returns:
         The number of rounds in which the client trained.
@@ -183,7 +208,7 @@ def join(config: RunConfig, options: ClientOptions) -> int:
     found = dry_run.check_user_code(program.spec, program.initial_weights, fit_settings(config, 1))
     authority = wait_for_server(options)
     context = Context(0, client_id, {}, RecordDict(), {})
-    client = RemoteClient(program.spec, program.identity(client_id), context, LastWorker())
+    client = RemoteClient(program.spec, program.identity(client_id), context, LastWorker(), flags)
     # The probe connected directly, so gRPC must not use a proxy either.
     os.environ["no_grpc_proxy"] = options.host  # noqa: SIM112 - the spelling that gRPC reads
     with notes(), quiet("flwr", show=config.verbose):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from ipaddress import ip_address
 from pathlib import Path
@@ -162,6 +163,29 @@ class ClientOptions(_Options):
         low=0,
         high=10_000_000,
     )
+
+
+# What belongs to the processes of a simulation, and to the checkpoints from which it is resumed.
+_OF_SIMULATIONS = (
+    "num_cpus", "num_gpus", "engine", "ray_address", "niceness", "max_retries", "client_timeout",
+    "checkpoint_every", "keep_checkpoints",
+)  # fmt: skip
+
+
+def check_flags(flags: Mapping[str, Any]) -> None:
+    """Check that no flag would be without effect over a network; a config file may be that of a simulation too.
+
+    Raises:
+        ConfigError: one would be.
+    """
+    for name in _OF_SIMULATIONS:
+        if name in flags:
+            reason = (
+                "a run over a network has no checkpoints, from which it could be resumed"
+                if "checkpoint" in name
+                else "whoever starts the clients of a network decides how their processes are executed"
+            )
+            raise ConfigError(f"{flag_of(name)} {flags[name]}: belongs to sim run; {reason}")
 
 
 def networked(given: dict[str, Any]) -> dict[str, Any]:
