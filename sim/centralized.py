@@ -106,7 +106,9 @@ def _epoch(runtime: ClientRuntime, config: CentralizedConfig, epoch: int) -> tup
             with seeded(config.seed, Purpose.CENTRALIZED, epoch):
                 returned = runtime.train(runtime.net, loader, 1, runtime.device, **settings)
                 trained = returned if isinstance(returned, dict) else {"loss": float(returned)}
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise RunError(f"epoch {epoch}: train raised {described(error)}") from error
         fit_seconds = time.perf_counter() - start
     test_start = time.perf_counter()

@@ -81,7 +81,9 @@ def load(spec: Any, setting: str, *, callable_only: bool = True, folder: Path | 
         is_missing = error.name is not None and f"{full_name}.".startswith(f"{error.name}.")
         reason = f"no module named {module_name} {place}" if is_missing else f"its import failed: {error}"
         raise PluginError(f"{setting} {spec}: {reason}") from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise PluginError(f"{setting} {spec}: its import failed: {described(error)}") from error
     try:
         found = module
@@ -187,7 +189,9 @@ def arguments(given: Mapping[str, Any], *things: Any, known: Mapping[str, Any] |
                     values[name] = converted[name] = option.given(converted[name], variables)
                 else:
                     values[name] = option.value(variables)
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 if name in converted:
                     reason = str(error) if isinstance(error, ValueError) else described(error)
                     raise PluginError(f"--args {name}={converted[name]}: {one_line(reason, 200)}") from error

@@ -187,6 +187,10 @@ def test_what_a_strategy_writes_into_its_parameters_is_sent_and_is_the_model(sma
         ({"strategy": "untidy:Exits"}, RunError, "round 1: aggregate_fit raised SystemExit"),
         ({"train": "untidy:exits"}, PluginError, "--train untidy:exits: raised SystemExit"),
         ({"test": "untidy:exits_in_test"}, RunError, "the central test raised SystemExit"),
+        ({"train": "untidy:panics"}, PluginError, "--train untidy:panics: raised Panic: index out of bounds"),
+        ({"test": "untidy:panics_in_test"}, RunError, "the central test raised Panic: index out of bounds"),
+        ({"model": "untidy:panics_when_made"}, PluginError, r"cannot be built for .*: Panic: index out of bounds$"),
+        ({"model": "untidy:PanicsWhenCalled"}, PluginError, r"does not take .*: Panic: index out of bounds$"),
         (
             {"model": "untidy:exits_when_made"},
             PluginError,

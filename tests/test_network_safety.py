@@ -259,8 +259,8 @@ def test_a_port_in_use(command: Sim, tmp_path: Path) -> None:
         (["server", "--certificate", "server.pem"], "TLS needs all of --certificate, --private-key and --ca"),
         (["server", "--min-clients", "3", "--num-clients", "2"], "--min-clients 3: must be at most --num-clients 2"),
         (["server", "--min-clients", "0"], "--min-clients 0: must be at least 1"),
-        (["server", "--client-timeout", "5"], "--client-timeout 5.0: belongs to sim run; whoever starts the clients of"),
-        (["server", "--checkpoint-every", "5"], "--checkpoint-every 5: belongs to sim run; a run over a network has no"),
+        (["server", "--client-timeout", "5"], "--client-timeout 5.0: belongs to sim run; whoever starts the cli"),
+        (["server", "--checkpoint-every", "5"], "--checkpoint-every 5: belongs to sim run; a run over a net"),
         (["client", "--client-id", "0", "--niceness", "3"], "--niceness 3: belongs to sim run; whoever starts the cli"),
         (["client"], "--client-id is missing: must be from 0 to --num-clients - 1"),
         (

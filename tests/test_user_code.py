@@ -104,7 +104,7 @@ def test_an_environment_in_the_folder_is_no_code_of_the_users(write: Write, tmp_
     assert a_library.name is True
 
 
-@pytest.mark.parametrize("text", ["import nowhere_at_all", "1/0", "raise SystemExit(3)", "x ="])
+@pytest.mark.parametrize("text", ["import nowhere_at_all", "1/0", "raise SystemExit(3)", "raise GeneratorExit", "x ="])
 def test_an_import_that_fails_is_one_line(write: Write, text: str) -> None:
     write(mine_fails=text)
     with pytest.raises(PluginError, match=r"^--model mine_fails:Net: its import failed: ") as raised:

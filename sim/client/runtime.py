@@ -442,7 +442,9 @@ class ClientRuntime:
                 loss, metrics = self.test(self.net, loader, self.device)
         except OwnReturnError as error:
             raise RunError(f"the central {error}") from error
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise RunError(f"the central test raised {described(error)}") from error
         return TestSums.of_means(loss, metrics, len(positions))
 

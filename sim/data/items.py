@@ -240,13 +240,17 @@ def _chosen(place: str, items: Items, form: str) -> Columns | Items:
             first = [items.dataset[index] for index in positions]
             random.random(), np.random.random(), torch.rand(())  # noqa: NPY002 - so that a random item differs
             again = [items.dataset[index] for index in positions]
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise DataError(f"{place}: an item cannot be read: {described(error)}") from error
     collate = items.loader.collate_fn or default_collate
     try:
         with _looked_at(items.dataset):
             batch = collate(first[: items.loader.batch_size or len(first)])
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise DataError(
             f"{place}: examples {positions[0]} … {positions[-1]} cannot be made a batch: {described(error)}"
         ) from error

@@ -269,7 +269,9 @@ def _own(config: RunConfig, sizes: Sizes) -> Sampler:
     try:
         with restored_settings(), seeded(seed, Purpose.SAMPLER):  # it may draw from the global generators
             sampler: Sampler = loaded(**{**user_code.accepted(loaded, offered), **config.sampler_args})
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise PluginError(f"--sampler {config.sampler}: cannot be made: {described(error)}") from error
     if not callable(getattr(sampler, "sample", None)):
         raise PluginError(f"--sampler {config.sampler}: made a {type(sampler).__name__} without a method sample")

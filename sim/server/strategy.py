@@ -279,7 +279,9 @@ def _made_by_user(config: RunConfig, own: Any, arguments: dict[str, Any]) -> Str
     try:
         with restored_settings(), seeded(config.seed, Purpose.STRATEGY, repeat=1):
             strategy = own(**arguments)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise PluginError(f"--strategy {config.strategy}: cannot be made: {described(error)}") from error
     if not isinstance(strategy, Strategy | MessageStrategy):
         raise PluginError(

@@ -95,7 +95,9 @@ def _tried(
         loader = _some_examples(worker.torch_runtime)
         try:
             made.append(worker.torch_runtime.client_over(loader, loader, context))
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise PluginError(
                 f"--client {user_code.shown_name(spec.client)}: cannot be made: {described(error)}"
             ) from error
@@ -149,7 +151,9 @@ def check_algorithm(spec: ClientSpec, received: NDArrays, fit_settings: dict[str
         try:
             local = runtime.algorithm_client(client.numpy_client, received, settings, 1, {})
             local.fit()
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             reason = str(error) if isinstance(error, ValueError) else described(error)
             raise PluginError(f"--strategy {name}: {one_line(reason)}") from error
     return local.optimizers
@@ -183,14 +187,8 @@ def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
             raise DataError(f"--dataset {shown_dataset(spec)}: {error}") from None
         outputs = try_out(net, inputs, named, f"--model {name}")
         loss = loss_of(spec, dataset)
-        labels = dataset.train.labels
-        if loss in ("cross_entropy", "nll") and labels is not None and isinstance(outputs, torch.Tensor):
-            num_outputs = outputs.shape[1] if outputs.ndim > 1 else 1
-            if outputs.ndim == 2 and labels.max() >= num_outputs:
-                raise DataError(
-                    f"--dataset {shown_dataset(spec)}: labels are {labels.min()} … {labels.max()}, but --model {name} "
-                    f"has {num_outputs} outputs, for 0 … {num_outputs - 1}"
-                )
+        if loss in ("cross_entropy", "nll") and isinstance(outputs, torch.Tensor):
+            _check_labels(spec, dataset, outputs)
         metrics = metrics_of(spec, dataset)
         own_metrics = [metric for metric in metrics if not isinstance(metric, str)]
         if isinstance(outputs, torch.Tensor):
@@ -202,7 +200,9 @@ def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
             value = BuiltInTest(loss, metrics).sums(net, [batch], torch.device("cpu"))
             function = LOSSES[loss] if isinstance(loss, str) else loss
             mean = function(outputs, target)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             shown = f"outputs {tuple(outputs.shape)}" if isinstance(outputs, torch.Tensor) else type(outputs).__name__
             raise PluginError(
                 f"--model {name}: its {shown} do not fit the loss {user_code.shown_name(loss)} or the metrics on "
@@ -212,6 +212,17 @@ def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
             raise PluginError(f"--loss {user_code.shown_name(loss)}: gives {mean!r}; one number is expected")
 
 
+def _check_labels(spec: ClientSpec, dataset: Dataset, outputs: torch.Tensor) -> None:
+    """Check that each class of the training examples has an output."""
+    labels = dataset.train.labels
+    if labels is None or outputs.ndim != 2 or labels.max() < outputs.shape[1]:
+        return
+    raise DataError(
+        f"--dataset {shown_dataset(spec)}: labels are {labels.min()} … {labels.max()}, but --model "
+        f"{user_code.shown_name(spec.model)} has {outputs.shape[1]} outputs, for 0 … {outputs.shape[1] - 1}"
+    )
+
+
 def _check_loss(loss: Callable[..., Any], outputs: torch.Tensor, target: Any) -> None:
     """Check that the user's own loss gives a number with a gradient."""
     place = f"--loss {user_code.shown_name(loss)}"
@@ -219,7 +230,9 @@ def _check_loss(loss: Callable[..., Any], outputs: torch.Tensor, target: Any) ->
         given = outputs.detach().requires_grad_(outputs.is_floating_point())
         try:
             mean = loss(given, target)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise PluginError(f"{place}: raised {described(error)}; {_shapes_of(outputs, target)}") from error
     if not (isinstance(mean, torch.Tensor) and mean.ndim == 0):
         raise PluginError(f"{place}: gives {one_line(repr(mean), 200)}; a tensor of one number is expected")
@@ -237,7 +250,9 @@ def _check_metrics(metrics: Sequence[tuple[str, Callable[..., Any]]], net: nn.Mo
         place = f"--metric {user_code.shown_name(metric)}"
         try:
             value = metric(outputs.float(), target)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise PluginError(f"{place}: raised {described(error)}; {_shapes_of(outputs, target)}") from error
         try:
             float(value)
@@ -308,7 +323,9 @@ def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scal
         raise PluginError(f"--train {name}: {str(error).removeprefix('train ')}") from error
     except PluginError:
         raise
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise PluginError(f"--train {name}: raised {described(error)}") from error
     notes = [*train.notes, *calls[0].notes]
     code = getattr(inspect.unwrap(train.function), "__code__", None)
@@ -335,7 +352,9 @@ def _check_test(runtime: ClientRuntime, name: str) -> list[str]:
         raise PluginError(f"--test {name}: {str(error).removeprefix('test ')}") from error
     except PluginError:
         raise
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise PluginError(f"--test {name}: raised {described(error)}") from error
     notes = list(returned.notes)
     accuracy = returned.metrics.get("accuracy", 1.0)

@@ -92,7 +92,9 @@ def _onnx(trained: TrainedModel) -> bytes:
                 verbose=False,
             )
             content: bytes = program.model_proto.SerializeToString()
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         # The exporter writes a page of advice, in colours, around what is wrong.
         plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("## Exception summary")
         reason = one_line((plain[2] or plain[0]).partition("The error above")[0], 300)

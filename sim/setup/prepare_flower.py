@@ -136,7 +136,9 @@ def _first_client(config: RunConfig, runtime: FlowerRuntime) -> Client:
             return runtime.client(context)
     except SimError:
         raise
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise PluginError(f"{place}: client 0 cannot be made: {described(error)}") from error
 
 
@@ -165,7 +167,9 @@ def _of_strategy(config: RunConfig, objects: ProgramObjects) -> NDArrays | None:
     try:
         with restored_settings(), seeded(config.seed, Purpose.STRATEGY):
             parameters = given.initialize_parameters(virtual_clients(config.num_clients))
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         place = f"--strategy {user_code.shown_name(given)}"
         raise PluginError(f"{place}: initialize_parameters raised {described(error)}") from error
     return parameters_to_ndarrays(parameters) if parameters else None
@@ -178,7 +182,9 @@ def _of_client(config: RunConfig, client: Client) -> NDArrays:
         with seeded(config.seed, Purpose.INITIAL_WEIGHTS) as stream, isolated(stream, log=False):
             answer = client.get_parameters(GetParametersIns({}))
             weights = parameters_to_ndarrays(answer.parameters)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise PluginError(f"{place}: get_parameters of client 0 raised {described(error)}") from error
     odd = next((array.dtype for array in weights if array.dtype.kind not in "biuf"), None)
     if odd is not None:

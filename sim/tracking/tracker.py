@@ -94,7 +94,9 @@ class Tracking(Callback):
             return
         try:
             call(*arguments)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever another program raises
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever another program raises
             self._has_failed = True
             reason = one_line(described(error), 300)  # MLflow repeats the whole query of a database
             message = "note: --track %s: failed in %s, and the run goes on without it: %s"

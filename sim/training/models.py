@@ -262,7 +262,9 @@ def build(
         net = maker(model, facts, model_args, args)()
     except (PluginError, ConfigError):
         raise
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise PluginError(f"{place}: cannot be built for {_shown(facts)}: {described(error)}") from error
     if not isinstance(net, nn.Module):
         raise PluginError(f"{place}: returned {type(net).__name__}, not a torch.nn.Module")
@@ -345,7 +347,9 @@ def try_out(net: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], plac
     try:
         with torch.no_grad(), evaluating(net):
             return net(*inputs, **named)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         shapes = ", ".join(str(tuple(each.shape)) for each in (*inputs, *named.values()) if isinstance(each, Tensor))
         raise PluginError(f"{place}: does not take inputs of {shapes}: {described(error)}") from error
 
@@ -360,7 +364,9 @@ def check_logits(model: str, net: nn.Module, image_shape: ImageShape, num_classe
     try:
         with torch.no_grad(), evaluating(net):
             logits = net(torch.zeros(2, *image_shape))
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise PluginError(f"{place}: does not take images of {image_shape}: {described(error)}") from error
     shape = tuple(getattr(logits, "shape", ()))
     if shape != (2, num_classes):

@@ -109,7 +109,9 @@ class ProgramData:
         with restored_settings(), seeded(self.seed, Purpose.DATA), called_again(binding.function):
             try:
                 returned = binding.call(offered)
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 raise DataError(f"{self.place}: raised {described(error)}") from error
         return self._splits(returned, alone=client_id is not None)
 
@@ -148,7 +150,9 @@ class ProgramData:
                 return opened(f"{self.place}: {split}", given, self.form, is_test=split == "test")
             except (DataError, PluginError):
                 raise
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 raise DataError(f"{self.place}: {split}: cannot be read: {one_line(described(error))}") from error
 
 
