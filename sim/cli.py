@@ -280,8 +280,8 @@ def _add_table(table: argparse.ArgumentParser) -> None:
     about = "metric; NAME:min and NAME:max say whether smaller or larger is better [default accuracy, or the first one]"
     table.add_argument("--metric", metavar="NAME[:min|max]", help=about)
     table.add_argument("--value", choices=("final", "best"), default="final", help="round to show [default final]")
-    about = "test for the central test, evaluate for the mean over the clients [default test]"
-    table.add_argument("--phase", choices=("test", "evaluate"), default="test", help=about)
+    about = "test for the central test, evaluate for the mean over the clients [default test, where a run has one]"
+    table.add_argument("--phase", choices=("test", "evaluate"), help=about)
     about = "beside the mean: sample standard deviation, 95 %% interval or nothing [default sd]"
     table.add_argument("--spread", choices=("sd", "ci", "none"), default="sd", help=about)
     about = "in what the best mean is bold [default row, or column if there is one column only]"

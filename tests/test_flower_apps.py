@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from flwr.client import Client
 from flwr.server import History, Server, ServerConfig, SimpleClientManager
@@ -21,8 +22,11 @@ from safetensors.numpy import load_file
 from conftest import PROGRAMS, Sim, sha256
 from federation import Program, wait_until
 from sim import AppConfig, Run, RunConfig, resume, run_app, run_simulation, start_simulation
+from sim.cli import main
 from sim.commands.run import _report
 from sim.errors import ClientError, RunError, RunFolderError, UsageError
+from sim.metrics import MetricName
+from sim.run_folder.plots import curves_figure, curves_of
 from sim.sweep.planned import Planned
 from sim.sweep.table import runs_frame
 from sim.sweep.variants import variants
@@ -256,6 +260,42 @@ def test_a_sweep_has_what_clients_measure_without_a_central_test(app: Any) -> No
     (row,) = runs_frame([Planned(variant, variant.configs[0], run, "done")]).itertuples()
     assert (row.final_accuracy, row.best_accuracy) == (accuracies.iloc[-1], accuracies.max())
     assert row.rounds_to_target == list(accuracies >= target).index(True)
+
+
+@pytest.mark.slow
+def test_runs_without_a_central_test_are_compared_by_what_clients_measure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the list, the table, the curves, the panels and the report of a sweep over an argument with a hyphen."""
+    folder, page = tmp_path / "sweep", tmp_path / "report.html"
+    words = ["--app", str(APPS / "legacy_app"), "--num-clients", "3", "--engine", "inline"]
+    assert (
+        main(["sweep", *words, "--vary", "run_config.local-epochs=1,2", "--seeds", "1", "--results-dir", str(folder)])
+        == 0
+    )
+    runs = [Run(folder / f"local-epochs-{epochs}_seed-0") for epochs in (1, 2)]
+    frames = [run.metrics() for run in runs]
+    finals = [frame[(frame.phase == "evaluate") & frame.client_id.isna()].value.iloc[-1] for frame in frames]
+    capsys.readouterr()
+    assert main(["list", "--results-dir", str(folder)]) == 0
+    listed = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[:3] for row in listed] == [
+        [run.name, "3/3", f"{final:.4f}"] for run, final in zip(runs, finals, strict=True)
+    ]
+    grid = ["--columns", "run_config.local-epochs"]
+    assert main(["table", str(folder), *grid, "-o", str(tmp_path / "table.csv")]) == 0
+    assert "Final mae of the clients" in capsys.readouterr().out
+    assert pd.read_csv(tmp_path / "table.csv").final_mae_mean.tolist() == pytest.approx(finals)
+    (axes, losses) = curves_figure(curves_of(runs, [MetricName.parse("mae")]), ["mae", "loss"]).axes
+    assert (axes.get_ylabel(), losses.get_ylabel()) == ("clients' mae", "clients' loss")
+    assert [line.get_ydata()[-1] for line in axes.lines] == pytest.approx(finals)
+    panels = tmp_path / "panels.svg"
+    assert main(["plot", str(folder), "--grid", "run_config.local-epochs", "-o", str(panels)]) == 0
+    assert main(["report", str(folder), "-o", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert [f"{final:.4f}" in text for final in finals] == [True, True]
+    assert "Measured on the clients’ own examples" in text
+    assert "The clients bring their own data." in text
 
 
 @pytest.mark.slow

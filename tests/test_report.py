@@ -302,7 +302,7 @@ def test_eighteen_curves_of_one_name_are_distinct(tmp_path: Path) -> None:
     assert [group.name for group in groups] == ["same", *(f"same #{number}" for number in range(2, 19))]
     marks = figures.curve_marks(groups)
     assert len({(mark.color, mark.border) for mark in marks}) == 18
-    assert figures.curves_picture(groups, "accuracy") is not None
+    assert figures.curves_picture(groups, "accuracy", "test") is not None
 
 
 def _folder_of_nothing(root: Path) -> None:

@@ -15,7 +15,7 @@ from sim.disk import bytes_of, shown_bytes
 from sim.errors import ConfigError, RunFolderError, one_line
 from sim.metrics import MetricName, shown
 from sim.run_folder.folder import Run, list_runs
-from sim.run_folder.measurements import column, direction_of, metric_of, table_of
+from sim.run_folder.measurements import direction_of, measured_column, metric_of, table_of
 from sim.run_folder.read_run import ReadRun
 
 
@@ -76,7 +76,7 @@ def show_list(arguments: argparse.Namespace) -> None:
 def _row_of(run: Run, asked: MetricName | None, text: str | None) -> _Row:
     wanted, rounds, is_done = run.num_rounds, run.rounds(), run.is_done()
     metric = metric_of(run) if asked is None else direction_of(asked, text or "", run)
-    values = [] if metric is None else table_of(run, [metric])[column("test", metric.name)].dropna().tolist()
+    values = [] if metric is None else _values(run, metric)
     last = run.last_checkpoint()
     return _Row(
         run.name,
@@ -89,6 +89,11 @@ def _row_of(run: Run, asked: MetricName | None, text: str | None) -> _Row:
         _why_ended(run) if is_done and len(rounds) and int(rounds["round"].max()) < (wanted or 0) else "",
         bytes_of(run.path),
     )
+
+
+def _values(run: Run, metric: MetricName) -> list[float]:
+    table = table_of(run, [metric])
+    return [float(value) for value in table[measured_column(table, metric.name)].dropna()]
 
 
 def _why_ended(run: Run) -> str:

@@ -81,7 +81,9 @@ def _check_targets(targets: Sequence[float | Target], drawn: Sequence[str]) -> N
 
 
 def _settings(text: str) -> list[str]:
-    names = [name.strip().replace("-", "_") for name in text.split(",")]
+    from sim.run_folder.settings import named
+
+    names = [named(name) for name in text.split(",")]
     if not all(names) or len(names) > 2:
         raise ConfigError(f"--grid {one_line(text, 200)}: must be one setting or two, e.g. alpha,strategy")
     return names

@@ -19,14 +19,15 @@ def table(arguments: argparse.Namespace) -> None:
     digits = parse_number(int, arguments.digits)
     if digits is None or not 0 <= digits <= _MOST_DIGITS:
         raise ConfigError(f"--digits {arguments.digits}: must be a whole number, at least 0 and at most {_MOST_DIGITS}")
-    rows, columns = (
-        None if text is None else tuple(name.strip().replace("-", "_") for name in text.split(",") if name.strip())
-        for text in (arguments.rows, arguments.columns)
-    )
+    from sim.run_folder.settings import named
     from sim.run_folder.writer import write_whole
     from sim.sweep import typeset
     from sim.sweep.cells import table_cells
 
+    rows, columns = (
+        None if text is None else tuple(named(name) for name in text.split(",") if name.strip())
+        for text in (arguments.rows, arguments.columns)
+    )
     cells = table_cells(
         [Path(sweep) for sweep in arguments.sweeps],
         rows,

@@ -61,18 +61,19 @@ def part_marks() -> list[Mark]:
     return [Mark(part, to_hex(color)) for part, color in zip(PARTS, _PART_COLORS, strict=True)]
 
 
-def curves_picture(groups: Sequence[Group], quantity: str) -> Picture | None:
-    """Draw a test result against rounds; None if no test was made yet.
+def curves_picture(groups: Sequence[Group], quantity: str, phase: str) -> Picture | None:
+    """Draw a result against rounds; None if it was not measured yet.
 
     Args:
         groups: the curves.
         quantity: the name of a metric, or ``loss``.
+        phase: ``test``, or ``evaluate`` for what clients measured.
     """
     curves = [_with_rounds(group) for group in groups]
     final = {
         group.name: _text(statistics)
         for group in groups
-        if (statistics := measured(group.curve.frames, column("test", quantity), last)) is not None
+        if (statistics := measured(group.curve.frames, column(phase, quantity), last)) is not None
     }
     if not final:
         return None
@@ -86,7 +87,10 @@ def curves_picture(groups: Sequence[Group], quantity: str) -> Picture | None:
         axes.set_ylim(top=axes.get_ylim()[1] * 1.03)  # so that a marker at the top is not cut off
         if len(curves) > 1:
             _remove_legend(axes)
-        return _svg(figure, f"Test {quantity} against rounds. At the end: {_listed(final)}.")
+        return _svg(
+            figure,
+            f"{'Test' if phase == 'test' else 'Clients’'} {quantity} against rounds. At the end: {_listed(final)}.",
+        )
 
 
 def fairness_picture(group: Group, last_round: int, metric: MetricName) -> Picture | None:

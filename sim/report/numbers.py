@@ -6,7 +6,7 @@ Accuracies are fractions 0–1, losses are means over examples, and the units of
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -163,8 +163,11 @@ def last(values: pd.Series) -> float:
     return float(values.iloc[-1])
 
 
-def summary_of(group: Group, metric: MetricName) -> Summary:
+def summary_of(group: Group, metric: MetricName, phases: Mapping[str, str]) -> Summary:
     """Summarise one curve.
+
+    Args:
+        phases: the metric, and ``loss`` → the phase in which the curves are compared.
 
     ``minutes`` is the time of all rounds and checkpoints, mean over seeds. ``updates_per_second`` is the number of
     client updates divided by the seconds of training, as ``sim run`` shows it.
@@ -175,12 +178,13 @@ def summary_of(group: Group, metric: MetricName) -> Summary:
     updates = sum(int(frame.num_clients.fillna(0).sum()) for frame in frames)
     training = sum(float(frame.fit_seconds.sum()) for frame in frames)
     central = group.runs[0].is_central
+    of_metric = column(phases[metric.name], metric.name)
     return Summary(
         num_seeds=len(group.runs),
         rounds=(min(reached), max(reached)),
-        final=measured(frames, column("test", metric.name), last),
-        best=measured(frames, column("test", metric.name), lambda values: metric.best(values.tolist())),
-        final_loss=measured(frames, "test_loss", last),
+        final=measured(frames, of_metric, last),
+        best=measured(frames, of_metric, lambda values: metric.best(values.tolist())),
+        final_loss=measured(frames, column(phases["loss"], "loss"), last),
         minutes=float(np.mean(seconds)) / 60 if max(map(len, frames)) else None,
         updates_per_second=updates / training if training and not central else None,
         failures=None if central else sum(int(frame.num_failures.fillna(0).sum()) for frame in frames),
@@ -307,11 +311,14 @@ def failures_of(runs: Sequence[ReadRun]) -> list[FailureKind]:
 
 
 def partitions_of(runs: Sequence[ReadRun]) -> list[PartitionGroup]:
-    """Group the federated runs by the settings that determine their partition, except for the seed."""
+    """Group the federated runs by the settings that determine their partition, except for the seed.
+
+    The clients of Flower programs, which bring their own data, have no partition.
+    """
     groups: dict[str, list[ReadRun]] = {}
     for run in runs:
-        if not run.is_central:
-            config = run.config()
+        config = run.config()
+        if not (run.is_central or "app" in config or "client_fn" in config):
             groups.setdefault(repr([config.get(name) for name in _PARTITION_SETTINGS]), []).append(run)
     return [
         PartitionGroup(next((run for run in of if run.partition_path.is_file()), of[0]), of) for of in groups.values()

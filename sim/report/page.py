@@ -64,7 +64,9 @@ def page_of(runs: Sequence[ReadRun], title: str, asked: str | None = None) -> st
     failures = numbers.failures_of(runs)
     environment = comparison.compare_environments([run.environment for run in runs])
     tested_names, tested = numbers.tested_of(groups)
-    summaries = [(group, numbers.summary_of(group, metric)) for group in groups]
+    quantities = dict.fromkeys((metric.name, "loss"))
+    phases = {name: plots.phase_of([group.curve for group in groups], name) for name in quantities}
+    summaries = [(group, numbers.summary_of(group, metric, phases)) for group in groups]
     return templates.get_template("page.html").render(
         metric=metric,
         tested_names=tested_names,
@@ -76,7 +78,8 @@ def page_of(runs: Sequence[ReadRun], title: str, asked: str | None = None) -> st
         marks=figures.curve_marks(groups),
         unfinished=numbers.unfinished(runs),
         **_configs(runs, groups),
-        curves={name: figures.curves_picture(groups, name) for name in dict.fromkeys((metric.name, "loss"))},
+        phases=phases,
+        curves={name: figures.curves_picture(groups, name, phases[name]) for name in quantities},
         **_to_target(groups),
         summaries=summaries,
         are_in_nats=plots.are_in_nats([group.curve for group in groups]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sim.errors import ConfigError
 from sim.metrics import PERCENTS, MetricName, Target, named, quantiles
@@ -62,10 +62,24 @@ def table_of(run: Run, metrics: Iterable[MetricName] = (), *, with_quantiles: bo
     return table.assign(**{name: table["round"].map(values).astype("float64") for name, values in found.items()})
 
 
+def compared_phase(tables: Iterable[pd.DataFrame], name: str) -> Literal["test", "evaluate"]:
+    """Return the phase in which runs are compared by a metric: the central test.
+
+    Where none of them has it in a test, as in Flower apps that evaluate on clients only, it is what clients measured.
+    """
+    phases: tuple[Literal["test", "evaluate"], ...] = ("test", "evaluate")
+    measured = {
+        phase
+        for table in tables
+        for phase in phases
+        if (own := column(phase, name)) in table and table[own].notna().any()
+    }
+    return "evaluate" if measured == {"evaluate"} else "test"
+
+
 def measured_column(table: pd.DataFrame, name: str) -> str:
-    """Return the column of a metric in the central test, or of what clients measured where no test has it."""
-    test, evaluate = column("test", name), column("evaluate", name)
-    return evaluate if table[test].isna().all() and evaluate in table else test
+    """Return the column of a metric in the phase by which a run is compared."""
+    return column(compared_phase([table], name), name)
 
 
 def unmeasured(table: pd.DataFrame, x: str) -> list[str]:

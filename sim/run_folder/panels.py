@@ -166,7 +166,7 @@ def _drawn(
     everything = [curve for found in curves.values() for curve in found.values()]
     unit, scale = plots.bytes_scale(everything, x)
     has_steps = x != "round" and any(len(curve.frames) > 1 for curve in everything)
-    of_metric = column("test", metric.name)
+    of_metric = column(plots.phase_of(everything, metric.name), metric.name)
     width, height = (look.inches, look.inches / columns * 0.8) if look.in_print else _SCREEN_INCHES
     inches = (width, max(height, 1.05) * rows + 0.35) if look.in_print else (width * columns, height * rows + 0.4)
     labels = {line: _label(line, others) for line in lines}

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from sim.errors import ConfigError, one_line
 from sim.metrics import MetricName
 from sim.run_folder.figure import Figure
-from sim.run_folder.measurements import QUANTILES, X_AXES, column, spent, table_of, unmeasured
+from sim.run_folder.measurements import QUANTILES, X_AXES, column, compared_phase, spent, table_of, unmeasured
 from sim.run_folder.plot_style import Look
 from sim.run_folder.settings import NOT_COMPARED
 
@@ -198,9 +198,10 @@ def curves_figure(
     if look.targets and len(metrics) > 1:
         raise ConfigError(f"--target {look.targets[0]:g}: is of one metric; choose by --metric {', '.join(metrics)}")
     asked = quantities
-    quantities = [name for name in asked if any(_series(curve, name, len(curves)) for curve in curves)]
+    phases = {name: phase_of(curves, name) if len(curves) > 1 else None for name in asked}
+    quantities = [name for name in asked if any(_series(curve, name, phases[name]) for curve in curves)]
     if not quantities:
-        where = "in the central test, which curves of several runs show" if len(curves) > 1 else "yet"
+        where = "in the central test or on clients, which curves of several runs show" if len(curves) > 1 else "yet"
         raise NothingMeasuredError(f"no run has measured {' or '.join(asked)} {where}")
     below = len(curves) > (_MAX_LEGEND_LINES_IN_PRINT if look.in_print else _MAX_LEGEND_LINES)
     beside = not (look.in_print and look.width == "single")
@@ -211,7 +212,7 @@ def curves_figure(
     with look.applied():
         figure = look.figure(width, height)
         for axes, quantity in zip(figure.subplots(*shape, squeeze=False).flat, quantities, strict=True):
-            _draw_curves(axes, curves, quantity, x, look, with_targets=quantity in metrics)
+            _draw_curves(axes, curves, quantity, x, look, phase=phases[quantity], with_targets=quantity in metrics)
             if not below and axes.get_legend_handles_labels()[0]:
                 axes.legend(edgecolor="none", framealpha=0.7)  # its words can be read where it covers a curve
         if below:  # inside the axes, the legend would hide the curves
@@ -295,20 +296,33 @@ def seeds_of(curves: Sequence[Curve]) -> str:
     return f"mean ± sample sd of {max(counts)} seeds" if len(counts) == 1 and max(counts) > 1 else ""
 
 
-def _series(curve: Curve, quantity: str, num_curves: int) -> dict[str, str]:
-    """Return the columns of a curve that are drawn, and what they are."""
-    phases = _PHASES if num_curves == 1 else {"test": _PHASES["test"]}
-    series = {column(phase, quantity): words for phase, words in phases.items()}
+def phase_of(curves: Sequence[Curve], quantity: str) -> str:
+    """Return the phase in which several curves are compared, see ``measurements.compared_phase``."""
+    return compared_phase((frame for curve in curves for frame in curve.frames), quantity)
+
+
+def _series(curve: Curve, quantity: str, phase: str | None) -> dict[str, str]:
+    """Return the columns of a curve that are drawn, and what they are; those of all phases for None."""
+    series = {column(each, quantity): words for each, words in _PHASES.items() if phase in (None, each)}
     return {name: words for name, words in series.items() if curve.measures(name)}
 
 
-def _draw_curves(axes: Axes, curves: Sequence[Curve], quantity: str, x: str, look: Look, *, with_targets: bool) -> None:
+def _draw_curves(
+    axes: Axes,
+    curves: Sequence[Curve],
+    quantity: str,
+    x: str,
+    look: Look,
+    *,
+    phase: str | None,
+    with_targets: bool,
+) -> None:
     unit, scale = bytes_scale(curves, x)
     # The mean of step functions is one, and what it is compared with is drawn alike.
     has_steps = x != "round" and any(len(curve.frames) > 1 for curve in curves)
     seeds = seeds_of(curves)
     for number, curve in enumerate(curves):
-        series = _series(curve, quantity, len(curves))
+        series = _series(curve, quantity, phase)
         for name, own_style in zip(series, _LINE_STYLES, strict=False):
             label = series[name] if len(curves) == 1 else curve.name if seeds or look.in_print else curve.label
             pen = Pen(look.color(number), look.line_style(number) if len(curves) > 1 else own_style, label)
@@ -377,7 +391,10 @@ def draw_line(
 
 def y_label(quantity: str, curves: Sequence[Curve], look: Look) -> str:
     """Return the text for the axis of a metric that may be smoothed, in two lines, because the axis may be short."""
-    return ",\n".join(filter(None, (label_of(quantity, curves), look.smoothed(x_label(curves, "round")))))
+    label = label_of(quantity, curves)
+    if len(curves) > 1 and phase_of(curves, quantity) == "evaluate":
+        label = f"clients' {label}"  # of one curve, the legend says it
+    return ",\n".join(filter(None, (label, look.smoothed(x_label(curves, "round")))))
 
 
 def label_of(quantity: str, curves: Sequence[Curve]) -> str:

@@ -13,6 +13,12 @@ NOTHING = "–"  # a setting that has no effect in a run
 NOT_COMPARED = {"seed", "name", "results_dir", "verbose"}
 
 
+def named(text: str) -> str:
+    """Return the name of a setting as configs have it; that of an argument, after a point, is its owner's affair."""
+    setting, point, argument = text.strip().partition(".")
+    return setting.removeprefix("--").replace("-", "_") + point + argument
+
+
 def shown(config: Mapping[str, Any], name: str) -> str:
     """Return the value of a setting such as ``alpha`` or ``strategy_args.eta``; ``NOTHING`` if the run has none."""
     setting, _, argument = name.partition(".")

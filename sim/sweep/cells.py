@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,9 +17,12 @@ from sim.disk import check_is_file
 from sim.errors import ConfigError, RunFolderError
 from sim.metrics import MetricName
 from sim.run_folder.folder import Run
-from sim.run_folder.measurements import column, metric_of_all, table_of
+from sim.run_folder.measurements import column, compared_phase, metric_of_all, table_of
 from sim.run_folder.settings import NOTHING, Key, ordered, shown
 from sim.sweep.table import Interval
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def table_cells(
     *,
     metric: str | None = None,
     value: str = "final",
-    phase: str = "test",
+    phase: str | None = None,
     baseline: str | None = None,
     test: str = "t",
 ) -> Cells:
@@ -133,7 +136,7 @@ def table_cells(
         rows, columns: settings; None for those that the sweeps have varied, the last one in the columns.
         metric: ``NAME``, ``NAME:min`` or ``NAME:max``; None for the one that stands for the runs.
         value: ``final`` or ``best``.
-        phase: ``test`` or ``evaluate``.
+        phase: ``test`` or ``evaluate``; None for the test, where any run has the metric in it.
         baseline: ``setting=value``.
         test: ``t`` or ``wilcoxon``.
 
@@ -149,7 +152,13 @@ def table_cells(
     if not done:
         raise RunFolderError(f"{', '.join(map(str, folders))}: no run is done")
     of_table = metric_of_all(done, metric)
-    measured = [_measured(run, (*row_names, *column_names), of_table, value, phase) for run in done]
+    tables = [table_of(run, [of_table]) for run in done]
+    phase = phase or compared_phase(tables, of_table.name)
+    of_cell = column(phase, of_table.name)
+    measured = [
+        _measured(run, (*row_names, *column_names), _chosen(table[of_cell], of_table, value))
+        for run, table in zip(done, tables, strict=True)
+    ]
     _check_known(measured, (*row_names, *column_names), varied)
     cells: dict[tuple[Key, Key], dict[int, _Measured]] = {}
     for each in measured:
@@ -188,11 +197,14 @@ def _heads(varied: list[str], rows: Sequence[str] | None, columns: Sequence[str]
     return tuple(rows), tuple(left if columns is None else columns)
 
 
-def _measured(run: Run, names: Key, metric: MetricName, value: str, phase: str) -> _Measured:
+def _chosen(values: pd.Series, metric: MetricName, value: str) -> float:
+    known = values.dropna().tolist()
+    return math.nan if not known else metric.best(known) if value == "best" else known[-1]
+
+
+def _measured(run: Run, names: Key, number: float) -> _Measured:
     config = run.config()
     settings = {name: shown(config, name) for name in names}
-    values = table_of(run, [metric])[column(phase, metric.name)].dropna().tolist()
-    number = math.nan if not values else metric.best(values) if value == "best" else values[-1]
     return _Measured(run, int(config.get("seed", 0)), settings, number, config)
 
 
