@@ -52,7 +52,7 @@ def train_centralized(
     check_device(config)
     dataset = load_dataset(config)
     config, notes = decided(config, dataset)
-    run_log.say((*dataset.notes, *notes))
+    run_log.say((*config.program_notes, *dataset.notes, *notes))
     config = resolved(config, dataset)
     spec = ClientSpec(**spec_parts(config, dataset))
     runtime = ClientRuntime(spec)

@@ -114,6 +114,11 @@ def shown_name(spec: Any) -> str:
     return spec if isinstance(spec, str) else name_of(spec)
 
 
+def name_in_folder(module_name: str) -> str:
+    """Return the name under which a module of the user's is found in its folder."""
+    return module_name.removeprefix(f"{_OWN.__name__}.")
+
+
 def file_of(module_name: str, folder: Path | None = None) -> ProgramFile | None:
     """Return what is in the user's file for a module, without importing it; None if it is no file of the user's."""
     try:

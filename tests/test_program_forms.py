@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from sim.cli import main
 from sim.client.own_files import noted, own_folder
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, PluginError
@@ -229,3 +230,31 @@ def test_a_flower_program_is_told_its_flag(program: str) -> None:
     Path("of_flower.py").write_text("class Net: ...\ndef client_fn(context): ...")
     with pytest.raises(ConfigError, match=r"is a Flower program; --client-fn of_flower:client_fn runs it$"):
         RunConfig(program="of_flower.py")
+
+
+TRAIN_WITH_OPTIONS = """
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--step-size", type=float, default=0.5)
+
+def train(args, net, trainloader):
+    optimizer = torch.optim.SGD(net.parameters(), lr=args.step_size)
+    for x, y in trainloader:
+        optimizer.zero_grad()
+        criterion(net(x), y).backward()
+        optimizer.step()
+"""
+
+
+def test_what_was_found_and_what_nothing_reads_is_said(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a federation and in one place; a script of the user's may call an argument by a hyphen."""
+    module = extended(program, TRAIN_WITH_OPTIONS).removesuffix(".py")
+    found = f"--program {program}: dataset {module}:trainloader,testloader, model {module}:net, train {module}:train"
+    given = ["--args", "step-size=0.25", "--args", "stepsize=1"]
+    for words in (["run", "--num-clients", "6", "--engine", "inline", "--num-rounds", "1"], ["centralized"]):
+        assert main([*words, "--program", program, *given]) == 0
+        notes = [line for line in capsys.readouterr().err.splitlines() if "note: --" in line]
+        assert notes[:2] == [
+            f"sim: note: {found}; built in: test",
+            "sim: note: --args stepsize=1: no file of your program has the name stepsize",
+        ]

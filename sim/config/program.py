@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from sim.errors import ConfigError, some
@@ -36,3 +37,14 @@ def program_parts(program: str, *, needs_model: bool = True) -> dict[str, str]:
         names = "; ".join(f"{part}: {', '.join(known)}" for part, known in PARTS.items())
         raise ConfigError(f"--program {program}: has none of the names that are looked for ({names})")
     return parts
+
+
+def what_was_found(program: str, parts: Mapping[str, str | None]) -> str:
+    """Return which parts of a run are the program's and which are built in, for a note.
+
+    Args:
+        parts: dataset, model, train and test → the value of the setting.
+    """
+    own = [f"{part} {name}" for part, name in parts.items() if name is not None and ":" in name]
+    others = [part if name is None else f"{part} {name}" for part, name in parts.items() if ":" not in (name or "")]
+    return f"--program {program}: {', '.join(own)}" + (f"; built in: {', '.join(others)}" if others else "")

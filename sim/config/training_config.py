@@ -13,7 +13,7 @@ from typing import Any, Self
 from sim.config.choices import DATASETS, MODELS, check_data_settings, trackers
 from sim.config.fields import MOST, check, default_of, flag_of, parse_number, read_toml, rules_of, setting, shown
 from sim.config.presets import preset_path
-from sim.config.program import program_parts
+from sim.config.program import program_parts, what_was_found
 from sim.errors import ConfigError, one_line
 from sim.metrics import check_metrics
 from sim.user_code import name_of
@@ -259,6 +259,12 @@ class TrainingConfig(_GivenObjects):
         RUN,
         joined=",",
     )
+
+    @property
+    def program_notes(self) -> list[str]:
+        """Return a line about what was found in ``program``; none without one."""
+        parts = {"dataset": self.dataset, "model": self.model, "train": self.train, "test": self.test}
+        return [] if self.program is None else [what_was_found(self.program, parts)]
 
     def __post_init__(self) -> None:
         objects: dict[str, Any] = {}

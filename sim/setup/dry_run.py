@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ from sim.training.local import evaluating
 from sim.training.losses import LOSSES, METRICS, inputs_and_target
 from sim.training.models import check_logits, try_out
 from sim.training.weights import set_weights
+from sim.user_objects import own_modules
 from sim.user_variables import OF_THIS_PROCESS, isolated
 
 _EXAMPLES_FOR_METRICS = 64
@@ -75,7 +77,7 @@ def check_user_code(
         PluginError: one of them raises or returns the wrong thing.
     """
     if spec.train is None and spec.test is None and spec.client is None:
-        return Tried([])
+        return Tried([*_notes_of_arguments(spec)])
     try:
         return _tried(spec, weights, fit_settings, strategy, results_dir)
     except PluginError as error:
@@ -89,7 +91,7 @@ def _tried(
     spec: ClientSpec, weights: NDArrays, fit_settings: dict[str, Scalar], strategy: Any, results_dir: str | Path
 ) -> Tried:
     made: list[Any] = []
-    notes: list[str] = []
+    notes = [*_notes_of_arguments(spec)]
 
     def client_fn(context: Context) -> Client:
         loader = _some_examples(worker.torch_runtime)
@@ -124,6 +126,24 @@ def _tried(
             "last digits may change from run to run"
         )
     return Tried([*notes, *OF_THIS_PROCESS.notes], tuple(files), spec.batches_on_cpu)
+
+
+def _notes_of_arguments(spec: ClientSpec) -> Iterator[str]:
+    """Yield a note on each of the program's arguments whose name none of the user's files mentions."""
+    if not spec.args:
+        return
+    modules = {
+        user_code.name_in_folder(module.__name__): getattr(module, "__file__", None)
+        for module in own_modules()
+        if getattr(module, "__file__", None) or not hasattr(module, "__path__")  # a folder without __init__.py
+    }
+    files, (of_data, is_own, _) = set(modules.values()), shown_dataset(spec).partition(":")
+    if None in files or (is_own and of_data not in modules):
+        return  # defined in a notebook; or the data come from the cache, and what loads them was not needed
+    text = "\n".join(Path(file).read_text(encoding="utf-8", errors="replace") for file in files if file is not None)
+    for name, value in spec.args.items():
+        if re.search(rf"\b{re.escape(name).replace('_', '[-_]')}\b", text) is None:
+            yield f"--args {name}={one_line(str(value), 100)}: no file of your program has the name {name}"
 
 
 @in_own_context

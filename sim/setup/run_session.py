@@ -370,11 +370,7 @@ def _notes(prepared: Prepared) -> Iterator[str]:
     if prepared.resume_point is not None:
         yield from prepared.resume_point.notes
     config = prepared.config
-    if config.program is not None:
-        parts = {"dataset": config.dataset, "model": config.model, "train": config.train, "test": config.test}
-        own = [f"{part} {name}" for part, name in parts.items() if name is not None and ":" in name]
-        others = [part if name is None else f"{part} {name}" for part, name in parts.items() if ":" not in (name or "")]
-        yield f"--program {config.program}: {', '.join(own)}" + (f"; built in: {', '.join(others)}" if others else "")
+    yield from config.program_notes
     yield from prepared.notes
     if config.is_asynchronous and config.vectorized_clients is not None:
         yield (
