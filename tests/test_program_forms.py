@@ -250,11 +250,12 @@ def test_what_was_found_and_what_nothing_reads_is_said(program: str, capsys: pyt
     """In a federation and in one place; a script of the user's may call an argument by a hyphen."""
     module = extended(program, TRAIN_WITH_OPTIONS).removesuffix(".py")
     found = f"--program {program}: dataset {module}:trainloader,testloader, model {module}:net, train {module}:train"
-    given = ["--args", "step-size=0.25", "--args", "stepsize=1"]
+    wrong = "-".join(("steps", "ize"))  # since this file is the user's, too, and must not have it
+    given = ["--args", "step-size=0.25", "--args", f"{wrong}=1"]
     for words in (["run", "--num-clients", "6", "--engine", "inline", "--num-rounds", "1"], ["centralized"]):
         assert main([*words, "--program", program, *given]) == 0
         notes = [line for line in capsys.readouterr().err.splitlines() if "note: --" in line]
         assert notes[:2] == [
             f"sim: note: {found}; built in: test",
-            "sim: note: --args stepsize=1: no file of your program has the name stepsize",
+            f"sim: note: --args {wrong}=1: no file of your program has the name {wrong}",
         ]
