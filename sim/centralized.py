@@ -52,12 +52,11 @@ def train_centralized(
     check_device(config)
     dataset = load_dataset(config)
     config, notes = decided(config, dataset)
-    run_log.say((*config.program_notes, *dataset.notes, *notes))
     config = resolved(config, dataset)
     spec = ClientSpec(**spec_parts(config, dataset))
     runtime = ClientRuntime(spec)
     weights = get_weights(runtime.net)
-    run_log.say(dry_run.check_user_code(spec, weights, train_settings(config, 1, config.epochs)).notes)
+    tried = dry_run.check_user_code(spec, weights, train_settings(config, 1, config.epochs))
     writer = RunWriter.create(config.results_dir, config.name, config.to_toml(), clients=False)
     trackers, told = Callbacks(trackers_of(config.track), writer.run), Callbacks(callbacks, writer.run)
     try:
@@ -67,6 +66,7 @@ def train_centralized(
                 live_line(on_record, config.epochs, "epoch") as on_epoch,
                 run_log.captured(writer.run.log_path, show=config.verbose),
             ):
+                run_log.say((*config.program_notes, *dataset.notes, *notes, *tried.notes))
                 for epoch in range(config.epochs + 1):
                     trackers.before_round(epoch)
                     told.before_round(epoch)
