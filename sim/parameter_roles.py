@@ -68,6 +68,11 @@ def names_of(role: str) -> list[str]:
     return _NAMES[role].split()
 
 
+def validates(name: str) -> bool:
+    """Return whether a loader of this name is one for validation or tests."""
+    return name.lower().startswith(_VALIDATES)
+
+
 @dataclass(frozen=True)
 class Binding:
     """What the parameters of one function mean.
@@ -160,7 +165,7 @@ def _roles_of(names: Sequence[str], offered: Collection[str]) -> dict[str, str]:
     found = {name: role for name in names if (role := ROLES.get(name.lower())) in offered and role is not None}
     loaders = [name for name, role in found.items() if role == "loader"]
     if len(loaders) > 1 and VALIDATION in offered:
-        found |= {name: VALIDATION for name in loaders if name.lower().startswith(_VALIDATES)}
+        found |= {name: VALIDATION for name in loaders if validates(name)}
     first = {role: name for name, role in reversed(found.items())}
     return {name: role for name, role in found.items() if role == VALIDATION or first[role] == name}
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from sim.cli import main
 from sim.client.own_files import noted, own_folder
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, PluginError
@@ -66,7 +65,9 @@ def train(net, trainloader, epochs):
     return best
 """
 
-GLOBAL_OPTIMIZER = """
+OTHER_OPTIMIZER = """
+optimizer = torch.optim.SGD(Deep(8).parameters(), lr=0.5)
+
 def train_loop(net, trainloader):
     for x, y in trainloader:
         optimizer.zero_grad()
@@ -144,10 +145,10 @@ def test_sets_of_texts_and_generators_without_a_seed_are_the_same_in_each_proces
     assert seeds == ["0"] * 3
 
 
-def test_a_global_optimizer_and_a_loss_for_an_accuracy_are_said(
+def test_an_optimizer_of_another_net_and_a_loss_for_an_accuracy_are_said(
     program: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finished = run(extended(program, GLOBAL_OPTIMIZER))
+    finished = run(extended(program, OTHER_OPTIMIZER))
     printed = capsys.readouterr().err
     assert "note: round 1 has left the weights as they were; train must change the model that it is given" in printed
     assert "for two examples of the classes that the model predicts, where it should be 1; a loss is" in printed
@@ -246,16 +247,15 @@ def train(args, net, trainloader):
 """
 
 
-def test_what_was_found_and_what_nothing_reads_is_said(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_found_and_what_nothing_reads_is_said(program: str, sim: Sim) -> None:
     """In a federation and in one place; a script of the user's may call an argument by a hyphen."""
     module = extended(program, TRAIN_WITH_OPTIONS).removesuffix(".py")
     found = f"--program {program}: dataset {module}:trainloader,testloader, model {module}:net, train {module}:train"
-    wrong = "-".join(("steps", "ize"))  # since this file is the user's, too, and must not have it
-    given = ["--args", "step-size=0.25", "--args", f"{wrong}=1"]
+    given = ["--args", "step-size=0.25", "--args", "stepsize=1"]
     for words in (["run", "--num-clients", "6", "--engine", "inline", "--num-rounds", "1"], ["centralized"]):
-        assert main([*words, "--program", program, *given]) == 0
-        notes = [line for line in capsys.readouterr().err.splitlines() if "note: --" in line]
-        assert notes[:2] == [
+        done = sim(*words, "--program", program, *given)
+        assert done.returncode == 0, done.stderr
+        assert [line for line in done.stderr.splitlines() if "note: --" in line][:2] == [
             f"sim: note: {found}; built in: test",
-            f"sim: note: --args {wrong}=1: no file of your program has the name {wrong}",
+            "sim: note: --args stepsize=1: no file of your program has the name stepsize",
         ]

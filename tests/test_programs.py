@@ -28,7 +28,7 @@ from sim.data.loaders import ExampleLoader, ResidentColumns
 from sim.errors import UsageError
 from sim.parameter_roles import ROLES
 from sim.program_file import read
-from sim.seeds import Purpose, reseed, restored
+from sim.seeds import Purpose, reseed, restored, seeded
 
 WHOLE = PROGRAMS / "whole"
 SEED = 3
@@ -37,6 +37,7 @@ SEED = 3
 NAMES = {
     "mnist_style": "accuracy",
     "tutorial": "accuracy",
+    "global_style": "accuracy",
     "imagenet": "accuracy",
     "table": "accuracy",
     "prices": "r2",
@@ -66,15 +67,18 @@ def by_itself(name: str) -> tuple[list[np.ndarray[Any, Any]], dict[str, float]]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with seeded(0, Purpose.DATA):
+        spec.loader.exec_module(module)
     parts = read(WHOLE / f"{name}.py").parts()  # type: ignore[union-attr]
     with restored():
         reseed(SEED, Purpose.DATA)
-        train_loader, test_loader = getattr(module, parts["dataset"])()
+        data = [getattr(module, each) for each in parts["dataset"].split(",")]
+        train_loader, test_loader = data if len(data) == 2 else data[0]()
         if not hasattr(train_loader, "batch_size"):
             train_loader, test_loader = DataLoader(train_loader, 8, shuffle=True), DataLoader(test_loader, 500)
         reseed(SEED, Purpose.INITIAL_WEIGHTS)
-        net = _called(module, parts["model"], {"num_classes": 4})
+        net = getattr(module, parts["model"])
+        net = net if isinstance(net, torch.nn.Module) else _called(module, parts["model"], {"num_classes": 4})
         reseed(SEED, Purpose.FIT, 1, 0)
         given = {
             "net": net,
@@ -141,18 +145,19 @@ SETTINGS: dict[str, Any] = {"num_clients": 20, "clients_per_round": 2, "num_roun
 
 
 @pytest.mark.ray
-def test_a_program_gives_the_same_bits_in_every_engine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["imagenet", "global_style"])
+def test_a_program_gives_the_same_bits_in_every_engine(name: str, tmp_path: Path) -> None:
     """Random transforms and processes of its own that load items; scripts/determinism.sh takes every program."""
     some = {**SETTINGS, "num_clients": 2}  # of 20, each would have fewer examples than its loader has in a batch
-    runs = [run("imagenet", tmp_path, engine=engine, name=engine, **some) for engine in ("inline", "ray")]
+    runs = [run(name, tmp_path, engine=engine, name=engine, **some) for engine in ("inline", "ray")]
     assert "has left the weights as they were" not in runs[0].log_path.read_text()
     assert runs[0].model_path.read_bytes() == runs[1].model_path.read_bytes()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sentences", "imbalanced"])
+@pytest.mark.parametrize("name", ["sentences", "imbalanced", "global_style"])
 def test_a_resumed_program_is_one_that_was_never_interrupted(name: str, tmp_path: Path) -> None:
-    """A collate_fn, and a sampler."""
+    """A collate_fn, a sampler, and variables of the module."""
     whole = run(name, tmp_path, engine="inline", name="whole", **SETTINGS)
     part = run(name, tmp_path, engine="inline", name="part", **{**SETTINGS, "num_rounds": 1})
     resume(part, num_rounds=2)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sim.client.borrowed_variables import Borrowed, borrowed_by, learning_rate_of, lent
 from sim.client.own_returns import OwnReturnError, Returned, of_test, of_train, scalar
 from sim.errors import PluginError, some
 from sim.parameter_roles import VALIDATION, Binding, is_text
@@ -55,15 +56,17 @@ class OwnTrain:
         examples = "loader", "loaders", "inputs"
         roles = ("net", *examples, "targets", VALIDATION, "epochs", "epoch", "device", "criterion", "scheduler", "args")
         binding = Binding.of(self.function, (*roles, *_SETTINGS), self.place, needed=[("net",), examples])
-        if not binding.takes("net") and not binding.open_ended:
+        if binding.open_ended:
+            return binding
+        borrowed = _borrowed(binding)
+        if not binding.takes("net") and "net" not in borrowed:
             raise PluginError(
-                f"{self.place}: has no parameter for the model, such as net or model; a variable of the module would "
-                "be the same net for all clients"
+                f"{self.place}: has no parameter for the model, such as net or model, and uses no variable that is one"
             )
-        if not any(map(binding.takes, examples)) and not binding.open_ended:
+        if not any(map(binding.takes, examples)) and "loader" not in borrowed:
             raise PluginError(
-                f"{self.place}: has no parameter for the examples of a client, such as loader or train_loader; a "
-                "variable of the module would be the examples of all clients"
+                f"{self.place}: has no parameter for the examples of a client, such as loader or train_loader, and "
+                "uses no variable that is a DataLoader"
             )
         return binding
 
@@ -79,6 +82,10 @@ class OwnTrain:
         """What the user should know of what it is given, one line each."""
         meanings = {"net": "the model", "loader": "the examples of the client"}
         found = [f"its parameter {name} gets {meanings[role]}" for name, role in self.binding.assumed.items()]
+        lent_names = [variable.name for variables in _borrowed(self.binding).values() for variable in variables]
+        if lent_names:
+            what = "variable" if len(lent_names) == 1 else "variables"
+            found.append(f"while a client trains, its own stand in the {what} {', '.join(lent_names)}")
         if "scheduler" in self.binding.required:
             found.append(
                 "its scheduler leaves the learning rate as it is; --lr-schedule changes it from round to round"
@@ -93,7 +100,8 @@ class OwnTrain:
             is_usable = is_known and (name == "optimizer") == isinstance(value, str)
             if name in _DEFAULTS and (is_usable or name != "batch_size"):  # loaders need a batch size
                 found[name] = value if is_usable else None
-        return found
+        lr = learning_rate_of(_borrowed(self.binding))
+        return found if lr is None else {"lr": lr, **found}
 
     def __call__(
         self, net: nn.Module, loader: Any, epochs: int, device: torch.device, **settings: Any
@@ -153,12 +161,21 @@ class OwnTrain:
         if "scheduler" in binding.required:
             assert optimizer is not None
             offered["scheduler"] = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-        if binding.takes("epochs") or (binding.open_ended and not binding.takes("epoch")):
-            returned = [of_train(binding.call({**offered, "epochs": epochs}), net)]
-        else:
-            returned = [of_train(binding.call({**offered, "epoch": n}), net) for n in range(1, epochs + 1)]
+        with lent(_borrowed(binding), net, loader, settings.get("lr")):
+            if binding.takes("epochs") or (binding.open_ended and not binding.takes("epoch")):
+                returned = [of_train(binding.call({**offered, "epochs": epochs}), net)]
+            else:
+                returned = [of_train(binding.call({**offered, "epoch": n}), net) for n in range(1, epochs + 1)]
         _check_same(_shapes(net), before)
         return returned
+
+
+def _borrowed(binding: Binding, *, is_test: bool = False) -> Borrowed:
+    """Return the variables of modules that a function uses in the place of parameters."""
+    given = set(binding.roles.values())
+    return borrowed_by(
+        binding.function, given | ({"loader"} if given & {"loaders", "inputs"} else set()), is_test=is_test
+    )
 
 
 def _shapes(net: nn.Module) -> dict[str, torch.Size]:
@@ -276,8 +293,10 @@ class OwnTest:
         """
         roles = "net", "loader", "inputs", "targets", "device", "criterion", "args", "epoch"
         binding = Binding.of(self.function, roles, self.place, needed=[("net",), ("loader", "inputs")])
-        if not binding.takes("net") and not binding.open_ended:
-            raise PluginError(f"{self.place}: has no parameter for the model, such as net or model")
+        if not (binding.takes("net") or binding.open_ended or "net" in _borrowed(binding, is_test=True)):
+            raise PluginError(
+                f"{self.place}: has no parameter for the model, such as net or model, and uses no variable that is one"
+            )
         return binding
 
     def __call__(self, net: nn.Module, loader: Any, device: torch.device) -> tuple[float, dict[str, float]]:
@@ -301,7 +320,7 @@ class OwnTest:
             offered |= _all_examples(loader, self.place)
         if binding.takes("criterion") and ("criterion" in binding.required or self.loss != "cross_entropy"):
             offered["criterion"] = criterion(self.loss).to(device)
-        with _noting_output() as printed:
+        with _noting_output() as printed, lent(_borrowed(binding, is_test=True), net, loader):
             returned = binding.call(offered)
         if returned is None and printed() and self.instead is not None:
             return Returned(*self.instead(net, loader, device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import math
 import re
@@ -129,7 +130,7 @@ def _tried(
 
 
 def _notes_of_arguments(spec: ClientSpec) -> Iterator[str]:
-    """Yield a note on each of the program's arguments whose name none of the user's files mentions."""
+    """Yield a note on each of the program's arguments that has no effect, or not everywhere."""
     if not spec.args:
         return
     modules = {
@@ -140,10 +141,25 @@ def _notes_of_arguments(spec: ClientSpec) -> Iterator[str]:
     files, (of_data, is_own, _) = set(modules.values()), shown_dataset(spec).partition(":")
     if None in files or (is_own and of_data not in modules):
         return  # defined in a notebook; or the data come from the cache, and what loads them was not needed
+    parsed = [
+        (module, own)
+        for module in own_modules()
+        if Path(module.__file__ or "").is_relative_to(Path.cwd())
+        for own in vars(module).values()
+        if type(own) is argparse.Namespace
+    ]
     text = "\n".join(Path(file).read_text(encoding="utf-8", errors="replace") for file in files if file is not None)
     for name, value in spec.args.items():
+        argument = f"--args {name}={one_line(str(value), 100)}"
         if re.search(rf"\b{re.escape(name).replace('_', '[-_]')}\b", text) is None:
-            yield f"--args {name}={one_line(str(value), 100)}: no file of your program has the name {name}"
+            yield f"{argument}: no file of your program has the name {name}"
+        for module, own in parsed:
+            now = getattr(own, name.replace("-", "_"), value)
+            if now != value:
+                yield (
+                    f"{argument}: {user_code.name_in_folder(module.__name__)} parses its options when it is imported, "
+                    f"and where it uses them itself {name} stays {one_line(str(now), 100)}"
+                )
 
 
 @in_own_context

@@ -1,0 +1,151 @@
+"""Functions that take the model, the examples or the optimizer from variables of their module.
+
+Many programs are written so: ``def train(epoch): for x, y in train_loader: … model(x) … optimizer.step()``. While such
+a function is called, these variables are those of the client; afterwards they are what they were.
+"""
+
+from __future__ import annotations
+
+import copy
+import dis
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from types import CodeType, FunctionType
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from sim.parameter_roles import ROLES, validates
+from sim.user_objects import is_own
+
+
+class Variable(NamedTuple):
+    """A variable of a module, by the dict that has it and its name there."""
+
+    module: dict[str, Any]
+    name: str
+
+    @property
+    def value(self) -> Any:
+        """What it is now."""
+        return self.module.get(self.name)
+
+
+Borrowed = Mapping[str, Sequence[Variable]]  # role (net, loader, optimizer, scheduler) → the variables that have it
+
+
+def borrowed_by(function: Callable[..., Any], given: Collection[str], *, is_test: bool = False) -> Borrowed:
+    """Return the variables of modules through which a function uses what a client has of its own.
+
+    Args:
+        given: roles that its parameters have, for which no variable is taken.
+        is_test: it is to be called with examples of a test.
+    """
+    used = _used_by(inspect.unwrap(function))
+    nets = [each for each in used if isinstance(each.value, nn.Module) and any(True for _ in each.value.parameters())]
+    loaders = [each for each in used if isinstance(each.value, DataLoader)]
+    optimizers = [each for each in used if isinstance(each.value, Optimizer) and _model_of(each) is not None]
+    stepped = {id(each.value) for each in optimizers}
+    found: dict[str, Sequence[Variable]] = {
+        "net": _only(nets, lambda each: ROLES.get(each.name.lower()) == "net"),
+        "loader": _only(loaders, lambda each: validates(each.name) == is_test),
+        "optimizer": optimizers,
+        "scheduler": [each for each in used if id(getattr(each.value, "optimizer", None)) in stepped],
+    }
+    return {role: variables for role, variables in found.items() if variables and role not in given}
+
+
+def learning_rate_of(borrowed: Borrowed) -> float | None:
+    """Return the learning rate of the optimizer that a function borrows; None if it borrows none."""
+    optimizers = [each.value for each in borrowed.get("optimizer", ())]
+    return float(optimizers[0].defaults["lr"]) if optimizers and "lr" in optimizers[0].defaults else None
+
+
+@contextmanager
+def lent(borrowed: Borrowed, net: nn.Module, loader: Any, lr: float | None = None) -> Iterator[None]:
+    """Let the variables be those of a client inside the block.
+
+    An optimizer is a copy that changes ``net``, with nothing in its buffers; a scheduler is one of that copy.
+
+    Args:
+        lr: learning rate in the place of the optimizer's default; None for its own.
+    """
+    before = [(each, each.value) for variables in borrowed.values() for each in variables]
+    copied: dict[int, Any] = {}  # of copy.deepcopy: what stands for an object
+    for each in borrowed.get("optimizer", ()):
+        copied |= _corresponding(each, net)
+    made: dict[str, Callable[[Any], Any]] = {
+        "net": lambda _: net,
+        "loader": lambda _: loader,
+        "optimizer": lambda own: _with_rate(copy.deepcopy(own, copied), lr),
+        "scheduler": lambda own: copy.deepcopy(own, copied),  # after its optimizer, which it refers to
+    }
+    try:
+        for role, make in made.items():
+            for each in borrowed.get(role, ()):
+                each.module[each.name] = make(each.value)
+        yield
+    finally:
+        for each, value in before:
+            each.module[each.name] = value
+
+
+def _only(variables: Sequence[Variable], is_meant: Callable[[Variable], bool]) -> list[Variable]:
+    """Return the variables of the only value among them, or else of the only value that is meant by its name."""
+    for some in (variables, [each for each in variables if is_meant(each)]):
+        if len({id(each.value) for each in some}) == 1:
+            return list(some)
+    return []
+
+
+def _model_of(optimizer: Variable) -> nn.Module | None:
+    """Return the model in a variable of the same module whose parameters an optimizer changes."""
+    stepped = {id(weight) for group in optimizer.value.param_groups for weight in group["params"]}
+    models = [value for value in optimizer.module.values() if isinstance(value, nn.Module)]
+    return next((model for model in models if stepped <= {id(weight) for weight in model.parameters()}), None)
+
+
+def _corresponding(optimizer: Variable, net: nn.Module) -> dict[int, Any]:
+    """Return id of a parameter that an optimizer changes → the parameter of ``net`` with its name."""
+    model, new = _model_of(optimizer), dict(net.named_parameters(remove_duplicate=False))
+    assert model is not None
+    return {id(weight): new[name] for name, weight in model.named_parameters(remove_duplicate=False) if name in new}
+
+
+def _with_rate(optimizer: Optimizer, lr: float | None) -> Optimizer:
+    for group in optimizer.param_groups:
+        if lr is not None and group.get("lr") == optimizer.defaults.get("lr"):
+            group["lr"] = lr
+    return optimizer
+
+
+@lru_cache(maxsize=64)
+def _used_by(function: Any) -> tuple[Variable, ...]:
+    """Return the variables of modules that a function, and the user's functions that it calls, read."""
+    found: dict[tuple[int, str], Variable] = {}
+    waiting, seen = [function], set()
+    while waiting:
+        current = inspect.unwrap(waiting.pop())
+        if not isinstance(current, FunctionType) or current in seen:
+            continue
+        seen.add(current)
+        for name in _globals_in(current.__code__):
+            variable = Variable(current.__globals__, name)
+            if isinstance(variable.value, FunctionType) and is_own(variable.value.__module__ or ""):
+                waiting.append(variable.value)
+            elif variable.value is not None:
+                found[id(variable.module), name] = variable
+    return tuple(found.values())
+
+
+def _globals_in(code: CodeType) -> Iterator[str]:
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            yield str(instruction.argval)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):  # a function inside of it, or a comprehension
+            yield from _globals_in(constant)
