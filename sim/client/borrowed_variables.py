@@ -45,7 +45,8 @@ def borrowed_by(function: Callable[..., Any], given: Collection[str], *, is_test
         given: roles that its parameters have, for which no variable is taken.
         is_test: it is to be called with examples of a test.
     """
-    used = _used_by(inspect.unwrap(function))
+    function = inspect.unwrap(function)
+    used = _used_by(function) if isinstance(function, FunctionType) else ()
     nets = [each for each in used if isinstance(each.value, nn.Module) and any(True for _ in each.value.parameters())]
     loaders = [each for each in used if isinstance(each.value, DataLoader)]
     optimizers = [each for each in used if isinstance(each.value, Optimizer) and _model_of(each) is not None]
@@ -124,10 +125,11 @@ def _with_rate(optimizer: Optimizer, lr: float | None) -> Optimizer:
 
 
 @lru_cache(maxsize=64)
-def _used_by(function: Any) -> tuple[Variable, ...]:
+def _used_by(function: FunctionType) -> tuple[Variable, ...]:
     """Return the variables of modules that a function, and the user's functions that it calls, read."""
     found: dict[tuple[int, str], Variable] = {}
-    waiting, seen = [function], set()
+    waiting: list[Any] = [function]
+    seen: set[FunctionType] = set()
     while waiting:
         current = inspect.unwrap(waiting.pop())
         if not isinstance(current, FunctionType) or current in seen:

@@ -84,8 +84,7 @@ class OwnTrain:
         found = [f"its parameter {name} gets {meanings[role]}" for name, role in self.binding.assumed.items()]
         lent_names = [variable.name for variables in _borrowed(self.binding).values() for variable in variables]
         if lent_names:
-            what = "variable" if len(lent_names) == 1 else "variables"
-            found.append(f"while a client trains, its own stand in the {what} {', '.join(lent_names)}")
+            found.append(f"while a client trains, these variables of the module are its own: {', '.join(lent_names)}")
         if "scheduler" in self.binding.required:
             found.append(
                 "its scheduler leaves the learning rate as it is; --lr-schedule changes it from round to round"
