@@ -123,9 +123,9 @@ class Campaign:
         variables = {**os.environ, "SIM_FAULT": fault, "SIM_MARK": self.mark}
         if fault:
             variables["SIM_FAULT_ONCE"] = str(self.happened)
-        if fault.startswith("memory"):  # Ray ends a process when 1.5 GiB more are in use than now
+        if fault.startswith("memory"):  # Ray ends a process when 4 GiB more are in use than now
             memory = psutil.virtual_memory()
-            threshold = 1 - (memory.available - 1.5 * 2**30) / memory.total
+            threshold = 1 - (memory.available - 4 * 2**30) / memory.total
             variables |= {"RAY_memory_usage_threshold": f"{threshold:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
         log = (self.root / "output.txt").open("ab")
         return subprocess.Popen(words, cwd=HERE, env=variables, stdout=log, stderr=log)
