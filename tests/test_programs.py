@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch.utils.data import DataLoader
 
-from conftest import PROGRAMS
+from conftest import PROGRAMS, Sim
 from sim import Run, RunConfig, resume, simulate
 from sim.data.columns import Columns
 from sim.data.items import Items
@@ -139,6 +139,16 @@ def test_one_client_with_all_data_is_the_program_by_itself(name: str, tmp_path: 
     else:
         assert pd.isna(last["test_accuracy"])
     sys.modules.pop(name, None)
+
+
+def test_options_that_a_file_parses_when_it_is_imported_are_said_to_stay(sim: Sim, tmp_path: Path) -> None:
+    few = ["--num-clients", "4", "--num-rounds", "1", "--engine", "inline", "--results-dir", str(tmp_path)]
+    done = sim("run", "--program", "global_style.py", "--args", "step-size=0.5", *few, cwd=WHOLE)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "note: --args step-size=0.5: global_style parses its options when it is imported, and where it uses them "
+        "itself step-size stays 0.05\n"
+    ) in done.stderr
 
 
 SETTINGS: dict[str, Any] = {"num_clients": 20, "clients_per_round": 2, "num_rounds": 2}

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from sim.parameter_roles import ROLES, validates
@@ -55,7 +56,9 @@ def borrowed_by(function: Callable[..., Any], given: Collection[str], *, is_test
         "net": _only(nets, lambda each: ROLES.get(each.name.lower()) == "net"),
         "loader": _only(loaders, lambda each: validates(each.name) == is_test),
         "optimizer": optimizers,
-        "scheduler": [each for each in used if id(getattr(each.value, "optimizer", None)) in stepped],
+        "scheduler": [
+            each for each in used if isinstance(each.value, LRScheduler) and id(each.value.optimizer) in stepped
+        ],
     }
     return {role: variables for role, variables in found.items() if variables and role not in given}
 
@@ -83,7 +86,8 @@ def lent(borrowed: Borrowed, net: nn.Module, loader: Any, lr: float | None = Non
         "net": lambda _: net,
         "loader": lambda _: loader,
         "optimizer": lambda own: _with_rate(copy.deepcopy(own, copied), lr),
-        "scheduler": lambda own: copy.deepcopy(own, copied),  # after its optimizer, which it refers to
+        # After its optimizer, which it refers to.
+        "scheduler": lambda own: _with_rates_of_its_optimizer(copy.deepcopy(own, copied)),
     }
     try:
         for role, make in made.items():
@@ -118,10 +122,19 @@ def _corresponding(optimizer: Variable, net: nn.Module) -> dict[int, Any]:
 
 
 def _with_rate(optimizer: Optimizer, lr: float | None) -> Optimizer:
-    for group in optimizer.param_groups:
-        if lr is not None and group.get("lr") == optimizer.defaults.get("lr"):
-            group["lr"] = lr
+    """Let an optimizer have another learning rate; groups of parameters keep their rates relative to each other."""
+    own = optimizer.defaults.get("lr")
+    if lr is not None and isinstance(own, float | int) and own not in (0, lr):
+        for group in optimizer.param_groups:
+            for name in {"lr", "initial_lr"} & group.keys():  # a scheduler has put the second
+                group[name] = lr if group[name] == own else group[name] * lr / own
     return optimizer
+
+
+def _with_rates_of_its_optimizer(scheduler: Any) -> Any:
+    if hasattr(scheduler, "base_lrs"):
+        scheduler.base_lrs = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
+    return scheduler
 
 
 @lru_cache(maxsize=64)

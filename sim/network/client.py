@@ -126,7 +126,7 @@ class RemoteClient(Client):
     def _note_other_settings(self, config: Mapping[str, Any]) -> None:
         """Log a note for each flag of the training that is another one on the server."""
         sent = dict(config) | {name: config[key] for name, key in SHARED.items() if key in config}
-        for name in self._flags.keys() & sent.keys():
+        for name in self._flags.keys() & sent.keys() - {"seed"}:  # by which the client finds its examples
             if name == "lr" and sent["server_round"] != 1:  # it may follow a schedule
                 continue
             if self._flags[name] != sent[name]:

@@ -133,25 +133,24 @@ def _notes_of_arguments(spec: ClientSpec) -> Iterator[str]:
     """Yield a note on each of the program's arguments that has no effect, or not everywhere."""
     if not spec.args:
         return
-    modules = {
-        user_code.name_in_folder(module.__name__): getattr(module, "__file__", None)
-        for module in own_modules()
-        if getattr(module, "__file__", None) or not hasattr(module, "__path__")  # a folder without __init__.py
-    }
-    files, (of_data, is_own, _) = set(modules.values()), shown_dataset(spec).partition(":")
-    if None in files or (is_own and of_data not in modules):
-        return  # defined in a notebook; or the data come from the cache, and what loads them was not needed
+    # A folder without __init__.py is a module without a file; so is what a notebook defines, but it is no package.
+    modules = [module for module in own_modules() if module.__dict__.get("__file__") or not hasattr(module, "__path__")]
+    names = {user_code.name_in_folder(module.__name__) for module in modules}
+    of_data, is_own, _ = shown_dataset(spec).partition(":")
+    files = [Path(module.__dict__.get("__file__") or "") for module in modules]
+    if not all(file.is_file() for file in files) or (is_own and of_data not in names):
+        return  # not all can be read; or the data come from the cache, and what loads them was not needed
+    text = "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
     parsed = [
         (module, own)
-        for module in own_modules()
-        if Path(module.__file__ or "").is_relative_to(Path.cwd())
+        for module, file in zip(modules, files, strict=True)
+        if file.is_relative_to(Path.cwd())
         for own in vars(module).values()
         if type(own) is argparse.Namespace
     ]
-    text = "\n".join(Path(file).read_text(encoding="utf-8", errors="replace") for file in files if file is not None)
     for name, value in spec.args.items():
         argument = f"--args {name}={one_line(str(value), 100)}"
-        if re.search(rf"\b{re.escape(name).replace('_', '[-_]')}\b", text) is None:
+        if re.search(rf"\b{re.escape(name.replace('-', '_')).replace('_', '[-_]')}\b", text) is None:
             yield f"{argument}: no file of your program has the name {name}"
         for module, own in parsed:
             now = getattr(own, name.replace("-", "_"), value)
