@@ -51,14 +51,15 @@ class MetricName:
             name, direction = text, ""
         if not name.strip():
             raise ConfigError(f"{flag} {one_line(text, 200)}: must be the name of a metric, NAME:min or NAME:max")
-        return cls(name, _DIRECTIONS[direction] if direction else _is_better_smaller(name))
+        return cls(name, _DIRECTIONS[direction] if direction else is_better_smaller(name))
 
     def best(self, values: Sequence[float]) -> float:
         """Return the best of one or more values."""
         return min(values) if self.smaller_is_better else max(values)
 
 
-def _is_better_smaller(name: str) -> bool:
+def is_better_smaller(name: str) -> bool:
+    """Return whether the name of a metric says that smaller values are better."""
     return not _SMALLER_IS_BETTER.isdisjoint(re.split(r"[^a-z]+", name.lower()))
 
 
@@ -96,7 +97,7 @@ def named(name: str, config: Mapping[str, Any]) -> MetricName:
     """Return the metric of a run with this name; its direction is that of the run's config, or that of the name."""
     metric = config.get("metric")
     known = {each.name: each for each in configured(metric if isinstance(metric, str) else None).values()}
-    return known.get(name) or MetricName(name, _is_better_smaller(name))
+    return known.get(name) or MetricName(name, is_better_smaller(name))
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ FLAGS = {
     "--model " + "a." * 3000 + "a:Net": "--model a.a.a",
     "--args a=1": "--args a: belong to a program or a function of yours, as --program names it",
     "--model torchvision:resnet18 --args a=1": "--args a: belong to a program or a function of yours",
-    "--accuracy-in-percent": "--accuracy-in-percent: belongs to a --test or a client of yours",
+    "--accuracy-in-percent": "--accuracy-in-percent: belongs to a --train, a --test or a client of yours",
     "--data-form items": "--data-form items: belongs to data of yours, not to --dataset digits",
     "--track=": "--track '': must name one or more of tensorboard, mlflow, wandb, wandb:offline; only --resume ends",
     "--results-dir=": "--results-dir '': must be the name of a folder; . is the current one",

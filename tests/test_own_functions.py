@@ -6,7 +6,8 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -154,6 +155,121 @@ def test_predictions_after_loss_and_accuracy_are_left_out() -> None:
     for unclear in ((1.0, 0.5, 0.25), "0.5", None, {}, {"report": "…"}, ([1], [2])):
         with pytest.raises(OwnReturnError, match=r"^test returned .* is expected$"):
             of_test(unclear, "accuracy")
+
+
+def accuracy_first(loss: float, acc: float) -> Any:
+    return acc, loss
+
+
+def only_a_loss(loss: float, _: float) -> Any:
+    test_loss, loader = 2 * loss, [1, 2]
+    return test_loss / len(loader)
+
+
+def meters(loss: float, acc: float) -> Any:
+    losses, top1 = SimpleNamespace(avg=loss), SimpleNamespace(avg=acc)
+    return top1.avg, losses.avg
+
+
+def of_a_call(loss: float, acc: float) -> Any:
+    correct, criterion = torch.tensor(acc), torch.tensor
+    return float(100.0 * correct.item() / 100), criterion(loss).item()
+
+
+@torch.no_grad()
+def early_end(loss: float, acc: float) -> Any:
+    def inside() -> Any:
+        return 1.5, 0.0
+
+    if loss == 0:
+        return 0.0, 0.0
+    loss, _ = inside()
+    return acc, loss
+
+
+def three_numbers(loss: float, acc: float) -> Any:
+    f1 = 0.125
+    return loss, acc, f1
+
+
+def an_error(loss: float, _: float) -> Any:
+    mae = loss
+    return mae / 1
+
+
+def two_losses(loss: float, _: float) -> Any:
+    train_loss, val_loss = loss, 4.0
+    return train_loss, val_loss
+
+
+def accuracy_and_dict(loss: float, acc: float) -> Any:
+    return acc, {"loss": loss}
+
+
+class Result(NamedTuple):
+    accuracy: float
+    loss: float
+
+
+def named_tuple(loss: float, acc: float) -> Any:
+    return Result(acc, loss)
+
+
+def score_last(loss: float, acc: float) -> Any:
+    return loss, acc * 1
+
+
+RECORDED_AS = "what it returns is recorded as {}, which its return statement calls it"
+
+
+@pytest.mark.parametrize(
+    ("function", "expected", "recorded_as"),
+    [
+        (accuracy_first, {"loss": 1.5, "accuracy": 0.5}, "accuracy, loss"),
+        (only_a_loss, {"loss": 1.5}, "loss"),
+        (meters, {"loss": 1.5, "accuracy": 0.5}, "accuracy, loss"),
+        (of_a_call, {"loss": 1.5, "accuracy": 0.5}, "accuracy, loss"),
+        (early_end, {"loss": 1.5, "accuracy": 0.5}, "accuracy, loss"),
+        (three_numbers, {"loss": 1.5, "accuracy": 0.5, "f1": 0.125}, "loss, accuracy, f1"),
+        (an_error, {"mae": 1.5}, "mae"),
+        (two_losses, {"loss": 1.5, "val_loss": 4.0}, "loss, val_loss"),
+        (accuracy_and_dict, {"loss": 1.5, "accuracy": 0.5}, "accuracy"),
+        (named_tuple, {"loss": 1.5, "accuracy": 0.5}, None),
+        (score_last, {"loss": 1.5, "accuracy": 0.5}, None),
+    ],
+)
+def test_return_statements_say_which_number_is_which(
+    function: Callable[..., Any], expected: dict[str, float], recorded_as: str | None
+) -> None:
+    found = of_test(function(1.5, 0.5), "accuracy", function)
+    loss = {} if found.loss is None else {"loss": found.loss}
+    assert {**loss, **found.metrics} == expected
+    assert found.notes == (() if recorded_as is None else (RECORDED_AS.format(recorded_as),))
+
+
+def test_return_statements_of_train_say_which_number_is_which() -> None:
+    def series(net: nn.Module) -> Any:
+        val_accs, train_losses = [0.25, 0.75], [2.0, 1.0]
+        return net, val_accs, train_losses
+
+    def last(accuracy: float) -> Any:
+        return accuracy
+
+    net = made(0)
+    assert of_train(series(net), net, series)[:2] == (1.5, {"accuracy": 0.5})
+    assert of_train(last(0.5), net, last)[:2] == (None, {"accuracy": 0.5})
+    assert of_train(two_losses(1.5, 0), net, two_losses)[:2] == (1.5, {"val_loss": 4.0})
+    assert of_train(accuracy_and_dict(1.5, 0.5), net, accuracy_and_dict)[:2] == (1.5, {"accuracy": 0.5})
+
+
+def test_accuracy_in_percent_is_also_that_of_train() -> None:
+    def train(net: nn.Module, loader: Any) -> Any:
+        return 0.5, 25.0
+
+    arguments = made(0), ["batch"], 1, CPU
+    assert OwnTrain(train, "--train own:train", in_percent=True)(*arguments) == {"loss": 0.5, "accuracy": 0.25}
+    with pytest.raises(OwnReturnError, match=r"^train returned accuracy 25; a fraction 0–1 is expected; --accuracy-in"):
+        OwnTrain(train, "--train own:train")(*arguments)
 
 
 def called(function: Callable[..., Any], epochs: int = 1) -> OwnTrain:

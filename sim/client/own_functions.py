@@ -39,12 +39,14 @@ class OwnTrain:
     Attributes:
         loss: name of the loss that it gets as its criterion, if it asks for one.
         args: the program's own arguments.
+        in_percent: its accuracy is in percent.
     """
 
     function: Callable[..., Any]
     place: str
     loss: str | Callable[..., Any] = "cross_entropy"
     args: Any = None
+    in_percent: bool = False
 
     @cached_property
     def binding(self) -> Binding:
@@ -108,7 +110,7 @@ class OwnTrain:
         """Train and return the metrics; the mean over the calls, where there are several.
 
         Raises:
-            OwnReturnError: it is a generator.
+            OwnReturnError: it is a generator, or its accuracy is no fraction.
         """
         calls = self.calls(net, loader, epochs, device, **settings)
         returned = [each.metrics if each.loss is None else {"loss": each.loss, **each.metrics} for each in calls]
@@ -131,7 +133,7 @@ class OwnTrain:
                 training, because most programs divide by their number.
 
         Raises:
-            OwnReturnError: it is a generator, or the net has other weights afterwards.
+            OwnReturnError: it is a generator, its accuracy is no fraction, or the net has other weights afterwards.
             PluginError: it takes all examples at once, and ``max_steps`` would be without effect.
         """
         binding = self.binding
@@ -162,10 +164,13 @@ class OwnTrain:
             offered["scheduler"] = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
         with lent(_borrowed(binding), net, loader, settings.get("lr")):
             if binding.takes("epochs") or (binding.open_ended and not binding.takes("epoch")):
-                returned = [of_train(binding.call({**offered, "epochs": epochs}), net)]
+                turns = [{"epochs": epochs}]
             else:
-                returned = [of_train(binding.call({**offered, "epoch": n}), net) for n in range(1, epochs + 1)]
+                turns = [{"epoch": number} for number in range(1, epochs + 1)]
+            returned = [of_train(binding.call({**offered, **turn}), net, self.function) for turn in turns]
         _check_same(_shapes(net), before)
+        for each in returned:
+            _make_fraction(each.metrics, "train", in_percent=self.in_percent)
         return returned
 
 
@@ -323,24 +328,28 @@ class OwnTest:
             returned = binding.call(offered)
         if returned is None and printed() and self.instead is not None:
             return Returned(*self.instead(net, loader, device))
-        found = of_test(returned, self.score)
-        if "accuracy" in found.metrics:
-            found.metrics["accuracy"] = self._fraction(found.metrics["accuracy"])
+        found = of_test(returned, self.score, self.function)
+        _make_fraction(found.metrics, "test", in_percent=self.in_percent)
         return found
 
-    def _fraction(self, accuracy: float) -> float:
-        value = accuracy / 100 if self.in_percent else accuracy
-        if not 0 <= value <= 1 + 1e-6:
-            raise OwnReturnError(
-                f"test returned accuracy {accuracy:g}; "
-                + (
-                    "a number 0–100 is expected"
-                    if self.in_percent
-                    else "a fraction 0–1 is expected; --accuracy-in-percent is for a test that returns percent, and a "
-                    'loss is returned as {"loss": …}'
-                )
-            )
-        return value
+
+def _make_fraction(metrics: dict[str, float], function: str, *, in_percent: bool) -> None:
+    """Make the accuracy among metrics a fraction.
+
+    Raises:
+        OwnReturnError: it is none, or no percentage.
+    """
+    if "accuracy" not in metrics:
+        return
+    accuracy = metrics["accuracy"]
+    metrics["accuracy"] = accuracy / 100 if in_percent else accuracy
+    if not 0 <= metrics["accuracy"] <= 1 + 1e-6:
+        of_fractions = (
+            f"a fraction 0–1 is expected; --accuracy-in-percent is for a {function} that returns percent, and a "
+            'loss is returned as {"loss": …}'
+        )
+        expected = "a number 0–100 is expected" if in_percent else of_fractions
+        raise OwnReturnError(f"{function} returned accuracy {accuracy:g}; {expected}")
 
 
 @contextmanager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from sim.client.returned_names import ReturnedName, returned_names
 from sim.errors import some
+from sim.metrics import is_better_smaller
 
 _WHAT_TRAIN_RETURNS = "the mean loss, (loss, accuracy), a dict of metrics"
 _WHAT_TEST_RETURNS = "accuracy, (loss, accuracy), (loss, dict of metrics) or dict of metrics"
@@ -45,10 +48,13 @@ def scalar(value: Any) -> float | None:
     return float(value) if is_number else None
 
 
-def of_train(returned: Any, net: nn.Module) -> Returned:
+def of_train(returned: Any, net: nn.Module, function: Callable[..., Any] | None = None) -> Returned:
     """Return what ``train`` returned as metrics; weights that it returned are put into ``net``.
 
     Many programs return the model, a copy of it from their best epoch, or its state_dict, alone or with metrics.
+
+    Args:
+        function: what returned it, whose return statements may say in which order its numbers are.
 
     Raises:
         OwnReturnError: it is a generator, which trains nothing until somebody asks for its elements.
@@ -57,52 +63,121 @@ def of_train(returned: Any, net: nn.Module) -> Returned:
         raise OwnReturnError(
             f"train returned a {type(returned).__name__}, which has trained nothing; let it return, not yield"
         )
+    returned = _with_names(returned)
     parts = list(returned) if isinstance(returned, tuple) else [returned]
-    others = [part for part in parts if not _put_weights(part, net)]
-    if len(others) == 2 and None not in (numbers := [scalar(part) for part in others]):
-        loss, accuracy = numbers
-        return Returned(loss, {"accuracy": accuracy})  # type: ignore[dict-item]
-    if len(others) > 1:
-        return Returned(None, {}, (_unrecorded(others, _WHAT_TRAIN_RETURNS),))
-    (other,) = others or [None]
-    if other is None:
+    others = [position for position, part in enumerate(parts) if not _put_weights(part, net)]
+    if not others or parts[others[0]] is None:
         return Returned(None, {})
-    if isinstance(other, Mapping):
+    if len(others) == 1 and isinstance(other := parts[others[0]], Mapping):
         metrics, notes = _numbers_of(other)
         return Returned(metrics.pop("loss", None), metrics, notes)
-    mean = _mean(other)
-    if mean is None:
-        return Returned(None, {}, (_unrecorded([other], _WHAT_TRAIN_RETURNS),))
-    notes = () if scalar(other) is not None else ("the mean of the series that it returns is recorded as the loss",)
-    return Returned(mean, {}, notes)
+    numbers = [position for position in others if scalar(parts[position]) is not None]
+    if len(others) == 2 and len(numbers) == 1 and isinstance(named := parts[sum(others) - numbers[0]], Mapping):
+        return _with_others(function, parts, numbers, named)
+    series = [position for position in others if _mean(parts[position]) is not None]
+    recorded = numbers or series
+    has_usual_form = recorded == others[:2] if numbers else len(others) == 1
+    called, note = _called(function, len(parts), recorded, ("loss", "accuracy") if has_usual_form else ())
+    if called is None or not recorded:
+        return Returned(None, {}, (_unrecorded([parts[position] for position in others], _WHAT_TRAIN_RETURNS),))
+    metrics, notes = _numbers_of({name: parts[position] for name, position in zip(called, recorded, strict=True)})
+    if called == ["loss"] and notes:
+        notes = ("the mean of the series that it returns is recorded as the loss",)
+    left = [parts[position] for position in others if position not in recorded]
+    if left:
+        notes = (*notes, _unrecorded(left, _WHAT_TRAIN_RETURNS))
+    return Returned(metrics.pop("loss", None), metrics, (*note, *notes))
 
 
-def of_test(returned: Any, score: str) -> Returned:
+def of_test(returned: Any, score: str, function: Callable[..., Any] | None = None) -> Returned:
     """Return what ``test`` returned as a loss and metrics.
 
     Args:
         score: what its second number is called.
+        function: what returned it, whose return statements may say in which order its numbers are.
 
     Raises:
         OwnReturnError: it is something else than ``_WHAT_TEST_RETURNS``, perhaps followed by predictions.
     """
-    if (number := scalar(returned)) is not None:
-        return Returned(None, {score: number})
+    returned = _with_names(returned)
     if isinstance(returned, Mapping):
         metrics, notes = _numbers_of(returned)
         if metrics:
             return Returned(metrics.pop("loss", None), metrics, notes)
-    if isinstance(returned, tuple | list) and len(returned) > 1 and (first := scalar(returned[0])) is not None:
-        second, *rest = returned[1:]
-        if isinstance(second, Mapping):
-            metrics, notes = _numbers_of(second)
-            metrics.pop("loss", None)
-            return Returned(first, metrics, notes)
-        if (value := scalar(second)) is not None and all(scalar(each) is None for each in rest):
-            notes = (_unrecorded(rest, _WHAT_TEST_RETURNS),) if rest else ()
-            return Returned(first, {score: value}, notes)
-    shown = repr(returned) if isinstance(returned, int | float | str | tuple | list) else type(returned).__name__
-    raise OwnReturnError(f"test returned {shown}; {_WHAT_TEST_RETURNS} is expected")
+    parts = list(returned) if isinstance(returned, tuple | list) else [returned]
+    numbers = [position for position, part in enumerate(parts) if scalar(part) is not None]
+    if len(parts) == 2 and len(numbers) == 1 and isinstance(named := parts[1 - numbers[0]], Mapping):
+        return _with_others(function, parts, numbers, named, score)
+    defaults = () if numbers != [0, 1][: len(parts)] else (score,) if len(parts) == 1 else ("loss", score)
+    called, note = _called(function, len(parts), numbers, defaults, score)
+    if called is None or not numbers:
+        shown = repr(returned) if isinstance(returned, int | float | str | tuple | list) else type(returned).__name__
+        raise OwnReturnError(f"test returned {shown}; {_WHAT_TEST_RETURNS} is expected")
+    metrics, _ = _numbers_of({name: parts[position] for name, position in zip(called, numbers, strict=True)})
+    rest = [part for position, part in enumerate(parts) if position not in numbers]
+    left = (_unrecorded(rest, _WHAT_TEST_RETURNS),) if rest else ()
+    return Returned(metrics.pop("loss", None), metrics, (*note, *left))
+
+
+def _with_others(
+    function: Callable[..., Any] | None,
+    parts: Sequence[Any],
+    numbers: Sequence[int],
+    others: Mapping[Any, Any],
+    score: str = "accuracy",
+) -> Returned:
+    """Return the only number among what was returned, usually the loss, together with a dict of others."""
+    called, note = _called(function, len(parts), numbers, ("loss",), score)
+    number, _ = _numbers_of(dict.fromkeys(called or (), parts[numbers[0]]))
+    metrics, notes = _numbers_of(others)
+    metrics |= number
+    return Returned(metrics.pop("loss", None), metrics, (*note, *notes))
+
+
+def _with_names(returned: Any) -> Any:
+    """Return a named tuple or a data class as a dict, anything else as it is."""
+    if isinstance(returned, tuple) and hasattr(returned, "_asdict"):
+        return returned._asdict()
+    if dataclasses.is_dataclass(returned) and not isinstance(returned, type | nn.Module):
+        return {field.name: getattr(returned, field.name) for field in dataclasses.fields(returned)}
+    return returned
+
+
+def _called(
+    function: Callable[..., Any] | None,
+    count: int,
+    positions: Sequence[int],
+    defaults: Sequence[str],
+    score: str = "accuracy",
+) -> tuple[list[str] | None, tuple[str, ...]]:
+    """Return what the numbers at some positions of ``count`` returned values are called, and a note if it is unusual.
+
+    The words "loss" and "accuracy" in a return statement decide. Other numbers have the names that are expected in
+    their places, or else their own; there is None if one has no name, or two have the same.
+
+    Args:
+        defaults: what is expected, in this order; a score is never a number whose name says that smaller is better.
+        score: what an accuracy is called.
+    """
+    names = returned_names(function, count) if function is not None else [ReturnedName()] * count
+    kinds = {"loss": "loss", "accuracy": score}
+    called = [""] * len(positions)
+    for number, position in enumerate(positions):
+        kind = kinds.get(names[position].kind, "")
+        called[number] = names[position].text if kind and kind in called else kind
+    for number, position in enumerate(positions):
+        if called[number]:
+            continue
+        text = names[position].text
+        free = [name for name in defaults if name not in called]
+        expected = next((name for name in defaults[number : number + 1] if name in free), "".join(free[:1]))
+        is_other = is_better_smaller(text) if expected == score else bool(number and text)
+        called[number] = text if is_other or not expected else expected
+    if "" in called or len(set(called)) < len(called):
+        return None, ()
+    if called == list(defaults[: len(called)]):
+        return called, ()
+    return called, (f"what it returns is recorded as {some(called, 5)}, which its return statement calls it",)
 
 
 def _put_weights(part: Any, net: nn.Module) -> bool:

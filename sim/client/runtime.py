@@ -246,7 +246,8 @@ class ClientRuntime:
         if spec.train is not None:
             function = user_code.load(spec.train, "--train")
             place = f"--train {user_code.shown_name(spec.train)}"
-            self.train = OwnTrain(function, place, self.loss, user_code.arguments(spec.args, function))
+            args = user_code.arguments(spec.args, function)
+            self.train = OwnTrain(function, place, self.loss, args, spec.accuracy_in_percent)
         if spec.test is not None:
             function = user_code.load(spec.test, "--test")
             self.test = OwnTest(

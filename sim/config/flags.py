@@ -156,8 +156,8 @@ def check_new_run(given: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"--args {', '.join(given['args'])}: belong to a program or a function of yours, as --program names it"
         )
-    if given.get("accuracy_in_percent") and own <= {"dataset", "model", "train", "loss", "sampler"}:
-        raise ConfigError("--accuracy-in-percent: belongs to a --test or a client of yours; the built-in test has none")
+    if given.get("accuracy_in_percent") and own <= {"dataset", "model", "loss", "sampler"}:
+        raise ConfigError("--accuracy-in-percent: belongs to a --train, a --test or a client of yours")
     form = given.get("data_form", TrainingConfig.data_form)
     if form != TrainingConfig.data_form and own.isdisjoint(("program", "dataset")):
         dataset = given.get("dataset", TrainingConfig.dataset)

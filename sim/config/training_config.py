@@ -141,7 +141,7 @@ class TrainingConfig(_GivenObjects):
         "package.module:function; :min or :max says which is better; default accuracy for classes, otherwise mae",
         MODEL,
     )
-    accuracy_in_percent: bool = setting(False, "your test and client return accuracy in percent", MODEL)
+    accuracy_in_percent: bool = setting(False, "your train, test and client return accuracy in percent", MODEL)
     # More than a million examples at once fit into no memory.
     batch_size: int | None = setting(
         None,
