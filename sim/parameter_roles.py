@@ -17,7 +17,7 @@ from sim.user_code import ARGUMENTS, parameters_of
 
 # Role → the names that parameters with this role have, in lower case.
 _NAMES: dict[str, str] = {
-    "net": "net model network module nn_model",
+    "net": "net model network module nn_model self",
     "loader": (
         "loader trainloader train_loader testloader test_loader dataloader data_loader train_dataloader "
         "test_dataloader val_dataloader valloader val_loader validation_loader train_data_loader test_data_loader "
@@ -131,6 +131,15 @@ class Binding:
         """Return whether the function has a parameter with this role."""
         return role in self.roles.values()
 
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The parameters by their names."""
+        return parameters_of(self.function)
+
+    def prepared(self, offered: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
+        """Return what is called once or several times with arguments by role."""
+        return self.call
+
     def call(self, offered: Mapping[str, Any]) -> Any:
         """Call the function with those of the offered arguments, by role, that it takes."""
         positional, keywords = self.arguments(offered)
@@ -178,6 +187,6 @@ def is_text(binding: Binding, role: str) -> bool:
     """Return whether a parameter with this role wants a name, such as ``optimizer="sgd"``, instead of an object."""
     for name, own_role in binding.roles.items():
         if own_role == role:
-            parameter = parameters_of(binding.function)[name]
+            parameter = binding.parameters[name]
             return isinstance(parameter.default, str) or parameter.annotation in (str, "str")
     return False

@@ -106,6 +106,7 @@ class ProgramFile:
         variables: those of them that are variables.
         arguments: its argparse options, by their names in the namespace.
         modules: the classes at its top level that may be its model: PyTorch modules that are no part of another one.
+        methods: ``Class.method`` that may train or test, by their names, and what one must know to call them.
         training_line: the line in which it trains when it is imported; None if it does not.
     """
 
@@ -116,6 +117,7 @@ class ProgramFile:
     arguments: dict[str, Option]
     training_line: int | None
     modules: tuple[str, ...]
+    methods: dict[str, Parameters]
 
     def parts(self) -> dict[str, str]:
         """Return dataset, model, train and test → the name that the file has for it, of those that it has.
@@ -159,6 +161,7 @@ def read(path: Path) -> ProgramFile | None:
         arguments=_arguments(tree),
         training_line=_training_line(tree.body),
         modules=tuple(_modules(tree.body)),
+        methods=dict(_methods(tree.body)),
     )
 
 
@@ -177,6 +180,63 @@ def _modules(body: list[ast.stmt]) -> list[str]:
         if isinstance(each, ast.Name) and each.id != name
     }
     return [name for name in found if name not in parts]
+
+
+class Parameters(NamedTuple):
+    """The names of parameters without and with a default."""
+
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+
+def _methods(body: list[ast.stmt]) -> Iterator[tuple[str, Parameters]]:
+    """Yield the methods of classes at the top level that may train or test: ``Trainer.fit``, and their parameters.
+
+    The parameters are those of the class and of the method together. Of a PyTorch module, whose object is the model,
+    they are those of the method, and ``train`` and ``eval`` are other things.
+    """
+    models: set[str] = set()
+    for node in body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        bases = [ast.unparse(base) for base in node.bases]
+        is_model = any(base.endswith(_BASES_OF_MODELS) or base in models for base in bases)
+        if is_model:
+            models.add(node.name)
+        functions = {each.name: each for each in node.body if isinstance(each, ast.FunctionDef)}
+        of_class = Parameters()
+        if is_model:
+            of_class = Parameters(("self",))
+        elif "__init__" in functions:
+            of_class = _parameters(functions["__init__"].args)
+        elif node.bases:
+            continue  # another class says what it takes
+        elif any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+            fields = [
+                each for each in node.body if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+            ]
+            of_class = Parameters(tuple(ast.unparse(each.target) for each in fields if each.value is None))
+        for name, function in functions.items():
+            if function.decorator_list and "method" in ast.unparse(function.decorator_list[0]):
+                continue  # a static method or one of the class
+            if name in (*PARTS["train"], *PARTS["test"], "training_step") and not (
+                is_model and name in ("train", "eval")
+            ):
+                own = _parameters(function.args)
+                yield (
+                    f"{node.name}.{name}",
+                    Parameters(of_class.required + own.required, of_class.optional + own.optional),
+                )
+
+
+def _parameters(arguments: ast.arguments) -> Parameters:
+    """Return the parameters of a method but its first one."""
+    names = [each.arg for each in [*arguments.posonlyargs, *arguments.args]]
+    num_required = len(names) - len(arguments.defaults)
+    by_name = list(zip([each.arg for each in arguments.kwonlyargs], arguments.kw_defaults, strict=True))
+    required = [*names[1:num_required], *(name for name, default in by_name if default is None)]
+    optional = [*names[max(1, num_required) :], *(name for name, default in by_name if default is not None)]
+    return Parameters(tuple(required), tuple(optional))
 
 
 class _Name(NamedTuple):

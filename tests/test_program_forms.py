@@ -259,3 +259,58 @@ def test_what_was_found_and_what_nothing_reads_is_said(program: str, sim: Sim) -
             f"sim: note: {found}; built in: test",
             "sim: note: --args stepsize=1: no file of your program has the name stepsize",
         ]
+
+
+TRAINING_CLASSES = """
+class Lightning(Deep):
+    def training_step(self, batch, batch_idx):
+        return criterion(self(batch[0]), batch[1])
+
+class Trainer:
+    def __init__(self, model, train_loader, {parameter}):
+        self.model, self.loader = model, train_loader
+
+    def fit(self, epochs):
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=0.5)
+        for _ in range(epochs):
+            for x, y in self.loader:
+                optimizer.zero_grad()
+                criterion(self.model(x), y).backward()
+                optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("parameter", "unused"),
+    [
+        ("logger", "a client has nothing for its parameter logger"),
+        ("logger=None", None),
+        ("*, logger", "a client has nothing for its parameter logger"),
+        ("*, logger=None", None),
+    ],
+)
+def test_a_class_trains_if_a_client_has_all_that_it_needs(program: str, parameter: str, unused: str | None) -> None:
+    module = extended(program, TRAINING_CLASSES.format(parameter=parameter)).removesuffix(".py")
+    config = RunConfig(program=program)
+    assert config.train == (None if unused else f"{module}:Trainer.fit")
+    others = [note for note in config.program_notes if "is not used" in note]
+    expected = [
+        "Lightning.training_step is not used, because a client has nothing for its parameter batch",
+        f"Trainer.fit is not used, because {unused}",
+    ]
+    assert others == ([f"--program {program}: {note}" for note in expected] if unused else [])
+
+
+def test_of_several_classes_that_can_train_none_is_taken(program: str) -> None:
+    two = TRAINING_CLASSES.format(parameter="logger=None")
+    extended(program, two + two.replace("Trainer", "Learner").replace("Lightning", "Other"))
+    config = RunConfig(program=program)
+    assert config.train is None
+    unused = [note.rpartition("because ")[2] for note in config.program_notes if ".fit is not used" in note]
+    assert unused == ["there are several such methods; --train says which one"] * 2
+
+
+def test_what_a_class_needs_and_no_client_has_is_named(program: str) -> None:
+    module = extended(program, TRAINING_CLASSES.format(parameter="logger")).removesuffix(".py")
+    with pytest.raises(PluginError, match=rf"^--train {module}:Trainer.fit: its parameter logger is none that can be"):
+        run(program, train=f"{module}:Trainer.fit")

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,13 +22,13 @@ from torch.utils.data import DataLoader
 
 from conftest import PROGRAMS, Sim
 from sim import Run, RunConfig, resume, simulate
+from sim.config.program import program_parts
 from sim.data.columns import Columns
 from sim.data.items import Items
 from sim.data.load_dataset import load_dataset
 from sim.data.loaders import ExampleLoader, ResidentColumns
 from sim.errors import UsageError
 from sim.parameter_roles import ROLES
-from sim.program_file import read
 from sim.seeds import Purpose, reseed, restored, seeded
 
 WHOLE = PROGRAMS / "whole"
@@ -38,6 +39,8 @@ NAMES = {
     "mnist_style": "accuracy",
     "tutorial": "accuracy",
     "global_style": "accuracy",
+    "trainer_class": "accuracy",
+    "fitting_model": "accuracy",
     "imagenet": "accuracy",
     "table": "accuracy",
     "prices": "r2",
@@ -69,7 +72,7 @@ def by_itself(name: str) -> tuple[list[np.ndarray[Any, Any]], dict[str, float]]:
     module = importlib.util.module_from_spec(spec)
     with seeded(0, Purpose.DATA):
         spec.loader.exec_module(module)
-    parts = read(WHOLE / f"{name}.py").parts()  # type: ignore[union-attr]
+    parts = {part: path.partition(":")[2] for part, path in program_parts(f"{name}.py").items()}
     with restored():
         reseed(SEED, Purpose.DATA)
         data = [getattr(module, each) for each in parts["dataset"].split(",")]
@@ -97,7 +100,7 @@ def by_itself(name: str) -> tuple[list[np.ndarray[Any, Any]], dict[str, float]]:
     if isinstance(returned, float):
         returned = {NAMES[name]: returned}
     if isinstance(returned, tuple):
-        loss, rest = returned
+        loss, rest = returned if name != "fitting_model" else reversed(returned)
         returned = {"loss": loss, **(rest if isinstance(rest, dict) else {NAMES[name]: rest})}
     return weights, {key: float(value) for key, value in returned.items()}
 
@@ -109,9 +112,15 @@ def averaged(array: np.ndarray[Any, Any], num_examples: int) -> np.ndarray[Any, 
 
 
 def _called(module: ModuleType, name: str, given: dict[str, Any]) -> Any:
-    function = getattr(module, name)
+    owner, _, method = name.rpartition(".")
+    if owner and not issubclass(getattr(module, owner), torch.nn.Module):
+        function = getattr(_called(module, owner, given), method)
+    else:
+        function = attrgetter(name)(module)
     parameters = inspect.signature(function).parameters
-    return function(**{key: given[ROLES[key.lower()]] for key in parameters if ROLES.get(key.lower()) in given})
+    has_own = [key for key, parameter in parameters.items() if parameter.default is None]
+    roles = {key: ROLES.get(key.lower()) for key in parameters if key not in has_own}
+    return function(**{key: given[role] for key, role in roles.items() if role in given})
 
 
 @pytest.mark.parametrize(
@@ -155,7 +164,7 @@ SETTINGS: dict[str, Any] = {"num_clients": 20, "clients_per_round": 2, "num_roun
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("name", ["imagenet", "global_style"])
+@pytest.mark.parametrize("name", ["imagenet", "global_style", "trainer_class"])
 def test_a_program_gives_the_same_bits_in_every_engine(name: str, tmp_path: Path) -> None:
     """Random transforms and processes of its own that load items; scripts/determinism.sh takes every program."""
     some = {**SETTINGS, "num_clients": 2}  # of 20, each would have fewer examples than its loader has in a batch
@@ -165,7 +174,7 @@ def test_a_program_gives_the_same_bits_in_every_engine(name: str, tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sentences", "imbalanced", "global_style"])
+@pytest.mark.parametrize("name", ["sentences", "imbalanced", "global_style", "trainer_class"])
 def test_a_resumed_program_is_one_that_was_never_interrupted(name: str, tmp_path: Path) -> None:
     """A collate_fn, a sampler, and variables of the module."""
     whole = run(name, tmp_path, engine="inline", name="whole", **SETTINGS)
@@ -320,7 +329,7 @@ def test_parameters_whose_shape_the_data_decide(tmp_path: Path) -> None:
 @pytest.mark.nightly
 @pytest.mark.slow
 def test_objects_of_a_script(tmp_path: Path) -> None:
-    """Classes and functions of ``__main__`` reach the actors by value, with the same bits as without Ray."""
+    """Classes, functions and methods of ``__main__`` reach the actors by value: the same bits as without Ray."""
     (tmp_path / "script.py").write_text(SCRIPT)
     result = subprocess.run(
         [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
@@ -353,19 +362,26 @@ def train(model, loader, epochs):
             nn.functional.cross_entropy(model(x), y).backward()
             optimizer.step()
 
+class Trainer:
+    def __init__(self, model, loader):
+        self.model, self.loader = model, loader
+    def fit(self, epochs):
+        train(self.model, self.loader, epochs)
+
 def test(model, loader):
     return {"loss": sum(nn.functional.cross_entropy(model(x), y).item() for x, y in loader)}
 
 if __name__ == "__main__":
     from flwr.server.strategy import FedAvg
     content = []
-    for engine in ("inline", "ray"):
-        config = RunConfig(num_clients=4, num_rounds=1, engine=engine, partitioner="iid", name=engine)
-        run = simulate(config, model=Tiny, train=train, test=test, load_data=load_data,
+    for engine, training in (("inline", train), ("ray", train), ("ray", Trainer.fit)):
+        name = f"{engine}-{training.__name__}"
+        config = RunConfig(num_clients=4, num_rounds=1, engine=engine, partitioner="iid", name=name)
+        run = simulate(config, model=Tiny, train=training, test=test, load_data=load_data,
                        strategy=FedAvg(fraction_fit=1.0, min_fit_clients=4, min_available_clients=4),
                        ray_init_args={"num_cpus": 1})
         content.append(run.model_path.read_bytes())
-    print("same" if content[0] == content[1] else "different")
+    print("same" if content[0] == content[1] == content[2] else "different")
 """
 
 

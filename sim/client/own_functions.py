@@ -16,12 +16,20 @@ from torch import Tensor, nn
 from sim.client.borrowed_variables import Borrowed, borrowed_by, learning_rate_of, lent
 from sim.client.own_returns import OwnReturnError, Returned, of_test, of_train, scalar
 from sim.errors import PluginError, some
+from sim.method_binding import MethodBinding, binding_of
 from sim.parameter_roles import VALIDATION, Binding, is_text
 from sim.training import local
 from sim.training.losses import CRITERIA, LOSSES
 from sim.training.weights import state_of
 
+_EXAMPLES = "loader", "loaders", "inputs"
+_ROLES_OF_TRAIN = tuple(
+    f"net loader loaders inputs targets {VALIDATION} epochs epoch device criterion scheduler args".split()
+)
 _SETTINGS = ("lr", "momentum", "weight_decay", "proximal_mu", "optimizer", "max_steps", "precision", "batch_size")
+# For an object that does not train with them.
+_ANY_SETTINGS = {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "batch_size": 1, "epochs": 1, "proximal_mu": 0.0}
+_VALIDATION_SPLITS = "val", "valid", "validation", "test"
 _UNCHANGED = {"max_steps": 0, "precision": "fp32"}
 _DEFAULTS = ("lr", "momentum", "weight_decay", "optimizer", "batch_size")
 _OPTIMIZERS: dict[str, Callable[..., Any]] = {
@@ -40,6 +48,7 @@ class OwnTrain:
         loss: name of the loss that it gets as its criterion, if it asks for one.
         args: the program's own arguments.
         in_percent: its accuracy is in percent.
+        owner: the class of which it is a method that needs an object.
     """
 
     function: Callable[..., Any]
@@ -47,6 +56,7 @@ class OwnTrain:
     loss: str | Callable[..., Any] = "cross_entropy"
     args: Any = None
     in_percent: bool = False
+    owner: type | None = None
 
     @cached_property
     def binding(self) -> Binding:
@@ -55,9 +65,8 @@ class OwnTrain:
         Raises:
             PluginError: one cannot be given, or it takes no model or no examples.
         """
-        examples = "loader", "loaders", "inputs"
-        roles = ("net", *examples, "targets", VALIDATION, "epochs", "epoch", "device", "criterion", "scheduler", "args")
-        binding = Binding.of(self.function, (*roles, *_SETTINGS), self.place, needed=[("net",), examples])
+        offered = *_ROLES_OF_TRAIN, *_SETTINGS
+        binding = binding_of(self.function, offered, self.place, [("net",), _EXAMPLES], owner=self.owner)
         if binding.open_ended:
             return binding
         borrowed = _borrowed(binding)
@@ -65,7 +74,7 @@ class OwnTrain:
             raise PluginError(
                 f"{self.place}: has no parameter for the model, such as net or model, and uses no variable that is one"
             )
-        if not any(map(binding.takes, examples)) and "loader" not in borrowed:
+        if not any(map(binding.takes, _EXAMPLES)) and "loader" not in borrowed:
             raise PluginError(
                 f"{self.place}: has no parameter for the examples of a client, such as loader or train_loader, and "
                 "uses no variable that is a DataLoader"
@@ -151,7 +160,7 @@ class OwnTrain:
         if self.validates is not None:
             kept = validation_loader if validation_loader is not None and len(validation_loader) else loader
             offered[VALIDATION] = kept
-            offered["loaders"] = {"train": loader, **dict.fromkeys(("val", "valid", "validation", "test"), kept)}
+            offered["loaders"] = {"train": loader, **dict.fromkeys(_VALIDATION_SPLITS, kept)}
         if binding.takes("criterion") and ("criterion" in binding.required or self.loss != "cross_entropy"):
             offered["criterion"] = criterion(self.loss).to(device)
         optimizer = make_optimizer(net, settings) if {"optimizer", "scheduler"} & binding.required else None
@@ -163,11 +172,12 @@ class OwnTrain:
             assert optimizer is not None
             offered["scheduler"] = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
         with lent(_borrowed(binding), net, loader, settings.get("lr")):
+            call = binding.prepared({**offered, "epochs": epochs, "epoch": 1})
             if binding.takes("epochs") or (binding.open_ended and not binding.takes("epoch")):
                 turns = [{"epochs": epochs}]
             else:
                 turns = [{"epoch": number} for number in range(1, epochs + 1)]
-            returned = [of_train(binding.call({**offered, **turn}), net, self.function) for turn in turns]
+            returned = [of_train(call({**offered, **turn}), net, self.function) for turn in turns]
         _check_same(_shapes(net), before)
         for each in returned:
             _make_fraction(each.metrics, "train", in_percent=self.in_percent)
@@ -278,6 +288,7 @@ class OwnTest:
         score: what its second number is called: ``accuracy``, or ``score`` where the targets are no classes.
         in_percent: its accuracy is in percent.
         instead: the built-in test, for a function that prints its result and returns nothing.
+        owner: the class of which it is a method that needs an object.
     """
 
     function: Callable[..., Any]
@@ -287,6 +298,7 @@ class OwnTest:
     score: str = "accuracy"
     in_percent: bool = False
     instead: Callable[..., tuple[float, dict[str, float]]] | None = None
+    owner: type | None = None
 
     @cached_property
     def binding(self) -> Binding:
@@ -296,7 +308,15 @@ class OwnTest:
             PluginError: one cannot be given.
         """
         roles = "net", "loader", "inputs", "targets", "device", "criterion", "args", "epoch"
-        binding = Binding.of(self.function, roles, self.place, needed=[("net",), ("loader", "inputs")])
+        needed = [("net",), ("loader", "inputs")]
+        binding = binding_of(
+            self.function,
+            roles,
+            self.place,
+            needed,
+            owner=self.owner,
+            offered_to_class=(*_ROLES_OF_TRAIN, *_SETTINGS),
+        )
         if not (binding.takes("net") or binding.open_ended or "net" in _borrowed(binding, is_test=True)):
             raise PluginError(
                 f"{self.place}: has no parameter for the model, such as net or model, and uses no variable that is one"
@@ -324,6 +344,13 @@ class OwnTest:
             offered |= _all_examples(loader, self.place)
         if binding.takes("criterion") and ("criterion" in binding.required or self.loss != "cross_entropy"):
             offered["criterion"] = criterion(self.loss).to(device)
+        if isinstance(binding, MethodBinding):  # its class may also train, which it does not do now
+            optimizer = make_optimizer(net, {})
+            is_named = is_text(binding, "optimizer")
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+            loaders = dict.fromkeys(("train", *_VALIDATION_SPLITS), loader)
+            made = {"optimizer": "sgd" if is_named else optimizer, "scheduler": scheduler, "loaders": loaders}
+            offered = {**_ANY_SETTINGS, **_UNCHANGED, **made, VALIDATION: loader, **offered}
         with _noting_output() as printed, lent(_borrowed(binding, is_test=True), net, loader):
             returned = binding.call(offered)
         if returned is None and printed() and self.instead is not None:

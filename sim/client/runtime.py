@@ -46,6 +46,7 @@ from sim.data.loaders import (
 )
 from sim.data.partition import Partition
 from sim.errors import RunError, described
+from sim.method_binding import split
 from sim.process_settings import in_own_context, restored_settings
 from sim.run_folder.client_states import ClientState, ClientStates, states_in
 from sim.seeds import Purpose, seeded
@@ -244,20 +245,21 @@ class ClientRuntime:
         self.train: Any = local.train if self.loss == "cross_entropy" else BuiltInTrain(self.loss)
         self.test: Any = built_in_test
         if spec.train is not None:
-            function = user_code.load(spec.train, "--train")
-            place = f"--train {user_code.shown_name(spec.train)}"
-            args = user_code.arguments(spec.args, function)
-            self.train = OwnTrain(function, place, self.loss, args, spec.accuracy_in_percent)
+            owner, function = split(user_code.load(spec.train, "--train"))
+            place = f"--train {user_code.shown_name(spec.train if isinstance(spec.train, str) else function)}"
+            args = user_code.arguments(spec.args, *filter(None, (owner, function)))
+            self.train = OwnTrain(function, place, self.loss, args, spec.accuracy_in_percent, owner)
         if spec.test is not None:
-            function = user_code.load(spec.test, "--test")
+            owner, function = split(user_code.load(spec.test, "--test"))
             self.test = OwnTest(
                 function,
-                f"--test {user_code.shown_name(spec.test)}",
+                f"--test {user_code.shown_name(spec.test if isinstance(spec.test, str) else function)}",
                 self.loss,
-                user_code.arguments(spec.args, function),
+                user_code.arguments(spec.args, *filter(None, (owner, function))),
                 "accuracy" if self.dataset.has_classes else "score",
                 spec.accuracy_in_percent,
                 built_in_test,
+                owner,
             )
         self.client_class = user_code.load(spec.client, "--client") if spec.client else TorchClient
         self.algorithm = spec.algorithm.made() if spec.algorithm is not None else None

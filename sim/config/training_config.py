@@ -262,9 +262,9 @@ class TrainingConfig(_GivenObjects):
 
     @property
     def program_notes(self) -> list[str]:
-        """Return a line about what was found in ``program``; none without one."""
+        """Return lines about what was found in ``program``; none without one."""
         parts = {"dataset": self.dataset, "model": self.model, "train": self.train, "test": self.test}
-        return [] if self.program is None else [what_was_found(self.program, parts)]
+        return [] if self.program is None else what_was_found(self.program, parts)
 
     def __post_init__(self) -> None:
         objects: dict[str, Any] = {}

@@ -31,6 +31,7 @@ from sim.data.load_dataset import Dataset, Examples, load_dataset
 from sim.data.loaders import example_batch, takes_noise
 from sim.data.partition import Partition
 from sim.errors import ConfigError, PluginError, RunError, some
+from sim.method_binding import split, with_owner
 from sim.metrics import configured
 from sim.process_settings import in_own_context
 from sim.run_folder.best_round import metric_of_validation
@@ -74,7 +75,8 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     attacks.check(config, dataset)
     assigned = partition.assign(dataset, config)
     spec = client_spec(config, dataset, assigned, alone=alone, train=objects.train)
-    given = {name: getattr(objects, name) for name in ("model", "train", "test", "client", "loss")}
+    given = {name: getattr(objects, name) for name in ("model", "client", "loss")}
+    given |= {name: with_owner(getattr(objects, name)) for name in ("train", "test")}
     spec = replace(spec, **{name: value for name, value in given.items() if value is not None})
     spec = replace(spec, metrics=tuple(_of_script(name) for name in spec.metrics))
     compute_repeatably(config.torch_threads, spec.device, user_code=False)
@@ -162,7 +164,8 @@ def _own_train(config: TrainingConfig, train: Any) -> OwnTrain | None:
     """Return the user's own ``train``; None if there is none."""
     if config.train is None:
         return None
-    return OwnTrain(user_code.load(train or config.train, "--train"), f"--train {config.train}")
+    owner, function = split(user_code.load(train or config.train, "--train"))
+    return OwnTrain(function, f"--train {config.train}", owner=owner)
 
 
 def _notes_without_effect(
