@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import CodeType
 from typing import Any, NamedTuple, Self
 
 from sim.parameter_roles import Binding
@@ -82,6 +83,18 @@ class OwnedMethod(NamedTuple):
 
     owner: type
     function: Callable[..., Any]
+
+
+def makes_loaders(function: Callable[..., Any], owner: type | None) -> bool:
+    """Return whether a function, or any method of its class, makes a DataLoader, so that it takes data sets."""
+    functions = [function] if owner is None else [function, *vars(owner).values()]
+    codes = [getattr(inspect.unwrap(each), "__code__", None) for each in functions if callable(each)]
+    return any("DataLoader" in _names_in(code) for code in codes if code is not None)
+
+
+def _names_in(code: CodeType) -> set[str]:
+    inside = [_names_in(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return {*code.co_names, *code.co_freevars}.union(*inside)
 
 
 def split(thing: Callable[..., Any] | OwnedMethod) -> tuple[type | None, Callable[..., Any]]:

@@ -27,6 +27,12 @@ _NAMES: dict[str, str] = {
         "evaluation_dataloader dev_dataloader training_dataloader testing_loader testing_dataloader dl eval_dl dev_dl "
         "eval_iter"
     ),
+    # Of a function that makes its own loaders.
+    "dataset": (
+        "dataset trainset train_set train_dataset training_set train_ds train_data testset test_set test_dataset "
+        "testing_set test_ds test_data valset val_set val_dataset val_ds val_data validset valid_set valid_dataset "
+        "valid_ds valid_data validation_set validation_dataset eval_set eval_dataset dev_set dev_dataset ds"
+    ),
     "loaders": "dataloaders loaders data_loaders dataloader_dict dataloaders_dict loaders_dict",
     "inputs": "x x_train train_x xs x_test test_x inputs features",
     "targets": "y y_train train_y ys y_test test_y targets labels",
@@ -58,7 +64,9 @@ _NAMES: dict[str, str] = {
     "target_shape": "target_shape",
     "vocab_size": "vocab_size num_tokens ntoken ntokens n_tokens num_embeddings vocabulary_size n_vocab",
 }
-VALIDATION = "validation_loader"  # the role of a second loader, whose name begins with one of these
+# The roles of a second loader and of a second data set, whose name begins with one of these.
+VALIDATION = "validation_loader"
+VALIDATION_DATASET = "validation_dataset"
 _VALIDATES = ("val", "test", "eval", "dev")
 ROLES: dict[str, str] = {name: role for role, names in _NAMES.items() for name in names.split()}
 
@@ -170,13 +178,16 @@ class Binding:
 
 
 def _roles_of(names: Sequence[str], offered: Collection[str]) -> dict[str, str]:
-    """Return parameter → role by the names of the parameters; only a loader for validation may be taken twice."""
-    found = {name: role for name in names if (role := ROLES.get(name.lower())) in offered and role is not None}
-    loaders = [name for name, role in found.items() if role == "loader"]
-    if len(loaders) > 1 and VALIDATION in offered:
-        found |= {name: VALIDATION for name in loaders if validates(name)}
+    """Return parameter → role by the names of the parameters; only what is for validation may be taken twice."""
+    meant = {**ROLES, "data": "dataset"} if "dataset" in offered else ROLES
+    found = {name: role for name in names if (role := meant.get(name.lower())) in offered and role is not None}
+    of_validation = {"loader": VALIDATION, "dataset": VALIDATION_DATASET}
+    for once, second in of_validation.items():
+        same = [name for name, role in found.items() if role == once]
+        if len(same) > 1 and second in offered:
+            found |= {name: second for name in same if validates(name)}
     first = {role: name for name, role in reversed(found.items())}
-    return {name: role for name, role in found.items() if role == VALIDATION or first[role] == name}
+    return {name: role for name, role in found.items() if role in of_validation.values() or first[role] == name}
 
 
 def _choices(offered: Collection[str]) -> str:

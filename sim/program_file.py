@@ -183,10 +183,11 @@ def _modules(body: list[ast.stmt]) -> list[str]:
 
 
 class Parameters(NamedTuple):
-    """The names of parameters without and with a default."""
+    """The names of parameters without and with a default; and whether the class makes loaders of its own."""
 
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    makes_loaders: bool = False
 
 
 def _methods(body: list[ast.stmt]) -> Iterator[tuple[str, Parameters]]:
@@ -219,14 +220,12 @@ def _methods(body: list[ast.stmt]) -> Iterator[tuple[str, Parameters]]:
         for name, function in functions.items():
             if function.decorator_list and "method" in ast.unparse(function.decorator_list[0]):
                 continue  # a static method or one of the class
-            if name in (*PARTS["train"], *PARTS["test"], "training_step") and not (
-                is_model and name in ("train", "eval")
-            ):
+            if is_model and name in ("train", "eval"):
+                continue
+            if name in (*PARTS["train"], *PARTS["test"], "training_step"):
                 own = _parameters(function.args)
-                yield (
-                    f"{node.name}.{name}",
-                    Parameters(of_class.required + own.required, of_class.optional + own.optional),
-                )
+                required, optional = of_class.required + own.required, of_class.optional + own.optional
+                yield f"{node.name}.{name}", Parameters(required, optional, "DataLoader(" in ast.unparse(node))
 
 
 def _parameters(arguments: ast.arguments) -> Parameters:

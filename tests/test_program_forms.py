@@ -314,3 +314,30 @@ def test_what_a_class_needs_and_no_client_has_is_named(program: str) -> None:
     module = extended(program, TRAINING_CLASSES.format(parameter="logger")).removesuffix(".py")
     with pytest.raises(PluginError, match=rf"^--train {module}:Trainer.fit: its parameter logger is none that can be"):
         run(program, train=f"{module}:Trainer.fit")
+
+
+OWN_LOADERS = """
+class Trainer:
+    def __init__(self, model, train_dataset, val_dataset):
+        self.model, self.datasets = model, (train_dataset, val_dataset)
+
+    def loaders(self):
+        return [DataLoader(data, 4) for data in self.datasets]
+
+    def fit(self, epochs):
+        train_loader, val_loader = self.loaders()
+        print("examples", len(train_loader.dataset), len(val_loader.dataset))
+        x, y = next(iter(train_loader))
+        criterion(self.model(x), y).backward()
+        torch.optim.SGD(self.model.parameters(), lr=0.1).step()
+"""
+
+
+def test_a_class_with_loaders_of_its_own_gets_data_sets(program: str, capfd: pytest.CaptureFixture[str]) -> None:
+    module = extended(program, OWN_LOADERS).removesuffix(".py")
+    run(program, eval_share=0.5, partitioner="iid")
+    assert set(capfd.readouterr().out.split("\n")) >= {"examples 2 2", "examples 4 4"}  # of the dry run, and of clients
+    for flag, setting in {"max-local-steps": {"max_local_steps": 1}, "feature-noise": {"feature_noise": 0.5}}.items():
+        words = f"^--train {module}:Trainer.fit: makes its own loader, so that --{flag} would be without effect$"
+        with pytest.raises(PluginError, match=words):
+            run(program, partitioner="iid", **setting)  # type: ignore[arg-type]

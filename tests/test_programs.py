@@ -41,6 +41,7 @@ NAMES = {
     "global_style": "accuracy",
     "trainer_class": "accuracy",
     "fitting_model": "accuracy",
+    "own_loaders": "accuracy",
     "imagenet": "accuracy",
     "table": "accuracy",
     "prices": "r2",
@@ -86,6 +87,7 @@ def by_itself(name: str) -> tuple[list[np.ndarray[Any, Any]], dict[str, float]]:
         given = {
             "net": net,
             "loader": train_loader,
+            "dataset": getattr(train_loader, "dataset", None),
             "epochs": 1,
             "epoch": 1,
             "device": torch.device("cpu"),
@@ -96,7 +98,7 @@ def by_itself(name: str) -> tuple[list[np.ndarray[Any, Any]], dict[str, float]]:
         _called(module, parts["train"], given)
         weights = [value.detach().numpy().copy() for value in net.state_dict().values()]
         reseed(SEED, Purpose.TEST, 1)
-        returned = _called(module, parts["test"], {**given, "loader": test_loader})
+        returned = _called(module, parts["test"], {**given, "loader": test_loader, "dataset": test_loader.dataset})
     if isinstance(returned, float):
         returned = {NAMES[name]: returned}
     if isinstance(returned, tuple):

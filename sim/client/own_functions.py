@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from sim.client.borrowed_variables import Borrowed, borrowed_by, learning_rate_of, lent
 from sim.client.own_returns import OwnReturnError, Returned, of_test, of_train, scalar
 from sim.errors import PluginError, some
-from sim.method_binding import MethodBinding, binding_of
-from sim.parameter_roles import VALIDATION, Binding, is_text
+from sim.method_binding import MethodBinding, binding_of, makes_loaders
+from sim.parameter_roles import VALIDATION, VALIDATION_DATASET, Binding, is_text
 from sim.training import local
 from sim.training.losses import CRITERIA, LOSSES
 from sim.training.weights import state_of
 
-_EXAMPLES = "loader", "loaders", "inputs"
+_EXAMPLES = "loader", "loaders", "inputs", "dataset"
 _ROLES_OF_TRAIN = tuple(
     f"net loader loaders inputs targets {VALIDATION} epochs epoch device criterion scheduler args".split()
 )
@@ -65,8 +65,12 @@ class OwnTrain:
         Raises:
             PluginError: one cannot be given, or it takes no model or no examples.
         """
-        offered = *_ROLES_OF_TRAIN, *_SETTINGS
-        binding = binding_of(self.function, offered, self.place, [("net",), _EXAMPLES], owner=self.owner)
+        offered = [*_ROLES_OF_TRAIN, *_SETTINGS]
+        examples = _EXAMPLES
+        if makes_loaders(self.function, self.owner):
+            offered += ["dataset", VALIDATION_DATASET]
+            examples = _EXAMPLES[::-1]
+        binding = binding_of(self.function, offered, self.place, [("net",), examples], owner=self.owner)
         if binding.open_ended:
             return binding
         borrowed = _borrowed(binding)
@@ -85,7 +89,7 @@ class OwnTrain:
     def validates(self) -> str | None:
         """The parameter that gets other examples than those of the training; None if there is none."""
         roles = self.binding.roles.items()
-        required = {VALIDATION, "loaders"} & self.binding.required
+        required = {VALIDATION, VALIDATION_DATASET, "loaders"} & self.binding.required
         return next((name for name, role in roles if role in required), None)
 
     @property
@@ -101,6 +105,19 @@ class OwnTrain:
                 "its scheduler leaves the learning rate as it is; --lr-schedule changes it from round to round"
             )
         return found
+
+    def check_effect(self, *, noise_step: float, augment: str) -> None:
+        """Check that what loaders do to batches reaches this function.
+
+        Args:
+            noise_step: see ``ClientSpec``.
+            augment: what ``--augment`` says.
+
+        Raises:
+            PluginError: it makes loaders of its own.
+        """
+        if self.binding.takes("dataset"):
+            _check_effect(self.place, {"--feature-noise": noise_step, "--augment": augment != "none"})
 
     def defaults(self) -> dict[str, Any]:
         """Return the settings for which it has a default of its own; None where that is no value of the setting."""
@@ -157,9 +174,12 @@ class OwnTrain:
                     f"{self.place}: takes all examples at once, so that --max-local-steps would be without effect"
                 )
             offered |= _all_examples(loader, self.place)
+        if binding.takes("dataset"):
+            offered["dataset"] = _dataset_of(loader, self.place, binding, settings)
         if self.validates is not None:
             kept = validation_loader if validation_loader is not None and len(validation_loader) else loader
             offered[VALIDATION] = kept
+            offered[VALIDATION_DATASET] = getattr(kept, "dataset", None)
             offered["loaders"] = {"train": loader, **dict.fromkeys(_VALIDATION_SPLITS, kept)}
         if binding.takes("criterion") and ("criterion" in binding.required or self.loss != "cross_entropy"):
             offered["criterion"] = criterion(self.loss).to(device)
@@ -187,9 +207,7 @@ class OwnTrain:
 def _borrowed(binding: Binding, *, is_test: bool = False) -> Borrowed:
     """Return the variables of modules that a function uses in the place of parameters."""
     given = set(binding.roles.values())
-    return borrowed_by(
-        binding.function, given | ({"loader"} if given & {"loaders", "inputs"} else set()), is_test=is_test
-    )
+    return borrowed_by(binding.function, given | ({"loader"} if given & {*_EXAMPLES} else set()), is_test=is_test)
 
 
 def _shapes(net: nn.Module) -> dict[str, torch.Size]:
@@ -257,6 +275,30 @@ def _all_examples(loader: Any, place: str) -> dict[str, Any]:
     return dict(zip(("inputs", "targets"), batch, strict=True))
 
 
+def _dataset_of(loader: Any, place: str, binding: Binding, settings: Mapping[str, Any]) -> Any:
+    """Return the examples of a loader as a data set, for a function that makes its own loader.
+
+    Raises:
+        PluginError: what the loader does to batches would be without effect.
+    """
+    _check_effect(place, {"--max-local-steps": settings.get("max_steps") and not binding.takes("max_steps")})
+    return loader.dataset
+
+
+def _check_effect(place: str, flags: Mapping[str, Any]) -> None:
+    """Check that flags whose effect is that of the loader are not given to a function that makes its own.
+
+    Args:
+        flags: flag → whether it is given.
+
+    Raises:
+        PluginError: one is.
+    """
+    for flag, is_given in flags.items():
+        if is_given:
+            raise PluginError(f"{place}: makes its own loader, so that {flag} would be without effect")
+
+
 def make_optimizer(net: nn.Module, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
     """Make the optimizer that the settings describe, for a ``train`` that asks for one."""
     name = settings.get("optimizer") or "sgd"
@@ -307,15 +349,19 @@ class OwnTest:
         Raises:
             PluginError: one cannot be given.
         """
-        roles = "net", "loader", "inputs", "targets", "device", "criterion", "args", "epoch"
-        needed = [("net",), ("loader", "inputs")]
+        roles = ["net", "loader", "inputs", "targets", "device", "criterion", "args", "epoch"]
+        needed = [("net",), ("loader", "inputs", "dataset")]
+        of_training = [*_ROLES_OF_TRAIN, *_SETTINGS]
+        if makes_loaders(self.function, self.owner):
+            roles, needed = [*roles, "dataset"], [("net",), ("dataset", "loader", "inputs")]
+            of_training.append(VALIDATION_DATASET)
         binding = binding_of(
             self.function,
             roles,
             self.place,
             needed,
             owner=self.owner,
-            offered_to_class=(*_ROLES_OF_TRAIN, *_SETTINGS),
+            offered_to_class=of_training,
         )
         if not (binding.takes("net") or binding.open_ended or "net" in _borrowed(binding, is_test=True)):
             raise PluginError(
@@ -342,6 +388,8 @@ class OwnTest:
         offered = {"net": net, "loader": loader, "device": device, "args": self.args, "epoch": 0}
         if binding.takes("inputs"):
             offered |= _all_examples(loader, self.place)
+        if {"dataset", VALIDATION_DATASET} & set(binding.roles.values()):
+            offered |= dict.fromkeys(("dataset", VALIDATION_DATASET), _dataset_of(loader, self.place, binding, {}))
         if binding.takes("criterion") and ("criterion" in binding.required or self.loss != "cross_entropy"):
             offered["criterion"] = criterion(self.loss).to(device)
         if isinstance(binding, MethodBinding):  # its class may also train, which it does not do now

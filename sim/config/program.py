@@ -69,7 +69,8 @@ def _what_is_missing(parameters: Parameters) -> str:
         return f"a client has nothing for its parameter {unknown[0]}"
     if "net" not in roles.values():
         return "it has no parameter for the model"
-    return "" if {"loader", "loaders", "inputs"} & set(roles.values()) else "it has no parameter for the examples"
+    examples = {"loader", "loaders", "inputs", *(["dataset"] if parameters.makes_loaders else [])}
+    return "" if examples & set(roles.values()) else "it has no parameter for the examples"
 
 
 def what_was_found(program: str, parts: Mapping[str, str | None]) -> list[str]:

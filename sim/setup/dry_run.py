@@ -349,6 +349,7 @@ def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scal
     binding = train.binding
     if proximal_mu and not (binding.takes("proximal_mu") or binding.open_ended):
         raise PluginError(f"--train {name}: takes no proximal_mu, which the strategy sends to every client")
+    train.check_effect(noise_step=runtime.spec.noise_step, augment=runtime.spec.augment)
     offered = {**fit_settings, "proximal_mu": proximal_mu}
     settings: dict[str, Any] = {key: offered[key] for key in TRAIN_SETTINGS if key in offered}
     loader = _some_examples(runtime)
@@ -364,7 +365,7 @@ def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scal
         raise PluginError(f"--train {name}: raised {described(error)}") from error
     notes = [*train.notes, *calls[0].notes]
     code = getattr(inspect.unwrap(train.function), "__code__", None)
-    if not loader.was_read and code is not None and "dataset" not in code.co_names:
+    if not loader.was_read and not binding.takes("dataset") and code is not None and "dataset" not in code.co_names:
         name_of_loader = next((name for name, role in binding.roles.items() if role == "loader"), "loader")
         notes.append(
             f"it does not iterate over its parameter {name_of_loader}, which has the examples of the client; a "
