@@ -57,6 +57,23 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_LARGEST_KEPT_BYTES = 32 * 2**20  # the most that glibc takes
+_MOST_KEPT_BYTES = 4 * _LARGEST_KEPT_BYTES
+_OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep memory that was freed for the next tensors, where it can (glibc).
+
+    It would give blocks of some MB back to the system at once, as each batch of a test needs them, and get them again
+    page by page: a central test of a small CNN then takes a quarter longer. What the user has set stays.
+    """
+    if _LIBC is not None and hasattr(_LIBC, "mallopt") and not any(name in os.environ for name in _OWN_SETTINGS):
+        _LIBC.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES)
+        _LIBC.mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT_BYTES)
+
+
 def return_free_memory() -> None:
     """Let the C library give memory that nobody uses back to the system, where it can (glibc).
 

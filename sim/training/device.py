@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from sim.processes import keep_freed_memory
+
 _DETERMINISTIC: Any = torch.utils.deterministic  # has no types
 _VARIES = "does not have a deterministic implementation"  # what PyTorch's warning says of an operation
 # It says so of each matrix product unless CUBLAS_WORKSPACE_CONFIG is set, with which each takes twice as long. Products
@@ -35,6 +37,7 @@ def compute_repeatably(torch_threads: int, device: str = "auto", *, user_code: b
         device: ``auto``, ``cpu`` or ``cuda``.
         user_code: model or functions are the user's. Their steps take longer, because PyTorch looks at each.
     """
+    keep_freed_memory()
     torch.set_num_threads(torch_threads)
     if pick_device(device).type == "cpu":
         return
