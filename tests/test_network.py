@@ -55,7 +55,9 @@ def test_clients_give_the_numbers_of_their_simulation(federation: Federation, sm
     assert "note:" not in "\n".join(server.lines)
     config = RunConfig(num_clients=3, fraction_fit=1.0)
     size = partition.assign(load_dataset(config), config).sizes[2]
-    assert clients[2].lines[0] == f"sim: client 2 takes part with {size} examples"
+    taking_part = f"sim: client 2 takes part with {size} examples"
+    found = f"sim: client 2 has found the server at {federation.address} and waits to be called"
+    assert clients[2].lines.index(found) < clients[2].lines.index(taking_part)
     notes = [line for line in clients[2].lines if line.startswith("sim: note:")]
     assert sorted(notes) == [
         "sim: note: --augment none of this client is not used: augment comes from the server, and is crop-flip",

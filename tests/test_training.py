@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+import resource
 import warnings
 
 import numpy as np
@@ -14,7 +15,7 @@ from sim.config.run_config import RunConfig
 from sim.data.batches import Batches
 from sim.data.load_dataset import Examples, load_dataset
 from sim.training import local
-from sim.training.device import computing_as_before, varying_operations
+from sim.training.device import compute_repeatably, computing_as_before, varying_operations
 from sim.training.losses import in_rows
 from sim.training.models import Mlp
 from sim.training.weights import WeightLayout, view_weights
@@ -181,3 +182,13 @@ def test_operations_that_vary_are_collected_and_other_warnings_are_shown() -> No
         warnings.warn("put_ does not have a deterministic implementation, but you set …", stacklevel=1)
         warnings.warn("another", stacklevel=1)
     assert (found, [str(each.message) for each in shown]) == ({"put_"}, ["another"])
+
+
+def test_freed_memory_is_kept_for_the_next_batches() -> None:
+    """Without, each block is 4,883 pages that the system gives again: 390,000 page faults (glibc)."""
+    compute_repeatably(1, "cpu")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(21):
+        blocks = [torch.zeros(5_000_000) for _ in range(4)]
+        del blocks
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 60_000

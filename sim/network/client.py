@@ -206,13 +206,14 @@ def join(config: RunConfig, options: ClientOptions, flags: Mapping[str, Any] | N
     check_device(config)
     program = prepare_client(config)
     found = dry_run.check_user_code(program.spec, program.initial_weights, fit_settings(config, 1))
-    authority = wait_for_server(options)
     context = Context(0, client_id, {}, RecordDict(), {})
     client = RemoteClient(program.spec, program.identity(client_id), context, LastWorker(), flags)
     # The probe connected directly, so gRPC must not use a proxy either.
     os.environ["no_grpc_proxy"] = options.host  # noqa: SIM112 - the spelling that gRPC reads
     with notes(), quiet("flwr", show=config.verbose):
         say(found.notes)
+        authority = wait_for_server(options)
+        log.info("client %d has found the server at %s and waits to be called", client_id, options.address)
         try:
             start_client(server_address=options.address, client=client, root_certificates=authority)
         except (grpc.RpcError, StopIteration) as error:

@@ -5,12 +5,15 @@ This is done before Flower's client is started, because that client cannot repor
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 import time
 
 from sim.errors import ConfigError, EngineError
 from sim.network.options import ClientOptions, read_authority
+
+log = logging.getLogger("sim")
 
 _TRY_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 2.0
@@ -33,7 +36,7 @@ def wait_for_server(options: ClientOptions) -> bytes | None:
     places = options.resolve()
     authority = read_authority(options.ca) if options.ca is not None else None
     deadline = time.monotonic() + options.max_wait
-    pause = 0.1
+    pause, is_waiting = 0.1, False
     while True:
         reason = "no program listens there"
         for family, kind, protocol, _, place in places:
@@ -47,6 +50,9 @@ def wait_for_server(options: ClientOptions) -> bytes | None:
                 if _answers_as_expected(connection, options, authority):
                     return authority
                 reason = "it accepts connections, but sends nothing"
+        if not is_waiting:
+            log.info("no server at %s yet; waits up to %g s for one", options.address, options.max_wait)
+            is_waiting = True
         if time.monotonic() + pause > deadline:
             raise EngineError(
                 f"--address {options.address}: no server within --max-wait {options.max_wait:g} s: {reason}"
