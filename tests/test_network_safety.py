@@ -170,7 +170,9 @@ def test_refused_clients_print_the_reason_and_the_others_continue(federation: Fe
     assert sum("was refused" in line for line in server.lines) == len(wrong)
 
 
-def test_an_interrupted_server_leaves_a_complete_folder_and_waits_for_no_client(federation: Federation) -> None:
+def test_an_interrupted_server_leaves_a_complete_folder_and_waits_for_no_client(
+    federation: Federation, command: Sim
+) -> None:
     server = federation.server(*FEW, "--num-rounds", "2000")
     clients = [federation.client(i, *FEW) for i in range(2)]
     server.wait_for("round 1/")
@@ -182,6 +184,9 @@ def test_an_interrupted_server_leaves_a_complete_folder_and_waits_for_no_client(
     for path in (federation.run.model_path, federation.run.accuracy_path):
         assert path.stat().st_size > 1000
     assert clients[0].end() == 1
+    resumed = command("run", "--resume", str(federation.run.path))
+    assert resumed.returncode == 2
+    assert " has no checkpoint to resume from: sim server made it, whose clients keep their own state" in resumed.stderr
 
 
 def test_a_server_that_dies_is_one_line(federation: Federation) -> None:

@@ -58,7 +58,9 @@ def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
     last = run.last_checkpoint()
     if last is None:
         reason = "; if it ended before its first one, remove the folder to use the name again"
-        if config.checkpoint_every == 0:
+        if any("server" in part for part in environment.parts(run.environment_path)):
+            reason = ": sim server made it, whose clients keep their own state; only runs of sim run are resumed"
+        elif config.checkpoint_every == 0:
             reason = ": it was made with --checkpoint-every 0"
         elif noted := _NOTED.search(run.log_path.read_text("utf-8", "replace") if run.log_path.is_file() else ""):
             reason = f", because {one_line(noted[1])}"
