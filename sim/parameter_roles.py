@@ -68,6 +68,14 @@ _NAMES: dict[str, str] = {
 VALIDATION = "validation_loader"
 VALIDATION_DATASET = "validation_dataset"
 _VALIDATES = ("val", "test", "eval", "dev")
+SETTINGS_OF_TRAINING = tuple(
+    "lr momentum weight_decay proximal_mu optimizer max_steps precision batch_size".split()  # noqa: SIM905
+)
+# What a function gets that trains or tests, besides these settings; data sets only if it makes its own loaders.
+ROLES_OF_TRAINING = tuple(
+    f"net loader loaders inputs targets {VALIDATION} epochs epoch device criterion scheduler args".split()
+)
+ROLES_OF_TEST = tuple("net loader inputs targets device criterion args epoch".split())  # noqa: SIM905
 ROLES: dict[str, str] = {name: role for role, names in _NAMES.items() for name in names.split()}
 
 

@@ -107,6 +107,8 @@ class ProgramFile:
         arguments: its argparse options, by their names in the namespace.
         modules: the classes at its top level that may be its model: PyTorch modules that are no part of another one.
         methods: ``Class.method`` that may train or test, by their names, and what one must know to call them.
+        functions: those that it defines at its top level, and the same of them.
+        pairs: those of them that return several values.
         training_line: the line in which it trains when it is imported; None if it does not.
     """
 
@@ -118,6 +120,8 @@ class ProgramFile:
     training_line: int | None
     modules: tuple[str, ...]
     methods: dict[str, Parameters]
+    functions: dict[str, Parameters]
+    pairs: frozenset[str]
 
     def parts(self) -> dict[str, str]:
         """Return dataset, model, train and test → the name that the file has for it, of those that it has.
@@ -162,6 +166,10 @@ def read(path: Path) -> ProgramFile | None:
         training_line=_training_line(tree.body),
         modules=tuple(_modules(tree.body)),
         methods=dict(_methods(tree.body)),
+        functions={each.name: _parameters(each, skipped=0) for each in tree.body if isinstance(each, ast.FunctionDef)},
+        pairs=frozenset(
+            each.name for each in tree.body if isinstance(each, ast.FunctionDef) and _returns_several(each)
+        ),
     )
 
 
@@ -209,7 +217,7 @@ def _methods(body: list[ast.stmt]) -> Iterator[tuple[str, Parameters]]:
         if is_model:
             of_class = Parameters(("self",))
         elif "__init__" in functions:
-            of_class = _parameters(functions["__init__"].args)
+            of_class = _parameters(functions["__init__"])
         elif node.bases:
             continue  # another class says what it takes
         elif any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
@@ -223,19 +231,30 @@ def _methods(body: list[ast.stmt]) -> Iterator[tuple[str, Parameters]]:
             if is_model and name in ("train", "eval"):
                 continue
             if name in (*PARTS["train"], *PARTS["test"], "training_step"):
-                own = _parameters(function.args)
+                own = _parameters(function)
                 required, optional = of_class.required + own.required, of_class.optional + own.optional
-                yield f"{node.name}.{name}", Parameters(required, optional, "DataLoader(" in ast.unparse(node))
+                yield f"{node.name}.{name}", Parameters(required, optional, _makes_loaders(node))
 
 
-def _parameters(arguments: ast.arguments) -> Parameters:
-    """Return the parameters of a method but its first one."""
+def _parameters(function: ast.FunctionDef, skipped: int = 1) -> Parameters:
+    """Return the parameters of a function, without the first ones."""
+    arguments = function.args
     names = [each.arg for each in [*arguments.posonlyargs, *arguments.args]]
     num_required = len(names) - len(arguments.defaults)
     by_name = list(zip([each.arg for each in arguments.kwonlyargs], arguments.kw_defaults, strict=True))
-    required = [*names[1:num_required], *(name for name, default in by_name if default is None)]
-    optional = [*names[max(1, num_required) :], *(name for name, default in by_name if default is not None)]
-    return Parameters(tuple(required), tuple(optional))
+    required = [*names[skipped:num_required], *(name for name, default in by_name if default is None)]
+    optional = [*names[max(skipped, num_required) :], *(name for name, default in by_name if default is not None)]
+    return Parameters(tuple(required), tuple(optional), _makes_loaders(function))
+
+
+def _makes_loaders(node: ast.AST) -> bool:
+    return "DataLoader(" in ast.unparse(node)
+
+
+def _returns_several(function: ast.FunctionDef) -> bool:
+    """Return whether a function returns a pair, such as data for training and for a test, or more values."""
+    returned = [each.value for each in ast.walk(function) if isinstance(each, ast.Return)]
+    return any(isinstance(value, ast.Tuple) and len(value.elts) > 1 for value in returned)
 
 
 class _Name(NamedTuple):

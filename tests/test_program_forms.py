@@ -307,7 +307,7 @@ def test_of_several_classes_that_can_train_none_is_taken(program: str) -> None:
     config = RunConfig(program=program)
     assert config.train is None
     unused = [note.rpartition("because ")[2] for note in config.program_notes if ".fit is not used" in note]
-    assert unused == ["there are several such methods; --train says which one"] * 2
+    assert unused == ["there are several that train; --train says which one"] * 2
 
 
 def test_what_a_class_needs_and_no_client_has_is_named(program: str) -> None:
@@ -341,3 +341,56 @@ def test_a_class_with_loaders_of_its_own_gets_data_sets(program: str, capfd: pyt
         words = f"^--train {module}:Trainer.fit: makes its own loader, so that --{flag} would be without effect$"
         with pytest.raises(PluginError, match=words):
             run(program, partitioner="iid", **setting)  # type: ignore[arg-type]
+
+
+OTHER_NAMES = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+def get_toy_transforms():
+    return None, None
+
+def load_toy(data_dir="data"):
+    x = torch.linspace(-1, 1, 240).reshape(60, 4)
+    return TensorDataset(x[:48], (x.sum(1) > 0)[:48].long()), TensorDataset(x[48:], (x.sum(1) > 0)[48:].long())
+
+class Only(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(4, 2))
+
+def evaluate_accuracy(net, data_iter):
+    return 0.25
+
+def accuracy(outputs, y):
+    return (outputs.argmax(1) == y).float().mean()
+
+def trainClassifier(net, train_iter, num_epochs):
+    for x, y in train_iter:
+        nn.functional.cross_entropy(net(x), y).backward()
+    torch.optim.SGD(net.parameters(), lr=0.1).step()
+"""
+
+
+@pytest.mark.usefixtures("program")
+def test_the_only_functions_that_can_be_meant_are_used() -> None:
+    Path("other_names.py").write_text(OTHER_NAMES)
+    config = RunConfig(program="other_names.py")
+    assert (config.dataset, config.model) == ("other_names:load_toy", "other_names:Only")
+    assert (config.train, config.test) == ("other_names:trainClassifier", "other_names:evaluate_accuracy")
+    assert run("other_names.py").rounds().test_accuracy.tolist() == [0.25] * 3
+
+
+@pytest.mark.usefixtures("program")
+def test_of_several_functions_that_can_be_meant_none_is_taken() -> None:
+    again = "def train_all(net, loader): ...\ndef train_student(net, teacher, loader): ...\n"
+    Path("more_names.py").write_text(OTHER_NAMES + again)
+    config = RunConfig(program="more_names.py")
+    assert config.train is None
+    unused = [note.removeprefix("--program more_names.py: ") for note in config.program_notes[1:]]
+    several = "is not used, because there are several that train; --train says which one"
+    assert unused == [
+        f"trainClassifier {several}",
+        f"train_all {several}",
+        "train_student is not used, because a client has nothing for its parameter teacher",
+    ]

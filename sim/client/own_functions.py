@@ -17,16 +17,20 @@ from sim.client.borrowed_variables import Borrowed, borrowed_by, learning_rate_o
 from sim.client.own_returns import OwnReturnError, Returned, of_test, of_train, scalar
 from sim.errors import PluginError, some
 from sim.method_binding import MethodBinding, binding_of, makes_loaders
-from sim.parameter_roles import VALIDATION, VALIDATION_DATASET, Binding, is_text
+from sim.parameter_roles import (
+    ROLES_OF_TEST,
+    ROLES_OF_TRAINING,
+    SETTINGS_OF_TRAINING,
+    VALIDATION,
+    VALIDATION_DATASET,
+    Binding,
+    is_text,
+)
 from sim.training import local
 from sim.training.losses import CRITERIA, LOSSES
 from sim.training.weights import state_of
 
 _EXAMPLES = "loader", "loaders", "inputs", "dataset"
-_ROLES_OF_TRAIN = tuple(
-    f"net loader loaders inputs targets {VALIDATION} epochs epoch device criterion scheduler args".split()
-)
-_SETTINGS = ("lr", "momentum", "weight_decay", "proximal_mu", "optimizer", "max_steps", "precision", "batch_size")
 # For an object that does not train with them.
 _ANY_SETTINGS = {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "batch_size": 1, "epochs": 1, "proximal_mu": 0.0}
 _VALIDATION_SPLITS = "val", "valid", "validation", "test"
@@ -65,7 +69,7 @@ class OwnTrain:
         Raises:
             PluginError: one cannot be given, or it takes no model or no examples.
         """
-        offered = [*_ROLES_OF_TRAIN, *_SETTINGS]
+        offered = [*ROLES_OF_TRAINING, *SETTINGS_OF_TRAINING]
         examples = _EXAMPLES
         if makes_loaders(self.function, self.owner):
             offered += ["dataset", VALIDATION_DATASET]
@@ -349,9 +353,9 @@ class OwnTest:
         Raises:
             PluginError: one cannot be given.
         """
-        roles = ["net", "loader", "inputs", "targets", "device", "criterion", "args", "epoch"]
+        roles = [*ROLES_OF_TEST]
         needed = [("net",), ("loader", "inputs", "dataset")]
-        of_training = [*_ROLES_OF_TRAIN, *_SETTINGS]
+        of_training = [*ROLES_OF_TRAINING, *SETTINGS_OF_TRAINING]
         if makes_loaders(self.function, self.owner):
             roles, needed = [*roles, "dataset"], [("net",), ("dataset", "loader", "inputs")]
             of_training.append(VALIDATION_DATASET)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from sim.errors import ConfigError, some
-from sim.parameter_roles import ROLES
+from sim.parameter_roles import ROLES, ROLES_OF_TEST, ROLES_OF_TRAINING, SETTINGS_OF_TRAINING
 from sim.program_file import PARTS, Parameters, ProgramFile, read
+
+# Words of the names of functions that are not in the list of names.
+_WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+")
+_WORDS_OF_TRAIN = ("train", "training", "fit")
+_WORDS_OF_TEST = ("test", "eval", "evaluate", "evaluation", "validate", "validation", "val", "accuracy")
+_VERBS_OF_DATA = ("load", "get", "make", "create", "build", "prepare", "setup", "read", "download", "generate")
+_DATA = ("data", "dataset", "datasets", "set", "sets", "loader", "loaders", "dataloader", "dataloaders")
+_NO_DATA = (
+    *("model", "net", "network", "optimizer", "optim", "scheduler", "criterion", "loss", "args", "config", "parser"),
+    *("logger", "metrics", "metric", "weights", "params", "parameters", "device", "checkpoint", "transform"),
+    *("transforms", "batch", "stats", "shape", "client", "clients", "server"),
+)
 
 
 def program_parts(program: str, *, needs_model: bool = True) -> dict[str, str]:
@@ -28,7 +41,9 @@ def program_parts(program: str, *, needs_model: bool = True) -> dict[str, str]:
         reason = "not valid Python" if path.is_file() else "no such file in the current folder"
         raise ConfigError(f"--program {program}: {reason}")
     module = ".".join(path.with_suffix("").parts)
-    parts = {part: f"{module}:{name}" for part, name in {**_methods(found), **found.parts()}.items()}
+    parts = {
+        part: f"{module}:{name}" for part, name in {**_functions(found), **_methods(found), **found.parts()}.items()
+    }
     if "client_fn" in found.names and "train" not in parts:
         raise ConfigError(f"--program {program}: is a Flower program; --client-fn {module}:client_fn runs it")
     if needs_model and "model" not in parts and len(found.modules) > 1:
@@ -50,26 +65,51 @@ def _methods(found: ProgramFile) -> dict[str, str]:
         for name in reversed(PARTS[part]):
             for method, parameters in found.methods.items():
                 owner, _, own_name = method.partition(".")
-                if own_name == name and _can_be_called(parameters):
+                if own_name == name and not _what_is_missing(parameters, part, of_class=True):
                     methods.setdefault(owner, {})[part] = method
     needed = "test" if "train" in found.parts() else "train"
     owners = [owner for owner, own in methods.items() if needed in own]
     return methods[owners[0]] if len(owners) == 1 else {}
 
 
-def _can_be_called(parameters: Parameters) -> bool:
-    return not _what_is_missing(parameters)
+def _functions(found: ProgramFile) -> dict[str, str]:
+    """Return dataset, train and test → the only function whose name has a word that says so, and that can be called."""
+    parts = {}
+    for part in ("dataset", "train", "test"):
+        names = [name for name in found.functions if _is_meant(name, part, found)]
+        able = [name for name in names if not _what_is_missing(found.functions[name], part)]
+        if len(able) == 1:
+            parts[part] = able[0]
+    return parts
 
 
-def _what_is_missing(parameters: Parameters) -> str:
-    """Return why a client cannot use a class and its method: it cannot give a parameter, or has no effect on it."""
+def _is_meant(name: str, part: str, found: ProgramFile) -> bool:
+    words = {word.lower() for word in _WORD.findall(name)}
+    if part == "dataset":
+        is_data = not words.isdisjoint(_DATA) or words.isdisjoint((*_WORDS_OF_TRAIN, *_WORDS_OF_TEST))
+        is_made = name in found.pairs and not words.isdisjoint(_VERBS_OF_DATA)
+        return is_made and is_data and words.isdisjoint(_NO_DATA)
+    is_train = not words.isdisjoint(_WORDS_OF_TRAIN)
+    return is_train if part == "train" else not is_train and not words.isdisjoint(_WORDS_OF_TEST)
+
+
+def _what_is_missing(parameters: Parameters, part: str, *, of_class: bool = False) -> str:
+    """Return why a function cannot be a part of a program: it needs something, or takes nothing of a client."""
+    if part == "dataset":
+        offered = {"data_dir", "batch_size", "seed", "args", "num_classes", "client_id", "num_clients"}
+    else:
+        offered = {*ROLES_OF_TRAINING, *SETTINGS_OF_TRAINING} if part == "train" or of_class else {*ROLES_OF_TEST}
+        if parameters.makes_loaders:
+            offered.add("dataset")
     roles = {name: ROLES.get(name.lower()) for name in (*parameters.required, *parameters.optional)}
-    unknown = [name for name in parameters.required if roles[name] is None]
+    unknown = [name for name in parameters.required if roles[name] not in offered]
     if unknown:
         return f"a client has nothing for its parameter {unknown[0]}"
+    if part == "dataset":
+        return ""
     if "net" not in roles.values():
         return "it has no parameter for the model"
-    examples = {"loader", "loaders", "inputs", *(["dataset"] if parameters.makes_loaders else [])}
+    examples = {"loader", "loaders", "inputs", "dataset"} & offered
     return "" if examples & set(roles.values()) else "it has no parameter for the examples"
 
 
@@ -83,10 +123,14 @@ def what_was_found(program: str, parts: Mapping[str, str | None]) -> list[str]:
     others = [part if name is None else f"{part} {name}" for part, name in parts.items() if ":" not in (name or "")]
     notes = [f"--program {program}: {', '.join(own)}" + (f"; built in: {', '.join(others)}" if others else "")]
     file = read(_path_of(program).resolve())
-    for method, parameters in file.methods.items() if file is not None and parts["train"] is None else ():
-        if method.rpartition(".")[2] in (*PARTS["train"], "training_step"):
-            reason = _what_is_missing(parameters) or "there are several such methods; --train says which one"
-            notes.append(f"--program {program}: {method} is not used, because {reason}")
+    if file is not None and parts["train"] is None:
+        unused = {name: each for name, each in file.functions.items() if _is_meant(name, "train", file)}
+        unused = {name: each for name, each in unused.items() if "net" in map(ROLES.get, map(str.lower, each.required))}
+        trains = (*PARTS["train"], "training_step")
+        unused |= {name: each for name, each in file.methods.items() if name.rpartition(".")[2] in trains}
+        for name, each in unused.items():
+            reason = _what_is_missing(each, "train") or "there are several that train; --train says which one"
+            notes.append(f"--program {program}: {name} is not used, because {reason}")
     return notes
 
 
