@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from sim.client.returned_names import ReturnedName, returned_names
+from sim.client.returned_names import names_of_numbers
 from sim.errors import some
-from sim.metrics import is_better_smaller
 
 _WHAT_TRAIN_RETURNS = "the mean loss, (loss, accuracy), a dict of metrics"
 _WHAT_TEST_RETURNS = "accuracy, (loss, accuracy), (loss, dict of metrics) or dict of metrics"
@@ -77,7 +76,7 @@ def of_train(returned: Any, net: nn.Module, function: Callable[..., Any] | None 
     series = [position for position in others if _mean(parts[position]) is not None]
     recorded = numbers or series
     has_usual_form = recorded == others[:2] if numbers else len(others) == 1
-    called, note = _called(function, len(parts), recorded, ("loss", "accuracy") if has_usual_form else ())
+    called, note = names_of_numbers(function, len(parts), recorded, ("loss", "accuracy") if has_usual_form else ())
     if called is None or not recorded:
         return Returned(None, {}, (_unrecorded([parts[position] for position in others], _WHAT_TRAIN_RETURNS),))
     metrics, notes = _numbers_of({name: parts[position] for name, position in zip(called, recorded, strict=True)})
@@ -109,7 +108,7 @@ def of_test(returned: Any, score: str, function: Callable[..., Any] | None = Non
     if len(parts) == 2 and len(numbers) == 1 and isinstance(named := parts[1 - numbers[0]], Mapping):
         return _with_others(function, parts, numbers, named, score)
     defaults = () if numbers != [0, 1][: len(parts)] else (score,) if len(parts) == 1 else ("loss", score)
-    called, note = _called(function, len(parts), numbers, defaults, score)
+    called, note = names_of_numbers(function, len(parts), numbers, defaults, score)
     if called is None or not numbers:
         shown = repr(returned) if isinstance(returned, int | float | str | tuple | list) else type(returned).__name__
         raise OwnReturnError(f"test returned {shown}; {_WHAT_TEST_RETURNS} is expected")
@@ -127,7 +126,7 @@ def _with_others(
     score: str = "accuracy",
 ) -> Returned:
     """Return the only number among what was returned, usually the loss, together with a dict of others."""
-    called, note = _called(function, len(parts), numbers, ("loss",), score)
+    called, note = names_of_numbers(function, len(parts), numbers, ("loss",), score)
     number, _ = _numbers_of(dict.fromkeys(called or (), parts[numbers[0]]))
     metrics, notes = _numbers_of(others)
     metrics |= number
@@ -141,43 +140,6 @@ def _with_names(returned: Any) -> Any:
     if dataclasses.is_dataclass(returned) and not isinstance(returned, type | nn.Module):
         return {field.name: getattr(returned, field.name) for field in dataclasses.fields(returned)}
     return returned
-
-
-def _called(
-    function: Callable[..., Any] | None,
-    count: int,
-    positions: Sequence[int],
-    defaults: Sequence[str],
-    score: str = "accuracy",
-) -> tuple[list[str] | None, tuple[str, ...]]:
-    """Return what the numbers at some positions of ``count`` returned values are called, and a note if it is unusual.
-
-    The words "loss" and "accuracy" in a return statement decide. Other numbers have the names that are expected in
-    their places, or else their own; there is None if one has no name, or two have the same.
-
-    Args:
-        defaults: what is expected, in this order; a score is never a number whose name says that smaller is better.
-        score: what an accuracy is called.
-    """
-    names = returned_names(function, count) if function is not None else [ReturnedName()] * count
-    kinds = {"loss": "loss", "accuracy": score}
-    called = [""] * len(positions)
-    for number, position in enumerate(positions):
-        kind = kinds.get(names[position].kind, "")
-        called[number] = names[position].text if kind and kind in called else kind
-    for number, position in enumerate(positions):
-        if called[number]:
-            continue
-        text = names[position].text
-        free = [name for name in defaults if name not in called]
-        expected = next((name for name in defaults[number : number + 1] if name in free), "".join(free[:1]))
-        is_other = is_better_smaller(text) if expected == score else bool(number and text)
-        called[number] = text if is_other or not expected else expected
-    if "" in called or len(set(called)) < len(called):
-        return None, ()
-    if called == list(defaults[: len(called)]):
-        return called, ()
-    return called, (f"what it returns is recorded as {some(called, 5)}, which its return statement calls it",)
 
 
 def _put_weights(part: Any, net: nn.Module) -> bool:

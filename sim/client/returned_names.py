@@ -11,6 +11,9 @@ from functools import cache
 from types import CodeType
 from typing import Any, NamedTuple
 
+from sim.errors import some
+from sim.metrics import is_better_smaller
+
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _LOSSES = frozenset(("loss", "losses", "cost", "objective", "criterion", "entropy", "nll"))
 _ACCURACIES = frozenset(("acc", "accs", "accuracy", "accuracies", "correct", "corrects"))
@@ -18,7 +21,7 @@ _ACCURACIES = frozenset(("acc", "accs", "accuracy", "accuracies", "correct", "co
 _FORMS = frozenset(("float", "round", "sum", "mean", "average", "item", "cpu", "detach", "numpy", "tolist", "avg"))
 
 
-class ReturnedName(NamedTuple):
+class _Name(NamedTuple):
     """What one element of a return statement is called.
 
     Attributes:
@@ -30,7 +33,44 @@ class ReturnedName(NamedTuple):
     kind: str = ""
 
 
-def returned_names(function: Callable[..., Any], count: int) -> list[ReturnedName]:
+def names_of_numbers(
+    function: Callable[..., Any] | None,
+    count: int,
+    positions: Sequence[int],
+    defaults: Sequence[str],
+    score: str = "accuracy",
+) -> tuple[list[str] | None, tuple[str, ...]]:
+    """Return what the numbers at some positions of ``count`` returned values are called, and a note if it is unusual.
+
+    The words "loss" and "accuracy" in a return statement decide. Other numbers have the names that are expected in
+    their places, or else their own; there is None if one has no name, or two have the same.
+
+    Args:
+        defaults: what is expected, in this order; a score is never a number whose name says that smaller is better.
+        score: what an accuracy is called.
+    """
+    names = _names_of_all(function, count) if function is not None else [_Name()] * count
+    kinds = {"loss": "loss", "accuracy": score}
+    called = [""] * len(positions)
+    for number, position in enumerate(positions):
+        kind = kinds.get(names[position].kind, "")
+        called[number] = names[position].text if kind and kind in called else kind
+    for number, position in enumerate(positions):
+        if called[number]:
+            continue
+        text = names[position].text
+        free = [name for name in defaults if name not in called]
+        expected = next((name for name in defaults[number : number + 1] if name in free), "".join(free[:1]))
+        is_other = is_better_smaller(text) if expected == score else bool(number and text)
+        called[number] = text if is_other or not expected else expected
+    if "" in called or len(set(called)) < len(called):
+        return None, ()
+    if called == list(defaults[: len(called)]):
+        return called, ()
+    return called, (f"what it returns is recorded as {some(called, 5)}, which its return statement calls it",)
+
+
+def _names_of_all(function: Callable[..., Any], count: int) -> list[_Name]:
     """Return the names of ``count`` returned elements; a name is empty where return statements differ.
 
     What has no source, such as a class with ``__call__``, has no names.
@@ -38,18 +78,18 @@ def returned_names(function: Callable[..., Any], count: int) -> list[ReturnedNam
     code = getattr(inspect.unwrap(function), "__code__", None)
     found = [names for names in (_all_names(code) if code is not None else ()) if len(names) == count]
     if not found:
-        return [ReturnedName()] * count
+        return [_Name()] * count
     return [names[0] if len(set(names)) == 1 else _common(names) for names in zip(*found, strict=True)]
 
 
-def _common(names: Sequence[ReturnedName]) -> ReturnedName:
+def _common(names: Sequence[_Name]) -> _Name:
     """Return what different names have in common, which may be their kind."""
     kinds = {name.kind for name in names}
-    return ReturnedName("", kinds.pop()) if len(kinds) == 1 else ReturnedName()
+    return _Name("", kinds.pop()) if len(kinds) == 1 else _Name()
 
 
 @cache
-def _all_names(code: CodeType) -> list[list[ReturnedName]]:
+def _all_names(code: CodeType) -> list[list[_Name]]:
     """Return the names of each return statement of a function that does not return only constants."""
     return [
         [_name(element) for element in elements]
@@ -73,11 +113,11 @@ def _returns(code: CodeType) -> Iterator[list[ast.expr]]:
             inside.extend(ast.iter_child_nodes(node))
 
 
-def _name(element: ast.expr) -> ReturnedName:
+def _name(element: ast.expr) -> _Name:
     text = _text(element)
     words = {word.lower() for word in _WORD.findall(text)}
     is_loss, is_accuracy = not words.isdisjoint(_LOSSES), not words.isdisjoint(_ACCURACIES)
-    return ReturnedName(text, "" if is_loss == is_accuracy else "loss" if is_loss else "accuracy")
+    return _Name(text, "" if is_loss == is_accuracy else "loss" if is_loss else "accuracy")
 
 
 def _text(element: ast.expr) -> str:
