@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from sim.run_folder import plots
 from sim.run_folder.folder import Run
 from sim.run_folder.records import RoundRecord
 from sim.run_folder.writer import RunWriter
+
+STRATEGIES = ("fedavg", "fedprox")
 
 
 def _run(root: Path, name: str, accuracies: list[float], config: RunConfig | CentralizedConfig) -> Run:
@@ -40,6 +43,21 @@ def test_runs_that_differ_only_in_their_seed_are_one_curve(tmp_path: Path) -> No
     assert mean.tolist() == pytest.approx([0.2, 0.5])
     assert deviation.tolist() == pytest.approx([0.2 / 2**0.5, 0.2 / 2**0.5])  # n − 1, as in every table
     assert curves[1].series("test_accuracy", "seconds")[0].tolist() == [0.5, 1.5]
+
+
+def test_the_legend_of_a_sweep_has_the_settings_and_other_names_stay(tmp_path: Path) -> None:
+    configs = [RunConfig(strategy=strategy, alpha=1.0 if number else 0.5) for number, strategy in enumerate(STRATEGIES)]
+    names = [f"strategy-{config.strategy}_alpha-{config.alpha}" for config in configs]
+    runs = [
+        _run(tmp_path, f"{name}_seed-{seed}", [0.1, 0.2], replace(config, seed=seed))
+        for name, config in zip(names, configs, strict=True)
+        for seed in (0, 1)
+    ]
+    curves = plots.curves_of(runs)
+    assert [curve.title for curve in curves] == ["strategy fedavg, alpha 0.5", "strategy fedprox, alpha 1"]
+    assert [curve.name for curve in curves] == names
+    other = _run(tmp_path, "strategy-fedavg-alpha-0.5", [0.1], RunConfig(strategy="fedavg", alpha=0.5))
+    assert [curve.title for curve in plots.curves_of([other, *runs[2:]])] == ["strategy-fedavg-alpha-0.5", names[1]]
 
 
 def test_the_figure_has_a_line_per_curve_a_band_per_mean_and_units(tmp_path: Path) -> None:

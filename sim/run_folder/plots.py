@@ -21,7 +21,7 @@ from sim.metrics import MetricName
 from sim.run_folder.figure import Figure
 from sim.run_folder.measurements import QUANTILES, X_AXES, column, compared_phase, spent, table_of, unmeasured
 from sim.run_folder.plot_style import Look
-from sim.run_folder.settings import NOT_COMPARED
+from sim.run_folder.settings import NOT_COMPARED, differing, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,18 +60,25 @@ class Curve:
         frames: what ``measurements.table_of`` returns for each run.
         row_word: what a row of them is, ``round`` or ``epoch``.
         runs: the runs.
+        settings: what the name of a sweep's run says, ``strategy fedavg, alpha 0.1``; empty for other names.
     """
 
     name: str
     frames: list[pd.DataFrame]
     row_word: str = "round"
     runs: list[Any] = field(default_factory=list)
+    settings: str = ""
+
+    @property
+    def title(self) -> str:
+        """The text for legends without what line and band are."""
+        return self.settings or self.name
 
     @property
     def label(self) -> str:
         """The text for legends: the name and, for several runs, what the line and the band around it are."""
         num_seeds = len(self.frames)
-        return f"{self.name} (mean ± sample sd of {num_seeds} seeds)" if num_seeds > 1 else self.name
+        return f"{self.title} (mean ± sample sd of {num_seeds} seeds)" if num_seeds > 1 else self.title
 
     def measures(self, name: str) -> bool:
         """Return whether a column has a value in any run."""
@@ -150,15 +157,33 @@ def curves_of(runs: Sequence[Run], metrics: Sequence[MetricName] = ()) -> list[C
         with_seed = f"{settings} {config.get('seed')}"
         groups.setdefault((settings, repeats[with_seed]), []).append(run)
         repeats[with_seed] += 1  # a second run with the same seed belongs to another curve
+    names = [_name([one_line(run.name) for run in group]) for group in groups.values()]
+    in_words = _settings_in(names, [group[0].config() for group in groups.values()])
     return [
         Curve(
-            _name([one_line(run.name) for run in group]),
+            name,
             [table_of(run, metrics, with_quantiles=True) for run in group],
             "epoch" if group[0].is_central else "round",
             group,
+            words,
         )
-        for group in groups.values()
+        for name, words, group in zip(names, in_words, groups.values(), strict=True)
     ]
+
+
+def _settings_in(names: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the settings that make up each name, as a sweep composes it; empty texts if a name has something else."""
+    found = []
+    for name, config in zip(names, configs, strict=True):
+        given = {key.rpartition(".")[2]: shown(config, key) for key in differing(configs)}
+        parts = {key: f"{key}-{value}" for key, value in given.items()}
+        parts |= {key: f"{part}.0" for key, part in parts.items() if f"{part}.0" in name}  # a float that is whole
+        parts = {key: part for key, part in parts.items() if part in name}
+        in_order = sorted(parts, key=lambda key: name.index(parts[key]))
+        if "_".join(parts[key] for key in in_order) != name:
+            return [""] * len(names)
+        found.append(", ".join(f"{key.replace('_', ' ')} {given[key]}" for key in in_order))
+    return found
 
 
 def _name(names: list[str]) -> str:
@@ -324,7 +349,7 @@ def _draw_curves(
     for number, curve in enumerate(curves):
         series = _series(curve, quantity, phase)
         for name, own_style in zip(series, _LINE_STYLES, strict=False):
-            label = series[name] if len(curves) == 1 else curve.name if seeds or look.in_print else curve.label
+            label = series[name] if len(curves) == 1 else curve.title if seeds or look.in_print else curve.label
             pen = Pen(look.color(number), look.line_style(number) if len(curves) > 1 else own_style, label)
             draw_line(axes, curve, name, x, look, pen, scale=scale, has_steps=has_steps)
     title = curves[0].label if len(curves) == 1 else seeds
