@@ -182,6 +182,37 @@ def test_a_folder_of_ones_own_has_all_files_but_those_that_are_written(
     assert {(tmp_path / name).read_text() for name in names} == {"written"}
 
 
+WRITING = """
+FILES = [Path("best.pt"), Path(__file__).parent / "shared.txt", Path("results_of_mine/new.csv")]
+
+def train(net, trainloader, epochs):
+    for file in FILES:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("of train")
+    for x, y in trainloader:
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        criterion(net(x), y).backward()
+        optimizer.step()
+"""
+
+
+def test_the_dry_run_leaves_files_as_they_are_and_says_which_all_clients_share(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extended(program, "from pathlib import Path\n" + WRITING)
+    Path("best.pt").write_text("a week of work")
+    run(program)
+    assert Path("best.pt").read_text() == "a week of work"
+    assert not Path("results_of_mine").exists()
+    notes = [line for line in capsys.readouterr().err.splitlines() if "train or test writes" in line]
+    assert notes == [
+        "sim: note: train or test writes shared.txt by an absolute path, so that all clients and the dry run share it; "
+        "with a relative path, each client has its own",
+        "sim: note: train or test writes best.pt, results_of_mine/new.csv into the current folder; each client does "
+        "so in a folder of its own, which is removed after it",
+    ]
+
+
 def test_a_program_without_data_is_told_what_it_was_tried_on(program: str) -> None:
     text = "import torch\ndef train(net, trainloader):\n    for x, y in trainloader:\n        net(x.reshape(-1, 7))\n"
     Path("no_data.py").write_text(text)

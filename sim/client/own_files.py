@@ -15,6 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 
 _MOST_ENTRIES = 5000  # of a folder and those in it that are looked at, those at the top first
+# What a trial copies, so that the original stays as it is; all else is linked, because programs do not write it.
+_MOST_COPIED_BYTES = 2**29
+_MOST_COPIED_OF_A_FOLDER = 200
+_CODE = (".py", ".pyc", ".so", ".ipynb")
 _State = tuple[int, int, int]
 
 
@@ -43,6 +47,8 @@ def _states(folder: Path, but: Path) -> dict[str, _State]:
                     if not (entry.name.startswith((".", "__")) or Path(entry.path) == but):
                         pending.append(Path(entry.path))
                     continue
+                if entry.is_dir():  # a link to a folder
+                    continue
                 with suppress(OSError):  # a link to nothing, or a file that was removed meanwhile
                     state = entry.stat()
                     if state.st_ino not in streams:
@@ -55,6 +61,54 @@ def _inode_of_stream(number: int) -> int:
         return os.fstat(number).st_ino
     except OSError:
         return 0
+
+
+@contextmanager
+def trial_folder(but: Path) -> Iterator[tuple[list[str], list[str]]]:
+    """Let the block work in a copy of the current folder, which is removed after it.
+
+    Args:
+        but: a folder in which other processes may write.
+
+    Yields:
+        Two lists that hold, after the block, the files that were written: by a relative path, and by an absolute path
+        in the original folder.
+    """
+    before = Path.cwd()
+    made = Path(tempfile.mkdtemp(prefix="sim-trial-"))
+    try:
+        _copy(before, made, but)
+        os.chdir(made)
+        with noted(made, made / but.name) as written, noted(before, but) as elsewhere:
+            yield written, elsewhere
+    finally:
+        os.chdir(before)
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _copy(source: Path, target: Path, but: Path) -> None:
+    pending, num_entries, num_bytes = deque([(source, target)]), 0, 0
+    while pending:
+        folder, place = pending.popleft()
+        with os.scandir(folder) as found:
+            entries = list(found)
+        num_entries += len(entries)
+        for entry in entries:
+            new, is_few = place / entry.name, num_entries <= _MOST_ENTRIES
+            is_folder = entry.is_dir(follow_symlinks=False) and os.access(entry.path, os.R_OK | os.X_OK)
+            if is_folder and is_few and Path(entry.path) != but and not entry.name.startswith((".", "__")):
+                new.mkdir()
+                pending.append((Path(entry.path), new))
+                continue
+            if entry.is_file(follow_symlinks=False) and not entry.name.endswith(_CODE):
+                size = entry.stat().st_size
+                if len(entries) <= _MOST_COPIED_OF_A_FOLDER and num_bytes + size <= _MOST_COPIED_BYTES:
+                    with suppress(OSError):  # it may not be read, or the disk is full
+                        shutil.copy2(entry.path, new)
+                        num_bytes += size
+                        continue
+                    new.unlink(missing_ok=True)
+            new.symlink_to(entry.path)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from flwr.common import Context, NDArrays, RecordDict, Scalar
 from torch import nn
 
 from sim import user_code
-from sim.client.own_files import noted
+from sim.client.own_files import trial_folder
 from sim.client.own_functions import BuiltInTest, OwnTest, OwnTrain
 from sim.client.own_returns import OwnReturnError
 from sim.client.runtime import ClientRuntime, ClientSpec, loss_of, metrics_of
@@ -110,7 +110,7 @@ def _tried(
     runtime = worker.torch_runtime  # what a module sets when it is imported is part of the program, and stays
     proximal_mu: Any = getattr(strategy, "proximal_mu", fit_settings.get("proximal_mu", 0.0))
     with seeded(0, Purpose.TEST) as stream, isolated(stream, log=False), varying_operations() as varying:
-        with noted(Path.cwd(), Path(results_dir).absolute()) as files:
+        with trial_folder(Path(results_dir).absolute()) as (files, shared):
             if spec.train is not None:
                 notes += _check_train(runtime, user_code.shown_name(spec.train), fit_settings, proximal_mu)
                 runtime.renew_net()
@@ -125,6 +125,12 @@ def _tried(
         notes.append(
             f"on this GPU PyTorch has no kernel for {some(sorted(varying))} that gives the same bits each time, so the "
             "last digits may change from run to run"
+        )
+    shared = [name for name in shared if name not in files]
+    if shared:
+        notes.append(
+            f"train or test writes {some(shared)} by an absolute path, so that all clients and the dry run share it; "
+            "with a relative path, each client has its own"
         )
     return Tried([*notes, *OF_THIS_PROCESS.notes], tuple(files), spec.batches_on_cpu)
 
