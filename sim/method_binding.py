@@ -12,10 +12,11 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import CodeType
 from typing import Any, NamedTuple, Self
 
-from sim.parameter_roles import Binding
+from sim.parameter_roles import ROLES, Binding
+from sim.program_file import calls_loader
+from sim.user_code import load
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,15 @@ class MethodBinding(Binding):
     Attributes:
         of_class: the binding of the class.
         of_method: the binding of the method, without the object.
+        owner: the class.
     """
 
     of_class: Binding
     of_method: Binding
+    owner: type
 
     @classmethod
-    def join(cls, function: Callable[..., Any], of_class: Binding, of_method: Binding) -> Self:
+    def join(cls, function: Callable[..., Any], of_class: Binding, of_method: Binding, owner: type) -> Self:
         """Return the binding of both together."""
         return cls(
             function,
@@ -42,7 +45,29 @@ class MethodBinding(Binding):
             {**of_class.assumed, **of_method.assumed},
             of_class,
             of_method,
+            owner,
         )
+
+    @property
+    def trains_all_epochs(self) -> bool:
+        """Whether one call of the method trains for all epochs, whose number it or its class takes, not for one."""
+        if self.of_method.takes("epochs"):
+            return True
+        return self.of_class.takes("epochs") and not self.of_method.takes("epoch") and self._reads_epochs()
+
+    def _reads_epochs(self) -> bool:
+        """Return whether the method, or one that it calls, reads a number of epochs of its object."""
+        waiting, seen = [self.function.__name__], set()
+        while waiting:
+            name = waiting.pop()
+            method = inspect.unwrap(found) if (found := inspect.getattr_static(self.owner, name, None)) else None
+            if name in seen or not inspect.isfunction(method):
+                continue
+            seen.add(name)
+            if any(ROLES.get(each.lower().lstrip("_")) == "epochs" for each in method.__code__.co_names):
+                return True
+            waiting += method.__code__.co_names
+        return False
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -51,7 +76,8 @@ class MethodBinding(Binding):
 
     def prepared(self, offered: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
         """Make an object of the class, and return its method as a function of arguments by role."""
-        method = getattr(self.of_class.call(offered), self.function.__name__)
+        positional, keywords = self.of_class.arguments(offered)
+        method = getattr(self.owner(*positional, **keywords), self.function.__name__)
 
         def call(offered: Mapping[str, Any]) -> Any:
             positional, keywords = self.of_method.arguments(offered)
@@ -72,10 +98,13 @@ def owner_of(function: Callable[..., Any]) -> type | None:
     owner: Any = sys.modules.get(function.__module__)
     for part in name.split("."):
         owner = getattr(owner, part, None)
-    if not isinstance(owner, type) or inspect.getattr_static(owner, own_name, None) is not function:
-        return None
-    is_model = any(base.__module__ == "torch.nn.modules.module" for base in owner.__mro__)  # torch is not imported here
-    return None if is_model else owner
+    return owner if _needs_an_object(owner, own_name) else None
+
+
+def _needs_an_object(owner: Any, name: str) -> bool:
+    if not isinstance(owner, type) or not inspect.isfunction(inspect.getattr_static(owner, name, None)):
+        return False
+    return all(base.__module__ != "torch.nn.modules.module" for base in owner.__mro__)  # torch is not imported here
 
 
 class OwnedMethod(NamedTuple):
@@ -87,19 +116,45 @@ class OwnedMethod(NamedTuple):
 
 def makes_loaders(function: Callable[..., Any], owner: type | None) -> bool:
     """Return whether a function, or any method of its class, makes a DataLoader, so that it takes data sets."""
-    functions = [function] if owner is None else [function, *vars(owner).values()]
-    codes = [getattr(inspect.unwrap(each), "__code__", None) for each in functions if callable(each)]
-    return any("DataLoader" in _names_in(code) for code in codes if code is not None)
+    waiting = [function] if owner is None else [function, *vars(owner).values()]
+    seen: set[Any] = set()
+    while waiting:
+        current = inspect.unwrap(waiting.pop())
+        if not inspect.isfunction(current) or current in seen:
+            continue
+        seen.add(current)
+        if calls_loader(_source(current)):
+            return True
+        called = [current.__globals__.get(name) for name in current.__code__.co_names]
+        waiting += [each for each in called if inspect.isfunction(each) and each.__module__ == current.__module__]
+    return False
 
 
-def _names_in(code: CodeType) -> set[str]:
-    inside = [_names_in(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
-    return {*code.co_names, *code.co_freevars}.union(*inside)
+def _source(function: Callable[..., Any]) -> str:
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):  # it was not defined in a file
+        return ""
 
 
-def split(thing: Callable[..., Any] | OwnedMethod) -> tuple[type | None, Callable[..., Any]]:
-    """Return the class, see ``owner_of``, and the function."""
-    return thing if isinstance(thing, OwnedMethod) else (owner_of(thing), thing)
+def load_function(spec: Any, setting: str) -> tuple[type | None, Callable[..., Any]]:
+    """Import a function that trains or tests; return the class of which it is a method that needs an object, and it.
+
+    Args:
+        spec: its import path, which for an inherited method names the class that makes the object; or the function.
+        setting: the flag that named it.
+
+    Raises:
+        PluginError: see ``user_code.load``.
+    """
+    function = load(spec, setting)
+    if isinstance(function, OwnedMethod):
+        return function
+    if isinstance(spec, str) and "." in spec.partition(":")[2]:
+        place, _, name = spec.rpartition(".")
+        owner = load(place, setting, callable_only=False)
+        return (owner if _needs_an_object(owner, name) else None), function
+    return owner_of(function), function
 
 
 def with_owner(thing: Any) -> Any:
@@ -128,5 +183,7 @@ def binding_of(
     """
     if owner is None:
         return Binding.of(function, offered, place, needed)
-    of_class = Binding.of(owner, {*offered, *offered_to_class}, place)
-    return MethodBinding.join(function, of_class, Binding.of(partial(function, None), offered, place))
+    # A class may be a data class, or have a __new__ that takes anything; its __init__ says what it takes.
+    maker = partial(owner.__init__, None) if inspect.isfunction(owner.__init__) else owner  # type: ignore[misc]
+    of_class = Binding.of(maker, {*offered, *offered_to_class}, place)
+    return MethodBinding.join(function, of_class, Binding.of(partial(function, None), offered, place), owner)

@@ -152,6 +152,11 @@ class Binding:
         """The parameters by their names."""
         return parameters_of(self.function)
 
+    @property
+    def trains_all_epochs(self) -> bool:
+        """Whether one call trains for all epochs, not for one."""
+        return self.takes("epochs") or (self.open_ended and not self.takes("epoch"))
+
     def prepared(self, offered: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
         """Return what is called once or several times with arguments by role."""
         return self.call

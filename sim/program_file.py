@@ -129,6 +129,8 @@ class ProgramFile:
         Data in two variables are both names, with a comma between them. What a library has is taken last.
         """
         found = {part: next((name for name in names if name in self.names), None) for part, names in PARTS.items()}
+        if self.variables.issuperset(("train", "test")) and found["dataset"] is None:  # they are the data
+            found |= {"dataset": "train,test", "train": None, "test": None}
         if found["model"] is None:  # a variable first, since its class may take arguments
             found["model"] = next((name for name in _MODELS if name in self.variables), None)
         if found["model"] is None and len(self.modules) == 1:
@@ -157,6 +159,15 @@ def read(path: Path) -> ProgramFile | None:
     except (OSError, SyntaxError, ValueError, RecursionError):
         return None
     found = list(_names(tree.body, path))
+    methods, functions, pairs = dict(_methods(tree.body)), _functions(tree.body), _pairs(tree.body)
+    for name, own_name, file in _imported(tree.body, path):
+        methods |= {
+            f"{name}.{method.partition('.')[2]}": parameters
+            for method, parameters in file.methods.items()
+            if method.partition(".")[0] == own_name
+        }
+        functions |= {name: file.functions[own_name]} if own_name in file.functions else {}
+        pairs |= {name} if own_name in file.pairs else set()
     return ProgramFile(
         path,
         names=frozenset(each.name for each in found if not each.of_library),
@@ -165,11 +176,9 @@ def read(path: Path) -> ProgramFile | None:
         arguments=_arguments(tree),
         training_line=_training_line(tree.body),
         modules=tuple(_modules(tree.body)),
-        methods=dict(_methods(tree.body)),
-        functions={each.name: _parameters(each, skipped=0) for each in tree.body if isinstance(each, ast.FunctionDef)},
-        pairs=frozenset(
-            each.name for each in tree.body if isinstance(each, ast.FunctionDef) and _returns_several(each)
-        ),
+        methods=methods,
+        functions=functions,
+        pairs=frozenset(pairs),
     )
 
 
@@ -191,49 +200,88 @@ def _modules(body: list[ast.stmt]) -> list[str]:
 
 
 class Parameters(NamedTuple):
-    """The names of parameters without and with a default; and whether the class makes loaders of its own."""
+    """The names of parameters without and with a default.
+
+    Attributes:
+        makes_loaders: the function, or a method of the class, makes loaders of its own.
+        takes_epochs: a method takes the number of epochs itself.
+    """
 
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     makes_loaders: bool = False
+    takes_epochs: bool = False
+
+
+class _Class(NamedTuple):
+    """A class that may train or test.
+
+    Attributes:
+        is_model: its objects are the model: it is a PyTorch module.
+        maker: the parameters of the class; None if another file says what they are.
+        methods: its own ones and those of its bases in the same file.
+        makes_loaders: one of them makes a DataLoader.
+    """
+
+    is_model: bool
+    maker: Parameters | None
+    methods: dict[str, ast.FunctionDef]
+    makes_loaders: bool
 
 
 def _methods(body: list[ast.stmt]) -> Iterator[tuple[str, Parameters]]:
     """Yield the methods of classes at the top level that may train or test: ``Trainer.fit``, and their parameters.
 
     The parameters are those of the class and of the method together. Of a PyTorch module, whose object is the model,
-    they are those of the method, and ``train`` and ``eval`` are other things.
+    they are those of the method, and ``train`` and ``eval`` are other things. A class from which another one of the
+    file inherits is left out.
     """
-    models: set[str] = set()
+    classes: dict[str, _Class] = {}
+    inherited: set[str] = set()
     for node in body:
-        if not isinstance(node, ast.ClassDef):
+        if isinstance(node, ast.ClassDef):
+            bases = [ast.unparse(base) for base in node.bases]
+            inherited |= set(bases)
+            classes[node.name] = _class_of(node, bases, [classes[base] for base in bases if base in classes])
+    for name, each in classes.items():
+        if each.maker is None or name in inherited:
             continue
-        bases = [ast.unparse(base) for base in node.bases]
-        is_model = any(base.endswith(_BASES_OF_MODELS) or base in models for base in bases)
-        if is_model:
-            models.add(node.name)
-        functions = {each.name: each for each in node.body if isinstance(each, ast.FunctionDef)}
-        of_class = Parameters()
-        if is_model:
-            of_class = Parameters(("self",))
-        elif "__init__" in functions:
-            of_class = _parameters(functions["__init__"])
-        elif node.bases:
-            continue  # another class says what it takes
-        elif any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
-            fields = [
-                each for each in node.body if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
-            ]
-            of_class = Parameters(tuple(ast.unparse(each.target) for each in fields if each.value is None))
-        for name, function in functions.items():
-            if function.decorator_list and "method" in ast.unparse(function.decorator_list[0]):
-                continue  # a static method or one of the class
-            if is_model and name in ("train", "eval"):
+        for method, function in each.methods.items():
+            if each.is_model and method in ("train", "eval"):
                 continue
-            if name in (*PARTS["train"], *PARTS["test"], "training_step"):
+            if method in (*PARTS["train"], *PARTS["test"], "training_step"):
                 own = _parameters(function)
-                required, optional = of_class.required + own.required, of_class.optional + own.optional
-                yield f"{node.name}.{name}", Parameters(required, optional, _makes_loaders(node))
+                required, optional = each.maker.required + own.required, each.maker.optional + own.optional
+                takes_epochs = any("epochs" in parameter for parameter in (*own.required, *own.optional))
+                yield f"{name}.{method}", Parameters(required, optional, each.makes_loaders, takes_epochs)
+
+
+def _class_of(node: ast.ClassDef, bases: list[str], known: list[_Class]) -> _Class:
+    own = {
+        each.name: each
+        for each in node.body
+        # A static method, and one of the class, needs no object.
+        if isinstance(each, ast.FunctionDef) and not any("method" in ast.unparse(d) for d in each.decorator_list)
+    }
+    methods = {name: function for base in reversed(known) for name, function in base.methods.items()} | own
+    makes_loaders = calls_loader(ast.unparse(node)) or any(base.makes_loaders for base in known)
+    if any(base.endswith(_BASES_OF_MODELS) for base in bases) or any(base.is_model for base in known):
+        return _Class(True, Parameters(("self",)), methods, makes_loaders)
+    maker: Parameters | None = Parameters()
+    if "__init__" in methods:
+        maker = _parameters(methods["__init__"])
+    elif any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+        fields = [each for each in node.body if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)]
+        names = [ast.unparse(each.target) for each in fields if each.value is None]
+        maker = Parameters(tuple(name for name in names if name != "_"))
+    elif len(known) < len([base for base in bases if base not in ("object", "ABC")]):
+        maker = None
+    return _Class(False, maker, methods, makes_loaders)
+
+
+def calls_loader(source: str) -> bool:
+    """Return whether Python makes a DataLoader, which is more than to mention it."""
+    return "DataLoader(" in source
 
 
 def _parameters(function: ast.FunctionDef, skipped: int = 1) -> Parameters:
@@ -244,11 +292,15 @@ def _parameters(function: ast.FunctionDef, skipped: int = 1) -> Parameters:
     by_name = list(zip([each.arg for each in arguments.kwonlyargs], arguments.kw_defaults, strict=True))
     required = [*names[skipped:num_required], *(name for name, default in by_name if default is None)]
     optional = [*names[max(skipped, num_required) :], *(name for name, default in by_name if default is not None)]
-    return Parameters(tuple(required), tuple(optional), _makes_loaders(function))
+    return Parameters(tuple(required), tuple(optional), calls_loader(ast.unparse(function)))
 
 
-def _makes_loaders(node: ast.AST) -> bool:
-    return "DataLoader(" in ast.unparse(node)
+def _functions(body: list[ast.stmt]) -> dict[str, Parameters]:
+    return {each.name: _parameters(each, skipped=0) for each in body if isinstance(each, ast.FunctionDef)}
+
+
+def _pairs(body: list[ast.stmt]) -> set[str]:
+    return {each.name for each in body if isinstance(each, ast.FunctionDef) and _returns_several(each)}
 
 
 def _returns_several(function: ast.FunctionDef) -> bool:
@@ -310,6 +362,23 @@ def _names_of_all(node: ast.ImportFrom, path: Path) -> Iterator[_Name]:
         for name in found.names | found.library_names:
             if not name.startswith("_"):
                 yield _Name(name, name in found.variables, name not in found.names)
+
+
+def _imported(body: list[ast.stmt], path: Path) -> Iterator[tuple[str, str, ProgramFile]]:
+    """Yield what is imported from other files of the user's: its name here, its name there, and the file."""
+    for node in body:
+        file = _own_file(node, path) if isinstance(node, ast.ImportFrom) else None
+        if not isinstance(node, ast.ImportFrom) or file is None or file in (*_READING, path):
+            continue
+        _READING.append(path)
+        found = read(file)
+        _READING.remove(path)
+        if found is None:
+            continue
+        for alias in node.names:
+            everything = {*found.names, *found.functions} if alias.name == "*" else {alias.name}
+            for name in sorted(everything):
+                yield alias.asname or name, name, found
 
 
 def _is_main_guard(node: ast.If) -> bool:

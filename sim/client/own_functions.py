@@ -197,10 +197,8 @@ class OwnTrain:
             offered["scheduler"] = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
         with lent(_borrowed(binding), net, loader, settings.get("lr")):
             call = binding.prepared({**offered, "epochs": epochs, "epoch": 1})
-            if binding.takes("epochs") or (binding.open_ended and not binding.takes("epoch")):
-                turns = [{"epochs": epochs}]
-            else:
-                turns = [{"epoch": number} for number in range(1, epochs + 1)]
+            all_at_once = binding.trains_all_epochs
+            turns = [{"epochs": epochs}] if all_at_once else [{"epoch": number} for number in range(1, epochs + 1)]
             returned = [of_train(call({**offered, **turn}), net, self.function) for turn in turns]
         _check_same(_shapes(net), before)
         for each in returned:
@@ -401,8 +399,10 @@ class OwnTest:
             is_named = is_text(binding, "optimizer")
             scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
             loaders = dict.fromkeys(("train", *_VALIDATION_SPLITS), loader)
-            made = {"optimizer": "sgd" if is_named else optimizer, "scheduler": scheduler, "loaders": loaders}
-            offered = {**_ANY_SETTINGS, **_UNCHANGED, **made, VALIDATION: loader, **offered}
+            made = {"optimizer": "sgd" if is_named else optimizer, "scheduler": scheduler}
+            any_value = {**_ANY_SETTINGS, **_UNCHANGED, **made}
+            needed = {role: value for role, value in any_value.items() if role in binding.required}
+            offered = {**needed, VALIDATION: loader, "loaders": loaders, **offered}
         with _noting_output() as printed, lent(_borrowed(binding, is_test=True), net, loader):
             returned = binding.call(offered)
         if returned is None and printed() and self.instead is not None:

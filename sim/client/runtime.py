@@ -46,7 +46,7 @@ from sim.data.loaders import (
 )
 from sim.data.partition import Partition
 from sim.errors import RunError, described
-from sim.method_binding import split
+from sim.method_binding import load_function
 from sim.process_settings import in_own_context, restored_settings
 from sim.run_folder.client_states import ClientState, ClientStates, states_in
 from sim.seeds import Purpose, seeded
@@ -245,12 +245,12 @@ class ClientRuntime:
         self.train: Any = local.train if self.loss == "cross_entropy" else BuiltInTrain(self.loss)
         self.test: Any = built_in_test
         if spec.train is not None:
-            owner, function = split(user_code.load(spec.train, "--train"))
+            owner, function = load_function(spec.train, "--train")
             place = f"--train {user_code.shown_name(spec.train if isinstance(spec.train, str) else function)}"
             args = user_code.arguments(spec.args, *filter(None, (owner, function)))
             self.train = OwnTrain(function, place, self.loss, args, spec.accuracy_in_percent, owner)
         if spec.test is not None:
-            owner, function = split(user_code.load(spec.test, "--test"))
+            owner, function = load_function(spec.test, "--test")
             self.test = OwnTest(
                 function,
                 f"--test {user_code.shown_name(spec.test if isinstance(spec.test, str) else function)}",

@@ -62,11 +62,15 @@ def _methods(found: ProgramFile) -> dict[str, str]:
     """
     methods: dict[str, dict[str, str]] = {}
     for part in ("train", "test"):
-        for name in reversed(PARTS[part]):
-            for method, parameters in found.methods.items():
-                owner, _, own_name = method.partition(".")
-                if own_name == name and not _what_is_missing(parameters, part, of_class=True):
-                    methods.setdefault(owner, {})[part] = method
+        in_order = {name: place for place, name in enumerate(PARTS[part])}
+        able = [
+            (not parameters.takes_epochs, in_order[own_name], owner, method)
+            for method, parameters in found.methods.items()
+            for owner, _, own_name in [method.partition(".")]
+            if own_name in in_order and not _what_is_missing(parameters, part, of_class=True)
+        ]
+        for *_, owner, method in sorted(able, reverse=True):  # the last one is that for all epochs, with the usual name
+            methods.setdefault(owner, {})[part] = method
     needed = "test" if "train" in found.parts() else "train"
     owners = [owner for owner, own in methods.items() if needed in own]
     return methods[owners[0]] if len(owners) == 1 else {}

@@ -31,7 +31,7 @@ from sim.data.load_dataset import Dataset, Examples, load_dataset
 from sim.data.loaders import example_batch, takes_noise
 from sim.data.partition import Partition
 from sim.errors import ConfigError, PluginError, RunError, some
-from sim.method_binding import split, with_owner
+from sim.method_binding import load_function, with_owner
 from sim.metrics import configured
 from sim.process_settings import in_own_context
 from sim.run_folder.best_round import metric_of_validation
@@ -164,7 +164,7 @@ def _own_train(config: TrainingConfig, train: Any) -> OwnTrain | None:
     """Return the user's own ``train``; None if there is none."""
     if config.train is None:
         return None
-    owner, function = split(user_code.load(train or config.train, "--train"))
+    owner, function = load_function(train or config.train, "--train")
     return OwnTrain(function, f"--train {config.train}", owner=owner)
 
 
