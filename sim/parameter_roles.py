@@ -38,7 +38,7 @@ _NAMES: dict[str, str] = {
     "targets": "y y_train train_y ys y_test test_y targets labels",
     "epochs": "epochs local_epochs num_epochs n_epochs max_epochs nb_epochs",
     "epoch": "epoch epoch_index epoch_number current_epoch",
-    "device": "device dev",
+    "device": "device dev gpu_id",
     "lr": "lr learning_rate",
     "momentum": "momentum",
     "weight_decay": "weight_decay wd",
@@ -192,8 +192,12 @@ class Binding:
 
 def _roles_of(names: Sequence[str], offered: Collection[str]) -> dict[str, str]:
     """Return parameter → role by the names of the parameters; only what is for validation may be taken twice."""
-    meant = {**ROLES, "data": "dataset"} if "dataset" in offered else ROLES
-    found = {name: role for name in names if (role := meant.get(name.lower())) in offered and role is not None}
+    meant = {name: ROLES.get(name.lower()) for name in names}
+    if "dataset" in offered:
+        meant |= {name: "dataset" for name in names if name.lower() == "data"}
+    else:  # a function that makes no loader of its own iterates over what it gets
+        meant |= {name: "loader" for name, role in meant.items() if role == "dataset"}
+    found = {name: role for name, role in meant.items() if role is not None and role in offered}
     of_validation = {"loader": VALIDATION, "dataset": VALIDATION_DATASET}
     for once, second in of_validation.items():
         same = [name for name, role in found.items() if role == once]

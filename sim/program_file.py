@@ -130,7 +130,11 @@ class ProgramFile:
         """
         found = {part: next((name for name in names if name in self.names), None) for part, names in PARTS.items()}
         if self.variables.issuperset(("train", "test")) and found["dataset"] is None:  # they are the data
-            found |= {"dataset": "train,test", "train": None, "test": None}
+            functions = {
+                part: next((name for name in PARTS[part] if name in self.names and name not in ("train", "test")), None)
+                for part in ("train", "test")
+            }
+            found |= {"dataset": "train,test", **functions}
         if found["model"] is None:  # a variable first, since its class may take arguments
             found["model"] = next((name for name in _MODELS if name in self.variables), None)
         if found["model"] is None and len(self.modules) == 1:
@@ -203,13 +207,11 @@ class Parameters(NamedTuple):
     """The names of parameters without and with a default.
 
     Attributes:
-        makes_loaders: the function, or a method of the class, makes loaders of its own.
         takes_epochs: a method takes the number of epochs itself.
     """
 
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    makes_loaders: bool = False
     takes_epochs: bool = False
 
 
@@ -220,13 +222,11 @@ class _Class(NamedTuple):
         is_model: its objects are the model: it is a PyTorch module.
         maker: the parameters of the class; None if another file says what they are.
         methods: its own ones and those of its bases in the same file.
-        makes_loaders: one of them makes a DataLoader.
     """
 
     is_model: bool
     maker: Parameters | None
     methods: dict[str, ast.FunctionDef]
-    makes_loaders: bool
 
 
 def _methods(body: list[ast.stmt]) -> Iterator[tuple[str, Parameters]]:
@@ -253,7 +253,7 @@ def _methods(body: list[ast.stmt]) -> Iterator[tuple[str, Parameters]]:
                 own = _parameters(function)
                 required, optional = each.maker.required + own.required, each.maker.optional + own.optional
                 takes_epochs = any("epochs" in parameter for parameter in (*own.required, *own.optional))
-                yield f"{name}.{method}", Parameters(required, optional, each.makes_loaders, takes_epochs)
+                yield f"{name}.{method}", Parameters(required, optional, takes_epochs)
 
 
 def _class_of(node: ast.ClassDef, bases: list[str], known: list[_Class]) -> _Class:
@@ -264,9 +264,8 @@ def _class_of(node: ast.ClassDef, bases: list[str], known: list[_Class]) -> _Cla
         if isinstance(each, ast.FunctionDef) and not any("method" in ast.unparse(d) for d in each.decorator_list)
     }
     methods = {name: function for base in reversed(known) for name, function in base.methods.items()} | own
-    makes_loaders = calls_loader(ast.unparse(node)) or any(base.makes_loaders for base in known)
     if any(base.endswith(_BASES_OF_MODELS) for base in bases) or any(base.is_model for base in known):
-        return _Class(True, Parameters(("self",)), methods, makes_loaders)
+        return _Class(True, Parameters(("self",)), methods)
     maker: Parameters | None = Parameters()
     if "__init__" in methods:
         maker = _parameters(methods["__init__"])
@@ -276,12 +275,7 @@ def _class_of(node: ast.ClassDef, bases: list[str], known: list[_Class]) -> _Cla
         maker = Parameters(tuple(name for name in names if name != "_"))
     elif len(known) < len([base for base in bases if base not in ("object", "ABC")]):
         maker = None
-    return _Class(False, maker, methods, makes_loaders)
-
-
-def calls_loader(source: str) -> bool:
-    """Return whether Python makes a DataLoader, which is more than to mention it."""
-    return "DataLoader(" in source
+    return _Class(False, maker, methods)
 
 
 def _parameters(function: ast.FunctionDef, skipped: int = 1) -> Parameters:
@@ -292,7 +286,7 @@ def _parameters(function: ast.FunctionDef, skipped: int = 1) -> Parameters:
     by_name = list(zip([each.arg for each in arguments.kwonlyargs], arguments.kw_defaults, strict=True))
     required = [*names[skipped:num_required], *(name for name, default in by_name if default is None)]
     optional = [*names[max(skipped, num_required) :], *(name for name, default in by_name if default is not None)]
-    return Parameters(tuple(required), tuple(optional), calls_loader(ast.unparse(function)))
+    return Parameters(tuple(required), tuple(optional))
 
 
 def _functions(body: list[ast.stmt]) -> dict[str, Parameters]:

@@ -379,10 +379,10 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-def get_toy_transforms():
+def get_mnist_transforms():
     return None, None
 
-def load_toy(data_dir="data"):
+def load_tiny_mnist(data_dir="data"):
     x = torch.linspace(-1, 1, 240).reshape(60, 4)
     return TensorDataset(x[:48], (x.sum(1) > 0)[:48].long()), TensorDataset(x[48:], (x.sum(1) > 0)[48:].long())
 
@@ -392,6 +392,16 @@ class Only(nn.Sequential):
 
 def evaluate_accuracy(net, data_iter):
     return 0.25
+
+def get_hyperparameters():
+    return 0.01, 0.9
+
+def predict_test(model, loader):
+    return [0, 1]
+
+def plot_training(model, loader): ...
+
+def count_correct_train(model, loader): ...
 
 def accuracy(outputs, y):
     return (outputs.argmax(1) == y).float().mean()
@@ -407,7 +417,7 @@ def trainClassifier(net, train_iter, num_epochs):
 def test_the_only_functions_that_can_be_meant_are_used() -> None:
     Path("other_names.py").write_text(OTHER_NAMES)
     config = RunConfig(program="other_names.py")
-    assert (config.dataset, config.model) == ("other_names:load_toy", "other_names:Only")
+    assert (config.dataset, config.model) == ("other_names:load_tiny_mnist", "other_names:Only")
     assert (config.train, config.test) == ("other_names:trainClassifier", "other_names:evaluate_accuracy")
     assert run("other_names.py").rounds().test_accuracy.tolist() == [0.25] * 3
 
@@ -425,3 +435,107 @@ def test_of_several_functions_that_can_be_meant_none_is_taken() -> None:
         f"train_all {several}",
         "train_student is not used, because a client has nothing for its parameter teacher",
     ]
+
+
+BASE_AND_OWN = """
+from trainer_of_another_file import BaseTrainer
+
+class Smooth(BaseTrainer):
+    def loss(self, outputs, y):
+        return nn.functional.cross_entropy(outputs, y, label_smoothing=0.5)
+"""
+BASE = """
+import torch
+from torch import nn
+
+class BaseTrainer:
+    def __init__(self, model, train_data, epochs=3, **options):
+        self.model, self.data, self.epochs = model, train_data, epochs
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def loss(self, outputs, y):
+        raise NotImplementedError
+
+    def train(self):
+        print("an epoch of", type(self).__name__)
+        for x, y in self.data:
+            self.optimizer.zero_grad()
+            self.loss(self.model(x), y).backward()
+            self.optimizer.step()
+
+    def run(self):
+        for _ in range(self.epochs):
+            self.train()
+"""
+
+
+def test_an_inherited_method_makes_an_object_of_the_class_that_is_named(
+    program: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The method trains one epoch, although its class knows their number, and iterates over what it calls data."""
+    Path("trainer_of_another_file.py").write_text(BASE)
+    module = extended(program, BASE_AND_OWN).removesuffix(".py")
+    done = run(program, train=f"{module}:Smooth.train")
+    printed = capfd.readouterr().out
+    assert printed.count("an epoch of Smooth") == 1 + 2 * 6 * 2  # the dry run, and rounds, clients and epochs
+    assert "BaseTrainer" not in printed
+    assert done.clients().num_examples.max() > 4
+
+
+def test_classes_of_other_files_are_found(program: str) -> None:
+    Path("trainer_in_its_file.py").write_text(
+        BASE.replace("raise NotImplementedError", "return nn.CrossEntropyLoss()(outputs, y)")
+    )
+    module = extended(program, "\nfrom trainer_in_its_file import BaseTrainer as Trainer\n").removesuffix(".py")
+    assert RunConfig(program=program).train == f"{module}:Trainer.train"
+    assert len(run(program).rounds()) == 3
+
+
+def test_a_loader_is_one_where_a_function_only_mentions_its_kind(
+    program: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = """
+def train(model, data, epochs):
+    assert isinstance(data, DataLoader)
+    for x, y in data:
+        criterion(model(x), y).backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+"""
+    assert len(run(extended(program, text)).rounds()) == 3
+
+
+HELPED = """
+def loader_of(dataset):
+    return DataLoader(dataset, 4)
+
+def train(model, dataset, epochs):
+    print("examples", len(dataset))
+    for x, y in loader_of(dataset):
+        criterion(model(x), y).backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+class Tested:
+    def __init__(self, model, testset, batch_size=5, epochs=7):
+        self.model, self.testset, self.settings = model, testset, (batch_size, epochs)
+
+    def evaluate(self):
+        print("settings", self.settings, len(loader_of(self.testset).dataset))
+        return 0.5
+"""
+
+
+def test_a_data_set_is_given_where_a_helper_makes_the_loader_and_a_test_keeps_its_defaults(
+    program: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    module = extended(program, HELPED).removesuffix(".py")
+    assert RunConfig(program=program).test == f"{module}:Tested.evaluate"
+    run(program, partitioner="iid")
+    printed = set(capfd.readouterr().out.split("\n"))
+    assert {"examples 8", "settings (5, 7) 12"} <= printed
+
+
+@pytest.mark.usefixtures("program")
+def test_variables_with_data_are_no_functions() -> None:
+    Path("data_by_name.py").write_text(f"{DATA}\nnet = nn.Linear(4, 2)\ntrain, test = trainset, testset\n")
+    config = RunConfig(program="data_by_name.py")
+    assert (config.dataset, config.train, config.test) == ("data_by_name:train,test", None, None)

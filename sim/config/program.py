@@ -14,8 +14,27 @@ from sim.program_file import PARTS, Parameters, ProgramFile, read
 _WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+")
 _WORDS_OF_TRAIN = ("train", "training", "fit")
 _WORDS_OF_TEST = ("test", "eval", "evaluate", "evaluation", "validate", "validation", "val", "accuracy")
+# What may stand before that word, and words of other things that are done in training and tests.
+_BEFORE = ("do", "run", "my", "start", "perform", "local", "client", "compute", "calculate", "check", "get")
+_NO_MEASURE = (
+    "time",
+    "speed",
+    "latency",
+    "plot",
+    "predict",
+    "inference",
+    "count",
+    "sample",
+    "example",
+    "batch",
+    "step",
+)
 _VERBS_OF_DATA = ("load", "get", "make", "create", "build", "prepare", "setup", "read", "download", "generate")
-_DATA = ("data", "dataset", "datasets", "set", "sets", "loader", "loaders", "dataloader", "dataloaders")
+_DATA = (
+    *("data", "dataset", "datasets", "set", "sets", "loader", "loaders", "dataloader", "dataloaders", "images"),
+    *("mnist", "fashion", "emnist", "cifar", "svhn", "stl", "imagenet", "celeba", "imdb", "iris", "wine", "housing"),
+    *("shakespeare", "reddit", "adult", "titanic", "covtype", "digits"),
+)
 _NO_DATA = (
     *("model", "net", "network", "optimizer", "optim", "scheduler", "criterion", "loss", "args", "config", "parser"),
     *("logger", "metrics", "metric", "weights", "params", "parameters", "device", "checkpoint", "transform"),
@@ -88,13 +107,15 @@ def _functions(found: ProgramFile) -> dict[str, str]:
 
 
 def _is_meant(name: str, part: str, found: ProgramFile) -> bool:
-    words = {word.lower() for word in _WORD.findall(name)}
+    in_order = [word.lower() for word in _WORD.findall(name)]
+    words = set(in_order)
     if part == "dataset":
-        is_data = not words.isdisjoint(_DATA) or words.isdisjoint((*_WORDS_OF_TRAIN, *_WORDS_OF_TEST))
-        is_made = name in found.pairs and not words.isdisjoint(_VERBS_OF_DATA)
-        return is_made and is_data and words.isdisjoint(_NO_DATA)
-    is_train = not words.isdisjoint(_WORDS_OF_TRAIN)
-    return is_train if part == "train" else not is_train and not words.isdisjoint(_WORDS_OF_TEST)
+        is_made = name in found.pairs and in_order[:1] and in_order[0] in _VERBS_OF_DATA
+        return bool(is_made) and not words.isdisjoint(_DATA) and words.isdisjoint(_NO_DATA)
+    first = next((word for word in in_order if word not in _BEFORE), "")
+    if not words.isdisjoint(_NO_MEASURE):
+        return False
+    return first in _WORDS_OF_TRAIN if part == "train" else first in _WORDS_OF_TEST
 
 
 def _what_is_missing(parameters: Parameters, part: str, *, of_class: bool = False) -> str:
@@ -103,8 +124,7 @@ def _what_is_missing(parameters: Parameters, part: str, *, of_class: bool = Fals
         offered = {"data_dir", "batch_size", "seed", "args", "num_classes", "client_id", "num_clients"}
     else:
         offered = {*ROLES_OF_TRAINING, *SETTINGS_OF_TRAINING} if part == "train" or of_class else {*ROLES_OF_TEST}
-        if parameters.makes_loaders:
-            offered.add("dataset")
+        offered.add("dataset")  # or the loader, for one that makes none
     roles = {name: ROLES.get(name.lower()) for name in (*parameters.required, *parameters.optional)}
     unknown = [name for name in parameters.required if roles[name] not in offered]
     if unknown:
