@@ -23,7 +23,7 @@ from sim.run_folder.writer import RunWriter
 from sim.seeds import Purpose, seeded
 from sim.server.results import test_records
 from sim.setup import dry_run
-from sim.setup.prepare import check_device, resolved, spec_parts
+from sim.setup.prepare import check_device, resolved, settings_without_effect, spec_parts
 from sim.setup.run_session import finish, write_environment
 from sim.tracking.by_name import check_trackers, trackers_of
 from sim.training.device import computing_as_before
@@ -52,6 +52,7 @@ def train_centralized(
     check_device(config)
     dataset = load_dataset(config)
     config, notes = decided(config, dataset)
+    unused = [*settings_without_effect(config)]
     config = resolved(config, dataset)
     spec = ClientSpec(**spec_parts(config, dataset))
     runtime = ClientRuntime(spec)
@@ -66,7 +67,7 @@ def train_centralized(
                 live_line(on_record, config.epochs, "epoch") as on_epoch,
                 run_log.captured(writer.run.log_path, show=config.verbose),
             ):
-                run_log.say((*config.program_notes, *dataset.notes, *notes, *tried.notes))
+                run_log.say((*config.program_notes, *dataset.notes, *notes, *tried.notes, *unused))
                 for epoch in range(config.epochs + 1):
                     trackers.before_round(epoch)
                     told.before_round(epoch)

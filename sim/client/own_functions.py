@@ -90,6 +90,11 @@ class OwnTrain:
         return binding
 
     @property
+    def gets_optimizer(self) -> bool:
+        """Whether it gets an optimizer, or the name of one; one of its own that it may make instead is not replaced."""
+        return bool({"optimizer", "scheduler"} & self.binding.required) or is_text(self.binding, "optimizer")
+
+    @property
     def validates(self) -> str | None:
         """The parameter that gets other examples than those of the training; None if there is none."""
         roles = self.binding.roles.items()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from sim.client.own_functions import OwnTrain
 from sim.client.runtime import ClientSpec, build_net, metrics_of
 from sim.client.torch_client import fit_settings
 from sim.compression.by_name import Compression
-from sim.config.fields import IMPORT_PATH
+from sim.config.fields import IMPORT_PATH, flag_of
 from sim.config.run_config import RunConfig, TrainingConfig
 from sim.data import partition
 from sim.data.columns import Columns, LoaderSettings
@@ -71,6 +71,7 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     dataset = load_dataset(config, objects.load_data)
     config, notes = decided(config, dataset)
     dataset = replace(dataset, notes=(*dataset.notes, *notes))
+    unused = [*settings_without_effect(config, objects.train)]
     config = resolved(config, dataset, objects.train)
     attacks.check(config, dataset)
     assigned = partition.assign(dataset, config)
@@ -111,6 +112,7 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
         *tried.notes,
         *_algorithm_notes(config, spec, built, initial_weights),
         *_notes_without_effect(config, spec, dataset, asked),
+        *unused,
     ]
     if config.dp and layout.has_running_statistics:
         raise ConfigError(
@@ -158,6 +160,28 @@ def resolved(config: C, dataset: Dataset, train: Any = None) -> C:
     if loader is not None and (loader.batch_size is not None or loader.batch_sampler is not None):
         defaults["batch_size"] = loader.batch_size
     return config.resolved(defaults)
+
+
+def settings_without_effect(config: TrainingConfig, train: Any = None) -> Iterator[str]:
+    """Yield a note on each setting of the training that was given, but that the user's ``train`` does not get.
+
+    Args:
+        config: before it was resolved.
+        train: the user's own function, if it was given from Python.
+    """
+    own = _own_train(config, train)
+    if own is None or own.binding.open_ended:
+        return
+    of_optimizer = own.gets_optimizer
+    has_effect = {name: of_optimizer or own.binding.takes(name) for name in ("lr", "momentum", "weight_decay")}
+    has_effect["lr"] |= "lr" in own.defaults()
+    has_effect |= dict.fromkeys(("lr_schedule", "lr_decay", "lr_warmup"), has_effect["lr"])
+    has_effect |= {"optimizer": of_optimizer, "precision": own.binding.takes("precision")}
+    defaults = {**{field.name: field.default for field in fields(config)}, **config.BUILT_IN}
+    for name, is_used in has_effect.items():
+        value = getattr(config, name)
+        if not is_used and value is not None and value != defaults[name]:
+            yield f"{flag_of(name)} {value} has no effect: --train {config.train} has no parameter for it"
 
 
 def _own_train(config: TrainingConfig, train: Any) -> OwnTrain | None:
