@@ -90,9 +90,7 @@ class Variable(NamedTuple):
             return None
 
     def put(self, value: Value) -> None:
-        """Let it hold what it held; what is not plain stays, but for small objects, and so do true and false."""
-        if self.is_flag:
-            return
+        """Let it hold what it held; what is not plain stays, but for small objects."""
         now = self.now()
         if now is None and value.held is None and is_state(self.read()):
             self.write(None)
@@ -146,11 +144,23 @@ def _variables_in(thing: Any, name: str, owned: bool) -> Iterable[Found]:
         owned: whether a container of this kind belongs to user code.
     """
     kind, attributes = type(thing), getattr(thing, "__dict__", None)
-    if type(attributes) is not dict or kind.__module__ == "logging":  # loggers note what they were asked
+    if kind.__module__ == "logging":  # loggers note what they were asked
         return []
     if issubclass(kind, _NAMESPACES):
-        return _entries(attributes, name, owned=True)
-    return _entries(attributes, name_of(kind), owned=is_own(kind.__module__))
+        return _entries(attributes, name, owned=True)  # type: ignore[arg-type]
+    slots = [*_in_slots(thing)] if is_own(kind.__module__) else []
+    if type(attributes) is not dict:
+        return slots
+    return [*slots, *_entries(attributes, name_of(kind), owned=is_own(kind.__module__))]
+
+
+def _in_slots(thing: Any) -> Iterator[Found]:
+    """Return what an object of the user's holds without a dict."""
+    for kind in type(thing).__mro__:
+        for key, slot in vars(kind).items():
+            if isinstance(slot, types.MemberDescriptorType) and is_own(kind.__module__) and not is_special(key):
+                read = partial(getattr, thing, key, MISSING)
+                yield Found(f"{name_of(type(thing))}.{key}", read, partial(setattr, thing, key), True)
 
 
 @_variables_in.register(types.ModuleType)

@@ -4,8 +4,8 @@ Clients share processes, so a counter in a module, or a generator that a data se
 on which clients a process executes. Each client therefore finds the variables as they were before any client, and the
 generators draw from the random numbers of that client. Only plain values are put back: numbers, texts, lists, tuples,
 sets and dicts of them, and small arrays; those that a client has added are removed. Anything else, such as a data set
-that a module loads once, stays as it is, also in the place of None, and so do true and false, which often say whether
-that has happened.
+that a module loads once, stays as it is, also in the place of None, and so do true and false where a client has changed
+such a thing, because they often say that it has happened.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class UserVariables:
         before = [variable.now() for variable in variables]
         states = [own_generators.state_of(each.made) for each in generators]
         for variable, value in zip(variables, before, strict=True):
-            if value is not variable.initial:
+            if value is not variable.initial and not variable.is_flag:
                 variable.put(variable.initial)
         self._stream = stream
         self._reseed()
@@ -156,15 +156,27 @@ class UserVariables:
             yield
         finally:
             self._stream = None
+            flags, stays = [], False
             for variable, value in zip_longest(variables, before):
                 now, wanted = variable.now(), value or variable.initial
                 if now is variable.initial and now is wanted:
                     continue
+                if variable.is_flag and now is not None:
+                    flags.append((variable, now, wanted))
+                    continue
+                stays |= now is None and not is_state(variable.read())
                 self._note_change(variable, now)
                 variable.put(wanted)
             for place, name, inside, names in self._places:
                 if len(inside) > len(names):
                     self._remove(place, name, inside, names.union(later.get(id(place), ())))
+                    stays |= len(inside) > max(len(names), len(later.get(id(place), ())))
+            stays |= any(read() is not held for read, held in self._others)
+            stays |= any(len(container) != size for container, size in self._sizes)
+            for variable, now, wanted in flags:
+                self._note_change(variable, now, is_back=not stays)
+                if not stays:
+                    variable.put(wanted)
             for each, state in zip(generators, states, strict=False):
                 own_generators.put_state(each.made, state)
             self._logs = logged
@@ -188,7 +200,8 @@ class UserVariables:
     def put_initial(self) -> None:
         """Let all be as it was noted."""
         for variable in self._variables:
-            variable.put(variable.initial)
+            if not variable.is_flag:
+                variable.put(variable.initial)
         for each in self._generators:
             own_generators.put_state(each.made, each.initial)
 
@@ -202,7 +215,7 @@ class UserVariables:
             if pickle.dumps(state) != pickle.dumps(each.initial)  # compares the arrays in them, too
         ]
 
-    def _note_change(self, variable: Variable, now: Value | None) -> None:
+    def _note_change(self, variable: Variable, now: Value | None, *, is_back: bool = True) -> None:
         if now is variable.initial or variable.name in self._changed:
             return
         held = None if now is not None else variable.read()
@@ -211,7 +224,7 @@ class UserVariables:
             return  # an object that is made when it is first needed, such as a data set
         if now is not None and equal(variable.initial.copy, now.copy):
             return
-        is_back = not variable.is_flag and (now is not None or (was_none and is_state(held)))
+        is_back = is_back and (now is not None or (was_none and is_state(held)))
         self._changed[variable.name] = is_back
         if self._logs:
             logging.getLogger("sim").warning("note: %s", (_how_found if is_back else _how_left)([variable.name]))

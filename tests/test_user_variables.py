@@ -93,10 +93,43 @@ def test_each_client_finds_plain_variables_as_they_were_at_first(module: Any) ->
     assert variables.notes == [
         "clients change of_the_user.step, of_the_user.name, of_the_user.limits and 10 more, which each of them finds "
         "as it was at first",
-        "clients keep in of_the_user.ready, of_the_user.cache what is not put back, because it is large or no plain "
+        "clients keep in of_the_user.cache, of_the_user.ready what is not put back, because it is large or no plain "
         "value; a cache of data is fine there, but results that depend on the clients before differ with the number of "
         "processes",
     ]
+
+
+EARLY_STOPPING = """
+class EarlyStopping:
+    {slots}
+    def __init__(self):
+        self.best, self.count, self.stop = 1e9, 0, False
+
+    def __call__(self, loss):
+        self.count = 0 if loss < self.best else self.count + 1
+        self.best, self.stop = min(loss, self.best), self.count > 1
+
+stopper = EarlyStopping()
+"""
+
+
+@pytest.mark.parametrize("slots", ["", "__slots__ = ('best', 'count', 'stop')"])
+def test_a_flag_is_put_back_where_all_else_is(module: Any, slots: str) -> None:
+    exec(EARLY_STOPPING.format(slots=slots), vars(module))
+    variables = UserVariables()
+    variables.renew()
+    for client_id in range(2):
+        with variables.initial(sequence(0, Purpose.FIT, 1, client_id)):
+            assert (module.stopper.best, module.stopper.count, module.stopper.stop) == (1e9, 0, False)
+            for _ in range(3):
+                module.stopper(0.5)
+            assert module.stopper.stop
+    assert not module.stopper.stop
+    (note,) = variables.notes
+    assert note == (
+        "clients change of_the_user.EarlyStopping.best, of_the_user.EarlyStopping.count, "
+        "of_the_user.EarlyStopping.stop, which each of them finds as it was at first"
+    )
 
 
 @pytest.mark.parametrize(
