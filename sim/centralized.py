@@ -102,6 +102,8 @@ def _epoch(runtime: ClientRuntime, config: CentralizedConfig, epoch: int) -> tup
         settings: dict[str, Any] = dict(train_settings(config, epoch, config.epochs))
         if isinstance(runtime.train, OwnTrain) and runtime.train.validates is not None:
             settings["validation_loader"] = runtime.test_batches()
+        if isinstance(runtime.train, OwnTrain):
+            settings["first_epoch"] = epoch
         runtime.reset_net()
         try:
             with seeded(config.seed, Purpose.CENTRALIZED, epoch):

@@ -20,6 +20,7 @@ from sim.centralized import train_centralized
 from sim.client.borrowed_variables import borrowed_by, lent
 from sim.client.own_functions import OwnTest, OwnTrain
 from sim.client.own_returns import OwnReturnError, Returned, of_test, of_train
+from sim.client.returned_names import names_of_returns
 from sim.config.run_config import CentralizedConfig, RunConfig
 from sim.data.load_dataset import load_dataset
 from sim.errors import ConfigError, PluginError
@@ -136,7 +137,12 @@ def test_a_generator_has_trained_nothing() -> None:
     [
         (0.5, Returned(None, {"accuracy": 0.5})),
         ((1.5, 0.5), Returned(1.5, {"accuracy": 0.5})),
-        ((1.5, {"f1": 0.5, "loss": 3}), Returned(1.5, {"f1": 0.5})),
+        (
+            (1.5, {"f1": 0.5, "loss": 3}),
+            Returned(1.5, {"f1": 0.5}, ("its number is the loss, not what its dict has by this name",)),
+        ),
+        ([0.25, 0.75], Returned(None, {"accuracy": 0.5}, ("the mean of the series that it returns is recorded",))),
+        ((1.5, 20, {"accuracy": 0.5}), Returned(1.5, {"accuracy": 0.5})),
         ({"loss": 1.5, "accuracy": 0.5}, Returned(1.5, {"accuracy": 0.5})),
         (
             {"accuracy": 0.5, "confusion": np.eye(2)},
@@ -206,6 +212,32 @@ def accuracy_and_dict(loss: float, acc: float) -> Any:
     return acc, {"loss": loss}
 
 
+def two_scores(_: float, acc: float) -> Any:
+    precision, recall = acc, 0.25
+    return precision, recall
+
+
+def f1_first(_: float, acc: float) -> Any:
+    f1 = 0.125
+    return f1, acc
+
+
+def r2_and_error(loss: float, acc: float) -> Any:
+    r2, mae = acc, loss
+    return r2, mae
+
+
+def the_exact_names(loss: float, acc: float) -> Any:
+    top5_accuracy, kl_loss = 1.0, 3.0
+    return kl_loss, loss, top5_accuracy, acc
+
+
+def series_of_losses(loss: float, _: float) -> Any:
+    losses = [loss - 1]
+    losses.append(loss + 1)
+    return losses
+
+
 class Result(NamedTuple):
     accuracy: float
     loss: float
@@ -219,7 +251,7 @@ def score_last(loss: float, acc: float) -> Any:
     return loss, acc * 1
 
 
-RECORDED_AS = "what it returns is recorded as {}, which its return statement calls it"
+RECORDED_AS = "what it returns is recorded as {}, after the names in its return statement"
 
 
 @pytest.mark.parametrize(
@@ -234,6 +266,14 @@ RECORDED_AS = "what it returns is recorded as {}, which its return statement cal
         (an_error, {"mae": 1.5}, "mae"),
         (two_losses, {"loss": 1.5, "val_loss": 4.0}, "loss, val_loss"),
         (accuracy_and_dict, {"loss": 1.5, "accuracy": 0.5}, "accuracy"),
+        (two_scores, {"precision": 0.5, "recall": 0.25}, "precision, recall"),
+        (f1_first, {"f1": 0.125, "accuracy": 0.5}, "f1, accuracy"),
+        (r2_and_error, {"r2": 0.5, "mae": 1.5}, "r2, mae"),
+        (
+            the_exact_names,
+            {"kl_loss": 3.0, "loss": 1.5, "top5_accuracy": 1.0, "accuracy": 0.5},
+            "kl_loss, loss, top5_accuracy, accuracy",
+        ),
         (named_tuple, {"loss": 1.5, "accuracy": 0.5}, None),
         (score_last, {"loss": 1.5, "accuracy": 0.5}, None),
     ],
@@ -241,10 +281,27 @@ RECORDED_AS = "what it returns is recorded as {}, which its return statement cal
 def test_return_statements_say_which_number_is_which(
     function: Callable[..., Any], expected: dict[str, float], recorded_as: str | None
 ) -> None:
-    found = of_test(function(1.5, 0.5), "accuracy", function)
+    found = of_test(function(1.5, 0.5), "accuracy", names_of_returns(function))
     loss = {} if found.loss is None else {"loss": found.loss}
     assert {**loss, **found.metrics} == expected
     assert found.notes == (() if recorded_as is None else (RECORDED_AS.format(recorded_as),))
+
+
+def test_the_mean_of_a_series_is_what_its_name_says() -> None:
+    found = of_test(series_of_losses(1.5, 0), "accuracy", names_of_returns(series_of_losses))
+    assert found[:2] == (1.5, {})
+
+
+def test_the_score_of_train_is_called_as_that_of_test_and_none_of_its_calls_is_left_out() -> None:
+    def train(net: nn.Module, loader: Any, epoch: int) -> Any:
+        numbers.append(epoch)
+        return (2.0 * epoch, -0.5) if epoch % 2 == 0 else {"loss": 1.0, "seen": 7}
+
+    numbers: list[int] = []
+    own = OwnTrain(train, "--train own:train", score="score")
+    assert own(made(0), ["batch"], 2, CPU) == {"loss": 2.5, "seen": 7.0, "score": -0.5}
+    own(made(0), ["batch"], 1, CPU, first_epoch=5)
+    assert numbers == [1, 2, 5]
 
 
 def test_return_statements_of_train_say_which_number_is_which() -> None:
@@ -256,10 +313,13 @@ def test_return_statements_of_train_say_which_number_is_which() -> None:
         return accuracy
 
     net = made(0)
-    assert of_train(series(net), net, series)[:2] == (1.5, {"accuracy": 0.5})
-    assert of_train(last(0.5), net, last)[:2] == (None, {"accuracy": 0.5})
-    assert of_train(two_losses(1.5, 0), net, two_losses)[:2] == (1.5, {"val_loss": 4.0})
-    assert of_train(accuracy_and_dict(1.5, 0.5), net, accuracy_and_dict)[:2] == (1.5, {"accuracy": 0.5})
+    assert of_train(series(net), net, names_of_returns(series))[:2] == (1.5, {"accuracy": 0.5})
+    assert of_train(last(0.5), net, names_of_returns(last))[:2] == (None, {"accuracy": 0.5})
+    assert of_train(two_losses(1.5, 0), net, names_of_returns(two_losses))[:2] == (1.5, {"val_loss": 4.0})
+    assert of_train(accuracy_and_dict(1.5, 0.5), net, names_of_returns(accuracy_and_dict))[:2] == (
+        1.5,
+        {"accuracy": 0.5},
+    )
 
 
 def test_accuracy_in_percent_is_also_that_of_train() -> None:

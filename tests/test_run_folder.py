@@ -8,7 +8,7 @@ import pytest
 
 from sim.errors import RunFolderError, WriteError
 from sim.run_folder.folder import Run, list_runs, open_run
-from sim.run_folder.records import ClientRecord, RoundRecord, columns
+from sim.run_folder.records import ClientRecord, MetricRecord, RoundRecord, columns, read_frame
 from sim.run_folder.writer import RunWriter, check_folder, is_unbegun, locked_folder, remove_run
 
 ROUND = RoundRecord(1, num_clients=3, num_failures=0, train_loss=0.1 + 0.2, fit_seconds=1.5)
@@ -161,3 +161,13 @@ def test_a_damaged_folder_is_an_error(tmp_path: Path) -> None:
     run.clients_path.unlink()
     with pytest.raises(RunFolderError, match=r"has no clients.csv"):
         run.clients()
+
+
+def test_a_metric_may_be_called_like_a_missing_value(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text(
+        "round,phase,client_id,num_examples,name,value\n1,test,,5,NA,0.5\n1,test,,5,None,0.25\n1,fit,3,5,f1,\n"
+    )
+    frame = read_frame(path, MetricRecord)
+    assert frame["name"].tolist() == ["NA", "None", "f1"]
+    assert frame["client_id"].isna().tolist() == [True, True, False]

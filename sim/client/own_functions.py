@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sim.client.borrowed_variables import Borrowed, borrowed_by, learning_rate_of, lent
 from sim.client.own_returns import OwnReturnError, Returned, of_test, of_train, scalar
+from sim.client.returned_names import Names, names_of_returns
 from sim.errors import PluginError, some
 from sim.method_binding import MethodBinding, binding_of, makes_loaders
 from sim.parameter_roles import (
@@ -53,6 +54,8 @@ class OwnTrain:
         args: the program's own arguments.
         in_percent: its accuracy is in percent.
         owner: the class of which it is a method that needs an object.
+        score: what its accuracy is called, see ``OwnTest``.
+        returns: the names in its return statements; None if this process is to read them.
     """
 
     function: Callable[..., Any]
@@ -61,6 +64,8 @@ class OwnTrain:
     args: Any = None
     in_percent: bool = False
     owner: type | None = None
+    score: str = "accuracy"
+    returns: Names | None = None
 
     @cached_property
     def binding(self) -> Binding:
@@ -142,14 +147,18 @@ class OwnTrain:
     def __call__(
         self, net: nn.Module, loader: Any, epochs: int, device: torch.device, **settings: Any
     ) -> dict[str, float]:
-        """Train and return the metrics; the mean over the calls, where there are several.
+        """Train and return the metrics; the mean over the calls that returned it, where there are several.
 
         Raises:
             OwnReturnError: it is a generator, or its accuracy is no fraction.
         """
         calls = self.calls(net, loader, epochs, device, **settings)
         returned = [each.metrics if each.loss is None else {"loss": each.loss, **each.metrics} for each in calls]
-        return {name: sum(each.get(name, math.nan) for each in returned) / len(returned) for name in returned[0]}
+        found: dict[str, list[float]] = {}
+        for each in returned:
+            for name, value in each.items():
+                found.setdefault(name, []).append(value)
+        return {name: sum(values) / len(values) for name, values in found.items()}
 
     def calls(
         self,
@@ -159,6 +168,7 @@ class OwnTrain:
         device: torch.device,
         *,
         validation_loader: Any = None,
+        first_epoch: int = 1,
         **settings: Any,
     ) -> list[Returned]:
         """Train and return what each call returned.
@@ -166,6 +176,7 @@ class OwnTrain:
         Args:
             validation_loader: the examples that the client keeps; a client without any validates on those of the
                 training, because most programs divide by their number.
+            first_epoch: the number of the first epoch.
 
         Raises:
             OwnReturnError: it is a generator, its accuracy is no fraction, or the net has other weights afterwards.
@@ -201,10 +212,11 @@ class OwnTrain:
             assert optimizer is not None
             offered["scheduler"] = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
         with lent(_borrowed(binding), net, loader, settings.get("lr")):
-            call = binding.prepared({**offered, "epochs": epochs, "epoch": 1})
-            all_at_once = binding.trains_all_epochs
-            turns = [{"epochs": epochs}] if all_at_once else [{"epoch": number} for number in range(1, epochs + 1)]
-            returned = [of_train(call({**offered, **turn}), net, self.function) for turn in turns]
+            call = binding.prepared({**offered, "epochs": epochs, "epoch": first_epoch})
+            numbers = range(first_epoch, first_epoch + epochs)
+            turns = [{"epochs": epochs}] if binding.trains_all_epochs else [{"epoch": number} for number in numbers]
+            names = names_of_returns(self.function) if self.returns is None else self.returns
+            returned = [of_train(call({**offered, **turn}), net, names, score=self.score) for turn in turns]
         _check_same(_shapes(net), before)
         for each in returned:
             _make_fraction(each.metrics, "train", in_percent=self.in_percent)
@@ -338,6 +350,7 @@ class OwnTest:
         in_percent: its accuracy is in percent.
         instead: the built-in test, for a function that prints its result and returns nothing.
         owner: the class of which it is a method that needs an object.
+        returns: the names in its return statements; None if this process is to read them.
     """
 
     function: Callable[..., Any]
@@ -348,6 +361,7 @@ class OwnTest:
     in_percent: bool = False
     instead: Callable[..., tuple[float, dict[str, float]]] | None = None
     owner: type | None = None
+    returns: Names | None = None
 
     @cached_property
     def binding(self) -> Binding:
@@ -412,7 +426,7 @@ class OwnTest:
             returned = binding.call(offered)
         if returned is None and printed() and self.instead is not None:
             return Returned(*self.instead(net, loader, device))
-        found = of_test(returned, self.score, self.function)
+        found = of_test(returned, self.score, names_of_returns(self.function) if self.returns is None else self.returns)
         _make_fraction(found.metrics, "test", in_percent=self.in_percent)
         return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from sim.client.returned_names import names_of_numbers
+from sim.client.returned_names import Names, names_of_numbers
 from sim.errors import some
 
 _WHAT_TRAIN_RETURNS = "the mean loss, (loss, accuracy), a dict of metrics"
@@ -47,13 +47,15 @@ def scalar(value: Any) -> float | None:
     return float(value) if is_number else None
 
 
-def of_train(returned: Any, net: nn.Module, function: Callable[..., Any] | None = None) -> Returned:
+def of_train(returned: Any, net: nn.Module, returns: Names = (), *, score: str = "accuracy") -> Returned:
     """Return what ``train`` returned as metrics; weights that it returned are put into ``net``.
 
     Many programs return the model, a copy of it from their best epoch, or its state_dict, alone or with metrics.
 
     Args:
-        function: what returned it, whose return statements may say in which order its numbers are.
+        returns: the names in its return statements, which may say in which order its numbers are.
+
+        score: what an accuracy is called.
 
     Raises:
         OwnReturnError: it is a generator, which trains nothing until somebody asks for its elements.
@@ -64,19 +66,19 @@ def of_train(returned: Any, net: nn.Module, function: Callable[..., Any] | None 
         )
     returned = _with_names(returned)
     parts = list(returned) if isinstance(returned, tuple) else [returned]
-    others = [position for position, part in enumerate(parts) if not _put_weights(part, net)]
-    if not others or parts[others[0]] is None:
+    others = [position for position, part in enumerate(parts) if part is not None and not _put_weights(part, net)]
+    if not others:
         return Returned(None, {})
     if len(others) == 1 and isinstance(other := parts[others[0]], Mapping):
         metrics, notes = _numbers_of(other)
         return Returned(metrics.pop("loss", None), metrics, notes)
     numbers = [position for position in others if scalar(parts[position]) is not None]
     if len(others) == 2 and len(numbers) == 1 and isinstance(named := parts[sum(others) - numbers[0]], Mapping):
-        return _with_others(function, parts, numbers, named)
+        return _with_others(returns, parts, numbers, named, score)
     series = [position for position in others if _mean(parts[position]) is not None]
     recorded = numbers or series
     has_usual_form = recorded == others[:2] if numbers else len(others) == 1
-    called, note = names_of_numbers(function, len(parts), recorded, ("loss", "accuracy") if has_usual_form else ())
+    called, note = names_of_numbers(returns, len(parts), recorded, ("loss", score) if has_usual_form else (), score)
     if called is None or not recorded:
         return Returned(None, {}, (_unrecorded([parts[position] for position in others], _WHAT_TRAIN_RETURNS),))
     metrics, notes = _numbers_of({name: parts[position] for name, position in zip(called, recorded, strict=True)})
@@ -88,12 +90,12 @@ def of_train(returned: Any, net: nn.Module, function: Callable[..., Any] | None 
     return Returned(metrics.pop("loss", None), metrics, (*note, *notes))
 
 
-def of_test(returned: Any, score: str, function: Callable[..., Any] | None = None) -> Returned:
+def of_test(returned: Any, score: str, returns: Names = ()) -> Returned:
     """Return what ``test`` returned as a loss and metrics.
 
     Args:
         score: what its second number is called.
-        function: what returned it, whose return statements may say in which order its numbers are.
+        returns: the names in its return statements, which may say in which order its numbers are.
 
     Raises:
         OwnReturnError: it is something else than ``_WHAT_TEST_RETURNS``, perhaps followed by predictions.
@@ -103,12 +105,17 @@ def of_test(returned: Any, score: str, function: Callable[..., Any] | None = Non
         metrics, notes = _numbers_of(returned)
         if metrics:
             return Returned(metrics.pop("loss", None), metrics, notes)
+    if isinstance(returned, list) and (mean := _mean(returned)) is not None and not _is_literal(returned, returns):
+        found = of_test(mean, score, returns)  # a series
+        return found._replace(notes=("the mean of the series that it returns is recorded", *found.notes))
     parts = list(returned) if isinstance(returned, tuple | list) else [returned]
+    if len(parts) == 3 and isinstance(parts[2], Mapping) and isinstance(parts[1], int):
+        parts.pop(1)  # the number of examples, as a client of Flower's returns it
     numbers = [position for position, part in enumerate(parts) if scalar(part) is not None]
     if len(parts) == 2 and len(numbers) == 1 and isinstance(named := parts[1 - numbers[0]], Mapping):
-        return _with_others(function, parts, numbers, named, score)
+        return _with_others(returns, parts, numbers, named, score)
     defaults = () if numbers != [0, 1][: len(parts)] else (score,) if len(parts) == 1 else ("loss", score)
-    called, note = names_of_numbers(function, len(parts), numbers, defaults, score)
+    called, note = names_of_numbers(returns, len(parts), numbers, defaults, score)
     if called is None or not numbers:
         shown = repr(returned) if isinstance(returned, int | float | str | tuple | list) else type(returned).__name__
         raise OwnReturnError(f"test returned {shown}; {_WHAT_TEST_RETURNS} is expected")
@@ -119,18 +126,24 @@ def of_test(returned: Any, score: str, function: Callable[..., Any] | None = Non
 
 
 def _with_others(
-    function: Callable[..., Any] | None,
+    returns: Names,
     parts: Sequence[Any],
     numbers: Sequence[int],
     others: Mapping[Any, Any],
-    score: str = "accuracy",
+    score: str,
 ) -> Returned:
     """Return the only number among what was returned, usually the loss, together with a dict of others."""
-    called, note = names_of_numbers(function, len(parts), numbers, ("loss",), score)
+    called, note = names_of_numbers(returns, len(parts), numbers, ("loss",), score)
     number, _ = _numbers_of(dict.fromkeys(called or (), parts[numbers[0]]))
     metrics, notes = _numbers_of(others)
+    note += tuple(f"its number is the {name}, not what its dict has by this name" for name in number.keys() & metrics)
     metrics |= number
     return Returned(metrics.pop("loss", None), metrics, (*note, *notes))
+
+
+def _is_literal(returned: list[Any], returns: Names) -> bool:
+    """Return whether a list is written out in a return statement, as a tuple is."""
+    return len(returned) > 1 and any(len(names) == len(returned) for names in returns)
 
 
 def _with_names(returned: Any) -> Any:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from types import CodeType
 from typing import Any, NamedTuple
 
@@ -15,30 +14,42 @@ from sim.errors import some
 from sim.metrics import is_better_smaller
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
-_LOSSES = frozenset(("loss", "losses", "cost", "objective", "criterion", "entropy", "nll"))
-_ACCURACIES = frozenset(("acc", "accs", "accuracy", "accuracies", "correct", "corrects"))
+_KINDS = {
+    kind: frozenset(words.split())
+    for kind, words in {
+        "loss": "loss losses cost objective criterion entropy nll",
+        "accuracy": "acc accs accuracy accuracies correct corrects",
+        "score": "f r auc auroc auprc ap map iou miou dice jaccard precision recall sensitivity specificity bleu rouge "
+        "meteor psnr ssim kappa mcc score fscore",
+    }.items()
+}
 # Functions and methods that change the form of a number, but not what it is.
 _FORMS = frozenset(("float", "round", "sum", "mean", "average", "item", "cpu", "detach", "numpy", "tolist", "avg"))
 
 
-class _Name(NamedTuple):
+class ReturnedName(NamedTuple):
     """What one element of a return statement is called.
 
     Attributes:
         text: its name, such as ``val_loss``; empty for an expression that has none.
-        kind: ``loss`` or ``accuracy`` if a word of the name says so, else empty.
+        kind: ``loss``, ``accuracy`` or ``score`` (another number of which larger is better) if a word of the name says
+            so, else empty.
     """
 
     text: str = ""
     kind: str = ""
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether the whole name says the kind, and not one word of several."""
+        return self.text.lower() in ("loss", "acc", "accuracy")
+
+
+Names = tuple[tuple[ReturnedName, ...], ...]  # of each return statement of a function
+
 
 def names_of_numbers(
-    function: Callable[..., Any] | None,
-    count: int,
-    positions: Sequence[int],
-    defaults: Sequence[str],
-    score: str = "accuracy",
+    returns: Names, count: int, positions: Sequence[int], defaults: Sequence[str], score: str = "accuracy"
 ) -> tuple[list[str] | None, tuple[str, ...]]:
     """Return what the numbers at some positions of ``count`` returned values are called, and a note if it is unusual.
 
@@ -46,64 +57,86 @@ def names_of_numbers(
     their places, or else their own; there is None if one has no name, or two have the same.
 
     Args:
-        defaults: what is expected, in this order; a score is never a number whose name says that smaller is better.
+        returns: what ``names_of_returns`` gives.
+        defaults: what is expected: nothing, a score, a loss, or a loss and a score. No number is a loss whose name says
+            that larger is better, and none a score of which smaller is better.
         score: what an accuracy is called.
     """
-    names = _names_of_all(function, count) if function is not None else [_Name()] * count
-    kinds = {"loss": "loss", "accuracy": score}
-    called = [""] * len(positions)
-    for number, position in enumerate(positions):
-        kind = kinds.get(names[position].kind, "")
-        called[number] = names[position].text if kind and kind in called else kind
-    for number, position in enumerate(positions):
+    names = [_names_of_all(returns, count)[position] for position in positions]
+    called = [""] * len(names)
+    for kind, usual in (("loss", "loss"), ("accuracy", score)):
+        of_kind = [number for number, name in enumerate(names) if name.kind == kind]
+        first = next((number for number in of_kind if names[number].is_exact), of_kind[0] if of_kind else None)
+        for number in of_kind:
+            called[number] = usual if number == first else names[number].text
+    for number, name in enumerate(names):
         if called[number]:
             continue
-        text = names[position].text
-        free = [name for name in defaults if name not in called]
-        expected = next((name for name in defaults[number : number + 1] if name in free), "".join(free[:1]))
-        is_other = is_better_smaller(text) if expected == score else bool(number and text)
-        called[number] = text if is_other or not expected else expected
+        is_first = number == 0
+        if is_first and "loss" in defaults and "loss" not in called and name.kind != "score":
+            called[number] = "loss"
+        elif score in defaults and score not in called and not is_better_smaller(name.text):
+            # The only number, or one beside a loss.
+            is_meant = len(names) == 1 or "loss" in called
+            called[number] = (
+                score if is_meant and not (is_first and name.kind == "score" and len(names) > 1) else name.text
+            )
+        else:
+            called[number] = name.text or ("loss" if "loss" in defaults and "loss" not in called else "")
     if "" in called or len(set(called)) < len(called):
         return None, ()
     if called == list(defaults[: len(called)]):
         return called, ()
-    return called, (f"what it returns is recorded as {some(called, 5)}, which its return statement calls it",)
+    return called, (f"what it returns is recorded as {some(called, 5)}, after the names in its return statement",)
 
 
-def _names_of_all(function: Callable[..., Any], count: int) -> list[_Name]:
-    """Return the names of ``count`` returned elements; a name is empty where return statements differ.
-
-    What has no source, such as a class with ``__call__``, has no names.
-    """
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    found = [names for names in (_all_names(code) if code is not None else ()) if len(names) == count]
+def _names_of_all(returns: Names, count: int) -> list[ReturnedName]:
+    """Return the names of ``count`` returned elements; a name is empty where return statements differ."""
+    found = [names for names in returns if len(names) == count]
     if not found:
-        return [_Name()] * count
+        return [ReturnedName()] * count
     return [names[0] if len(set(names)) == 1 else _common(names) for names in zip(*found, strict=True)]
 
 
-def _common(names: Sequence[_Name]) -> _Name:
+def _common(names: Sequence[ReturnedName]) -> ReturnedName:
     """Return what different names have in common, which may be their kind."""
     kinds = {name.kind for name in names}
-    return _Name("", kinds.pop()) if len(kinds) == 1 else _Name()
+    return ReturnedName("", kinds.pop()) if len(kinds) == 1 else ReturnedName()
+
+
+def names_of_returns(function: Callable[..., Any]) -> Names:
+    """Return the names in each return statement of a function that does not return only constants.
+
+    Only the process in which a function was defined may know its source, as in a notebook. What has none, such as a
+    lambda, has no names.
+    """
+    while isinstance(function, partial):
+        function = function.func
+    function = inspect.unwrap(function)
+    if not inspect.isroutine(function):
+        function = vars(type(function)).get("__call__", function)
+    code = getattr(function, "__code__", None)
+    return () if code is None else _all_names(code)
 
 
 @cache
-def _all_names(code: CodeType) -> list[list[_Name]]:
-    """Return the names of each return statement of a function that does not return only constants."""
-    return [
-        [_name(element) for element in elements]
+def _all_names(code: CodeType) -> Names:
+    return tuple(
+        tuple(_name(element) for element in elements)
         for elements in _returns(code)
         if not all(isinstance(element, ast.Constant) for element in elements)
-    ]
+    )
 
 
 def _returns(code: CodeType) -> Iterator[list[ast.expr]]:
     """Yield the elements of each return statement of a function, without those of functions inside it."""
     try:
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(code))).body
+        source = inspect.getsource(code)
+        # A method is indented, but a comment in it may not be.
+        tree = ast.parse(f"if True:\n{source}" if source[:1].isspace() else source)
     except (OSError, TypeError, ValueError, SyntaxError):
         return
+    definition = tree.body[0].body[0] if isinstance(tree.body[0], ast.If) else tree.body[0]
     inside: list[ast.AST] = list(getattr(definition, "body", ()))
     while inside:
         node = inside.pop(0)
@@ -113,11 +146,11 @@ def _returns(code: CodeType) -> Iterator[list[ast.expr]]:
             inside.extend(ast.iter_child_nodes(node))
 
 
-def _name(element: ast.expr) -> _Name:
+def _name(element: ast.expr) -> ReturnedName:
     text = _text(element)
     words = {word.lower() for word in _WORD.findall(text)}
-    is_loss, is_accuracy = not words.isdisjoint(_LOSSES), not words.isdisjoint(_ACCURACIES)
-    return _Name(text, "" if is_loss == is_accuracy else "loss" if is_loss else "accuracy")
+    kinds = [kind for kind, known in _KINDS.items() if not words.isdisjoint(known)]
+    return ReturnedName(text, kinds[0] if len(kinds) == 1 else "")
 
 
 def _text(element: ast.expr) -> str:

@@ -28,6 +28,7 @@ from sim.client.flower_program import FlowerRuntime, FlowerSpec
 from sim.client.own_files import own_folder
 from sim.client.own_functions import BuiltInTest, BuiltInTrain, OwnTest, OwnTrain
 from sim.client.own_returns import OwnReturnError
+from sim.client.returned_names import Names
 from sim.client.torch_client import TorchClient
 from sim.client.unused_net import UnusedNet
 from sim.compression.by_name import Compression
@@ -74,6 +75,7 @@ class ClientSpec:
         loss: name of a loss, or the user's own function; None for the one that suits the targets.
         metrics: names of metrics, ``package.module:name``, or functions; none for the one that suits the targets.
         batch_size: of the loaders that a client is made with; ``TorchClient`` uses the one that the server sends.
+        returns_of_train, returns_of_test: the names in their return statements; None if each process is to read them.
         noise_step: client i adds noise with i times this standard deviation to the inputs that it trains on.
         vectorized_clients: how many clients one computation trains.
         vectorized_only: clients are not trained one after another where that fails.
@@ -105,6 +107,8 @@ class ClientSpec:
     loss: Any = None
     metrics: tuple[Any, ...] = ()
     accuracy_in_percent: bool = False
+    returns_of_train: Names | None = None
+    returns_of_test: Names | None = None
     noise_step: float = 0.0
     algorithm: AlgorithmSpec | None = None
     states_folder: Path | None = None
@@ -244,11 +248,14 @@ class ClientRuntime:
         built_in_test = BuiltInTest(self.loss, metrics_of(spec, self.dataset))
         self.train: Any = local.train if self.loss == "cross_entropy" else BuiltInTrain(self.loss)
         self.test: Any = built_in_test
+        score = "accuracy" if self.dataset.has_classes else "score"
         if spec.train is not None:
             owner, function = load_function(spec.train, "--train")
             place = f"--train {user_code.shown_name(spec.train if isinstance(spec.train, str) else function)}"
             args = user_code.arguments(spec.args, *filter(None, (owner, function)))
-            self.train = OwnTrain(function, place, self.loss, args, spec.accuracy_in_percent, owner)
+            self.train = OwnTrain(
+                function, place, self.loss, args, spec.accuracy_in_percent, owner, score, spec.returns_of_train
+            )
         if spec.test is not None:
             owner, function = load_function(spec.test, "--test")
             self.test = OwnTest(
@@ -256,10 +263,11 @@ class ClientRuntime:
                 f"--test {user_code.shown_name(spec.test if isinstance(spec.test, str) else function)}",
                 self.loss,
                 user_code.arguments(spec.args, *filter(None, (owner, function))),
-                "accuracy" if self.dataset.has_classes else "score",
+                score,
                 spec.accuracy_in_percent,
                 built_in_test,
                 owner,
+                spec.returns_of_test,
             )
         self.client_class = user_code.load(spec.client, "--client") if spec.client else TorchClient
         self.algorithm = spec.algorithm.made() if spec.algorithm is not None else None

@@ -19,6 +19,7 @@ from sim import user_code
 from sim.algorithms.by_name import ALGORITHMS, AlgorithmSpec
 from sim.algorithms.local_parameters import local_names
 from sim.client.own_functions import OwnTrain
+from sim.client.returned_names import Names, names_of_returns
 from sim.client.runtime import ClientSpec, build_net, metrics_of
 from sim.client.torch_client import fit_settings
 from sim.compression.by_name import Compression
@@ -79,6 +80,8 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     given = {name: getattr(objects, name) for name in ("model", "client", "loss")}
     given |= {name: with_owner(getattr(objects, name)) for name in ("train", "test")}
     spec = replace(spec, **{name: value for name, value in given.items() if value is not None})
+    names = {part: _names_of_returns(part, getattr(spec, part)) for part in ("train", "test")}
+    spec = replace(spec, returns_of_train=names["train"], returns_of_test=names["test"])
     spec = replace(spec, metrics=tuple(_of_script(name) for name in spec.metrics))
     compute_repeatably(config.torch_threads, spec.device, user_code=False)
     with _naming_built_in_data(config):
@@ -135,6 +138,11 @@ def _naming_built_in_data(config: RunConfig) -> Iterator[None]:
             f"{error} (with --dataset {config.dataset}, because {config.program} has no load_data, trainloader or the "
             "like)"
         ) from error
+
+
+def _names_of_returns(part: str, function: Any) -> Names | None:
+    """Return the names in the return statements of the user's function; actors may not be able to read its source."""
+    return None if function is None else names_of_returns(load_function(function, f"--{part}")[1])
 
 
 def _of_script(metric: str) -> Any:
