@@ -165,10 +165,11 @@ def read_frame(path: Path, record_type: RecordType) -> pd.DataFrame:
     types |= {old: types[new] for old, new in RENAMED_COLUMNS.items() if new in types}
     try:
         check_is_file(path)
-        # A metric may be called NA or None.
         read_as = {name: kind for name, kind in types.items() if name != "name"}
-        frame = pd.read_csv(path, dtype=read_as, converters={"name": str}).rename(columns=RENAMED_COLUMNS)
-        frame = frame.astype({name: "string" for name in frame.columns if name == "name"})
+        # A metric may be called NA or None, which pandas would take for a missing value.
+        frame = pd.read_csv(path, dtype=read_as, converters={"name": "={}".format}).rename(columns=RENAMED_COLUMNS)
+        if "name" in frame:
+            frame["name"] = frame["name"].astype("string").str[1:]
     except FileNotFoundError:
         raise
     except Exception as error:  # pandas raises half a dozen types for what does not fit
