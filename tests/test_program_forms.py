@@ -539,3 +539,32 @@ def test_variables_with_data_are_no_functions() -> None:
     Path("data_by_name.py").write_text(f"{DATA}\nnet = nn.Linear(4, 2)\ntrain, test = trainset, testset\n")
     config = RunConfig(program="data_by_name.py")
     assert (config.dataset, config.train, config.test) == ("data_by_name:train,test", None, None)
+
+
+OTHER_MEASURES = """
+def train(net, loader):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for x, y in loader:
+        optimizer.zero_grad()
+        criterion(net(x), y).backward()
+        optimizer.step()
+
+def test(net, loader):
+    return {"loss": 1.0, "wer": 0.5}
+"""
+
+
+def test_settings_that_the_users_functions_do_not_use_are_noted(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = extended(program, OTHER_MEASURES).removesuffix(".py")
+    given: dict[str, Any] = {"metric": "auroc", "accuracy_in_percent": True, "lr": 0.5, "optimizer": "adam"}
+    run(program, **given, lr_decay=0.9)
+    notes = [line for line in capsys.readouterr().err.splitlines() if "has no effect" in line]
+    assert notes == [
+        f"sim: note: --metric auroc has no effect: --test {module}:test returns wer, loss",
+        f"sim: note: --accuracy-in-percent has no effect on --test {module}:test, which returns wer, loss",
+        f"sim: note: --lr 0.5 has no effect: --train {module}:train has no parameter for it",
+        f"sim: note: --lr-decay 0.9 has no effect: --train {module}:train has no parameter for it",
+        f"sim: note: --optimizer adam has no effect: --train {module}:train has no parameter for it",
+    ]

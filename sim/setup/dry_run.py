@@ -51,12 +51,14 @@ class Tried(NamedTuple):
     Attributes:
         notes: what the user should know, one line each.
         files: what ``train`` and ``test`` have written into the current folder, relative to it.
+        measured: what the user's ``test`` returns, with the loss; nothing without one.
         batches_on_cpu: the user's code takes its batches from the memory of the CPU only, although it uses a GPU.
     """
 
     notes: list[str]
     files: tuple[str, ...] = ()
     batches_on_cpu: bool = False
+    measured: tuple[str, ...] = ()
 
 
 def check_user_code(
@@ -92,6 +94,7 @@ def _tried(
     spec: ClientSpec, weights: NDArrays, fit_settings: dict[str, Scalar], strategy: Any, results_dir: str | Path
 ) -> Tried:
     made: list[Any] = []
+    measured: tuple[str, ...] = ()
     notes = [*_notes_of_arguments(spec)]
 
     def client_fn(context: Context) -> Client:
@@ -116,7 +119,8 @@ def _tried(
                 runtime.renew_net()
                 set_weights(runtime.net, weights)
             if spec.test is not None:
-                notes += _check_test(runtime, user_code.shown_name(spec.test))
+                about, measured = _check_test(runtime, user_code.shown_name(spec.test))
+                notes += about
         if spec.client is not None:
             task = Task(0, {**fit_settings, "server_round": 0, "local_epochs": 1})
             (result,) = worker.run(Chunk("fit", 0, [task], weights, summed=False)).results
@@ -132,7 +136,7 @@ def _tried(
             f"train or test writes {some(shared)} by an absolute path, so that all clients and the dry run share it; "
             "with a relative path, each client has its own"
         )
-    return Tried([*notes, *OF_THIS_PROCESS.notes], tuple(files), spec.batches_on_cpu)
+    return Tried([*notes, *OF_THIS_PROCESS.notes], tuple(files), spec.batches_on_cpu, measured)
 
 
 def _notes_of_arguments(spec: ClientSpec) -> Iterator[str]:
@@ -384,7 +388,8 @@ def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scal
 
 
 @in_own_context
-def _check_test(runtime: ClientRuntime, name: str) -> list[str]:
+def _check_test(runtime: ClientRuntime, name: str) -> tuple[list[str], tuple[str, ...]]:
+    """Return notes, and the names of what the test returns."""
     test: OwnTest = runtime.test
     predicted = _as_predicted(runtime)
     loader = _some_examples(runtime) if predicted is None else predicted
@@ -405,7 +410,8 @@ def _check_test(runtime: ClientRuntime, name: str) -> list[str]:
             f"its accuracy is {accuracy:g} for two examples of the classes that the model predicts, where it should be "
             '1; a loss is returned as {"loss": …}, and beside an accuracy as (loss, accuracy)'
         )
-    return [f"--test {name}: {note}" for note in notes]
+    measured = *returned.metrics, *(() if returned.loss is None else ("loss",))
+    return [f"--test {name}: {note}" for note in notes], measured
 
 
 def _check_client(name: str, made: list[Any], result: ClientResult) -> None:

@@ -5,7 +5,7 @@ Everything that can be wrong is found here. Nothing is started, and nothing is w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -115,6 +115,7 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
         *tried.notes,
         *_algorithm_notes(config, spec, built, initial_weights),
         *_notes_without_effect(config, spec, dataset, asked),
+        *_notes_on_measurements(config, tried.measured),
         *unused,
     ]
     if config.dp and layout.has_running_statistics:
@@ -217,6 +218,21 @@ def _notes_without_effect(
         )
     if config.augment != "none" and not isinstance(dataset.train, Examples):
         yield f"--augment {config.augment} has no effect, because the data are not kept as images with classes"
+
+
+def _notes_on_measurements(config: TrainingConfig, measured: Sequence[str]) -> Iterator[str]:
+    """Yield what has no effect, because the user's ``test`` measures something else, one line each.
+
+    Args:
+        measured: what it returns; nothing without one.
+    """
+    if not measured:
+        return
+    for name in configured(config.metric):
+        if name not in measured:
+            yield f"--metric {name} has no effect: --test {config.test} returns {some(measured, 9)}"
+    if config.accuracy_in_percent and "accuracy" not in measured:
+        yield f"--accuracy-in-percent has no effect on --test {config.test}, which returns {some(measured, 9)}"
 
 
 @in_own_context
