@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 
+from sim.errors import ConfigError
+
 _MOST_ENTRIES = 5000  # of a folder and those in it that are looked at, those at the top first
 # What a trial copies, so that the original stays as it is; all else is linked, because programs do not write it.
 _MOST_COPIED_BYTES = 2**29
@@ -73,11 +75,17 @@ def trial_folder(but: Path) -> Iterator[tuple[list[str], list[str]]]:
     Yields:
         Two lists that hold, after the block, the files that were written: by a relative path, and by an absolute path
         in the original folder.
+
+    Raises:
+        ConfigError: the folder for temporary files is full.
     """
     before = Path.cwd()
     made = Path(tempfile.mkdtemp(prefix="sim-trial-"))
     try:
-        _copy(before, made, but)
+        try:
+            _copy(before, made, but)
+        except OSError as error:  # the disk is full
+            raise ConfigError(f"{made}: has no place for the dry run's copy of the current folder: {error}") from error
         os.chdir(made)
         with noted(made, made / but.name) as written, noted(before, but) as elsewhere:
             yield written, elsewhere
@@ -87,28 +95,46 @@ def trial_folder(but: Path) -> Iterator[tuple[list[str], list[str]]]:
 
 
 def _copy(source: Path, target: Path, but: Path) -> None:
-    pending, num_entries, num_bytes = deque([(source, target)]), 0, 0
+    pending, num_entries, left_bytes = deque([(source, target)]), 0, _MOST_COPIED_BYTES
+    device = source.stat().st_dev
     while pending:
         folder, place = pending.popleft()
-        with os.scandir(folder) as found:
+        entries: list[os.DirEntry[str]] = []
+        with suppress(FileNotFoundError), os.scandir(folder) as found:  # another process may remove something meanwhile
             entries = list(found)
         num_entries += len(entries)
         for entry in entries:
-            new, is_few = place / entry.name, num_entries <= _MOST_ENTRIES
-            is_folder = entry.is_dir(follow_symlinks=False) and os.access(entry.path, os.R_OK | os.X_OK)
-            if is_folder and is_few and Path(entry.path) != but and not entry.name.startswith((".", "__")):
-                new.mkdir()
-                pending.append((Path(entry.path), new))
-                continue
-            if entry.is_file(follow_symlinks=False) and not entry.name.endswith(_CODE):
-                size = entry.stat().st_size
-                if len(entries) <= _MOST_COPIED_OF_A_FOLDER and num_bytes + size <= _MOST_COPIED_BYTES:
-                    with suppress(OSError):  # it may not be read, or the disk is full
-                        shutil.copy2(entry.path, new)
-                        num_bytes += size
-                        continue
-                    new.unlink(missing_ok=True)
-            new.symlink_to(entry.path)
+            new = place / entry.name
+            with suppress(FileNotFoundError):
+                state = entry.stat(follow_symlinks=False)
+                is_here = state.st_dev == device  # unlike /proc, whose files may have no end
+                if is_here and num_entries <= _MOST_ENTRIES and _is_looked_into(entry, but):
+                    new.mkdir()
+                    pending.append((Path(entry.path), new))
+                    continue
+                is_file = entry.is_file(follow_symlinks=False) and not entry.name.endswith(_CODE)
+                is_small = state.st_size <= left_bytes and len(entries) <= _MOST_COPIED_OF_A_FOLDER
+                if is_here and is_file and is_small and _is_copied(entry, new):
+                    left_bytes -= state.st_size
+                else:
+                    new.symlink_to(entry.path)
+
+
+def _is_copied(entry: os.DirEntry[str], new: Path) -> bool:
+    """Copy a file; False if that cannot be done, because it may not be read, or the disk is full."""
+    try:
+        shutil.copy2(entry.path, new)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        new.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def _is_looked_into(entry: os.DirEntry[str], but: Path) -> bool:
+    is_own = Path(entry.path) != but and not entry.name.startswith((".", "__"))
+    return is_own and entry.is_dir(follow_symlinks=False) and os.access(entry.path, os.R_OK | os.X_OK)
 
 
 @contextmanager
