@@ -344,6 +344,7 @@ SCRIPT = '''
 import linecache
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from sim import RunConfig, simulate
 
 class Tiny(nn.Module):
@@ -377,6 +378,9 @@ def test(model, loader):
     loss = sum(nn.functional.cross_entropy(model(x), y).item() for x, y in loader)
     acc = 0.25
     return acc, loss
+
+def train_on_data(model, dataset, epochs):
+    train(model, DataLoader(dataset, 4), epochs)
 """
 linecache.cache["<cell>"] = len(CELL), None, CELL.splitlines(True), "<cell>"
 exec(compile(CELL, "<cell>", "exec"))
@@ -384,7 +388,8 @@ exec(compile(CELL, "<cell>", "exec"))
 if __name__ == "__main__":
     from flwr.server.strategy import FedAvg
     content = []
-    for engine, training in (("inline", train), ("ray", train), ("ray", Trainer.fit)):
+    every = ("inline", train), ("ray", train), ("ray", Trainer.fit), ("inline", train_on_data), ("ray", train_on_data)
+    for engine, training in every:
         name = f"{engine}-{training.__name__}"
         config = RunConfig(num_clients=4, num_rounds=1, engine=engine, partitioner="iid", name=name)
         run = simulate(config, model=Tiny, train=training, test=test, load_data=load_data,
@@ -392,7 +397,8 @@ if __name__ == "__main__":
                        ray_init_args={"num_cpus": 1})
         content.append((run.model_path.read_bytes(), run.rounds().test_loss.tolist()))
         assert run.rounds().test_accuracy.tolist() == [0.25, 0.25]
-    print("same" if content[0] == content[1] == content[2] else "different")
+    same = content[0] == content[1] == content[2] and content[3] == content[4]
+    print("same" if same else "different")
 '''
 
 

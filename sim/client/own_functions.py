@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,23 @@ _OPTIMIZERS: dict[str, Callable[..., Any]] = {
 }
 
 
+class SourceFacts(NamedTuple):
+    """What is read in the source of a function; only the process that defined it may have that, as in a notebook.
+
+    Attributes:
+        returns: the names in its return statements.
+        makes_loaders: it makes loaders of its own, and takes data sets.
+    """
+
+    returns: Names
+    makes_loaders: bool
+
+
+def source_facts(function: Callable[..., Any], owner: type | None) -> SourceFacts:
+    """Read the source of a function, or of a method together with that of its class."""
+    return SourceFacts(names_of_returns(function), makes_loaders(function, owner))
+
+
 @dataclass(frozen=True)
 class OwnTrain:
     """The user's ``train``, called as ``sim.training.local.train`` is.
@@ -55,7 +72,7 @@ class OwnTrain:
         in_percent: its accuracy is in percent.
         owner: the class of which it is a method that needs an object.
         score: what its accuracy is called, see ``OwnTest``.
-        returns: the names in its return statements; None if this process is to read them.
+        facts: what its source says; None if this process is to read it.
     """
 
     function: Callable[..., Any]
@@ -65,7 +82,12 @@ class OwnTrain:
     in_percent: bool = False
     owner: type | None = None
     score: str = "accuracy"
-    returns: Names | None = None
+    facts: SourceFacts | None = None
+
+    @cached_property
+    def read_facts(self) -> SourceFacts:
+        """What its source says."""
+        return source_facts(self.function, self.owner) if self.facts is None else self.facts
 
     @cached_property
     def binding(self) -> Binding:
@@ -76,7 +98,7 @@ class OwnTrain:
         """
         offered = [*ROLES_OF_TRAINING, *SETTINGS_OF_TRAINING]
         examples = _EXAMPLES
-        if makes_loaders(self.function, self.owner):
+        if self.read_facts.makes_loaders:
             offered += ["dataset", VALIDATION_DATASET]
             examples = _EXAMPLES[::-1]
         binding = binding_of(self.function, offered, self.place, [("net",), examples], owner=self.owner)
@@ -215,8 +237,9 @@ class OwnTrain:
             call = binding.prepared({**offered, "epochs": epochs, "epoch": first_epoch})
             numbers = range(first_epoch, first_epoch + epochs)
             turns = [{"epochs": epochs}] if binding.trains_all_epochs else [{"epoch": number} for number in numbers]
-            names = names_of_returns(self.function) if self.returns is None else self.returns
-            returned = [of_train(call({**offered, **turn}), net, names, score=self.score) for turn in turns]
+            returned = [
+                of_train(call({**offered, **turn}), net, self.read_facts.returns, score=self.score) for turn in turns
+            ]
         _check_same(_shapes(net), before)
         for each in returned:
             _make_fraction(each.metrics, "train", in_percent=self.in_percent)
@@ -350,7 +373,7 @@ class OwnTest:
         in_percent: its accuracy is in percent.
         instead: the built-in test, for a function that prints its result and returns nothing.
         owner: the class of which it is a method that needs an object.
-        returns: the names in its return statements; None if this process is to read them.
+        facts: what its source says; None if this process is to read it.
     """
 
     function: Callable[..., Any]
@@ -361,7 +384,12 @@ class OwnTest:
     in_percent: bool = False
     instead: Callable[..., tuple[float, dict[str, float]]] | None = None
     owner: type | None = None
-    returns: Names | None = None
+    facts: SourceFacts | None = None
+
+    @cached_property
+    def read_facts(self) -> SourceFacts:
+        """What its source says."""
+        return source_facts(self.function, self.owner) if self.facts is None else self.facts
 
     @cached_property
     def binding(self) -> Binding:
@@ -373,7 +401,7 @@ class OwnTest:
         roles = [*ROLES_OF_TEST]
         needed = [("net",), ("loader", "inputs", "dataset")]
         of_training = [*ROLES_OF_TRAINING, *SETTINGS_OF_TRAINING]
-        if makes_loaders(self.function, self.owner):
+        if self.read_facts.makes_loaders:
             roles, needed = [*roles, "dataset"], [("net",), ("dataset", "loader", "inputs")]
             of_training.append(VALIDATION_DATASET)
         binding = binding_of(
@@ -426,7 +454,7 @@ class OwnTest:
             returned = binding.call(offered)
         if returned is None and printed() and self.instead is not None:
             return Returned(*self.instead(net, loader, device))
-        found = of_test(returned, self.score, names_of_returns(self.function) if self.returns is None else self.returns)
+        found = of_test(returned, self.score, self.read_facts.returns)
         _make_fraction(found.metrics, "test", in_percent=self.in_percent)
         return found
 

@@ -26,9 +26,8 @@ from sim.algorithms.by_name import AlgorithmSpec
 from sim.client.algorithm_client import AlgorithmClient
 from sim.client.flower_program import FlowerRuntime, FlowerSpec
 from sim.client.own_files import own_folder
-from sim.client.own_functions import BuiltInTest, BuiltInTrain, OwnTest, OwnTrain
+from sim.client.own_functions import BuiltInTest, BuiltInTrain, OwnTest, OwnTrain, SourceFacts
 from sim.client.own_returns import OwnReturnError
-from sim.client.returned_names import Names
 from sim.client.torch_client import TorchClient
 from sim.client.unused_net import UnusedNet
 from sim.compression.by_name import Compression
@@ -75,7 +74,7 @@ class ClientSpec:
         loss: name of a loss, or the user's own function; None for the one that suits the targets.
         metrics: names of metrics, ``package.module:name``, or functions; none for the one that suits the targets.
         batch_size: of the loaders that a client is made with; ``TorchClient`` uses the one that the server sends.
-        returns_of_train, returns_of_test: the names in their return statements; None if each process is to read them.
+        facts_of_train, facts_of_test: what their source says; None if each process is to read it.
         noise_step: client i adds noise with i times this standard deviation to the inputs that it trains on.
         vectorized_clients: how many clients one computation trains.
         vectorized_only: clients are not trained one after another where that fails.
@@ -107,8 +106,8 @@ class ClientSpec:
     loss: Any = None
     metrics: tuple[Any, ...] = ()
     accuracy_in_percent: bool = False
-    returns_of_train: Names | None = None
-    returns_of_test: Names | None = None
+    facts_of_train: SourceFacts | None = None
+    facts_of_test: SourceFacts | None = None
     noise_step: float = 0.0
     algorithm: AlgorithmSpec | None = None
     states_folder: Path | None = None
@@ -254,7 +253,7 @@ class ClientRuntime:
             place = f"--train {user_code.shown_name(spec.train if isinstance(spec.train, str) else function)}"
             args = user_code.arguments(spec.args, *filter(None, (owner, function)))
             self.train = OwnTrain(
-                function, place, self.loss, args, spec.accuracy_in_percent, owner, score, spec.returns_of_train
+                function, place, self.loss, args, spec.accuracy_in_percent, owner, score, spec.facts_of_train
             )
         if spec.test is not None:
             owner, function = load_function(spec.test, "--test")
@@ -267,7 +266,7 @@ class ClientRuntime:
                 spec.accuracy_in_percent,
                 built_in_test,
                 owner,
-                spec.returns_of_test,
+                spec.facts_of_test,
             )
         self.client_class = user_code.load(spec.client, "--client") if spec.client else TorchClient
         self.algorithm = spec.algorithm.made() if spec.algorithm is not None else None

@@ -7,6 +7,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,7 +114,10 @@ def _tried(
     runtime = worker.torch_runtime  # what a module sets when it is imported is part of the program, and stays
     proximal_mu: Any = getattr(strategy, "proximal_mu", fit_settings.get("proximal_mu", 0.0))
     with seeded(0, Purpose.TEST) as stream, isolated(stream, log=False), varying_operations() as varying:
-        with trial_folder(Path(results_dir).absolute()) as (files, shared):
+        is_copied = spec.train is not None or spec.test is not None
+        nothing: tuple[list[str], list[str]] = ([], [])
+        trial = trial_folder(Path(results_dir).absolute()) if is_copied else nullcontext(nothing)
+        with trial as (files, shared):
             if spec.train is not None:
                 notes += _check_train(runtime, user_code.shown_name(spec.train), fit_settings, proximal_mu)
                 runtime.renew_net()

@@ -18,8 +18,7 @@ from torch import nn
 from sim import user_code
 from sim.algorithms.by_name import ALGORITHMS, AlgorithmSpec
 from sim.algorithms.local_parameters import local_names
-from sim.client.own_functions import OwnTrain
-from sim.client.returned_names import Names, names_of_returns
+from sim.client.own_functions import OwnTrain, SourceFacts, source_facts
 from sim.client.runtime import ClientSpec, build_net, metrics_of
 from sim.client.torch_client import fit_settings
 from sim.compression.by_name import Compression
@@ -80,8 +79,7 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     given = {name: getattr(objects, name) for name in ("model", "client", "loss")}
     given |= {name: with_owner(getattr(objects, name)) for name in ("train", "test")}
     spec = replace(spec, **{name: value for name, value in given.items() if value is not None})
-    names = {part: _names_of_returns(part, getattr(spec, part)) for part in ("train", "test")}
-    spec = replace(spec, returns_of_train=names["train"], returns_of_test=names["test"])
+    spec = replace(spec, facts_of_train=_facts_of("train", spec.train), facts_of_test=_facts_of("test", spec.test))
     spec = replace(spec, metrics=tuple(_of_script(name) for name in spec.metrics))
     compute_repeatably(config.torch_threads, spec.device, user_code=False)
     with _naming_built_in_data(config):
@@ -141,9 +139,12 @@ def _naming_built_in_data(config: RunConfig) -> Iterator[None]:
         ) from error
 
 
-def _names_of_returns(part: str, function: Any) -> Names | None:
-    """Return the names in the return statements of the user's function; actors may not be able to read its source."""
-    return None if function is None else names_of_returns(load_function(function, f"--{part}")[1])
+def _facts_of(part: str, thing: Any) -> SourceFacts | None:
+    """Return what the source of the user's function says; actors may not be able to read it."""
+    if thing is None:
+        return None
+    owner, function = load_function(thing, f"--{part}")
+    return source_facts(function, owner)
 
 
 def _of_script(metric: str) -> Any:
