@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import PROGRAMS, Small, sha256
 from federation import Federation
-from sim import RunConfig
+from sim import RunConfig, simulate
 from sim.data import partition
 from sim.data.load_dataset import load_dataset
 
@@ -80,6 +80,32 @@ def test_clients_of_the_users_own_give_the_results_of_their_simulation(
     assert federation.run.clients()[columns].equals(simulated.clients()[columns])
     assert simulated.clients().loss.tolist()[0] == 32 + 1
     assert (simulated.clients().status == "failed").sum() == 1
+    assert sha256(federation.run.model_path) == sha256(simulated.model_path)
+
+
+def test_clients_of_a_program_that_partitions_itself_give_the_results_of_their_simulation(
+    federation: Federation, in_programs: None
+) -> None:
+    """Each client has examples of its own, which nobody else can count: 7 and 5 of the 12."""
+    shutil.copy(PROGRAMS / "odd_data.py", federation.folder)
+    shared = ["--num-clients", "2", "--dataset", "odd_data:uneven", "--model", "odd_data:Net"]
+    server = federation.server(*shared, "--min-clients", "2", "--num-rounds", "2", "--fraction-evaluate", "1")
+    clients = [federation.client(i, *shared) for i in range(2)]
+    assert [program.end() for program in (server, *clients)] == [0, 0, 0], server.lines
+    assert "sim: client 1 joined with 5 examples" in server.lines
+    config = RunConfig(
+        num_clients=2,
+        dataset="odd_data:uneven",
+        model="odd_data:Net",
+        num_rounds=2,
+        fraction_fit=1.0,
+        fraction_evaluate=1.0,
+        engine="inline",
+        results_dir=str(federation.folder / "simulated"),
+    )
+    simulated = simulate(config)
+    columns = ["round", "client_id", "num_examples", "loss", "status"]
+    assert federation.run.clients()[columns].equals(simulated.clients()[columns])
     assert sha256(federation.run.model_path) == sha256(simulated.model_path)
 
 

@@ -432,7 +432,7 @@ def test_the_claim_of_a_stranger_excludes_nobody() -> None:
     registry = _registry()
     billion = _join(registry, "billion", num_clients=10**9)
     assert billion.refused.wait(60)
-    assert billion.reason == "client 0 was refused: --num-clients 1000000000: the data of the run have 1000 examples"
+    assert billion.reason == "client 0 was refused: --num-clients 1000000000: at most 1000 are possible in this run"
     possible = _join(registry, "possible", num_clients=900)
     wait_until(lambda: registry.num_available() == 1)
     _join(registry, "first")

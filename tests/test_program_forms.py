@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,16 @@ def test_the_dry_run_leaves_files_as_they_are_and_says_which_all_clients_share(
         "sim: note: train or test writes best.pt, results_of_mine/new.csv into the current folder; each client does "
         "so in a folder of its own, which is removed after it",
     ]
+
+
+def test_the_log_of_another_process_is_not_what_train_writes(tmp_path: Path) -> None:
+    with noted(tmp_path, tmp_path / "results") as names:
+        (tmp_path / "own.txt").write_text("mine")
+        with (tmp_path / "server.log").open("w") as log:
+            other = subprocess.Popen(["sleep", "60"], stdout=log)
+    other.kill()
+    other.wait()
+    assert names == ["own.txt"]
 
 
 def test_a_program_without_data_is_told_what_it_was_tried_on(program: str) -> None:

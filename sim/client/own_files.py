@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 
+import psutil
+
 from sim.errors import ConfigError
 
 _MOST_ENTRIES = 5000  # of a folder and those in it that are looked at, those at the top first
@@ -28,13 +30,27 @@ _State = tuple[int, int, int]
 def noted(folder: Path, but: Path) -> Iterator[list[str]]:
     """Give a list that holds, after the block, the files in a folder that were written in it, relative to the folder.
 
+    Files that another process has open are left out.
+
     Args:
         but: a folder in which other processes may write.
     """
     before = _states(folder, but)
     names: list[str] = []
     yield names
-    names += [name for name, state in _states(folder, but).items() if before.get(name) != state]
+    changed = {name: state for name, state in _states(folder, but).items() if before.get(name) != state}
+    of_others = _open_elsewhere() if changed else set()
+    names += [name for name in changed if (folder / name).resolve() not in of_others]
+
+
+def _open_elsewhere() -> set[Path]:
+    """Return the files that other processes have open, such as their logs: nobody else writes those."""
+    found: set[Path] = set()
+    for process in psutil.process_iter():
+        if process.pid != os.getpid():
+            with suppress(psutil.Error, OSError):
+                found |= {Path(file.path) for file in process.open_files()}
+    return found
 
 
 def _states(folder: Path, but: Path) -> dict[str, _State]:

@@ -15,7 +15,7 @@ from sim.client.runtime import ClientSpec, build_net
 from sim.config.run_config import RunConfig
 from sim.data import partition
 from sim.data.defaults import decided
-from sim.data.load_dataset import Dataset, load_dataset
+from sim.data.load_dataset import Dataset, load_dataset, open_client
 from sim.data.partition import Partition
 from sim.engine.client_calls import MOST_EXAMPLES
 from sim.errors import one_line
@@ -62,7 +62,7 @@ class Identity(Shape):
     Attributes:
         num_clients: number of clients in the config of this client.
         num_examples: number of its training examples.
-        examples: sha256 of the positions of these examples in the data set.
+        examples: sha256 of the positions of these examples in the data set; of none if the program partitions itself.
     """
 
     client_id: int
@@ -131,12 +131,19 @@ class ClientProgram:
     partition: Partition
 
     def identity(self, client_id: int) -> Identity:
-        """Return the identity of one client."""
+        """Return the identity of one client.
+
+        Raises:
+            DataError: the program that partitions itself does not give the data of this client.
+        """
+        num_examples = int(self.partition.sizes[client_id])
+        if not self.partition.is_known:
+            num_examples = len(open_client(self.spec.data, client_id)[0])
         return Identity(
             **vars(self.shape),
             client_id=client_id,
             num_clients=self.partition.num_clients,
-            num_examples=int(self.partition.sizes[client_id]),
+            num_examples=num_examples,
             examples=fingerprint(self.partition.of(client_id)),
         )
 

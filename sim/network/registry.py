@@ -86,7 +86,7 @@ class Registry(ClientManager):
             expected: the properties of data and model that every client must have.
             num_clients: number of clients of the run; None to take it from the clients. Until the run begins, clients
                 that say different numbers wait beside each other, so that none of them excludes the others.
-            most_clients: the largest number of clients that is possible; each needs an example.
+            most_clients: the largest number of clients that is possible.
             min_clients: number of clients that must be connected before a round begins; None for all.
             timeout_seconds: longest time to wait for these clients.
             introduction_seconds: time limit for a new connection to identify itself.
@@ -173,7 +173,7 @@ class Registry(ClientManager):
         if identity.num_clients < (self.min_clients or 1):
             return f"--num-clients {identity.num_clients}: the server waits for --min-clients {self.min_clients}"
         if identity.num_clients > self.most_clients:
-            return f"--num-clients {identity.num_clients}: the data of the run have {self.most_clients} examples"
+            return f"--num-clients {identity.num_clients}: at most {self.most_clients} are possible in this run"
         reason = identity.mismatch(self.expected, self.num_clients if self._is_fixed else None)
         if reason is None and (identity.num_clients, identity.client_id) in self._joined:
             reason = f"--client-id {identity.client_id}: another client has this number"

@@ -22,6 +22,7 @@ import flwr.server
 from flwr.common import Scalar
 from flwr.server import History, Server, ServerConfig
 
+from sim.config.fields import MOST
 from sim.config.run_config import RunConfig
 from sim.engine.client_execution import Worker
 from sim.engine.network import ALGORITHM, SHARED, RemoteDispatcher
@@ -73,7 +74,7 @@ class NetworkServer(Server):
         self.registry = Registry(
             Shape.of(prepared.data, prepared.initial_weights),
             num_clients=prepared.config.num_clients if counted else None,
-            most_clients=len(prepared.data.train),
+            most_clients=len(prepared.data.train) if prepared.partition.is_known else MOST,
             min_clients=min_clients,
             timeout_seconds=round_timeout,
             introduction_seconds=introduction_seconds,
@@ -137,6 +138,8 @@ class NetworkServer(Server):
 
 def _compare_with_partition(prepared: Prepared, identity: Identity) -> None:
     """Log a note if a client holds other examples than the run's config would assign to it."""
+    if not prepared.partition.is_known:
+        return
     indices = prepared.partition.of(identity.client_id)
     if identity.examples != fingerprint(indices):
         logging.getLogger("sim").warning(

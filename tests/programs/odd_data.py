@@ -156,6 +156,11 @@ def of_client(partition_id, num_partitions):
     return DataLoader(own, batch_size=2, shuffle=True), DataLoader(own, batch_size=4)
 
 
+def uneven(partition_id, num_partitions):
+    own = Subset(BOTH, range(7) if partition_id == 0 else range(7, 12))
+    return DataLoader(own, batch_size=2, shuffle=True), DataLoader(own, batch_size=4)
+
+
 def own_defaults(seed=42, partition="train", max_steps=7):
     assert (seed, partition, max_steps) == (42, "train", 7)
     return BOTH, BOTH
