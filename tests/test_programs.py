@@ -20,9 +20,11 @@ import torch
 from safetensors import safe_open
 from torch.utils.data import DataLoader
 
-from conftest import PROGRAMS, Sim
+from conftest import PROGRAMS, Sim, sha256
 from sim import Run, RunConfig, resume, simulate
+from sim.centralized import train_centralized
 from sim.config.program import program_parts
+from sim.config.run_config import CentralizedConfig
 from sim.data.columns import Columns
 from sim.data.items import Items
 from sim.data.load_dataset import load_dataset
@@ -308,6 +310,17 @@ def test_a_program_that_partitions_itself(tmp_path: Path) -> None:
     assert rounds["test_loss"].isna().all()
     assert rounds["eval_accuracy"].iloc[-1] == pytest.approx(clients["accuracy"].iloc[-3:].mean())
     assert "gives the data of each client, so that there is no central test" in done.log_path.read_text()
+
+
+@pytest.mark.usefixtures("odd")
+def test_a_program_that_partitions_itself_is_trained_centrally_as_one_client(tmp_path: Path) -> None:
+    def trained(dataset: str) -> Run:
+        settings: dict[str, Any] = {"dataset": f"odd_data:{dataset}", "name": dataset, "results_dir": str(tmp_path)}
+        return train_centralized(CentralizedConfig(**settings, model="odd_data:Net", epochs=1))
+
+    own, whole = trained("of_client"), trained("of_all")
+    assert sha256(own.model_path) == sha256(whole.model_path)
+    assert "it is called for client 0 of 1, which is to be all data" in own.log_path.read_text()
 
 
 @pytest.mark.usefixtures("odd")

@@ -148,6 +148,24 @@ def test_a_client_that_raises_is_one_line(command: Sim, tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["whole/own_loaders.py", "odd_data.py"])
+def test_size_measures_programs_that_make_loaders_or_the_partition_themselves(
+    command: Sim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str
+) -> None:
+    """Neither can be told to take a single step, and of the second, nobody knows how many examples clients have."""
+    monkeypatch.setattr("sim.measure.capacity._MEASURE_SECONDS", 0.1)
+    words = ["--num-clients", "2", "--fraction-fit", "1", "--engine", "inline", "--num-rounds", "2"]
+    parts = ["--dataset", "odd_data:uneven", "--model", "odd_data:Net"]
+    own = parts if program == "odd_data.py" else ["--program", program]
+    result = command("size", *own, *words, "--results-dir", str(tmp_path), cwd=PROGRAMS)
+    assert result.returncode == 0, result.stderr
+    assert "rounds of 2 clients" in result.stdout
+    assert "0 client updates" not in result.stdout
+    if program == "odd_data.py":  # 7 and 5 examples
+        assert re.search(r"for [567] examples", result.stdout), result.stdout
+
+
 def test_auto_means_no_gpu_if_there_is_none(
     small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

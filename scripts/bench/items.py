@@ -2,9 +2,9 @@
 
     scripts/bench_items.sh [ROUNDS]
 
-The work of a round is that of pfl-research in `scripts/bench.sh`: 50 clients with 50 images of 32×32 pixels, batch size
-10, one epoch, the CNN of PyTorch's CIFAR-10 tutorial, here with a random flip. Both use one thread. Prints the seconds of
-each pair, and the median of the ratios.
+The work of a round is that of pfl-research in `scripts/bench.sh`, here with a random flip: 50 clients with 50 images of
+32×32 pixels, batch size 10, one epoch, the CNN of PyTorch's CIFAR-10 tutorial. Both use one thread. Prints the seconds
+of each pair, and the median of the ratios.
 """
 
 from __future__ import annotations

@@ -122,6 +122,12 @@ class OwnTrain:
         return bool({"optimizer", "scheduler"} & self.binding.required) or is_text(self.binding, "optimizer")
 
     @property
+    def takes_max_steps(self) -> bool:
+        """Whether it can be ended after a number of steps."""
+        takes = self.binding.takes
+        return not takes("inputs") and (takes("max_steps") or not takes("dataset"))
+
+    @property
     def validates(self) -> str | None:
         """The parameter that gets other examples than those of the training; None if there is none."""
         roles = self.binding.roles.items()

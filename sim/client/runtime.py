@@ -125,6 +125,22 @@ class ClientSpec:
         """The parts that may be the user's own."""
         return [self.model, self.train, self.test, self.client]
 
+    def own_train(self, loss: str | Callable[..., Any] = "cross_entropy", score: str = "accuracy") -> OwnTrain | None:
+        """Import the user's ``train``; None if there is none.
+
+        Args:
+            loss, score: see ``OwnTrain``.
+
+        Raises:
+            PluginError: it cannot be imported.
+        """
+        if self.train is None:
+            return None
+        owner, function = load_function(self.train, "--train")
+        place = f"--train {user_code.shown_name(self.train if isinstance(self.train, str) else function)}"
+        args = user_code.arguments(self.args, *filter(None, (owner, function)))
+        return OwnTrain(function, place, loss, args, self.accuracy_in_percent, owner, score, self.facts_of_train)
+
     @property
     def keeps_state(self) -> bool:
         """Whether clients keep something from round to round."""
@@ -248,13 +264,9 @@ class ClientRuntime:
         self.train: Any = local.train if self.loss == "cross_entropy" else BuiltInTrain(self.loss)
         self.test: Any = built_in_test
         score = "accuracy" if self.dataset.has_classes else "score"
-        if spec.train is not None:
-            owner, function = load_function(spec.train, "--train")
-            place = f"--train {user_code.shown_name(spec.train if isinstance(spec.train, str) else function)}"
-            args = user_code.arguments(spec.args, *filter(None, (owner, function)))
-            self.train = OwnTrain(
-                function, place, self.loss, args, spec.accuracy_in_percent, owner, score, spec.facts_of_train
-            )
+        own_train = spec.own_train(self.loss, score)
+        if own_train is not None:
+            self.train = own_train
         if spec.test is not None:
             owner, function = load_function(spec.test, "--test")
             self.test = OwnTest(

@@ -228,15 +228,24 @@ def _load_program(config: TrainingConfig, load_data: Callable[..., Any] | None) 
     if num_clients is not None and program.is_partitioned:
         train, _ = open_client(DataSource(program=program, num_clients=num_clients), 0)
         source = DataSource(None, program, num_clients)
+        if config.image_size is not None:
+            raise DataError(
+                f"--image-size {config.image_size}: {program.place} gives the data of each client; resize them in its "
+                "transform"
+            )
         note = f"{program.place} gives the data of each client, so that there is no central test"
-        return replace(_described(source, train, None), notes=(note,))
+        return replace(_described(source, train, None), notes=(*program.notes, note))
     with changed_by(program.loaded()) as variables:
         returned = program.call()
     given = {"train": returned.train, "test": returned.test}
     opened = {split: program.opened(split, each) for split, each in given.items()}
     stored = {split: each for split, each in opened.items() if isinstance(each, Columns)}
     items = {split: each for split, each in opened.items() if not isinstance(each, Columns)}
-    notes = [*returned.notes]
+    notes = [*program.notes, *returned.notes]
+    if program.is_for_one_client:
+        notes.append(
+            f"{program.place} gives the data of each client; it is called for client 0 of 1, which is to be all data"
+        )
     notes += [f"{program.place}: {split} examples are taken as items: {each.reason}" for split, each in items.items()]
     # What a Dataset or tensors give is what the program's model takes; NumPy arrays are what image files hold.
     are_arrays = all(isinstance(array, np.ndarray) for split in given.values() for array in leaves(split))

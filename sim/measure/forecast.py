@@ -24,6 +24,7 @@ from sim.errors import ConfigError, EngineError
 from sim.measure.capacity import Sizing
 from sim.measure.measure_client import MeasurementTask, measure
 from sim.processes import Child, written
+from sim.run_folder.folder import Run
 from sim.seeds import Purpose, generator, seeded
 from sim.server.async_rules import rule_of
 from sim.server.fit_ins_strategies import aggregate_fit
@@ -104,8 +105,11 @@ def forecast(sized: Sizing, config: RunConfig) -> Forecast:
     measured = (
         [sized.alone] if actors == 1 else measure([MeasurementTask.of(prepared, n, _SECONDS) for n in range(actors)])
     )
-    sizes = _train_sizes(prepared)
-    each = predicted([pair for one in measured for pair in one.fits], sizes)
+    fits = [pair for one in measured for pair in one.fits]
+    # Of a program that partitions itself, the clients that were measured stand for all.
+    is_known = prepared.partition.is_known
+    sizes = _train_sizes(prepared) if is_known else np.resize([pair[0] for pair in fits], config.num_clients)
+    each = predicted(fits, sizes)
     num_clients = config.num_fit_clients
     if config.is_asynchronous:  # a version waits for no client, so that all actors are busy all the time
         num_clients = rule_of(config).num_arrivals
@@ -130,7 +134,7 @@ def forecast(sized: Sizing, config: RunConfig) -> Forecast:
         validation_seconds=tested(prepared.validation_slices),
         eval_seconds=evaluate_seconds * config.num_evaluate_clients / actors / config.evaluate_every,
         checkpoint_seconds=_write_seconds(prepared) / config.checkpoint_every if config.checkpoint_every else 0.0,
-        start_seconds=max(0.0, _start_seconds(config, actors) - 2 * tests),
+        start_seconds=max(0.0, _start_seconds(prepared, actors) - 2 * tests),
         final_seconds=evaluate_seconds * config.num_clients / actors if config.final_evaluate else 0.0,
         num_rounds=config.num_rounds,
         num_fit_clients=num_clients,
@@ -221,8 +225,17 @@ def _write_seconds(prepared: Prepared) -> float:
         raise ConfigError(f"--results-dir {folder}: cannot be written: {error.strerror}") from None
 
 
-def _start_seconds(config: RunConfig, num_actors: int) -> float:
-    """Run one round in which each actor trains one client for a step, in a folder that is removed."""
+def _start_seconds(prepared: Prepared, num_actors: int) -> float:
+    """Run one round in which each actor trains one client for a step, or for an epoch where a step cannot be asked for.
+
+    The run folder is removed.
+
+    Returns:
+        The seconds of the whole command without those of the training.
+    """
+    config = prepared.config
+    train = prepared.torch_spec.own_train()
+    takes_steps = train is None or train.takes_max_steps
     with tempfile.TemporaryDirectory() as folder:
         # Only what a client does takes part: no devices, no evaluation, and a strategy that needs few clients.
         added = {each.name for each in fields(EvaluationConfig)} - {each.name for each in fields(TrainingConfig)}
@@ -233,7 +246,8 @@ def _start_seconds(config: RunConfig, num_actors: int) -> float:
             clients_per_round=min(num_actors, config.num_clients),
             client_dropout=0.0,
             num_rounds=1,
-            max_local_steps=1,
+            local_epochs=1,
+            max_local_steps=1 if takes_steps else None,
             local_training="sequential",
             vectorized_clients=None,
             strategy="fedavg",
@@ -255,4 +269,4 @@ def _start_seconds(config: RunConfig, num_actors: int) -> float:
                 raise EngineError(f"a short run failed: {child.error()}")
         finally:
             child.process.kill()
-        return child.seconds
+        return child.seconds - float(Run(Path(folder) / "short").rounds().fit_seconds.sum())

@@ -53,7 +53,8 @@ def _execute(task: MeasurementTask) -> Iterator[Measurement | None]:
 
     slices = runtime.test_slices()
     run("fit", 0, {**task.settings, "local_epochs": 1})
-    worker.test(task.weights, TestSlice(0, *slices[0]))
+    for first, last in slices[:1]:  # there is none without a central test
+        worker.test(task.weights, TestSlice(0, first, last))
     yield None
     fits: list[tuple[int, float]] = []
     start, used = time.perf_counter(), time.process_time()
@@ -69,7 +70,7 @@ def _execute(task: MeasurementTask) -> Iterator[Measurement | None]:
     start = time.perf_counter()
     for first, last in slices[:4]:
         worker.test(task.weights, TestSlice(0, first, last))
-    test_seconds = (time.perf_counter() - start) / len(slices[:4])
+    test_seconds = (time.perf_counter() - start) / max(1, len(slices[:4]))
     free = torch.cuda.mem_get_info()[0] if runtime.device.type == "cuda" else None
     own = psutil.Process().memory_full_info().uss
     yield Measurement(fits, float(np.mean(evaluations or [0])), test_seconds, busy, int(own), free)

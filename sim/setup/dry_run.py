@@ -162,10 +162,13 @@ def _notes_of_arguments(spec: ClientSpec) -> Iterator[str]:
         for own in vars(module).values()
         if type(own) is argparse.Namespace
     ]
+    takes_any = re.search(rf"\b({user_code.ARGUMENTS.replace(' ', '|')})\b", text) is not None
     for name, value in spec.args.items():
         argument = f"--args {name}={one_line(str(value), 100)}"
         if re.search(rf"\b{re.escape(name.replace('-', '_')).replace('_', '[-_]')}\b", text) is None:
             yield f"{argument}: no file of your program has the name {name}"
+        elif not takes_any:
+            yield f"{argument} has no effect: nothing in your program takes it, as a parameter args would"
         for module, own in parsed:
             now = getattr(own, name.replace("-", "_"), value)
             if now != value:

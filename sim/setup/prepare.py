@@ -18,7 +18,7 @@ from torch import nn
 from sim import user_code
 from sim.algorithms.by_name import ALGORITHMS, AlgorithmSpec
 from sim.algorithms.local_parameters import local_names
-from sim.client.own_functions import OwnTrain, SourceFacts, source_facts
+from sim.client.own_functions import OwnTest, OwnTrain, SourceFacts, source_facts
 from sim.client.runtime import ClientSpec, build_net, metrics_of
 from sim.client.torch_client import fit_settings
 from sim.compression.by_name import Compression
@@ -71,7 +71,7 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     dataset = load_dataset(config, objects.load_data)
     config, notes = decided(config, dataset)
     dataset = replace(dataset, notes=(*dataset.notes, *notes))
-    unused = [*settings_without_effect(config, objects.train)]
+    unused = [*settings_without_effect(config, objects.train, objects.test)]
     config = resolved(config, dataset, objects.train)
     attacks.check(config, dataset)
     assigned = partition.assign(dataset, config)
@@ -172,26 +172,43 @@ def resolved(config: C, dataset: Dataset, train: Any = None) -> C:
     return config.resolved(defaults)
 
 
-def settings_without_effect(config: TrainingConfig, train: Any = None) -> Iterator[str]:
+def settings_without_effect(config: TrainingConfig, train: Any = None, test: Any = None) -> Iterator[str]:
     """Yield a note on each setting of the training that was given, but that the user's ``train`` does not get.
 
     Args:
         config: before it was resolved.
-        train: the user's own function, if it was given from Python.
+        train, test: the user's own functions, if they were given from Python.
     """
     own = _own_train(config, train)
     if own is None or own.binding.open_ended:
         return
+    takes = own.binding.takes
     of_optimizer = own.gets_optimizer
-    has_effect = {name: of_optimizer or own.binding.takes(name) for name in ("lr", "momentum", "weight_decay")}
+    has_effect = {name: of_optimizer or takes(name) for name in ("lr", "momentum", "weight_decay")}
     has_effect["lr"] |= "lr" in own.defaults()
     has_effect |= dict.fromkeys(("lr_schedule", "lr_decay", "lr_warmup"), has_effect["lr"])
-    has_effect |= {"optimizer": of_optimizer, "precision": own.binding.takes("precision")}
+    makes_batches = takes("dataset") or takes("inputs")
+    has_effect |= {
+        "optimizer": of_optimizer,
+        "precision": takes("precision"),
+        "batch_size": takes("batch_size") or not makes_batches,
+        "loss": takes("criterion") or not _measures_without_loss(config, test),
+    }
     defaults = {**{field.name: field.default for field in fields(config)}, **config.BUILT_IN}
     for name, is_used in has_effect.items():
         value = getattr(config, name)
         if not is_used and value is not None and value != defaults[name]:
-            yield f"{flag_of(name)} {value} has no effect: --train {config.train} has no parameter for it"
+            functions = f"--train {config.train} has no" if name != "loss" else "neither --train nor --test has a"
+            yield f"{flag_of(name)} {value} has no effect: {functions} parameter for it"
+
+
+def _measures_without_loss(config: TrainingConfig, test: Any) -> bool:
+    """Whether the user's ``test`` gets no loss and measures by itself: one that only prints is not listened to."""
+    if config.test is None:
+        return False
+    owner, function = load_function(test or config.test, "--test")
+    own = OwnTest(function, f"--test {config.test}", owner=owner)
+    return bool(own.read_facts.returns) and not (own.binding.takes("criterion") or own.binding.open_ended)
 
 
 def _own_train(config: TrainingConfig, train: Any) -> OwnTrain | None:
@@ -212,7 +229,15 @@ def _notes_without_effect(
     """
     if vectorized_clients is not None and config.local_training == "sequential":
         yield f"--vectorized-clients {vectorized_clients} has no effect, because clients are trained one after another"
-    if config.eval_share != RunConfig.eval_share and not spec.eval_share:
+    if dataset.source.num_clients is not None:
+        for name in ("partitioner", "partitioner_args", "alpha", "partition_by", "min_partition_size", "eval_share"):
+            value, default = getattr(config, name), getattr(RunConfig, name, None)
+            if value and value != default:
+                shown = (
+                    " ".join(f"{key}={each}" for key, each in value.items()) if name == "partitioner_args" else value
+                )
+                yield f"{flag_of(name)} {shown} has no effect, because the program makes the partition itself"
+    elif config.eval_share != RunConfig.eval_share and not spec.eval_share:
         yield (
             f"--eval-share {config.eval_share:g} has no effect without --fraction-evaluate or --final-evaluate; each "
             "client trains on all its examples"

@@ -149,6 +149,9 @@ def _check_partial_work(prepared: Prepared) -> None:
     config = prepared.config
     if prepared.dataset is None:
         raise ConfigError("--partial-work: the clients of --client-fn decide themselves how many steps they take")
+    train = prepared.torch_spec.own_train()
+    if train is not None and not train.takes_max_steps:
+        raise ConfigError(f"--partial-work: {train.place} makes its own batches, so that it cannot be ended early")
     algorithm = prepared.strategy.algorithm if prepared.strategy is not None else None
     if algorithm is not None and type(algorithm).num_steps is not Algorithm.num_steps:
         raise ConfigError(

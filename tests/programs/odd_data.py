@@ -156,6 +156,10 @@ def of_client(partition_id, num_partitions):
     return DataLoader(own, batch_size=2, shuffle=True), DataLoader(own, batch_size=4)
 
 
+def of_all():
+    return of_client(0, 1)
+
+
 def uneven(partition_id, num_partitions):
     own = Subset(BOTH, range(7) if partition_id == 0 else range(7, 12))
     return DataLoader(own, batch_size=2, shuffle=True), DataLoader(own, batch_size=4)

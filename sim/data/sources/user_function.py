@@ -82,12 +82,27 @@ class ProgramData:
         """Whether the function returns the data of one client, so that the program partitions itself."""
         return self._binding(clients=True).takes("client_id")
 
+    @property
+    def is_for_one_client(self) -> bool:
+        """Whether the function cannot be called without the number of a client."""
+        return "client_id" in self._binding(clients=True).required
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know before it is called, one line each."""
+        binding = self._binding(clients=True)
+        if self.data_dir is None or binding.takes("data_dir") or binding.open_ended:
+            return ()
+        return (f"--data-dir {self.data_dir} has no effect: {self.place} has no parameter for it",)
+
     def _binding(self, *, clients: bool) -> Binding:
         offered = ["data_dir", "batch_size", "seed", "args", *(["client_id", "num_clients"] if clients else [])]
         return Binding.of(self.loaded(), offered, self.place)
 
     def call(self, client_id: int | None = None, num_clients: int | None = None) -> Given:
         """Call the function.
+
+        Without a client it returns all data; a function of one client is called for the only one of one client.
 
         What it changes in its process, such as the current folder or PyTorch's default dtype, is put back. Its random
         numbers follow from the seed, so that it splits data alike in every process.
@@ -96,6 +111,9 @@ class ProgramData:
             PluginError: it has a parameter that cannot be given.
             DataError: it raised, or it returned something else.
         """
+        alone = client_id is not None
+        if not alone and self.is_for_one_client:
+            client_id, num_clients = 0, 1
         binding = self._binding(clients=client_id is not None)
         offered: dict[str, Any] = {"args": user_code.arguments(self.args, self.loaded())}
         if "seed" in binding.required:  # a seed of the program's own stays
@@ -113,7 +131,7 @@ class ProgramData:
                 raise
             except BaseException as error:
                 raise DataError(f"{self.place}: raised {described(error)}") from error
-        return self._splits(returned, alone=client_id is not None)
+        return self._splits(returned, alone=alone)
 
     def _splits(self, returned: Any, *, alone: bool) -> Given:
         if isinstance(returned, tuple | list) and len(returned) == 4 and all(map(_is_array, returned)):
