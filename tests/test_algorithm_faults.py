@@ -168,6 +168,19 @@ def test_pfedme_takes_body_and_head_with_an_optimizer_each_as_one(run: Callable[
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
+def doubling(net: nn.Module, loader: Any, epochs: int, lr: float) -> None:
+    steps(net, ((x * 2, y) for _ in range(epochs) for x, y in loader), 1, [torch.optim.SGD(net.parameters(), lr=lr)])
+
+
+def doubling_in_place(net: nn.Module, loader: Any, epochs: int, lr: float) -> None:
+    steps(net, ((x.mul_(2), y) for _ in range(epochs) for x, y in loader), 1, [torch.optim.SGD(net.parameters(), lr=lr)])
+
+
+def test_pfedme_gives_a_batch_again_as_it_was(run: Callable[..., Run]) -> None:
+    one, other = (weights_of(run("pfedme", train)) for train in (doubling, doubling_in_place))
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
 def test_pfedme_refuses_a_train_in_which_no_batch_comes_k_times(run: Callable[..., Run]) -> None:
     with pytest.raises(PluginError, match="pfedme: train does not iterate over the loader that it gets, which gives"):
         run("pfedme", over_a_loader_of_its_own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -244,8 +245,9 @@ class _Repeated:
     def __iter__(self) -> Iterator[Any]:
         self.is_used = True
         for batch in self._loader:
-            for _ in range(self._times):
-                yield batch
+            for _ in range(self._times - 1):
+                yield copy.deepcopy(batch)  # a train may change it in place
+            yield batch
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
