@@ -173,7 +173,9 @@ def doubling(net: nn.Module, loader: Any, epochs: int, lr: float) -> None:
 
 
 def doubling_in_place(net: nn.Module, loader: Any, epochs: int, lr: float) -> None:
-    steps(net, ((x.mul_(2), y) for _ in range(epochs) for x, y in loader), 1, [torch.optim.SGD(net.parameters(), lr=lr)])
+    steps(
+        net, ((x.mul_(2), y) for _ in range(epochs) for x, y in loader), 1, [torch.optim.SGD(net.parameters(), lr=lr)]
+    )
 
 
 def test_pfedme_gives_a_batch_again_as_it_was(run: Callable[..., Run]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,11 +202,13 @@ def manual_train(net: nn.Module, loader: Any, epochs: int, device: torch.device,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["scaffold", "feddyn", "fednova", "ditto"])
+@pytest.mark.parametrize("strategy", ["scaffold", "feddyn", "fednova", "ditto", "fedprox"])
 def test_an_own_train_is_corrected_as_the_built_in_one_is(tmp_path: Path, no_pictures: None, strategy: str) -> None:
     """The program knows nothing of the algorithm; its optimizer is torch.optim.SGD."""
     given = {"num_clients": 5, "clients_per_round": 3, "num_rounds": 2, "local_epochs": 1, "engine": "inline"}
     config = RunConfig(**given, strategy=strategy, lr=0.05, batch_size=16, results_dir=str(tmp_path))
+    if strategy == "fedprox":
+        config = replace(config, strategy_args={"proximal_mu": 2.0})
     built_in, own = simulate(config), simulate(config, train=own_train)
     one, other = load_file(built_in.model_path), load_file(own.model_path)
     assert max(np.abs(one[name] - other[name]).max() for name in one) < 1e-6

@@ -225,7 +225,6 @@ PLUGINS = {
     "--model cifar:Net": "--model cifar:Net: does not take images of (1, 32, 32)",
     "--train faulty:train_generator": "returned a generator, which has trained nothing",
     "--train faulty:train_raises": "raised KeyError: 'optimizer'",
-    "--train cifar:train --strategy fedprox": "takes no proximal_mu, which the strategy sends",
     "--test faulty:test_nothing": "returned NoneType; accuracy, (loss, accuracy), (loss, dict of metrics) or dict of",
     "--test faulty:test_percent": "returned accuracy 100; a fraction 0–1 is expected; --accuracy-in-percent is for",
     "--client faulty:NotAClient": "--client faulty:NotAClient: cannot be made",

@@ -3,11 +3,13 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from flwr.common import Context, FitIns, RecordDict, ndarrays_to_parameters, parameters_to_ndarrays
+from torch import nn
 
 from sim import Run, RunConfig
 from sim.client.runtime import ClientFn
@@ -51,12 +53,50 @@ def test_evaluate_measures_the_clients_own_examples() -> None:
     assert _client(num_test=0).evaluate([], {}) == (0.0, 0, {})
 
 
-def test_a_train_function_that_ignores_the_proximal_term_is_an_error() -> None:
+def test_a_train_that_knows_nothing_of_the_proximal_term_gets_it() -> None:
+    """The loss is Σ w, whose gradient is 1: w₁ = w₀ − η, and w₂ = w₁ − η (1 + μ (w₁ − w₀)) = w₀ − η (2 − η μ)."""
     client = _client()
-    client.train = lambda net, loader, epochs, device: None
-    assert client.fit(client.get_parameters({}), FIT_CONFIG)[2] == {}
-    with pytest.raises(TypeError, match="proximal_mu, which this train"):
-        client.fit(client.get_parameters({}), {**FIT_CONFIG, "proximal_mu": 0.1})
+
+    def train(net: nn.Module, loader: Any) -> None:
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.25)
+        for _ in range(2):
+            optimizer.zero_grad()
+            torch.stack([parameter.sum() for parameter in net.parameters()]).sum().backward()
+            optimizer.step()
+
+    client.train = train
+    before = [array.astype(float) for array in client.get_parameters({})]
+    for mu in (0.0, 0.5):
+        after = client.fit([array.astype(np.float32) for array in before], {**FIT_CONFIG, "proximal_mu": mu})[0]
+        for w0, w2 in zip(before, after, strict=True):
+            assert w2 == pytest.approx(w0 - 0.25 * (2 - 0.25 * mu), abs=1e-6)
+
+
+def test_a_proximal_term_that_cannot_be_added_is_an_error() -> None:
+    client = _client()
+
+    def by_hand(net: nn.Module, loader: Any) -> None:
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.sub_(0.1)
+
+    def put_anew(net: nn.Module, loader: Any) -> None:
+        for module in net.modules():
+            if isinstance(module, nn.Linear):
+                module.bias = nn.Parameter(module.bias.detach() * 2)
+
+    with_term = {**FIT_CONFIG, "proximal_mu": 0.1}
+    client.train = by_hand
+    client.fit(client.get_parameters({}), FIT_CONFIG)
+    with pytest.raises(ValueError, match=r"^train took no step of an optimizer of torch.optim on the model"):
+        client.fit(client.get_parameters({}), with_term)
+    client.train = put_anew
+    with pytest.raises(
+        ValueError, match=r"^train puts new parameters in the place of fc1.bias, fc2.bias, fc3.bias, to"
+    ):
+        client.fit(client.get_parameters({}), with_term)
+    client.train = lambda net, loader: None
+    assert client.fit(client.get_parameters({}), with_term)[2] == {}
 
 
 def test_weights_that_do_not_fit_are_named() -> None:

@@ -128,6 +128,11 @@ class OwnTrain:
         return not takes("inputs") and (takes("max_steps") or not takes("dataset"))
 
     @property
+    def takes_proximal_mu(self) -> bool:
+        """Whether it adds FedProx's proximal term itself."""
+        return self.binding.open_ended or self.binding.takes("proximal_mu")
+
+    @property
     def validates(self) -> str | None:
         """The parameter that gets other examples than those of the training; None if there is none."""
         roles = self.binding.roles.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from sim.config.run_config import RunConfig, TrainingConfig
 from sim.data.loaders import LimitedLoader, Loader
 from sim.seeds import restored
 from sim.training import local
+from sim.training.proximal_term import proximal_term
 from sim.training.weights import get_weights, set_weights, state_of
 
 # The settings of a call of ``train`` that travel in ``FitIns.config``.
@@ -100,7 +102,7 @@ class TorchClient(NumPyClient):
             The number of examples and the metrics, as ``fit`` returns them.
 
         Raises:
-            TypeError: the strategy sends ``proximal_mu``, which this ``train`` does not accept.
+            UnseenStepsError: see ``proximal_term``.
         """
         self.set_parameters(parameters)
         first_loss = self.loss_of(self.train_loader) if config.get("first_loss") else None
@@ -121,7 +123,7 @@ class TorchClient(NumPyClient):
             loader, epochs: in the place of those of ``config``.
 
         Raises:
-            TypeError: the strategy sends ``proximal_mu``, which this ``train`` does not accept.
+            UnseenStepsError: see ``proximal_term``.
         """
         loader = self.loader_for(config) if loader is None else loader
         epochs = int(config["local_epochs"]) if epochs is None else epochs
@@ -134,12 +136,12 @@ class TorchClient(NumPyClient):
             if most and not (train.binding.open_ended or train.binding.takes("max_steps")):
                 epochs = min(epochs, math.ceil(most / max(1, len(loader))))  # an epoch without a batch may divide by 0
                 loader = LimitedLoader(loader, most)
-            accepts = train.binding.open_ended or train.binding.takes("proximal_mu")
-            if config.get("proximal_mu") and not accepts:
-                raise TypeError("the strategy sends proximal_mu, which this train() does not take")
             if train.validates is not None:
                 settings["validation_loader"] = self.test_loader
-        returned = train(self.net, loader, epochs, self.device, **settings)
+        mu = float(settings.get("proximal_mu") or 0.0)
+        is_added = mu and isinstance(train, OwnTrain) and not train.takes_proximal_mu
+        with proximal_term(self.net, mu) if is_added else nullcontext():
+            returned = train(self.net, loader, epochs, self.device, **settings)
         return dict(returned) if isinstance(returned, dict) else {"loss": float(returned)}
 
     def loss_of(self, loader: Loader) -> float:

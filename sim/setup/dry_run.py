@@ -38,6 +38,7 @@ from sim.training.device import varying_operations
 from sim.training.local import evaluating
 from sim.training.losses import LOSSES, METRICS, inputs_and_target
 from sim.training.models import check_logits, try_out
+from sim.training.proximal_term import UnseenStepsError, proximal_term
 from sim.training.weights import set_weights
 from sim.user_objects import own_modules
 from sim.user_variables import OF_THIS_PROCESS, isolated
@@ -74,7 +75,7 @@ def check_user_code(
 
     Args:
         fit_settings: what ``FitIns.config`` will carry.
-        strategy: may send a ``proximal_mu``, which ``train`` then has to accept.
+        strategy: may send a ``proximal_mu``.
         results_dir: in which other runs may write meanwhile.
 
     Raises:
@@ -364,15 +365,15 @@ def _as_predicted(runtime: ClientRuntime) -> Any:
 def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scalar], proximal_mu: float) -> list[str]:
     train: OwnTrain = runtime.train
     binding = train.binding
-    if proximal_mu and not (binding.takes("proximal_mu") or binding.open_ended):
-        raise PluginError(f"--train {name}: takes no proximal_mu, which the strategy sends to every client")
+    adds_term = bool(proximal_mu) and not train.takes_proximal_mu
     train.check_effect(noise_step=runtime.spec.noise_step, augment=runtime.spec.augment)
     offered = {**fit_settings, "proximal_mu": proximal_mu}
     settings: dict[str, Any] = {key: offered[key] for key in TRAIN_SETTINGS if key in offered}
     loader = _some_examples(runtime)
     try:
-        calls = train.calls(runtime.net, loader, 1, runtime.device, validation_loader=loader, **settings)
-    except OwnReturnError as error:
+        with proximal_term(runtime.net, proximal_mu) if adds_term else nullcontext():
+            calls = train.calls(runtime.net, loader, 1, runtime.device, validation_loader=loader, **settings)
+    except (OwnReturnError, UnseenStepsError) as error:
         raise PluginError(f"--train {name}: {str(error).removeprefix('train ')}") from error
     except PluginError:
         raise
@@ -381,6 +382,8 @@ def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scal
     except BaseException as error:
         raise PluginError(f"--train {name}: raised {described(error)}") from error
     notes = [*train.notes, *calls[0].notes]
+    if adds_term:
+        notes.append("has no parameter proximal_mu, so the proximal term is added to its gradients before each step")
     code = getattr(inspect.unwrap(train.function), "__code__", None)
     if not loader.was_read and not binding.takes("dataset") and code is not None and "dataset" not in code.co_names:
         name_of_loader = next((name for name, role in binding.roles.items() if role == "loader"), "loader")

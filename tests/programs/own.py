@@ -130,6 +130,15 @@ def counting_train(net, loader, epochs, device):
     return {"loss": 1.0, "steps": steps}
 
 
+def training_by_hand(net, loader, device):
+    for images, labels in loader:
+        net.zero_grad()
+        nn.functional.cross_entropy(net(images), labels).backward()
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.sub_(0.1 * parameter.grad)
+
+
 class Counting(Client):
     """Counts its own calls in Context.state and reports the count as its loss."""
 
