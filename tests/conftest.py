@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from program_text import write_program
 
 from federation import Federation
 from sim import Run, RunConfig, cli, simulate
@@ -202,6 +203,13 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that evaluated clients, for tests that only read it; it is made once."""
     return simulate(RunConfig(**SMALL, fraction_evaluate=1.0, results_dir=str(tmp_path_factory.mktemp("finished"))))
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None, request: Any) -> str:
+    """A file of the current folder, which is a new one; its other part is found by ``import *``."""
+    monkeypatch.chdir(tmp_path)
+    return write_program(tmp_path, f"forms_{request.node.name.partition('[')[0]}")
 
 
 @pytest.fixture

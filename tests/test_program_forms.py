@@ -6,48 +6,17 @@ import json
 import os
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
+from program_text import DATA, extended, run
 from safetensors.torch import load_file
 
 from sim.client.own_files import noted, own_folder
 from sim.config.run_config import RunConfig
-from sim.errors import ConfigError, DataError, PluginError
+from sim.errors import ConfigError, PluginError
 from sim.program_file import read
 from sim.run_folder.folder import Run
-from sim.simulation import simulate
 from tests.conftest import PROGRAMS, Sim, sha256
-
-DATA = """
-import torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset, random_split
-
-x = torch.linspace(-1, 1, 240).reshape(60, 4)
-data = TensorDataset(x, (x.sum(1) > 0).long())
-trainset, testset = random_split(data, [48, 12])
-trainloader, testloader = DataLoader(trainset, 4, shuffle=True), DataLoader(testset, 12)
-"""
-
-MODEL = """
-from parts import *
-
-class Block(nn.Sequential):
-    pass
-
-class Deep(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.layers = Block(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 2))
-
-    def forward(self, x):
-        return self.layers(x)
-
-net = Deep(8)
-criterion = nn.CrossEntropyLoss()
-optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
-"""
 
 EARLY_STOPPING = """
 def train(net, trainloader, epochs):
@@ -79,29 +48,6 @@ def test_loop(net, testloader):
     with torch.no_grad():
         return sum(criterion(net(x), y).item() / 9 for x, y in testloader)
 """
-
-
-@pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None, request: Any) -> str:
-    """A file of the current folder, which is a new one; its other part is found by ``import *``."""
-    monkeypatch.chdir(tmp_path)
-    name = f"forms_{request.node.name.partition('[')[0]}"
-    (tmp_path / f"data_of_{name}.py").write_text(DATA)
-    (tmp_path / f"{name}.py").write_text(MODEL.replace("parts", f"data_of_{name}"))
-    return f"{name}.py"
-
-
-def extended(program: str, text: str) -> str:
-    with Path(program).open("a") as file:
-        file.write(text)
-    return program
-
-
-def run(program: str, engine: str = "inline", **settings: Any) -> Run:
-    config = RunConfig(
-        program=program, num_clients=6, clients_per_round=6, num_rounds=2, local_epochs=2, engine=engine, **settings
-    )
-    return simulate(config, ray_init_args={"num_cpus": 2})
 
 
 def test_what_a_file_has(program: str) -> None:
@@ -301,14 +247,6 @@ def test_what_was_found_and_what_nothing_reads_is_said(program: str, sim: Sim) -
             f"sim: note: {found}; built in: test",
             "sim: note: --args stepsize=1: no file of your program has the name stepsize",
         ]
-
-
-def test_arguments_that_nothing_takes_are_noted(program: str, sim: Sim) -> None:
-    extended(program, OTHER_MEASURES)
-    done = sim("centralized", "--program", program, "--args", "lr=0.2")
-    assert done.returncode == 0, done.stderr
-    note = "sim: note: --args lr=0.2 has no effect: nothing in your program takes it, as a parameter args would"
-    assert note in done.stderr.splitlines()
 
 
 TRAINING_CLASSES = """
@@ -558,73 +496,3 @@ def test_variables_with_data_are_no_functions() -> None:
     Path("data_by_name.py").write_text(f"{DATA}\nnet = nn.Linear(4, 2)\ntrain, test = trainset, testset\n")
     config = RunConfig(program="data_by_name.py")
     assert (config.dataset, config.train, config.test) == ("data_by_name:train,test", None, None)
-
-
-OTHER_MEASURES = """
-def train(net, loader):
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    for x, y in loader:
-        optimizer.zero_grad()
-        criterion(net(x), y).backward()
-        optimizer.step()
-
-def test(net, loader):
-    return {"loss": 1.0, "wer": 0.5}
-"""
-
-
-def test_settings_that_the_users_functions_do_not_use_are_noted(
-    program: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    module = extended(program, OTHER_MEASURES).removesuffix(".py")
-    given: dict[str, Any] = {"metric": "auroc", "accuracy_in_percent": True, "lr": 0.5, "optimizer": "adam"}
-    run(program, **given, lr_decay=0.9, loss="mse", data_dir=".")
-    notes = [line for line in capsys.readouterr().err.splitlines() if "has no effect" in line]
-    assert notes == [
-        f"sim: note: --metric auroc has no effect: --test {module}:test returns wer, loss",
-        f"sim: note: --accuracy-in-percent has no effect on --test {module}:test, which returns wer, loss",
-        f"sim: note: --lr 0.5 has no effect: --train {module}:train has no parameter for it",
-        f"sim: note: --lr-decay 0.9 has no effect: --train {module}:train has no parameter for it",
-        f"sim: note: --optimizer adam has no effect: --train {module}:train has no parameter for it",
-        "sim: note: --loss mse has no effect: neither --train nor --test has a parameter for it",
-        f"sim: note: --data-dir . has no effect: --dataset {module}:trainloader,testloader has no parameter for it",
-    ]
-
-
-OWN_BATCHES = """
-def train(net, dataset):
-    for x, y in DataLoader(dataset, 4, shuffle=True):
-        net(x).sum().backward()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter -= parameter.grad
-"""
-
-
-def test_a_train_that_makes_its_own_batches_and_what_would_change_them(
-    program: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    module = extended(program, OWN_BATCHES).removesuffix(".py")
-    run(program, batch_size=2)
-    note = f"sim: note: --batch-size 2 has no effect: --train {module}:train has no parameter for it"
-    assert note in capsys.readouterr().err.splitlines()
-    message = f"^--partial-work: --train {module}:train makes its own batches, so that it cannot be ended early$"
-    with pytest.raises(ConfigError, match=message):
-        run(program, devices="uniform", deadline=100.0, partial_work=True)
-
-
-def test_settings_of_the_partition_that_a_program_makes_itself_are_noted(
-    program: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    extended(program, "\ndef load_data(partition_id):\n    return trainloader, testloader\n")
-    arguments: dict[str, Any] = {"partitioner": "dirichlet", "alpha": 0.1, "min_partition_size": 3}
-    run(program, **arguments, eval_share=0.4, fraction_evaluate=1.0)
-    notes = [line for line in capsys.readouterr().err.splitlines() if "has no effect" in line]
-    assert notes == [
-        f"sim: note: --{flag} has no effect, because the program makes the partition itself"
-        for flag in ("partitioner dirichlet", "alpha 0.1", "min-partition-size 3", "eval-share 0.4")
-    ]
-    with pytest.raises(
-        DataError, match=r"^--image-size 8: --dataset .*:load_data gives the data of each client; resize"
-    ):
-        run(program, image_size=8)

@@ -1,0 +1,88 @@
+"""Flags that nothing in the user's program takes are noted or refused, not dropped in silence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from program_text import extended, run
+
+from sim.errors import ConfigError, DataError
+from tests.conftest import Sim
+
+OTHER_MEASURES = """
+def train(net, loader):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for x, y in loader:
+        optimizer.zero_grad()
+        criterion(net(x), y).backward()
+        optimizer.step()
+
+def test(net, loader):
+    return {"loss": 1.0, "wer": 0.5}
+"""
+
+
+def test_settings_that_the_users_functions_do_not_use_are_noted(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = extended(program, OTHER_MEASURES).removesuffix(".py")
+    given: dict[str, Any] = {"metric": "auroc", "accuracy_in_percent": True, "lr": 0.5, "optimizer": "adam"}
+    run(program, **given, lr_decay=0.9, loss="mse", data_dir=".")
+    notes = [line for line in capsys.readouterr().err.splitlines() if "has no effect" in line]
+    assert notes == [
+        f"sim: note: --metric auroc has no effect: --test {module}:test returns wer, loss",
+        f"sim: note: --accuracy-in-percent has no effect on --test {module}:test, which returns wer, loss",
+        f"sim: note: --lr 0.5 has no effect: --train {module}:train has no parameter for it",
+        f"sim: note: --lr-decay 0.9 has no effect: --train {module}:train has no parameter for it",
+        f"sim: note: --optimizer adam has no effect: --train {module}:train has no parameter for it",
+        "sim: note: --loss mse has no effect: neither --train nor --test has a parameter for it",
+        f"sim: note: --data-dir . has no effect: --dataset {module}:trainloader,testloader has no parameter for it",
+    ]
+
+
+OWN_BATCHES = """
+def train(net, dataset):
+    for x, y in DataLoader(dataset, 4, shuffle=True):
+        net(x).sum().backward()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter -= parameter.grad
+"""
+
+
+def test_a_train_that_makes_its_own_batches_and_what_would_change_them(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = extended(program, OWN_BATCHES).removesuffix(".py")
+    run(program, batch_size=2)
+    note = f"sim: note: --batch-size 2 has no effect: --train {module}:train has no parameter for it"
+    assert note in capsys.readouterr().err.splitlines()
+    message = f"^--partial-work: --train {module}:train makes its own batches, so that it cannot be ended early$"
+    with pytest.raises(ConfigError, match=message):
+        run(program, devices="uniform", deadline=100.0, partial_work=True)
+
+
+def test_settings_of_the_partition_that_a_program_makes_itself_are_noted(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extended(program, "\ndef load_data(partition_id):\n    return trainloader, testloader\n")
+    arguments: dict[str, Any] = {"partitioner": "dirichlet", "alpha": 0.1, "min_partition_size": 3}
+    run(program, **arguments, eval_share=0.4, fraction_evaluate=1.0)
+    notes = [line for line in capsys.readouterr().err.splitlines() if "has no effect" in line]
+    assert notes == [
+        f"sim: note: --{flag} has no effect, because the program makes the partition itself"
+        for flag in ("partitioner dirichlet", "alpha 0.1", "min-partition-size 3", "eval-share 0.4")
+    ]
+    with pytest.raises(
+        DataError, match=r"^--image-size 8: --dataset .*:load_data gives the data of each client; resize"
+    ):
+        run(program, image_size=8)
+
+
+def test_arguments_that_nothing_takes_are_noted(program: str, sim: Sim) -> None:
+    extended(program, OTHER_MEASURES)
+    done = sim("centralized", "--program", program, "--args", "lr=0.2")
+    assert done.returncode == 0, done.stderr
+    note = "sim: note: --args lr=0.2 has no effect: nothing in your program takes it, as a parameter args would"
+    assert note in done.stderr.splitlines()
