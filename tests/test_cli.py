@@ -102,6 +102,13 @@ def test_centralized_shares_columns_and_plot_with_a_run(command: Sim, finished: 
     assert "<svg" in (tmp_path / "both.svg").read_text()
 
 
+def test_the_clients_of_a_flower_program_have_no_partition_to_show(command: Sim) -> None:
+    result = command("partition", "--client-fn", "client_fns:by_context", cwd=PROGRAMS)
+    assert (result.returncode, result.stdout) == (2, "")
+    expected = "sim: --client-fn client_fns:by_context: its clients bring their own data, so there is no partition\n"
+    assert result.stderr == expected
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_partition_shows_counts_before_any_training(command: Sim, tmp_path: Path) -> None:

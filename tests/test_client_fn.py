@@ -140,6 +140,9 @@ def test_strategies_of_both_forms_as_objects(run: Any) -> None:
         ("makes_nothing", {}, UsageError, "client 0 cannot be made: TypeError: client_fn returned NoneType; a flwr"),
         ("without_parameters", {}, UsageError, "there are no first weights; get_parameters of the client"),
         ("by_context", {"alpha": 1.0}, UsageError, "--alpha 1.0: has no effect with --client-fn"),
+        ("by_context", {"lr_schedule": "cosine"}, UsageError, "--lr-schedule cosine: has no effect with --client-fn"),
+        ("by_context", {"optimizer": "adam"}, UsageError, "--optimizer adam: has no effect with --client-fn"),
+        ("by_context", {"args": {"a": 3}}, UsageError, "--args a=3: has no effect with --client-fn without --model"),
         ("by_context", {"strategy": "ditto"}, UsageError, "--strategy ditto: changes what clients do, but those of"),
         ("by_context", {"model": "Net"}, UsageError, "--model Net: a Flower program needs its own model here"),
         ("unequal", {}, RunError, "cannot be averaged with those of other clients"),
@@ -176,5 +179,5 @@ def test_epsilon_is_that_of_the_gaussian_mechanism(run: Any, capsys: pytest.Capt
 
 def test_the_config_of_a_run_has_no_setting_without_effect() -> None:
     text = RunConfig(client_fn="client_fns:by_context", num_clients=4).to_toml()
-    assert "lr_schedule" in text
-    assert "lr_gamma" not in text  # of another schedule, so that --config and sweeps would refuse it
+    assert "local_epochs" in text
+    assert "lr_schedule" not in text  # so that --config and sweeps would refuse it

@@ -166,6 +166,23 @@ def test_size_measures_programs_that_make_loaders_or_the_partition_themselves(
         assert re.search(r"for [567] examples", result.stdout), result.stdout
 
 
+@pytest.mark.slow
+def test_size_measures_the_clients_of_a_flower_program(
+    command: Sim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its strategy sends what the clients need, of which only the strategy knows."""
+    monkeypatch.setattr("sim.measure.capacity._MEASURE_SECONDS", 0.1)
+    words = ["--num-clients", "3", "--engine", "inline", "--num-rounds", "2", "--fraction-evaluate", "1"]
+    strategy = ["--strategy", "client_fns:SendsSteps", "--results-dir", str(tmp_path)]
+    result = command("size", "--client-fn", "client_fns:with_steps", *words, *strategy, cwd=PROGRAMS)
+    assert result.returncode == 0, result.stderr
+    assert "evaluation" in result.stdout
+    assert re.search(r"for 1[012] examples", result.stdout)
+    app = command("size", "--app", "apps/message_app", cwd=PROGRAMS)
+    assert app.returncode == 2
+    assert app.stderr.startswith("sim: --app apps/message_app: only its ServerApp knows what it will ask of clients")
+
+
 def test_auto_means_no_gpu_if_there_is_none(
     small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,9 +6,10 @@ import argparse
 from typing import TYPE_CHECKING
 
 from sim.commands.output import picture_path, print_table, write_picture
+from sim.config.fields import flag_of
 from sim.config.flags import config_from
 from sim.config.run_config import RunConfig
-from sim.errors import one_line
+from sim.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 def partition(arguments: argparse.Namespace) -> None:
     """``sim partition``: print a table of the partition and write its picture."""
     config = config_from(RunConfig, arguments)
+    for program in ("app", "client_fn"):
+        name = getattr(config, program)
+        if name is not None:
+            raise ConfigError(f"{flag_of(program)} {name}: its clients bring their own data, so there is no partition")
     picture = picture_path(arguments.output)
     from sim.data import partition
     from sim.data.defaults import decided

@@ -322,6 +322,13 @@ class RunConfig(EvaluationConfig):
         if self.server_args and self.strategy not in (*ALGORITHMS, "fedbuff"):
             names = ", ".join((*ALGORITHMS, "fedbuff"))
             raise ConfigError(f"--server-args {', '.join(self.server_args)}: belong to --strategy {names}")
+        if self.client_fn is not None and self.model == "auto" and (self.args or self.model_args):
+            name, given = ("args", self.args) if self.args else ("model_args", self.model_args)
+            shown = " ".join(f"{key}={value}" for key, value in given.items())
+            raise ConfigError(
+                f"{flag_of(name)} {shown}: has no effect with --client-fn without --model; --run-config gives values "
+                "to a Flower program"
+            )
         if self.client_fn is not None and self.strategy in ALGORITHMS:
             raise ConfigError(
                 f"--strategy {self.strategy}: changes what clients do, but those of --client-fn {self.client_fn} are "

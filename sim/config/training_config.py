@@ -420,8 +420,8 @@ class TrainingConfig(_GivenObjects):
             defaults: those of the user's own functions, which come before the built-in ones.
         """
         values = {**self.BUILT_IN, **defaults}
-        left_open = {name: value for name, value in values.items() if getattr(self, name) is None}
-        if (self.optimizer or left_open["optimizer"]) != "sgd":
+        left_open = {n: value for n, value in values.items() if getattr(self, n) is None and self.is_used(n)}
+        if (self.optimizer or values["optimizer"]) != "sgd":
             left_open.pop("momentum", None)
         return replace(self, **left_open)
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.server.client_proxy import ClientProxy
@@ -234,32 +235,35 @@ def _start_seconds(prepared: Prepared, num_actors: int) -> float:
         The seconds of the whole command without those of the training.
     """
     config = prepared.config
-    train = prepared.torch_spec.own_train()
-    takes_steps = train is None or train.takes_max_steps
+    # Only what a client does takes part: no devices and no evaluation.
+    added = {each.name for each in fields(EvaluationConfig)} - {each.name for each in fields(TrainingConfig)}
+    changes: dict[str, Any] = {name: getattr(_DEFAULTS, name) for name in added}
+    if prepared.dataset is not None:  # a Flower program's clients need what their strategy sends
+        train = prepared.torch_spec.own_train()
+        changes |= {
+            "max_local_steps": 1 if train is None or train.takes_max_steps else None,
+            "local_training": "sequential",
+            "vectorized_clients": None,
+            "strategy": "fedavg",
+            "strategy_args": {},
+            "server_strategy": "fedavg",
+            "server_args": {},
+            "local_parameters": None,
+            "attack": None,
+            "attack_args": {},
+        }
     with tempfile.TemporaryDirectory() as folder:
-        # Only what a client does takes part: no devices, no evaluation, and a strategy that needs few clients.
-        added = {each.name for each in fields(EvaluationConfig)} - {each.name for each in fields(TrainingConfig)}
         short = replace(
             config,
-            **{name: getattr(_DEFAULTS, name) for name in added},
+            **changes,
             fraction_fit=None,
             clients_per_round=min(num_actors, config.num_clients),
             client_dropout=0.0,
             num_rounds=1,
             local_epochs=1,
-            max_local_steps=1 if takes_steps else None,
-            local_training="sequential",
-            vectorized_clients=None,
-            strategy="fedavg",
-            strategy_args={},
-            server_strategy="fedavg",
-            server_args={},
             server_lr=None,
-            local_parameters=None,
             dp=None,
             dp_args={},
-            attack=None,
-            attack_args={},
             name="short",
             results_dir=folder,
         )

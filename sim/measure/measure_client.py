@@ -9,15 +9,19 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from flwr.common import NDArrays, Scalar
+from flwr.common import NDArrays
 
+from sim.client.flower_program import FlowerSpec
 from sim.client.runtime import ClientSpec
 from sim.client.torch_client import fit_settings
-from sim.errors import EngineError
-from sim.seeds import Purpose, generator
+from sim.errors import ConfigError, EngineError, described
+from sim.run_folder.records import Phase
+from sim.seeds import Purpose, generator, seeded
+from sim.server.make_adapter import adapter_of
 from sim.server.prepared_run import Prepared
+from sim.server.virtual_clients import virtual_clients
 
 _MOST_CLIENTS = 256
 
@@ -28,13 +32,15 @@ class MeasurementTask:
 
     Attributes:
         sent: what the server part of an algorithm sends beside the weights.
+        settings, evaluate_settings: what a client gets with the instruction to train, and to evaluate.
     """
 
-    spec: ClientSpec
+    spec: ClientSpec | FlowerSpec
     num_clients: int
     weights: NDArrays
     sent: NDArrays
-    settings: dict[str, Scalar]
+    settings: dict[str, Any]
+    evaluate_settings: dict[str, Any]
     summed: bool
     clients: list[int]
     evaluates: bool
@@ -42,21 +48,57 @@ class MeasurementTask:
 
     @classmethod
     def of(cls, prepared: Prepared, number: int, seconds: float) -> MeasurementTask:
-        """Choose clients of a run at random; each process ``number`` gets others."""
+        """Choose clients of a run at random; each process ``number`` gets others.
+
+        Raises:
+            ConfigError: only the ServerApp of a Flower app knows what its clients do.
+            EngineError: the strategy raised.
+        """
         config = prepared.config
-        algorithm = None if prepared.strategy is None else prepared.strategy.algorithm
+        if prepared.strategy is None:
+            raise ConfigError(
+                f"--app {config.app}: only its ServerApp knows what it will ask of clients, so that none can be "
+                "measured alone; sim app with few rounds shows what a round takes"
+            )
+        evaluates = config.num_evaluate_clients > 0 or config.final_evaluate
+        tuning: dict[str, Any] = {}
+        if prepared.dataset is None:
+            settings = _instruction(prepared, "fit")
+            tuning = _instruction(prepared, "evaluate") if evaluates else {}
+        else:
+            settings = {"server_round": 1, **fit_settings(config, 1)}
+            if prepared.spec.keeps_state or prepared.torch_spec.algorithm is not None:
+                tuning = settings  # clients of an algorithm may train before they evaluate
+        algorithm = prepared.strategy.algorithm
         order = generator(config.seed, Purpose.MEASURING, number).permutation(config.num_clients)
         return cls(
-            prepared.torch_spec,
+            prepared.spec,
             config.num_clients,
             prepared.initial_weights,
             [] if algorithm is None else algorithm.sent(),
-            {"server_round": 1, **fit_settings(config, 1)},
+            settings,
+            tuning,
             prepared.averages,
             [int(client_id) for client_id in order[:_MOST_CLIENTS]],
-            config.num_evaluate_clients > 0 or config.final_evaluate,
+            evaluates,
             seconds,
         )
+
+
+def _instruction(prepared: Prepared, phase: Phase) -> dict[str, Any]:
+    """Return what the strategy of a Flower program sends to its first client in round 1, beside the weights."""
+    built, config = prepared.strategy, prepared.config
+    assert built is not None
+    try:
+        with seeded(config.seed, Purpose.MEASURING):
+            adapter = adapter_of(prepared, built, virtual_clients(config.num_clients))
+            adapter.set_weights(prepared.initial_weights)
+            chunks = adapter.configure(phase, 1, {})
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise EngineError(f"--strategy {config.strategy}: raised {described(error)}") from error
+    return dict(chunks[0].tasks[0].config) if chunks else {}
 
 
 @dataclass(frozen=True)

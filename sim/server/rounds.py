@@ -17,7 +17,6 @@ import numpy as np
 from flwr.common import FitIns, NDArrays, RecordDict, Scalar, log
 from flwr.server import History
 from flwr.server.client_manager import ClientManager
-from flwr.serverapp.strategy import Strategy as MessageStrategy
 
 from sim.client.runtime import ClientSpec
 from sim.engine.aggregation import NonFiniteError, check_finite
@@ -36,7 +35,7 @@ from sim.server.attacks import Attackers
 from sim.server.dropout import dropout_record, dropouts, without
 from sim.server.executor import Executor
 from sim.server.fit_ins_strategies import FitInsAdapter
-from sim.server.message_to_fit_ins import MessageToFitInsAdapter
+from sim.server.make_adapter import adapter_of
 from sim.server.prepared_run import Prepared
 from sim.server.privacy import Privacy
 from sim.server.results import (
@@ -202,20 +201,7 @@ class RoundServer:
         except UsageError as error:  # it was built before, by prepare
             raise RunError(f"the strategy cannot be built a second time: {error}") from error
         self._view, self._server_lr = built.view, built.server_lr
-        sends_settings = prepared.dataset is not None
-        if isinstance(built.strategy, MessageStrategy):
-            names, sizes = prepared.layout.names, prepared.partition.sizes
-            return MessageToFitInsAdapter(
-                built.strategy, built.view, names, config, client_manager, sizes, sends_settings=sends_settings
-            )
-        return FitInsAdapter(
-            built,
-            config,
-            client_manager,
-            prepared.partition.sizes,
-            sends_settings=sends_settings,
-            trained=prepared.layout.trained,
-        )
+        return adapter_of(prepared, built, client_manager)
 
     def _proxy(self, client_id: int) -> VirtualClientProxy:
         return VirtualClientProxy(client_id, self._answer)

@@ -176,7 +176,8 @@ def table_cells(
     }
     made = {place: cell for place, cell in made.items() if cell.by_seed}
     if not made:
-        raise ConfigError(f"--phase {phase}: no run has measured {of_table.name} in it; choose test or evaluate")
+        other = "evaluate" if phase == "test" else "test"
+        raise ConfigError(f"--phase {phase}: no run has measured {of_table.name} in it; --phase {other} may have it")
     row_keys, column_keys = (ordered(list(dict.fromkeys(place[n] for place in made))) for n in (0, 1))
     num_missing = len(all_runs) - len(done)
     result = Cells(

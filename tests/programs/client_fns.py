@@ -13,6 +13,7 @@ from flwr.common import (
     ndarrays_to_parameters,
     parameters_to_ndarrays,
 )
+from flwr.server.strategy import FedAvg
 
 
 class Numbers(NumPyClient):
@@ -139,3 +140,19 @@ def of_twelve_arrays(context: Context):
             return [np.full_like(array, number) for number, array in enumerate(parameters)], 1, {}
 
     return Filled().to_client()
+
+
+class SendsSteps(FedAvg):
+    """Sends each client how far it is to move."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings, on_fit_config_fn=lambda server_round: {"step": 0.25})
+
+
+def with_steps(context: Context):
+    class Moving(Numbers):
+        def fit(self, parameters, config):
+            self.step = config["step"]
+            return super().fit(parameters, config)
+
+    return Moving(context.node_config["partition-id"]).to_client()

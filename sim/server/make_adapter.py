@@ -1,0 +1,34 @@
+"""The strategy of a run → what the round loop knows of it."""
+
+from __future__ import annotations
+
+from flwr.server.client_manager import ClientManager
+from flwr.serverapp.strategy import Strategy as MessageStrategy
+
+from sim.server.adapter import StrategyAdapter
+from sim.server.fit_ins_strategies import FitInsAdapter
+from sim.server.message_to_fit_ins import MessageToFitInsAdapter
+from sim.server.prepared_run import Prepared
+from sim.server.strategy import BuiltStrategy
+
+
+def adapter_of(prepared: Prepared, built: BuiltStrategy, client_manager: ClientManager) -> StrategyAdapter:
+    """Return the adapter of a strategy of either form.
+
+    Args:
+        built: of this run, as ``prepared.strategy`` is.
+    """
+    sends_settings = prepared.dataset is not None
+    if isinstance(built.strategy, MessageStrategy):
+        names, sizes = prepared.layout.names, prepared.partition.sizes
+        return MessageToFitInsAdapter(
+            built.strategy, built.view, names, prepared.config, client_manager, sizes, sends_settings=sends_settings
+        )
+    return FitInsAdapter(
+        built,
+        prepared.config,
+        client_manager,
+        prepared.partition.sizes,
+        sends_settings=sends_settings,
+        trained=prepared.layout.trained,
+    )
