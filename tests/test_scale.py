@@ -201,3 +201,12 @@ def test_a_program_is_measured_on_its_own_data_and_a_grid_of_failures_ends_with_
     failed = command("scale", "--client", "own:Failing", *grid, str(tmp_path / "failed"), cwd=PROGRAMS)
     assert failed.returncode == 1
     assert "sim: none of the 1 cells could be measured, first: client 1 raised in round 2" in failed.stderr
+
+
+@pytest.mark.slow
+def test_the_clients_of_a_flower_program_are_measured(command: Sim, tmp_path: Path) -> None:
+    grid = ("--num-clients", "2", "--engine", "inline", "--repeats", "1", "--results-dir", str(tmp_path / "own"))
+    done = command("scale", "--client-fn", "client_fns:by_context", *grid, cwd=PROGRAMS)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "own" / "scale.csv")
+    assert (table.status.tolist(), table.num_clients.tolist()) == (["ok"], [2])

@@ -11,6 +11,7 @@ from sim.commands.sweep import settings_without_name
 from sim.config.flags import check_new_run, whole_number
 from sim.config.program import program_parts
 from sim.config.run_config import RunConfig
+from sim.config.settings_of_flower_programs import USED_BY
 from sim.errors import ConfigError, RunError
 from sim.run_folder.environment import available_cpus
 
@@ -24,7 +25,8 @@ def scale(arguments: argparse.Namespace) -> None:
     results_dir = given.pop("results_dir", "results/scale")
     # A config file or a preset may contain settings that the grid sets; they are ignored.
     own_data = "program" in given and "dataset" in program_parts(given["program"], needs_model=False)
-    assumed = {name: value for name, value in BASE.items() if not (name == "dataset" and own_data)}
+    used = next((names for program, names in USED_BY.items() if given.get(program)), BASE)
+    assumed = {name: value for name, value in BASE.items() if name in used and not (name == "dataset" and own_data)}
     base = RunConfig.layered([assumed, {name: value for name, value in given.items() if name not in SET_BY_THE_GRID}])
     engines = _values("--engine", arguments.engines, ("ray", "inline"))
     actors = f"1,{available_cpus()}" if available_cpus() > 1 else "1"
