@@ -40,6 +40,7 @@ from sim.config.flags import Parser, add_config, add_settings
 from sim.config.run_config import AppConfig, CentralizedConfig, RunConfig
 from sim.config.settings_of_flower_programs import USED_BY
 from sim.errors import ClientError, ConfigError, SimError, many_lines, one_line
+from sim.interrupts import process_ends_after_block
 from sim.network.options import ClientOptions, ServerOptions
 from sim.scale.cells import SET_BY_THE_GRID
 
@@ -431,6 +432,7 @@ def entry() -> None:
     """The console script ``sim``."""
     _open_closed_streams()
     words, sys.argv = sys.argv[1:], sys.argv[:1]  # else parsers of the user's own code would read the flags of sim
+    process_ends_after_block()
     code = main(words)
     # Without this, Python's last garbage collection takes 1.3 s for the objects of torch and flwr.
     gc.freeze()

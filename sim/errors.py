@@ -100,6 +100,10 @@ class RunFolderError(UsageError):
     """A run folder exists already, is missing, is not a run, or cannot be written."""
 
 
+class NothingLeftError(RunFolderError):
+    """A run that is to go on has done all that its config asks for."""
+
+
 class StateError(UsageError):
     """A value cannot be stored in a checkpoint or restored from one; the message names the value."""
 

@@ -11,6 +11,16 @@ from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _arrived: list[int] = []  # signals since the beginning of the block that is interruptible
+_ends_after_block = False
+
+
+def process_ends_after_block() -> None:
+    """Let what arrives after an ``interruptible`` block that ended well be ignored.
+
+    All is on disk by then; the process that ends would only say that it was killed.
+    """
+    global _ends_after_block  # noqa: PLW0603 - signals, too, are those of the process
+    _ends_after_block = True
 
 
 @contextmanager
@@ -30,9 +40,11 @@ def interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
     _arrived.clear()
-    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    before: dict[int, Any] = {number: signal.signal(number, interrupt) for number in _SIGNALS}
     try:
         yield
+        if _ends_after_block:
+            before = dict.fromkeys(_SIGNALS, signal.SIG_IGN)
     finally:
         _arrived.clear()
         for number, handler in before.items():

@@ -283,6 +283,44 @@ def test_tables_of_an_earlier_version_keep_their_columns(small: Small, tmp_path:
     assert sha256(resumed.model_path) == sha256(small(name="whole", num_rounds=4).model_path)
 
 
+def test_a_run_that_ends_while_its_pictures_are_drawn_is_made_whole(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model comes last, so that a run with a model lacks nothing."""
+    whole = small(name="whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("sim.run_folder.plots.curves_figure", _raise_interrupt)
+        small(name="cut")
+    cut = Run(tmp_path / "results" / "cut")
+    assert not cut.model_path.exists()
+    resume(cut)
+    assert_same(cut, whole)
+
+
+def _raise_interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+SIGNALLED_AT_ITS_END = """
+import atexit, signal
+from torch import nn
+atexit.register(signal.raise_signal, signal.SIGTERM)
+def net():
+    return nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_after_the_end_of_a_run_does_not_make_it_a_failure(sim: Sim, tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text(SIGNALLED_AT_ITS_END)
+    words = ("--num-clients", "2", "--num-rounds", "1", "--engine", "inline", "--name", "late")
+    done = sim("run", *words, "--model", "late:net")
+    assert done.returncode == 0, done.stderr
+    again = sim("run", "--resume", "late")
+    assert again.returncode == 0
+    assert again.stderr.endswith("results/late: its only round is done; a larger --num-rounds continues\n")
+
+
 def test_one_damaged_checkpoint_is_replaced_by_the_one_before_it(small: Small, tmp_path: Path) -> None:
     whole = small(name="whole", num_rounds=4)
     cut = _interrupted(small, tmp_path, 3, num_rounds=4)
@@ -301,6 +339,10 @@ def test_flags_that_a_run_keeps_are_refused(command: Sim, finished: Run) -> None
     assert lines[0].startswith("sim: --lr: a resumed run keeps its config; it may change --num-rounds, ")
     assert lines[1] == "sim: --preset blazefl: a resumed run uses its own config\n"
     assert "all 2 rounds are done" in lines[2]
+    again = command("run", "--resume", run)  # a script may do so until it ends well
+    assert again.returncode == 0
+    assert again.stderr == f"sim: note: {run}: all 2 rounds are done; a larger --num-rounds continues\n"
+    assert again.stdout.startswith("run folder ")
     missing = command("run", "--resume", "nobody")
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
 

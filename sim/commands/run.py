@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from sim.commands import evaluate
 from sim.commands.output import shown_path
 from sim.config.flags import check_new_run, flags_given, settings_given
 from sim.config.run_config import AppConfig, CentralizedConfig, RunConfig
-from sim.errors import ConfigError, RunError, RunFolderError, one_line
+from sim.errors import ConfigError, NothingLeftError, RunError, RunFolderError, one_line
 from sim.network.options import ClientOptions, ServerOptions, check_flags, networked
 from sim.reaper import nothing_left
 from sim.run_folder.folder import open_run
@@ -81,7 +82,15 @@ def _resume(arguments: argparse.Namespace) -> None:
     from sim.setup.resume import config_of
     from sim.simulation import resume
 
-    with RoundProgress(config_of(run, changes).num_rounds) as progress:
+    try:
+        num_rounds = config_of(run, changes).num_rounds
+    except NothingLeftError as error:
+        if changes.keys() & {"num_rounds", "target_accuracy", "target_metric", "patience"}:
+            raise
+        print(f"sim: note: {error}", file=sys.stderr)  # no error: a script may resume until it has ended well
+        _report(run, "round")
+        return
+    with RoundProgress(num_rounds) as progress:
         allowed = arguments.allow_changed_code
         resume(run, on_record=progress.update, allow_changed_code=allowed, **changes)
     _report(run, "round")

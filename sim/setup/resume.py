@@ -25,7 +25,7 @@ from sim.config.run_config import RunConfig, config_type_of
 from sim.data.load_dataset import Examples
 from sim.devices.by_name import files_of
 from sim.engine.aggregation import check_finite
-from sim.errors import ConfigError, RunFolderError, one_line
+from sim.errors import ConfigError, NothingLeftError, RunFolderError, one_line
 from sim.metrics import Target
 from sim.run_folder import checkpoint as checkpoints
 from sim.run_folder import environment
@@ -52,7 +52,8 @@ def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
 
     Raises:
         ConfigError: its file is broken, or ``changes`` has a setting that may not change.
-        RunFolderError: there is no checkpoint, or nothing is left to do.
+        RunFolderError: there is no checkpoint.
+        NothingLeftError: nothing is left to do.
     """
     config, values = changed_config(run, changes, CHANGEABLE, "--resume", "a resumed run")
     last = run.last_checkpoint()
@@ -67,18 +68,19 @@ def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
         elif run.is_done():
             reason = ": the run is done, and sim clean has removed its checkpoints"
         raise RunFolderError(f"{run.path} has no checkpoint to resume from{reason}")
-    # A full disk can keep the last files of a run from being written; resuming it writes them.
+    # The model is written last. A full disk or a kill can prevent that; resuming the run writes what is missing.
     done = run.model_path.exists()
     if done and last >= config.num_rounds:
-        raise RunFolderError(f"{run.path}: all {last} rounds are done; a larger --num-rounds continues")
+        done_rounds = f"all {last} rounds are" if last > 1 else "its only round is"
+        raise NothingLeftError(f"{run.path}: {done_rounds} done; a larger --num-rounds continues")
     target = Target.of(vars(config))
     if done and target is not None and run.reached(target):
         asked = f"--target-accuracy {target.value:g}" if config.target_accuracy else f"--target-metric {target}"
-        raise RunFolderError(
+        raise NothingLeftError(
             f"{run.path}: reached {asked} in round {last}; a {'lower' if target.at_most else 'higher'} one continues"
         )
     if done and config.patience is not None and run.stopped_early(config.patience):
-        raise RunFolderError(
+        raise NothingLeftError(
             f"{run.path}: stopped early in round {last}, because of --patience {config.patience}; a larger one "
             "continues"
         )

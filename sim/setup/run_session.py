@@ -447,20 +447,22 @@ def write_environment(writer: RunWriter, surroundings: dict[str, Any] | None = N
 
 
 def finish(writer: RunWriter, config: TrainingConfig, weight_names: Sequence[str], weights: NDArrays) -> None:
-    """Write the weights of the last whole round and the pictures, however the run ended.
+    """Write the pictures and the weights of the last whole round, however the run ended.
+
+    The weights come last, because a run that has them is taken to be whole.
 
     Raises:
         WriteError: the folder can no longer be written.
     """
     writer.close()
     run, config_toml = writer.run, config.to_toml().encode()
-    if weights:  # not of an app that keeps them to itself
-        writer.write(run.model_path, content_of(weight_names, weights))
     with run_log.notes():
         if not (run.config_path.is_file() and run.config_path.read_bytes() == config_toml):
             writer.write(run.config_path, config_toml)
             run_log.say([f"{run.config_path.name} was removed or changed during the run, and is written again"])
         _draw_all(writer)
+    if weights:  # not of an app that keeps them to itself
+        writer.write(run.model_path, content_of(weight_names, weights))
 
 
 def _draw_all(writer: RunWriter) -> None:
