@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 from sim.errors import RunFolderError, WriteError
+from sim.run_folder import writer
 from sim.run_folder.folder import Run, list_runs, open_run
 from sim.run_folder.records import ClientRecord, MetricRecord, RoundRecord, columns, read_frame
 from sim.run_folder.writer import RunWriter, check_folder, is_unbegun, locked_folder, remove_run
@@ -84,6 +86,19 @@ def test_the_name_of_a_run_that_was_killed_before_its_config_is_free(tmp_path: P
     assert writer.run.config() == {"seed": 3}
     with pytest.raises(RunFolderError, match="exists; choose another name"):
         check_folder(str(tmp_path), "one")
+
+
+def test_a_signal_while_a_folder_is_made_leaves_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(folder: Path) -> int:
+        signal.raise_signal(signal.SIGINT)
+        return original(folder)
+
+    original = writer._locked
+    monkeypatch.setattr(writer, "_locked", locked)
+    with pytest.raises(KeyboardInterrupt):
+        RunWriter.create(str(tmp_path), "cut", "seed = 0\n", clients=True)
+    left = {path.name for path in (tmp_path / "cut").iterdir()}
+    assert left == {"config.toml", "rounds.csv", "clients.csv", "metrics.csv"}
 
 
 def test_a_folder_with_something_else_is_not_taken(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from typing import Any, Self
 
 from sim.disk import NoFileError, check_is_file
 from sim.errors import RunFolderError, WriteError
+from sim.interrupts import uninterrupted
 from sim.run_folder.folder import Run
 from sim.run_folder.records import RENAMED_COLUMNS, ClientRecord, MetricRecord, Record, RecordType, RoundRecord, columns
 
@@ -60,8 +61,11 @@ class RunWriter:
         self._synced = -math.inf  # seconds of ``time.monotonic()``
 
     @classmethod
+    @uninterrupted()
     def create(cls, results_dir: str, name: str | None, config_toml: str, *, clients: bool) -> Self:
         """Create the folder ``results_dir/name`` (a time stamp if ``name`` is None) with the config and empty tables.
+
+        A signal that arrives meanwhile takes effect when all of that is there.
 
         Args:
             clients: whether the run has client records, which need ``clients.csv``.
