@@ -95,8 +95,12 @@ def test_a_signal_while_a_folder_is_made_leaves_it_whole(tmp_path: Path, monkeyp
 
     original = writer._locked
     monkeypatch.setattr(writer, "_locked", locked)
-    with pytest.raises(KeyboardInterrupt):
-        RunWriter.create(str(tmp_path), "cut", "seed = 0\n", clients=True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in the background
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            RunWriter.create(str(tmp_path), "cut", "seed = 0\n", clients=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     left = {path.name for path in (tmp_path / "cut").iterdir()}
     assert left == {"config.toml", "rounds.csv", "clients.csv", "metrics.csv"}
 

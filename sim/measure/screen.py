@@ -18,7 +18,9 @@ def capacity_lines(sized: Sizing) -> Iterator[str]:
     """Yield lines about what one client needs and how many actors fit on this machine, in total and by each limit."""
     examples, seconds = np.mean(sized.alone.fits, axis=0)
     need = sized.need
-    yield f"one client      {seconds:.3g} s for {examples:.0f} examples (mean of {len(sized.alone.fits)} measurements)"
+    count = len(sized.alone.fits)
+    measured = f"mean of {count} measurement{'s' * (count > 1)}"
+    yield f"one client      {seconds:.3g} s for {examples:.0f} examples ({measured})"
     yield f"CPUs            {need.busy_cpus:.2f} of {sized.machine.num_cpus} in use by one client"
     yield (
         f"memory          {need.actor_bytes / _MIB:.0f} MiB per actor, "
