@@ -75,7 +75,7 @@ SETTINGS_OF_TRAINING = tuple(
 ROLES_OF_TRAINING = tuple(
     f"net loader loaders inputs targets {VALIDATION} epochs epoch device criterion scheduler args".split()
 )
-ROLES_OF_TEST = tuple("net loader inputs targets device criterion args epoch".split())  # noqa: SIM905
+ROLES_OF_TEST = tuple("net loader inputs targets device criterion args epoch batch_size".split())  # noqa: SIM905
 ROLES: dict[str, str] = {name: role for role, names in _NAMES.items() for name in names.split()}
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
 import pytest
 from program_text import extended, run
 
+from sim.centralized import train_centralized
+from sim.config.run_config import CentralizedConfig
 from sim.errors import ConfigError, DataError
 from tests.conftest import Sim
 
@@ -61,6 +64,36 @@ def test_a_train_that_makes_its_own_batches_and_what_would_change_them(
     message = f"^--partial-work: --train {module}:train makes its own batches, so that it cannot be ended early$"
     with pytest.raises(ConfigError, match=message):
         run(program, devices="uniform", deadline=100.0, partial_work=True)
+
+
+BATCHES_OF_A_GIVEN_SIZE = """
+def train(net, dataset, batch_size{default}):
+    for x, y in DataLoader(dataset, batch_size):
+        net(x).sum().backward()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter -= 0.1 * parameter.grad
+    return {{"batch_size": batch_size}}
+
+def test(net, dataset, batch_size):
+    return {{"loss": 1.0, "batch_size_of_test": batch_size}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("default", "given", "expected"), [("", None, 4), ("", 3, 3), ("=2", None, 2), ("=2", 3, 3)], ids=str
+)
+def test_a_train_that_makes_its_own_batches_gets_their_size(
+    program: str, default: str, given: int | None, expected: int
+) -> None:
+    extended(program, BATCHES_OF_A_GIVEN_SIZE.format(default=default))
+    made = run(program, batch_size=given)
+    rows = pd.read_csv(made.metrics_path)
+    assert rows.loc[rows["name"] == "batch_size", "value"].unique().tolist() == [expected]
+    assert rows.loc[rows["name"] == "batch_size_of_test", "value"].unique().tolist() == [12]  # as the program's loader
+    config = CentralizedConfig(program=program, epochs=1, batch_size=given)
+    rows = pd.read_csv(train_centralized(config).metrics_path)
+    assert rows.loc[rows["name"] == "batch_size", "value"].unique().tolist() == [expected]
 
 
 def test_settings_of_the_partition_that_a_program_makes_itself_are_noted(

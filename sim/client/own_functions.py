@@ -221,6 +221,8 @@ class OwnTrain:
         unchanged = {role for role, value in _UNCHANGED.items() if settings.get(role) == value}
         settings = {k: v for k, v in settings.items() if k not in unchanged or k not in binding.defaults}
         offered = {"net": net, "loader": loader, "device": device, "args": self.args, **settings}
+        if binding.takes("batch_size"):
+            offered["batch_size"] = _batch_size_of(loader)
         if binding.takes("inputs"):
             if settings.get("max_steps"):
                 raise PluginError(
@@ -326,6 +328,11 @@ def _all_examples(loader: Any, place: str) -> dict[str, Any]:
     if not (isinstance(batch, list | tuple) and len(batch) == 2):
         raise PluginError(f"{place}: takes inputs and targets, but an example of these data is no pair of them")
     return dict(zip(("inputs", "targets"), batch, strict=True))
+
+
+def _batch_size_of(loader: Any) -> int:
+    """Return the number of examples in a batch of a loader: 1 if a sampler of the user's decides it for each batch."""
+    return getattr(loader, "batch_size", None) or 1
 
 
 def _dataset_of(loader: Any, place: str, binding: Binding, settings: Mapping[str, Any]) -> Any:
@@ -448,6 +455,8 @@ class OwnTest:
         offered = {"net": net, "loader": loader, "device": device, "args": self.args, "epoch": 0}
         if binding.takes("inputs"):
             offered |= _all_examples(loader, self.place)
+        if "batch_size" in binding.required:
+            offered["batch_size"] = _batch_size_of(loader)
         if {"dataset", VALIDATION_DATASET} & set(binding.roles.values()):
             offered |= dict.fromkeys(("dataset", VALIDATION_DATASET), _dataset_of(loader, self.place, binding, {}))
         if binding.takes("criterion") and ("criterion" in binding.required or self.loss != "cross_entropy"):

@@ -167,6 +167,9 @@ def resolved(config: C, dataset: Dataset, train: Any = None) -> C:
     own = _own_train(config, train)
     defaults: dict[str, Any] = {} if own is None else own.defaults()
     loader: LoaderSettings | None = getattr(dataset.train, "loader", None)
+    makes_batches = own is not None and (own.binding.takes("dataset") or own.binding.takes("inputs"))
+    if makes_batches and "batch_size" in defaults:
+        return config.resolved(defaults)
     if loader is not None and (loader.batch_size is not None or loader.batch_sampler is not None):
         defaults["batch_size"] = loader.batch_size
     return config.resolved(defaults)
