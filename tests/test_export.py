@@ -179,6 +179,31 @@ def test_a_model_with_settings_of_the_program_and_batches_without_a_target(
     assert found["outputs"].shape == (2, 6)
 
 
+def test_the_model_is_called_as_the_test_of_the_program_calls_it(
+    small: Small, command: Sim, in_programs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small(program="many_inputs.py", num_rounds=1, max_local_steps=None)
+    given = {"time_first": torch.ones(7, 3, 3)}, torch.zeros(1, 3, 5), torch.ones(3, 2)
+    done = command("export", str(run.path), "-o", str(tmp_path / "model.pt"), cwd=PROGRAMS)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-5:-1] == [
+        "# inputs: {'time_first': float32 [7, B, 3]}, as the program has it",
+        "# inputs_1: float32 [1, B, 5], as the program has it",
+        "# bias: float32 [B, 2], as the program has it",
+        "outputs = net(inputs, inputs_1, 2.0, bias=bias)",
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(PROGRAMS)])
+        names = dict(zip(("inputs", "inputs_1", "bias"), given, strict=True))
+        outputs = executed(done.stdout, tmp_path, monkeypatch, **names)["outputs"].detach().numpy()
+    pytest.importorskip("onnxscript")
+    done = command("export", str(run.path), "-o", str(tmp_path / "model.onnx"), cwd=PROGRAMS)
+    assert done.returncode == 0, done.stderr
+    arrays = {"inputs_time_first": given[0]["time_first"], "inputs_1": given[1], "bias": given[2]}
+    found = executed(done.stdout, tmp_path, monkeypatch, **{name: each.numpy() for name, each in arrays.items()})
+    assert found["outputs"] == pytest.approx(outputs, abs=1e-5)
+
+
 def test_a_killed_run_has_the_model_of_its_last_checkpoint(finished: Run, command: Sim, tmp_path: Path) -> None:
     run = Run(Path(shutil.copytree(finished.path, tmp_path / "results" / "killed")))
     stored = load_file(run.model_path)

@@ -100,7 +100,7 @@ def _tried(
     notes = [*_notes_of_arguments(spec)]
 
     def client_fn(context: Context) -> Client:
-        loader = _some_examples(worker.torch_runtime)
+        loader = some_examples(worker.torch_runtime)
         try:
             made.append(worker.torch_runtime.client_over(loader, loader, context))
         except KeyboardInterrupt:
@@ -197,7 +197,7 @@ def check_algorithm(spec: ClientSpec, received: NDArrays, fit_settings: dict[str
     runtime = worker.torch_runtime
     name = spec.algorithm.name
     with seeded(0, Purpose.TEST) as stream, isolated(stream, log=False):
-        loader = _some_examples(runtime)
+        loader = some_examples(runtime)
         context = Context(0, 0, {"partition-id": 0, "num-partitions": 1}, RecordDict(), {})
         client: Any = runtime.client_over(loader, loader, context)
         settings = {**fit_settings, "local_epochs": 1}
@@ -323,7 +323,7 @@ def shown_dataset(spec: ClientSpec) -> str:
     return "the data" if spec.data.program is None else user_code.shown_name(spec.data.program.function)
 
 
-def _some_examples(runtime: ClientRuntime) -> Any:
+def some_examples(runtime: ClientRuntime) -> Any:
     """Return a loader of two examples, which have the largest label where there are labels."""
     train = runtime.dataset.train
     positions = np.arange(min(2, len(train)))
@@ -347,7 +347,7 @@ def _as_predicted(runtime: ClientRuntime) -> Any:
     is_list = isinstance(train, Columns) and isinstance(train.batch, list) and len(train.batch) == 2
     if not (isinstance(train, Examples) or (is_list and train.labels is not None)):
         return None
-    inputs, target = next(iter(_some_examples(runtime)))
+    inputs, target = next(iter(some_examples(runtime)))
     try:
         with evaluating(runtime.net):
             labels = runtime.net(inputs.to(runtime.device)).argmax(1).cpu().numpy()
@@ -369,7 +369,7 @@ def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scal
     train.check_effect(noise_step=runtime.spec.noise_step, augment=runtime.spec.augment)
     offered = {**fit_settings, "proximal_mu": proximal_mu}
     settings: dict[str, Any] = {key: offered[key] for key in TRAIN_SETTINGS if key in offered}
-    loader = _some_examples(runtime)
+    loader = some_examples(runtime)
     try:
         with proximal_term(runtime.net, proximal_mu) if adds_term else nullcontext():
             calls = train.calls(runtime.net, loader, 1, runtime.device, validation_loader=loader, **settings)
@@ -402,7 +402,7 @@ def _check_test(runtime: ClientRuntime, name: str) -> tuple[list[str], tuple[str
     """Return notes, and the names of what the test returns."""
     test: OwnTest = runtime.test
     predicted = _as_predicted(runtime)
-    loader = _some_examples(runtime) if predicted is None else predicted
+    loader = some_examples(runtime) if predicted is None else predicted
     try:
         returned = test.call_once(runtime.net, loader, runtime.device)
     except OwnReturnError as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import re
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from importlib.util import find_spec
@@ -17,11 +18,10 @@ import torch
 from torch import Tensor
 
 from sim.config.choices import MODELS
-from sim.data.load_dataset import Dataset, Examples
-from sim.data.loaders import example_batch
+from sim.data.columns import mapped
+from sim.data.load_dataset import Examples
 from sim.errors import ConfigError, PluginError, one_line
 from sim.setup.trained import TrainedModel
-from sim.training.losses import inputs_and_target
 from sim.training.models import TORCHVISION
 from sim.training.weights import state_of
 
@@ -72,9 +72,10 @@ def _safetensors(trained: TrainedModel) -> bytes:
 def _onnx(trained: TrainedModel) -> bytes:
     if trained.net is None or trained.dataset is None:
         raise ConfigError(f"--format onnx: {trained.notes[-1]}; torch and safetensors have its arrays")
-    inputs, named = _example(trained.dataset)
-    names = list(named) or [f"inputs_{number}" if number else "inputs" for number in range(len(inputs))]
-    shapes: Any = {name: {0: "batch"} for name in named} if named else tuple({0: "batch"} for _ in inputs)
+    inputs, named = trained.inputs
+    shapes: Any = mapped(inputs, _shape_of_batches), mapped(named, _shape_of_batches)
+    by_position = dict(zip(inspect.signature(trained.net.forward).parameters, shapes[0], strict=False))
+    shapes = {**by_position, **shapes[1]} if named else tuple(shapes[0])
     shown = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.CRITICAL)
     try:
@@ -85,7 +86,7 @@ def _onnx(trained: TrainedModel) -> bytes:
                 trained.net,
                 inputs,
                 kwargs=named or None,
-                input_names=names,
+                input_names=[name for name, _ in _tensors(_by_name(inputs, named))],
                 output_names=["output"],
                 dynamic_shapes=shapes,
                 dynamo=True,
@@ -105,16 +106,30 @@ def _onnx(trained: TrainedModel) -> bytes:
     return content
 
 
-def _example(dataset: Dataset) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the inputs of two examples, by position and by name; of a batch without a target, all of it."""
-    batch = example_batch(dataset.train, 2)
-    try:
-        inputs, named, _ = inputs_and_target(batch)
-    except ValueError:
-        if isinstance(batch, Mapping):
-            return (), dict(batch)
-        return tuple(batch) if isinstance(batch, list | tuple) else (batch,), {}
-    return inputs, named
+def _axis(tensor: Tensor) -> int:
+    """Return the axis of the examples, of which there are two; recurrent models often have time before it."""
+    return next((axis for axis, size in enumerate(tensor.shape) if size == 2), 0)
+
+
+def _shape_of_batches(value: Any) -> dict[int, str] | None:
+    return {_axis(value): "batch"} if isinstance(value, Tensor) and value.dim() else None
+
+
+def _by_name(inputs: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a model is called with, by the names that it is given in the printed lines."""
+    return {**{f"inputs_{number}" if number else "inputs": each for number, each in enumerate(inputs)}, **named}
+
+
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of containers with the names of their places."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _tensors(each, f"{name}_{key}".lstrip("_"))
+    elif isinstance(value, list | tuple):
+        for number, each in enumerate(value):
+            yield from _tensors(each, f"{name}_{number}")
 
 
 _MADE: dict[str, Callable[[TrainedModel], bytes]] = {"torch": _torch, "onnx": _onnx, "safetensors": _safetensors}
@@ -193,17 +208,34 @@ def _inputs(trained: TrainedModel, *, onnx: bool = False) -> tuple[list[str], st
             return [f"{line} [B, {channels}, {height}, {width}] in -1..1", scaled], '{"inputs": inputs}'
         scaled = "inputs = images.permute(0, 3, 1, 2).float() * (2 / 255) - 1"
         return [f"{line} [B, {channels}, {height}, {width}] in -1..1", scaled], "inputs"
-    inputs, named = _example(dataset)
-    shapes = named or {f"inputs_{n}" if n else "inputs": value for n, value in enumerate(inputs)}
+    inputs, named = trained.inputs
     about = [
-        f"# {name}: {str(value.dtype).removeprefix('torch.')} [{', '.join(map(str, ('B', *value.shape[1:])))}], as the "
-        "data set has it"
-        for name, value in shapes.items()
-        if isinstance(value, Tensor)
+        f"# {name}: {_described(value)}, as the program has it"
+        for name, value in _by_name(inputs, named).items()
+        if not _is_literal(value)
     ]
     if onnx:
-        return about, "{" + ", ".join(f'"{name}": {name}' for name in shapes) + "}"
-    return about, ", ".join(f"{name}={name}" for name in named) or ", ".join(shapes)
+        tensors = dict(_tensors(_by_name(inputs, named)))
+        about = [f"# {name}: {_described(value)}, as the program has it" for name, value in tensors.items()]
+        return about, "{" + ", ".join(f'"{name}": {name}' for name in tensors) + "}"
+    shown = {name: repr(value) if _is_literal(value) else name for name, value in _by_name(inputs, named).items()}
+    return about, ", ".join(f"{name}={value}" if name in named else value for name, value in shown.items())
+
+
+def _is_literal(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _described(value: Any) -> str:
+    """Return the dtype and the shape of a tensor, or of those in a container."""
+    if isinstance(value, Tensor):
+        sizes = ["B" if axis == _axis(value) else str(size) for axis, size in enumerate(value.shape)]
+        return f"{str(value.dtype).removeprefix('torch.')} [{', '.join(sizes)}]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_described(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "(" + ", ".join(map(_described, value)) + ")"
+    return type(value).__name__
 
 
 def _classes(trained: TrainedModel) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,17 @@ from sim.config.fields import flag_of, read_toml
 from sim.config.run_config import CentralizedConfig, RunConfig, TrainingConfig, config_type_of
 from sim.data.defaults import decided
 from sim.data.load_dataset import Dataset, load_dataset
+from sim.data.loaders import example_batch
 from sim.engine.aggregation import NonFiniteError, check_finite
 from sim.errors import RunFolderError, one_line
 from sim.run_folder import checkpoint as checkpoints
 from sim.run_folder.folder import Run
 from sim.run_folder.weights_file import read_model, round_of
+from sim.setup.observed_call import Inputs, inputs_in_test
 from sim.setup.prepare import spec_parts
 from sim.setup.resume import changed_code
 from sim.training import models
+from sim.training.losses import inputs_and_target
 from sim.training.weights import Weights, get_weights, set_weights, state_of
 
 
@@ -35,6 +39,7 @@ class TrainedModel:
 
     Attributes:
         net: with its weights, on the CPU; None for a Flower program's, which only the program itself can build.
+        spec: what its clients were; None where ``net`` is.
         maker: what made ``net``, with all arguments.
         weights: name → array, in the order of the ``state_dict``.
         number: the round after which the model had these weights; epochs are counted like rounds.
@@ -44,6 +49,7 @@ class TrainedModel:
     config: TrainingConfig
     dataset: Dataset | None
     net: nn.Module | None
+    spec: ClientSpec | None
     maker: Any
     weights: dict[str, Any]
     number: int
@@ -71,8 +77,8 @@ class TrainedModel:
         if isinstance(config, RunConfig) and config.has_own_data:
             flag = flag_of("app" if config.app is not None else "client_fn")
             notes.append(f"the model is that of {flag}, which only the program itself can build")
-            named = names or [f"array_{position}" for position in range(len(weights))]
-            return cls(config, None, None, None, dict(zip(named, weights, strict=True)), number, tuple(notes))
+            all_names = names or [f"array_{position}" for position in range(len(weights))]
+            return cls(config, None, None, None, None, dict(zip(all_names, weights, strict=True)), number, tuple(notes))
         dataset = load_dataset(config)
         config, _ = decided(config, dataset)
         spec = ClientSpec(**spec_parts(config, dataset))
@@ -87,7 +93,28 @@ class TrainedModel:
             if kept:
                 notes.append(f"{one_line(', '.join(kept), 200)} stay with each client, and have their initial values")
         maker = models.maker(config.model, facts_of(dataset), config.model_args, config.args)
-        return cls(config, dataset, net.eval(), maker, dict(zip(own, weights, strict=True)), number, tuple(notes))
+        named = dict(zip(own, weights, strict=True))
+        return cls(config, dataset, net.eval(), spec, maker, named, number, tuple(notes))
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What the model is called with for two examples, by position and by name: in ``test``, or as the batch says.
+
+        Of a batch without a target, all of it.
+        """
+        assert self.dataset is not None
+        assert self.spec is not None
+        observed = inputs_in_test(self.spec, self.config.results_dir)
+        if observed is not None:
+            return observed
+        batch = example_batch(self.dataset.train, 2)
+        try:
+            inputs, named, _ = inputs_and_target(batch)
+        except ValueError:
+            if isinstance(batch, Mapping):
+                return (), dict(batch)
+            return tuple(batch) if isinstance(batch, list | tuple) else (batch,), {}
+        return inputs, named
 
 
 def _config_of(run: Run) -> TrainingConfig:
