@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -119,3 +120,20 @@ def test_arguments_that_nothing_takes_are_noted(program: str, sim: Sim) -> None:
     assert done.returncode == 0, done.stderr
     note = "sim: note: --args lr=0.2 has no effect: nothing in your program takes it, as a parameter args would"
     assert note in done.stderr.splitlines()
+
+
+@pytest.mark.slow
+def test_what_the_runs_of_a_sweep_or_a_scale_study_note_is_said_once(program: str, command: Sim) -> None:
+    module = extended(program, OTHER_MEASURES).removesuffix(".py")
+    few = "--program", program, "--engine", "inline"
+    of_sweep = "--num-clients", "4", "--num-rounds", "1", "--results-dir", "sweep"
+    swept = command("sweep", *few, *of_sweep, "--vary", "lr=0.2,0.3", "--seeds", "2", cwd=Path.cwd())
+    assert swept.returncode == 0, swept.stderr
+    notes = [line for line in swept.stderr.splitlines() if "has no effect" in line]
+    assert notes == [
+        f"sim: note: --lr {lr} has no effect: --train {module}:train has no parameter for it" for lr in (0.2, 0.3)
+    ]
+    grid = "--lr", "0.2", "--num-clients", "2", "--num-actors", "1", "--repeats", "2", "--results-dir", "scale"
+    scaled = command("scale", *few, *grid, cwd=Path.cwd())
+    assert scaled.returncode == 0, scaled.stderr
+    assert [line for line in scaled.stderr.splitlines() if "has no effect" in line] == notes[:1]

@@ -36,6 +36,22 @@ def say(notes: Iterable[str]) -> None:
         logging.getLogger("sim").warning("note: %s", note)
 
 
+class NewNotes:
+    """Reads the notes of several runs, each of them once."""
+
+    def __init__(self) -> None:
+        self._read = set[str]()
+
+    def of(self, path: Path) -> list[str]:
+        """Return the notes in the log of a run that no log before it had."""
+        start, found = " WARNING sim: note: ", dict[str, None]()
+        with suppress(OSError), path.open(encoding="utf-8", errors="replace") as lines:
+            found = dict.fromkeys(line.partition(start)[2].rstrip("\n") for line in lines if start in line)
+        new = [note for note in found if note not in self._read]
+        self._read.update(new)
+        return new
+
+
 @contextmanager
 def quiet(name: str, *, show: bool) -> Iterator[None]:
     """Keep the log messages of a library off the screen, unless ``show``."""

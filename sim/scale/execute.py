@@ -21,6 +21,7 @@ from sim.errors import RunFolderError, WriteError
 from sim.interrupts import interruptible, raise_if_interrupted
 from sim.processes import Child, Children, written
 from sim.run_folder.folder import Run
+from sim.run_folder.log import NewNotes
 from sim.run_folder.writer import locked_folder, write_whole
 from sim.scale.cells import Cell
 from sim.scale.usage import UsageSampler
@@ -60,7 +61,7 @@ class CellRecord:
 
 COLUMNS = [field.name for field in fields(CellRecord)]
 KEYS = ["engine", "num_clients", "num_actors", "repeat"]
-OnCell = Callable[[CellRecord, int, int], None]
+OnCell = Callable[[CellRecord, int, int, Sequence[str]], None]
 
 
 def scale(
@@ -78,7 +79,8 @@ def scale(
         base: the settings that all cells share. A folder cannot hold cells with different shared settings.
         results_dir: the folder for the table and the run folders; it is created if it does not exist.
         timeout_seconds: a cell that takes longer is stopped and recorded with the status ``timeout``.
-        on_cell: called with each new row, its number (from 1) and the number of all rows.
+        on_cell: called with each new row, its number (from 1), the number of all rows, and what the run has noted that
+            none before it had.
 
     Returns:
         A table with the columns ``COLUMNS``, one row for each cell and repeat.
@@ -101,13 +103,16 @@ def scale(
         known = set(frame[KEYS].itertuples(index=False, name=None))
         left = [key for key in configs if (*vars(key[0]).values(), key[1]) not in known]
         rows: list[dict[Any, Any]] = frame.to_dict("records")
+        notes = NewNotes()
         with interruptible(), tempfile.TemporaryDirectory() as files, Children() as children:
             for number, (cell, repeat) in enumerate(left, len(configs) - len(left) + 1):
-                record = _measure(children, cell, repeat, configs[cell, repeat], Path(files), timeout_seconds)
+                config = configs[cell, repeat]
+                run = Run(Path(config.results_dir) / str(config.name))
+                record = _measure(children, cell, repeat, config, run, Path(files), timeout_seconds)
                 rows.append(asdict(record))
                 _write(table, pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False))
                 if on_cell is not None:
-                    on_cell(record, number, len(configs))
+                    on_cell(record, number, len(configs), notes.of(run.log_path))
     return read_scale(table) if table.exists() else frame
 
 
@@ -152,9 +157,8 @@ def _write(path: Path, text: str) -> None:
 
 
 def _measure(
-    children: Children, cell: Cell, repeat: int, config: RunConfig, files: Path, timeout_seconds: float
+    children: Children, cell: Cell, repeat: int, config: RunConfig, run: Run, files: Path, timeout_seconds: float
 ) -> CellRecord:
-    run = Run(Path(config.results_dir) / str(config.name))
     shutil.rmtree(run.path, ignore_errors=True)  # left by a cell that was interrupted
     child = children.start(["run", "--config", str(written(files, str(config.name), config.to_toml()))])
     sampler = UsageSampler(child.process.pid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,20 +17,21 @@ from sim.scale.execute import CellRecord, efficiency_frame
 from sim.scale.figures import figures
 
 
-def print_record(record: CellRecord, number: int, count: int) -> None:
+def print_record(record: CellRecord, number: int, count: int, notes: Sequence[str]) -> None:
     """Print on stderr how one repeat of a cell ended.
 
     Args:
         record: the row of ``scale.csv``.
         number: the number of the row, from 1.
         count: the number of all rows.
+        notes: what its run has noted that none before it had.
     """
     line = f"{number}/{count} {record.engine} · {record.num_clients} clients · {record.num_actors} actors · "
     if record.status == "ok":
         line += f"{record.updates_per_second:.1f} updates/s · round {record.round_seconds:.2f} s"
     else:
         line += f"{record.status}: {record.error}"
-    print(line, file=sys.stderr, flush=True)
+    print(line, *(f"sim: note: {note}" for note in notes), sep="\n", file=sys.stderr, flush=True)
 
 
 def table_of(frame: pd.DataFrame) -> Table:

@@ -13,6 +13,7 @@ from rich.table import Table
 from sim.errors import one_line
 from sim.metrics import Target, shown
 from sim.run_folder import measurements
+from sim.run_folder.log import NewNotes
 from sim.run_folder.plots import bytes_unit
 from sim.run_folder.progress import Console
 from sim.sweep.planned import Planned
@@ -28,7 +29,7 @@ class SweepScreen:
     def __init__(self) -> None:
         self._console = Console()
         self._live = Live(console=self._console, auto_refresh=False)
-        self._ended = 0
+        self._notes = NewNotes()
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -41,7 +42,7 @@ class SweepScreen:
         self._live.stop()
 
     def update(self, planned: Sequence[Planned], ended: Planned | None) -> None:
-        """Show the progress.
+        """Show the progress, and what each run has noted that none before it had.
 
         Args:
             planned: all runs of the sweep.
@@ -59,6 +60,8 @@ class SweepScreen:
                 text += "" if math.isnan(final) else f" · {one_line(metric.name, 60)} {shown(final)}"
             line = f"{done}/{len(planned)} {ended.run.name} · {text}"
             self._console.print(line, highlight=False, soft_wrap=True)
+        for note in () if ended is None else self._notes.of(ended.run.log_path):
+            self._console.print(f"sim: note: {note}", highlight=False, soft_wrap=True)
 
 
 def table_of(planned: Sequence[Planned]) -> Table:
