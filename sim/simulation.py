@@ -22,7 +22,7 @@ from sim.interrupts import interruptible
 from sim.processes import imports_are_no_garbage, uncollected
 from sim.run_folder.callbacks import Callback, OnRecord, check_callbacks
 from sim.run_folder.environment import available_cpus
-from sim.run_folder.folder import Run
+from sim.run_folder.folder import Run, open_run
 from sim.run_folder.progress import live_line
 from sim.run_folder.writer import check_folder, locked_folder
 from sim.tracking.by_name import check_trackers
@@ -97,7 +97,7 @@ def simulate(
 
 
 def resume(
-    run: Run,
+    run: Run | str | Path,
     *,
     model: Any = None,
     train: Callable[..., Any] | None = None,
@@ -117,6 +117,7 @@ def resume(
     """Continue a run after its last checkpoint, to the bit as if it had not ended.
 
     Args:
+        run: also its path, or its name in the folder ``results``.
         model, train, test, load_data, client, loss, client_fn, strategy, client_manager, ray_init_args, on_record,
             callbacks: as for ``simulate``.
         allow_changed_code: continue although modules of yours were changed; later rounds are made with the new ones.
@@ -128,6 +129,7 @@ def resume(
     """
     from sim.setup.resume import config_of
 
+    run = _opened(run)
     objects = _Objects(
         model=model,
         train=train,
@@ -144,7 +146,7 @@ def resume(
 
 
 def evaluate(
-    run: Run,
+    run: Run | str | Path,
     *,
     fine_tune_epochs: int = 0,
     output: str | Path | None = None,
@@ -162,6 +164,7 @@ def evaluate(
     """Evaluate a run's global model and each client's own model on the examples that each client kept.
 
     Args:
+        run: also its path, or its name in the folder ``results``.
         fine_tune_epochs: also evaluate both after so many epochs of ``train`` on the client's training examples.
         output: where the table is written; ``evaluation.csv`` in the run folder for None.
         model, train, test, load_data, client, loss, strategy, ray_init_args: as for ``simulate``.
@@ -178,6 +181,7 @@ def evaluate(
     """
     from sim.setup import evaluation
 
+    run = _opened(run)
     path = run.evaluation_path if output is None else Path(output)
     for written in (path, run.log_path):
         evaluation.check_output(written)
@@ -217,6 +221,10 @@ def evaluate(
                     frame = found.execute(dispatcher)
     evaluation.write_table(frame, path)
     return frame
+
+
+def _opened(run: Run | str | Path) -> Run:
+    return run if isinstance(run, Run) else open_run(str(run))
 
 
 _UNNAMED = ("client_app", "server_app", "client_manager")  # they are no settings

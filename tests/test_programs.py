@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch.utils.data import DataLoader
 
 from conftest import PROGRAMS, Sim, sha256
-from sim import Run, RunConfig, resume, simulate
+from sim import Run, RunConfig, evaluate, resume, simulate
 from sim.centralized import train_centralized
 from sim.config.program import program_parts
 from sim.config.run_config import CentralizedConfig
@@ -29,7 +29,7 @@ from sim.data.columns import Columns
 from sim.data.items import Items
 from sim.data.load_dataset import load_dataset
 from sim.data.loaders import ExampleLoader, ResidentColumns
-from sim.errors import UsageError
+from sim.errors import NothingLeftError, UsageError
 from sim.parameter_roles import ROLES
 from sim.seeds import Purpose, reseed, restored, seeded
 
@@ -310,6 +310,34 @@ def test_a_program_that_partitions_itself(tmp_path: Path) -> None:
     assert rounds["test_loss"].isna().all()
     assert rounds["eval_accuracy"].iloc[-1] == pytest.approx(clients["accuracy"].iloc[-3:].mean())
     assert "gives the data of each client, so that there is no central test" in done.log_path.read_text()
+
+
+@pytest.mark.usefixtures("odd")
+@pytest.mark.parametrize("target", ["--target-accuracy 0.9", "--target loss<=0.1"])
+def test_a_target_without_a_central_test_is_refused(command: Sim, target: str, tmp_path: Path) -> None:
+    words = "--dataset", "odd_data:of_client", "--model", "odd_data:Net", "--num-clients", "3", "--engine", "inline"
+    refused = command("run", *words, *target.split(), cwd=PROGRAMS)
+    assert refused.returncode == 2
+    asked = target.replace("--target ", "--target-metric ")
+    assert refused.stderr == (
+        f"sim: {asked}: --dataset odd_data:of_client gives the data of each client, so that there is no central test "
+        "that could reach it\n"
+    )
+    assert not (PROGRAMS / "results").exists()
+
+
+@pytest.mark.usefixtures("odd")
+def test_the_evaluation_of_a_run_without_a_central_test_shows_the_accuracy(command: Sim, tmp_path: Path) -> None:
+    config = odd_config("of_client", num_rounds=1, fraction_fit=1.0, results_dir=str(tmp_path), test_every=2)
+    done = simulate(config)
+    assert "note: --test-every 2 has no effect, because there is no central test" in done.log_path.read_text()
+    shown = command("evaluate", str(done.path), cwd=PROGRAMS)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.split()[0] == "accuracy"
+    frame = evaluate(str(done.path))  # by its path
+    assert frame["global_accuracy"].notna().all()
+    with pytest.raises(NothingLeftError, match="its only round is done"):
+        resume(done.path)
 
 
 @pytest.mark.usefixtures("odd")

@@ -11,7 +11,7 @@ from sim.config.fields import parse_number
 from sim.config.flags import flags_given
 from sim.config.run_config import RunConfig
 from sim.errors import one_line
-from sim.metrics import MetricName, quantiles, shown
+from sim.metrics import MetricName, named, quantiles, shown
 from sim.run_folder.folder import Run, open_run
 
 if TYPE_CHECKING:
@@ -48,11 +48,15 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def show(run: Run, frame: pd.DataFrame, path: Path) -> None:
     """Print what the table of an evaluation says, and where it is."""
     from sim.run_folder.measurements import metric_of
-    from sim.run_folder.plots import ACCURACY
 
-    metric = metric_of(run) or ACCURACY
-    if f"global_{metric.name}" not in frame or frame[f"global_{metric.name}"].isna().all():
-        metric = MetricName.parse("loss")
+    metric = metric_of(run)
+    of_global = [str(name).removeprefix("global_") for name in frame if not frame[name].isna().all()]
+    measured = [name for name in of_global if f"own_{name}" in frame]
+    if metric is None or metric.name not in {*measured} - {
+        "loss"
+    }:  # without a central test, a run may have measured less
+        first = next((name for name in ("accuracy", *measured) if name in measured and name != "loss"), "loss")
+        metric = named(first, run.config())
     print_table(table_of(frame, metric))
     print(f"table           {shown_path(path)}")
 

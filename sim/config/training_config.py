@@ -379,7 +379,9 @@ class TrainingConfig(_GivenObjects):
             if chosen not in choices:
                 given = format(value, "g") if isinstance(value, float) else value
                 uses = " or ".join(filter(None, choices))
-                raise ConfigError(f"{flag_of(name)} {given}: belongs to {flag_of(other)} {uses}, not to {chosen}")
+                program = values.get("program") if other == "dataset" and chosen == cls.dataset else None
+                instead = chosen if program is None else f"the data of --program {program}"
+                raise ConfigError(f"{flag_of(name)} {given}: belongs to {flag_of(other)} {uses}, not to {instead}")
 
     def is_used(self, name: str) -> bool:
         """Return whether a setting has an effect, beside the other settings."""

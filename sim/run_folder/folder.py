@@ -24,7 +24,8 @@ _SHOWN = ("test_accuracy", "test_loss", "eval_accuracy", "eval_loss", "train_los
 class Run:
     """A run on disk, finished or in progress."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
         self.path = path
         self.name = path.name
         self.config_path = path / "config.toml"
@@ -231,7 +232,7 @@ class Run:
             raise RunFolderError(f"{path}: {error}") from error
 
 
-def open_run(run: str, results_dir: str) -> Run:
+def open_run(run: str, results_dir: str = RunConfig.results_dir) -> Run:
     """Return the run with this name in the results folder, or with this path.
 
     Raises:

@@ -80,7 +80,7 @@ def config_of(run: Run, changes: dict[str, Any], fine_tune_epochs: Any) -> RunCo
         raise ConfigError(
             f"--fine-tune-epochs {fine_tune_epochs}: the client of your own, {config.client}, decides how it trains"
         )
-    return config
+    return replace(config, target_accuracy=None, target_metric=None)
 
 
 def check_output(path: Path) -> None:
@@ -134,7 +134,9 @@ class Evaluation:
             RunFolderError: it or what clients kept is missing or damaged, or it does not fit what is prepared.
             ConfigError: the clients kept no examples.
         """
-        if not prepared.torch_spec.eval_share:
+        dataset = prepared.dataset
+        is_partitioned = dataset is not None and dataset.source.num_clients is not None  # with tests of the program's
+        if not prepared.torch_spec.eval_share and not is_partitioned:
             raise ConfigError(
                 f"{run.path}: its clients kept no examples for evaluation; that needs a run with --fraction-evaluate "
                 "above 0, or with --final-evaluate"

@@ -73,6 +73,7 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     dataset = replace(dataset, notes=(*dataset.notes, *notes))
     unused = [*settings_without_effect(config, objects.train, objects.test)]
     config = resolved(config, dataset, objects.train)
+    _check_target(config, dataset, objects.strategy)
     attacks.check(config, dataset)
     assigned = partition.assign(dataset, config)
     spec = client_spec(config, dataset, assigned, alone=alone, train=objects.train)
@@ -232,6 +233,8 @@ def _notes_without_effect(
     """
     if vectorized_clients is not None and config.local_training == "sequential":
         yield f"--vectorized-clients {vectorized_clients} has no effect, because clients are trained one after another"
+    if not dataset.num_test_examples and config.test_every != RunConfig.test_every:
+        yield f"--test-every {config.test_every} has no effect, because there is no central test"
     if dataset.source.num_clients is not None:
         for name in ("partitioner", "partitioner_args", "alpha", "partition_by", "min_partition_size", "eval_share"):
             value, default = getattr(config, name), getattr(RunConfig, name, None)
@@ -247,6 +250,23 @@ def _notes_without_effect(
         )
     if config.augment != "none" and not isinstance(dataset.train, Examples):
         yield f"--augment {config.augment} has no effect, because the data are not kept as images with classes"
+
+
+def _check_target(config: RunConfig, dataset: Dataset, strategy: Any) -> None:
+    """Check that a target can be reached; a strategy of the user's may test on data of its own.
+
+    Raises:
+        ConfigError: there is no central test.
+    """
+    if dataset.num_test_examples or strategy is not None or ":" in config.strategy:
+        return
+    for name in ("target_accuracy", "target_metric"):
+        value = getattr(config, name)
+        if value is not None:
+            raise ConfigError(
+                f"{flag_of(name)} {value}: --dataset {config.dataset} gives the data of each client, so that there is "
+                "no central test that could reach it"
+            )
 
 
 def _notes_on_measurements(config: TrainingConfig, measured: Sequence[str]) -> Iterator[str]:
