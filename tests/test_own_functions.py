@@ -251,6 +251,34 @@ def score_last(loss: float, acc: float) -> Any:
     return loss, acc * 1
 
 
+def by_another(loss: float, acc: float) -> Any:
+    return accuracy_first(loss, acc)
+
+
+def by_another_through_a_variable(loss: float, acc: float) -> Any:
+    result = by_another(loss, acc)
+    return result  # noqa: RET504 - as a program may have it
+
+
+def in_a_variable(loss: float, acc: float) -> Any:
+    result = acc, loss
+    return result  # noqa: RET504 - as a program may have it
+
+
+def itself(loss: float, acc: float) -> Any:
+    if loss > 2:
+        return itself(loss - 1, acc)
+    return acc, loss
+
+
+class Evaluator:
+    def both(self, loss: float, acc: float) -> Any:
+        return acc, loss
+
+    def evaluate(self, loss: float, acc: float) -> Any:
+        return self.both(loss, acc)
+
+
 RECORDED_AS = "what it returns is recorded as {}, after the names in its return statement"
 
 
@@ -274,6 +302,11 @@ RECORDED_AS = "what it returns is recorded as {}, after the names in its return 
             {"kl_loss": 3.0, "loss": 1.5, "top5_accuracy": 1.0, "accuracy": 0.5},
             "kl_loss, loss, top5_accuracy, accuracy",
         ),
+        (by_another, {"loss": 1.5, "accuracy": 0.5}, "accuracy, loss"),
+        (by_another_through_a_variable, {"loss": 1.5, "accuracy": 0.5}, "accuracy, loss"),
+        (in_a_variable, {"loss": 1.5, "accuracy": 0.5}, "accuracy, loss"),
+        (itself, {"loss": 1.5, "accuracy": 0.5}, "accuracy, loss"),
+        (Evaluator().evaluate, {"loss": 1.5, "accuracy": 0.5}, "accuracy, loss"),
         (named_tuple, {"loss": 1.5, "accuracy": 0.5}, None),
         (score_last, {"loss": 1.5, "accuracy": 0.5}, None),
     ],

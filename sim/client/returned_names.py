@@ -6,7 +6,7 @@ import ast
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from types import CodeType
 from typing import Any, NamedTuple
 
@@ -115,21 +115,58 @@ def names_of_returns(function: Callable[..., Any]) -> Names:
     function = inspect.unwrap(function)
     if not inspect.isroutine(function):
         function = vars(type(function)).get("__call__", function)
+    return _names_of(function)
+
+
+_known: dict[CodeType, Names] = {}
+
+
+def _names_of(function: Any) -> Names:
     code = getattr(function, "__code__", None)
-    return () if code is None else _all_names(code)
+    if not isinstance(code, CodeType):
+        return ()
+    if code not in _known:
+        _known[code] = ()  # for a function that returns what it returns itself
+        _known[code] = tuple(_all_names(function, code))
+    return _known[code]
 
 
-@cache
-def _all_names(code: CodeType) -> Names:
-    return tuple(
-        tuple(_name(element) for element in elements)
-        for elements in _returns(code)
-        if not all(isinstance(element, ast.Constant) for element in elements)
-    )
+def _all_names(function: Any, code: CodeType) -> Iterator[tuple[ReturnedName, ...]]:
+    nodes = [*_nodes(code)]
+    assigned: dict[str, list[ast.expr]] = {}
+    for node in nodes:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            assigned.setdefault(node.targets[0].id, []).append(node.value)
+    for node in nodes:
+        if not isinstance(node, ast.Return) or node.value is None:
+            continue
+        if isinstance(node.value, ast.Tuple | ast.List):
+            elements = node.value.elts
+        else:
+            values = assigned.get(node.value.id, []) if isinstance(node.value, ast.Name) else [node.value]
+            several = [names for value in values for names in _several(value, function)]
+            yield from several
+            elements = [] if several else [node.value]
+        if not all(isinstance(element, ast.Constant) for element in elements):
+            yield tuple(map(_name, elements))
 
 
-def _returns(code: CodeType) -> Iterator[list[ast.expr]]:
-    """Yield the elements of each return statement of a function, without those of functions inside it."""
+def _several(value: ast.expr, function: Any) -> list[tuple[ReturnedName, ...]]:
+    """Return the names of a value that has several elements, or of what a function called there returns, if several."""
+    if isinstance(value, ast.Tuple):
+        return [tuple(map(_name, value.elts))]
+    called: Any = None
+    match value:
+        case ast.Call(func=ast.Name(id=name)):
+            called = function.__globals__.get(name)
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=name)):
+            of_class = function.__qualname__.rpartition(".")[0]
+            called = getattr(function.__globals__.get(of_class), name, None)
+    return [names for names in _names_of(inspect.unwrap(called)) if len(names) > 1] if callable(called) else []
+
+
+def _nodes(code: CodeType) -> Iterator[ast.AST]:
+    """Yield the parts of a function's source, without those of functions inside it."""
     try:
         source = inspect.getsource(code)
         # A method is indented, but a comment in it may not be.
@@ -140,9 +177,8 @@ def _returns(code: CodeType) -> Iterator[list[ast.expr]]:
     inside: list[ast.AST] = list(getattr(definition, "body", ()))
     while inside:
         node = inside.pop(0)
-        if isinstance(node, ast.Return) and node.value is not None:
-            yield node.value.elts if isinstance(node.value, ast.Tuple | ast.List) else [node.value]
-        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
             inside.extend(ast.iter_child_nodes(node))
 
 
