@@ -250,8 +250,10 @@ def _methods(body: list[ast.stmt]) -> Iterator[tuple[str, Parameters]]:
             if each.is_model and method in ("train", "eval"):
                 continue
             if method in (*PARTS["train"], *PARTS["test"], "training_step"):
-                own = _parameters(function)
-                required, optional = each.maker.required + own.required, each.maker.optional + own.optional
+                kinds = _kinds_of(function)
+                own = _parameters(function, skipped=0 if "staticmethod" in kinds else 1)
+                maker = Parameters() if kinds else each.maker  # those need no object
+                required, optional = maker.required + own.required, maker.optional + own.optional
                 takes_epochs = any("epochs" in parameter for parameter in (*own.required, *own.optional))
                 yield f"{name}.{method}", Parameters(required, optional, takes_epochs)
 
@@ -260,8 +262,7 @@ def _class_of(node: ast.ClassDef, bases: list[str], known: list[_Class]) -> _Cla
     own = {
         each.name: each
         for each in node.body
-        # A static method, and one of the class, needs no object.
-        if isinstance(each, ast.FunctionDef) and not any("method" in ast.unparse(d) for d in each.decorator_list)
+        if isinstance(each, ast.FunctionDef) and _kinds_of(each) <= {"staticmethod", "classmethod"}
     }
     methods = {name: function for base in reversed(known) for name, function in base.methods.items()} | own
     if any(base.endswith(_BASES_OF_MODELS) for base in bases) or any(base.is_model for base in known):
@@ -276,6 +277,11 @@ def _class_of(node: ast.ClassDef, bases: list[str], known: list[_Class]) -> _Cla
     elif len(known) < len([base for base in bases if base not in ("object", "ABC")]):
         maker = None
     return _Class(False, maker, methods)
+
+
+def _kinds_of(method: ast.FunctionDef) -> set[str]:
+    """Return the decorators that say what a method gets, such as ``staticmethod`` or ``abstractmethod``."""
+    return {name for each in method.decorator_list if "method" in (name := ast.unparse(each))}
 
 
 def _parameters(function: ast.FunctionDef, skipped: int = 1) -> Parameters:

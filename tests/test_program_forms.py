@@ -289,6 +289,29 @@ def test_a_class_trains_if_a_client_has_all_that_it_needs(program: str, paramete
     assert others == ([f"--program {program}: {note}" for note in expected] if unused else [])
 
 
+METHODS_WITHOUT_AN_OBJECT = """
+class Learning:
+    @staticmethod
+    def train(net, loader):
+        with torch.no_grad():
+            net.layers[0].bias += 1
+
+    @classmethod
+    def test(cls, net, loader):
+        return {"loss": 1.0, "name": len(cls.__name__)}
+"""
+
+
+@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])])
+def test_static_methods_and_those_of_a_class_need_no_object(program: str, engine: str) -> None:
+    module = extended(program, METHODS_WITHOUT_AN_OBJECT).removesuffix(".py")
+    made = run(program, engine=engine)
+    config = RunConfig.load(made.config_path)
+    assert (config.train, config.test) == (f"{module}:Learning.train", f"{module}:Learning.test")
+    tested = made.metrics()
+    assert set(tested[tested["name"] == "name"]["value"]) == {8.0}
+
+
 def test_of_several_classes_that_can_train_none_is_taken(program: str) -> None:
     two = TRAINING_CLASSES.format(parameter="logger=None")
     extended(program, two + two.replace("Trainer", "Learner").replace("Lightning", "Other"))
