@@ -160,6 +160,26 @@ def test_the_dry_run_leaves_files_as_they_are_and_says_which_all_clients_share(
     ]
 
 
+CLIENT_THAT_WRITES = """
+from pathlib import Path
+from sim import CifarClient
+
+class Client(CifarClient):
+    def fit(self, parameters, config):
+        file = Path("calls.txt")
+        file.write_text((file.read_text() if file.exists() else "") + "x")
+        return super().fit(parameters, config)
+"""
+
+
+def test_a_client_class_writes_its_files_in_rounds_alone(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = extended(program, CLIENT_THAT_WRITES).removesuffix(".py")
+    run(program, client=f"{module}:Client")
+    assert Path("calls.txt").read_text() == "x" * 12  # six clients, two rounds
+    note = f"sim: note: --client {module}:Client writes calls.txt into the current folder, which all clients share; "
+    assert any(line.startswith(note) for line in capsys.readouterr().err.splitlines())
+
+
 def test_the_log_of_another_process_is_not_what_train_writes(tmp_path: Path) -> None:
     with noted(tmp_path, tmp_path / "results") as names:
         (tmp_path / "own.txt").write_text("mine")

@@ -127,9 +127,16 @@ def _tried(
                 about, measured = _check_test(runtime, user_code.shown_name(spec.test))
                 notes += about
         if spec.client is not None:
+            name = user_code.shown_name(spec.client)
             task = Task(0, {**fit_settings, "server_round": 0, "local_epochs": 1})
-            (result,) = worker.run(Chunk("fit", 0, [task], weights, summed=False)).results
-            _check_client(user_code.shown_name(spec.client), made, result)
+            with trial_folder(Path(results_dir).absolute()) as (of_clients, _):
+                (result,) = worker.run(Chunk("fit", 0, [task], weights, summed=False)).results
+            _check_client(name, made, result)
+            if of_clients:  # perhaps on purpose, for its next round
+                notes.append(
+                    f"--client {name} writes {some(of_clients)} into the current folder, which all clients share; "
+                    "context.state keeps what belongs to one client"
+                )
     if varying:
         notes.append(
             f"on this GPU PyTorch has no kernel for {some(sorted(varying))} that gives the same bits each time, so the "
