@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import flwr.server.strategy
@@ -15,7 +18,7 @@ from safetensors.numpy import load_file
 
 from conftest import PROGRAMS, Sim, sha256
 from sim import Run, RunConfig, resume, simulate
-from sim.errors import ClientError, RunError, UsageError
+from sim.errors import ClientError, EngineError, RunError, UsageError
 
 pytestmark = pytest.mark.usefixtures("in_programs", "no_pictures")
 
@@ -181,3 +184,43 @@ def test_the_config_of_a_run_has_no_setting_without_effect() -> None:
     text = RunConfig(client_fn="client_fns:by_context", num_clients=4).to_toml()
     assert "local_epochs" in text
     assert "lr_schedule" not in text  # so that --config and sweeps would refuse it
+
+
+IN_ANOTHER_FOLDER = """
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+sys.path.append(str(Path(__file__).parent / "another"))
+from flwr.server import ServerConfig
+from of_another_folder import client_fn
+from sim import start_simulation
+
+history = start_simulation(client_fn=client_fn, num_clients=2, config=ServerConfig(num_rounds=1), engine="ray")
+print(history.losses_distributed)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_processes_find_modules_where_the_script_finds_them(tmp_path: Path) -> None:
+    (tmp_path / "another").mkdir()
+    shutil.copy(PROGRAMS / "client_fns.py", tmp_path / "another" / "of_another_folder.py")
+    with (tmp_path / "another" / "of_another_folder.py").open("a") as file:
+        file.write("\nclient_fn = by_context\n")
+    (tmp_path / "script.py").write_text(IN_ANOTHER_FOLDER)
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[(1, ")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_function_that_no_process_can_import_is_named(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ModuleType("made_in_memory")
+    exec("from client_fns import by_context\ndef client_fn(context):\n    return by_context(context)", vars(made))
+    monkeypatch.syspath_prepend(PROGRAMS)
+    monkeypatch.setitem(sys.modules, "made_in_memory", made)
+    with pytest.raises(EngineError, match=r"a process cannot take the clients: .*No module named 'made_in_memory'"):
+        run("x:client_fn", engine="ray", objects={"client_fn": vars(made)["client_fn"]})

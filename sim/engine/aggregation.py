@@ -74,7 +74,7 @@ class WeightedSum:
     """Σ nᵢ·wᵢ over clients, nᵢ their numbers of examples (McMahan et al. 2017, algorithm 1).
 
     Floating-point arrays are summed in their own precision, integer and boolean buffers (BatchNorm's counters) in
-    float64; ``mean`` gives every array back in the dtype that the clients sent. Of integers, the distances from those
+    float64; ``mean`` gives every array back in the dtype of the first client. Of integers, the distances from those
     of the first client are summed, because float64 does not hold the last digits of large ones.
 
     Attributes:
@@ -115,7 +115,7 @@ class WeightedSum:
 
     def fold(self, other: WeightedSum) -> None:
         """Add the sum of another chunk, which comes after this one."""
-        if not other.sums:
+        if not other.sums and not other.num_examples:
             return
         if self.sums:
             self._check_shapes(other.sums)
@@ -136,12 +136,17 @@ class WeightedSum:
                 f"clients, {[total.shape for total in self.sums]}"
             )
 
-    def mean(self) -> NDArrays:
-        """Return Σ nᵢ·wᵢ / Σ nᵢ; there must be at least one client."""
-        return [self._mean(position) for position in range(len(self.sums))]
+    def mean(self, *, whole_numbers: bool = True) -> NDArrays:
+        """Return Σ nᵢ·wᵢ / Σ nᵢ; there must be at least one client.
 
-    def _mean(self, position: int) -> NDArray:
-        array, dtype, divisor = self.sums[position], self.dtypes[position], self._divisor(position)
+        Args:
+            whole_numbers: the mean of integers is rounded to one; otherwise it is a float64, as in Flower.
+        """
+        kept = [dtype if whole_numbers or dtype.kind not in "biu" else np.dtype(np.float64) for dtype in self.dtypes]
+        return [self._mean(position, dtype) for position, dtype in enumerate(kept)]
+
+    def _mean(self, position: int, dtype: np.dtype[np.generic]) -> NDArray:
+        array, divisor = self.sums[position], self._divisor(position)
         if position in self.origins:
             origin = self.origins[position]
             whole = origin * float(divisor)
@@ -190,6 +195,17 @@ def same_shapes(some: NDArrays, others: NDArrays) -> bool:
 def in_dtypes_of(like: NDArrays, weights: NDArrays) -> NDArrays:
     """Return ``weights`` in the dtypes of ``like``; no copies where they are the same."""
     return [cast(array, kept.dtype) for array, kept in zip(weights, like, strict=True)]
+
+
+def in_float_dtypes_of(like: NDArrays, weights: NDArrays) -> NDArrays:
+    """Return ``weights`` with floats in the dtypes of ``like``; what was an integer and became a float stays one.
+
+    The arrays of a Flower program may count something, and a strategy or a client makes fractions of them.
+    """
+    return [
+        cast(array, kept.dtype) if array.dtype.kind == kept.dtype.kind == "f" else array
+        for array, kept in zip(weights, like, strict=True)
+    ]
 
 
 def _sum_dtype(weights: NDArray, *, exact: bool) -> np.dtype[np.generic]:

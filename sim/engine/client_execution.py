@@ -36,7 +36,14 @@ from sim.client.runtime import ClientRuntime, ClientSpec, message_of
 from sim.client.torch_client import TorchClient
 from sim.compression.message import RESIDUAL
 from sim.engine import vectorized
-from sim.engine.aggregation import NonFiniteError, WeightedSum, check_finite, in_dtypes_of, same_shapes
+from sim.engine.aggregation import (
+    NonFiniteError,
+    WeightedSum,
+    check_finite,
+    in_dtypes_of,
+    in_float_dtypes_of,
+    same_shapes,
+)
 from sim.engine.client_calls import asked, check_count, check_fit, checked_metrics, evaluate, fit, is_number, weight_in
 from sim.engine.interface import Chunk, ChunkResult, ClientResult, Task, TestSlice, other_timeout
 from sim.engine.liveness import SETTING_UP, TESTING, Liveness
@@ -177,7 +184,8 @@ class Worker:
                         by = task.message.weighted_by if task.message else ""
                         count = weight_in(result, by) if by else 1 if chunk.uniform else result.num_examples
                         same = same_shapes(result.weights, chunk.weights)
-                        weights = in_dtypes_of(chunk.weights, result.weights) if same else result.weights
+                        in_dtypes = in_dtypes_of if isinstance(runtime, ClientRuntime) else in_float_dtypes_of
+                        weights = in_dtypes(chunk.weights, result.weights) if same else result.weights
                         total.add(weights, count)
                         result.weights = None
                 except BaseException as error:

@@ -127,6 +127,11 @@ class ClientResult:
     bytes_up: int | None = None
 
     @property
+    def has_measured(self) -> bool:
+        """Whether its loss and metrics say something; a Flower program's may count no examples."""
+        return self.error is None and (self.num_examples > 0 or self.accuracy_unit is not None)
+
+    @property
     def accuracy(self) -> float | None:
         """The client's own metric ``accuracy``, if it is a number; in a Flower program, if it is a fraction, too."""
         if self.accuracy_unit is None:

@@ -8,20 +8,22 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flwr.server.client_proxy import ClientProxy
+from flwr.serverapp.strategy import Strategy as MessageStrategy
 from numpy.typing import NDArray
 
 from sim.config.evaluation import EvaluationConfig
 from sim.config.run_config import RunConfig
 from sim.config.training_config import TrainingConfig
 from sim.engine.interface import ClientResult
-from sim.errors import ConfigError, EngineError
+from sim.errors import ConfigError, EngineError, described
 from sim.measure.capacity import Sizing
 from sim.measure.measure_client import MeasurementTask, measure
 from sim.processes import Child, written
@@ -29,9 +31,10 @@ from sim.run_folder.folder import Run
 from sim.seeds import Purpose, generator, seeded
 from sim.server.async_rules import rule_of
 from sim.server.fit_ins_strategies import aggregate_fit
+from sim.server.make_adapter import adapter_of
 from sim.server.prepared_run import Prepared
 from sim.server.results import PhaseResults
-from sim.server.virtual_clients import VirtualClientProxy
+from sim.server.virtual_clients import VirtualClientProxy, virtual_clients
 
 _SECONDS = 6.0  # of measuring as many clients at once as the run will
 _DEFAULTS = RunConfig()
@@ -195,15 +198,21 @@ def _aggregate_seconds(prepared: Prepared, num_clients: int) -> float:
         results.clients.append(ClientResult(client_id, num_examples=1, loss=1.0, metrics={"loss": 1.0}, weights=each))
     results.total.add(weights, 1)
     proxies: dict[int, ClientProxy] = {client_id: VirtualClientProxy(client_id) for client_id in range(num_clients)}
+    aggregate: Callable[[], Any] = partial(aggregate_fit, built, 1, results, proxies)
+    if isinstance(built.strategy, MessageStrategy):  # whose replies belong to messages
+        adapter = adapter_of(prepared, built, virtual_clients(num_clients))
+        adapter.set_weights(weights)
+        adapter.configure("fit", 1, {})
+        aggregate = partial(adapter.aggregate_fit, 1, results)
     with seeded(prepared.config.seed, Purpose.MEASURING):
         start = time.perf_counter()
         try:
-            aggregate_fit(built, 1, results, proxies)
+            aggregate()
         except Exception as error:  # noqa: BLE001 - some strategies need a whole run around them
             logging.getLogger("sim").warning(
-                "note: %s cannot be timed outside of a run (%r), its time is missing below",
+                "note: %s cannot be timed outside of a run (%s), its time is missing below",
                 prepared.config.strategy,
-                error,
+                described(error),
             )
             return 0.0
         return time.perf_counter() - start

@@ -46,7 +46,7 @@ def forecast_lines(forecast: Forecast, config: RunConfig) -> Iterator[str]:
         yield f"flags           --num-cpus {config.num_cpus:g} --num-gpus {config.gpus_of_a_client:g}"
     shown = ", ".join(f"{name} {seconds:.3g}" for name, seconds in forecast.parts.items() if seconds >= 0.0005)
     yield f"throughput      {forecast.updates_per_second:.1f} client updates per second"
-    yield f"one round       {forecast.round_seconds:.3g} s ({shown})"
+    yield f"one round       {forecast.round_seconds:.3g} s" + (f" ({shown})" if shown else "")
     yield f"start and end   {forecast.start_seconds:.1f} s"
     if forecast.final_seconds:
         yield f"final clients   {forecast.final_seconds:.3g} s to evaluate all of them after the last round"

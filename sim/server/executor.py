@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NoReturn
@@ -123,11 +124,12 @@ class Executor:
         value = spelled(result.metrics, "accuracy")
         if result.accuracy_unit and value is not None and result.accuracy is None and not self._noted:
             self._noted = True
+            in_percent = "" if math.isnan(value) else "; --accuracy-in-percent says that it is in percent"
             logging.getLogger("sim").warning(
-                "note: client %s returned accuracy %g, which is no fraction, so that it stands in metrics.csv only; "
-                "--accuracy-in-percent says that it is in percent",
+                "note: client %s returned accuracy %g, which is no fraction, so that it stands in metrics.csv only%s",
                 result.client_id,
                 value,
+                in_percent,
             )
 
     def log_summary(self) -> None:

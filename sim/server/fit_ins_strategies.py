@@ -68,7 +68,6 @@ class FitInsAdapter:
         "evaluate",
     )
     tests_last = False
-    may_skip = False
 
     def __init__(
         self,
@@ -79,6 +78,7 @@ class FitInsAdapter:
         *,
         sends_settings: bool,
         trained: Sequence[int] = (),
+        may_skip: bool = False,
     ) -> None:
         """
         Args:
@@ -86,7 +86,9 @@ class FitInsAdapter:
             trained: positions of the parameters that clients train and share, for the algorithm.
             sizes: examples of each client; empty where nobody knows.
             sends_settings: clients get the settings of the training with their instructions.
+            may_skip: the strategy is the user's own, which may leave a round out, as in Flower.
         """
+        self.may_skip = may_skip
         self._strategy: Any = built.strategy
         self._built, self._view = built, built.view
         self._algorithm, self._trained = built.algorithm, trained
@@ -194,7 +196,12 @@ class FitInsAdapter:
         return {"server_round": server_round, **fit_settings(self._config, server_round)}
 
     def aggregate_fit(self, server_round: int, results: PhaseResults) -> tuple[NDArrays | None, Mapping[str, Any]]:
-        """Have the strategy make new weights, in the model's dtypes (FedAdam returns float64)."""
+        """Have the strategy make new weights, in the model's dtypes (FedAdam returns float64).
+
+        Flower calls a strategy that has chosen no client only in the next round.
+        """
+        if not results.clients:
+            return None, {}
         parameters, metrics = aggregate_fit(
             self._built, server_round, results, self._proxies, self._aggregated(results)
         )
@@ -223,7 +230,9 @@ class FitInsAdapter:
 
     def aggregate_evaluate(self, server_round: int, results: PhaseResults) -> Evaluated:
         """Have the strategy aggregate the results of the clients that kept examples."""
-        measured = [r for r in results.succeeded if r.num_examples > 0]
+        if not results.clients:  # it has chosen none
+            return Evaluated([], None, {})
+        measured = [r for r in results.succeeded if r.has_measured]
         each = [
             (self._proxies[r.client_id], EvaluateRes(_OK, r.loss or 0.0, r.num_examples, r.metrics)) for r in measured
         ]
@@ -326,10 +335,12 @@ def aggregate_fit(
             finally:
                 strategy.num_sampled_clients = planned
         return _aggregated(strategy.aggregate_fit(server_round, each, failures))
+    if not results.succeeded:
+        return _aggregated(strategy.aggregate_fit(server_round, [], results.failures))
     if not results.total.num_examples:
         raise RunError(f"round {server_round}: no client trained on any example, so there is no mean of them")
     mean = ClientResult(results.succeeded[0].client_id, num_examples=int(results.total.num_examples))
-    weights = results.total.mean() if aggregated is None else aggregated
+    weights = built.view.mean(results.total) if aggregated is None else aggregated
     one = [(proxies.get(mean.client_id) or VirtualClientProxy(mean.client_id), _fit_res(built.view.of(weights), mean))]
     with _metrics_of_every_client(strategy, results.succeeded):
         return _aggregated(strategy.aggregate_fit(server_round, one, results.failures))

@@ -31,4 +31,5 @@ def adapter_of(prepared: Prepared, built: BuiltStrategy, client_manager: ClientM
         prepared.partition.sizes,
         sends_settings=sends_settings,
         trained=prepared.layout.trained,
+        may_skip=prepared.dataset is None or ":" in prepared.config.strategy,
     )

@@ -297,7 +297,7 @@ class MessageAdapter:
         private_names.check_metrics_of_replies(every, self._weighted_by)
         if not results.total.num_examples:
             raise RunError(f"the metric {self._weighted_by} of all clients is 0, so there is no mean of them")
-        mean = _with_mean(first, results.total.mean())
+        mean = _with_mean(first, results.total.mean(whole_numbers=False))
         next(iter(mean.metric_records.values()))[self._weighted_by] = results.total.num_examples
         replies = []
         for message, result in zip(self._batch.messages, results.clients, strict=True):

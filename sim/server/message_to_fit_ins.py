@@ -167,7 +167,7 @@ class MessageToFitInsAdapter:
         used = self.strategy
         if self._averages:
             mean = ClientResult(results.succeeded[0].client_id, num_examples=int(results.total.num_examples))
-            mean.weights = results.total.mean()
+            mean.weights = self._view.mean(results.total)
             replies = self._replies(results, {mean.client_id: mean})
             with metrics_of(used, [self._measured(r) for r in results.succeeded]):
                 arrays, metrics = used.aggregate_train(server_round, replies)
@@ -216,7 +216,7 @@ class MessageToFitInsAdapter:
 
     def aggregate_evaluate(self, server_round: int, results: PhaseResults) -> Evaluated:
         """Have the strategy aggregate the results of the clients that kept examples."""
-        some = PhaseResults(clients=[result for result in results.clients if result.num_examples > 0 or result.error])
+        some = PhaseResults(clients=[result for result in results.clients if result.has_measured or result.error])
         metrics = self.strategy.aggregate_evaluate(server_round, self._replies(some)) if some.clients else None
         values = dict(metrics or {})
         return Evaluated(some.succeeded, spelled(values, "loss"), values)

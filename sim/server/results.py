@@ -144,7 +144,7 @@ def metric_records(
     rows = []
     values: dict[str, list[tuple[int, float | None]]] = {}
     for client in clients:
-        if not client.num_examples and client.records is None:  # a message need not say how many examples it used
+        if not client.has_measured:
             continue
         numbers = numbers_of(client.metrics)
         if client.loss is not None:
@@ -158,6 +158,8 @@ def metric_records(
     for name in dict.fromkeys([*values, *aggregated]):
         num_examples = sum(n for n, _ in values[name]) if name in values else everyone
         mean = aggregated[name] if name in aggregated else weighted_mean(values[name])
+        if mean is None and values.get(name):  # numbers of clients that do not say how many examples they used
+            continue
         rows.append(MetricRecord(server_round, phase, None, num_examples or None, name, mean))
     return rows
 
@@ -196,14 +198,13 @@ def totals(clients: Sequence[ClientRecord], *, drops: bool) -> dict[str, Any]:
 def client_record(result: ClientResult, phase: Phase, server_round: int) -> ClientRecord:
     """Return a client's row of ``clients.csv``."""
     succeeded = result.error is None
-    measured = succeeded and result.num_examples > 0
     return ClientRecord(
         round=server_round,
         phase=phase,
         client_id=result.client_id,
         num_examples=result.num_examples if succeeded else None,
-        loss=result.loss if measured else None,
-        accuracy=result.accuracy if measured else None,
+        loss=result.loss if result.has_measured else None,
+        accuracy=result.accuracy if result.has_measured else None,
         seconds=result.seconds,
         actor=result.actor,
         vectorized_with=result.vectorized_with,

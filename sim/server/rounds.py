@@ -169,6 +169,7 @@ class RoundServer:
         self._attackers = Attackers.of(config, prepared.layout)
         self._target = Target.of(vars(config))
         self._num_test_examples = 0 if prepared.dataset is None else prepared.dataset.num_test_examples
+        self._has_noted_skipped = False
         self._num_tested: int | None = None  # examples of the central test in the present round
         self._asked: list[ClientRecord] = []  # what the strategy has asked of clients by itself in the present round
         self._metrics: list[MetricRecord] = []  # of the present round
@@ -402,6 +403,8 @@ class RoundServer:
                     logging.getLogger("sim").warning(NOTHING_TRAINED)
             if weights is not None or not self._adapter.may_skip:
                 self._accept(weights, server_round)
+            else:
+                self._note_skipped(server_round, results)
         if self._asynchronous is not None:
             self._asynchronous.set_weights(server_round, self._weights)
         self.history.add_metrics_distributed_fit(server_round, dict(metrics))
@@ -417,6 +420,17 @@ class RoundServer:
             aggregate_seconds=(trained.begin - start) + (time.perf_counter() - trained.end),
             virtual_seconds=trained.virtual_seconds,
         ), trained.records
+
+    def _note_skipped(self, server_round: int, results: PhaseResults) -> None:
+        """Say once that a strategy makes no new weights in a round, which may be meant."""
+        if self._has_noted_skipped:
+            return
+        self._has_noted_skipped = True
+        what = "returned no weights" if results.clients else "chose no clients"
+        failures = f" ({len(results.failures)} of its clients failed)" if results.failures else ""
+        logging.getLogger("sim").warning(
+            "note: round %d: the strategy %s%s, so that those of the round before stay", server_round, what, failures
+        )
 
     def _stepped(self, made: NDArrays) -> NDArrays:
         """Return w + η · (w' − w) for the weights w' that the strategy has made, with the learning rate of the server.

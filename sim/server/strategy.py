@@ -79,6 +79,11 @@ PRIVACY = {
         "DifferentialPrivacyServerSideAdaptiveClipping", averages=False, defaults={"noise_multiplier": 0.1}
     ),
 }
+_OF_TREES = tuple(
+    getattr(flwr.server.strategy, name)
+    for name in ("FedXgbBagging", "FedXgbCyclic", "FedXgbNnAvg")
+    if hasattr(flwr.server.strategy, name)
+)
 _CLIENT_SIDE = (
     flwr.server.strategy.DifferentialPrivacyClientSideFixedClipping,
     flwr.server.strategy.DifferentialPrivacyClientSideAdaptiveClipping,
@@ -127,7 +132,21 @@ def build(
     """Make the configured strategy, see ``_build``."""
     server_lr = _server_lr(config, given)
     built = _build(config, initial_weights, layout, evaluate_fn, given)
+    check_takes_arrays(built.strategy)
     return replace(built, server_lr=server_lr, has_clock=_has_clock(config), has_validation=config.validation_share > 0)
+
+
+def check_takes_arrays(strategy: Any) -> None:
+    """Check that what clients send to a strategy are arrays.
+
+    Raises:
+        PluginError: they are trees of XGBoost as bytes of JSON.
+    """
+    if isinstance(strategy, _OF_TREES):
+        raise PluginError(
+            f"--strategy {type(strategy).__name__}: its trees are bytes, which are no arrays; "
+            "flwr.serverapp.strategy has FedXgbBagging and FedXgbCyclic for arrays, which sim app runs"
+        )
 
 
 def _server_lr(config: RunConfig, given: Any) -> float:

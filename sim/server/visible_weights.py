@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.common import NDArrays
 
-from sim.engine.aggregation import WeightedSum, fitted, in_dtypes_of
+from sim.engine.aggregation import WeightedSum, fitted, in_float_dtypes_of
 from sim.engine.interface import ClientResult
 from sim.training.weights import WeightLayout
 
@@ -32,6 +32,10 @@ class VisibleWeights:
     averaged: Sequence[int]
     untrained: frozenset[int]
     tied: dict[int, int]
+
+    def mean(self, total: WeightedSum) -> NDArrays:
+        """Return the clients' mean; of integers, such as the counters of BatchNorm, the nearest ones."""
+        return total.mean()
 
     @classmethod
     def all_of(cls, layout: WeightLayout, *, own_buffers: bool = False) -> VisibleWeights:
@@ -112,10 +116,14 @@ class UnknownWeights(VisibleWeights):
         """Return all arrays."""
         return weights
 
+    def mean(self, total: WeightedSum) -> NDArrays:
+        """Return the clients' mean, as Flower computes it."""
+        return total.mean(whole_numbers=False)
+
     def whole(self, visible: NDArrays, others: NDArrays, server_round: int) -> NDArrays:
-        """Return ``visible``: in the dtypes of ``others`` where these have the same shapes, otherwise as they are."""
+        """Return ``visible``: floats in the dtypes of ``others`` where these have the same shapes."""
         if [array.shape for array in visible] == [array.shape for array in others]:
-            return in_dtypes_of(others, visible)
+            return in_float_dtypes_of(others, visible)
         return list(visible)
 
     def with_untrained(

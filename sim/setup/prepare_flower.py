@@ -76,6 +76,7 @@ def prepare_client_fn(config: RunConfig, objects: ProgramObjects) -> Prepared:
     Raises:
         UsageError: something does not work.
     """
+    strategy.check_takes_arrays(objects.strategy)
     spec = flower_spec(config, objects)
     compute_repeatably(config.torch_threads)
     runtime = FlowerRuntime(spec)

@@ -175,7 +175,7 @@ class ServerAppRun:
         names = [f"array_{number}" for number in range(len(weights))]
         config = self._prepared.config
         built = strategy.build(config, weights, WeightLayout.unknown(names), None, server.strategy)
-        adapter = FitInsAdapter(built, config, server.client_manager(), (), sends_settings=False)
+        adapter = FitInsAdapter(built, config, server.client_manager(), (), sends_settings=False, may_skip=True)
         history = self._run_rounds(adapter, weights, names, num_rounds, server, server.client_manager())
         server.parameters = adapter.parameters
         return history, time.perf_counter() - start
@@ -265,14 +265,14 @@ class ServerAppRun:
 
     def _on_batch(self, phase: Phase, results: PhaseResults, seconds: float) -> None:
         if self._own is None:
-            self._own = _OwnRound(RoundRecord(self._round))
+            self._own = _OwnRound(RoundRecord(self._round + 1 if self._in_rounds else self._round))
         is_again = self._own.add(phase, results, seconds)
         if is_again and phase == "evaluate" and not self._has_noted_again:
             self._has_noted_again = True
             logging.getLogger("sim").warning(
                 "note: the ServerApp has clients evaluate several times in round %d; rounds.csv has the last of these "
                 "evaluations, clients.csv and metrics.csv have all of them",
-                self._round,
+                self._own.record.round,
             )
 
     def _finish_own_round(self) -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -16,8 +17,6 @@ from sim.engine.ray import output
 from sim.processes import uncollected
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from flwr.common import NDArrays
 
     from sim.client.flower_program import FlowerSpec
@@ -60,12 +59,14 @@ class ChunkActor:
 
     worker: Worker
 
-    def __init__(self, command_line: list[str]) -> None:
+    def __init__(self, command_line: list[str], import_folders: list[str]) -> None:
         """
         Args:
             command_line: that of the driver, which modules of the user's may read when they are imported.
+            import_folders: where the driver finds modules; a script or a notebook may have added some.
         """
         sys.argv = command_line
+        sys.path += [folder for folder in import_folders if folder not in sys.path]
         with uncollected():
             import sim.engine.client_execution  # noqa: F401 - takes seconds, during which the driver prepares the run
         gc.freeze()  # what was imported is never garbage, and user code may collect garbage for each client
@@ -134,4 +135,5 @@ class ChunkActor:
 def start_actor(**resources: float) -> Any:
     """Start an actor; the resources are Ray's, ``num_cpus`` and ``num_gpus``."""
     actor_class: Any = ChunkActor
-    return actor_class.options(**resources).remote(sys.argv)
+    import_folders = [str(Path(folder).absolute()) for folder in sys.path]
+    return actor_class.options(**resources).remote(sys.argv, import_folders)

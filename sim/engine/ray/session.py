@@ -252,7 +252,11 @@ class RaySession:
                     stack.enter_context(simulation)
                 except Exception as error:
                     raise EngineError(f"Flower's start_simulation failed: {last_line(error)}") from error
-                yield dispatcher
+                try:
+                    yield dispatcher
+                except EngineError:
+                    _check_begun(begun)
+                    raise
 
     def _spills(self) -> bool:
         """Whether Ray has written to the disk what its shared memory had no room for.
@@ -289,6 +293,25 @@ def _handle_sigterm_again() -> None:
     handler = signal.getsignal(signal.SIGTERM)
     if handler is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
+
+
+def _check_begun(begun: Sequence[Any]) -> None:
+    """Check that the actors could take what they are to execute; whatever failed after it follows from that.
+
+    Raises:
+        EngineError: one could not, perhaps because it does not find a module of the user's.
+    """
+    import ray
+
+    from sim.engine.ray.dispatcher import last_line
+
+    for each in begun:
+        try:
+            ray.get(each, timeout=0)
+        except ray.exceptions.RayTaskError as error:
+            raise EngineError(f"a process cannot take the clients: {last_line(error)}") from error
+        except Exception:  # noqa: BLE001 - it has not answered, or it has ended
+            continue
 
 
 def _check_loopback() -> None:
