@@ -92,6 +92,22 @@ def test_rounds_that_a_strategy_leaves_out_keep_the_weights(tmp_path: Path) -> N
     assert [note.partition("sim: ")[2] for note in notes] == [expected]  # once
 
 
+class SkippingMessages(MessageFedAvg):
+    """The same of the newer form."""
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        made = super().aggregate_train(server_round, replies)
+        return (None, None) if server_round == 1 else made
+
+    def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Grid) -> Any:
+        return [] if server_round == 2 else super().configure_train(server_round, arrays, config, grid)
+
+
+def test_rounds_that_a_strategy_of_messages_leaves_out_keep_the_weights(tmp_path: Path) -> None:
+    history = started(tmp_path, SkippingMessages(), num_rounds=4, seed=1)
+    assert [loss for _, loss in history.losses_distributed] == [0.0, 0.0, 0.5, 1.0]
+
+
 def test_a_strategy_that_accepts_no_failures_leaves_their_round_out(tmp_path: Path) -> None:
     def settings(server_round: int) -> Any:
         return {"fails": server_round == 1}

@@ -19,10 +19,18 @@ def adapter_of(prepared: Prepared, built: BuiltStrategy, client_manager: ClientM
         built: of this run, as ``prepared.strategy`` is.
     """
     sends_settings = prepared.dataset is not None
+    may_skip = not sends_settings or ":" in prepared.config.strategy  # the user's own
     if isinstance(built.strategy, MessageStrategy):
         names, sizes = prepared.layout.names, prepared.partition.sizes
         return MessageToFitInsAdapter(
-            built.strategy, built.view, names, prepared.config, client_manager, sizes, sends_settings=sends_settings
+            built.strategy,
+            built.view,
+            names,
+            prepared.config,
+            client_manager,
+            sizes,
+            sends_settings=sends_settings,
+            may_skip=may_skip,
         )
     return FitInsAdapter(
         built,
@@ -31,5 +39,5 @@ def adapter_of(prepared: Prepared, built: BuiltStrategy, client_manager: ClientM
         prepared.partition.sizes,
         sends_settings=sends_settings,
         trained=prepared.layout.trained,
-        may_skip=prepared.dataset is None or ":" in prepared.config.strategy,
+        may_skip=may_skip,
     )

@@ -68,7 +68,6 @@ class MessageToFitInsAdapter:
 
     calls = MESSAGE_CALLS
     tests_last = False
-    may_skip = False
 
     def __init__(
         self,
@@ -80,6 +79,7 @@ class MessageToFitInsAdapter:
         sizes: Sequence[int] | NDArray[np.int64],
         *,
         sends_settings: bool,
+        may_skip: bool = False,
     ) -> None:
         """
         Args:
@@ -88,7 +88,9 @@ class MessageToFitInsAdapter:
             client_manager: the clients that the strategy can choose.
             sizes: examples of each client; empty where nobody knows.
             sends_settings: clients get the settings of the training with their instructions.
+            may_skip: the strategy is the user's own, which may leave a round out, as in Flower.
         """
+        self.may_skip = may_skip
         private_names.set_task_identity(node_of(-1))
         self.strategy: Any = used
         self._view, self._names, self._config, self._sizes = view, names, config, sizes
@@ -165,7 +167,7 @@ class MessageToFitInsAdapter:
     def aggregate_fit(self, server_round: int, results: PhaseResults) -> tuple[NDArrays | None, Mapping[str, Any]]:
         """Have the strategy make new weights: from every client's, or from their mean as the only one."""
         used = self.strategy
-        if self._averages:
+        if self._averages and results.succeeded:
             mean = ClientResult(results.succeeded[0].client_id, num_examples=int(results.total.num_examples))
             mean.weights = self._view.mean(results.total)
             replies = self._replies(results, {mean.client_id: mean})
