@@ -8,6 +8,7 @@ function whose first argument is the model.
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -114,7 +115,10 @@ class OwnedMethod(NamedTuple):
 
 
 def makes_loaders(function: Callable[..., Any], owner: type | None) -> bool:
-    """Return whether a function, or any method of its class, makes a DataLoader, so that it takes data sets."""
+    """Return whether a function, or any method of its class, makes a DataLoader or reads examples by their positions.
+
+    It then takes data sets.
+    """
     waiting = [function] if owner is None else [function, *vars(owner).values()]
     seen: set[Any] = set()
     while waiting:
@@ -122,7 +126,11 @@ def makes_loaders(function: Callable[..., Any], owner: type | None) -> bool:
         if not inspect.isfunction(current) or current in seen:
             continue
         seen.add(current)
-        if "DataLoader(" in _source(current):  # to mention it is not to make one
+        source = _source(current)
+        if "DataLoader(" in source:  # to mention it is not to make one
+            return True
+        names = [name for name in inspect.signature(current).parameters if ROLES.get(name.lower()) == "dataset"]
+        if any(re.search(rf"\b{name}(\[|\.tensors\b)", source) for name in names):
             return True
         called = [current.__globals__.get(name) for name in current.__code__.co_names]
         waiting += [each for each in called if inspect.isfunction(each) and each.__module__ == current.__module__]

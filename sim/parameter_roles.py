@@ -137,7 +137,10 @@ class Binding:
         missing = [choice[0] for choice in needed if not set(choice) & set(roles.values())]
         assumed = dict(zip(unknown, missing, strict=True)) if len(unknown) == len(missing) == 1 else {}
         if unknown and not assumed:
-            raise PluginError(f"{place}: its parameter {unknown[0]} is none that can be given; {_choices(offered)}")
+            way = f"--model-args {unknown[0]}=…" if place.startswith("--model ") else f"a default for {unknown[0]}"
+            raise PluginError(
+                f"{place}: its parameter {unknown[0]} is none that can be given without {way}; {_choices(offered)}"
+            )
         roles = {name: role for name in single if (role := {**roles, **assumed}.get(name)) is not None}
         own = {role: defaults[name] for name, role in roles.items() if name in defaults}
         required = frozenset(role for name, role in roles.items() if name not in defaults)
@@ -146,6 +149,10 @@ class Binding:
     def takes(self, role: str) -> bool:
         """Return whether the function has a parameter with this role."""
         return role in self.roles.values()
+
+    def parameter_for(self, role: str) -> str | None:
+        """Return the name of the parameter with this role; None if there is none."""
+        return next((name for name, own_role in self.roles.items() if own_role == role), None)
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:

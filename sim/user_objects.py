@@ -15,6 +15,8 @@ from functools import cache, partial, singledispatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sim.user_code import name_in_folder
+
 _MOST_ELEMENTS = 1000  # of a container that is put back or looked into
 MOST_LATER_ELEMENTS = 1_000_000  # of one that clients have filled
 _MOST_OBJECTS = 20_000  # looked into
@@ -123,7 +125,8 @@ def walk(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[tuple[Found, V
     Args:
         seen: objects that were looked into, by id; they are kept there, so that no other object gets the id.
     """
-    pending = deque(_constant(thing, getattr(thing, "__name__", type(thing).__name__), owned=True) for thing in things)
+    names = (name_in_folder(getattr(thing, "__name__", type(thing).__name__)) for thing in things)
+    pending = deque(_constant(thing, name, owned=True) for thing, name in zip(things, names, strict=True))
     while pending and len(seen) < _MOST_OBJECTS:
         found = pending.popleft()
         held = found.read()
@@ -285,6 +288,8 @@ def is_own_kind(kind: type) -> bool:
 def is_own(module_name: str) -> bool:
     """Return whether a module is the user's: neither this package, nor installed, nor Python's."""
     if module_name == "__main__" or module_name not in sys.modules:  # what comes by value from another process
+        return True
+    if name_in_folder(module_name) != module_name:  # a file of the user's that has the name of a library
         return True
     top = sys.modules.get(module_name.partition(".")[0])
     files = [getattr(module, "__file__", None) for module in (top, sys.modules.get(module_name))]

@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sim import own_generators, user_code
+from sim import own_generators, own_networks, user_code
 from sim.errors import some
+from sim.own_networks import Kept
 from sim.process_settings import restored_settings
 from sim.user_objects import (
     NotPlainError,
@@ -65,6 +66,7 @@ class UserVariables:
         self._seen: dict[int, Any] = {}
         self._variables: list[Variable] = []
         self._generators: list[_Generator] = []
+        self._networks: list[tuple[str, Kept]] = []
         self._names: Counter[str] = Counter()
         self._num_modules = 0
         self._stream: np.random.SeedSequence | None = None
@@ -80,6 +82,7 @@ class UserVariables:
         known = _in_modules()
         self._seen, self._names = dict(known._seen), Counter(known._names)
         self._variables, self._generators, self._places = [*known._variables], [*known._generators], [*known._places]
+        self._networks = [*known._networks]
         self._num_modules = len(sys.modules)
         self.note(*things)
 
@@ -99,11 +102,13 @@ class UserVariables:
             if now is not variable.initial:
                 self._variables[index] = variable._replace(initial=now)
         self._generators = [each._replace(initial=own_generators.state_of(each.made)) for each in self._generators]
+        self._networks = [(name, each.again() if each.has_changed() else each) for name, each in self._networks]
         return True
 
     def note(self, *things: Any) -> None:
         """Note the variables of more objects, such as a module that has just been imported, as they are now."""
         known = len(self._generators)
+        inner: set[int] = set()  # networks in others that are noted
         for found, value in walk(things, self._seen):
             if value is not None and found.is_own:
                 self._variables.append(Variable(found.name, found.read, found.write, value))
@@ -115,6 +120,9 @@ class UserVariables:
                         self._sizes.append((held, len(held)))
                     elif (inside := variables_of(held)) is not None:
                         self._places.append((held, found.name, inside, frozenset(inside)))
+                if found.is_own and id(held) not in inner and (network := own_networks.kept(held)) is not None:
+                    self._networks.append((found.name, network))
+                    inner.update(map(id, held.modules() if isinstance(held, torch.nn.Module) else (held,)))
                 if own_generators.kind_of(held) and not self._knows(held):
                     # Not its place in the list, which may depend on the process.
                     key = zlib.crc32(found.name.encode()), self._names[found.name]
@@ -153,7 +161,8 @@ class UserVariables:
         self._stream = stream
         self._reseed()
         try:
-            yield
+            with self._initial_networks():
+                yield
         finally:
             self._stream = None
             flags, stays = [], False
@@ -181,6 +190,31 @@ class UserVariables:
                 own_generators.put_state(each.made, state)
             self._logs = logged
 
+    @contextmanager
+    def _initial_networks(self) -> Iterator[None]:
+        """Let networks and optimizers be as before any client inside the block, and as they are now after it."""
+        networks = self._networks  # to which imports in the block add
+        before = [each.again() if each.has_changed() else None for _, each in networks]
+        for (_, each), now in zip(networks, before, strict=True):
+            if now is not None:
+                each.put_back()
+        try:
+            yield
+        finally:
+            for (name, network), now in zip_longest(networks, before):
+                if network.has_changed():
+                    self._note_changed_network(name)
+                    network.put_back()
+                if now is not None:
+                    now.put_back()
+
+    def _note_changed_network(self, name: str) -> None:
+        if name in self._changed:
+            return
+        self._changed[name] = True
+        if self._logs:
+            logging.getLogger("sim").warning("note: %s", _how_found([name]))
+
     def _remove(self, place: Any, name: str, inside: Mapping[str, Any], names: Collection[str]) -> None:
         """Remove the plain variables of a place that have come to these names."""
         for key in [key for key in inside if key not in names and not is_special(key)]:
@@ -204,10 +238,13 @@ class UserVariables:
                 variable.put(variable.initial)
         for each in self._generators:
             own_generators.put_state(each.made, each.initial)
+        for _, network in self._networks:
+            network.put_back()
 
     def keep_changed(self) -> None:
         """Forget what is as it was noted."""
         self._variables = [each for each in self._variables if each.now() is not each.initial]
+        self._networks = [(name, network) for name, network in self._networks if network.has_changed()]
         states = [own_generators.state_of(each.made) for each in self._generators]
         self._generators = [
             each

@@ -221,7 +221,7 @@ PLUGINS = {
     "--model faulty:model_none": "--model faulty:model_none: returned NoneType, not a torch.nn.Module",
     "--model faulty:model_shape": "the output for two images has the shape (2, 7), not (2, 10)",
     "--model faulty:model_raises": "OSError: weights.pt is missing",
-    "--model faulty:model_needs_more": "its parameter depth is none that can be given; these can: args|arguments",
+    "--model faulty:model_needs_more": "its parameter depth is none that can be given without --model-args depth=…; ",
     "--model cifar:Net": "--model cifar:Net: does not take images of (1, 32, 32)",
     "--train faulty:train_generator": "returned a generator, which has trained nothing",
     "--train faulty:train_raises": "raised KeyError: 'optimizer'",

@@ -397,13 +397,13 @@ def test_the_only_parameter_of_an_unknown_name_is_what_is_missing() -> None:
     def score(classifier: Any, loader: Any) -> float:
         return 0.5
 
-    assert called(train).notes == ["its parameter generator gets the model"]
-    assert called(of_stream).notes == ["its parameter stream gets the examples of the client"]
+    assert called(train).notes(made(0), {}) == ["its parameter generator gets the model"]
+    assert called(of_stream).notes(made(0), {}) == ["its parameter stream gets the examples of the client"]
     assert OwnTest(score, "--test own:score")(made(0), [], CPU)[1] == {"accuracy": 0.5}
 
     def two(generator: Any, discriminator: Any, loader: Any) -> None: ...
 
-    with pytest.raises(PluginError, match=r"^--train own:train: its parameter generator is none that can be given; "):
+    with pytest.raises(PluginError, match=r"^--train own:train: its parameter generator is none that can be given "):
         called(two)
 
     def of_module(net: Any, epochs: int) -> None: ...
@@ -421,8 +421,9 @@ def test_a_scheduler_leaves_the_learning_rate_as_it_is() -> None:
         rates.append(optimizer.param_groups[0]["lr"])
         assert scheduler.optimizer is optimizer
 
-    assert called(train, epochs=2).notes == [
-        "its scheduler leaves the learning rate as it is; --lr-schedule changes it from round to round"
+    assert called(train, epochs=2).notes(made(0), {"lr": 0.5, "optimizer": "sgd"}) == [
+        "its parameter optimizer gets sgd with lr 0.5 (--optimizer, --lr, --momentum, --weight-decay)",
+        "its scheduler leaves the learning rate as it is; --lr-schedule changes it from round to round",
     ]
     assert rates == [0.5, 0.5]
 

@@ -155,8 +155,8 @@ def test_the_dry_run_leaves_files_as_they_are_and_says_which_all_clients_share(
     assert notes == [
         "sim: note: train or test writes shared.txt by an absolute path, so that all clients and the dry run share it; "
         "with a relative path, each client has its own",
-        "sim: note: train or test writes best.pt, results_of_mine/new.csv into the current folder; each client does "
-        "so in a folder of its own, which is removed after it",
+        "sim: note: train or test writes best.pt, results_of_mine/new.csv into the current folder; each client and "
+        "each test does so in a folder of its own, which is removed after it",
     ]
 
 

@@ -27,9 +27,9 @@ ALLOWED = {
     "flwr.simulation": "engine.ray.start_simulation",
     "flwr": "client engine server setup measure network flower_app flower_programs run_folder.encode_state"
     " run_folder.checkpoint run_folder.torch_states",
-    "torch": "entropy seeds process_settings own_generators user_variables data.batches data.items data.loaders"
-    " training algorithms client engine setup tracking measure run_folder.environment run_folder.plain_forms"
-    " run_folder.torch_states simulation commands.scale",
+    "torch": "entropy seeds process_settings own_generators own_networks user_variables data.batches data.items"
+    " data.loaders training algorithms client engine setup tracking measure run_folder.environment"
+    " run_folder.plain_forms run_folder.torch_states simulation commands.scale",
 }
 # What Ray, Flower and PyTorch do not document, besides names that begin with an underscore.
 PRIVATE = ("flwr.proto", "flwr.supercore", "flwr.superlink", "flwr.server.superlink")

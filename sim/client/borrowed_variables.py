@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from sim.parameter_roles import ROLES, validates
@@ -48,9 +49,18 @@ def borrowed_by(function: Callable[..., Any], given: Collection[str], *, is_test
     """
     function = inspect.unwrap(function)
     used = _used_by(function) if isinstance(function, FunctionType) else ()
-    nets = [each for each in used if isinstance(each.value, nn.Module) and any(True for _ in each.value.parameters())]
+    nets = [
+        each
+        for each in used
+        # An average of models is made beside the model that is trained.
+        if isinstance(each.value, nn.Module)
+        and not isinstance(each.value, AveragedModel)
+        and any(True for _ in each.value.parameters())
+    ]
     loaders = [each for each in used if isinstance(each.value, DataLoader)]
-    optimizers = [each for each in used if isinstance(each.value, Optimizer) and _model_of(each) is not None]
+    optimizers = [
+        each for each in used if isinstance(each.value, Optimizer) and _model_of(each.value, each.module) is not None
+    ]
     stepped = {id(each.value) for each in optimizers}
     found: dict[str, Sequence[Variable]] = {
         "net": _only(nets, lambda each: ROLES.get(each.name.lower()) == "net"),
@@ -69,6 +79,53 @@ def learning_rate_of(borrowed: Borrowed) -> float | None:
     return float(optimizers[0].defaults["lr"]) if optimizers and "lr" in optimizers[0].defaults else None
 
 
+def of_model(borrowed: Borrowed, net: nn.Module) -> Borrowed:
+    """Return what is borrowed without optimizers, and their schedulers, that change another model than ``net``."""
+    optimizers = [each for each in borrowed.get("optimizer", ()) if is_for(each.value, each.module, net)]
+    stepped = {id(each.value) for each in optimizers}
+    schedulers = [each for each in borrowed.get("scheduler", ()) if id(each.value.optimizer) in stepped]
+    return {**borrowed, "optimizer": optimizers, "scheduler": schedulers}
+
+
+def is_for(optimizer: Optimizer, module: Mapping[str, Any], net: nn.Module) -> bool:
+    """Return whether an optimizer in a module of the user's changes a model like ``net``, of the same class."""
+    model = _model_of(optimizer, module)
+    return model is not None and _likeness(model) == _likeness(net)
+
+
+def copy_for(optimizer: Optimizer, module: Mapping[str, Any], net: nn.Module, lr: float | None) -> Optimizer:
+    """Return a copy of an optimizer that changes ``net``, see ``lent``."""
+    return _with_rate(copy.deepcopy(optimizer, _corresponding(optimizer, module, net)), lr)
+
+
+def own_criterion(function: Callable[..., Any], parameter: str) -> Variable | None:
+    """Return the variable of a function's module that is meant by its parameter for a loss."""
+    function = inspect.unwrap(function)
+    module = getattr(function, "__globals__", {})
+    names = [parameter, *(name for name in module if ROLES.get(name.lower()) == "criterion")]
+    kinds = nn.Module, FunctionType
+    return next((Variable(module, name) for name in names if isinstance(module.get(name), kinds)), None)
+
+
+def own_optimizer(function: Callable[..., Any], parameter: str) -> Variable | None:
+    """Return the variable of a function's module that is meant by its parameter for an optimizer: of a model there."""
+    function = inspect.unwrap(function)
+    module = getattr(function, "__globals__", {})
+    found = [
+        Variable(module, name)
+        for name, value in module.items()
+        if isinstance(value, Optimizer) and _model_of(value, module) is not None
+    ]
+    named = [each for each in found if each.name == parameter]
+    return next(iter(named or (found if len(found) == 1 else [])), None)
+
+
+def _likeness(model: nn.Module) -> tuple[Any, ...]:
+    """Return what two models have in common where one is a copy of the other, compiled or not."""
+    inner = getattr(model, "_orig_mod", getattr(model, "module", model))
+    return type(inner), *(name for name, _ in inner.named_parameters())
+
+
 @contextmanager
 def lent(borrowed: Borrowed, net: nn.Module, loader: Any, lr: float | None = None) -> Iterator[None]:
     """Let the variables be those of a client inside the block.
@@ -78,10 +135,11 @@ def lent(borrowed: Borrowed, net: nn.Module, loader: Any, lr: float | None = Non
     Args:
         lr: learning rate in the place of the optimizer's default; None for its own.
     """
+    borrowed = of_model(borrowed, net)
     before = [(each, each.value) for variables in borrowed.values() for each in variables]
     copied: dict[int, Any] = {}  # of copy.deepcopy: what stands for an object
     for each in borrowed.get("optimizer", ()):
-        copied |= _corresponding(each, net)
+        copied |= _corresponding(each.value, each.module, net)
     made: dict[str, Callable[[Any], Any]] = {
         "net": lambda _: net,
         "loader": lambda _: loader,
@@ -107,16 +165,16 @@ def _only(variables: Sequence[Variable], is_meant: Callable[[Variable], bool]) -
     return []
 
 
-def _model_of(optimizer: Variable) -> nn.Module | None:
-    """Return the model in a variable of the same module whose parameters an optimizer changes."""
-    stepped = {id(weight) for group in optimizer.value.param_groups for weight in group["params"]}
-    models = [value for value in optimizer.module.values() if isinstance(value, nn.Module)]
+def _model_of(optimizer: Optimizer, module: Mapping[str, Any]) -> nn.Module | None:
+    """Return the model in a variable of a module whose parameters an optimizer changes."""
+    stepped = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    models = [value for value in module.values() if isinstance(value, nn.Module)]
     return next((model for model in models if stepped <= {id(weight) for weight in model.parameters()}), None)
 
 
-def _corresponding(optimizer: Variable, net: nn.Module) -> dict[int, Any]:
+def _corresponding(optimizer: Optimizer, module: Mapping[str, Any], net: nn.Module) -> dict[int, Any]:
     """Return id of a parameter that an optimizer changes → the parameter of ``net`` with its name."""
-    model, new = _model_of(optimizer), dict(net.named_parameters(remove_duplicate=False))
+    model, new = _model_of(optimizer, module), dict(net.named_parameters(remove_duplicate=False))
     assert model is not None
     return {id(weight): new[name] for name, weight in model.named_parameters(remove_duplicate=False) if name in new}
 

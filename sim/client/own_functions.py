@@ -13,10 +13,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sim.client.borrowed_variables import Borrowed, borrowed_by, learning_rate_of, lent
+from sim.client.borrowed_variables import (
+    Borrowed,
+    Variable,
+    borrowed_by,
+    copy_for,
+    learning_rate_of,
+    lent,
+    of_model,
+    own_criterion,
+    own_optimizer,
+)
+from sim.client.first_epoch import first_epoch_of
+from sim.client.made_arguments import OPTIMIZERS, criterion_for, make_optimizer, takes_own
 from sim.client.own_returns import OwnReturnError, Returned, of_test, of_train, scalar
 from sim.client.returned_names import Names, names_of_returns
-from sim.errors import PluginError, some
+from sim.errors import PluginError, described, some
 from sim.method_binding import MethodBinding, binding_of, makes_loaders
 from sim.parameter_roles import (
     ROLES_OF_TEST,
@@ -28,8 +40,9 @@ from sim.parameter_roles import (
     is_text,
 )
 from sim.training import local
-from sim.training.losses import CRITERIA, LOSSES
+from sim.training.losses import LOSSES
 from sim.training.weights import state_of
+from sim.user_code import shown_name
 
 _EXAMPLES = "loader", "loaders", "inputs", "dataset"
 # For an object that does not train with them.
@@ -37,10 +50,6 @@ _ANY_SETTINGS = {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "batch_size": 
 _VALIDATION_SPLITS = "val", "valid", "validation", "test"
 _UNCHANGED = {"max_steps": 0, "precision": "fp32"}
 _DEFAULTS = ("lr", "momentum", "weight_decay", "optimizer", "batch_size")
-_OPTIMIZERS: dict[str, Callable[..., Any]] = {
-    **local.OPTIMIZERS,
-    "sgd": lambda weights, lr, momentum, decay: torch.optim.SGD(weights, lr, momentum, weight_decay=decay),
-}
 
 
 class SourceFacts(NamedTuple):
@@ -49,15 +58,17 @@ class SourceFacts(NamedTuple):
     Attributes:
         returns: the names in its return statements.
         makes_loaders: it makes loaders of its own, and takes data sets.
+        first_epoch: the number that the program gives to its first epoch.
     """
 
     returns: Names
     makes_loaders: bool
+    first_epoch: int
 
 
 def source_facts(function: Callable[..., Any], owner: type | None) -> SourceFacts:
     """Read the source of a function, or of a method together with that of its class."""
-    return SourceFacts(names_of_returns(function), makes_loaders(function, owner))
+    return SourceFacts(names_of_returns(function), makes_loaders(function, owner), first_epoch_of(function))
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,7 @@ class OwnTrain:
         owner: the class of which it is a method that needs an object.
         score: what its accuracy is called, see ``OwnTest``.
         facts: what its source says; None if this process is to read it.
+        loss_is_given: by the user, so that it replaces a criterion of the module's.
     """
 
     function: Callable[..., Any]
@@ -83,6 +95,7 @@ class OwnTrain:
     owner: type | None = None
     score: str = "accuracy"
     facts: SourceFacts | None = None
+    loss_is_given: bool = False
 
     @cached_property
     def read_facts(self) -> SourceFacts:
@@ -140,13 +153,34 @@ class OwnTrain:
         return next((name for name, role in roles if role in required), None)
 
     @property
-    def notes(self) -> list[str]:
-        """What the user should know of what it is given, one line each."""
+    def own_optimizer(self) -> Variable | None:
+        """The module's optimizer of which it gets a copy, if its parameter wants one."""
+        name = self.binding.parameter_for("optimizer")
+        is_wanted = "optimizer" in self.binding.required and not is_text(self.binding, "optimizer")
+        return own_optimizer(self.function, name) if is_wanted and name is not None else None
+
+    def notes(self, net: nn.Module, settings: Mapping[str, Any]) -> list[str]:
+        """Return what the user should know of what it is given, one line each."""
         meanings = {"net": "the model", "loader": "the examples of the client"}
         found = [f"its parameter {name} gets {meanings[role]}" for name, role in self.binding.assumed.items()]
-        lent_names = [variable.name for variables in _borrowed(self.binding).values() for variable in variables]
+        borrowed = of_model(_borrowed(self.binding), net)
+        lent_names = [variable.name for variables in borrowed.values() for variable in variables]
         if lent_names:
             found.append(f"while a client trains, these variables of the module are its own: {', '.join(lent_names)}")
+        name = self.binding.parameter_for("criterion")
+        if name is not None and "criterion" in self.binding.required:
+            own = None if self.loss_is_given else own_criterion(self.function, name)
+            made = f"the loss {shown_name(self.loss)} (--loss)" if own is None else f"{own.name} of its module"
+            found.append(f"its parameter {name} gets {made}")
+        name = self.binding.parameter_for("optimizer")
+        if name is not None and "optimizer" in self.binding.required:
+            own = self.own_optimizer
+            if own is not None and takes_own(own, net, settings):
+                found.append(f"its parameter {name} gets a copy of {own.name} of its module, for the client's model")
+            elif not is_text(self.binding, "optimizer"):
+                group = make_optimizer(net, settings).param_groups[0]
+                rates = f"lr {group['lr']:g} (--optimizer, --lr, --momentum, --weight-decay)"
+                found.append(f"its parameter {name} gets {settings.get('optimizer') or 'sgd'} with {rates}")
         if "scheduler" in self.binding.required:
             found.append(
                 "its scheduler leaves the learning rate as it is; --lr-schedule changes it from round to round"
@@ -170,11 +204,15 @@ class OwnTrain:
         """Return the settings for which it has a default of its own; None where that is no value of the setting."""
         found: dict[str, Any] = {}
         for name, value in self.binding.defaults.items():
-            is_known = value in _OPTIMIZERS if isinstance(value, str) else scalar(value) is not None
+            is_known = value in OPTIMIZERS if isinstance(value, str) else scalar(value) is not None
             is_usable = is_known and (name == "optimizer") == isinstance(value, str)
             if name in _DEFAULTS and (is_usable or name != "batch_size"):  # loaders need a batch size
                 found[name] = value if is_usable else None
         lr = learning_rate_of(_borrowed(self.binding))
+        own = self.own_optimizer
+        if own is not None:  # it has these settings already
+            lr = own.value.defaults.get("lr")
+            found = {**dict.fromkeys(("optimizer", "momentum", "weight_decay")), **found}
         return found if lr is None else {"lr": lr, **found}
 
     def __call__(
@@ -209,7 +247,7 @@ class OwnTrain:
         Args:
             validation_loader: the examples that the client keeps; a client without any validates on those of the
                 training, because most programs divide by their number.
-            first_epoch: the number of the first epoch.
+            first_epoch: the number of the first epoch, counted from 1.
 
         Raises:
             OwnReturnError: it is a generator, its accuracy is no fraction, or the net has other weights afterwards.
@@ -236,9 +274,13 @@ class OwnTrain:
             offered[VALIDATION] = kept
             offered[VALIDATION_DATASET] = getattr(kept, "dataset", None)
             offered["loaders"] = {"train": loader, **dict.fromkeys(_VALIDATION_SPLITS, kept)}
-        if binding.takes("criterion") and ("criterion" in binding.required or self.loss != "cross_entropy"):
-            offered["criterion"] = criterion(self.loss).to(device)
-        optimizer = make_optimizer(net, settings) if {"optimizer", "scheduler"} & binding.required else None
+        offered |= criterion_for(binding, self.loss, device, is_given=self.loss_is_given)
+        optimizer = None
+        if {"optimizer", "scheduler"} & binding.required:
+            own = self.own_optimizer
+            is_own = own is not None and takes_own(own, net, settings)
+            lr = settings.get("lr")
+            optimizer = copy_for(own.value, own.module, net, lr) if own and is_own else make_optimizer(net, settings)
         if binding.takes("optimizer") and not is_text(binding, "optimizer"):
             offered.pop("optimizer", None)
             if "optimizer" in binding.required:
@@ -246,6 +288,7 @@ class OwnTrain:
         if "scheduler" in binding.required:
             assert optimizer is not None
             offered["scheduler"] = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+        first_epoch += self.read_facts.first_epoch - 1
         with lent(_borrowed(binding), net, loader, settings.get("lr")):
             call = binding.prepared({**offered, "epochs": epochs, "epoch": first_epoch})
             numbers = range(first_epoch, first_epoch + epochs)
@@ -359,29 +402,6 @@ def _check_effect(place: str, flags: Mapping[str, Any]) -> None:
             raise PluginError(f"{place}: makes its own loader, so that {flag} would be without effect")
 
 
-def make_optimizer(net: nn.Module, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """Make the optimizer that the settings describe, for a ``train`` that asks for one."""
-    name = settings.get("optimizer") or "sgd"
-    lr = settings.get("lr") or 0.1
-    momentum, weight_decay = settings.get("momentum") or 0.0, settings.get("weight_decay") or 0.0
-    made: torch.optim.Optimizer = _OPTIMIZERS[name](list(net.parameters()), lr, momentum, weight_decay)
-    return made
-
-
-def criterion(loss: str | Callable[..., Any]) -> Any:
-    """Make the criterion for a function that asks for one."""
-    return CRITERIA[loss]() if isinstance(loss, str) else _Criterion(loss)
-
-
-class _Criterion(nn.Module):
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, outputs: Tensor, target: Tensor) -> Any:
-        return self.function(outputs, target)
-
-
 @dataclass(frozen=True)
 class OwnTest:
     """The user's ``test``: what it returns becomes a loss and metrics.
@@ -392,6 +412,7 @@ class OwnTest:
         instead: the built-in test, for a function that prints its result and returns nothing.
         owner: the class of which it is a method that needs an object.
         facts: what its source says; None if this process is to read it.
+        loss_is_given: by the user, so that it replaces a criterion of the module's.
     """
 
     function: Callable[..., Any]
@@ -403,6 +424,7 @@ class OwnTest:
     instead: Callable[..., tuple[float, dict[str, float]]] | None = None
     owner: type | None = None
     facts: SourceFacts | None = None
+    loss_is_given: bool = False
 
     @cached_property
     def read_facts(self) -> SourceFacts:
@@ -459,8 +481,7 @@ class OwnTest:
             offered["batch_size"] = _batch_size_of(loader)
         if {"dataset", VALIDATION_DATASET} & set(binding.roles.values()):
             offered |= dict.fromkeys(("dataset", VALIDATION_DATASET), _dataset_of(loader, self.place, binding, {}))
-        if binding.takes("criterion") and ("criterion" in binding.required or self.loss != "cross_entropy"):
-            offered["criterion"] = criterion(self.loss).to(device)
+        offered |= criterion_for(binding, self.loss, device, is_given=self.loss_is_given)
         if isinstance(binding, MethodBinding):  # its class may also train, which it does not do now
             optimizer = make_optimizer(net, {})
             is_named = is_text(binding, "optimizer")
@@ -473,10 +494,23 @@ class OwnTest:
         with _noting_output() as printed, lent(_borrowed(binding, is_test=True), net, loader):
             returned = binding.call(offered)
         if returned is None and printed() and self.instead is not None:
-            return Returned(*self.instead(net, loader, device))
+            return self._by_built_in_test(self.instead, net, loader, device)
         found = of_test(returned, self.score, self.read_facts.returns)
         _make_fraction(found.metrics, "test", in_percent=self.in_percent)
         return found
+
+    def _by_built_in_test(
+        self, instead: Callable[..., Any], net: nn.Module, loader: Any, device: torch.device
+    ) -> Returned:
+        try:
+            loss, metrics = instead(net, loader, device)
+        except Exception as error:
+            raise OwnReturnError(
+                "test prints its results and returns nothing, and the built-in test fails in its place with "
+                f"{described(error)}; let it return its loss, its accuracy, or a dict of them"
+            ) from error
+        note = f"it returns nothing, so that the built-in test with the loss {shown_name(self.loss)} is recorded"
+        return Returned(loss, metrics, (note,))
 
 
 def _make_fraction(metrics: dict[str, float], function: str, *, in_percent: bool) -> None:

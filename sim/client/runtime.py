@@ -139,7 +139,17 @@ class ClientSpec:
         owner, function = load_function(self.train, "--train")
         place = f"--train {user_code.shown_name(self.train if isinstance(self.train, str) else function)}"
         args = user_code.arguments(self.args, *filter(None, (owner, function)))
-        return OwnTrain(function, place, loss, args, self.accuracy_in_percent, owner, score, self.facts_of_train)
+        return OwnTrain(
+            function,
+            place,
+            loss,
+            args,
+            self.accuracy_in_percent,
+            owner,
+            score,
+            self.facts_of_train,
+            loss_is_given=self.loss is not None,
+        )
 
     @property
     def keeps_state(self) -> bool:
@@ -279,6 +289,7 @@ class ClientRuntime:
                 built_in_test,
                 owner,
                 spec.facts_of_test,
+                loss_is_given=spec.loss is not None,
             )
         self.client_class = user_code.load(spec.client, "--client") if spec.client else TorchClient
         self.algorithm = spec.algorithm.made() if spec.algorithm is not None else None
@@ -458,7 +469,7 @@ class ClientRuntime:
         if isinstance(self.test, BuiltInTest) and not self.has_user_code:
             return self.test.sums(self.net, loader, self.device)
         try:
-            with isolated(stream) if self.has_user_code else nullcontext():
+            with self.isolated(stream) if self.has_user_code else nullcontext():
                 if isinstance(self.test, BuiltInTest):
                     return self.test.sums(self.net, loader, self.device)
                 loss, metrics = self.test(self.net, loader, self.device)

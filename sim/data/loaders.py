@@ -140,7 +140,9 @@ class _View(Drawn, Dataset[Any]):
     def __len__(self) -> int:
         return len(self.columns) if self.positions is None else len(self.positions)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):  # which a TensorDataset takes, too
+            return self.batch(list(range(len(self)))[index])
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         row = index if self.positions is None else self.positions[index]
@@ -151,7 +153,7 @@ class _View(Drawn, Dataset[Any]):
 
     def batch(self, indices: list[int]) -> Any:
         """Return these examples as one batch."""
-        rows = torch.as_tensor(indices)
+        rows = torch.as_tensor(indices, dtype=torch.int64)
         if self.positions is not None:
             rows = self.positions[rows]
         return mapped(self.columns.batch, lambda column: column[rows.to(column.device)])
@@ -350,11 +352,59 @@ class _Own(Sampler[Any]):
         return (self._place[int(i)] for i in drawn if int(i) in self._place)
 
 
+class _Restricted(Sampler[int]):
+    """The positions in the whole data set that a sampler of the user's draws, without those of other clients."""
+
+    def __init__(self, sampler: Any, positions: NDArray[np.int64], count: int) -> None:
+        self._sampler, self._own = sampler, frozenset(positions.tolist())
+        self._count = max(1, round(len(sampler) * len(positions) / count))
+
+    def __iter__(self) -> Iterator[int]:
+        return (int(position) for position in self._sampler if int(position) in self._own)
+
+    def __len__(self) -> int:
+        return self._count
+
+
 class _OwnBatches(_Own):
-    """What a batch sampler of the user's draws of the examples of one client; batches without any are left out."""
+    """What a batch sampler of the user's makes of the examples of one client.
+
+    One that takes positions from another sampler gets those of the client alone, so that its batches are full. Of the
+    batches of any other one, what belongs to other clients is left out, and batches of which nothing is left.
+    """
+
+    def __init__(self, sampler: Any, positions: NDArray[np.int64], count: int) -> None:
+        super().__init__(sampler, positions, count)
+        self._is_whole = len(positions) == count
+        self._count: int | None = None  # batches of the last draw
+        self._drawn: list[list[int]] | None = None  # for the next iteration, because their number was asked for
+        if cuts_batches(sampler):
+            return
+        self._sampler = copy.copy(sampler)
+        self._sampler.sampler = _Restricted(sampler.sampler, positions, count)
 
     def __iter__(self) -> Iterator[list[int]]:
+        drawn, self._drawn = self._drawn, None
+        count = 0
+        for batch in self._draw() if drawn is None else drawn:
+            count += 1
+            yield batch
+        self._count = count
+
+    def _draw(self) -> Iterator[list[int]]:
         return (own for batch in self._sampler if (own := list(self._own(batch))))
+
+    def __len__(self) -> int:
+        if self._is_whole or not cuts_batches(self._sampler):
+            return len(self._sampler)
+        if self._drawn is None and self._count is None:
+            self._drawn = list(self._draw())
+        return len(self._drawn) if self._drawn is not None else self._count or 0
+
+
+def cuts_batches(batch_sampler: Any) -> bool:
+    """Return whether the batches of a batch sampler can only be cut to what a client has of them."""
+    return not isinstance(getattr(batch_sampler, "sampler", None), Iterable | Sampler)
 
 
 Loader = Batches | ExampleLoader

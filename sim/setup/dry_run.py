@@ -245,7 +245,7 @@ def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
             inputs, named, target = inputs_and_target(batch)
         except ValueError as error:
             raise DataError(f"--dataset {shown_dataset(spec)}: {error}") from None
-        outputs = try_out(net, inputs, named, f"--model {name}")
+        outputs = _tried_out(spec, net, inputs, named)
         loss = loss_of(spec, dataset)
         if loss in ("cross_entropy", "nll") and isinstance(outputs, torch.Tensor):
             _check_labels(spec, dataset, outputs)
@@ -270,6 +270,15 @@ def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
             ) from error
         if not (isinstance(mean, torch.Tensor) and mean.ndim == 0) or math.isnan(value.loss):
             raise PluginError(f"--loss {user_code.shown_name(loss)}: gives {mean!r}; one number is expected")
+
+
+def _tried_out(spec: ClientSpec, net: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    try:
+        return try_out(net, inputs, named, f"--model {user_code.shown_name(spec.model)}")
+    except PluginError as error:
+        if spec.train is None:
+            raise
+        raise PluginError(f"{error}; your program has no test, and the built-in one calls the model so") from error
 
 
 def _check_labels(spec: ClientSpec, dataset: Dataset, outputs: torch.Tensor) -> None:
@@ -388,7 +397,7 @@ def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scal
         raise
     except BaseException as error:
         raise PluginError(f"--train {name}: raised {described(error)}") from error
-    notes = [*train.notes, *calls[0].notes]
+    notes = [*train.notes(runtime.net, settings), *calls[0].notes]
     if adds_term:
         notes.append("has no parameter proximal_mu, so the proximal term is added to its gradients before each step")
     code = getattr(inspect.unwrap(train.function), "__code__", None)

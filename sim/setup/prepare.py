@@ -28,7 +28,7 @@ from sim.data import partition
 from sim.data.columns import Columns, LoaderSettings
 from sim.data.defaults import decided
 from sim.data.load_dataset import Dataset, Examples, load_dataset
-from sim.data.loaders import example_batch, takes_noise
+from sim.data.loaders import cuts_batches, example_batch, takes_noise
 from sim.data.partition import Partition
 from sim.errors import ConfigError, PluginError, RunError, some
 from sim.method_binding import load_function, with_owner
@@ -107,8 +107,8 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     spec = replace(spec, own_files=() if alone else tried.files, batches_on_cpu=tried.batches_on_cpu)
     if tried.files and not alone:
         tried.notes.append(
-            f"train or test writes {some(tried.files)} into the current folder; each client does so in a folder of its "
-            "own, which is removed after it"
+            f"train or test writes {some(tried.files)} into the current folder; each client and each test does so in a "
+            "folder of its own, which is removed after it"
         )
     found = [
         *tried.notes,
@@ -248,6 +248,10 @@ def _notes_without_effect(
             f"--eval-share {config.eval_share:g} has no effect without --fraction-evaluate or --final-evaluate; each "
             "client trains on all its examples"
         )
+    loader: LoaderSettings | None = getattr(dataset.train, "loader", None)
+    sampler = None if loader is None or config.batch_size is not None else loader.batch_sampler
+    if sampler is not None and config.num_clients > 1 and cuts_batches(sampler):
+        yield f"the batches of {type(sampler).__name__} are cut to what each client has, so that many are smaller"
     if config.augment != "none" and not isinstance(dataset.train, Examples):
         yield f"--augment {config.augment} has no effect, because the data are not kept as images with classes"
 

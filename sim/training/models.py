@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.parameter import is_lazy as is_uninitialized
 
 from sim import user_code
+from sim.data.columns import leaves
 from sim.errors import ConfigError, PluginError, described
 from sim.parameter_roles import ROLES, Binding, names_of
 from sim.training.local import evaluating
@@ -350,7 +351,8 @@ def try_out(net: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], plac
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        shapes = ", ".join(str(tuple(each.shape)) for each in (*inputs, *named.values()) if isinstance(each, Tensor))
+        given = leaves([*inputs, *named.values()])
+        shapes = ", ".join(str(tuple(each.shape)) for each in given if isinstance(each, Tensor)) or "this kind"
         raise PluginError(f"{place}: does not take inputs of {shapes}: {described(error)}") from error
 
 
