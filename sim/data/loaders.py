@@ -369,8 +369,8 @@ class _Restricted(Sampler[int]):
 class _OwnBatches(_Own):
     """What a batch sampler of the user's makes of the examples of one client.
 
-    One that takes positions from another sampler gets those of the client alone, so that its batches are full. Of the
-    batches of any other one, what belongs to other clients is left out, and batches of which nothing is left.
+    One that takes positions from another sampler gets those of the client alone. Of the batches of any other one, what
+    belongs to other clients is left out, and what is left is joined to batches of the same size.
     """
 
     def __init__(self, sampler: Any, positions: NDArray[np.int64], count: int) -> None:
@@ -378,7 +378,7 @@ class _OwnBatches(_Own):
         self._is_whole = len(positions) == count
         self._count: int | None = None  # batches of the last draw
         self._drawn: list[list[int]] | None = None  # for the next iteration, because their number was asked for
-        if cuts_batches(sampler):
+        if joins_batches(sampler):
             return
         self._sampler = copy.copy(sampler)
         self._sampler.sampler = _Restricted(sampler.sampler, positions, count)
@@ -392,18 +392,26 @@ class _OwnBatches(_Own):
         self._count = count
 
     def _draw(self) -> Iterator[list[int]]:
-        return (own for batch in self._sampler if (own := list(self._own(batch))))
+        own: list[int] = []
+        for batch in self._sampler:
+            drawn = list(batch)
+            own += self._own(drawn)
+            if len(own) >= len(drawn):
+                yield own[: len(drawn)]
+                own = own[len(drawn) :]
+        if own:
+            yield own
 
     def __len__(self) -> int:
-        if self._is_whole or not cuts_batches(self._sampler):
+        if self._is_whole or not joins_batches(self._sampler):
             return len(self._sampler)
         if self._drawn is None and self._count is None:
             self._drawn = list(self._draw())
         return len(self._drawn) if self._drawn is not None else self._count or 0
 
 
-def cuts_batches(batch_sampler: Any) -> bool:
-    """Return whether the batches of a batch sampler can only be cut to what a client has of them."""
+def joins_batches(batch_sampler: Any) -> bool:
+    """Return whether batches of a client can only be joined from what it has of those of a batch sampler."""
     return not isinstance(getattr(batch_sampler, "sampler", None), Iterable | Sampler)
 
 

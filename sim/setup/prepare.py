@@ -28,7 +28,7 @@ from sim.data import partition
 from sim.data.columns import Columns, LoaderSettings
 from sim.data.defaults import decided
 from sim.data.load_dataset import Dataset, Examples, load_dataset
-from sim.data.loaders import cuts_batches, example_batch, takes_noise
+from sim.data.loaders import example_batch, joins_batches, takes_noise
 from sim.data.partition import Partition
 from sim.errors import ConfigError, PluginError, RunError, some
 from sim.method_binding import load_function, with_owner
@@ -250,8 +250,8 @@ def _notes_without_effect(
         )
     loader: LoaderSettings | None = getattr(dataset.train, "loader", None)
     sampler = None if loader is None or config.batch_size is not None else loader.batch_sampler
-    if sampler is not None and config.num_clients > 1 and cuts_batches(sampler):
-        yield f"the batches of {type(sampler).__name__} are cut to what each client has, so that many are smaller"
+    if sampler is not None and config.num_clients > 1 and joins_batches(sampler):
+        yield f"the batches of a client are joined from what it has of those of {type(sampler).__name__}"
     if config.augment != "none" and not isinstance(dataset.train, Examples):
         yield f"--augment {config.augment} has no effect, because the data are not kept as images with classes"
 
