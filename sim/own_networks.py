@@ -75,6 +75,8 @@ class _Content:
             return True
         if tensor.grad is None or self._grad is None:
             return tensor.grad is not self._grad
+        if tensor.grad.layout != torch.strided:
+            return True
         return not _same(tensor.grad, self._grad)
 
     def put_into(self, tensor: Tensor) -> None:
@@ -104,7 +106,9 @@ class _WithState:
 
 
 def _tensors_of(net: nn.Module) -> list[Tensor]:
-    return [tensor for tensor in (*net.parameters(), *net.buffers()) if not is_lazy(tensor)]
+    """Return parameters and buffers with numbers that can be compared and copied."""
+    every = [tensor for tensor in (*net.parameters(), *net.buffers()) if not is_lazy(tensor)]
+    return [each for each in every if each.layout == torch.strided and not (each.is_quantized or each.is_meta)]
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -121,7 +125,10 @@ def _same(one: Any, other: Any) -> bool:
 def _same_numbers(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
         return False
-    if torch.equal(one, other):
-        return True
-    may_be_nan = one.is_floating_point() or one.is_complex()
-    return may_be_nan and bool(((one == other) | (one.isnan() & other.isnan())).all())
+    try:
+        if torch.equal(one, other):
+            return True
+        may_be_nan = one.is_floating_point() or one.is_complex()
+        return may_be_nan and bool(((one == other) | (one.isnan() & other.isnan())).all())
+    except RuntimeError:  # PyTorch compares no float8
+        return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
