@@ -102,9 +102,11 @@ def own_criterion(function: Callable[..., Any], parameter: str) -> Variable | No
     """Return the variable of a function's module that is meant by its parameter for a loss."""
     function = inspect.unwrap(function)
     module = getattr(function, "__globals__", {})
-    names = [parameter, *(name for name in module if ROLES.get(name.lower()) == "criterion")]
-    kinds = nn.Module, FunctionType
-    return next((Variable(module, name) for name in names if isinstance(module.get(name), kinds)), None)
+    if isinstance(module.get(parameter), nn.Module | FunctionType):
+        return Variable(module, parameter)
+    # A function called loss may take something else than outputs and targets.
+    named = [name for name, held in module.items() if isinstance(held, nn.Module)]
+    return next((Variable(module, name) for name in named if ROLES.get(name.lower()) == "criterion"), None)
 
 
 def own_optimizer(function: Callable[..., Any], parameter: str) -> Variable | None:
