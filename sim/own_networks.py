@@ -7,6 +7,7 @@ put back of other variables.
 from __future__ import annotations
 
 import copy
+import operator
 from typing import Any, Protocol, Self
 
 import torch
@@ -32,7 +33,8 @@ class Kept(Protocol):
 def kept(held: Any) -> Kept | None:
     """Note what a value holds; None if it is no network and no optimizer, or too large."""
     if isinstance(held, nn.Module):
-        tensors = _tensors_of(held)
+        others = [each for module in held.modules() for each in vars(module).values() if isinstance(each, Tensor)]
+        tensors = [*_tensors_of(held), *filter(_has_numbers, others)]
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         return _Network(held) if tensors and num_bytes <= _MOST_BYTES else None
     if isinstance(held, torch.optim.lr_scheduler.LRScheduler):
@@ -41,25 +43,49 @@ def kept(held: Any) -> Kept | None:
 
 
 class _Network:
+    """The tensors of a network and the attributes of its modules: modes, and what a metric adds up in them."""
+
     def __init__(self, net: nn.Module) -> None:
         self._net = net
-        self._tensors = [(tensor, _Content(tensor)) for tensor in _tensors_of(net)]
-        self._modes = [(module, module.training) for module in net.modules()]
+        self._attributes = [(vars(module), _attributes_of(module)) for module in net.modules()]
+        others = [held for _, known in self._attributes for held in known.values() if isinstance(held, Tensor)]
+        self._tensors = [(tensor, _Content(tensor)) for tensor in (*_tensors_of(net), *others)]
+        self._lists = [
+            (held, [*held]) for _, known in self._attributes for held in known.values() if isinstance(held, list)
+        ]
 
     def again(self) -> Self:
         return type(self)(self._net)
 
     def has_changed(self) -> bool:
-        if any(module.training is not mode for module, mode in self._modes):
+        for variables, known in self._attributes:
+            if any(not _is_as(variables.get(name), held) for name, held in known.items()):
+                return True
+        if any(len(held) != len(first) or any(map(operator.is_not, held, first)) for held, first in self._lists):
             return True
         return any(content.differs_from(tensor) for tensor, content in self._tensors)
 
     def put_back(self) -> None:
-        for module, mode in self._modes:
-            module.training = mode
+        for variables, known in self._attributes:
+            variables.update(known)
+        for held, first in self._lists:
+            held[:] = first
         for tensor, content in self._tensors:
             if content.differs_from(tensor):
                 content.put_into(tensor)
+
+
+def _attributes_of(module: nn.Module) -> dict[str, Any]:
+    plain = bool, int, float, str, list, type(None)
+    return {
+        name: held
+        for name, held in vars(module).items()
+        if isinstance(held, plain) or (isinstance(held, Tensor) and _has_numbers(held))
+    }
+
+
+def _is_as(now: Any, held: Any) -> bool:
+    return now is held or (isinstance(held, int | float | str) and type(now) is type(held) and now == held)
 
 
 class _Content:
@@ -107,8 +133,12 @@ class _WithState:
 
 def _tensors_of(net: nn.Module) -> list[Tensor]:
     """Return parameters and buffers with numbers that can be compared and copied."""
-    every = [tensor for tensor in (*net.parameters(), *net.buffers()) if not is_lazy(tensor)]
-    return [each for each in every if each.layout == torch.strided and not (each.is_quantized or each.is_meta)]
+    return [tensor for tensor in (*net.parameters(), *net.buffers()) if _has_numbers(tensor)]
+
+
+def _has_numbers(tensor: Tensor) -> bool:
+    is_odd = is_lazy(tensor) or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta
+    return not is_odd
 
 
 def _same(one: Any, other: Any) -> bool:

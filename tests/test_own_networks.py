@@ -39,6 +39,31 @@ def evaluate(net: Any) -> None:
     net.eval()
 
 
+class Metric(nn.Module):
+    """Adds up in attributes that are no buffers, as those of torchmetrics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total, self.count, self.seen = torch.zeros(()), 0, list[float]()
+
+    def forward(self, value: float) -> None:
+        self.total = self.total + value
+        self.count += 1
+        self.seen.append(value)
+
+
+def test_what_a_metric_adds_up_is_put_back() -> None:
+    metric = Metric()
+    metric(1.0)
+    found = noted(metric)
+    metric(2.0)
+    metric(3.0)
+    assert found.has_changed()
+    found.put_back()
+    assert (metric.total.item(), metric.count, metric.seen) == (1.0, 1, [1.0])
+    assert not found.has_changed()
+
+
 @pytest.mark.parametrize(
     ("make", "change"),
     [
