@@ -56,9 +56,9 @@ def test_parameters_get_the_loss_and_the_optimizer_of_the_module_unless_flags_sa
     assert values(made, "fit").items() >= trained.items()
     assert values(made, "test") == {"loss": 1.0, "weight": tested}
     log = made.log_path.read_text()
-    loss = "the loss cross_entropy (--loss)" if "loss" in given else "criterion of its module"
+    loss = "the loss cross_entropy (--loss)" if "loss" in given else "the module's criterion"
     assert f"its parameter criterion gets {loss}" in log
-    own = "a copy of optimizer of its module, for the client's model"
+    own = "a copy of the module's optimizer for the client's model"
     others = f"sgd with lr {trained['lr']:g} (--optimizer, --lr, --momentum, --weight-decay)"
     assert f"its parameter optimizer gets {own if trained['adam'] else others}" in log
 

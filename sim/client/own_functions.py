@@ -170,13 +170,13 @@ class OwnTrain:
         name = self.binding.parameter_for("criterion")
         if name is not None and "criterion" in self.binding.required:
             own = None if self.loss_is_given else own_criterion(self.function, name)
-            made = f"the loss {shown_name(self.loss)} (--loss)" if own is None else f"{own.name} of its module"
+            made = f"the loss {shown_name(self.loss)} (--loss)" if own is None else f"the module's {own.name}"
             found.append(f"its parameter {name} gets {made}")
         name = self.binding.parameter_for("optimizer")
         if name is not None and "optimizer" in self.binding.required:
             own = self.own_optimizer
             if own is not None and takes_own(own, net, settings):
-                found.append(f"its parameter {name} gets a copy of {own.name} of its module, for the client's model")
+                found.append(f"its parameter {name} gets a copy of the module's {own.name} for the client's model")
             elif not is_text(self.binding, "optimizer"):
                 group = make_optimizer(net, settings).param_groups[0]
                 rates = f"lr {group['lr']:g} (--optimizer, --lr, --momentum, --weight-decay)"
