@@ -69,7 +69,8 @@ def settings_of(strategy: str) -> dict[str, Any]:
     """Return the settings of the runs of a strategy; an algorithm has a client of its own."""
     if strategy not in ALGORITHMS:
         return SETTINGS
-    return {**{name: value for name, value in SETTINGS.items() if name != "client"}, "lr": 0.02}
+    local = {"local_parameters": "fc3.*"} if strategy == "fedbn" else {}  # the model has no BatchNorm
+    return {**{name: value for name, value in SETTINGS.items() if name != "client"}, "lr": 0.02, **local}
 
 
 _TIMES = ["seconds", "actor"]
