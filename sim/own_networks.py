@@ -94,9 +94,12 @@ class _Content:
     def __init__(self, tensor: Tensor) -> None:
         self._numbers = tensor.detach().clone()
         self._requires_grad = tensor.requires_grad
-        self._grad = None if tensor.grad is None else tensor.grad.detach().clone()
+        grad = tensor.grad if tensor.is_leaf else None  # PyTorch warns of any other one
+        self._grad = None if grad is None else grad.detach().clone()
 
     def differs_from(self, tensor: Tensor) -> bool:
+        if not tensor.is_leaf:  # made of other weights, as by weight_norm
+            return not _same(tensor.detach(), self._numbers)
         if tensor.requires_grad is not self._requires_grad or not _same(tensor.detach(), self._numbers):
             return True
         if tensor.grad is None or self._grad is None:
@@ -111,6 +114,8 @@ class _Content:
                 tensor.copy_(self._numbers)
             else:
                 tensor.data = self._numbers.clone()
+        if not tensor.is_leaf:
+            return
         tensor.requires_grad_(self._requires_grad)
         tensor.grad = None if self._grad is None else self._grad.clone()
 

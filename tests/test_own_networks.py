@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -88,6 +89,22 @@ def test_a_network_is_put_back(make: Callable[[], Any], change: Callable[[Any], 
     assert net.weight.grad is None
     assert net.weight.requires_grad
     assert net.training
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_weight_that_is_made_of_others_is_put_back() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # which programs of today still use
+        net = nn.utils.weight_norm(nn.Linear(2, 2))
+    found, first = noted(net), net.weight_g.detach().clone()
+    net(torch.ones(1, 2)).sum().backward()
+    net.weight_g.data += 1
+    net(torch.ones(1, 2))
+    assert found.has_changed()
+    found.put_back()
+    assert torch.equal(net.weight_g.detach(), first)
+    assert not found.has_changed()
+    net(torch.ones(1, 2)).sum().backward()
 
 
 def test_a_nan_that_was_there_is_no_change() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from sim.user_objects import own_modules
 
 
+@lru_cache(maxsize=64)  # a client of the user's own asks for it each time that it trains
 def first_epoch_of(function: Callable[..., Any]) -> int:
     """Return the number that the first call gets of a function that trains an epoch; 1 if no loop of the program says.
 

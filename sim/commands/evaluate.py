@@ -51,11 +51,9 @@ def show(run: Run, frame: pd.DataFrame, path: Path) -> None:
 
     metric = metric_of(run)
     of_global = [str(name).removeprefix("global_") for name in frame if not frame[name].isna().all()]
-    measured = [name for name in of_global if f"own_{name}" in frame]
-    if metric is None or metric.name not in {*measured} - {
-        "loss"
-    }:  # without a central test, a run may have measured less
-        first = next((name for name in ("accuracy", *measured) if name in measured and name != "loss"), "loss")
+    measured = [name for name in of_global if f"own_{name}" in frame and name != "loss"]
+    if metric is None or metric.name not in measured:  # without a central test, a run may have measured less
+        first = "accuracy" if "accuracy" in measured else next(iter(measured), "loss")
         metric = named(first, run.config())
     print_table(table_of(frame, metric))
     print(f"table           {shown_path(path)}")

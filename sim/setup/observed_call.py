@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import redirect_stdout, suppress
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def inputs_in_test(spec: ClientSpec, results_dir: str | Path) -> Inputs | None:
     def note(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         seen.append((inputs, named))
 
-    runtime = ClientRuntime(spec)
+    runtime = ClientRuntime(replace(spec, device="cpu"))  # where the model is that is exported
     runtime.net.register_forward_pre_hook(note, with_kwargs=True)
     with (
         seeded(0, Purpose.TEST) as stream,

@@ -310,7 +310,7 @@ def _check_begun(begun: Sequence[Any]) -> None:
             ray.get(each, timeout=0)
         except ray.exceptions.RayTaskError as error:
             raise EngineError(f"a process cannot take the clients: {last_line(error)}") from error
-        except Exception:  # noqa: BLE001 - it has not answered, or it has ended
+        except ray.exceptions.RayError:  # it has not answered, or it has ended
             continue
 
 
