@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sim import reaper, user_code
 from sim.compression.by_name import Compression
+from sim.config.app import read_app
 from sim.config.choices import ALGORITHMS
 from sim.config.run_config import RunConfig
 from sim.data import partition
@@ -284,10 +285,10 @@ def _simulate(
         live_line(on_record, config.num_rounds) as told,
         _ray_session(config, arguments, num_actors, ray_init_args) as ray_session,
     ):
-        if ray_session is not None and old is None and _only_built_in_parts(config):
-            # Nothing is left that could be wrong, so that Ray can start while PyTorch and Flower are imported.
-            _check_data_and_folder(config)
-            ray_session.start()
+        if ray_session is not None and config.ray_address is None:
+            if old is None:
+                _check_without_pytorch(config)
+            ray_session.start()  # while PyTorch and Flower are imported
         with uncollected():
             from sim.server.prepared_run import ProgramObjects
             from sim.server.rounds import RoundServer
@@ -298,6 +299,8 @@ def _simulate(
             from sim.setup.server_app import ServerAppRun
             from sim.training.device import computing_as_before
 
+        if ray_session is not None and not _only_built_in_parts(config):
+            ray_session.wait()  # user code may change what Ray's start depends on, such as the environment
         with computing_as_before():
             prepared = prepare(config, ProgramObjects(**objects.given))
             if old is not None:
@@ -397,15 +400,20 @@ def _only_built_in_parts(config: RunConfig) -> bool:
     )
 
 
-def _check_data_and_folder(config: RunConfig) -> None:
-    """Check what ``prepare`` and the session check without PyTorch; its results are in the cache afterwards.
+def _check_without_pytorch(config: RunConfig) -> None:
+    """Check what ``prepare`` and the session check without PyTorch, before any process is started.
+
+    The results for a data set of this package's own are in the cache afterwards.
 
     Raises:
-        UsageError: the data set, the partition or the run folder does not work.
+        UsageError: the app, the data set, the partition or the run folder does not work.
     """
     check_folder(config.results_dir, config.name)
     Compression.of(config.compress)
-    partition.assign(load_dataset(config), config)
+    if config.app is not None:
+        read_app(config.app, config.run_config)
+    elif _only_built_in_parts(config):
+        partition.assign(load_dataset(config), config)
 
 
 def _with_gpus(config: RunConfig, ray_init_args: dict[str, Any]) -> RunConfig:

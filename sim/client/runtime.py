@@ -24,10 +24,13 @@ from torch import nn
 from sim import user_code
 from sim.algorithms.by_name import AlgorithmSpec
 from sim.client.algorithm_client import AlgorithmClient
+from sim.client.built_in_functions import BuiltInTest, BuiltInTrain
 from sim.client.flower_program import FlowerRuntime, FlowerSpec
 from sim.client.own_files import own_folder
-from sim.client.own_functions import BuiltInTest, BuiltInTrain, OwnTest, OwnTrain, SourceFacts
+from sim.client.own_function import OwnFunction, SourceFacts
 from sim.client.own_returns import OwnReturnError
+from sim.client.own_test import OwnTest
+from sim.client.own_train import OwnTrain
 from sim.client.torch_client import TorchClient
 from sim.client.unused_net import UnusedNet
 from sim.compression.by_name import Compression
@@ -136,20 +139,35 @@ class ClientSpec:
         """
         if self.train is None:
             return None
-        owner, function = load_function(self.train, "--train")
-        place = f"--train {user_code.shown_name(self.train if isinstance(self.train, str) else function)}"
-        args = user_code.arguments(self.args, *filter(None, (owner, function)))
-        return OwnTrain(
-            function,
-            place,
-            loss,
-            args,
-            self.accuracy_in_percent,
-            owner,
-            score,
-            self.facts_of_train,
-            loss_is_given=self.loss is not None,
-        )
+        return OwnTrain(**self._own("--train", self.train, loss, score), facts=self.facts_of_train)
+
+    def own_test(self, loss: str | Callable[..., Any], score: str, instead: BuiltInTest) -> OwnTest | None:
+        """Import the user's ``test``; None if there is none.
+
+        Args:
+            loss, score, instead: see ``OwnTest``.
+
+        Raises:
+            PluginError: it cannot be imported.
+        """
+        if self.test is None:
+            return None
+        return OwnTest(**self._own("--test", self.test, loss, score), facts=self.facts_of_test, instead=instead)
+
+    def _own(
+        self, flag: str, part: str | Callable[..., Any], loss: str | Callable[..., Any], score: str
+    ) -> dict[str, Any]:
+        owner, function = load_function(part, flag)
+        return {
+            "function": function,
+            "place": f"{flag} {user_code.shown_name(part if isinstance(part, str) else function)}",
+            "loss": loss,
+            "args": user_code.arguments(self.args, *filter(None, (owner, function))),
+            "score": score,
+            "in_percent": self.accuracy_in_percent,
+            "owner": owner,
+            "loss_is_given": self.loss is not None,
+        }
 
     @property
     def keeps_state(self) -> bool:
@@ -270,33 +288,17 @@ class ClientRuntime:
         # User code may change more of a net than its weights, so each client gets a copy of one that nobody has used.
         self._unused_net = UnusedNet(self.net, self._built) if self.has_user_code else None
         self._trainers: dict[int, Trainer] = {}
+        built_in_train = local.train if self.loss == "cross_entropy" else BuiltInTrain(self.loss)
         built_in_test = BuiltInTest(self.loss, metrics_of(spec, self.dataset))
-        self.train: Any = local.train if self.loss == "cross_entropy" else BuiltInTrain(self.loss)
-        self.test: Any = built_in_test
         score = "accuracy" if self.dataset.has_classes else "score"
-        own_train = spec.own_train(self.loss, score)
-        if own_train is not None:
-            self.train = own_train
-        if spec.test is not None:
-            owner, function = load_function(spec.test, "--test")
-            self.test = OwnTest(
-                function,
-                f"--test {user_code.shown_name(spec.test if isinstance(spec.test, str) else function)}",
-                self.loss,
-                user_code.arguments(spec.args, *filter(None, (owner, function))),
-                score,
-                spec.accuracy_in_percent,
-                built_in_test,
-                owner,
-                spec.facts_of_test,
-                loss_is_given=spec.loss is not None,
-            )
+        self.train: Any = spec.own_train(self.loss, score) or built_in_train
+        self.test: Any = spec.own_test(self.loss, score, built_in_test) or built_in_test
         self.client_class = user_code.load(spec.client, "--client") if spec.client else TorchClient
         self.algorithm = spec.algorithm.made() if spec.algorithm is not None else None
         self.states: ClientStates = states_in(spec.states_folder)
         if self.has_user_code:
             splits = self.dataset.train, self.dataset.test
-            settings = [own.args for own in (self.train, self.test) if isinstance(own, OwnTrain | OwnTest)]
+            settings = [own.args for own in (self.train, self.test) if isinstance(own, OwnFunction)]
             OF_THIS_PROCESS.renew(self.train, self.test, self.loss, self.client_class, *settings, *splits)
         # After the imports, because a module is imported once in a process, but several runtimes may be made in it.
         compute_repeatably(spec.torch_threads, spec.device, user_code=self.has_user_code)

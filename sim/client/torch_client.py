@@ -12,7 +12,9 @@ from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
 from torch import nn
 
-from sim.client.own_functions import BuiltInTest, BuiltInTrain, OwnTest, OwnTrain
+from sim.client.built_in_functions import BuiltInTest, BuiltInTrain
+from sim.client.own_test import OwnTest
+from sim.client.own_train import OwnTrain
 from sim.config.run_config import RunConfig, TrainingConfig
 from sim.data.loaders import LimitedLoader, Loader
 from sim.seeds import restored

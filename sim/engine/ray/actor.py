@@ -59,18 +59,23 @@ class ChunkActor:
 
     worker: Worker
 
-    def __init__(self, command_line: list[str], import_folders: list[str]) -> None:
+    def __init__(self, command_line: list[str]) -> None:
         """
         Args:
             command_line: that of the driver, which modules of the user's may read when they are imported.
-            import_folders: where the driver finds modules; a script or a notebook may have added some.
         """
         sys.argv = command_line
-        sys.path += [folder for folder in import_folders if folder not in sys.path]
         with uncollected():
             import sim.engine.client_execution  # noqa: F401 - takes seconds, during which the driver prepares the run
         gc.freeze()  # what was imported is never garbage, and user code may collect garbage for each client
         self.weights: NDArrays = []
+
+    def import_from(self, folders: list[str]) -> None:
+        """Find modules where the driver finds them; a script, a notebook or a module may have added folders.
+
+        A call of its own before ``begin``, whose arguments need modules of the user's.
+        """
+        sys.path += [folder for folder in folders if folder not in sys.path]
 
     def begin(self, assignment: ActorAssignment, cached_files: CachedFiles | None, actor: int) -> None:
         """Take the clients of a run.
@@ -135,5 +140,4 @@ class ChunkActor:
 def start_actor(**resources: float) -> Any:
     """Start an actor; the resources are Ray's, ``num_cpus`` and ``num_gpus``."""
     actor_class: Any = ChunkActor
-    import_folders = [str(Path(folder).absolute()) for folder in sys.path]
-    return actor_class.options(**resources).remote(sys.argv, import_folders)
+    return actor_class.options(**resources).remote(sys.argv)

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
@@ -130,6 +130,10 @@ class RaySession:
         self._thread = Thread(target=self._keep_ray, args=(arguments,), daemon=True)
         self._thread.start()
 
+    def wait(self) -> None:
+        """Wait until Ray and its actors have begun to run; ``open`` reports it where they could not."""
+        wait([self._started])
+
     def _keep_ray(self, arguments: dict[str, Any]) -> None:
         """Start Ray, and end it when it is time to. Linux ends Ray's processes with the thread that started them."""
         try:
@@ -207,6 +211,7 @@ class RaySession:
                 raise EngineError(f"Ray could not start: {last_line(error)}") from error
             _handle_sigterm_again()
             files = None if self._is_own else ray.put(pack(spec))
+            import_folders = [str(Path(folder).absolute()) for folder in sys.path]
             node = ray.get_runtime_context().get_node_id()
             assignment = ActorAssignment(
                 spec,
@@ -220,10 +225,13 @@ class RaySession:
 
             def start_another(number: int) -> Any:
                 actor = start_actor(**self._client_resources)
+                actor.import_from.remote(import_folders)
                 actor.begin.remote(assignment, files, number)  # before all that it is asked later
                 actor.set_up.remote()
                 return actor
 
+            for actor in self._actors:
+                actor.import_from.remote(import_folders)
             begun = [actor.begin.remote(assignment, files, number) for number, actor in enumerate(self._actors)]
             try:
                 if not self._is_own:
