@@ -20,6 +20,7 @@ from sim.user_code import name_in_folder
 _MOST_ELEMENTS = 1000  # of a container that is put back or looked into
 MOST_LATER_ELEMENTS = 1_000_000  # of one that clients have filled
 _MOST_OBJECTS = 20_000  # looked into
+_MOST_DEPTH = 5  # of containers in containers
 
 _HERE = str(Path(__file__).parent) + "/"
 _LIBRARIES = tuple({sysconfig.get_path(name) + "/" for name in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -94,9 +95,7 @@ class Variable(NamedTuple):
     def put(self, value: Value) -> None:
         """Let it hold what it held; what is not plain stays, but for small objects."""
         now = self.now()
-        if now is None and value.held is None and is_state(self.read()):
-            self.write(None)
-        elif now is not None and not now.is_as(value):
+        if is_state(self.read()) if now is None else not now.is_as(value):
             self.write(value.filled())
 
 
@@ -336,16 +335,37 @@ def _fill_array(held: Any, content: Any) -> None:
         held[...] = content
 
 
-def is_state(held: Any) -> bool:
-    """Whether an object of a class of the user's holds plain values alone, so that it is no data set, say."""
+def is_state(held: Any, depth: int = 0) -> bool:
+    """Whether something is removed from a variable after the client that has put it there.
+
+    That is a network, an optimizer, a container of such things and of plain values, or an object of a class of the
+    user's that holds nothing else; so it is no data set, which is loaded once.
+    """
     kind = type(held)
-    if not is_own(kind.__module__) or kind.__module__ == "logging" or hasattr(kind, "__getitem__"):
+    if kind in _CONTAINERS and len(held) <= _MOST_ELEMENTS:
+        inside = held.values() if isinstance(held, dict) else held
+    elif isinstance(held, _network_kinds()):
+        return True
+    elif is_own(kind.__module__) and kind.__module__ != "logging" and not hasattr(kind, "__getitem__"):
+        inside = getattr(held, "__dict__", {}).values()
+    else:
         return False
+    return depth < _MOST_DEPTH and all(_is_plain(each) or is_state(each, depth + 1) for each in inside)
+
+
+def _is_plain(held: Any) -> bool:
     try:
-        copied(dict(vars(held)), arrays_inside=True)
-    except (NotPlainError, TypeError, RuntimeError):
+        copied(held, arrays_inside=True)
+    except (NotPlainError, RuntimeError):
         return False
     return True
+
+
+def _network_kinds() -> tuple[type, ...]:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return ()
+    return torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler
 
 
 def is_array(value: Any) -> bool:

@@ -2,10 +2,10 @@
 
 Clients share processes, so a counter in a module, or a generator that a data set draws from, would make results depend
 on which clients a process executes. Each client therefore finds the variables as they were before any client, and the
-generators draw from the random numbers of that client. Only plain values are put back: numbers, texts, lists, tuples,
-sets and dicts of them, and small arrays; those that a client has added are removed. Anything else, such as a data set
-that a module loads once, stays as it is, also in the place of None, and so do true and false where a client has changed
-such a thing, because they often say that it has happened.
+generators draw from the random numbers of that client. Put back are plain values (numbers, texts, lists, tuples, sets
+and dicts of them, and small arrays), networks and optimizers; those that a client has added are removed. Anything else,
+such as a data set that a module loads once, stays as it is, also in the place of None, and so do true and false where a
+client has changed such a thing, because they often say that it has happened.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 
 from sim import own_generators, own_networks, user_code
 from sim.errors import some
+from sim.function_cache import FUNCTION_WITH_CACHE, FunctionCache
 from sim.own_networks import Kept
 from sim.process_settings import restored_settings
 from sim.user_objects import (
@@ -82,7 +83,7 @@ class UserVariables:
         known = _in_modules()
         self._seen, self._names = dict(known._seen), Counter(known._names)
         self._variables, self._generators, self._places = [*known._variables], [*known._generators], [*known._places]
-        self._networks = [*known._networks]
+        self._networks, self._others, self._sizes = [*known._networks], [*known._others], [*known._sizes]
         self._num_modules = len(sys.modules)
         self.note(*things)
 
@@ -116,11 +117,15 @@ class UserVariables:
                 held = found.read()
                 if found.is_own:
                     self._others.append((found.read, held))
-                    if isinstance(held, dict | list | set):
+                    if isinstance(held, dict):
+                        self._places.append((held, found.name, held, frozenset(held)))
+                    elif isinstance(held, list | set):
                         self._sizes.append((held, len(held)))
                     elif (inside := variables_of(held)) is not None:
                         self._places.append((held, found.name, inside, frozenset(inside)))
-                if found.is_own and id(held) not in inner and (network := own_networks.kept(held)) is not None:
+                if isinstance(held, FUNCTION_WITH_CACHE) and found.is_own:
+                    self._networks.append((found.name, FunctionCache(held)))
+                elif found.is_own and id(held) not in inner and (network := own_networks.kept(held)) is not None:
                     self._networks.append((found.name, network))
                     inner.update(map(id, held.modules() if isinstance(held, torch.nn.Module) else (held,)))
                 if own_generators.kind_of(held) and not self._knows(held):
@@ -220,7 +225,8 @@ class UserVariables:
         for key in [key for key in inside if key not in names and not is_special(key)]:
             held = inside[key]
             with suppress(NotPlainError, AttributeError, TypeError):  # a class may refuse to give an attribute up
-                copied(held, arrays_inside=True)
+                if not is_state(held):
+                    copied(held, arrays_inside=True)
                 if held is None or isinstance(held, bool):
                     continue
                 if isinstance(inside, dict):
@@ -261,7 +267,7 @@ class UserVariables:
             return  # an object that is made when it is first needed, such as a data set
         if now is not None and equal(variable.initial.copy, now.copy):
             return
-        is_back = is_back and (now is not None or (was_none and is_state(held)))
+        is_back = is_back and (now is not None or is_state(held))
         self._changed[variable.name] = is_back
         if self._logs:
             logging.getLogger("sim").warning("note: %s", (_how_found if is_back else _how_left)([variable.name]))

@@ -271,3 +271,60 @@ def test_functions_that_read_examples_by_position_get_data_sets(program: str) ->
     assert set(of_clients[of_clients["name"] == "count"]["value"]) == {8.0}
     assert set(of_clients[of_clients["name"] == "first"]["value"]) == {0.0}
     assert set(rows[(rows["name"] == "count") & (rows.phase == "test")]["value"]) == {11.0}
+
+
+MADE_WHEN_NEEDED = """
+from functools import lru_cache
+
+teacher = None
+average = None
+made = {}
+
+class Average:
+    def __init__(self, net):
+        self.weights = [weight.detach().clone() for weight in net.parameters()]
+        self.count = 0
+
+@lru_cache(maxsize=1)
+def projector():
+    return nn.Linear(2, 2)
+
+@lru_cache(maxsize=None)
+def registry():
+    return []
+
+def train(epochs):
+    global teacher, average
+    start = [float(each is None) for each in (teacher, average)]
+    start += [1.0 - len(made), 1.0 - projector.cache_info().currsize, 1.0 - len(registry())]
+    if teacher is None:
+        teacher = nn.Linear(4, 2)
+    if average is None:
+        average = Average(net)
+    made["student"] = nn.Linear(2, 2)
+    registry().append(1)
+    for x, y in trainloader:
+        optimizer.zero_grad()
+        (criterion(projector()(made["student"](net(x))), y) + (net(x) - teacher(x)).square().mean()).backward()
+        optimizer.step()
+        average.count += 1
+    return {f"start_{number}": value for number, value in enumerate(start)} | {"count": average.count}
+
+def test(epoch):
+    net(next(iter(testloader))[0])
+    return {"loss": 1.0, "weights": sum(weight.sum() for weight in net.parameters())}
+"""
+
+
+@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.ray])])
+def test_networks_that_are_made_when_they_are_first_needed_are_made_anew_for_each_client(
+    program: str, engine: str
+) -> None:
+    extended(program, MADE_WHEN_NEEDED)
+    made = run(program, engine=engine)
+    rows = made.metrics()
+    rows = rows[rows.client_id.notna()]
+    assert set(rows[rows["name"].str.startswith("start_")]["value"]) == {1.0}
+    counts = rows[rows["name"] == "count"].set_index(["round", "client_id"])["value"]
+    assert (counts.loc[1] == counts.loc[2]).all()
+    assert "what is not put back" not in made.log_path.read_text()

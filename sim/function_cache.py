@@ -1,0 +1,52 @@
+"""The results that a function of the user's keeps with ``functools.cache`` or ``lru_cache``.
+
+A network that is made so when it is first needed would begin with the random numbers of whichever client needs it
+first in a process, and would then be trained by the others. Results of other kinds, such as a data set, stay.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any, Self
+
+from sim.user_objects import is_state
+
+FUNCTION_WITH_CACHE: type = type(functools.cache(int))
+
+
+class FunctionCache:
+    """A function with a cache, which clients find empty if it was so before any client."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self._size: int = function.cache_info().currsize
+
+    def again(self) -> Self:
+        """Return it with the results that it has now."""
+        return type(self)(self._function)
+
+    def has_changed(self) -> bool:
+        """Return whether it has results that clients have made and may change."""
+        if self._size or not self._function.cache_info().currsize:
+            return False
+        return any(map(_may_change, _results(self._function)))
+
+    def put_back(self) -> None:
+        """Forget the results, if there were none."""
+        if not self._size:
+            clear: Callable[[], None] = self._function.cache_clear
+            clear()
+
+
+def _results(function: Any) -> Iterator[Any]:
+    """Return what a cache refers to: its results, among other things that are never put back."""
+    for held in gc.get_referents(function):
+        if held is function.__dict__:
+            continue
+        yield from held.values() if type(held) is dict else (held,)
+
+
+def _may_change(held: Any) -> bool:
+    return any(map(_may_change, held)) if type(held) is tuple else is_state(held)
