@@ -228,6 +228,16 @@ def environment_table() -> MutableMapping[bytes, bytes]:
     return os.environb if os.environ.get(HIDDEN) or not isinstance(table, dict) else table
 
 
+def times_written(tensor: Any) -> int:
+    """Return how often PyTorch has written to a tensor.
+
+    Gain: a note where ``train`` puts the weights of an earlier step back. Seen in PyTorch 2.6 to 2.14. Without the name
+    there is no note.
+    """
+    found = _find("torch", "Tensor")
+    return getattr(tensor, "_version", 0) if found is not None else 0
+
+
 def set_task_identity(node_id: int) -> None:
     """Say who makes the messages of this process, which ``Message(...)`` reads.
 

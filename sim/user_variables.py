@@ -237,6 +237,23 @@ class UserVariables:
                     logging.getLogger("sim").warning("note: %s", _how_found([f"{name}.{key}"]))
                 self._changed[f"{name}.{key}"] = True
 
+    def saved(self) -> Callable[[], None]:
+        """Return a function that puts everything back to what it is now."""
+        variables = [(variable, variable.now()) for variable in self._variables]
+        states = [(each.made, own_generators.state_of(each.made)) for each in self._generators]
+        networks = [network.again() for _, network in self._networks]
+
+        def put_back() -> None:
+            for variable, value in variables:
+                if value is not None:
+                    variable.put(value)
+            for made, state in states:
+                own_generators.put_state(made, state)
+            for network in networks:
+                network.put_back()
+
+        return put_back
+
     def put_initial(self) -> None:
         """Let all be as it was noted."""
         for variable in self._variables:

@@ -8,7 +8,7 @@ part on numpy arrays.
 from __future__ import annotations
 
 import keyword
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -96,6 +96,9 @@ class LocalTraining(Protocol):
             ValueError: it must step the net, and has not.
         """
 
+    def rewindable(self) -> Callable[[], None]:
+        """Return a function after which ``train`` finds the random numbers and variables that it would find now."""
+
     def weights(self) -> list[Tensor]:
         """Return a copy of all arrays of the net, in the order of its ``state_dict``."""
 
@@ -138,6 +141,7 @@ class Algorithm:
     SENDS_UPDATES: ClassVar[bool] = False  # what clients send in the place of parameters are differences already
     USES_LOCAL_EPOCHS: ClassVar[bool] = True  # its arguments do not replace --local-epochs
     FOR_SGD: ClassVar[str] = ""  # what an optimizer other than plain SGD means for it
+    DIVIDES_BY_STEPS: ClassVar[bool] = False  # what a client sends, or keeps, is divided by the way of its steps
 
     weighting: str = argument("examples", choices=("examples", "uniform"))
 

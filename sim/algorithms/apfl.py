@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from sim.algorithms.algorithm import Algorithm, LocalTraining, Update, argument, limited
-from sim.seeds import saved
 
 
 @dataclass
@@ -53,10 +52,10 @@ class Apfl(Algorithm):
         own = state.get("v") or [start.clone() for start in local.exchange.start]
         alpha = float(state["alpha"][0]) if "alpha" in state else self.alpha
         way = [local.exchange.start]
-        before, again = local.weights(), saved()
+        before, rewind = local.weights(), local.rewindable()
         local.train(after=lambda _: way.append([p.detach().clone() for p in parameters]), must_step=True)
         trained = local.weights()
-        again()
+        rewind()
         local.load(before)
         mixture = _Mixture(parameters, own, alpha, way, adaptive=self.adaptive)
         mixture.load()

@@ -36,6 +36,7 @@ class FedNova(GradientCorrection):
     SOURCE: ClassVar[str] = "Wang et al. 2020, algorithm 1"
     SENDS_WEIGHTS: ClassVar[bool] = False
     SENDS_UPDATES: ClassVar[bool] = True
+    DIVIDES_BY_STEPS: ClassVar[bool] = True
     FOR_SGD: ClassVar[str] = "its updates are then divided by the number of steps, as if each step counted alike"
 
     mu: float = argument(0.0, low=0)

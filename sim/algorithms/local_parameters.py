@@ -11,23 +11,24 @@ from sim.errors import ConfigError
 from sim.training.weights import state_of
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_NORMS = (*_BATCH_NORMS, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _SHOWN = 12  # names in an error message
 
 
 def classifier_of(net: nn.Module) -> str:
-    """Return the name of the classifier: the last Linear layer, or the last module that has parameters of its own.
+    """Return the name of the classifier: the last Linear layer, or the last other one that is no normalisation.
 
     Raises:
-        ValueError: no module of the net's has parameters.
+        ValueError: the net has no such module.
     """
     owners = [
         name
         for name, module in net.named_modules()
-        if name and next(module.parameters(recurse=False), None) is not None
+        if name and not isinstance(module, _NORMS) and next(module.parameters(recurse=False), None) is not None
     ]
     linear = [name for name in owners if isinstance(net.get_submodule(name), nn.Linear)]
     if not owners:
-        raise ValueError("the model has no modules with parameters, so none is its classifier")
+        raise ValueError("the model has no modules with parameters but for normalisation, so none is its classifier")
     found: str = (linear or owners)[-1]
     return found
 

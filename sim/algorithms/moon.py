@@ -82,7 +82,7 @@ class Moon(Algorithm):
             layer = f"outputs of {self.features}" if self.features else f"inputs of {classifier_of(net)}"
             raise ValueError(
                 f"no features that could be contrasted: train has to call the model itself, and the {layer} have to "
-                "depend on parameters that are trained"
+                "depend on parameters that are trained; --strategy-args features=… names a module whose outputs do"
             )
         state["previous"] = local.weights()
         return Update()

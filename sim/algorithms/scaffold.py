@@ -51,6 +51,7 @@ class Scaffold(GradientCorrection):
     SOURCE: ClassVar[str] = "Karimireddy et al. 2020, algorithm 1"
     KEEPS_STATE: ClassVar[bool] = True
     SENDS_WEIGHTS: ClassVar[bool] = False
+    DIVIDES_BY_STEPS: ClassVar[bool] = True
     FOR_SGD: ClassVar[str] = "its control variates are then no gradients, but mean updates divided by learning rates"
 
     weighting: str = argument("uniform", choices=("examples", "uniform"))

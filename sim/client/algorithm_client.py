@@ -16,9 +16,10 @@ from sim.algorithms.by_name import AlgorithmSpec
 from sim.client.torch_client import TorchClient
 from sim.errors import some
 from sim.run_folder.client_states import ClientState
-from sim.seeds import restored
+from sim.seeds import restored, saved
 from sim.training.step_hooks import AfterStep, BeforeStep, Steps, watched
 from sim.training.weights import WeightLayout, array_of, set_weights, state_of, view_weights
+from sim.user_variables import OF_THIS_PROCESS
 
 # In the config of an evaluation: test the global model and the client's own, also after so many epochs of training.
 FINE_TUNE_EPOCHS = "sim.fine_tune_epochs"
@@ -68,6 +69,7 @@ class AlgorithmClient:
         self.exchange = Exchange(start, [self._tensor(array) for array in sent], own)
         self.metrics: dict[str, Scalar] = {}
         self.optimizers: set[str] = set()  # names of the classes that took steps
+        self.undoes_steps = False  # train writes to the weights after its last step
 
     @property
     def loader(self) -> Any:
@@ -203,6 +205,7 @@ class AlgorithmClient:
                 "gradients could not be corrected"
             )
         self.optimizers |= steps.optimizers
+        self.undoes_steps |= steps.are_undone
         if prefix is not None:
             self.metrics.update({f"{prefix}{name}": value for name, value in metrics.items()})
         return steps
@@ -211,6 +214,16 @@ class AlgorithmClient:
         """Whether train has computed gradients and left the weights as at ``begin``, to step after more batches."""
         has_gradients = any(parameter.grad is not None for parameter in self.parameters)
         return has_gradients and all(map(torch.equal, self.parameters, begin))
+
+    def rewindable(self) -> Callable[[], None]:
+        """Return a function that puts random generators and variables of user code back to what they are now."""
+        global_generators, of_user_code = saved(), OF_THIS_PROCESS.saved()
+
+        def put_back() -> None:
+            global_generators()
+            of_user_code()
+
+        return put_back
 
     def weights(self) -> list[Tensor]:
         """Return a copy of all arrays of the net."""

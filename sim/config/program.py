@@ -141,13 +141,13 @@ def what_was_found(program: str, parts: Mapping[str, str | None]) -> list[str]:
     """Return which parts of a run are the program's and which are built in, for notes.
 
     Args:
-        parts: dataset, model, train and test → the value of the setting.
+        parts: dataset, model, train, client and test → the value of the setting.
     """
     own = [f"{part} {name}" for part, name in parts.items() if name is not None and ":" in name]
     others = [part if name is None else f"{part} {name}" for part, name in parts.items() if ":" not in (name or "")]
     notes = [f"--program {program}: {', '.join(own)}" + (f"; built in: {', '.join(others)}" if others else "")]
     file = read(_path_of(program).resolve())
-    if file is not None and parts["train"] is None:
+    if file is not None and parts.get("train", "") is None:
         unused = {name: each for name, each in file.functions.items() if _is_meant(name, "train", file)}
         unused = {name: each for name, each in unused.items() if "net" in map(ROLES.get, map(str.lower, each.required))}
         trains = (*PARTS["train"], "training_step")

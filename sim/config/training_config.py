@@ -263,7 +263,10 @@ class TrainingConfig(_GivenObjects):
     @property
     def program_notes(self) -> list[str]:
         """Return lines about what was found in ``program``; none without one."""
-        parts = {"dataset": self.dataset, "model": self.model, "train": self.train, "test": self.test}
+        client = getattr(self, "client", None)  # it trains in the place of a function
+        trains = {} if client is not None and self.train is None else {"train": self.train}
+        trains |= {} if client is None else {"client": client}
+        parts = {"dataset": self.dataset, "model": self.model, **trains, "test": self.test}
         return [] if self.program is None else what_was_found(self.program, parts)
 
     def __post_init__(self) -> None:

@@ -222,15 +222,19 @@ def _arrays(parameters: Parameters, sent: NDArrays) -> NDArrays:
 def _take_transport_metrics(result: ClientResult, waited: float) -> None:
     """Move the client's seconds and exact loss from its metrics to their fields, and check the loss.
 
+    An evaluation that gives metrics need not give a loss; Flower's answer then says NaN.
+
     Args:
         waited: seconds from the call to the answer; the client cannot have taken longer.
 
     Raises:
         WrongReturnError: the loss is NaN.
     """
+    is_evaluation = result.weights is None
     seconds, loss = result.metrics.pop(SECONDS, None), result.metrics.pop(LOSS, None)
     result.seconds = seconds if isinstance(seconds, float) and 0 <= seconds <= waited else waited
     if isinstance(loss, float):
         result.loss = loss
-    if result.error is None and result.loss is not None and math.isnan(result.loss):
+    may_have_none = is_evaluation and bool(result.metrics)
+    if result.error is None and result.loss is not None and math.isnan(result.loss) and not may_have_none:
         raise WrongReturnError(f"it returned the loss {result.loss}; a number is needed")

@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 
 from sim.config.fields import arguments_of, setting
 from sim.config.run_config import RunConfig
+from sim.data.columns import TARGET_KEYS
 from sim.data.load_dataset import Dataset
 from sim.engine.aggregation import cast
 from sim.engine.interface import ClientResult
@@ -175,8 +176,8 @@ def check(config: RunConfig, dataset: Dataset) -> None:
         )
     if dataset.labels is None or len(dataset.classes) < 2:
         raise ConfigError(
-            f"--attack label-flip: needs one class for each example, which --dataset {config.dataset} does not have; "
-            "the other attacks work with any targets"
+            f"--attack label-flip: needs one class for each example, which --dataset {config.dataset} does not have "
+            f"(a dict has it under {', '.join(TARGET_KEYS)}); the other attacks work with any targets"
         )
 
 

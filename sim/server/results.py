@@ -17,10 +17,20 @@ from sim.engine.interface import ClientResult
 from sim.errors import one_line
 from sim.run_folder.records import ClientRecord, MetricRecord, Phase
 
-NOTHING_TRAINED = (
-    "note: round 1 has left the weights as they were; train must change the model that it is given, which an optimizer "
-    "made elsewhere, over another model, does not"
+_HOW_TRAIN_CHANGES = (
+    "train must change the model that it is given, which an optimizer made elsewhere, over another model, does not"
 )
+_HOW_CLIENTS_CHANGE = "clients must send the weights that they have trained, and not those that they got"
+
+
+def nothing_trained(*, own_clients: bool) -> str:
+    """Return a note for a run whose first round has changed nothing.
+
+    Args:
+        own_clients: the clients are the user's own, and not only a ``train``.
+    """
+    how = _HOW_CLIENTS_CHANGE if own_clients else _HOW_TRAIN_CHANGES
+    return f"note: round 1 has left the weights as they were; {how}"
 
 
 @dataclass

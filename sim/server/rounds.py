@@ -39,11 +39,11 @@ from sim.server.make_adapter import adapter_of
 from sim.server.prepared_run import Prepared
 from sim.server.privacy import Privacy
 from sim.server.results import (
-    NOTHING_TRAINED,
     PhaseResults,
     bytes_of,
     client_quantiles,
     metric_records,
+    nothing_trained,
     numbers_of,
     test_records,
     totals,
@@ -399,8 +399,9 @@ class RoundServer:
                     self._clock.observe(server_round, trained.schedule, succeeded)
             if weights is not None:
                 weights = self._stepped(weights)
+                own_clients = self.config.client is not None or self.config.has_own_data
                 if server_round == 1 and self._layout.is_untrained(self._weights, weights):
-                    logging.getLogger("sim").warning(NOTHING_TRAINED)
+                    logging.getLogger("sim").warning(nothing_trained(own_clients=own_clients))
             if weights is not None or not self._adapter.may_skip:
                 self._accept(weights, server_round)
             else:

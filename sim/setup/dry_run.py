@@ -19,6 +19,7 @@ from flwr.common import Context, NDArrays, RecordDict, Scalar
 from torch import nn
 
 from sim import user_code
+from sim.client.algorithm_client import AlgorithmClient
 from sim.client.built_in_functions import BuiltInTest
 from sim.client.own_files import trial_folder
 from sim.client.own_returns import OwnReturnError
@@ -189,14 +190,14 @@ def _notes_of_arguments(spec: ClientSpec) -> Iterator[str]:
 
 
 @in_own_context
-def check_algorithm(spec: ClientSpec, received: NDArrays, fit_settings: dict[str, Scalar]) -> set[str]:
+def check_algorithm(spec: ClientSpec, received: NDArrays, fit_settings: dict[str, Scalar]) -> AlgorithmClient:
     """Execute the client part of the run's algorithm once, on two examples.
 
     Args:
         received: what the server sends: the weights of the model, and what the algorithm adds.
 
     Returns:
-        The names of the classes of the optimizers that took steps.
+        The client, which knows which optimizers took steps.
 
     Raises:
         PluginError: it does not work with the model or with ``train``.
@@ -211,14 +212,14 @@ def check_algorithm(spec: ClientSpec, received: NDArrays, fit_settings: dict[str
         client: Any = runtime.client_over(loader, loader, context)
         settings = {**fit_settings, "local_epochs": 1}
         try:
-            local = runtime.algorithm_client(client.numpy_client, received, settings, 1, {})
+            local: AlgorithmClient = runtime.algorithm_client(client.numpy_client, received, settings, 1, {})
             local.fit()
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             reason = str(error) if isinstance(error, ValueError) else described(error)
             raise PluginError(f"--strategy {name}: {one_line(reason)}") from error
-    return local.optimizers
+    return local
 
 
 @in_own_context

@@ -437,12 +437,17 @@ def _algorithm_notes(
         return ()
     algorithm = spec.algorithm.made()
     sent = [] if built.algorithm is None else built.algorithm.sent()
-    optimizers = dry_run.check_algorithm(spec, [*weights, *sent], fit_settings(config, 1))
+    tried = dry_run.check_algorithm(spec, [*weights, *sent], fit_settings(config, 1))
     notes = []
     name = f"--strategy {config.strategy}"
-    others = sorted(optimizers - {"Sgd", "SGD"})
+    others = sorted(tried.optimizers - {"Sgd", "SGD"})
     if others and algorithm.FOR_SGD:
         notes.append(f"{name}: is defined for SGD, but {', '.join(others)} takes the steps; {algorithm.FOR_SGD}")
+    if tried.undoes_steps and algorithm.DIVIDES_BY_STEPS:
+        notes.append(
+            f"{name}: divides by all steps of a client, but train writes to the weights after its last one; if these "
+            "are weights of an earlier step, such as those of its best epoch, it divides by steps that are not in them"
+        )
     note = algorithm.note(config.lr, config.local_epochs)
     if note is not None:
         notes.append(f"{name}: {note}")

@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.optim import SparseAdam
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from sim import private_names
 
 BeforeStep = Callable[[int, Tensor, float], None]
 AfterStep = Callable[[Sequence[int]], None]
@@ -26,6 +29,7 @@ class Step(NamedTuple):
         rate: the learning rate.
         momentum: ρ of the optimizer.
         is_nesterov: the optimizer looks ahead by its momentum.
+        dampening: by how much less a gradient counts in a velocity that is there.
         is_first: the optimizer has not stepped the parameter before, so that it has no velocity yet.
     """
 
@@ -33,6 +37,7 @@ class Step(NamedTuple):
     momentum: float = 0.0
     is_nesterov: bool = False
     is_first: bool = False
+    dampening: float = 0.0
 
 
 @dataclass
@@ -42,10 +47,12 @@ class Steps:
     Attributes:
         taken: the steps of each parameter.
         optimizers: names of the classes of the optimizers.
+        are_undone: the parameters were written to after the last step, as by the weights of the best epoch.
     """
 
     taken: list[list[Step]]
     optimizers: set[str] = field(default_factory=set)
+    are_undone: bool = False
 
     @property
     def count(self) -> int:
@@ -63,7 +70,8 @@ class Steps:
         total = velocity = 0.0
         for step in self.taken[index]:
             gradient = 1 - pull * total
-            velocity = gradient if step.is_first else step.momentum * velocity + gradient
+            added = gradient if step.is_first or not step.momentum else (1 - step.dampening) * gradient
+            velocity = added if step.is_first else step.momentum * velocity + added
             total += step.rate * (gradient + step.momentum * velocity if step.is_nesterov else velocity)
         return total
 
@@ -76,6 +84,8 @@ class _Watch:
         self._before, self._after = before, after
         self._under_way: list[Any] = []  # optimizers that take a step: one around another, as in SAM or Lookahead
         self._prepared: set[int] = set()  # parameters of the outermost one's step
+        self._parameters = parameters
+        self._versions = _versions_of(parameters)  # after the last step
 
     def begin(self, optimizer: Any) -> None:
         """Note that an optimizer begins a step."""
@@ -91,6 +101,8 @@ class _Watch:
 
     def prepare(self, optimizer: Any) -> None:
         """Correct the gradients, and count; once for a step of several optimizers."""
+        if _is_skipped(optimizer):
+            return
         for group in optimizer.param_groups:
             rate = float(group["lr"])
             for parameter in group["params"]:
@@ -99,22 +111,31 @@ class _Watch:
                     continue
                 self._prepared.add(index)
                 if self._before is not None:
-                    self._correct(index, parameter, rate, climbs=bool(group.get("maximize")))
-                momentum, is_first = float(group.get("momentum") or 0.0), self._last[index] is not optimizer
-                self.steps.taken[index].append(Step(rate, momentum, bool(group.get("nesterov")), is_first))
+                    self._correct(index, parameter, rate, optimizer, climbs=bool(group.get("maximize")))
+                momentum, dampening = (float(group.get(name) or 0.0) for name in ("momentum", "dampening"))
+                is_first = self._last[index] is not optimizer
+                self.steps.taken[index].append(Step(rate, momentum, bool(group.get("nesterov")), is_first, dampening))
                 self._last[index] = optimizer
                 self.steps.optimizers.add(type(optimizer).__name__)
 
-    def _correct(self, index: int, parameter: Tensor, rate: float, *, climbs: bool) -> None:
+    def _correct(self, index: int, parameter: Tensor, rate: float, optimizer: Any, *, climbs: bool) -> None:
         assert self._before is not None
         assert parameter.grad is not None
         if parameter.grad.is_sparse:
+            if isinstance(optimizer, SparseAdam):
+                raise ValueError(
+                    "the correction of a sparse gradient is dense, and SparseAdam takes no dense gradients; SGD, Adam "
+                    "and Adagrad do, and an nn.Embedding with sparse=False gives dense ones"
+                )
             parameter.grad = parameter.grad.to_dense()
-        if climbs:  # the optimizer steps along what it is given, which is minus the gradient of the loss
-            parameter.grad.neg_()
+        factor = getattr(optimizer, "grad_scale", None)  # of a GradScaler, by which a fused step divides
+        factor = 1.0 if factor is None else float(factor)
+        factor = -factor if climbs else factor  # it steps along what it is given, which is minus the loss's gradient
+        if factor != 1:
+            parameter.grad.div_(factor)
         self._before(index, parameter, rate)
-        if climbs:
-            parameter.grad.neg_()
+        if factor != 1:
+            parameter.grad.mul_(factor)
 
     def finish(self, optimizer: Any) -> None:
         """Do what comes after the step, if it is not a part of another one."""
@@ -123,11 +144,29 @@ class _Watch:
         if self._under_way:
             return
         self._prepared.clear()
+        if _is_skipped(optimizer):
+            return
         if self._after is not None:
             own = [p for group in optimizer.param_groups for p in group["params"]]
             indices = [self._index[id(p)] for p in own if id(p) in self._index]
             if indices:
                 self._after(indices)
+        self._versions = _versions_of(self._parameters)
+
+    def end(self) -> None:
+        """Note what has happened since the last step."""
+        self.steps.are_undone = self.steps.count > 0 and _versions_of(self._parameters) != self._versions
+
+
+def _versions_of(parameters: Sequence[Tensor]) -> list[int]:
+    """Return how often PyTorch has written to each parameter."""
+    return [private_names.times_written(parameter) for parameter in parameters]
+
+
+def _is_skipped(optimizer: Any) -> bool:
+    """Whether a fused step changes nothing, because a GradScaler has found a gradient that is not finite."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
 
 
 @contextmanager
@@ -166,6 +205,7 @@ def watched(
     try:
         yield watch.steps
     finally:
+        watch.end()
         _watching.remove(watch)
         for handle in handles:
             handle.remove()
