@@ -209,17 +209,12 @@ def _put_loggers(states: list[tuple[bool, int, list[logging.Handler]]]) -> None:
             logger.addHandler(handler)
 
 
-# (read, put back) of each setting.
-_SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
+# (read, put back) of settings that change what PyTorch and numpy compute.
+_COMPUTING: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     (torch.get_default_dtype, torch.set_default_dtype),
     (_default_device, _put_default_device),
-    (_num_modes, _leave_modes),
-    (torch.get_num_threads, torch.set_num_threads),
-    (torch.is_inference_mode_enabled, _put_inference_mode),
-    (torch.is_grad_enabled, torch.set_grad_enabled),
     *((partial(_autocast, device), partial(_put_autocast, device)) for device in ("cpu", "cuda")),
     (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
-    (_autocast_depth, _put_autocast_depth),
     (_float32, _put_float32),
     (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     (
@@ -239,6 +234,15 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
     (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
     (np.geterr, lambda errors: np.seterr(**errors)),
+]
+# The same of all settings.
+_SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
+    *_COMPUTING,
+    (_num_modes, _leave_modes),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.is_inference_mode_enabled, _put_inference_mode),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (_autocast_depth, _put_autocast_depth),
     (_folder, _put_folder),
     (_mask, os.umask),
     (lambda: dict(_ENVIRONMENT), _put_environment),
@@ -266,3 +270,15 @@ _SETTINGS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     _attribute(sys, "stdout"),
     _attribute(sys, "stderr"),
 ]
+
+
+def computing_settings() -> list[Any]:
+    """Return the settings that change what PyTorch and numpy compute, for another process."""
+    return [read() for read, _ in _COMPUTING]
+
+
+def use_computing_settings(values: list[Any]) -> None:
+    """Let this process compute as one with these settings."""
+    for (read, put), value in zip(_COMPUTING, values, strict=True):
+        if read() != value:
+            put(value)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sim.client.runtime import ClientSpec
     from sim.engine.client_execution import Worker
     from sim.engine.interface import Chunk, ChunkResult, TestSlice
+    from sim.engine.ray.driver_state import DriverState
     from sim.engine.ray.shipping import CachedFiles
     from sim.training.local import TestSums
 
@@ -39,6 +40,7 @@ class ActorAssignment:
         liveness_path: see ``sim.engine.liveness``; on another machine there is no such file.
         from_node: the node of a cluster where the driver is, which has the data.
         session: name of a Ray that serves this run alone; empty on a cluster.
+        driver: what the script has set in its process.
     """
 
     spec: ClientSpec | FlowerSpec
@@ -48,6 +50,7 @@ class ActorAssignment:
     client_timeout: float | None
     from_node: str
     session: str
+    driver: DriverState
 
 
 @ray.remote
@@ -94,6 +97,7 @@ class ChunkActor:
         # What a client prints belongs to the run, not to Ray's session folder.
         with suppress(OSError):  # on another machine, the run's folder is not there
             output.redirect(assignment.log_path, assignment.liveness_path, actor)
+        assignment.driver.use()
         spec = assignment.spec
         self.other_clock = ray.get_runtime_context().get_node_id() != assignment.from_node
         if cached_files is not None and self.other_clock:

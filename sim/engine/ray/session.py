@@ -201,6 +201,7 @@ class RaySession:
         from sim.engine.liveness import Liveness, liveness_file
         from sim.engine.ray.actor import ActorAssignment, start_actor
         from sim.engine.ray.dispatcher import RayDispatcher, last_line
+        from sim.engine.ray.driver_state import DriverState
         from sim.engine.ray.output import wait_until_copied
         from sim.engine.ray.start_simulation import flower_simulation
 
@@ -221,6 +222,7 @@ class RaySession:
                 retry_policy.client_timeout,
                 from_node=node,
                 session=self._name if self._is_own else "",
+                driver=DriverState.of_this_process(),
             )
 
             def start_another(number: int) -> Any:
