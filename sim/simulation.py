@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import socket
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim import reaper, user_code
+from sim import reaper
 from sim.compression.by_name import Compression
 from sim.config.app import read_app
 from sim.config.choices import ALGORITHMS
@@ -19,6 +18,7 @@ from sim.config.run_config import RunConfig
 from sim.data import partition
 from sim.data.load_dataset import load_dataset
 from sim.errors import ConfigError
+from sim.given_objects import GivenObjects, check_observers
 from sim.interrupts import interruptible
 from sim.processes import imports_are_no_garbage, uncollected
 from sim.run_folder.callbacks import Callback, OnRecord, check_callbacks
@@ -81,20 +81,20 @@ def simulate(
         UsageError: the config, the data or the user's modules do not work; nothing was written.
         RunError: the run stopped; the rounds that were done are on disk.
     """
-    objects = _Objects(
-        model=model,
-        train=train,
-        test=test,
-        load_data=load_data,
-        client=client,
-        loss=loss,
-        client_fn=client_fn,
-        client_app=client_app,
-        server_app=server_app,
-        strategy=strategy,
-        client_manager=client_manager,
-    )
-    return _simulate(config, objects, None, ray_init_args, on_record, callbacks, history=history)
+    given = {
+        "model": model,
+        "train": train,
+        "test": test,
+        "load_data": load_data,
+        "client": client,
+        "loss": loss,
+        "client_fn": client_fn,
+        "client_app": client_app,
+        "server_app": server_app,
+        "strategy": strategy,
+        "client_manager": client_manager,
+    }
+    return _simulate(GivenObjects(config, given), None, ray_init_args, on_record, callbacks, history=history)
 
 
 def resume(
@@ -131,19 +131,19 @@ def resume(
     from sim.setup.resume import config_of
 
     run = _opened(run)
-    objects = _Objects(
-        model=model,
-        train=train,
-        test=test,
-        load_data=load_data,
-        client=client,
-        loss=loss,
-        client_fn=client_fn,
-        strategy=strategy,
-        client_manager=client_manager,
-    )
-    config = config_of(run, changes)
-    return _simulate(config, objects, run, ray_init_args, on_record, callbacks, allow_changed_code=allow_changed_code)
+    given = {
+        "model": model,
+        "train": train,
+        "test": test,
+        "load_data": load_data,
+        "client": client,
+        "loss": loss,
+        "client_fn": client_fn,
+        "strategy": strategy,
+        "client_manager": client_manager,
+    }
+    found = GivenObjects(config_of(run, changes), given)
+    return _simulate(found, run, ray_init_args, on_record, callbacks, allow_changed_code=allow_changed_code)
 
 
 def evaluate(
@@ -196,8 +196,9 @@ def evaluate(
         "loss": loss,
         "strategy": strategy,
     }
-    objects = _Objects(**{**_objects_in(config), **{name: value for name, value in given.items() if value is not None}})
-    config = objects.named_in(config)
+    check_observers(None, None, ray_init_args)
+    objects = GivenObjects(config, given)
+    config = objects.config
     arguments: dict[str, Any] = {"num_cpus": available_cpus(), **(ray_init_args or {})}
     num_actors = config.num_clients
     if config.ray_address is None:
@@ -214,7 +215,7 @@ def evaluate(
             from sim.training.device import computing_as_before
 
         with computing_as_before():
-            prepared = prepare(config, ProgramObjects(**objects.given))
+            prepared = prepare(config, ProgramObjects(**objects.objects))
             found = evaluation.Evaluation.of(run, prepared, fine_tune_epochs, allow_changed_code=allow_changed_code)
             with interruptible(), log.captured(run.log_path, show=config.verbose):
                 log.say(found.notes)
@@ -225,43 +226,13 @@ def evaluate(
 
 
 def _opened(run: Run | str | Path) -> Run:
+    if not isinstance(run, Run | str | Path):
+        raise ConfigError(f"run: must be a Run, its path or its name, not {type(run).__qualname__}")
     return run if isinstance(run, Run) else open_run(str(run))
 
 
-_UNNAMED = ("client_app", "server_app", "client_manager")  # they are no settings
-
-
-class _Objects:
-    """The parts of a program that were given; their class is imported later, because it needs Flower."""
-
-    def __init__(self, **given: Any) -> None:
-        self.given = given
-
-    def named_in(self, config: RunConfig) -> RunConfig:
-        """Return the config with the names of the objects, which is what a run records of them."""
-        names = {"load_data": "dataset"}
-        found: dict[str, Any] = {
-            names.get(name, name): user_code.name_of(v)
-            for name, v in self.given.items()
-            if v is not None and name not in _UNNAMED
-        }
-        return replace(config, **found)
-
-
-def _objects_in(config: RunConfig) -> dict[str, Any]:
-    """Return the objects in a config, and those of the script itself, which another process could not import."""
-    found = dict(config.objects)
-    for name in ("model", "train", "test", "client", "loss", "client_fn", "strategy", "dataset"):
-        value = getattr(config, name) or ""
-        if name not in found and value.startswith("__main__:"):
-            thing = getattr(sys.modules["__main__"], value.partition(":")[2], None)
-            found |= {} if thing is None else {name: thing}
-    return {"load_data" if name == "dataset" else name: value for name, value in found.items()}
-
-
 def _simulate(
-    config: RunConfig,
-    objects: _Objects,
+    objects: GivenObjects,
     old: Run | None,
     ray_init_args: dict[str, Any] | None,
     on_record: OnRecord | None,
@@ -271,9 +242,9 @@ def _simulate(
     history: Any = None,
 ) -> Run:
     check_callbacks(callbacks)
+    check_observers(on_record, history, ray_init_args)
+    config = objects.config
     check_trackers(config.track)
-    objects = _Objects(**{**_objects_in(config), **{k: v for k, v in objects.given.items() if v is not None}})
-    config = objects.named_in(config)
     arguments: dict[str, Any] = {"num_cpus": available_cpus(), **(ray_init_args or {})}
     if config.num_gpus == "auto":
         config = _with_gpus(config, arguments)
@@ -302,9 +273,11 @@ def _simulate(
         if ray_session is not None and not _only_built_in_parts(config):
             ray_session.wait()  # user code may change what Ray's start depends on, such as the environment
         with computing_as_before():
-            prepared = prepare(config, ProgramObjects(**objects.given))
+            prepared = prepare(config, ProgramObjects(**objects.objects))
             if old is not None:
                 prepared = resumed(old, prepared, allow_changed_code=allow_changed_code)
+            if ray_session is not None:
+                ray_session.check_can_be_sent(prepared.spec)
             with (
                 interruptible(),
                 imports_are_no_garbage(),

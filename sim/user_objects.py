@@ -32,6 +32,8 @@ _DICTS = (dict, Counter, OrderedDict, defaultdict)
 _CONTAINERS = (list, tuple, set, frozenset, deque, *_DICTS)
 _MOST_OF_ARRAY = 2**16  # elements of an array or a tensor that is put back
 _NAMESPACES = (argparse.Namespace, types.SimpleNamespace)
+# Libraries whose objects change by themselves: loggers note what they were asked, and a notebook's kernel is at work.
+_CHANGING = ("logging", "asyncio", "IPython", "ipykernel", "jupyter_client", "tornado", "traitlets", "zmq")
 MISSING = object()  # what a variable holds that is no longer there
 
 
@@ -146,7 +148,7 @@ def _variables_in(thing: Any, name: str, owned: bool) -> Iterable[Found]:
         owned: whether a container of this kind belongs to user code.
     """
     kind, attributes = type(thing), getattr(thing, "__dict__", None)
-    if kind.__module__ == "logging":  # loggers note what they were asked
+    if kind.__module__.partition(".")[0] in _CHANGING:
         return []
     if issubclass(kind, _NAMESPACES):
         return _entries(attributes, name, owned=True)  # type: ignore[arg-type]
@@ -335,7 +337,7 @@ def _fill_array(held: Any, content: Any) -> None:
         held[...] = content
 
 
-def is_state(held: Any, depth: int = 0) -> bool:
+def is_state(held: Any, left: _Left | None = None, depth: int = 0) -> bool:
     """Whether something is removed from a variable after the client that has put it there.
 
     That is a network, an optimizer, a container of such things and of plain values, or an object of a class of the
@@ -350,12 +352,15 @@ def is_state(held: Any, depth: int = 0) -> bool:
         inside = getattr(held, "__dict__", {}).values()
     else:
         return False
-    return depth < _MOST_DEPTH and all(_is_plain(each) or is_state(each, depth + 1) for each in inside)
+    if depth == _MOST_DEPTH:
+        return False
+    left = left or _Left(_MOST_ELEMENTS, _MOST_OF_ARRAY)
+    return all(_is_plain(each, left) or is_state(each, left, depth + 1) for each in inside)
 
 
-def _is_plain(held: Any) -> bool:
+def _is_plain(held: Any, left: _Left) -> bool:
     try:
-        copied(held, arrays_inside=True)
+        _plain(held, left)
     except (NotPlainError, RuntimeError):
         return False
     return True

@@ -37,6 +37,7 @@ from sim.user_objects import (
     copied,
     equal,
     is_array,
+    is_own_kind,
     is_special,
     is_state,
     own_modules,
@@ -86,6 +87,10 @@ class UserVariables:
         self._networks, self._others, self._sizes = [*known._networks], [*known._others], [*known._sizes]
         self._num_modules = len(sys.modules)
         self.note(*things)
+
+    def forget_changes(self) -> None:
+        """Say again, in another run, which variables clients change."""
+        self._changed.clear()
 
     def is_noted_again(self) -> bool:
         """Note the same variables and generators as they are now; False if they are no longer the same.
@@ -364,6 +369,8 @@ def isolated(stream: np.random.SeedSequence, *, log: bool = True) -> Iterator[No
 
 def _holds_arrays(held: Any) -> bool:
     """Whether a value is an array or a tensor, or a container of some, such as a moving average of weights."""
+    if is_own_kind(type(held)):
+        held = getattr(held, "__dict__", {})
     if isinstance(held, dict):
         held = held.values()
     elements = held if isinstance(held, Collection) and not isinstance(held, np.ndarray | torch.Tensor) else [held]

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -148,6 +150,7 @@ def check(config_type: type, config_field: Field[Any], value: Any, place: str) -
     """
     kind, optional = type_of(config_type, config_field.name)
     rules, place = rules_of(config_field), one_line(place)
+    value = plain(value)
     if (value is None and optional) or (rules.auto and value == "auto"):
         return value
     if kind is float and type(value) is int and value.bit_length() <= MOST_BITS:
@@ -155,13 +158,25 @@ def check(config_type: type, config_field: Field[Any], value: Any, place: str) -
     if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
         raise ConfigError(f"{place}: must be {_TYPE_WORDS[kind]}{_valid_suffix(rules)}")
     if isinstance(value, dict):
+        value = {plain(key): plain(entry) for key, entry in value.items()}
         for key, entry in value.items():
             _check_entry(key, entry, place)
-        return dict(value)
+        return value
     if isinstance(value, str) and not (_is_utf8(value) and "\0" not in value):
         raise ConfigError(f"{place}: must be text in UTF-8 without NUL, because config.toml holds it")
     if not rules.admits(value):
         raise ConfigError(f"{place}: must be {_valid_prefix(rules)}{rules.valid}")
+    return value
+
+
+def plain(value: Any) -> Any:
+    """Return the plain value of a number of numpy's, a path or a member of an enumeration; others as they are."""
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
     return value
 
 

@@ -62,6 +62,8 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
     Raises:
         ConfigError: one has not.
     """
+    if not isinstance(callbacks, Sequence):
+        raise ConfigError(f"callbacks: must be a list, not {type(callbacks).__qualname__}")
     for callback in callbacks:
         if isinstance(callback, type):
             name = callback.__qualname__

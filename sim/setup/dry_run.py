@@ -86,6 +86,7 @@ def check_user_code(
     """
     if spec.train is None and spec.test is None and spec.client is None:
         return Tried([*_notes_of_arguments(spec)])
+    OF_THIS_PROCESS.forget_changes()  # those of an earlier run in this process
     try:
         return _tried(spec, weights, fit_settings, strategy, results_dir)
     except PluginError as error:

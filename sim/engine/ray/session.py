@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -89,6 +90,7 @@ class RaySession:
         logger = logging.getLogger("ray")
         self._stack.callback(setattr, logger, "handlers", logger.handlers)
         logger.handlers = [logging.NullHandler()]  # until the run's own log is open
+        self._stack.callback(random.setstate, random.getstate())  # from which Ray draws
         self._stack.enter_context(warnings.catch_warnings())
         # A change that Ray announces for the future does not concern the user of a run.
         warnings.filterwarnings("ignore", message="Tip: In future versions of Ray", category=FutureWarning)
@@ -129,6 +131,16 @@ class RaySession:
         self._started.add_done_callback(lambda _: sys.setswitchinterval(interval))
         self._thread = Thread(target=self._keep_ray, args=(arguments,), daemon=True)
         self._thread.start()
+
+    def check_can_be_sent(self, spec: ClientSpec | FlowerSpec) -> None:
+        """Check that other processes can get what executes the clients.
+
+        Raises:
+            PluginError: a part of the user's cannot be pickled.
+        """
+        from sim.engine.ray.shipping import check_can_be_sent
+
+        check_can_be_sent(spec)
 
     def wait(self) -> None:
         """Wait until Ray and its actors have begun to run; ``open`` reports it where they could not."""

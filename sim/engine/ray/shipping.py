@@ -5,15 +5,40 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from ray import cloudpickle
+
 from sim.client.flower_program import FlowerSpec
 from sim.client.runtime import ClientSpec
+from sim.config.fields import flag_of
 from sim.data.cache import cache_folder, use
+from sim.errors import PluginError, described
+from sim.user_code import shown_name
 
 CachedFiles = dict[str, dict[str, bytes]]  # kind/key of a folder in the cache → its files
+
+
+def check_can_be_sent(spec: ClientSpec | FlowerSpec) -> None:
+    """Check that a spec can be pickled for other processes.
+
+    Raises:
+        PluginError: a function or an object of the user's cannot; the message names it.
+    """
+    try:
+        cloudpickle.dumps(spec)
+    except Exception:  # noqa: BLE001 - whatever the objects of the user's raise
+        for each in fields(spec):
+            part = getattr(spec, each.name)
+            try:
+                cloudpickle.dumps(part)
+            except Exception as error:
+                raise PluginError(
+                    f"{flag_of(each.name)} {shown_name(part)}: cannot be sent to the processes that execute clients: "
+                    f"{described(error)}; --engine inline needs no other process"
+                ) from error
 
 
 def pack(spec: ClientSpec | FlowerSpec) -> CachedFiles:
