@@ -1,6 +1,8 @@
-"""Time a Flower app whose clients return at once, by ``flwr run`` and by ``sim app``, in turn.
+"""Time a Flower app by ``flwr run`` and by ``sim app``, in turn: clients that return at once, and clients that train.
 
-    scripts/bench_apps.sh [--repeats 3] [--num-clients 100] [--parameters 60000 1600000] [-o results/published/apps.csv]
+    scripts/bench_apps.sh [--repeats 3] [--num-clients 100] [--parameters 60000 1600000 0] [-o TABLE.csv]
+
+With 0 parameters, clients train the CNN of the workload of pfl-research: one epoch of 50 images.
 
 The SuperLink of Flower is already up when its command is timed. Prints for each size the seconds from start to end of
 three rounds, and the milliseconds per client from the end of round 1 to the end of round 3; medians of the repeats.
@@ -76,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--num-clients", type=int, default=100)
-    parser.add_argument("--parameters", type=int, nargs="+", default=[60_000, 1_600_000])
+    parser.add_argument("--parameters", type=int, nargs="+", default=[60_000, 1_600_000, 0])
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
     rows = []

@@ -215,7 +215,6 @@ class RaySession:
         from sim.engine.ray.dispatcher import RayDispatcher, last_line
         from sim.engine.ray.driver_state import DriverState
         from sim.engine.ray.output import wait_until_copied
-        from sim.engine.ray.start_simulation import flower_simulation
 
         with liveness_file(self._folder) as liveness_path:
             try:
@@ -267,13 +266,16 @@ class RaySession:
             with ExitStack() as stack:
                 stack.callback(wait_until_copied, log_path)
                 stack.callback(self.end)
-                simulation = flower_simulation(
-                    self._actors, ClientFn(spec), num_clients, self._client_resources, num_rounds
-                )
-                try:
-                    stack.enter_context(simulation)
-                except Exception as error:
-                    raise EngineError(f"Flower's start_simulation failed: {last_line(error)}") from error
+                if getattr(spec, "client_app", None) is None:  # an app has messages, which start_simulation has not
+                    from sim.engine.ray.start_simulation import flower_simulation
+
+                    simulation = flower_simulation(
+                        self._actors, ClientFn(spec), num_clients, self._client_resources, num_rounds
+                    )
+                    try:
+                        stack.enter_context(simulation)
+                    except Exception as error:
+                        raise EngineError(f"Flower's start_simulation failed: {last_line(error)}") from error
                 try:
                     yield dispatcher
                 except EngineError:

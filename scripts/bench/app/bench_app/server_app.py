@@ -8,6 +8,8 @@ from flwr.app import Array, ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+from bench_app.model import make_net
+
 app = ServerApp()
 
 
@@ -20,10 +22,11 @@ def main(grid: Grid, context: Context) -> None:
         with times.open("a") as file:
             file.write(f"{time.time()}\n")
 
-    values = np.zeros(int(context.run_config["num-parameters"]), np.float32)
+    num_parameters = int(context.run_config["num-parameters"])
+    instant = {"weights": Array(np.zeros(num_parameters, np.float32))}
     FedAvg(fraction_evaluate=0.0).start(
         grid,
-        ArrayRecord({"weights": Array(values)}),
+        ArrayRecord(instant if num_parameters else make_net().state_dict()),
         num_rounds=int(context.run_config["num-server-rounds"]),
         evaluate_fn=note_the_time,
     )
