@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial, partialmethod
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -228,14 +229,14 @@ def environment_table() -> MutableMapping[bytes, bytes]:
     return os.environb if os.environ.get(HIDDEN) or not isinstance(table, dict) else table
 
 
-def times_written(tensor: Any) -> int:
-    """Return how often PyTorch has written to a tensor.
+def count_of_writes() -> Callable[[Any], int]:
+    """Return a function of a tensor: how often PyTorch has written to it.
 
     Gain: a note where ``train`` puts the weights of an earlier step back. Seen in PyTorch 2.6 to 2.14. Without the name
-    there is no note.
+    the count is always 0, and there is no note.
     """
     found = _find("torch", "Tensor")
-    return getattr(tensor, "_version", 0) if found is not None else 0
+    return attrgetter("_version") if found is not None and hasattr(found[0], "_version") else lambda _: 0
 
 
 def set_task_identity(node_id: int) -> None:

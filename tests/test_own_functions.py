@@ -18,9 +18,9 @@ from torch.nn.utils.prune import l1_unstructured
 
 from sim.centralized import train_centralized
 from sim.client.borrowed_variables import borrowed_by, lent
+from sim.client.own_evaluation import OwnTest
 from sim.client.own_returns import OwnReturnError, Returned, of_test, of_train
-from sim.client.own_test import OwnTest
-from sim.client.own_train import OwnTrain
+from sim.client.own_training import OwnTrain
 from sim.client.returned_names import names_of_returns
 from sim.config.run_config import CentralizedConfig, RunConfig
 from sim.data.load_dataset import load_dataset

@@ -15,7 +15,7 @@ from torch import nn
 
 from conftest import ONE_ACTOR
 from sim import user_code
-from sim.client.own_train import OwnTrain
+from sim.client.own_training import OwnTrain
 from sim.errors import PluginError
 
 Write = Callable[..., None]

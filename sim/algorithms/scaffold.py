@@ -92,12 +92,14 @@ class Scaffold(GradientCorrection):
 
     def finish(self, exchange: Exchange, trained: Sequence[Tensor], steps: Steps) -> Update:
         """Renew the client's variate by option II; return its change."""
-        renewed = []
-        own = exchange.state.get("c") or zeros(exchange.start)
-        for index, (c, c_i, x, y) in enumerate(zip(exchange.sent, own, exchange.start, trained, strict=True)):
+        changes = []
+        for index, (c, x, y) in enumerate(zip(exchange.sent, exchange.start, trained, strict=True)):
             total = steps.total_rate(index)
-            renewed.append(torch.sub(x, y).div_(total).add_(c_i).sub_(c) if total else c_i)
-        return _kept(exchange, renewed)
+            changes.append(torch.sub(x, y).div_(total).sub_(c) if total else torch.zeros_like(x))
+        own = exchange.state.get("c")  # None for zeros, which a client of its first round need not add
+        renewed = changes if own is None else [c_i + change for c_i, change in zip(own, changes, strict=True)]
+        exchange.state["c"] = renewed
+        return Update(extras=changes)
 
     def fit(self, local: LocalTraining) -> Update:
         """Train; with option I, take the gradient at x before."""
@@ -105,14 +107,9 @@ class Scaffold(GradientCorrection):
             return super().fit(local)
         gradient = _gradient_at_start(local)
         self.train(local)
-        return _kept(local.exchange, gradient)
-
-
-def _kept(exchange: Exchange, renewed: list[Tensor]) -> Update:
-    """Keep a client's new variate, and send its change."""
-    own = exchange.state.get("c") or zeros(exchange.start)
-    exchange.state["c"] = renewed
-    return Update(extras=[new - old for new, old in zip(renewed, own, strict=True)])
+        state = local.exchange.state
+        own, state["c"] = state.get("c") or zeros(gradient), gradient
+        return Update(extras=[new - old for new, old in zip(gradient, own, strict=True)])
 
 
 @torch.no_grad()

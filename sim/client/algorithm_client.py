@@ -69,6 +69,7 @@ class AlgorithmClient:
         self.exchange = Exchange(start, [self._tensor(array) for array in sent], own)
         self.metrics: dict[str, Scalar] = {}
         self.optimizers: set[str] = set()  # names of the classes that took steps
+        self._is_at_start = True  # the net has the shared parameters that were received
         self.undoes_steps = False  # train writes to the weights after its last step
 
     @property
@@ -187,7 +188,8 @@ class AlgorithmClient:
         if repeats > 1:
             config = {**config, "max_steps": int(config.get("max_steps") or 0) * repeats}
             loader = _Repeated(loader, repeats)
-        begin = [parameter.detach().clone() for parameter in self.parameters] if must_step else []
+        begin = self.exchange.start if self._is_at_start else [p.detach().clone() for p in self.parameters if must_step]
+        self._is_at_start = False
         with watched(self.parameters, before, after) as steps:
             metrics = self._client.train_net(config, loader, epochs)
         tensors = self._tensors()
@@ -232,6 +234,7 @@ class AlgorithmClient:
     @torch.no_grad()
     def load(self, weights: Sequence[Tensor]) -> None:
         """Put all arrays into the net."""
+        self._is_at_start = False
         for tensor, value in zip(self._tensors(), weights, strict=True):
             tensor.copy_(value)
 

@@ -26,11 +26,11 @@ from sim.algorithms.by_name import AlgorithmSpec
 from sim.client.algorithm_client import AlgorithmClient
 from sim.client.built_in_functions import BuiltInTest, BuiltInTrain
 from sim.client.flower_program import FlowerRuntime, FlowerSpec
+from sim.client.own_evaluation import OwnTest
 from sim.client.own_files import own_folder
 from sim.client.own_function import OwnFunction, SourceFacts
 from sim.client.own_returns import OwnReturnError
-from sim.client.own_test import OwnTest
-from sim.client.own_train import OwnTrain
+from sim.client.own_training import OwnTrain
 from sim.client.torch_client import TorchClient
 from sim.client.unused_net import UnusedNet
 from sim.compression.by_name import Compression

@@ -13,8 +13,8 @@ from flwr.common import NDArrays, Scalar
 from torch import nn
 
 from sim.client.built_in_functions import BuiltInTest, BuiltInTrain
-from sim.client.own_test import OwnTest
-from sim.client.own_train import OwnTrain
+from sim.client.own_evaluation import OwnTest
+from sim.client.own_training import OwnTrain
 from sim.config.run_config import RunConfig, TrainingConfig
 from sim.data.loaders import LimitedLoader, Loader
 from sim.seeds import restored

@@ -21,10 +21,10 @@ from torch import nn
 from sim import user_code
 from sim.client.algorithm_client import AlgorithmClient
 from sim.client.built_in_functions import BuiltInTest
+from sim.client.own_evaluation import OwnTest
 from sim.client.own_files import trial_folder
 from sim.client.own_returns import OwnReturnError
-from sim.client.own_test import OwnTest
-from sim.client.own_train import OwnTrain
+from sim.client.own_training import OwnTrain
 from sim.client.runtime import ClientRuntime, ClientSpec, loss_of, metrics_of
 from sim.client.torch_client import TRAIN_SETTINGS
 from sim.data.columns import Columns

@@ -18,9 +18,9 @@ from torch import nn
 from sim import user_code
 from sim.algorithms.by_name import ALGORITHMS, AlgorithmSpec
 from sim.algorithms.local_parameters import local_names
+from sim.client.own_evaluation import OwnTest
 from sim.client.own_function import SourceFacts, source_facts
-from sim.client.own_test import OwnTest
-from sim.client.own_train import OwnTrain
+from sim.client.own_training import OwnTrain
 from sim.client.runtime import ClientSpec, build_net, metrics_of
 from sim.client.torch_client import fit_settings
 from sim.compression.by_name import Compression

@@ -85,7 +85,8 @@ class _Watch:
         self._under_way: list[Any] = []  # optimizers that take a step: one around another, as in SAM or Lookahead
         self._prepared: set[int] = set()  # parameters of the outermost one's step
         self._parameters = parameters
-        self._versions = _versions_of(parameters)  # after the last step
+        self._count_of_writes = private_names.count_of_writes()
+        self._writes = self._counts()  # of each parameter, after the last step
 
     def begin(self, optimizer: Any) -> None:
         """Note that an optimizer begins a step."""
@@ -151,16 +152,14 @@ class _Watch:
             indices = [self._index[id(p)] for p in own if id(p) in self._index]
             if indices:
                 self._after(indices)
-        self._versions = _versions_of(self._parameters)
+        self._writes = self._counts()
 
     def end(self) -> None:
         """Note what has happened since the last step."""
-        self.steps.are_undone = self.steps.count > 0 and _versions_of(self._parameters) != self._versions
+        self.steps.are_undone = self.steps.count > 0 and self._counts() != self._writes
 
-
-def _versions_of(parameters: Sequence[Tensor]) -> list[int]:
-    """Return how often PyTorch has written to each parameter."""
-    return [private_names.times_written(parameter) for parameter in parameters]
+    def _counts(self) -> list[int]:
+        return list(map(self._count_of_writes, self._parameters))
 
 
 def _is_skipped(optimizer: Any) -> bool:
