@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from program_text import extended
+from program_text import run as run_program
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sim import Run, RunConfig, simulate
+from sim.algorithms.local_parameters import classifier_of
 from sim.algorithms.moon import Moon
 from sim.errors import PluginError
 from sim.training.step_hooks import watched
@@ -136,6 +140,7 @@ def test_a_client_whose_examples_fill_no_batch_sends_what_it_got(
         [{"momentum": 0.9}, {"momentum": 0.9}],  # an optimizer for each epoch, which begins without velocity
         [{"momentum": 0.9, "nesterov": True}],
         [{"momentum": 0.5}, {"momentum": 0.9}, {"momentum": 0.0}],
+        [{"momentum": 0.5, "dampening": 0.25}, {"momentum": 0.0, "dampening": 0.25}],
     ],
 )
 def test_the_total_rate_is_how_far_a_gradient_of_one_leads(settings: list[dict[str, Any]]) -> None:
@@ -149,6 +154,124 @@ def test_the_total_rate_is_how_far_a_gradient_of_one_leads(settings: list[dict[s
                     weight.grad = torch.ones(1, dtype=torch.float64)
                     optimizer.step()
     assert [steps.total_rate(index) for index in range(2)] == [-weight.item() for weight in weights]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0, math.inf])
+def test_a_correction_is_that_of_the_gradient_without_the_factor_of_a_grad_scaler(scale: float) -> None:
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.5, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale if scale < math.inf else 2.0**100)
+    seen = []
+
+    def add_one(index: int, parameter: torch.Tensor, rate: float) -> None:
+        assert parameter.grad is not None
+        parameter.grad += 1
+
+    with watched([weight], before=add_one, after=seen.extend) as steps:
+        scaler.scale((weight * (2.0 if scale < math.inf else 2.0**100)).sum()).backward()
+        scaler.step(optimizer)
+    is_taken = scale < math.inf  # a step that is not finite is skipped
+    assert weight.tolist() == [1 - 0.5 * 3 if is_taken else 1.0] * 2
+    assert (steps.count, seen) == ((1, [0]) if is_taken else (0, []))
+
+
+def test_weights_of_an_earlier_step_are_noticed() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    for undoes in (False, True):
+        with watched([weight]) as steps:
+            weight.sum().backward()
+            optimizer.step()
+            if undoes:
+                with torch.no_grad():
+                    weight.copy_(torch.ones(2))
+        assert steps.are_undone is undoes
+
+
+SPARSE = """
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(3, 2, sparse=True)
+
+    def forward(self, x):
+        return self.words((x > 0).long().sum(1).clamp(max=2))
+
+def train(net, loader, epochs):
+    optimizer = torch.optim.SparseAdam(net.parameters(), lr=0.01)
+    for x, y in loader:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+"""
+
+
+def test_an_optimizer_that_takes_no_dense_gradients_cannot_be_corrected(program: str) -> None:
+    extended(program, SPARSE)
+    with pytest.raises(PluginError, match="the correction of a sparse gradient is dense, and SparseAdam takes no"):
+        run_program(program, model=f"{program.removesuffix('.py')}:Words", strategy="scaffold")
+
+
+DRAWS = """
+import random
+
+own = random.Random(3)
+
+def train(net, loader, epochs):
+    seen = 0.0
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for x, y in loader:
+        x = x + own.random()
+        seen += x.sum().item()
+        optimizer.zero_grad()
+        criterion(net(x), y).backward()
+        optimizer.step()
+    return {"seen": seen}
+"""
+
+
+def test_both_trainings_of_apfl_see_the_same_draws_of_own_generators(program: str) -> None:
+    rows = run_program(extended(program, DRAWS), strategy="apfl").metrics()
+    rows = rows[rows.client_id.notna()].set_index(["round", "client_id"])
+    seen, again = (rows[rows["name"] == name]["value"] for name in ("seen", "personal_seen"))
+    assert len(seen) == 12
+    assert (seen == again).all()
+
+
+BEST = """
+import copy
+
+def train(net, loader, epochs):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    best = copy.deepcopy(net.state_dict())
+    for x, y in loader:
+        optimizer.zero_grad()
+        criterion(net(x), y).backward()
+        optimizer.step()
+    return best
+"""
+
+
+@pytest.mark.parametrize("strategy", ["scaffold", "fednova", "feddyn"])
+def test_who_divides_by_steps_says_where_steps_are_undone(program: str, strategy: str) -> None:
+    log = run_program(extended(program, BEST), strategy=strategy).log_path.read_text()
+    assert ("divides by all steps of a client, but train writes to the weights" in log) is (strategy != "feddyn")
+
+
+@pytest.mark.parametrize(
+    ("net", "name"),
+    [
+        (nn.Sequential(nn.Linear(2, 2), nn.Conv1d(1, 1, 1), nn.BatchNorm1d(1)), "0"),
+        (nn.Sequential(nn.Conv1d(1, 1, 1), nn.BatchNorm1d(1)), "0"),
+        (nn.Sequential(nn.BatchNorm1d(1), nn.LayerNorm(1)), ""),
+    ],
+)
+def test_a_normalisation_is_no_classifier(net: nn.Module, name: str) -> None:
+    if name:
+        assert classifier_of(net) == name
+        return
+    with pytest.raises(ValueError, match="no modules with parameters but for normalisation"):
+        classifier_of(net)
 
 
 def with_two_optimizers(net: Any, loader: Any, epochs: int, lr: float) -> None:

@@ -398,6 +398,11 @@ def test_an_answer_that_cannot_be_true_is_the_failure_of_its_client(answer: Any,
 
 def test_an_answer_within_the_bounds_is_taken() -> None:
     assert _answer(_fit_res(10, {"accuracy": 1.0, "sim_seconds": 0.0})).error is None
+
+
+def test_an_evaluation_may_give_metrics_and_no_loss() -> None:
+    answer = _answer(EvaluateRes(_OK, float("nan"), 10, {"accuracy": 0.5}))
+    assert (answer.error, answer.metrics) == (None, {"accuracy": 0.5})
     as_an_app = _answer(_fit_res(10, ConfigRecord({"accuracy": 1.0})))  # how Flower's apps deliver metrics
     assert (as_an_app.error, as_an_app.metrics) == (None, {"accuracy": 1.0})
     assert _answer(EvaluateRes(_OK, 1.0, 20, {"accuracy": 0.0})).error is None

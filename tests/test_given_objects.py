@@ -1,0 +1,149 @@
+"""The arguments of the Python interface: what is refused before a run folder is made, and what is taken."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+from program_text import extended
+
+from sim import RunConfig, resume, simulate
+from sim.errors import ConfigError, PluginError
+
+SMALL: dict[str, Any] = {"num_clients": 2, "num_rounds": 1, "local_epochs": 1, "engine": "inline"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"train": 3}, "train: must be a function, or the import path of one, not int"),
+        ({"test": []}, "test: must be a function, or the import path of one, not list"),
+        ({"load_data": (1, 2)}, "load_data: must be a function, or the import path of one, not tuple; lambda: data"),
+        ({"loss": 3}, "loss: must be a function, or the import path of one, not int"),
+        ({"client_manager": 3}, "client_manager: int has no register, num_available, sample"),
+        ({"history": 3}, "history: int has no add_loss_centralized"),
+        ({"on_record": 3}, "on_record: must be a function of a RoundRecord, not int"),
+        ({"callbacks": None}, "callbacks: must be a list, not NoneType"),
+        ({"ray_init_args": [1]}, "ray_init_args: must be a dict of arguments of ray.init, not list"),
+        ({"ray_init_args": {"num_cpus": "2"}}, "ray_init_args: num_cpus must be a number, not str"),
+        ({"client_app": ClientApp(), "server_app": ServerApp()}, "client_app: a Flower app needs an AppConfig"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_an_argument_of_no_use_is_named_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as raised:
+        simulate(RunConfig(**SMALL), **given)
+    assert str(raised.value).startswith(message)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("config", [None, {"num_rounds": 1}, RunConfig], ids=["none", "dict", "class"])
+def test_a_config_is_a_run_config(config: Any) -> None:
+    with pytest.raises(ConfigError, match="config: must be a RunConfig, not "):
+        simulate(config)
+    with pytest.raises(ConfigError, match="run: must be a Run, its path or its name, not "):
+        resume({1: 2})  # type: ignore[arg-type]
+
+
+def test_a_text_is_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = simulate(RunConfig(**SMALL), strategy="fedadam", load_data="digits")
+    other = simulate(RunConfig(**SMALL, strategy="fedadam", dataset="digits"))
+    assert run.config_path.read_bytes() == other.config_path.read_bytes()
+    assert run.model_path.read_bytes() == other.model_path.read_bytes()
+
+
+class Sizes(Enum):
+    FEW = 3
+
+
+def test_numbers_of_numpy_paths_and_enumerations_are_plain_values() -> None:
+    config = RunConfig(
+        num_clients=Sizes.FEW,  # type: ignore[arg-type]
+        num_rounds=np.int64(2),  # type: ignore[arg-type]
+        lr=np.float32(0.5),  # type: ignore[arg-type]
+        verbose=np.True_,  # type: ignore[arg-type]
+        results_dir=Path("some") / "where",  # type: ignore[arg-type]
+        strategy="fedprox",
+        strategy_args={"proximal_mu": np.float64(0.25)},
+    )
+    found = config.num_clients, config.num_rounds, config.lr, config.verbose, config.results_dir, config.strategy_args
+    assert repr(found) == repr((3, 2, 0.5, True, "some/where", {"proximal_mu": 0.25}))
+    with pytest.raises(ConfigError, match=r"num_rounds = np.float64"):
+        RunConfig(num_rounds=np.float64(2.0))  # type: ignore[arg-type]
+
+
+@pytest.mark.ray
+def test_what_cannot_be_sent_to_other_processes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lock = threading.Lock()
+
+    def train(net: Any, loader: Any) -> None:
+        assert lock
+
+    random.seed(7)
+    before = random.getstate()
+    with pytest.raises(PluginError, match=r"^--train .*train: cannot be sent to the processes .*cannot pickle"):
+        simulate(RunConfig(**{**SMALL, "engine": "ray"}), train=train)
+    assert random.getstate() == before
+    assert not (tmp_path / "results").exists()
+
+
+SCRIPT = """
+import hashlib
+import sys
+
+import settings
+import torch
+from {program} import net, trainloader, testloader, criterion
+from sim import RunConfig, simulate
+
+def load_data():
+    return trainloader, testloader
+
+def train(net, loader, epochs):
+    import settings
+    optimizer = torch.optim.SGD(net.parameters(), lr=settings.LR)
+    for x, y in loader:
+        optimizer.zero_grad()
+        (criterion(net(x), y) + settings.extra(net)).backward()
+        optimizer.step()
+
+settings.LR = 0.5
+settings.extra = lambda net: net.layers[0].weight.square().sum()
+torch.set_default_dtype(torch.float64)
+for engine in sys.argv[1:]:
+    config = RunConfig(num_clients=4, clients_per_round=4, num_rounds=1, local_epochs=1, engine=engine)
+    run = simulate(config, model=lambda: net.double(), train=train, load_data=load_data)
+    print(hashlib.sha256(run.model_path.read_bytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_what_a_script_sets_in_its_modules_and_in_pytorch_reaches_the_processes(program: str) -> None:
+    extended(program, "trainloader.dataset.dataset.tensors = x.double(), data.tensors[1]\n")
+    Path("settings.py").write_text("LR = 0.1\n\ndef extra(net):\n    return 0.0\n")
+    Path("script.py").write_text(SCRIPT.format(program=program.removesuffix(".py")))
+    inline, ray = _hashes("inline", "ray")
+    assert inline == ray
+    Path("script.py").write_text(Path("script.py").read_text().replace("LR = 0.5", "LR = 0.25"))
+    assert inline not in _hashes("inline")
+
+
+def _hashes(*engines: str) -> list[str]:
+    done = subprocess.run([sys.executable, "script.py", *engines], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
