@@ -11,7 +11,7 @@ import pytest
 from conftest import Sim, Small
 from sim import Run, RunConfig, resume
 from sim.disk import bytes_of, shown_bytes
-from sim.run_folder.records import RoundRecord
+from sim.run_folder.records import MetricRecord, RoundRecord
 from sim.run_folder.writer import RunWriter, locked_folder
 
 LISTED: dict[str, tuple[list[float | None], dict[str, Any]]] = {
@@ -175,3 +175,16 @@ def test_a_run_that_another_process_writes_is_kept(finished: Run, command: Sim, 
 def test_wrong_words_of_clean(listed: Path, command: Sim, words: tuple[str, ...], message: str) -> None:
     done = command("clean", *words)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"sim: {message}\n")
+
+
+@pytest.mark.usefixtures("pictures")
+def test_a_metric_that_no_run_has_is_an_error_and_one_may_end_like_a_direction(listed: Path, command: Sim) -> None:
+    assert (
+        command("list", "--metric", "zzz").stderr == "sim: --metric zzz: no run has measured it; they have accuracy\n"
+    )
+    writer = RunWriter.create(str(listed), "e", RunConfig().to_toml(), clients=True)
+    writer.append(RoundRecord(1), metrics=[MetricRecord(1, "test", None, 1, "a:min", 7.0)])
+    writer.close()
+    assert "7.0000" in command("list", "--metric", "a:min").stdout
+    plotted = command("plot", "e", "--metric", "a:min", "-o", "e.png")
+    assert (plotted.returncode, plotted.stderr) == (0, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,9 +13,10 @@ import pytest
 
 from conftest import Sim
 from sim.config.run_config import CentralizedConfig, RunConfig
+from sim.metrics import MetricName
 from sim.run_folder import plots
 from sim.run_folder.folder import Run
-from sim.run_folder.records import RoundRecord
+from sim.run_folder.records import MetricRecord, RoundRecord
 from sim.run_folder.writer import RunWriter
 
 STRATEGIES = ("fedavg", "fedprox")
@@ -157,3 +159,21 @@ def test_there_is_no_picture_without_a_curve(command: Sim, tmp_path: Path) -> No
     assert not [*tmp_path.rglob("*.png")]
     plotted = command("plot", "one")
     assert (plotted.returncode, plotted.stderr) == (2, "sim: no run has measured accuracy or loss yet\n")
+
+
+@pytest.mark.usefixtures("pictures")
+def test_infinite_values_are_not_drawn(tmp_path: Path, command: Sim) -> None:
+    writer = RunWriter.create(str(tmp_path / "results"), "a", RunConfig().to_toml(), clients=True)
+    for number, value in enumerate((1.0, math.inf, 0.5)):
+        rows = [
+            MetricRecord(number, "test", None, 1, "gap", value),
+            MetricRecord(number, "test", None, 1, "inf", math.inf),
+        ]
+        writer.append(RoundRecord(number), metrics=rows)
+    writer.close()
+    (curve,) = plots.curves_of([Run(tmp_path / "results" / "a")], [MetricName("gap", smaller_is_better=True)])
+    assert curve.series("test/gap/", "round")[1].tolist()[::2] == [1.0, 0.5]
+    assert math.isnan(curve.series("test/gap/", "round")[1][1])
+    assert command("plot", "a", "--metric", "gap", "-o", "gap.png").returncode == 0
+    plotted = command("plot", "a", "--metric", "inf", "-o", "inf.png")
+    assert (plotted.returncode, plotted.stderr) == (2, "sim: no run has measured inf yet\n")

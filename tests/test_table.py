@@ -260,3 +260,52 @@ def test_folders_that_are_no_sweep(swept: Path, command: Sim, tmp_path: Path) ->
     (tmp_path / "empty" / "runs.csv").write_text("seed,run\n0,waits\n", encoding="utf-8")
     done = command("table", "empty")
     assert (done.returncode, done.stderr) == (2, "sim: empty: no run is done\n")
+
+
+def diverging(folder: Path, name: str, finals: list[float], **settings: Any) -> None:
+    """A run that tests an own metric in each round, as ``sim run`` writes it."""
+    config = RunConfig(num_rounds=max(1, len(finals) - 1), name=name, results_dir=str(folder), **settings)
+    writer = RunWriter.create(str(folder), name, config.to_toml(), clients=True)
+    for number, value in enumerate(finals):
+        record = RoundRecord(number, test_loss=value, test_seconds=0.1)
+        writer.append(record, metrics=[MetricRecord(number, "test", None, 10, "rmse", value)])
+    writer.close()
+    (folder / name / "model.safetensors").write_bytes(b"")
+
+
+@pytest.mark.usefixtures("pictures")
+@pytest.mark.parametrize("metric", ["rmse", "loss"])
+def test_a_value_that_is_no_number_at_the_end_is_none_of_an_earlier_round(
+    command: Sim, tmp_path: Path, metric: str
+) -> None:
+    folder = tmp_path / "results"
+    diverging(folder, "a", [3.0, 2.0, math.nan], seed=0)
+    diverging(folder, "b", [3.0, 2.0, 1.0], seed=1)
+    (folder / "runs.csv").write_text("alpha,seed,run,status,error\n0.5,0,a,done,\n0.5,1,b,done,\n")
+    listed = command("list", "--metric", metric).stdout.splitlines()
+    assert [line.split()[:4] for line in listed[1:]] == [
+        ["a", "2/2", "nan", "2.0000"],
+        ["b", "2/2", "1.0000", "1.0000"],
+    ]
+    made = command("table", str(folder), "--metric", metric, "-o", str(tmp_path / "table.md"))
+    assert f"1 runs end with nan as their {metric} and are left out" in made.stdout
+    assert "| 1.000 |" in made.stdout
+    assert command("report", str(folder / "a"), "--metric", metric, "-o", str(tmp_path / "page.html")).returncode == 0
+    assert "nan" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("factor", "cell", "unit"),
+    [(1e-9, "500.000 ± ", "multiples of 1e-12"), (1.0, "0.500 ± ", ""), (1e9, "500.000 ± ", "multiples of 1e6")],
+)
+def test_very_large_and_very_small_numbers_are_multiples_of_a_power_of_ten(
+    command: Sim, tmp_path: Path, factor: float, cell: str, unit: str
+) -> None:
+    folder = tmp_path / "results"
+    for seed, value in enumerate((0.4, 0.6)):
+        diverging(folder, f"{seed}", [value * factor] * 2, seed=seed)
+    (folder / "runs.csv").write_text("alpha,seed,run,status,error\n0.5,0,0,done,\n0.5,1,1,done,\n")
+    made = command("table", str(folder), "--metric", "rmse", "-o", str(tmp_path / "table.tex"))
+    assert cell in made.stdout
+    assert unit in made.stdout
+    assert ("multiples" in (tmp_path / "table.tex").read_text()) is bool(unit)

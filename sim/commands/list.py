@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sim.commands.output import print_table
 from sim.config.fields import parse_flag, parse_scalar, type_of
@@ -15,8 +16,20 @@ from sim.disk import bytes_of, shown_bytes
 from sim.errors import ConfigError, RunFolderError, one_line
 from sim.metrics import MetricName, shown
 from sim.run_folder.folder import Run, list_runs
-from sim.run_folder.measurements import direction_of, measured_column, metric_of, table_of
+from sim.run_folder.measurements import (
+    asked_for,
+    compared_phase,
+    direction_of,
+    final_value,
+    measured_column,
+    metric_of,
+    names_of,
+    table_of,
+)
 from sim.run_folder.read_run import ReadRun
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,7 @@ class _Row:
 
     def better(self, value: float | None) -> float | None:
         """Return a value of the metric, negative if larger is better, so that the best one comes first."""
-        if value is None or self.metric is None:
+        if value is None or math.isnan(value) or self.metric is None:
             return None
         return value if self.metric.smaller_is_better else -value
 
@@ -60,30 +73,38 @@ ORDERS: dict[str, Callable[[_Row], Any]] = {
 def show_list(arguments: argparse.Namespace) -> None:
     """``sim list``: print a table of the runs, with the metric that was asked for or that stands for each run."""
     wanted = [_condition(text) for text in arguments.filter]
-    asked = None if arguments.metric is None else MetricName.parse(arguments.metric)
+    asked, known = arguments.metric, dict[str, None]()
+    if asked is not None:
+        MetricName.parse(asked)  # its form, before tables are read
     rows = []
     for run in list_runs(arguments.results_dir):
         try:
             if _fits(run.config(), wanted):
-                rows.append(_row_of(ReadRun(run.path), asked, arguments.metric))
+                read = ReadRun(run.path)
+                names = [] if asked is None else names_of(read)
+                known |= dict.fromkeys(names)
+                rows.append(_row_of(read, None if asked is None else direction_of(asked_for(asked, names), asked, run)))
         except RunFolderError as error:
             print(f"sim: {error}", file=sys.stderr)  # the other runs are still shown
+    if asked is not None and rows and all(row.metric is None for row in rows):
+        raise ConfigError(f"--metric {asked}: no run has measured it; they have {one_line(', '.join(known)) or 'none'}")
     order = ORDERS[arguments.sort]
-    known = sorted((row for row in rows if order(row) is not None), key=order)
-    _print([*known, *(row for row in rows if order(row) is None)])
+    in_order = sorted((row for row in rows if order(row) is not None), key=order)
+    _print([*in_order, *(row for row in rows if order(row) is None)])
 
 
-def _row_of(run: Run, asked: MetricName | None, text: str | None) -> _Row:
+def _row_of(run: Run, asked: MetricName | None) -> _Row:
     wanted, rounds, is_done = run.num_rounds, run.rounds(), run.is_done()
-    metric = metric_of(run) if asked is None else direction_of(asked, text or "", run)
-    values = [] if metric is None else _values(run, metric)
+    metric = metric_of(run) if asked is None else asked
+    table = None if metric is None else table_of(run, [metric])
+    values = [] if metric is None or table is None else table[measured_column(table, metric.name)].dropna().tolist()
     last = run.last_checkpoint()
     return _Row(
         run.name,
         int(rounds["round"].max()) if len(rounds) else None,
         wanted,
         metric if values else None,
-        values[-1] if values else None,
+        None if metric is None or table is None or not values else _final(table, metric),
         metric.best(values) if metric is not None and values else None,
         last if last is not None and not is_done else None,
         _why_ended(run) if is_done and len(rounds) and int(rounds["round"].max()) < (wanted or 0) else "",
@@ -91,9 +112,8 @@ def _row_of(run: Run, asked: MetricName | None, text: str | None) -> _Row:
     )
 
 
-def _values(run: Run, metric: MetricName) -> list[float]:
-    table = table_of(run, [metric])
-    return [float(value) for value in table[measured_column(table, metric.name)].dropna()]
+def _final(table: pd.DataFrame, metric: MetricName) -> float:
+    return final_value(table, compared_phase([table], metric.name), metric.name)
 
 
 def _why_ended(run: Run) -> str:

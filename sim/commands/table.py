@@ -39,7 +39,7 @@ def table(arguments: argparse.Namespace) -> None:
         test=arguments.test,
     )
     bold = arguments.bold or ("row" if len(cells.column_keys) > 1 else "column")
-    look = typeset.Look(arguments.spread, bold, digits)
+    look = typeset.Look(arguments.spread, bold, digits, typeset.unit_of(cells))
     form = {"tex": typeset.latex, "md": typeset.markdown, "csv": typeset.comma_separated}[path.suffix[1:]]
     content = form(cells, look, path.stem)
     try:
@@ -48,5 +48,7 @@ def table(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"-o {path}: cannot be written: {error.strerror}") from None
     if cells.num_missing:
         print(f"note            {cells.num_missing} runs are not done and left out")
+    if cells.num_diverged:
+        print(f"note            {cells.num_diverged} runs end with nan as their {cells.metric.name} and are left out")
     print(typeset.markdown(cells, look), end="")
     print(f"table           {path}")

@@ -14,7 +14,7 @@ import numpy as np
 
 from sim.errors import one_line
 from sim.metrics import MetricName, Target
-from sim.run_folder.measurements import column, spent_to_target, table_of, tested_last
+from sim.run_folder.measurements import column, final_value, spent_to_target, table_of, tested_last
 from sim.run_folder.plots import ACCURACY, Curve, curves_of, sample_sd
 from sim.run_folder.read_run import ReadRun
 
@@ -182,13 +182,18 @@ def summary_of(group: Group, metric: MetricName, phases: Mapping[str, str]) -> S
     return Summary(
         num_seeds=len(group.runs),
         rounds=(min(reached), max(reached)),
-        final=measured(frames, of_metric, last),
+        final=_final(frames, phases, metric.name),
         best=measured(frames, of_metric, lambda values: metric.best(values.tolist())),
-        final_loss=measured(frames, column(phases["loss"], "loss"), last),
+        final_loss=_final(frames, phases, "loss"),
         minutes=float(np.mean(seconds)) / 60 if max(map(len, frames)) else None,
         updates_per_second=updates / training if training and not central else None,
         failures=None if central else sum(int(frame.num_failures.fillna(0).sum()) for frame in frames),
     )
+
+
+def _final(frames: Sequence[pd.DataFrame], phases: Mapping[str, str], name: str) -> SeedStatistics | None:
+    known = [frame for frame in frames if frame[column(phases[name], name)].notna().any()]
+    return SeedStatistics([final_value(frame, phases[name], name) for frame in known]) if known else None
 
 
 def to_target_of(group: Group) -> ToTarget | None:

@@ -82,6 +82,20 @@ def measured_column(table: pd.DataFrame, name: str) -> str:
     return column(compared_phase([table], name), name)
 
 
+_MEASURED_IN = {"test": "test_seconds", "evaluate": "eval_seconds", "fit": "fit_seconds"}
+
+
+def final_value(table: pd.DataFrame, phase: str, name: str) -> float:
+    """Return a metric in the last round in which its phase was carried out; NaN if it was not, or if NaN was measured.
+
+    Args:
+        table: that of ``table_of``.
+    """
+    values, seconds = table[column(phase, name)], _MEASURED_IN.get(phase, "")
+    is_measured = values.notna() | (table[seconds].notna() if seconds in table and values.notna().any() else False)
+    return float(values[is_measured].iloc[-1]) if is_measured.any() else math.nan
+
+
 def unmeasured(table: pd.DataFrame, x: str) -> list[str]:
     """Return the columns that ``spent`` needs for ``x`` and that have no value in any round."""
     return [name for name in X_AXES[x] if name not in table or not table[name].notna().any()]
@@ -200,6 +214,15 @@ def metric_of(run: Run) -> MetricName | None:
     return named((others or names)[0], run.config()) if names else None
 
 
+def asked_for(asked: str, known: Iterable[str]) -> MetricName:
+    """Return the metric that was asked for; one of the known ones may itself end in ``:min`` or ``:max``.
+
+    Raises:
+        ConfigError: there is no name.
+    """
+    return named(asked, {}) if asked in known else MetricName.parse(asked)
+
+
 def direction_of(metric: MetricName, asked: str, run: Run) -> MetricName:
     """Return a metric that was asked for as ``asked``; what it does not say of the direction, the run's config may say.
 
@@ -226,9 +249,9 @@ def metric_of_all(runs: Sequence[Run], asked: str | None = None) -> MetricName:
         return next((metric for metric in found if metric.name == "accuracy"), found[0] if found else None) or named(
             "accuracy", {}
         )
-    metric = MetricName.parse(asked)
-    for run in runs:
-        names = names_of(run)
+    of_runs = [(run, names_of(run)) for run in runs]
+    metric = asked_for(asked, [name for _, names in of_runs for name in names])
+    for run, names in of_runs:
         if metric.name not in names:
             known = ", ".join(names) or "nothing yet"
             raise ConfigError(f"--metric {asked}: {run.name} has not measured it; it has {known}")

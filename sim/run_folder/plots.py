@@ -81,8 +81,8 @@ class Curve:
         return f"{self.title} (mean ± sample sd of {num_seeds} seeds)" if num_seeds > 1 else self.title
 
     def measures(self, name: str) -> bool:
-        """Return whether a column has a value in any run."""
-        return any(name in frame and frame[name].notna().any() for frame in self.frames)
+        """Return whether a column has a number in any run; an infinite one cannot be drawn."""
+        return any(name in frame and np.isfinite(frame[name].to_numpy(float)).any() for frame in self.frames)
 
     def series(self, column: str, x: str, smooth: int = 1) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Return x, mean and sample standard deviation of ``column`` over the runs, each float64 [num_points].
@@ -99,6 +99,7 @@ class Curve:
                 its own; there are fewer at the start.
         """
         frames = [frame if column in frame else frame.assign(**{column: np.nan}) for frame in self.frames]
+        frames = [frame.assign(**{column: frame[column].where(np.isfinite(frame[column]))}) for frame in frames]
         if smooth > 1:
             frames = [frame.assign(**{column: _rolling_mean(frame[column], smooth)}) for frame in frames]
         if x != "round" and len(frames) > 1:

@@ -17,7 +17,7 @@ from sim.disk import check_is_file
 from sim.errors import ConfigError, RunFolderError
 from sim.metrics import MetricName
 from sim.run_folder.folder import Run
-from sim.run_folder.measurements import column, compared_phase, metric_of_all, table_of
+from sim.run_folder.measurements import column, compared_phase, final_value, metric_of_all, table_of
 from sim.run_folder.settings import NOTHING, Key, ordered, shown
 from sim.sweep.table import Interval
 
@@ -51,6 +51,7 @@ class Cells:
         row_keys, column_keys: their values, in order.
         cells: (row key, column key) → cell; a combination without a run that is done is missing.
         num_missing: runs that are not done.
+        num_diverged: runs that measured the metric, but whose value is NaN.
         baseline: ``setting = value``, or empty.
         test: ``t`` or ``wilcoxon``.
     """
@@ -64,6 +65,7 @@ class Cells:
     column_keys: list[Key]
     cells: dict[tuple[Key, Key], Cell]
     num_missing: int = 0
+    num_diverged: int = 0
     baseline: str = ""
     test: str = "t"
 
@@ -155,10 +157,11 @@ def table_cells(
     tables = [table_of(run, [of_table]) for run in done]
     phase = phase or compared_phase(tables, of_table.name)
     of_cell = column(phase, of_table.name)
-    measured = [
-        _measured(run, (*row_names, *column_names), _chosen(table[of_cell], of_table, value))
-        for run, table in zip(done, tables, strict=True)
+    numbers = [
+        final_value(table, phase, of_table.name) if value == "final" else _best(table[of_cell], of_table)
+        for table in tables
     ]
+    measured = [_measured(run, (*row_names, *column_names), number) for run, number in zip(done, numbers, strict=True)]
     _check_known(measured, (*row_names, *column_names), varied)
     cells: dict[tuple[Key, Key], dict[int, _Measured]] = {}
     for each in measured:
@@ -179,9 +182,19 @@ def table_cells(
         other = "evaluate" if phase == "test" else "test"
         raise ConfigError(f"--phase {phase}: no run has measured {of_table.name} in it; --phase {other} may have it")
     row_keys, column_keys = (ordered(list(dict.fromkeys(place[n] for place in made))) for n in (0, 1))
-    num_missing = len(all_runs) - len(done)
+    is_known = [table[of_cell].notna().any() for table in tables]
     result = Cells(
-        of_table, value, phase, row_names, column_names, row_keys, column_keys, made, num_missing=num_missing, test=test
+        of_table,
+        value,
+        phase,
+        row_names,
+        column_names,
+        row_keys,
+        column_keys,
+        made,
+        num_missing=len(all_runs) - len(done),
+        num_diverged=sum(bool(known) and math.isnan(number) for known, number in zip(is_known, numbers, strict=True)),
+        test=test,
     )
     return result if baseline is None else _compared(result, baseline)
 
@@ -198,9 +211,9 @@ def _heads(varied: list[str], rows: Sequence[str] | None, columns: Sequence[str]
     return tuple(rows), tuple(left if columns is None else columns)
 
 
-def _chosen(values: pd.Series, metric: MetricName, value: str) -> float:
+def _best(values: pd.Series, metric: MetricName) -> float:
     known = values.dropna().tolist()
-    return math.nan if not known else metric.best(known) if value == "best" else known[-1]
+    return metric.best(known) if known else math.nan
 
 
 def _measured(run: Run, names: Key, number: float) -> _Measured:

@@ -38,11 +38,25 @@ class Look:
         spread: what stands beside a mean: ``sd``, ``ci`` or ``none``.
         bold: in what the best mean is bold: ``row``, ``column`` or ``none``.
         digits: decimals.
+        unit: the power of ten by which the numbers are divided.
     """
 
     spread: str
     bold: str
     digits: int
+    unit: int = 0
+
+    def number(self, value: float) -> str:
+        """Return a number as it stands in a cell."""
+        return f"{value / 10.0**self.unit:.{self.digits}f}"
+
+
+def unit_of(table: Cells) -> int:
+    """Return the power of ten, a multiple of three, in which very large or very small means can be read."""
+    largest = max((abs(cell.interval.mean) for cell in table.cells.values()), default=0.0)
+    if not 0 < largest < math.inf or 1e-2 <= largest < 1e5:
+        return 0
+    return 3 * math.floor(math.log10(largest) / 3)
 
 
 def caption(table: Cells, look: Look) -> str:
@@ -53,6 +67,8 @@ def caption(table: Cells, look: Look) -> str:
     place = "of the central test" if table.phase == "test" else "of the clients"
     mean = f"mean{spread[look.spread]}" if most > 1 else "value"
     sentences = [f"{table.value.capitalize()} {table.metric.name} {place}: {mean} over {seeds}."]
+    if look.unit:
+        sentences.append(f"The numbers are multiples of 1e{look.unit}.")
     if table.best(look.bold):
         sentences.append(f"The best of each {look.bold} is bold.")
     if table.baseline:
@@ -74,11 +90,11 @@ def _cell(cell: Cell | None, look: Look) -> tuple[str, str, str]:
         return "–", "", ""
     interval, beside = cell.interval, ""
     if look.spread == "sd" and not math.isnan(interval.sd):
-        beside = f" ± {interval.sd:.{look.digits}f}"
+        beside = f" ± {look.number(interval.sd)}"
     elif look.spread == "ci" and not math.isnan(interval.low):
-        beside = f" [{interval.low:.{look.digits}f}, {interval.high:.{look.digits}f}]"
+        beside = f" [{look.number(interval.low)}, {look.number(interval.high)}]"
     marks = next((mark for level, mark in _LEVELS if cell.p_value < level), "")
-    return f"{interval.mean:.{look.digits}f}", beside, marks
+    return look.number(interval.mean), beside, marks
 
 
 def _grid(table: Cells, look: Look, escape: Text, strong: Text, raised: Text) -> list[list[str]]:
