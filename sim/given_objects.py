@@ -40,9 +40,9 @@ class GivenObjects:
         given = {name: value for name, value in given.items() if value is not None}
         _check(config, given)
         texts: dict[str, Any] = {_setting(name): value for name, value in given.items() if isinstance(value, str)}
+        self.objects = {**_objects_in(config), **given}
+        self.objects = {name: value for name, value in self.objects.items() if not isinstance(value, str)}
         config = replace(config, **texts)
-        own = {name: value for name, value in given.items() if not isinstance(value, str)}
-        self.objects = {**_objects_in(config), **own}
         names: dict[str, Any] = {
             _setting(n): user_code.name_of(value) for n, value in self.objects.items() if n not in _UNNAMED
         }

@@ -256,10 +256,13 @@ def _simulate(
         live_line(on_record, config.num_rounds) as told,
         _ray_session(config, arguments, num_actors, ray_init_args) as ray_session,
     ):
+        has_user_code = _has_user_code(config)
         if ray_session is not None and config.ray_address is None:
             if old is None:
                 _check_without_pytorch(config)
-            ray_session.start()  # while PyTorch and Flower are imported
+            # While PyTorch and Flower are imported; not where these must first say whether the flags are right.
+            if has_user_code or (old is None and _only_built_in_parts(config)):
+                ray_session.start()
         with uncollected():
             from sim.server.prepared_run import ProgramObjects
             from sim.server.rounds import RoundServer
@@ -270,7 +273,7 @@ def _simulate(
             from sim.setup.server_app import ServerAppRun
             from sim.training.device import computing_as_before
 
-        if ray_session is not None and not _only_built_in_parts(config):
+        if ray_session is not None and has_user_code:
             ray_session.wait()  # user code may change what Ray's start depends on, such as the environment
         with computing_as_before():
             prepared = prepare(config, ProgramObjects(**objects.objects))
@@ -352,21 +355,25 @@ def _most_clients_at_once(config: RunConfig) -> int:
     return max(config.num_fit_clients, config.num_evaluate_clients, 1)
 
 
+def _has_user_code(config: RunConfig) -> bool:
+    """Whether the data set, the model, a function, the clients or the strategy are the user's own."""
+    names = (config.dataset, config.model, config.train, config.test, config.client, config.client_fn, config.strategy)
+    return config.app is not None or any(name is not None and ":" in name for name in names)
+
+
 def _only_built_in_parts(config: RunConfig) -> bool:
     """Whether data set, model, functions, client and strategy are this package's own, with default arguments, on CPUs.
 
     What remains to be checked then needs neither PyTorch nor Flower.
     """
-    names = (config.dataset, config.model, config.train, config.test, config.client, config.client_fn, config.strategy)
     return (
-        config.app is None
+        not _has_user_code(config)
         and config.strategy not in ALGORITHMS
         and config.local_parameters is None
         and config.server_lr is None
         and config.devices is None
         and config.sampler == RunConfig.sampler
         and not config.compress
-        and not any(name is not None and ":" in name for name in names)
         and not (config.strategy_args or config.dp or config.attack or config.ray_address or config.gpus_of_a_client)
         and config.local_training != "vectorized"
         and config.side >= _SMALLEST_BUILT_IN_SIDE

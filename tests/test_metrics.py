@@ -317,7 +317,11 @@ def test_plot_and_list_take_any_metric(tmp_path: Path, command: Sim) -> None:
     assert listed()[1] == ["one", "2/2", "0.5000", "0.3000"]
     assert listed("--metric", "mae:max")[1] == ["one", "2/2", "0.5000", "0.9000"]
     assert listed("--metric", "r2")[1] == ["one", "2/2", "0.5000", "0.7000"]
-    assert listed("--metric", "f1")[1] == ["one", "2/2"]
+    unknown = command("list", "--metric", "f1")
+    assert (unknown.returncode, unknown.stderr) == (
+        2,
+        "sim: --metric f1: no run has measured it; they have loss, mae, r2\n",
+    )
     other = RunWriter.create(str(tmp_path / "results"), "two", RunConfig(num_rounds=1).to_toml(), clients=True)
     other.append(RoundRecord(0, test_accuracy=0.25))
     other.close()

@@ -331,6 +331,7 @@ def test_what_cannot_work_is_one_line(command: Sim, tmp_path: Path, words: str, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.ray
 def test_a_train_that_can_get_no_proximal_term_is_refused_before_the_run(command: Sim, tmp_path: Path) -> None:
     words = ("--strategy", "fedasync", "--strategy-args", "rho=0.1", "--train", "own:training_by_hand")
     result = command("run", *words, "--results-dir", str(tmp_path), cwd=PROGRAMS)

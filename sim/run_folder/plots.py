@@ -409,7 +409,7 @@ def draw_line(
     if has_steps:
         line.set_drawstyle("steps-post")
     if len(xs) < 10:
-        line.set_marker("o")
+        line.set(marker="o", clip_on=False)  # a point in round 0 lies on the axis
     if not np.isnan(deviation).all():  # several seeds
         step: Any = "post" if has_steps else None
         axes.fill_between(xs, mean - deviation, mean + deviation, color=pen.color, alpha=0.2, linewidth=0, step=step)

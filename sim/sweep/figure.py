@@ -74,5 +74,5 @@ def _draw_line(axes: Axes, rows: pd.DataFrame, x: str, measure: str, label: str,
     xs = np.array([value for value, _ in measured], float)
     means = np.array([found.mean() for _, found in measured])
     deviations = np.nan_to_num([float(plots.sample_sd(found)) for _, found in measured])
-    axes.plot(xs, means, "o-", color=color, label=label, linewidth=1.8)
+    axes.plot(xs, means, "o-", color=color, label=label, linewidth=1.8, clip_on=False)
     axes.fill_between(xs, means - deviations, means + deviations, color=color, alpha=0.2, linewidth=0)

@@ -143,8 +143,9 @@ class RaySession:
         check_can_be_sent(spec)
 
     def wait(self) -> None:
-        """Wait until Ray and its actors have begun to run; ``open`` reports it where they could not."""
-        wait([self._started])
+        """Wait until Ray is up, if it was started; ``open`` reports it where that failed."""
+        if self._thread is not None:
+            wait([self._started])
 
     def _keep_ray(self, arguments: dict[str, Any]) -> None:
         """Start Ray, and end it when it is time to. Linux ends Ray's processes with the thread that started them."""
