@@ -11,11 +11,12 @@ from __future__ import annotations
 import ast
 import sys
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sim.user_objects import NotPlainError, copied, equal, own_modules
+from sim.user_objects import NotPlainError, Value, copied, equal, own_modules
 
 
 def changed_variables() -> dict[str, dict[str, Any]]:
@@ -28,19 +29,22 @@ def changed_variables() -> dict[str, dict[str, Any]]:
     return found
 
 
-def set_variables(changed: dict[str, dict[str, Any]]) -> None:
-    """Set the variables in this process; a module that it cannot import is left out."""
-    from importlib import import_module
+def set_variable(module: str, name: str, value: Any) -> None:
+    """Set a variable of a module in this process.
 
-    for name, variables in changed.items():
-        try:
-            module = import_module(name)
-        except Exception:  # noqa: BLE001 - nobody but the script may have used it
-            continue
-        vars(module).update(variables)
+    A list, dict or set that is there is filled, because another module may have it, too.
+
+    Raises:
+        Exception: the module cannot be imported.
+    """
+    variables = vars(import_module(module))
+    held = variables.get(name)
+    is_filled = type(held) is type(value) and isinstance(held, list | dict | set)
+    variables[name] = Value(held, value).filled() if is_filled else value
 
 
 _NOT_LITERAL = object()
+_ANY = ""  # stands for names that are not known
 
 
 def _bound_in(module: ModuleType) -> dict[str, Any] | None:
@@ -49,21 +53,9 @@ def _bound_in(module: ModuleType) -> dict[str, Any] | None:
         tree = ast.parse(Path(module.__file__ or "").read_bytes())
     except (OSError, SyntaxError, ValueError):
         return None
-    times: Counter[str] = Counter()
-    for node in ast.walk(tree):
-        match node:
-            case ast.ImportFrom(names=names) if any(each.name == "*" for each in names):
-                return None
-            case ast.Import(names=names) | ast.ImportFrom(names=names):
-                times.update((each.asname or each.name).partition(".")[0] for each in names)
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-                times[name] += 1
-            case ast.Name(id=name, ctx=ast.Store() | ast.Del()) | ast.ExceptHandler(name=str(name)):
-                times[name] += 1
-            case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)) | ast.MatchMapping(rest=str(name)):
-                times[name] += 1
-            case ast.Call(func=ast.Name(id="globals" | "exec" | "setattr" | "vars" | "locals")):
-                return None
+    times = Counter(name for node in ast.walk(tree) for name in _names_set_by(node))
+    if _ANY in times:
+        return None
     known: dict[str, Any] = dict.fromkeys(times, _NOT_LITERAL)
     for node in tree.body:
         match node:
@@ -72,6 +64,31 @@ def _bound_in(module: ModuleType) -> dict[str, Any] | None:
             case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value) if times[name] == 1:
                 known[name] = _literal(value)
     return known
+
+
+def _names_set_by(node: ast.AST) -> list[str]:
+    """Return the names that a part of a file binds, or whose content it may change."""
+    match node:
+        case ast.ImportFrom(names=names) if any(each.name == "*" for each in names):
+            return [_ANY]
+        case ast.Call(func=ast.Name(id="globals" | "exec" | "setattr" | "vars" | "locals")):
+            return [_ANY]
+        case ast.Import(names=names) | ast.ImportFrom(names=names):
+            return [(each.asname or each.name).partition(".")[0] for each in names]
+        case (
+            ast.FunctionDef(name=str(name))
+            | ast.AsyncFunctionDef(name=str(name))
+            | ast.ClassDef(name=str(name))
+            | ast.ExceptHandler(name=str(name))
+            | ast.MatchAs(name=str(name))
+            | ast.MatchStar(name=str(name))
+            | ast.MatchMapping(rest=str(name))
+            | ast.Name(id=name, ctx=ast.Store() | ast.Del())
+            | ast.Subscript(value=ast.Name(id=name), ctx=ast.Store() | ast.Del())
+            | ast.Call(func=ast.Attribute(value=ast.Name(id=name)))
+        ):
+            return [name]
+    return []
 
 
 def _literal(value: ast.expr) -> Any:

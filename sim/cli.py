@@ -291,7 +291,9 @@ def _add_table(table: argparse.ArgumentParser) -> None:
     table.add_argument("--baseline", metavar="SETTING=VALUE", help=about)
     about = "paired t-test, or Wilcoxon's signed-rank test [default t]"
     table.add_argument("--test", choices=("t", "wilcoxon"), default="t", help=about)
-    table.add_argument("--digits", default="3", metavar="N", help="decimals [default 3]")
+    table.add_argument(
+        "--digits", metavar="N", help="decimals [default 3, of multiples of a power of ten where needed]"
+    )
     about = "file to write: .tex, .md or .csv [default table.tex]"
     table.add_argument("-o", "--output", metavar="FILE", default="table.tex", help=about)
 

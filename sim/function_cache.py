@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Callable, Iterator
-from typing import Any, Self
+from collections.abc import Iterator
+from typing import Any
 
 from sim.user_objects import is_state
 
@@ -17,27 +17,23 @@ FUNCTION_WITH_CACHE: type = type(functools.cache(int))
 
 
 class FunctionCache:
-    """A function with a cache, which clients find empty if it was so before any client."""
+    """A function with a cache, which a client leaves empty if it has found it so."""
 
     def __init__(self, function: Any) -> None:
         self._function = function
-        self._size: int = function.cache_info().currsize
 
-    def again(self) -> Self:
-        """Return it with the results that it has now."""
-        return type(self)(self._function)
+    @property
+    def size(self) -> int:
+        """The number of results."""
+        return int(self._function.cache_info().currsize)
 
-    def has_changed(self) -> bool:
-        """Return whether it has results that clients have made and may change."""
-        if self._size or not self._function.cache_info().currsize:
-            return False
-        return any(map(_may_change, _results(self._function)))
+    def has_state(self) -> bool:
+        """Return whether it has results that clients may change."""
+        return self.size > 0 and any(map(_may_change, _results(self._function)))
 
-    def put_back(self) -> None:
-        """Forget the results, if there were none."""
-        if not self._size:
-            clear: Callable[[], None] = self._function.cache_clear
-            clear()
+    def clear(self) -> None:
+        """Forget the results."""
+        self._function.cache_clear()
 
 
 def _results(function: Any) -> Iterator[Any]:

@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 from sim import user_code
+from sim.config.fields import plain
 from sim.config.run_config import AppConfig, RunConfig
 from sim.errors import ConfigError
 
 _SETTINGS = ("model", "train", "test", "client", "loss", "client_fn", "strategy", "dataset")
 _OF_APPS = ("client_app", "server_app")
 _UNNAMED = (*_OF_APPS, "client_manager")  # they are no settings
-_FUNCTIONS = ("train", "test", "load_data", "client", "loss", "client_fn")
+_FUNCTIONS = ("model", "train", "test", "load_data", "client", "loss", "client_fn")
 # Argument → the methods that it must have.
 _METHODS = {"client_manager": ("register", "num_available", "sample"), "history": ("add_loss_centralized",)}
 
@@ -61,8 +62,8 @@ def check_observers(on_record: Any, history: Any, ray_init_args: Any) -> None:
     if not isinstance(ray_init_args, Mapping | None):
         raise ConfigError(f"ray_init_args: must be a dict of arguments of ray.init, not {_kind(ray_init_args)}")
     for name in ("num_cpus", "num_gpus"):
-        value = (ray_init_args or {}).get(name, 1)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        value = plain((ray_init_args or {}).get(name))
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
             raise ConfigError(f"ray_init_args: {name} must be a number, not {_kind(value)}")
 
 
@@ -70,6 +71,9 @@ def _check(config: RunConfig, given: Mapping[str, Any]) -> None:
     for name in _OF_APPS:
         if name in given and not isinstance(config, AppConfig):
             raise ConfigError(f"{name}: a Flower app needs an AppConfig; this is a RunConfig, which takes a program")
+    for name in _UNNAMED:
+        if isinstance(given.get(name), str):
+            raise ConfigError(f"{name}: must be an object, not text; the folder of an app is a setting of an AppConfig")
     for name in _FUNCTIONS:
         value = given.get(name)
         if value is None or callable(value) or isinstance(value, str):

@@ -6,7 +6,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from sim import reaper
 from sim.compression.by_name import Compression
 from sim.config.app import read_app
 from sim.config.choices import ALGORITHMS
+from sim.config.fields import rules_of
 from sim.config.run_config import RunConfig
 from sim.data import partition
 from sim.data.load_dataset import load_dataset
@@ -216,6 +217,7 @@ def evaluate(
 
         with computing_as_before():
             prepared = prepare(config, ProgramObjects(**objects.objects))
+            _check_can_be_sent(prepared, ray_session)
             found = evaluation.Evaluation.of(run, prepared, fine_tune_epochs, allow_changed_code=allow_changed_code)
             with interruptible(), log.captured(run.log_path, show=config.verbose):
                 log.say(found.notes)
@@ -279,8 +281,7 @@ def _simulate(
             prepared = prepare(config, ProgramObjects(**objects.objects))
             if old is not None:
                 prepared = resumed(old, prepared, allow_changed_code=allow_changed_code)
-            if ray_session is not None:
-                ray_session.check_can_be_sent(prepared.spec)
+            _check_can_be_sent(prepared, ray_session)
             with (
                 interruptible(),
                 imports_are_no_garbage(),
@@ -323,6 +324,13 @@ def _ray_session(
         yield ray_session
 
 
+def _check_can_be_sent(prepared: Prepared, ray_session: RaySession | None) -> None:
+    if ray_session is not None:
+        from sim.engine.ray.shipping import check_can_be_sent
+
+        check_can_be_sent(prepared.spec)
+
+
 @contextmanager
 def _open_engine(prepared: Prepared, ray_session: RaySession | None, num_actors: int, run: Run) -> Iterator[Dispatcher]:
     """Open what executes the clients of a run."""
@@ -356,9 +364,10 @@ def _most_clients_at_once(config: RunConfig) -> int:
 
 
 def _has_user_code(config: RunConfig) -> bool:
-    """Whether the data set, the model, a function, the clients or the strategy are the user's own."""
-    names = (config.dataset, config.model, config.train, config.test, config.client, config.client_fn, config.strategy)
-    return config.app is not None or any(name is not None and ":" in name for name in names)
+    """Whether any part of the run is the user's own."""
+    values = [getattr(config, each.name) for each in fields(config) if rules_of(each).importable]
+    values += [config.loss, config.metric, config.sampler]
+    return config.app is not None or any(isinstance(value, str) and ":" in value for value in values)
 
 
 def _only_built_in_parts(config: RunConfig) -> bool:

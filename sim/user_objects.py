@@ -10,7 +10,7 @@ import sysconfig
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial, singledispatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -349,7 +349,7 @@ def is_state(held: Any, left: _Left | None = None, depth: int = 0) -> bool:
     elif isinstance(held, _network_kinds()):
         return True
     elif is_own(kind.__module__) and kind.__module__ != "logging" and not hasattr(kind, "__getitem__"):
-        inside = getattr(held, "__dict__", {}).values()
+        inside = attributes_of(held).values()
     else:
         return False
     if depth == _MOST_DEPTH:
@@ -359,9 +359,11 @@ def is_state(held: Any, left: _Left | None = None, depth: int = 0) -> bool:
 
 
 def _is_plain(held: Any, left: _Left) -> bool:
+    before = replace(left)
     try:
         _plain(held, left)
     except (NotPlainError, RuntimeError):
+        left.elements, left.of_arrays = before.elements, before.of_arrays
         return False
     return True
 

@@ -69,6 +69,7 @@ class UserVariables:
         self._variables: list[Variable] = []
         self._generators: list[_Generator] = []
         self._networks: list[tuple[str, Kept]] = []
+        self._caches: list[tuple[str, FunctionCache]] = []
         self._names: Counter[str] = Counter()
         self._num_modules = 0
         self._stream: np.random.SeedSequence | None = None
@@ -84,7 +85,8 @@ class UserVariables:
         known = _in_modules()
         self._seen, self._names = dict(known._seen), Counter(known._names)
         self._variables, self._generators, self._places = [*known._variables], [*known._generators], [*known._places]
-        self._networks, self._others, self._sizes = [*known._networks], [*known._others], [*known._sizes]
+        self._networks, self._caches = [*known._networks], [*known._caches]
+        self._others, self._sizes = [*known._others], [*known._sizes]
         self._num_modules = len(sys.modules)
         self.note(*things)
 
@@ -129,7 +131,7 @@ class UserVariables:
                     elif (inside := variables_of(held)) is not None:
                         self._places.append((held, found.name, inside, frozenset(inside)))
                 if isinstance(held, FUNCTION_WITH_CACHE) and found.is_own:
-                    self._networks.append((found.name, FunctionCache(held)))
+                    self._caches.append((found.name, FunctionCache(held)))
                 elif found.is_own and id(held) not in inner and (network := own_networks.kept(held)) is not None:
                     self._networks.append((found.name, network))
                     inner.update(map(id, held.modules() if isinstance(held, torch.nn.Module) else (held,)))
@@ -203,7 +205,8 @@ class UserVariables:
     @contextmanager
     def _initial_networks(self) -> Iterator[None]:
         """Let networks and optimizers be as before any client inside the block, and as they are now after it."""
-        networks = self._networks  # to which imports in the block add
+        networks, caches = self._networks, self._caches  # to which imports in the block add
+        sizes = [cache.size for _, cache in caches]
         before = [each.again() if each.has_changed() else None for _, each in networks]
         for (_, each), now in zip(networks, before, strict=True):
             if now is not None:
@@ -217,6 +220,11 @@ class UserVariables:
                     network.put_back()
                 if now is not None:
                     now.put_back()
+            sizes += [0] * (len(caches) - len(sizes))
+            for (name, cache), size in zip(caches, sizes, strict=True):
+                if not size and cache.has_state():
+                    self._note_changed_network(name)
+                    cache.clear()
 
     def _note_changed_network(self, name: str) -> None:
         if name in self._changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from program_text import extended
 
-from sim import RunConfig, resume, simulate
+from sim import RunConfig, changed_modules, resume, simulate
 from sim.errors import ConfigError, PluginError
 
 SMALL: dict[str, Any] = {"num_clients": 2, "num_rounds": 1, "local_epochs": 1, "engine": "inline"}
@@ -107,21 +108,15 @@ import sys
 
 import settings
 import torch
+from parts_of_script import train
 from {program} import net, trainloader, testloader, criterion
 from sim import RunConfig, simulate
 
 def load_data():
     return trainloader, testloader
 
-def train(net, loader, epochs):
-    import settings
-    optimizer = torch.optim.SGD(net.parameters(), lr=settings.LR)
-    for x, y in loader:
-        optimizer.zero_grad()
-        (criterion(net(x), y) + settings.extra(net)).backward()
-        optimizer.step()
-
 settings.LR = 0.5
+settings.CFG["momentum"] = 0.5
 settings.extra = lambda net: net.layers[0].weight.square().sum()
 torch.set_default_dtype(torch.float64)
 for engine in sys.argv[1:]:
@@ -131,16 +126,46 @@ for engine in sys.argv[1:]:
 """
 
 
+PARTS = """
+import settings
+import torch
+from settings import CFG
+
+def train(net, loader, epochs):
+    optimizer = torch.optim.SGD(net.parameters(), lr=settings.LR, momentum=CFG["momentum"])
+    for x, y in loader:
+        optimizer.zero_grad()
+        (torch.nn.functional.cross_entropy(net(x), y) + settings.extra(net)).backward()
+        optimizer.step()
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_what_a_script_sets_in_its_modules_and_in_pytorch_reaches_the_processes(program: str) -> None:
     extended(program, "trainloader.dataset.dataset.tensors = x.double(), data.tensors[1]\n")
-    Path("settings.py").write_text("LR = 0.1\n\ndef extra(net):\n    return 0.0\n")
+    Path("parts_of_script.py").write_text(PARTS)
+    Path("settings.py").write_text("LR = 0.1\nCFG = {'momentum': 0.0}\n\ndef extra(net):\n    return 0.0\n")
     Path("script.py").write_text(SCRIPT.format(program=program.removesuffix(".py")))
     inline, ray = _hashes("inline", "ray")
     assert inline == ray
     Path("script.py").write_text(Path("script.py").read_text().replace("LR = 0.5", "LR = 0.25"))
     assert inline not in _hashes("inline")
+
+
+def test_what_a_file_computes_is_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "PLAIN = {'a': 1}\nLIST = []\nDICT = {}\nBOTH = 1\nLIST.append(1)\nDICT['b'] = 2\nif LIST:\n    BOTH = 2\n"
+    (tmp_path / "computed_settings.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("computed_settings")
+    monkeypatch.setattr(changed_modules, "own_modules", lambda: [module])
+    assert changed_modules.changed_variables() == {}
+    module.PLAIN["a"], module.NEW = 2, "new"
+    assert changed_modules.changed_variables() == {"computed_settings": {"PLAIN": {"a": 2}, "NEW": "new"}}
+    held, module.NEW = module.PLAIN, 0
+    changed_modules.set_variable("computed_settings", "PLAIN", {"a": 3})
+    changed_modules.set_variable("computed_settings", "NEW", 1)
+    assert (held, module.NEW) == ({"a": 3}, 1)
 
 
 def _hashes(*engines: str) -> list[str]:

@@ -309,3 +309,13 @@ def test_very_large_and_very_small_numbers_are_multiples_of_a_power_of_ten(
     assert cell in made.stdout
     assert unit in made.stdout
     assert ("multiples" in (tmp_path / "table.tex").read_text()) is bool(unit)
+
+
+def test_a_metric_that_a_round_does_not_have_is_that_of_the_last_round_with_it(command: Sim, tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    writer = RunWriter.create(str(folder), "a", RunConfig(num_rounds=2).to_toml(), clients=True)
+    for number in range(3):
+        rows = [MetricRecord(number, "test", None, 10, "rmse", 3.0 - number)] if number < 2 else []
+        writer.append(RoundRecord(number, test_accuracy=0.5, test_seconds=0.1), metrics=rows)
+    writer.close()
+    assert command("list", "--metric", "rmse").stdout.splitlines()[1].split()[:3] == ["a", "2/2", "2.0000"]

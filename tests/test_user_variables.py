@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import random
 import sys
@@ -14,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 from ray import cloudpickle
+from torch.utils.data import TensorDataset
 
 from sim import RunConfig
 from sim.data.items import Items
 from sim.data.load_dataset import load_dataset, open_dataset
 from sim.seeds import Purpose, sequence
-from sim.user_objects import is_library
+from sim.user_objects import is_library, is_state
 from sim.user_variables import UserVariables, changed_by
 
 _SOURCE = """
@@ -375,3 +377,37 @@ def test_what_pip_has_installed_into_a_folder_is_no_code_of_the_user(
     (tmp_path / "installed" / "some_library-1.0.dist-info").mkdir()
     found = [is_library(str(tmp_path / name / "module.py")) for name in ("installed", "written")]
     assert found == [True, False]
+
+
+class _WithSlots:
+    __slots__ = ("data",)
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+
+def test_what_is_removed_after_a_client_is_no_data_and_does_not_depend_on_the_order() -> None:
+    _WithSlots.__module__ = "of_the_user"
+    net, large = torch.nn.Linear(2, 2), TensorDataset(torch.zeros(3))
+    assert is_state(_WithSlots(net))
+    assert not is_state(_WithSlots(large))
+    average = torch.zeros(40_000)
+    for held in ({"average": average, "net": net}, {"net": net, "average": average}):
+        assert is_state(held)
+        assert is_state([held])
+    assert not is_state({"one": average, "other": average, "net": net})  # too large for a copy
+
+
+def test_what_the_server_keeps_in_a_function_with_a_cache_stays(module: Any) -> None:
+    made: Any = functools.cache(torch.nn.Linear)
+    module.made = made
+    variables = UserVariables()
+    variables.renew(module)
+    of_server = made(2, 2)
+    with variables.initial(sequence(0, Purpose.FIT, 1, 0)):
+        made(1, 1)
+    assert made(2, 2) is of_server
+    made.cache_clear()
+    with variables.initial(sequence(0, Purpose.FIT, 1, 0)):
+        made(1, 1)
+    assert made.cache_info().currsize == 0

@@ -188,7 +188,9 @@ class AlgorithmClient:
         if repeats > 1:
             config = {**config, "max_steps": int(config.get("max_steps") or 0) * repeats}
             loader = _Repeated(loader, repeats)
-        begin = self.exchange.start if self._is_at_start else [p.detach().clone() for p in self.parameters if must_step]
+        begin = self.exchange.start
+        if must_step and not self._is_at_start:
+            begin = [parameter.detach().clone() for parameter in self.parameters]
         self._is_at_start = False
         with watched(self.parameters, before, after) as steps:
             metrics = self._client.train_net(config, loader, epochs)

@@ -86,8 +86,8 @@ def show_list(arguments: argparse.Namespace) -> None:
                 rows.append(_row_of(read, None if asked is None else direction_of(asked_for(asked, names), asked, run)))
         except RunFolderError as error:
             print(f"sim: {error}", file=sys.stderr)  # the other runs are still shown
-    if asked is not None and rows and all(row.metric is None for row in rows):
-        raise ConfigError(f"--metric {asked}: no run has measured it; they have {one_line(', '.join(known)) or 'none'}")
+    if asked is not None and known and all(row.metric is None for row in rows):
+        raise ConfigError(f"--metric {asked}: no run has measured it; they have {one_line(', '.join(known))}")
     order = ORDERS[arguments.sort]
     in_order = sorted((row for row in rows if order(row) is not None), key=order)
     _print([*in_order, *(row for row in rows if order(row) is None)])
@@ -104,7 +104,7 @@ def _row_of(run: Run, asked: MetricName | None) -> _Row:
         int(rounds["round"].max()) if len(rounds) else None,
         wanted,
         metric if values else None,
-        None if metric is None or table is None or not values else _final(table, metric),
+        None if metric is None or table is None or not values else _final(run, table, metric),
         metric.best(values) if metric is not None and values else None,
         last if last is not None and not is_done else None,
         _why_ended(run) if is_done and len(rounds) and int(rounds["round"].max()) < (wanted or 0) else "",
@@ -112,8 +112,8 @@ def _row_of(run: Run, asked: MetricName | None) -> _Row:
     )
 
 
-def _final(table: pd.DataFrame, metric: MetricName) -> float:
-    return final_value(table, compared_phase([table], metric.name), metric.name)
+def _final(run: Run, table: pd.DataFrame, metric: MetricName) -> float:
+    return final_value(run, table, compared_phase([table], metric.name), metric.name)
 
 
 def _why_ended(run: Run) -> str:

@@ -16,7 +16,7 @@ _MOST_DIGITS = 10
 def table(arguments: argparse.Namespace) -> None:
     """``sim table``: write the results of sweeps as LaTeX, Markdown or CSV."""
     path = output_path(arguments.output, ENDINGS)
-    digits = parse_number(int, arguments.digits)
+    digits = 3 if arguments.digits is None else parse_number(int, arguments.digits)
     if digits is None or not 0 <= digits <= _MOST_DIGITS:
         raise ConfigError(f"--digits {arguments.digits}: must be a whole number, at least 0 and at most {_MOST_DIGITS}")
     from sim.run_folder.settings import named
@@ -39,7 +39,7 @@ def table(arguments: argparse.Namespace) -> None:
         test=arguments.test,
     )
     bold = arguments.bold or ("row" if len(cells.column_keys) > 1 else "column")
-    look = typeset.Look(arguments.spread, bold, digits, typeset.unit_of(cells))
+    look = typeset.Look(arguments.spread, bold, digits, typeset.unit_of(cells) if arguments.digits is None else 0)
     form = {"tex": typeset.latex, "md": typeset.markdown, "csv": typeset.comma_separated}[path.suffix[1:]]
     content = form(cells, look, path.stem)
     try:
@@ -48,7 +48,8 @@ def table(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"-o {path}: cannot be written: {error.strerror}") from None
     if cells.num_missing:
         print(f"note            {cells.num_missing} runs are not done and left out")
-    if cells.num_diverged:
-        print(f"note            {cells.num_diverged} runs end with nan as their {cells.metric.name} and are left out")
+    if cells.num_without_number:
+        name = cells.metric.name
+        print(f"note            {cells.num_without_number} runs end with nan as their {name} and are left out")
     print(typeset.markdown(cells, look), end="")
     print(f"table           {path}")

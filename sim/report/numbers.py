@@ -182,18 +182,19 @@ def summary_of(group: Group, metric: MetricName, phases: Mapping[str, str]) -> S
     return Summary(
         num_seeds=len(group.runs),
         rounds=(min(reached), max(reached)),
-        final=_final(frames, phases, metric.name),
+        final=_final(group, phases, metric.name),
         best=measured(frames, of_metric, lambda values: metric.best(values.tolist())),
-        final_loss=_final(frames, phases, "loss"),
+        final_loss=_final(group, phases, "loss"),
         minutes=float(np.mean(seconds)) / 60 if max(map(len, frames)) else None,
         updates_per_second=updates / training if training and not central else None,
         failures=None if central else sum(int(frame.num_failures.fillna(0).sum()) for frame in frames),
     )
 
 
-def _final(frames: Sequence[pd.DataFrame], phases: Mapping[str, str], name: str) -> SeedStatistics | None:
-    known = [frame for frame in frames if frame[column(phases[name], name)].notna().any()]
-    return SeedStatistics([final_value(frame, phases[name], name) for frame in known]) if known else None
+def _final(group: Group, phases: Mapping[str, str], name: str) -> SeedStatistics | None:
+    pairs = zip(group.runs, group.curve.frames, strict=True)
+    known = [(run, frame) for run, frame in pairs if frame[column(phases[name], name)].notna().any()]
+    return SeedStatistics([final_value(run, frame, phases[name], name) for run, frame in known]) if known else None
 
 
 def to_target_of(group: Group) -> ToTarget | None:

@@ -82,18 +82,25 @@ def measured_column(table: pd.DataFrame, name: str) -> str:
     return column(compared_phase([table], name), name)
 
 
-_MEASURED_IN = {"test": "test_seconds", "evaluate": "eval_seconds", "fit": "fit_seconds"}
-
-
-def final_value(table: pd.DataFrame, phase: str, name: str) -> float:
-    """Return a metric in the last round in which its phase was carried out; NaN if it was not, or if NaN was measured.
+def final_value(run: Run, table: pd.DataFrame, phase: str, name: str) -> float:
+    """Return a metric in the last round that has it; NaN if none has it, or if the last test has measured NaN.
 
     Args:
-        table: that of ``table_of``.
+        table: that of ``table_of`` for this run.
+
+    Raises:
+        RunFolderError: a table of the run is damaged or missing.
     """
-    values, seconds = table[column(phase, name)], _MEASURED_IN.get(phase, "")
-    is_measured = values.notna() | (table[seconds].notna() if seconds in table and values.notna().any() else False)
-    return float(values[is_measured].iloc[-1]) if is_measured.any() else math.nan
+    values = table[column(phase, name)]
+    has_value = values.notna()
+    if not has_value.any():
+        return math.nan
+    if phase == "test" and name in ("accuracy", "loss"):
+        has_value |= table["test_seconds"].notna()
+    elif phase == "test" and not has_value.iloc[-1]:
+        rows = _metrics(run)
+        has_value |= table["round"].isin(rows[(rows["phase"] == phase) & (rows["name"] == name)]["round"])
+    return float(values[has_value].iloc[-1])
 
 
 def unmeasured(table: pd.DataFrame, x: str) -> list[str]:

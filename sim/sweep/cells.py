@@ -51,7 +51,7 @@ class Cells:
         row_keys, column_keys: their values, in order.
         cells: (row key, column key) → cell; a combination without a run that is done is missing.
         num_missing: runs that are not done.
-        num_diverged: runs that measured the metric, but whose value is NaN.
+        num_without_number: runs that measured the metric, but whose value is NaN.
         baseline: ``setting = value``, or empty.
         test: ``t`` or ``wilcoxon``.
     """
@@ -65,7 +65,7 @@ class Cells:
     column_keys: list[Key]
     cells: dict[tuple[Key, Key], Cell]
     num_missing: int = 0
-    num_diverged: int = 0
+    num_without_number: int = 0
     baseline: str = ""
     test: str = "t"
 
@@ -158,8 +158,8 @@ def table_cells(
     phase = phase or compared_phase(tables, of_table.name)
     of_cell = column(phase, of_table.name)
     numbers = [
-        final_value(table, phase, of_table.name) if value == "final" else _best(table[of_cell], of_table)
-        for table in tables
+        final_value(run, table, phase, of_table.name) if value == "final" else _best(table[of_cell], of_table)
+        for run, table in zip(done, tables, strict=True)
     ]
     measured = [_measured(run, (*row_names, *column_names), number) for run, number in zip(done, numbers, strict=True)]
     _check_known(measured, (*row_names, *column_names), varied)
@@ -182,7 +182,8 @@ def table_cells(
         other = "evaluate" if phase == "test" else "test"
         raise ConfigError(f"--phase {phase}: no run has measured {of_table.name} in it; --phase {other} may have it")
     row_keys, column_keys = (ordered(list(dict.fromkeys(place[n] for place in made))) for n in (0, 1))
-    is_known = [table[of_cell].notna().any() for table in tables]
+    pairs = zip(tables, numbers, strict=True)
+    num_without_number = sum(bool(table[of_cell].notna().any()) and math.isnan(number) for table, number in pairs)
     result = Cells(
         of_table,
         value,
@@ -193,7 +194,7 @@ def table_cells(
         column_keys,
         made,
         num_missing=len(all_runs) - len(done),
-        num_diverged=sum(bool(known) and math.isnan(number) for known, number in zip(is_known, numbers, strict=True)),
+        num_without_number=num_without_number,
         test=test,
     )
     return result if baseline is None else _compared(result, baseline)

@@ -40,7 +40,6 @@ class ActorAssignment:
         liveness_path: see ``sim.engine.liveness``; on another machine there is no such file.
         from_node: the node of a cluster where the driver is, which has the data.
         session: name of a Ray that serves this run alone; empty on a cluster.
-        driver: what the script has set in its process.
     """
 
     spec: ClientSpec | FlowerSpec
@@ -50,7 +49,6 @@ class ActorAssignment:
     client_timeout: float | None
     from_node: str
     session: str
-    driver: DriverState
 
 
 @ray.remote
@@ -73,12 +71,9 @@ class ChunkActor:
         gc.freeze()  # what was imported is never garbage, and user code may collect garbage for each client
         self.weights: NDArrays = []
 
-    def import_from(self, folders: list[str]) -> None:
-        """Find modules where the driver finds them; a script, a notebook or a module may have added folders.
-
-        A call of its own before ``begin``, whose arguments need modules of the user's.
-        """
-        sys.path += [folder for folder in folders if folder not in sys.path]
+    def resemble(self, driver: DriverState) -> None:
+        """Take over what the driver's process has; a call of its own before ``begin``, whose arguments need modules."""
+        driver.use()
 
     def begin(self, assignment: ActorAssignment, cached_files: CachedFiles | None, actor: int) -> None:
         """Take the clients of a run.
@@ -97,7 +92,6 @@ class ChunkActor:
         # What a client prints belongs to the run, not to Ray's session folder.
         with suppress(OSError):  # on another machine, the run's folder is not there
             output.redirect(assignment.log_path, assignment.liveness_path, actor)
-        assignment.driver.use()
         spec = assignment.spec
         self.other_clock = ray.get_runtime_context().get_node_id() != assignment.from_node
         if cached_files is not None and self.other_clock:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ray import cloudpickle
 
-from sim.changed_modules import changed_variables, set_variables
+from sim.changed_modules import changed_variables, set_variable
 from sim.process_settings import computing_settings, use_computing_settings
 
 
@@ -15,10 +17,12 @@ class DriverState(NamedTuple):
     """The state of the driver.
 
     Attributes:
+        folders: where it finds modules; a script, a notebook or a module may have added some.
         settings: those of PyTorch and numpy.
         variables: module → variable → value, which was set from outside of the module's file.
     """
 
+    folders: list[str]
     settings: list[Any]
     variables: dict[str, dict[str, bytes]]
 
@@ -37,14 +41,15 @@ class DriverState(NamedTuple):
                         module,
                         name,
                     )
-        return cls(computing_settings(), variables)
+        return cls([str(Path(folder).absolute()) for folder in sys.path], computing_settings(), variables)
 
     def use(self) -> None:
         """Let this process have the same."""
+        sys.path += [folder for folder in self.folders if folder not in sys.path]
         use_computing_settings(self.settings)
-        set_variables(
-            {
-                module: {name: cloudpickle.loads(value) for name, value in changed.items()}
-                for module, changed in self.variables.items()
-            }
-        )
+        for module, changed in self.variables.items():
+            for name, value in changed.items():
+                try:
+                    set_variable(module, name, cloudpickle.loads(value))
+                except Exception:  # a client that needs it raises then
+                    logging.getLogger("sim").exception("%s.%s is not as the script has set it", module, name)

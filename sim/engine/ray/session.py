@@ -132,20 +132,11 @@ class RaySession:
         self._thread = Thread(target=self._keep_ray, args=(arguments,), daemon=True)
         self._thread.start()
 
-    def check_can_be_sent(self, spec: ClientSpec | FlowerSpec) -> None:
-        """Check that other processes can get what executes the clients.
-
-        Raises:
-            PluginError: a part of the user's cannot be pickled.
-        """
-        from sim.engine.ray.shipping import check_can_be_sent
-
-        check_can_be_sent(spec)
-
     def wait(self) -> None:
         """Wait until Ray is up, if it was started; ``open`` reports it where that failed."""
         if self._thread is not None:
             wait([self._started])
+            _handle_sigterm_again()
 
     def _keep_ray(self, arguments: dict[str, Any]) -> None:
         """Start Ray, and end it when it is time to. Linux ends Ray's processes with the thread that started them."""
@@ -224,7 +215,7 @@ class RaySession:
                 raise EngineError(f"Ray could not start: {last_line(error)}") from error
             _handle_sigterm_again()
             files = None if self._is_own else ray.put(pack(spec))
-            import_folders = [str(Path(folder).absolute()) for folder in sys.path]
+            driver = DriverState.of_this_process()
             node = ray.get_runtime_context().get_node_id()
             assignment = ActorAssignment(
                 spec,
@@ -234,18 +225,17 @@ class RaySession:
                 retry_policy.client_timeout,
                 from_node=node,
                 session=self._name if self._is_own else "",
-                driver=DriverState.of_this_process(),
             )
 
             def start_another(number: int) -> Any:
                 actor = start_actor(**self._client_resources)
-                actor.import_from.remote(import_folders)
+                actor.resemble.remote(driver)
                 actor.begin.remote(assignment, files, number)  # before all that it is asked later
                 actor.set_up.remote()
                 return actor
 
             for actor in self._actors:
-                actor.import_from.remote(import_folders)
+                actor.resemble.remote(driver)
             begun = [actor.begin.remote(assignment, files, number) for number, actor in enumerate(self._actors)]
             try:
                 if not self._is_own:

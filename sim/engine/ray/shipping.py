@@ -29,7 +29,7 @@ def check_can_be_sent(spec: ClientSpec | FlowerSpec) -> None:
     """
     try:
         cloudpickle.dumps(spec)
-    except Exception:  # noqa: BLE001 - whatever the objects of the user's raise
+    except Exception as whole:  # whatever the objects of the user's raise
         for each in fields(spec):
             part = getattr(spec, each.name)
             try:
@@ -39,6 +39,8 @@ def check_can_be_sent(spec: ClientSpec | FlowerSpec) -> None:
                     f"{flag_of(each.name)} {shown_name(part)}: cannot be sent to the processes that execute clients: "
                     f"{described(error)}; --engine inline needs no other process"
                 ) from error
+        reason = f"the program cannot be sent to the processes that execute clients: {described(whole)}"
+        raise PluginError(reason) from whole
 
 
 def pack(spec: ClientSpec | FlowerSpec) -> CachedFiles:
