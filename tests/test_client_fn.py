@@ -178,6 +178,10 @@ def test_epsilon_is_that_of_the_gaussian_mechanism(run: Any, capsys: pytest.Capt
     unequal = run("by_context", **private, name="unequal").metrics()
     assert not (unequal.name == "epsilon").any()
     assert "no epsilon in metrics.csv, because clients have different numbers of examples" in capsys.readouterr().err
+    adaptive = run("a_client", dp="adaptive", name="adaptive").metrics()
+    assert not (adaptive.name == "epsilon").any()
+    said = capsys.readouterr().err
+    assert said.count("no epsilon in metrics.csv, because the noise of --dp adaptive follows the clipping norm") == 1
 
 
 def test_the_config_of_a_run_has_no_setting_without_effect() -> None:

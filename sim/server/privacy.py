@@ -31,6 +31,7 @@ class Privacy:
         if config.dp == "fixed":
             self._noise_multiplier = float(getattr(strategy, "noise_multiplier", 0.0))
         self._has_equal_weights = True
+        self._is_adaptive = config.dp == "adaptive"
 
     def spent(self, server_round: int, clients: Sequence[ClientResult]) -> dict[str, float]:
         """Return ``{"epsilon": ε}`` after a round; nothing where nobody knows it.
@@ -42,6 +43,9 @@ class Privacy:
         if callable(own):
             spent = own()
             return {} if spent is None else {"epsilon": float(spent.epsilon)}
+        if self._is_adaptive:
+            self._is_adaptive = False  # said once
+            self._note("the noise of --dp adaptive follows the clipping norm of the next round, not that of the round")
         if self._noise_multiplier <= 0 or not self._has_equal_weights:
             return {}
         if len({client.num_examples for client in clients}) > 1:
