@@ -21,6 +21,7 @@ from sim.data.load_dataset import load_dataset
 from sim.errors import ConfigError
 from sim.given_objects import GivenObjects, check_observers
 from sim.interrupts import interruptible
+from sim.metrics import configured
 from sim.processes import imports_are_no_garbage, uncollected
 from sim.run_folder.callbacks import Callback, OnRecord, check_callbacks
 from sim.run_folder.environment import available_cpus
@@ -325,7 +326,9 @@ def _ray_session(
 
 
 def _check_can_be_sent(prepared: Prepared, ray_session: RaySession | None) -> None:
-    if ray_session is not None:
+    if ray_session is not None and _has_user_code(prepared.config):
+        if prepared.config.ray_address is None:
+            ray_session.start()  # it imports Ray, which then asks for a token
         from sim.engine.ray.shipping import check_can_be_sent
 
         check_can_be_sent(prepared.spec)
@@ -366,7 +369,7 @@ def _most_clients_at_once(config: RunConfig) -> int:
 def _has_user_code(config: RunConfig) -> bool:
     """Whether any part of the run is the user's own."""
     values = [getattr(config, each.name) for each in fields(config) if rules_of(each).importable]
-    values += [config.loss, config.metric, config.sampler]
+    values += [config.loss, config.sampler, *configured(config.metric)]
     return config.app is not None or any(isinstance(value, str) and ":" in value for value in values)
 
 

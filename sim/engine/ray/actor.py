@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import math
 import os
 import sys
@@ -70,10 +71,11 @@ class ChunkActor:
             import sim.engine.client_execution  # noqa: F401 - takes seconds, during which the driver prepares the run
         gc.freeze()  # what was imported is never garbage, and user code may collect garbage for each client
         self.weights: NDArrays = []
+        self.problems: list[str] = []  # what the script has set and this process could not take over
 
     def resemble(self, driver: DriverState) -> None:
         """Take over what the driver's process has; a call of its own before ``begin``, whose arguments need modules."""
-        driver.use()
+        self.problems = driver.use()
 
     def begin(self, assignment: ActorAssignment, cached_files: CachedFiles | None, actor: int) -> None:
         """Take the clients of a run.
@@ -92,6 +94,8 @@ class ChunkActor:
         # What a client prints belongs to the run, not to Ray's session folder.
         with suppress(OSError):  # on another machine, the run's folder is not there
             output.redirect(assignment.log_path, assignment.liveness_path, actor)
+        for problem in self.problems:
+            logging.getLogger("sim").warning("note: this process has not what the script has set: %s", problem)
         spec = assignment.spec
         self.other_clock = ray.get_runtime_context().get_node_id() != assignment.from_node
         if cached_files is not None and self.other_clock:

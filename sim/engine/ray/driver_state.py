@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ray import cloudpickle
 
 from sim.changed_modules import changed_variables, set_variable
+from sim.errors import described
 from sim.process_settings import computing_settings, use_computing_settings
 
 
@@ -43,13 +44,15 @@ class DriverState(NamedTuple):
                     )
         return cls([str(Path(folder).absolute()) for folder in sys.path], computing_settings(), variables)
 
-    def use(self) -> None:
-        """Let this process have the same."""
+    def use(self) -> list[str]:
+        """Let this process have the same; return what it could not take over, as ``module.variable: reason``."""
+        problems = []
         sys.path += [folder for folder in self.folders if folder not in sys.path]
         use_computing_settings(self.settings)
         for module, changed in self.variables.items():
             for name, value in changed.items():
                 try:
                     set_variable(module, name, cloudpickle.loads(value))
-                except Exception:  # a client that needs it raises then
-                    logging.getLogger("sim").exception("%s.%s is not as the script has set it", module, name)
+                except Exception as error:  # noqa: BLE001 - whatever the modules and objects of the user's raise
+                    problems.append(f"{module}.{name}: {described(error)}")
+        return problems
