@@ -158,7 +158,7 @@ def curves_of(runs: Sequence[Run], metrics: Sequence[MetricName] = ()) -> list[C
         with_seed = f"{settings} {config.get('seed')}"
         groups.setdefault((settings, repeats[with_seed]), []).append(run)
         repeats[with_seed] += 1  # a second run with the same seed belongs to another curve
-    names = [_name([one_line(run.name) for run in group]) for group in groups.values()]
+    names = _names(list(groups.values()))
     in_words = _settings_in(names, [group[0].config() for group in groups.values()])
     return [
         Curve(
@@ -187,11 +187,20 @@ def _settings_in(names: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> 
     return found
 
 
-def _name(names: list[str]) -> str:
+def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Return a name for each group; where the runs of a sweep tell only its seeds, or not which sweep, its folder's."""
+    folders = [one_line(group[0].path.absolute().parent.name) for group in groups]
+    names = [_stem([one_line(run.name) for run in group]) for group in groups]
+    counts = Counter(names)
+    in_folders = [f"{folder}/{name}" if counts[name] > 1 else name for folder, name in zip(folders, names, strict=True)]
+    return [name.removesuffix("/") or folder for folder, name in zip(folders, in_folders, strict=True)]
+
+
+def _stem(names: list[str]) -> str:
+    """Return what the names of runs that differ in their seed have in common; empty if that is nothing."""
     if len(names) == 1:
         return names[0]
-    stem = "".join(_common_start(names)).rstrip("-_. ").removesuffix("seed").rstrip("-_. ")
-    return stem or names[0]
+    return "".join(_common_start(names)).rstrip("-_. ").removesuffix("seed").rstrip("-_. ")
 
 
 def _common_start(names: list[str]) -> Iterator[str]:
