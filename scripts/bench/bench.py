@@ -136,7 +136,7 @@ def measure(name: str, num_rounds: int, num_processes: int, device: str) -> dict
 
 def picture(rows: pd.DataFrame) -> Figure:
     """Draw the round time as a multiple of bare PyTorch, and the milliseconds per client that returns at once."""
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
     trained = rows[rows.get("flower_over_bare", pd.Series(index=rows.index)).notna()]
     instant = rows[rows["workload"].str.startswith("instant")]
     for axes, part, title in zip(
@@ -161,7 +161,7 @@ def picture(rows: pd.DataFrame) -> Figure:
             inside = {"padding": -11, "color": "white"} if label == "sim" and part is trained else {}
             axes.bar_label(bars, fmt="%.2f" if part is trained else "%.1f", fontsize=8, **inside)
         names = [name.replace(", ", "\n") for name in part["workload"]]
-        axes.set_xticks(list(positions), [name.removeprefix("instant\n") for name in names], fontsize=8)
+        axes.set_xticks(list(positions), [name.removeprefix("instant\n") for name in names], fontsize=7)
         axes.set_xlabel("" if part is trained else "parameters of the model")
         axes.set_title(title, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)

@@ -108,6 +108,8 @@ class Sgd:
         self._settings: dict[str, Any] = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         self.param_groups = [{"params": weights, **self._settings}]  # as those of an Optimizer
         self._buffers: list[Tensor | None] = [None] * len(weights)
+        # What PyTorch would choose as well, but only after it has looked at each tensor, in each step.
+        self._foreach = False if all(weight.device.type == "cpu" for weight in weights) else None
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -121,20 +123,24 @@ class Sgd:
             self._step()
 
     def _step(self) -> None:
-        used = [index for index, weight in enumerate(self._weights) if weight.grad is not None]
-        grads = [grad for weight in self._weights if (grad := weight.grad) is not None]
-        buffers = [self._buffers[index] for index in used]
+        weights, buffers = self._weights, self._buffers
+        grads = [grad for weight in weights if (grad := weight.grad) is not None]
+        used = None
+        if len(grads) < len(weights):
+            used = [index for index, weight in enumerate(weights) if weight.grad is not None]
+            weights, buffers = [weights[index] for index in used], [buffers[index] for index in used]
         sgd(
-            [self._weights[index] for index in used],
+            weights,
             grads,
             buffers,
             has_sparse_grad=any(grad.is_sparse for grad in grads),
+            foreach=self._foreach,
             dampening=0.0,
             nesterov=False,
             maximize=False,
             **self._settings,
         )
-        for index, buffer in zip(used, buffers, strict=True):
+        for index, buffer in zip(used or (), buffers, strict=False):
             self._buffers[index] = buffer
 
 
