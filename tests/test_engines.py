@@ -196,6 +196,32 @@ def test_inline_needs_no_ray(tmp_path: Path) -> None:
     assert result.stdout == "False\n"
 
 
+@pytest.mark.ray
+def test_a_ray_session_of_the_users_is_neither_ended_nor_used(tmp_path: Path) -> None:
+    program = """
+        import ray
+        from sim import ConfigError, RunConfig, simulate
+
+        ray.init(num_cpus=1, include_dashboard=False)
+        settings = dict(num_clients=2, num_rounds=1, max_local_steps=1)
+        try:
+            simulate(RunConfig(**settings))
+        except ConfigError as error:
+            print(error)
+        simulate(RunConfig(**settings, engine="inline", name="inline"))
+        print(ray.get(ray.put("alive")))
+        ray.shutdown()
+        print(simulate(RunConfig(**settings, name="ray")).rounds().num_clients.tolist()[1:])
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    first, *others = result.stdout.splitlines()
+    assert first.startswith("--engine ray: this process has called ray.init, and a run starts a Ray session of its own")
+    assert others == ["alive", "[1]"]
+    assert sorted(folder.name for folder in (tmp_path / "results").iterdir()) == ["inline", "ray"]
+
+
 @pytest.mark.slow
 def test_inline_shows_the_users_own_stack_trace(command: Sim, tmp_path: Path) -> None:
     words = ("run", "--num-clients", "4", "--clients-per-round", "4", "--num-rounds", "3", "--local-epochs", "1")

@@ -47,6 +47,14 @@ def test_runs_that_differ_only_in_their_seed_are_one_curve(tmp_path: Path) -> No
     assert curves[1].series("test_accuracy", "seconds")[0].tolist() == [0.5, 1.5]
 
 
+def test_curves_of_several_sweeps_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    seeds_alone = [_run(tmp_path / "prox", f"seed-{seed}", [0.1], RunConfig(lr=0.2, seed=seed)) for seed in (0, 1)]
+    plain = _run(tmp_path / "plain", "alpha-0.5_seed-0", [0.1], RunConfig(alpha=0.5, lr=0.3))
+    long = _run(tmp_path / "long", "alpha-0.5_seed-0", [0.1], RunConfig(alpha=0.5, lr=0.4))
+    names = ["prox", "plain/alpha-0.5_seed-0", "long/alpha-0.5_seed-0"]
+    assert [curve.title for curve in plots.curves_of([*seeds_alone, plain, long])] == names
+
+
 def test_the_legend_of_a_sweep_has_the_settings_and_other_names_stay(tmp_path: Path) -> None:
     configs = [RunConfig(strategy=strategy, alpha=1.0 if number else 0.5) for number, strategy in enumerate(STRATEGIES)]
     names = [f"strategy-{config.strategy}_alpha-{config.alpha}" for config in configs]

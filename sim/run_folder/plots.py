@@ -191,9 +191,11 @@ def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
     """Return a name for each group; where the runs of a sweep tell only its seeds, or not which sweep, its folder's."""
     folders = [one_line(group[0].path.absolute().parent.name) for group in groups]
     names = [_stem([one_line(run.name) for run in group]) for group in groups]
-    counts = Counter(names)
-    in_folders = [f"{folder}/{name}" if counts[name] > 1 else name for folder, name in zip(folders, names, strict=True)]
-    return [name.removesuffix("/") or folder for folder, name in zip(folders, in_folders, strict=True)]
+    counts = Counter(name for _, name in dict.fromkeys(zip(folders, names, strict=True)))
+    return [
+        folder if not name else f"{folder}/{name}" if counts[name] > 1 else name
+        for folder, name in zip(folders, names, strict=True)
+    ]
 
 
 def _stem(names: list[str]) -> str:

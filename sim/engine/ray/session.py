@@ -83,8 +83,9 @@ class RaySession:
         """Prepare for a start.
 
         Raises:
-            ConfigError: there is no place for temporary files.
+            ConfigError: there is no place for temporary files, or this process has a Ray session already.
         """
+        _check_no_other()
         if self._is_own:
             _temporary_root()  # before the run folder is made
         logger = logging.getLogger("ray")
@@ -301,6 +302,20 @@ def _servers_of_ray() -> list[psutil.Process]:
     """Return Ray's own programs (gcs_server, raylet), which this process has started."""
     names = ("gcs_server", "raylet")
     return [process for process in psutil.Process().children() if process.name() in names]
+
+
+def _check_no_other() -> None:
+    """Check that this process has no Ray session, which a process can have one of; ending it is the user's to decide.
+
+    Raises:
+        ConfigError: it has one.
+    """
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        raise ConfigError(
+            "--engine ray: this process has called ray.init, and a run starts a Ray session of its own; call "
+            "ray.shutdown() before it, or choose --engine inline"
+        )
 
 
 def _handle_sigterm_again() -> None:
