@@ -185,6 +185,7 @@ def test_few_whole_numbers_are_classes_and_others_are_measured(tmp_path: Path) -
         ("x,y\n1,2\n", "x,y\n1,2\n", {"client_column": "z"}, "--client-column z: "),
         ("x,y\n1,2\n2,2\n", "x,y\n1,2\n", {}, "all rows of "),
         ("x,y\n1e39,2\n2,3\n", "x,y\n1,2\n", {}, "line 2, column x: is too large for float32"),
+        ("x,y\n1,0.5\n2,1e39\n", "x,y\n1,2\n", {}, "line 3, column y: is too large for float32"),
         ("y\n2\n3\n", "y\n1\n", {}, "has no column beside y"),
         (
             "x,y\n1,2\n4,3\n",
@@ -202,6 +203,17 @@ def test_what_is_wrong_with_a_table_is_one_line(
         _load("csv", _table(tmp_path / "t", train, test), **{"target": "y", **settings})
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_digits_that_are_names_are_told_apart(tmp_path: Path) -> None:
+    rows = "x\ty\tc\n1\t01\t007\n2\t1\t7\n3\t001\t--5\n"
+    dataset = _load(
+        "csv", _table(tmp_path / "t", rows, rows), target="y", client_column="c", dataset_args={"delimiter": "tab"}
+    )
+    assert dataset.classes == ("001", "01", "1")
+    assert dataset.train.column("c").tolist() == ["007", "7", "--5"]
+    large = "x,y\n1,12345678901234567\n2,12345678901234568\n"
+    assert len(_load("csv", _table(tmp_path / "l", large, large), target="y").classes) == 2
 
 
 def _leaf(path: Path, data: dict[str, tuple[list[Any], list[Any]]]) -> None:
@@ -252,6 +264,8 @@ def test_leaf_characters_words_and_features(tmp_path: Path) -> None:
     assert numbers.train.batch[0].tolist() == [[1, 2.5], [3, 4]]
     assert numbers.train.batch[1].tolist() == [1, 0]
     assert numbers.classes == ("0", "1")
+    _leaf(tmp_path / "n" / "train" / "a.json", {"k": ([[1, 2.5], [3, 4]], [1.5, 0.0])})
+    assert _load("leaf", tmp_path / "n").notes[-1].endswith("so that this is a regression")
 
 
 @pytest.mark.parametrize(
@@ -264,6 +278,9 @@ def test_leaf_characters_words_and_features(tmp_path: Path) -> None:
         ('{"users": ["u"], "user_data": {"u": {"x": [[1], [1, 2]], "y": [0, 1]}}}', "example 1 is not 1 numbers"),
         ('{"users": ["u"], "user_data": {"u": {"x": ["ab", "a"], "y": ["c", "d"]}}}', "example 1 is no text of 2 char"),
         ('{"users": ["u"], "user_data": {"u": {"x": [], "y": []}}}', "a.json: has no examples"),
+        ('{"users": ["u"], "user_data": {"u": {"x": [[1' + 400 * "0" + ']], "y": [0]}}}', "example 0 is not 1 numbers"),
+        ('{"users": ["u", "u"], "user_data": {"u": {"x": [[1]], "y": [0]}}}', "users has user u 2 times, not once"),
+        ('{"users": [], "user_data": {"u": {"x": [[1]], "y": [0]}}}', "users has user u 0 times, not once"),
     ],
 )
 def test_what_is_wrong_with_leaf_is_one_line(text: str, message: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ class BuiltInTrain:
 
     loss: str | Callable[..., Any]
 
-    def __call__(self, net: nn.Module, loader: Any, epochs: int, device: torch.device, **settings: Any) -> float:
+    def __call__(self, net: nn.Module, loader: Any, epochs: int, device: torch.device, **settings: Any) -> float | None:
         """Train as ``sim.training.local.train`` does."""
         return local.train(net, loader, epochs, device, loss=_function(self.loss), **settings)
 

@@ -144,6 +144,8 @@ class TorchClient(NumPyClient):
         is_added = mu and isinstance(train, OwnTrain) and not train.takes_proximal_mu
         with proximal_term(self.net, mu) if is_added else nullcontext():
             returned = train(self.net, loader, epochs, self.device, **settings)
+        if returned is None:  # no batch, as of a client with fewer examples than a loader with drop_last needs
+            return {}
         return dict(returned) if isinstance(returned, dict) else {"loss": float(returned)}
 
     def loss_of(self, loader: Loader) -> float:

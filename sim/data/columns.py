@@ -84,6 +84,34 @@ def leaves(nest: Any) -> Iterator[Any]:
         yield nest
 
 
+def form_of(item: Any) -> Any:
+    """Return how an item of a data set nests its values and which of them are numbers of Python, as JSON holds it."""
+    if isinstance(item, Mapping):
+        return ["dict", [form_of(value) for value in item.values()]]
+    if isinstance(item, list | tuple):
+        return ["tuple" if isinstance(item, tuple) else "list", [form_of(value) for value in item]]
+    if isinstance(item, np.generic):
+        return "scalar"
+    if isinstance(item, np.ndarray):
+        return "array"
+    return type(item).__name__ if type(item) in (bool, int, float) else "tensor"
+
+
+def in_form(nest: Any, form: Any) -> Any:
+    """Return one example of tensors as the item of the data set from which ``form_of`` was taken."""
+    if form in ("bool", "int", "float"):
+        return nest.item()
+    if form in ("array", "scalar"):
+        return nest.cpu().numpy() if form == "array" else nest.cpu().numpy()[()]
+    if isinstance(form, str):
+        return nest
+    kind, parts = form
+    if kind == "dict":
+        return {key: in_form(value, part) for (key, value), part in zip(nest.items(), parts, strict=True)}
+    made = [in_form(value, part) for value, part in zip(nest, parts, strict=True)]
+    return tuple(made) if kind == "tuple" else made
+
+
 def target_of(batch: Any) -> Any:
     """Return the target of a batch: the last element of a list, or what a dict calls label or target; else None."""
     if isinstance(batch, Mapping):
@@ -115,11 +143,13 @@ class Columns:
         batch: nested lists and dicts of arrays, in the form of a batch: ``[inputs, targets]``, for example.
         others: more columns by name, which only partitioners read, such as the writer of each example.
         loader: what the user's own DataLoader says of the batches.
+        form: of the items of the user's data set, see ``form_of``; None if there was none.
     """
 
     batch: Any
     others: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     loader: LoaderSettings = field(default_factory=LoaderSettings)
+    form: Any = None
 
     def __len__(self) -> int:
         return len(next(leaves(self.batch)))
@@ -168,6 +198,7 @@ class Columns:
         numbers = iter(range(len(arrays)))
         settings = {k: v for k, v in asdict(self.loader).items() if isinstance(v, int | bool)}
         content = {"batch": mapped(self.batch, lambda _: next(numbers)), "others": [*self.others], "loader": settings}
+        content["form"] = self.form
         (folder / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
 
     @classmethod
@@ -183,7 +214,8 @@ class Columns:
             return np.load(folder / f"{split}_{name}.npy", mmap_mode="r").view(np.ndarray)  # type: ignore[no-any-return]
 
         others = {name: array(f"other_{number}") for number, name in enumerate(content["others"])}
-        return cls(mapped(content["batch"], lambda k: array(str(k))), others, LoaderSettings(**content["loader"]))
+        batch = mapped(content["batch"], lambda k: array(str(k)))
+        return cls(batch, others, LoaderSettings(**content["loader"]), content.get("form"))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,17 @@ from torch.utils.data import (
     default_collate,
 )
 
-from sim.data.columns import TARGET_KEYS, Columns, Labels, LoaderSettings, class_labels, leaves, mapped, target_of
+from sim.data.columns import (
+    TARGET_KEYS,
+    Columns,
+    Labels,
+    LoaderSettings,
+    class_labels,
+    form_of,
+    leaves,
+    mapped,
+    target_of,
+)
 from sim.errors import DataError, described
 from sim.seeds import Purpose, restored, seeded
 from sim.user_variables import unchanged
@@ -51,12 +62,14 @@ class Items:
     Attributes:
         reason: why they are no columns.
         drawn: the labels of some items by their positions, as they were drawn; None for what is no number or text.
+        place: the flag and the split, for error messages.
     """
 
     dataset: Any
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     reason: str = ""
     drawn: Mapping[int, Any] = field(default_factory=dict)
+    place: str = "--dataset"
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -67,14 +80,18 @@ class Items:
         return class_labels(self.column("label"))
 
     def column(self, name: str) -> NDArray[Any] | None:
-        """Return one value for each example: an attribute or a column of the data set, or what its items hold."""
+        """Return one value for each example: an attribute or a column of the data set, or what its items hold.
+
+        Raises:
+            DataError: an item cannot be read.
+        """
         found = _cheap_column(self.dataset, name)
         # A subclass may have the labels of its parent in an attribute, and give others.
         drawn = self.drawn if name == "label" else {}
         if found is not None and all(label is None or label == found[index] for index, label in drawn.items()):
             return found
         with _looked_at(self.dataset):
-            values = [_entry(self.dataset[index], name) for index in range(len(self))]
+            values = [_entry(_item(self.place, self.dataset, index), name) for index in range(len(self))]
         if any(value is None for value in values):
             return None
         array = np.asarray(values)
@@ -86,6 +103,15 @@ def _looked_at(dataset: Any) -> Iterator[None]:
     """Leave no trace of items that are drawn in the block: neither in random generators, nor in counters of theirs."""
     with restored(), unchanged(dataset):
         yield
+
+
+def _item(place: str, dataset: Any, index: int) -> Any:
+    try:
+        return dataset[index]
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise DataError(f"{place}: example {index} cannot be read: {described(error)}") from error
 
 
 def _entry(item: Any, name: str) -> Any:
@@ -142,11 +168,12 @@ def opened(place: str, given: Any, form: str, *, is_test: bool = False) -> Colum
     loader = LoaderSettings()
     if isinstance(given, DataLoader):
         given, loader = _of_loader(place, given, is_test=is_test)
+    form_of_items = ["tuple", ["tensor" for _ in given.tensors]] if type(given) is TensorDataset else None
     arrays = _arrays(given) if loader.is_plain else None
     if arrays is not None and form == "items":
         given = StackDataset(**arrays) if isinstance(arrays, dict) else StackDataset(*arrays)
     elif arrays is not None:
-        columns = Columns(arrays, loader=loader)
+        columns = Columns(arrays, loader=loader, form=form_of_items)
         _check_lengths(place, columns)
         columns.check(place)
         return columns
@@ -155,7 +182,7 @@ def opened(place: str, given: Any, form: str, *, is_test: bool = False) -> Colum
             f"{place}: is a {type(given).__name__} without length or positions, so it cannot be partitioned; a Dataset "
             "with __len__ and __getitem__, a DataLoader over one, or arrays are expected"
         )
-    items = Items(given, loader)
+    items = Items(given, loader, place=place)
     if not len(items):
         raise DataError(f"{place}: has no examples")
     return _chosen(place, items, form)
@@ -171,6 +198,11 @@ def _of_loader(place: str, loader: DataLoader[Any], *, is_test: bool) -> tuple[A
         raise DataError(
             f"{place}: {type(loader).__name__} is a DataLoader with an __iter__ of its own, and clients get loaders "
             "over their parts of its data set; do what it does in the Dataset or in the loader's collate_fn"
+        )
+    if loader.batch_size is None and loader.batch_sampler is None and not isinstance(loader.dataset, IterableDataset):
+        raise DataError(
+            f"{place}: its DataLoader has batch_size=None, so that each item of its data set is a batch; clients get "
+            "parts of examples; let the data set give single examples, and batch_size say how many make a batch"
         )
     settings = _settings(place, loader)
     if type(settings.sampler) is SubsetRandomSampler:
@@ -216,6 +248,8 @@ def _arrays(given: Any) -> Any:
     """Return arrays as a batch nests them, if that is what ``given`` is; None if it is a data set."""
     if type(given) is TensorDataset:
         given = given.tensors
+    if isinstance(given, dict | list | tuple) and "pandas" in sys.modules:
+        given = _without_pandas(given)
     is_nest = isinstance(given, dict) or (isinstance(given, tuple) and len(given) > 1)
     if isinstance(given, list) and len(given) > 1:  # a list of anything else is a data set of items
         is_nest = all(isinstance(each, np.ndarray | Tensor) for each in given)
@@ -223,6 +257,16 @@ def _arrays(given: Any) -> Any:
     if not found or not all(isinstance(leaf, np.ndarray | Tensor) for leaf in found):
         return None
     return mapped(given, lambda leaf: leaf if isinstance(leaf, np.ndarray) else leaf.detach().cpu().numpy())
+
+
+def _without_pandas(nest: Any) -> Any:
+    """Return arrays in the place of tables and columns of pandas."""
+    import pandas as pd
+
+    if not any(isinstance(leaf, pd.DataFrame | pd.Series) for leaf in leaves(nest)):
+        return nest
+    made = mapped(nest, lambda leaf: leaf.to_numpy() if isinstance(leaf, pd.DataFrame | pd.Series) else leaf)
+    return tuple(made) if isinstance(nest, tuple) else made
 
 
 def _check_lengths(place: str, columns: Columns) -> None:
@@ -266,7 +310,7 @@ def _chosen(place: str, items: Items, form: str) -> Columns | Items:
     if form == "columns":
         raise DataError(f"{place}: --data-form columns is not possible: {reason}; use items or auto")
     drawn = {position: _entry(item, "label") for position, item in zip(positions, first, strict=True)}
-    return Items(items.dataset, items.loader, reason or "--data-form items", drawn)
+    return Items(items.dataset, items.loader, reason or "--data-form items", drawn, place)
 
 
 def _check_finite(place: str, position: int, item: Any) -> None:
@@ -281,7 +325,7 @@ def _reason_against_columns(items: Items, batch: Any, first: Sequence[Any], agai
     loader = items.loader
     if not loader.is_plain:
         return "its loader has a collate_fn or a sampler of its own"
-    if not all(isinstance(leaf, Tensor) for leaf in leaves(batch)) or hasattr(batch, "_fields"):
+    if not all(isinstance(leaf, Tensor) for leaf in leaves(batch)) or not all(map(_is_plain_nest, (batch, first[0]))):
         return "its batches are not lists or dicts of tensors"
     if any(leaf.dtype == torch.bfloat16 for leaf in leaves(batch)):
         return "numpy has no bfloat16"
@@ -294,6 +338,13 @@ def _reason_against_columns(items: Items, batch: Any, first: Sequence[Any], agai
         if not _same(one, two):
             return "drawing an item twice does not give the same"
     return None
+
+
+def _is_plain_nest(nest: Any) -> bool:
+    """Return whether the containers are Python's own, not subclasses such as namedtuples."""
+    if isinstance(nest, Mapping):
+        return type(nest) is dict and all(map(_is_plain_nest, nest.values()))
+    return not isinstance(nest, list | tuple) or (type(nest) in (list, tuple) and all(map(_is_plain_nest, nest)))
 
 
 def _same(one: Any, two: Any) -> bool:
@@ -314,11 +365,13 @@ def _columns(place: str, items: Items, form: str) -> Columns | str:
     """
     blocks: list[list[Any]] = []
     template: Any = None
+    form_of_items: Any = None
     size = 0
     with _looked_at(items.dataset):
         for start in range(0, len(items), _BLOCK_ITEMS):
             before = _random_states()
-            block = [items.dataset[index] for index in range(start, min(start + _BLOCK_ITEMS, len(items)))]
+            end = min(start + _BLOCK_ITEMS, len(items))
+            block = [_item(place, items.dataset, index) for index in range(start, end)]
             if _random_states() != before:
                 return "its items draw random numbers"
             try:
@@ -333,7 +386,7 @@ def _columns(place: str, items: Items, form: str) -> Columns | str:
                 return "its items have different shapes"
             arrays = [leaf.numpy() for leaf in leaves(batch)]
             if template is None:
-                template = batch
+                template, form_of_items = batch, form_of(block[0])
             elif [(a.shape[1:], a.dtype) for a in arrays] != [(a.shape[1:], a.dtype) for a in blocks[0]]:
                 return "its items have different shapes or dtypes"
             blocks.append(arrays)
@@ -341,7 +394,7 @@ def _columns(place: str, items: Items, form: str) -> Columns | str:
             if form == "auto" and size * len(items) / (start + len(block)) > _MOST_COLUMN_BYTES:
                 return f"as columns they would need more than {_MOST_COLUMN_BYTES / 2**30:g} GiB"
     whole = iter([np.concatenate(parts) for parts in zip(*blocks, strict=True)])
-    return Columns(mapped(template, lambda _: next(whole)), loader=items.loader)
+    return Columns(mapped(template, lambda _: next(whole)), loader=items.loader, form=form_of_items)
 
 
 def _random_states() -> tuple[Any, Any, bytes]:

@@ -268,7 +268,9 @@ def _load_program(config: TrainingConfig, load_data: Callable[..., Any] | None) 
             stored = {split: resized(program.place, columns, config.image_size) for split, columns in stored.items()}
         arrays = [array for columns in stored.values() for array in leaves(columns.batch)]
         loaders = {split: repr(columns.loader) for split, columns in stored.items()}
-        forms = {split: repr(mapped(columns.batch, lambda _: "array")) for split, columns in stored.items()}
+        forms = {
+            split: repr((mapped(columns.batch, lambda _: "array"), columns.form)) for split, columns in stored.items()
+        }
         classes = _class_names(stored, given)
         described = {"content": _digest(arrays), "loaders": loaders, "forms": forms, "classes": classes}
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset, WeightedRandomSampler
 
 from sim.data.batches import Batches, Drawn, DrawnBatch, Resident
-from sim.data.columns import TARGET_KEYS, Columns, LoaderSettings, leaves, mapped
+from sim.data.columns import TARGET_KEYS, Columns, LoaderSettings, in_form, leaves, mapped
 from sim.data.items import Items
 from sim.data.load_dataset import Examples
 from sim.seeds import restored
@@ -27,7 +27,7 @@ class ResidentColumns:
     """Columns as tensors on one device; on a CPU, nothing is copied and memory-mapped files stay mapped."""
 
     def __init__(self, columns: Columns, device: torch.device) -> None:
-        self.loader = columns.loader
+        self.loader, self.form = columns.loader, columns.form
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of read-only arrays, but nothing writes to them
             self.batch = mapped(columns.batch, lambda array: torch.from_numpy(array).to(device))
@@ -146,7 +146,8 @@ class _View(Drawn, Dataset[Any]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         row = index if self.positions is None else self.positions[index]
-        return mapped(self.columns.batch, lambda column: column[row].clone())  # the mapped file is read-only
+        example = mapped(self.columns.batch, lambda column: column[row].clone())  # the mapped file is read-only
+        return example if self.columns.form is None else in_form(example, self.columns.form)
 
     def __getitems__(self, indices: list[int]) -> _Rows:
         return _Rows(self, indices)

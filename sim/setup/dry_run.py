@@ -47,6 +47,7 @@ from sim.user_objects import own_modules
 from sim.user_variables import OF_THIS_PROCESS, isolated
 
 _EXAMPLES_FOR_METRICS = 64
+_IGNORED_LABEL = -100  # by PyTorch's cross-entropy
 _FROM_A_GPU = "device type tensor to numpy"  # what PyTorch says where an array is made of a tensor on a GPU
 
 
@@ -286,14 +287,17 @@ def _tried_out(spec: ClientSpec, net: nn.Module, inputs: tuple[Any, ...], named:
 
 
 def _check_labels(spec: ClientSpec, dataset: Dataset, outputs: torch.Tensor) -> None:
-    """Check that each class of the training examples has an output."""
-    labels = dataset.train.labels
-    if labels is None or outputs.ndim != 2 or labels.max() < outputs.shape[1]:
-        return
-    raise DataError(
-        f"--dataset {shown_dataset(spec)}: labels are {labels.min()} … {labels.max()}, but --model "
-        f"{user_code.shown_name(spec.model)} has {outputs.shape[1]} outputs, for 0 … {outputs.shape[1] - 1}"
-    )
+    """Check that each class of the examples has an output."""
+    for name, split in (("", dataset.train), ("test ", dataset.test)):
+        labels = split.column("label") if isinstance(split, Columns) else getattr(split, "labels", None)
+        if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or outputs.ndim != 2:
+            continue
+        labels = labels[labels != _IGNORED_LABEL]
+        if len(labels) and (labels.min() < 0 or labels.max() >= outputs.shape[1]):
+            raise DataError(
+                f"--dataset {shown_dataset(spec)}: {name}labels are {labels.min()} … {labels.max()}, but --model "
+                f"{user_code.shown_name(spec.model)} has {outputs.shape[1]} outputs, for 0 … {outputs.shape[1] - 1}"
+            )
 
 
 def _check_loss(loss: Callable[..., Any], outputs: torch.Tensor, target: Any) -> None:

@@ -34,7 +34,7 @@ def train(
     precision: str = "fp32",
     clip_grad_norm: float | None = None,
     loss: Loss = cross_entropy,
-) -> float:
+) -> float | None:
     """Train ``net`` in place.
 
     A net in evaluation mode is put into training mode. In a net in training mode, parts in evaluation mode, such as a
@@ -56,7 +56,8 @@ def train(
         loss: function (outputs, target) → mean loss of the batch; the cross-entropy in nats by default.
 
     Returns:
-        The mean loss per example over all steps, each computed before its step and without the proximal term.
+        The mean loss per example over all steps, each computed before its step and without the proximal term; None
+        where the loader gave no batch.
     """
     if not _moved(net, device).training:
         net.train()  # a net in training mode keeps the parts that its maker put into evaluation mode
@@ -83,7 +84,7 @@ def train(
         stepper.step()
         loss_sum.add_(batch_loss.detach(), alpha=len(target))
         num_examples += len(target)
-    return float(loss_sum) / num_examples
+    return float(loss_sum) / num_examples if num_examples else None
 
 
 class Stepper(Protocol):

@@ -6,6 +6,7 @@ A file has ``{"users": [...], "user_data": {user: {"x": [...], "y": [...]}}}``; 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ _NEEDED = "LEAF's data/all_data/*.json, or train/*.json and test/*.json, are nee
 _TEST_SHARE = 0.1
 _IMAGE_PIXELS = 784
 _TWEET_TEXT, _TWEET_FIELDS = 4, 5  # a tweet is (id, time, query, user, text, …)
+_REGRESSION = "the targets are not all whole numbers from 0, as classes are, so that this is a regression"
 _WORD = re.compile(r"[^\W_]+|[^\w\s]")
 
 
@@ -125,6 +127,10 @@ def _read(path: Path) -> list[_User]:
     names = content.get("users") if isinstance(content, dict) else None
     if not isinstance(data, dict) or not isinstance(names, list):
         raise DataError(f"--data-dir: {path}: has no users and user_data, as LEAF's files do")
+    counts = Counter(map(str, names))
+    odd = [name for name in {**counts, **data} if counts[name] != 1]
+    if odd:
+        raise DataError(f"--data-dir: {path}: users has user {one_line(odd[0], 60)} {counts[odd[0]]} times, not once")
     found = []
     for name in names:
         entry = data.get(name) if isinstance(name, str) else None
@@ -161,10 +167,17 @@ def _numbers(user: _User, values: list[Any], width: int | None) -> NDArray[np.fl
     for number, value in enumerate(values):
         entries = value if width is not None and isinstance(value, list) else [value]
         is_wrong = width is not None and (not isinstance(value, list) or len(value) != width)
-        if is_wrong or not all(isinstance(entry, int | float) and np.isfinite(entry) for entry in entries):
+        if is_wrong or not all(map(_is_finite, entries)):
             wanted = "a number" if width is None else f"{width} numbers"
             raise DataError(f"{user.place}: example {number} is not {wanted}, as the first one is")
     return np.array(values, np.float64).reshape((-1,) if width is None else (-1, width))
+
+
+def _is_finite(entry: Any) -> bool:
+    try:
+        return isinstance(entry, int | float) and math.isfinite(entry)
+    except OverflowError:  # a whole number beyond what a float holds
+        return False
 
 
 def _features(users: dict[str, list[_User]]) -> LoadedColumns:
@@ -184,7 +197,7 @@ def _features(users: dict[str, list[_User]]) -> LoadedColumns:
         columns = {split: Columns([made[split][0], labels[split]], _clients(users[split])) for split in users}
         return LoadedColumns(columns["train"], columns["test"], classes=tuple(map(str, range(count))), clients="client")
     columns = {split: Columns([x, y.astype(np.float32)], _clients(users[split])) for split, (x, y) in made.items()}
-    return LoadedColumns(columns["train"], columns["test"], clients="client", is_regression=True)
+    return LoadedColumns(columns["train"], columns["test"], clients="client", is_regression=True, notes=(_REGRESSION,))
 
 
 def _characters(users: dict[str, list[_User]]) -> LoadedColumns:

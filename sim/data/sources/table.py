@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class Arguments:
         choices=("auto", "classification", "regression"),
     )
     standardize: bool = setting(False, "columns of numbers get the mean 0 and the deviation 1 in training", DATA)
-    delimiter: str = setting(",", "what separates two fields: one character", DATA)
+    delimiter: str = setting(",", "what separates two fields: one character, or tab", DATA)
 
 
 @dataclass
@@ -74,9 +75,10 @@ def read_tables(root: Path, target: str, clients: str | None, arguments: Argumen
     Raises:
         DataError: the message names file, line and column.
     """
-    if len(arguments.delimiter) != 1:
-        raise DataError(f"--dataset-args delimiter={arguments.delimiter}: must be one character")
-    train, test = (_read(path, arguments.delimiter) for path in paths_of(root))
+    delimiter = {"tab": "\t", "\\t": "\t"}.get(arguments.delimiter, arguments.delimiter)
+    if len(delimiter) != 1:
+        raise DataError(f"--dataset-args delimiter={arguments.delimiter}: must be one character, or tab")
+    train, test = (_read(path, delimiter) for path in paths_of(root))
     names = list(train.columns)
     for flag, name in (("--target", target), ("--client-column", clients)):
         if name is not None and name not in names:
@@ -101,8 +103,8 @@ def read_tables(root: Path, target: str, clients: str | None, arguments: Argumen
             _check_missing(test, name)
             for split, array in zip(_SPLITS, _encoded(train, test, name, arguments, notes), strict=True):
                 encoded[split].append(array)
-        numbers = _numbers(train, name)
-        kept[name] = _as_ids(train.columns[name]) if numbers is None or name == clients else numbers
+        numbers = None if name == clients else _numbers(train, name)
+        kept[name] = _as_ids(train.columns[name]) if numbers is None else numbers
     _check_missing(test, target)
     targets, classes = _targets(train, test, target, arguments.task)
     notes.append(
@@ -197,9 +199,7 @@ def _encoded(
         mean, deviation = (numbers.mean(), numbers.std() or 1.0) if arguments.standardize else (0.0, 1.0)
         first, second = ((values - mean) / deviation for values in (numbers, other))
         for table, values in ((train, first), (test, second)):
-            large = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
-            if len(large):
-                raise DataError(f"{table.place(name, int(large[0]))}: is too large for float32")
+            _check_float32(table, name, values)
         return first[:, None].astype(np.float32), second[:, None].astype(np.float32)
     known = sorted(set(train.columns[name]))
     if len(known) > _MOST_CATEGORIES:
@@ -228,6 +228,12 @@ def _test_numbers(test: _Table, name: str) -> NDArray[np.float64]:
     return np.array(values, np.float64)
 
 
+def _check_float32(table: _Table, name: str, values: NDArray[np.float64]) -> None:
+    large = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
+    if len(large):
+        raise DataError(f"{table.place(name, int(large[0]))}: is too large for float32")
+
+
 def _targets(train: _Table, test: _Table, name: str, task: str) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
     """Return the targets of both splits, and the names of the classes; none for a regression."""
     numbers = _numbers(train, name)
@@ -240,12 +246,15 @@ def _targets(train: _Table, test: _Table, name: str, task: str) -> tuple[dict[st
         if numbers is None:
             raise DataError(f"{train.place(name, 0)}: {one_line(train.columns[name][0], 60)} is no number to predict")
         other = _test_numbers(test, name)
+        for table, values in ((train, numbers), (test, other)):
+            _check_float32(table, name, values)
         return {"train": numbers.astype(np.float32), "test": other.astype(np.float32)}, ()
     entries = {"train": train.columns[name], "test": test.columns[name]}
     if numbers is not None:  # 1 and 1.0 are one class
         both = {"train": numbers, "test": _test_numbers(test, name)}
-        entries = {split: [f"{value:.15g}" for value in values] for split, values in both.items()}
-    known = sorted(set(entries["train"]), key=None if numbers is None else float)
+        if not any(map(_is_code, (*entries["train"], *entries["test"]))):
+            entries = {split: [f"{value:.15g}" for value in values] for split, values in both.items()}
+    known = sorted(set(entries["train"]), key=None if numbers is None else lambda text: (float(text), text))
     if len(known) < 2:
         raise DataError(f"--target {name}: all rows of {train.path} have {one_line(known[0], 60)}; two are needed")
     place = {text: number for number, text in enumerate(known)}
@@ -258,8 +267,13 @@ def _targets(train: _Table, test: _Table, name: str, task: str) -> tuple[dict[st
     return {split: np.array([place[text] for text in entries[split]], np.int64) for split in _SPLITS}, tuple(known)
 
 
+def _is_code(entry: str) -> bool:
+    """Return whether digits are a name, such as 007, or more of them than a float tells apart."""
+    return re.fullmatch(r"\s*-?(0[0-9]+|[0-9]{16,})\s*", entry) is not None
+
+
 def _as_ids(entries: list[str]) -> NDArray[Any]:
     """Return texts as they are, or as int64 where all of them are whole numbers, so that 10 comes after 9."""
-    if all(entry.isascii() and entry.lstrip("-").isdigit() and len(entry) < 19 for entry in entries):
+    if all(re.fullmatch(r"0|-?[1-9][0-9]{0,17}", entry) for entry in entries):  # 007 and 7 are two
         return np.array([int(entry) for entry in entries], np.int64)
     return np.array(entries)

@@ -1,0 +1,152 @@
+"""Data sets of the user's: what train reads of them is what they give, and what cannot be read is one line."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from sim import DataError, RunConfig, simulate
+from sim.data.items import opened
+from sim.data.loaders import ExampleLoader, resident
+from sim.run_folder.folder import Run
+
+
+class Points(Dataset[Any]):
+    """Points whose first value says the class."""
+
+    def __init__(self, count: int = 24, make: Any = None, breaks: int = -1) -> None:
+        self.x = torch.randn(count, 3, generator=torch.Generator().manual_seed(count))
+        self.make, self.breaks = make or (lambda x, y: (x, y)), breaks
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> Any:
+        if index == self.breaks:
+            raise OSError("the file is truncated")
+        return self.make(self.x[index], int(self.x[index, 0] > 0))
+
+
+class Net(nn.Module):
+    """A line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: Any) -> Any:
+        """Return two scores."""
+        return self.fc(x.float())
+
+
+def _run(tmp_path: Path, data: Any, **settings: Any) -> Run:
+    fixed: dict[str, Any] = {"num_clients": 2, "num_rounds": 1, "local_epochs": 1, "fraction_fit": 1.0}
+    config = RunConfig(**fixed, **settings, partitioner="iid", engine="inline", results_dir=str(tmp_path / "results"))
+    return simulate(config, model=Net, load_data=lambda: data)
+
+
+class Attributes(dict[str, Any]):
+    """A batch whose entries are attributes."""
+
+    __getattr__ = dict.__getitem__
+
+
+Pair = namedtuple("Pair", "first second")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x, y: (x, y),
+        lambda x, y: [x.numpy(), float(y)],
+        lambda x, y: (x, bool(y)),
+        lambda x, y: {"x": x, "label": y},
+        lambda x, y: (x, np.int64(y)),
+        lambda x, y: ((x, [y]), y),
+    ],
+)
+@pytest.mark.parametrize("form", ["columns", "items"])
+def test_items_have_the_types_that_the_data_set_gives(form: str, make: Any) -> None:
+    original = Points(make=make)
+    split = resident(opened("--dataset", DataLoader(original, 4), form), torch.device("cpu"))
+    positions = np.array([3, 5, 8])
+    given = ExampleLoader(split, positions, None, training=True).dataset
+    seen, expected = [given[number] for number in range(3)], [original[index] for index in positions]
+    assert list(map(_kinds, seen)) == list(map(_kinds, expected))
+    assert list(map(repr, seen)) == list(map(repr, expected))
+
+
+def _kinds(item: Any) -> Any:
+    if isinstance(item, dict):
+        return type(item), {key: _kinds(value) for key, value in item.items()}
+    return (type(item), [_kinds(each) for each in item]) if isinstance(item, list | tuple) else type(item)
+
+
+@pytest.mark.parametrize("make", [lambda x, y: Attributes(x=x, label=y), lambda x, y: (Pair(x, x), y)])
+def test_containers_of_other_classes_are_kept(make: Any, tmp_path: Path) -> None:
+    def train(net: Any, loader: Any) -> None:
+        for batch in loader:
+            inputs, labels = (batch.x, batch.label) if isinstance(batch, Attributes) else (batch[0].first, batch[1])
+            nn.functional.cross_entropy(net(inputs), labels).backward()
+
+    def test(net: Any, loader: Any) -> float:
+        return float(
+            sum(isinstance(batch, Attributes) or batch[0].second is not None for batch in loader) / len(loader)
+        )
+
+    config = RunConfig(num_clients=2, num_rounds=1, engine="inline", results_dir=str(tmp_path))
+    data = DataLoader(Points(make=make), 4), DataLoader(Points(make=make), 4)
+    run = simulate(config, model=Net, train=train, test=test, load_data=lambda: data)
+    assert run.rounds().test_accuracy.tolist() == [1, 1]
+
+
+def test_tables_of_pandas_are_arrays(tmp_path: Path) -> None:
+    points = Points()
+    table, labels = pd.DataFrame(points.x.numpy()), pd.Series([points[index][1] for index in range(24)])
+    given = _run(tmp_path, ((table, labels), (table, labels)), name="pandas").rounds().test_loss.tolist()
+    arrays = (points.x.numpy(), labels.to_numpy())
+    assert given == _run(tmp_path, (arrays, arrays), name="arrays").rounds().test_loss.tolist()
+
+
+def test_clients_whose_loader_gives_no_batch_take_no_step(tmp_path: Path) -> None:
+    run = _run(tmp_path, (DataLoader(Points(), 20, drop_last=True), DataLoader(Points(), 20)))
+    first, last = run.rounds().test_loss
+    assert first == pytest.approx(last)
+    assert run.rounds().train_loss.isna().all()
+
+
+LABELS = torch.zeros(24, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (DataLoader(Points(breaks=7)), Points(), "train: example 7 cannot be read: OSError: the file is truncated"),
+        (DataLoader(Points(), None), Points(), "train: its DataLoader has batch_size=None, so that each item"),
+        (
+            TensorDataset(Points().x, LABELS),
+            TensorDataset(Points().x, LABELS.clone().index_fill(0, torch.tensor([5]), 9)),
+            "test labels are 0 … 9, but --model test_own_data:Net has 2 outputs, for 0 … 1",
+        ),
+        (TensorDataset(Points().x, LABELS - 1), Points(), "labels are -1 … -1, but --model "),
+    ],
+)
+def test_what_cannot_be_read_or_trained_is_one_line(train: Any, test: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        _run(tmp_path, (train, test), fraction_evaluate=0.0)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_label_that_the_loss_ignores_is_no_class(tmp_path: Path) -> None:
+    labels = LABELS.clone().index_fill(0, torch.tensor([5]), -100)
+    _run(tmp_path, (TensorDataset(Points().x, labels), TensorDataset(Points().x, labels)))
