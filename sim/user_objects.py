@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import math
 import operator
 import sys
@@ -12,6 +13,7 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial, singledispatch
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,8 +58,10 @@ class Value(NamedTuple):
         content = copied(self.copy, MOST_LATER_ELEMENTS, arrays_inside=True)
         if is_array(self.held):
             _fill_array(self.held, content)
-        elif isinstance(self.held, list):
+        elif isinstance(self.held, list | bytearray):
             self.held[:] = content
+        elif isinstance(self.held, count):
+            return content  # it cannot be set back
         elif isinstance(self.held, deque):
             self.held.clear()
             self.held.extend(content)
@@ -394,6 +398,8 @@ def _tensor_kinds() -> tuple[type, ...]:
 
 def equal(held: Any, copy: Any) -> bool:
     """Whether a plain value is equal to a copy, also NaN to NaN in arrays."""
+    if isinstance(copy, count):
+        return type(held) is count and repr(held) == repr(copy)
     if not is_array(copy):
         try:
             return bool(held == copy)
@@ -429,6 +435,8 @@ def _plain(value: Any, left: _Left) -> Any:
     if is_array(value) and math.prod(value.shape) <= left.of_arrays:
         left.of_arrays -= math.prod(value.shape)
         return _copied_array(value)
+    if type(value) is count or (type(value) is bytearray and len(value) <= _MOST_OF_ARRAY):
+        return bytearray(value) if type(value) is bytearray else _copied_count(value)
     if type(value) not in _CONTAINERS or len(value) > left.elements:
         raise NotPlainError
     left.elements -= len(value)
@@ -439,6 +447,15 @@ def _plain(value: Any, left: _Left) -> Any:
     if isinstance(value, deque):
         return deque((_plain(each, left) for each in value), value.maxlen)
     return type(value)([_plain(each, left) for each in value])
+
+
+def _copied_count(value: count[Any]) -> count[Any]:
+    """Return an equal counter; Python can copy one only up to version 3.13."""
+    try:
+        found = ast.literal_eval(repr(value).removeprefix("count"))
+    except ValueError:  # it counts something else than numbers
+        raise NotPlainError from None
+    return count(*found) if isinstance(found, tuple) else count(found)
 
 
 def _is_number_of_numpy(value: Any) -> bool:

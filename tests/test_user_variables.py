@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import pickle
 import random
 import sys
@@ -99,6 +100,18 @@ def test_each_client_finds_plain_variables_as_they_were_at_first(module: Any) ->
         "value; a cache of data is fine there, but results that depend on the clients before differ with the number of "
         "processes",
     ]
+
+
+def test_counters_and_bytes_begin_anew_for_each_client(module: Any) -> None:
+    module.counts, module.places, module.table = itertools.count(3), [itertools.count(1, 2)], bytearray(2)
+    table = module.table
+    variables = UserVariables()
+    variables.renew()
+    for client_id in range(3):
+        with variables.initial(sequence(0, Purpose.FIT, 1, client_id)):
+            assert [next(module.counts), next(module.counts), next(module.places[0])] == [3, 4, 1]
+            module.table[1] += 7
+            assert (module.table, table) == (b"\0\7", b"\0\7")
 
 
 EARLY_STOPPING = """
