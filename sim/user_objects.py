@@ -435,8 +435,8 @@ def _plain(value: Any, left: _Left) -> Any:
     if is_array(value) and math.prod(value.shape) <= left.of_arrays:
         left.of_arrays -= math.prod(value.shape)
         return _copied_array(value)
-    if type(value) is count or (type(value) is bytearray and len(value) <= _MOST_OF_ARRAY):
-        return bytearray(value) if type(value) is bytearray else _copied_count(value)
+    if isinstance(value, count | bytearray):
+        return _copied_count(value) if isinstance(value, count) else _copied_bytes(value)
     if type(value) not in _CONTAINERS or len(value) > left.elements:
         raise NotPlainError
     left.elements -= len(value)
@@ -456,6 +456,12 @@ def _copied_count(value: count[Any]) -> count[Any]:
     except ValueError:  # it counts something else than numbers
         raise NotPlainError from None
     return count(*found) if isinstance(found, tuple) else count(found)
+
+
+def _copied_bytes(value: bytearray) -> bytearray:
+    if len(value) > _MOST_OF_ARRAY:
+        raise NotPlainError
+    return bytearray(value)
 
 
 def _is_number_of_numpy(value: Any) -> bool:

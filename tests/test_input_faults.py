@@ -93,6 +93,7 @@ FLAGS = {
     "--metric ,": "--metric ,: has an empty name beside a comma",
     "--sampler power-of-choice --sampler-args candidates=101": "candidates=101: must be at least 20, the clients",
     "--sampler power-of-choice --sampler-args candidates=19": "and at most --num-clients 100",
+    "--max-staleness 0": "--max-staleness 0: belongs to --strategy fedasync or fedbuff, not to fedavg",
     "--ray-address auto": "--ray-address auto: belongs to --engine ray, not to inline",
 }
 

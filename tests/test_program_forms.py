@@ -103,7 +103,7 @@ def test_an_optimizer_of_another_net_and_a_loss_for_an_accuracy_are_said(
     assert set(load_file(finished.model_path)) == {f"layers.{i}.{name}" for i in (0, 2) for name in ("weight", "bias")}
 
 
-def test_a_folder_of_ones_own_has_all_files_but_those_that_are_written(
+def test_a_folder_of_ones_own_has_all_files_and_copies_of_those_that_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -120,7 +120,7 @@ def test_a_folder_of_ones_own_has_all_files_but_those_that_are_written(
     with own_folder(names):
         assert Path.cwd() != tmp_path
         assert Path("data.csv").read_text() == Path("models/first.pt").read_text() == "before"
-        assert not Path("best.pt").exists()
+        assert [Path(name).read_text() for name in names] == ["written"] * 3
         for name in names:
             Path(name).write_text("of a client")
         inner = Path.cwd()

@@ -297,7 +297,8 @@ def test_only_settings_that_both_kinds_of_run_have_can_differ_between_them() -> 
 
 
 def test_eighteen_curves_of_one_name_are_distinct(tmp_path: Path) -> None:
-    runs = [_fake(tmp_path / str(number), "same", RunConfig(lr=0.1 + number), [0.1, 0.2]) for number in range(18)]
+    folders = [tmp_path / str(number) / "runs" for number in range(18)]
+    runs = [_fake(path, "same", RunConfig(lr=0.1 + k), [0.1, 0.2]) for k, path in enumerate(folders)]
     groups = numbers.groups_of([ReadRun(run.path) for run in runs])
     assert [group.name for group in groups] == ["same", *(f"same #{number}" for number in range(2, 19))]
     marks = figures.curve_marks(groups)

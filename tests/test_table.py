@@ -273,6 +273,18 @@ def diverging(folder: Path, name: str, finals: list[float], **settings: Any) -> 
     (folder / name / "model.safetensors").write_bytes(b"")
 
 
+def test_runs_without_the_metric_are_said(command: Sim, tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    diverging(folder, "a", [3.0, 1.0], seed=0)
+    diverging(folder, "b", [3.0, 2.0], seed=1)
+    table = (folder / "b" / "metrics.csv").read_text()
+    (folder / "b" / "metrics.csv").write_text(table.replace("rmse", "mae"))
+    (folder / "runs.csv").write_text("alpha,seed,run,status,error\n0.5,0,a,done,\n0.5,1,b,done,\n")
+    made = command("table", str(folder), "-o", str(tmp_path / "table.md"))
+    assert "note            1 runs have not measured rmse and are left out" in made.stdout
+    assert "| 1.000 |" in made.stdout
+
+
 @pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("metric", ["rmse", "loss"])
 def test_a_value_that_is_no_number_at_the_end_is_none_of_an_earlier_round(

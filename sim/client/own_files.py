@@ -1,7 +1,8 @@
 """The files that the user's ``train`` and ``test`` write into the current folder, such as ``checkpoint.pt``.
 
 Clients in several processes would overwrite such a file for each other between writing and reading it. Each client
-therefore works in a folder of its own, in which it finds all other files of the current folder.
+therefore works in a folder of its own, in which it finds the files of the current folder: a copy of those that clients
+write, and links to all others.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ def _is_looked_into(entry: os.DirEntry[str], but: Path) -> bool:
 
 @contextmanager
 def own_folder(names: Sequence[str]) -> Iterator[None]:
-    """Let the block work in a new folder with links to what is in the current one, but for files of these names.
+    """Let the block work in a new folder with links to what is in the current one, and copies of files of these names.
 
     The new folder is removed after the block.
     """
@@ -171,7 +172,7 @@ def own_folder(names: Sequence[str]) -> Iterator[None]:
 
 
 def _link(source: Path, target: Path, names: Sequence[tuple[str, ...]]) -> None:
-    """Link what is in a folder, but for files of these names, of which the folders are made anew."""
+    """Link what is in a folder, but copy files of these names, of which the folders are made anew."""
     inner: dict[str, list[tuple[str, ...]]] = {}
     for first, *others in names:
         inner.setdefault(first, []).append(tuple(others))
@@ -183,3 +184,5 @@ def _link(source: Path, target: Path, names: Sequence[tuple[str, ...]]) -> None:
             elif rest:
                 (target / entry.name).mkdir()
                 _link(Path(entry.path), target / entry.name, rest)
+            elif entry.is_file():
+                shutil.copy2(entry.path, target / entry.name)

@@ -51,5 +51,7 @@ def table(arguments: argparse.Namespace) -> None:
     if cells.num_without_number:
         name = cells.metric.name
         print(f"note            {cells.num_without_number} runs end with nan as their {name} and are left out")
+    if cells.num_unmeasured:
+        print(f"note            {cells.num_unmeasured} runs have not measured {cells.metric.name} and are left out")
     print(typeset.markdown(cells, look), end="")
     print(f"table           {path}")

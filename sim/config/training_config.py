@@ -375,7 +375,9 @@ class TrainingConfig(_GivenObjects):
         for config_field in fields(cls):
             name, belongs_to = config_field.name, rules_of(config_field).belongs_to
             value = values.get(name)
-            if not value or belongs_to is None or (but_defaults and value == default_of(config_field)):
+            is_zero = type(value) is int and default_of(config_field) is None  # which is a value as any other
+            is_default = but_defaults and value == default_of(config_field)
+            if not (value or is_zero) or belongs_to is None or is_default:
                 continue
             other, choices = belongs_to
             chosen = values.get(other, getattr(cls, other))

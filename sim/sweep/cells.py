@@ -52,6 +52,7 @@ class Cells:
         cells: (row key, column key) → cell; a combination without a run that is done is missing.
         num_missing: runs that are not done.
         num_without_number: runs that measured the metric, but whose value is NaN.
+        num_unmeasured: runs that did not measure it.
         baseline: ``setting = value``, or empty.
         test: ``t`` or ``wilcoxon``.
     """
@@ -66,6 +67,7 @@ class Cells:
     cells: dict[tuple[Key, Key], Cell]
     num_missing: int = 0
     num_without_number: int = 0
+    num_unmeasured: int = 0
     baseline: str = ""
     test: str = "t"
 
@@ -195,6 +197,7 @@ def table_cells(
         made,
         num_missing=len(all_runs) - len(done),
         num_without_number=num_without_number,
+        num_unmeasured=sum(not table[of_cell].notna().any() for table in tables),
         test=test,
     )
     return result if baseline is None else _compared(result, baseline)
