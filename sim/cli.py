@@ -290,7 +290,7 @@ def _add_table(table: argparse.ArgumentParser) -> None:
     about = "test each cell against the one with this value, paired over the seeds, e.g. strategy=fedavg"
     table.add_argument("--baseline", metavar="SETTING=VALUE", help=about)
     about = "paired t-test, or Wilcoxon's signed-rank test [default t]"
-    table.add_argument("--test", choices=("t", "wilcoxon"), default="t", help=about)
+    table.add_argument("--test", choices=("t", "wilcoxon"), help=about)
     table.add_argument(
         "--digits", metavar="N", help="decimals [default 3, of multiples of a power of ten where needed]"
     )

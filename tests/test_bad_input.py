@@ -170,6 +170,7 @@ FLAGS = {
     "--metric r2": "--metric r2: cannot be computed from outputs of (2, 10) and targets of (2,); one of accuracy",
     "--loss mse": "--loss mse: cannot be computed from outputs of (2, 10) and targets of (2,); one of c",
     "--dataset wine --partitioner iid --num-clients 10 --loss bce": "--loss bce: cannot be computed from",
+    "--attack-share 0.1": "--attack-share 0.1: belongs to --attack label-flip or sign-flip or gaussian or alie or ipm",
     "--validation-share 0.1 --validation-metric f1": "--validation-metric f1: must be one of loss, accuracy",
     "--name a/b": "--name a/b: must be at most 100 letters",
     "--config absent.toml": "--config absent.toml: No such file or directory",

@@ -12,7 +12,7 @@ from program_text import extended, run
 from sim.centralized import train_centralized
 from sim.config.run_config import CentralizedConfig
 from sim.errors import ConfigError, DataError
-from tests.conftest import Sim
+from tests.conftest import Sim, Small
 
 OTHER_MEASURES = """
 def train(net, loader):
@@ -137,3 +137,37 @@ def test_what_the_runs_of_a_sweep_or_a_scale_study_note_is_said_once(program: st
     scaled = command("scale", *few, *grid, cwd=Path.cwd())
     assert scaled.returncode == 0, scaled.stderr
     assert [line for line in scaled.stderr.splitlines() if "has no effect" in line] == notes[:1]
+
+
+ALWAYS = '{"0": {"active": [0], "inactive": [1000], "finish_time": 2000}}'
+CAPACITY = '{"0": {"computation": 10, "communication": 9000}}'
+
+
+def test_settings_of_virtual_time_in_whose_place_another_one_counts_are_noted(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("capacity.json").write_text(CAPACITY)
+    Path("online.json").write_text(ALWAYS)
+    constant: dict[str, Any] = {"staleness": "constant", "a": 0.3, "b": 2}
+    small(
+        num_rounds=1,
+        strategy="fedasync",
+        strategy_args=constant,
+        clients_per_round=3,
+        concurrency=2,
+        devices="fedscale:capacity.json:online.json",
+        availability="always",
+    )
+    notes = [line for line in capsys.readouterr().err.splitlines() if "has no effect" in line]
+    assert notes == [
+        "sim: note: --devices: the availability file online.json has no effect beside --availability always",
+        "sim: note: --clients-per-round 3 has no effect beside --concurrency 2",
+        "sim: note: --strategy-args a=0.3 has no effect with staleness=constant",
+        "sim: note: --strategy-args b=2 has no effect with staleness=constant",
+    ]
+
+
+def test_a_client_fn_has_no_central_test(small: Small, in_programs: None, capsys: pytest.CaptureFixture[str]) -> None:
+    small(client_fn="client_fns:by_context", test_every=2, num_rounds=1, max_local_steps=None)
+    assert "--test-every 2 has no effect, because there is no central test" in capsys.readouterr().err

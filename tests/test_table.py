@@ -230,6 +230,7 @@ def test_latex_compiles(swept: Path, command: Sim, tmp_path: Path) -> None:
             "alpha 0.5: {0}/alpha-0.5_strategy-fedavg_seed-0 and {0}/alpha-0.5_strategy-fedadam_seed-0 both have the "
             "seed 0; they differ in strategy, which --rows or --columns can name",
         ),
+        (("--test", "t"), "--test t: belongs to --baseline, against which cells are tested"),
         (("--baseline", "lr=1"), "--baseline lr=1: must be setting=value, with one of alpha, strategy"),
         (
             ("--baseline", "strategy=fedprox"),

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from conftest import Sim, sha256
-from sim import ConfigError, DataError, Run, RunConfig, RunError, resume
+from sim import ConfigError, DataError, Run, RunConfig, resume
 from sim.data import partition
 from sim.data.load_dataset import load_dataset
 from sim.errors import RunFolderError
@@ -296,7 +296,7 @@ def test_a_metric_that_nobody_measures_is_named(small: Small, tmp_path: Path, mo
         small(validation_share=0.1, validation_metric="f1")
     (tmp_path / "own_test.py").write_text("def test(net, loader): return 0.5, {'recall': 0.5}\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RunError, match="round 0: --validation-metric f1: the validation measured loss, recall"):
+    with pytest.raises(ConfigError, match="--validation-metric f1: must be one of recall, loss"):
         small(validation_share=0.1, validation_metric="f1", test="own_test:test")
 
 

@@ -350,7 +350,7 @@ def test_a_run_that_cannot_go_on_says_why(small: Small, tmp_path: Path) -> None:
         "device_args": {"seconds_per_step": 9.0},
     }
     with pytest.raises(
-        RunError, match=r"round 1: was void 1000 times, .*of the last 4, 0 were late and 4 went offline"
+        RunError, match=r"round 1: was void 1000 times, .*of the last 4, 0 were late, 4 went offline and 0 dropped out"
     ):
         small(devices="uniform", **online)
 

@@ -19,6 +19,8 @@ def table(arguments: argparse.Namespace) -> None:
     digits = 3 if arguments.digits is None else parse_number(int, arguments.digits)
     if digits is None or not 0 <= digits <= _MOST_DIGITS:
         raise ConfigError(f"--digits {arguments.digits}: must be a whole number, at least 0 and at most {_MOST_DIGITS}")
+    if arguments.test is not None and arguments.baseline is None:
+        raise ConfigError(f"--test {arguments.test}: belongs to --baseline, against which cells are tested")
     from sim.run_folder.settings import named
     from sim.run_folder.writer import write_whole
     from sim.sweep import typeset
@@ -36,7 +38,7 @@ def table(arguments: argparse.Namespace) -> None:
         value=arguments.value,
         phase=arguments.phase,
         baseline=arguments.baseline,
-        test=arguments.test,
+        test=arguments.test or "t",
     )
     bold = arguments.bold or ("row" if len(cells.column_keys) > 1 else "column")
     look = typeset.Look(arguments.spread, bold, digits, typeset.unit_of(cells) if arguments.digits is None else 0)

@@ -386,7 +386,8 @@ class TrainingConfig(_GivenObjects):
                 uses = " or ".join(filter(None, choices))
                 program = values.get("program") if other == "dataset" and chosen == cls.dataset else None
                 instead = chosen if program is None else f"the data of --program {program}"
-                raise ConfigError(f"{flag_of(name)} {given}: belongs to {flag_of(other)} {uses}, not to {instead}")
+                apart = "" if instead is None else f", not to {instead}"
+                raise ConfigError(f"{flag_of(name)} {given}: belongs to {flag_of(other)} {uses}{apart}")
 
     def is_used(self, name: str) -> bool:
         """Return whether a setting has an effect, beside the other settings."""

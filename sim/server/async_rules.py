@@ -34,7 +34,9 @@ from sim.config.fields import MOST, arguments_of, setting
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError
 
-STALENESS = ("constant", "polynomial", "hinge")
+# Of the functions of the staleness.
+PARAMETERS: dict[str, tuple[str, ...]] = {"constant": (), "polynomial": ("a",), "hinge": ("a", "b")}
+STALENESS = tuple(PARAMETERS)
 
 
 class Arrived(NamedTuple):

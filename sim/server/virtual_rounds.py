@@ -77,14 +77,15 @@ class VirtualRounds:
             raise RunError(
                 f"round {server_round}: was void {attempt} times, because fewer than --min-reports "
                 f"{self._config.min_reports} clients finished; of the last {len(self._last)}, {statuses['late']} were "
-                f"late and {statuses['offline']} went offline"
+                f"late, {statuses['offline']} went offline and {statuses['dropped']} dropped out"
             )
         if self._time is not None:
             begun = self._time.when_online(self._num_online, self.now)
             if math.isinf(begun):
+                whom = f"{self._num_online} clients are never online together"
                 raise RunError(
-                    f"round {server_round}: from {self.now:g} virtual seconds on, {self._num_online} clients are never "
-                    "online together"
+                    f"round {server_round}: from {self.now:g} virtual seconds on, "
+                    + ("no client is ever online" if self._num_online == 1 else whom)
                 )
             self.now = begun
             self.clients.begin(server_round, attempt, self._time.online(self.now))

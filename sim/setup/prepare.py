@@ -32,7 +32,7 @@ from sim.data.defaults import decided
 from sim.data.load_dataset import Dataset, Examples, load_dataset
 from sim.data.loaders import example_batch, joins_batches, takes_noise
 from sim.data.partition import Partition
-from sim.errors import ConfigError, PluginError, RunError, some
+from sim.errors import ConfigError, PluginError, RunError, one_line, some
 from sim.method_binding import load_function, with_owner
 from sim.metrics import configured
 from sim.process_settings import in_own_context
@@ -280,14 +280,26 @@ def _notes_on_measurements(config: TrainingConfig, measured: Sequence[str]) -> I
 
     Args:
         measured: what it returns; nothing without one.
+
+    Raises:
+        ConfigError: it does not measure the metric of the validation.
     """
     if not measured:
         return
+    if isinstance(config, RunConfig):
+        _check_validation_metric(config, measured)
     for name in configured(config.metric):
         if name not in measured:
             yield f"--metric {name} has no effect: --test {config.test} returns {some(measured, 9)}"
     if config.accuracy_in_percent and "accuracy" not in measured:
         yield f"--accuracy-in-percent has no effect on --test {config.test}, which returns {some(measured, 9)}"
+
+
+def _check_validation_metric(config: RunConfig, measured: Sequence[str]) -> None:
+    if config.validation_metric is not None:
+        compared = metric_of_validation(vars(config), measured).name
+        if compared not in measured:
+            raise ConfigError(f"--validation-metric {one_line(compared, 60)}: must be one of {some(measured, 9)}")
 
 
 @in_own_context
@@ -302,10 +314,7 @@ def _check_measurements(config: RunConfig, spec: ClientSpec, dataset: Dataset, n
         return  # it measures what it likes, and is tried later
     metrics = metrics_of(spec, dataset)
     measured = ["loss", *(name if isinstance(name, str) else name[0] for name in metrics)]
-    if config.validation_metric is not None:
-        compared = metric_of_validation(vars(config), measured).name
-        if compared not in measured:
-            raise ConfigError(f"--validation-metric {compared}: must be one of {', '.join(measured)}")
+    _check_validation_metric(config, measured)
     if not isinstance(dataset.train, Examples | Columns) or (config.loss, config.metric) == (None, None):
         return  # check_fit_of says what does not fit, or these are known to do so
     with seeded(0, Purpose.TEST) as stream, isolated(stream, log=False):

@@ -32,6 +32,7 @@ from sim.run_folder.measurements import metric_of
 from sim.run_folder.records import ClientRecord, MetricRecord, RoundRecord
 from sim.run_folder.weights_file import content_of, round_of
 from sim.run_folder.writer import RunWriter
+from sim.server.async_rules import PARAMETERS, rule_of
 from sim.server.attacks import attackers_of
 from sim.server.prepared_run import Prepared
 from sim.server.rounds import FinishedRound
@@ -401,11 +402,31 @@ def _notes_without_effect(config: RunConfig) -> Iterator[str]:
             yield f"{flag_of(name)} {value:g} has no effect on --engine inline, which is one process"
     if config.keep_checkpoints != RunConfig.keep_checkpoints and not config.checkpoint_every:
         yield f"--keep-checkpoints {config.keep_checkpoints} has no effect, because --checkpoint-every is 0"
+    if config.client_fn is not None and config.test_every != RunConfig.test_every and ":" not in config.strategy:
+        yield f"--test-every {config.test_every} has no effect, because there is no central test"
+    yield from _notes_of_virtual_time(config)
     first = config.first_lr_step
     if first is not None and first >= config.num_rounds:
         yield (
             f"--lr-schedule step has no effect, because its first step is after round {first} of {config.num_rounds}"
         )
+
+
+def _notes_of_virtual_time(config: RunConfig) -> Iterator[str]:
+    """Yield the settings in whose place another one has its effect."""
+    if config.devices is not None and config.availability is not None and config.devices.count(":") == 2:
+        file = config.devices.rpartition(":")[2]
+        yield f"--devices: the availability file {file} has no effect beside --availability {config.availability}"
+    if not config.is_asynchronous:
+        return
+    for name, default in (("fraction_fit", 0.2), ("clients_per_round", 1)):  # which nobody may have given
+        value = getattr(config, name)
+        if config.concurrency is not None and value not in (None, default):
+            yield f"{flag_of(name)} {value:g} has no effect beside --concurrency {config.concurrency}"
+    staleness = rule_of(config).staleness
+    for name in ("a", "b"):
+        if name in config.strategy_args and name not in PARAMETERS[staleness]:
+            yield f"--strategy-args {name}={config.strategy_args[name]} has no effect with staleness={staleness}"
 
 
 def _notes_of_attack(config: RunConfig) -> Iterator[str]:
