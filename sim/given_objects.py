@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -58,6 +59,8 @@ def check_observers(on_record: Any, history: Any, ray_init_args: Any) -> None:
     """
     if not (on_record is None or callable(on_record)):
         raise ConfigError(f"on_record: must be a function of a RoundRecord, not {_kind(on_record)}")
+    if on_record is not None and not _takes_one(on_record):
+        raise ConfigError("on_record: must take one argument, the RoundRecord of a round")
     _check_methods("history", history)
     if not isinstance(ray_init_args, Mapping | None):
         raise ConfigError(f"ray_init_args: must be a dict of arguments of ray.init, not {_kind(ray_init_args)}")
@@ -80,7 +83,26 @@ def _check(config: RunConfig, given: Mapping[str, Any]) -> None:
             continue
         how = "; lambda: data makes one of data" if name == "load_data" else ""
         raise ConfigError(f"{name}: must be a function, or the import path of one, not {_kind(value)}{how}")
+    loss, strategy = given.get("loss"), given.get("strategy")
+    if isinstance(loss, type):
+        raise ConfigError(f"loss: {_kind(loss)} must be an object of it, e.g. {loss.__name__}()")
+    if not (strategy is None or callable(strategy) or isinstance(strategy, str) or _is_strategy(strategy)):
+        raise ConfigError(f"strategy: must be a strategy of Flower's, or what makes one, not {_kind(strategy)}")
     _check_methods("client_manager", given.get("client_manager"))
+
+
+def _is_strategy(value: Any) -> bool:
+    return hasattr(value, "configure_fit") or hasattr(value, "configure_train")
+
+
+def _takes_one(function: Any) -> bool:
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # a built-in one has no signature
+        return True
+    return True
 
 
 def _check_methods(name: str, value: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Self
@@ -12,7 +13,8 @@ from typing import Any, Self
 from sim.errors import ConfigError, one_line
 
 PERCENTS = (10, 25, 50, 75, 90)  # quantiles over clients
-_SMALLER_IS_BETTER = frozenset("loss losses error mae mse rmse perplexity entropy crossentropy bce huber nll".split())  # noqa: SIM905
+_WORDS = "loss losses error errors err mae mse rmse perplexity entropy crossentropy bce huber nll"
+_SMALLER_IS_BETTER = frozenset(_WORDS.split())
 _DIRECTIONS = {"min": True, "max": False}
 _COMPARISON = re.compile(r"\s*(.*?)\s*([<>]=)\s*(.*?)\s*")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -94,10 +96,17 @@ def check_metrics(metric: str | None) -> None:
 
 
 def named(name: str, config: Mapping[str, Any]) -> MetricName:
-    """Return the metric of a run with this name; its direction is that of the run's config, or that of the name."""
-    metric = config.get("metric")
-    known = {each.name: each for each in configured(metric if isinstance(metric, str) else None).values()}
-    return known.get(name) or MetricName(name, is_better_smaller(name))
+    """Return the metric of a run with this name; its direction is that of the run's config, or that of the name.
+
+    The config has it in its metrics, in its target, or in the metric of its validation.
+    """
+    metric, validation = config.get("metric"), config.get("validation_metric")
+    known = list(configured(metric if isinstance(metric, str) else None).values())
+    with suppress(ConfigError):  # a damaged config
+        target = Target.of(config)
+        known += [] if target is None else [target.metric]
+        known += [MetricName.parse(validation)] if isinstance(validation, str) else []
+    return next((each for each in known if each.name == name), MetricName(name, is_better_smaller(name)))
 
 
 @dataclass(frozen=True)

@@ -153,8 +153,8 @@ def test_the_dry_run_leaves_files_as_they_are_and_says_which_all_clients_share(
     assert not Path("results_of_mine").exists()
     notes = [line for line in capsys.readouterr().err.splitlines() if "train or test writes" in line]
     assert notes == [
-        "sim: note: train or test writes shared.txt by an absolute path, so that all clients and the dry run share it; "
-        "with a relative path, each client has its own",
+        "sim: note: shared.txt changed in the current folder during the dry run; what train or test writes there by an "
+        "absolute path is shared by all clients, and with a relative path each client has its own",
         "sim: note: train or test writes best.pt, results_of_mine/new.csv into the current folder; each client and "
         "each test does so in a folder of its own, which is removed after it",
     ]

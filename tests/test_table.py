@@ -223,7 +223,7 @@ def test_latex_compiles(swept: Path, command: Sim, tmp_path: Path) -> None:
     [
         (("-o", "t.txt"), "-o t.txt: the ending must be one of .tex, .md, .csv"),
         (("--digits", "-1"), "--digits -1: must be a whole number, at least 0 and at most 10"),
-        (("--rows", "alpha,alpha"), "--rows and --columns alpha alpha: name the same setting twice"),
+        (("--rows", "alpha,alpha"), "--rows and --columns: name alpha twice"),
         (("--rows", "beta"), "--rows and --columns: no run has the setting beta; the sweeps vary alpha, strategy"),
         (
             ("--rows", "alpha", "--columns", ""),

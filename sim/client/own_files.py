@@ -31,7 +31,7 @@ _State = tuple[int, int, int]
 def noted(folder: Path, but: Path) -> Iterator[list[str]]:
     """Give a list that holds, after the block, the files in a folder that were written in it, relative to the folder.
 
-    Files that another process has open are left out.
+    Files that another process has open are left out, and so are those of other runs.
 
     Args:
         but: a folder in which other processes may write.
@@ -41,7 +41,17 @@ def noted(folder: Path, but: Path) -> Iterator[list[str]]:
     yield names
     changed = {name: state for name, state in _states(folder, but).items() if before.get(name) != state}
     of_others = _open_elsewhere() if changed else set()
-    names += [name for name in changed if (folder / name).resolve() not in of_others]
+    names += [
+        name
+        for name in changed
+        if (folder / name).resolve() not in of_others and not _is_of_a_run(folder / name, folder)
+    ]
+
+
+def _is_of_a_run(path: Path, folder: Path) -> bool:
+    """Whether a file is in the folder of a run, which another process may have made."""
+    between = list(path.relative_to(folder).parents)[:-1]
+    return any((folder / each / "environment.json").is_file() for each in between)
 
 
 def _open_elsewhere() -> set[Path]:

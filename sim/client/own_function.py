@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -36,7 +36,9 @@ class SourceFacts(NamedTuple):
 
 def source_facts(function: Callable[..., Any], owner: type | None) -> SourceFacts:
     """Read the source of a function, or of a method together with that of its class."""
-    return SourceFacts(names_of_returns(function), makes_loaders(function, owner), first_epoch_of(function))
+    # An object that can be called need not be hashable, as one of a dataclass.
+    known = function if isinstance(function, Hashable) else type(function).__call__
+    return SourceFacts(names_of_returns(function), makes_loaders(function, owner), first_epoch_of(known))
 
 
 @dataclass(frozen=True)

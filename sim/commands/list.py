@@ -88,6 +88,8 @@ def show_list(arguments: argparse.Namespace) -> None:
             print(f"sim: {error}", file=sys.stderr)  # the other runs are still shown
     if asked is not None and known and all(row.metric is None for row in rows):
         raise ConfigError(f"--metric {asked}: no run has measured it; they have {one_line(', '.join(known))}")
+    if wanted and not rows:
+        print(f"sim: no run in {arguments.results_dir} fits --filter {' '.join(arguments.filter)}", file=sys.stderr)
     order = ORDERS[arguments.sort]
     in_order = sorted((row for row in rows if order(row) is not None), key=order)
     _print([*in_order, *(row for row in rows if order(row) is None)])

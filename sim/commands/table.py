@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sim.commands.output import output_path
 from sim.config.fields import parse_number
-from sim.errors import ConfigError
+from sim.errors import ConfigError, some
 
 ENDINGS = ("tex", "md", "csv")
 _MOST_DIGITS = 10
@@ -55,5 +55,7 @@ def table(arguments: argparse.Namespace) -> None:
         print(f"note            {cells.num_without_number} runs end with nan as their {name} and are left out")
     if cells.num_unmeasured:
         print(f"note            {cells.num_unmeasured} runs have not measured {cells.metric.name} and are left out")
+    if cells.other_settings:
+        print(f"note            the runs also differ in {some(cells.other_settings, 9)}")
     print(typeset.markdown(cells, look), end="")
     print(f"table           {path}")

@@ -18,8 +18,8 @@ from sim.errors import ConfigError, one_line
 
 MOST_BITS = 16
 _CHOICES = {
-    "up": ("topk:SHARE", "qsgd:BITS", "int8", "fp16", "bf16", "sign"),
-    "down": ("qsgd:BITS", "int8", "fp16", "bf16"),
+    "up": ("topk:SHARE", "qsgd:BITS", "int8", "fp16", "bf16", "sign", "none"),
+    "down": ("qsgd:BITS", "int8", "fp16", "bf16", "none"),
 }
 _PLAIN: dict[str, Callable[[], Codec]] = {"int8": Int8, "fp16": Fp16, "bf16": Bf16, "sign": Sign}
 _KEYS = ("up", "down", "error_feedback")
@@ -51,7 +51,7 @@ class Compression:
         feedback = given.get("error_feedback", False)
         if not isinstance(feedback, bool):
             raise ConfigError(f"{_shown(given, 'error_feedback')}: must be true or false")
-        if feedback and "up" not in codecs:
+        if feedback and codecs.get("up") is None:
             raise ConfigError(
                 "--compress error_feedback=true: adds what up has lost to the next update, so that it needs up, e.g. "
                 "up=topk:0.01"
@@ -66,8 +66,10 @@ class Compression:
         return cls(codecs.get("up"), down, feedback)
 
 
-def _codec(given: Mapping[str, Any], key: str) -> Codec:
+def _codec(given: Mapping[str, Any], key: str) -> Codec | None:
     text = str(given[key])
+    if text == "none":  # for a sweep
+        return None
     name, colon, number = text.partition(":")
     if name in _PLAIN:
         if colon:

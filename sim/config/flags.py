@@ -55,6 +55,8 @@ class Parser(argparse.ArgumentParser):
         namespace: argparse.Namespace
         namespace, unknown = self.parse_known_args(_with_targets(words))
         if unknown:
+            if unknown[0].startswith("--resume") and namespace.parser.prog.endswith(" server"):
+                raise ConfigError("--resume: sim server begins a new run; only runs of sim run and sim app are resumed")
             flags = [flag for action in namespace.parser._actions for flag in action.option_strings]
             close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=3)
             hint = f"did you mean {' or '.join(close)}?" if close else "no such flag"

@@ -425,7 +425,8 @@ class RunConfig(EvaluationConfig):
             )
         if self.app is None and self.min_reports > self.num_fit_clients:
             raise ConfigError(
-                f"--min-reports {self.min_reports}: at most the {self.num_fit_clients} clients that train in a round"
+                f"--min-reports {self.min_reports}: must be at most {self.num_fit_clients}, the number of clients that "
+                "train per round"
             )
         if self.num_concurrent > self.num_clients:
             raise ConfigError(f"--concurrency {self.num_concurrent}: at most --num-clients {self.num_clients}")

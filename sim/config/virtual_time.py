@@ -123,6 +123,6 @@ class VirtualTimeConfig(TrainingConfig):
     compress: dict[str, bool | int | float | str] = setting(
         {},
         "how updates (up) and weights (down) are compressed, e.g. up=topk:0.01 down=fp16: topk:SHARE, qsgd:BITS, int8, "
-        "fp16, bf16 or sign; error_feedback=true adds what was lost to the client's next update",
+        "fp16, bf16, sign or none; error_feedback=true adds what was lost to the client's next update",
         TRAFFIC,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -190,7 +191,9 @@ def _drawn(
         below = axes_of[place[0] + 1 :, place[1]]
         axes.tick_params(labelbottom=not any(each.get_visible() for each in below))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=nbins, integer=x == "round", steps=[1, 2, 5, 10]))
-    _title(axes_of.tolist(), grid)
+    letter = 0.07 if look.in_print else 0.09  # inches of its width, with the space around a title
+    most = int(inches[0] / columns / letter), int((inches[1] - 0.35) / rows / letter)
+    _title(axes_of.tolist(), grid, most)
     figure.supxlabel(plots.x_label(everything, x, unit), fontsize="medium")
     figure.supylabel(plots.y_label(metric.name, everything, look), fontsize="medium", multialignment="center")
     seeds = "" if look.in_print else plots.seeds_of(everything)
@@ -209,19 +212,37 @@ def _words(name: str) -> str:
     return name.rpartition(".")[2].replace("_", " ")
 
 
-def _title(axes_of: Sequence[Sequence[Axes]], grid: _Grid) -> None:
+def _fitted(name: str, value: str, most: int) -> str:
+    """Return the title of a panel; of a value that makes it longer than ``most`` letters, the middle is left out.
+
+    Of an import path, the module goes first.
+    """
+    words = _words(name)
+    left = max(most - len(words) - 1, 7)
+    if len(value) > left and re.fullmatch(r"[\w.]+:[\w.]+", value):
+        value = value.rpartition(":")[2]
+    if len(value) > left:
+        value = f"{value[: left // 2]}…{value[len(value) - (left - 1) // 2 :]}"
+    return f"{words} {value}"
+
+
+def _title(axes_of: Sequence[Sequence[Axes]], grid: _Grid, most: tuple[int, int]) -> None:
+    """
+    Args:
+        most: letters beside a panel, horizontally and vertically.
+    """
     for row, keys in enumerate(grid.panels):
         for number, axes in enumerate(axes_of[row]):
             key = keys[number]
             if len(grid.names) == 1 and key is not None:
-                axes.set_title(f"{_words(grid.names[0])} {key[0]}", fontsize="medium")
+                axes.set_title(_fitted(grid.names[0], key[0], most[0]), fontsize="medium")
     if len(grid.names) == 2:
         (first, second), firsts = grid.names, [next(key for key in keys if key)[0] for keys in grid.panels]
         seconds = [next(key for key in keys if key)[1] for keys in zip(*grid.panels, strict=True)]
         for axes, value in zip(axes_of[0], seconds, strict=True):
-            axes.set_title(f"{_words(second)} {value}", fontsize="medium")
+            axes.set_title(_fitted(second, value, most[0]), fontsize="medium")
         for of_row, value in zip(axes_of, firsts, strict=True):
-            of_row[0].set_ylabel(f"{_words(first)} {value}", fontsize="medium")
+            of_row[0].set_ylabel(_fitted(first, value, most[1]), fontsize="medium")
 
 
 def _draw_nothing(axes: Axes, *, is_missing: bool) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from flwr.common import NDArrays, RecordDict
 
 from sim.client.torch_client import fit_settings
 from sim.engine.aggregation import cut, in_dtypes_of, same_shapes
-from sim.engine.interface import Chunk, ClientResult, Task
+from sim.engine.interface import Chunk, ChunkResult, ClientResult, Task
 from sim.errors import RunError
 from sim.run_folder.records import ClientRecord
 from sim.server.async_rules import Arrived, rule_of
@@ -66,6 +66,8 @@ class AsyncRounds:
         self._made: Version | None = None  # the last one
         self._weights: dict[int, NDArrays] = {0: prepared.initial_weights}  # of versions that clients began with
         self._results: dict[int, _Waiting] = {}  # by the number of the start
+        self._batch: deque[tuple[int, RecordDict | None]] = deque()  # starts that are being executed, and their states
+        self._executing: Iterator[tuple[Chunk, ChunkResult]] = iter(())  # what comes back from them
         self._num_failed = 0  # clients in succession that raised
 
     @property
@@ -102,8 +104,9 @@ class AsyncRounds:
             if not start.is_used:
                 records.append(replace(unfinished(start.participation, server_round), staleness=start.staleness))
                 continue
-            if start.number not in self._results:
-                self._compute(version.ended[position:], server_round, collected)
+            while start.number not in self._results:
+                if not self._receive(collected):
+                    self._compute(version.ended[position:], server_round)
             waiting = self._results.pop(start.number)
             result = waiting.result
             self._executor.take(result, "fit", server_round, collected)
@@ -163,8 +166,26 @@ class AsyncRounds:
                 return
             yield from self._ahead[number].ended
 
-    def _compute(self, rest: Sequence[Start], server_round: int, collected: PhaseResults) -> None:
-        """Execute the first of ``rest``, and what else can be executed now of what comes next."""
+    def finish(self) -> None:
+        """Wait for the clients that are being executed, so that the engine is free for something else."""
+        while self._receive(PhaseResults()):
+            pass
+
+    def _receive(self, collected: PhaseResults) -> bool:
+        """Take the next results of what is being executed; return False if there are none."""
+        for chunk, chunk_result in self._executing:
+            collected.spans += chunk_result.spans
+            for result in chunk_result.results:
+                number, state = self._batch.popleft()
+                self._results[number] = _Waiting(result, chunk.weights, state)
+            return True
+        return False
+
+    def _compute(self, rest: Sequence[Start], server_round: int) -> None:
+        """Begin to execute the first of ``rest``, and what else can be executed now of what comes next.
+
+        The versions are made while the later ones of these clients are at work.
+        """
         newest = self._weights[server_round - 1]
         each = max(1, sum(array.nbytes for array in newest))
         most = max(1, min(self._config.num_concurrent, _MOST_BYTES_AHEAD // each))
@@ -181,21 +202,20 @@ class AsyncRounds:
             seen.add(start.client_id)
             if used >= most:
                 break
-        batch.sort(key=lambda start: (start.version, start.number))
+        by_version: dict[int, list[Start]] = {}  # what is needed first is in front
+        for start in batch:
+            by_version.setdefault(start.version, []).append(start)
         chunks = []
-        for version, starts in groupby(batch, key=lambda start: start.version):
+        for version, starts in by_version.items():
+            starts.sort(key=lambda start: start.number)
+            self._batch.extend((start.number, self._executor.states.get(start.client_id)) for start in starts)
             tasks = [self._task(start) for start in starts]
             weights = self._weights[version]
             chunks += [
                 Chunk("fit", version + 1, part, weights, summed=False, untrained=self._layout.untrained)
                 for part in cut(tasks, self._config.vectorized_clients)
             ]
-        numbers = iter(batch)
-        for chunk, chunk_result in self._executor.dispatch("fit", chunks):
-            collected.spans += chunk_result.spans
-            for result in chunk_result.results:
-                state = self._executor.states.get(result.client_id)
-                self._results[next(numbers).number] = _Waiting(result, chunk.weights, state)
+        self._executing = self._executor.dispatch("fit", chunks)
 
     def _task(self, start: Start) -> Task:
         client_id, number = start.client_id, start.version + 1

@@ -65,9 +65,11 @@ class PhaseResults:
         """
         if not self.spans or any(math.isnan(began) for _, began, _ in self.spans):
             return {}
-        first, last = min(began for _, began, _ in self.spans), max(ended for _, _, ended in self.spans)
-        num_actors = len({actor for actor, _, _ in self.spans})
-        train = sum(ended - began for _, began, ended in self.spans) / num_actors
+        # Clients of an asynchronous run may have been at work before.
+        spans = [(actor, max(began, start), max(ended, start)) for actor, began, ended in self.spans]
+        first, last = min(began for _, began, _ in spans), max(ended for _, _, ended in spans)
+        num_actors = len({actor for actor, _, _ in spans})
+        train = sum(ended - began for _, began, ended in spans) / num_actors
         return {
             "broadcast_seconds": first - start,
             "train_seconds": train,

@@ -167,7 +167,7 @@ class RoundServer:
         self._privacy = Privacy(config, getattr(self._adapter, "used", self._adapter.strategy))
         self._layout, self._names = prepared.layout, prepared.layout.names
         self._attackers = Attackers.of(config, prepared.layout)
-        self._target = Target.of(vars(config))
+        self._target, self._is_reached = Target.of(vars(config)), False
         self._num_test_examples = 0 if prepared.dataset is None else prepared.dataset.num_test_examples
         self._has_noted_skipped = False
         self._num_tested: int | None = None  # examples of the central test in the present round
@@ -178,6 +178,7 @@ class RoundServer:
         self._adapter.set_weights(self._weights)
         if prepared.resume_point is not None:
             self._restore(prepared.resume_point.checkpoint)
+            self._is_reached = prepared.resume_point.run.reached(self._target)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = self._kept()
@@ -270,7 +271,7 @@ class RoundServer:
                 if self._asynchronous is not None:
                     self._asynchronous.set_weights(0, self._weights)
             for server_round in range(self._next_round, self.config.num_rounds + 1):
-                if self._validation is not None and self._validation.is_over:
+                if self._is_reached or (self._validation is not None and self._validation.is_over):
                     break
                 self._dispatcher.wait_until_ready()
                 log(INFO, "[ROUND %s]", server_round)
@@ -292,8 +293,10 @@ class RoundServer:
                 self._next_round = server_round + 1
                 if server_round == 0:
                     self._check_target(record)
-                if self._target is not None and self._target.is_reached_by(record.tested(self._target.name)):
-                    break
+                if self._target is not None:
+                    self._is_reached = self._target.is_reached_by(record.tested(self._target.name))
+            if self._asynchronous is not None:
+                self._asynchronous.finish()
         finally:
             if self._owns_executor:
                 self._executor.log_summary()
@@ -313,6 +316,8 @@ class RoundServer:
                 steps.append(self._validate)
         if server_round > 0 and self._is_due(server_round, self.config.evaluate_every):
             steps.append(self._evaluate)
+        if steps and self._asynchronous is not None:
+            self._asynchronous.finish()
         for step in reversed(steps) if self._adapter.tests_last else steps:
             record, more = step(record)
             clients = [*clients, *more]

@@ -9,7 +9,7 @@ from typing import Any
 
 import flwr.server.strategy
 import flwr.serverapp.strategy
-from flwr.common import NDArrays, Scalar, ndarrays_to_parameters
+from flwr.common import NDArrays, Parameters, Scalar, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.strategy import Strategy
 from flwr.serverapp.strategy import Strategy as MessageStrategy
 
@@ -212,7 +212,7 @@ def _build(
         rule_of(config)
         return _of_mean(config, initial_weights, layout, evaluate_fn)
     if isinstance(given, Strategy | MessageStrategy):
-        return _as_given(config, given, layout)
+        return _as_given(config, given, layout, initial_weights)
     entry = STRATEGIES.get(config.strategy) if given is None else None
     own: Any = _class_of(entry) if entry else given or user_code.load(config.strategy, "--strategy")
     view = _view_of(config, layout, entry, own)
@@ -427,13 +427,30 @@ def _class_of(entry: Entry) -> Any:
     return getattr(flwr.serverapp.strategy if entry.is_newer else flwr.server.strategy, entry.class_name)
 
 
-def _as_given(config: RunConfig, strategy: Strategy | MessageStrategy, layout: WeightLayout) -> BuiltStrategy:
-    """Use a strategy that the user has made; one of Flower's own classes averages as it does by its name."""
+def _as_given(
+    config: RunConfig, strategy: Strategy | MessageStrategy, layout: WeightLayout, initial_weights: NDArrays
+) -> BuiltStrategy:
+    """Use a strategy that the user has made; one of Flower's own classes averages as it does by its name.
+
+    Raises:
+        ConfigError: it begins with the weights of another model, or waits for more clients than there are.
+    """
     kind = type(strategy)
     is_flowers = kind.__module__.startswith("flwr.")
     entry = next((e for e in STRATEGIES.values() if is_flowers and kind.__name__ == e.class_name), None)
     averages = bool(getattr(strategy, "averages_clients", False)) if entry is None else entry.averages
-    return _private(config, BuiltStrategy(strategy, averages, _view_of(config, layout, entry, strategy)))
+    view = _view_of(config, layout, entry, strategy)
+    first = getattr(strategy, "initial_parameters", None)
+    if isinstance(first, Parameters) and layout.is_known and initial_weights:
+        shapes = [array.shape for array in parameters_to_ndarrays(first)]
+        models = [[array.shape for array in arrays] for arrays in (view.of(initial_weights), initial_weights)]
+        if shapes not in models:
+            raise ConfigError(f"strategy: its initial_parameters have the shapes {shapes}, the model has {models[0]}")
+    for name in ("min_available_clients", "min_fit_clients") if is_flowers else ():
+        least = getattr(strategy, name, 0)
+        if least > config.num_clients:
+            raise ConfigError(f"strategy: its {name} is {least}, but num_clients is {config.num_clients}")
+    return _private(config, BuiltStrategy(strategy, averages, view))
 
 
 def _private(config: RunConfig, built: BuiltStrategy) -> BuiltStrategy:

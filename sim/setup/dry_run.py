@@ -150,8 +150,8 @@ def _tried(
     shared = [name for name in shared if name not in files]
     if shared:
         notes.append(
-            f"train or test writes {some(shared)} by an absolute path, so that all clients and the dry run share it; "
-            "with a relative path, each client has its own"
+            f"{some(shared)} changed in the current folder during the dry run; what train or test writes there by an "
+            "absolute path is shared by all clients, and with a relative path each client has its own"
         )
     return Tried([*notes, *OF_THIS_PROCESS.notes], tuple(files), spec.batches_on_cpu, measured)
 

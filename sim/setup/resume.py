@@ -81,7 +81,7 @@ def config_of(run: Run, changes: dict[str, Any]) -> RunConfig:
         )
     if done and config.patience is not None and run.stopped_early(config.patience):
         raise NothingLeftError(
-            f"{run.path}: stopped early in round {last}, because of --patience {config.patience}; a larger one "
+            f"{run.path}: stopped early in round {last}, because of --patience {values.get('patience')}; a larger one "
             "continues"
         )
     if config.num_rounds != values.get("num_rounds") and config.lr_schedule == "cosine":
@@ -106,6 +106,8 @@ def changed_config(
     values = read_toml(RunConfig, run.config_path, flag) or run.config()  # which says that it is damaged
     config_type = config_type_of(values)
     for name, value in changes.items():
+        if name not in {each.name for each in fields(config_type)}:
+            raise ConfigError(f"{name}: there is no such setting; {what} may change {', '.join(changeable)}")
         if name not in changeable and values.get(name) != value:
             allowed = ", ".join(flag_of(setting) for setting in changeable)
             raise ConfigError(f"{flag_of(name)}: {what} keeps its config; it may change {allowed}")

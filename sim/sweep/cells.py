@@ -18,7 +18,7 @@ from sim.errors import ConfigError, RunFolderError
 from sim.metrics import MetricName
 from sim.run_folder.folder import Run
 from sim.run_folder.measurements import column, compared_phase, final_value, metric_of_all, table_of
-from sim.run_folder.settings import NOTHING, Key, ordered, shown
+from sim.run_folder.settings import NOTHING, Key, differing, ordered, shown
 from sim.sweep.table import Interval
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Cells:
     num_missing: int = 0
     num_without_number: int = 0
     num_unmeasured: int = 0
+    other_settings: Key = ()
     baseline: str = ""
     test: str = "t"
 
@@ -198,6 +199,9 @@ def table_cells(
         num_missing=len(all_runs) - len(done),
         num_without_number=num_without_number,
         num_unmeasured=sum(not table[of_cell].notna().any() for table in tables),
+        other_settings=tuple(
+            name for name in differing([e.config for e in measured]) if name not in (*row_names, *column_names)
+        ),
         test=test,
     )
     return result if baseline is None else _compared(result, baseline)
@@ -206,7 +210,8 @@ def table_cells(
 def _heads(varied: list[str], rows: Sequence[str] | None, columns: Sequence[str] | None) -> tuple[Key, Key]:
     given = [*(rows or ()), *(columns or ())]
     if len(set(given)) < len(given):
-        raise ConfigError(f"--rows and --columns {' '.join(given)}: name the same setting twice")
+        twice = next(name for name in given if given.count(name) > 1)
+        raise ConfigError(f"--rows and --columns: name {twice} twice")
     left = [name for name in varied if name not in given]
     if rows is None and columns is None:
         return (tuple(left[:-1]), tuple(left[-1:])) if len(left) > 1 else (tuple(left), ())

@@ -79,6 +79,8 @@ def caption(table: Cells, look: Look) -> str:
                 f"* p < 0.05, ** p < 0.01 against {table.baseline} by {_TESTS[table.test]} over the seeds, two-sided, "
                 f"not corrected for {count}."
             )
+        elif not any(cell.num_pairs for cell in table.cells.values()):
+            sentences.append(f"No other cell has a seed of {table.baseline} to test against it.")
         else:
             sentences.append(f"Two seeds or more are needed to test against {table.baseline}.")
     return " ".join(sentences)

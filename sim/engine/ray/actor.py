@@ -37,13 +37,14 @@ class ActorAssignment:
     """The run whose clients an actor executes.
 
     Attributes:
+        spec: pickled, because the arrays in what Ray itself has pickled would be read-only.
         log_path: where the output of the process goes.
         liveness_path: see ``sim.engine.liveness``; on another machine there is no such file.
         from_node: the node of a cluster where the driver is, which has the data.
         session: name of a Ray that serves this run alone; empty on a cluster.
     """
 
-    spec: ClientSpec | FlowerSpec
+    spec: bytes
     num_clients: int
     log_path: Path
     liveness_path: Path
@@ -96,7 +97,7 @@ class ChunkActor:
             output.redirect(assignment.log_path, assignment.liveness_path, actor)
         for problem in self.problems:
             logging.getLogger("sim").warning("note: this process has not what the script has set: %s", problem)
-        spec = assignment.spec
+        spec: ClientSpec | FlowerSpec = ray.cloudpickle.loads(assignment.spec)
         self.other_clock = ray.get_runtime_context().get_node_id() != assignment.from_node
         if cached_files is not None and self.other_clock:
             spec = unpack(spec, cached_files)

@@ -219,7 +219,7 @@ class RaySession:
             driver = DriverState.of_this_process()
             node = ray.get_runtime_context().get_node_id()
             assignment = ActorAssignment(
-                spec,
+                ray.cloudpickle.dumps(spec),
                 num_clients,
                 log_path,
                 liveness_path,
