@@ -474,8 +474,8 @@ def test_client_functions_have_error_feedback(numbers: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("up=zip", "up=zip: must be one of topk:SHARE, qsgd:BITS, int8, fp16, bf16, sign"),
-        ("up=8", "up=8: must be one of topk:SHARE, qsgd:BITS, int8, fp16, bf16, sign"),
+        ("up=zip", "up=zip: must be one of topk:SHARE, qsgd:BITS, int8, fp16, bf16, sign, none"),
+        ("up=8", "up=8: must be one of topk:SHARE, qsgd:BITS, int8, fp16, bf16, sign, none"),
         ("up=topk", "up=topk: needs the share of the numbers that are sent, above 0 and at most 1"),
         ("up=topk:0", "up=topk:0: needs the share of the numbers that are sent, above 0 and at most 1"),
         ("up=topk:1.01", "up=topk:1.01: needs the share of the numbers that are sent, above 0 and at most 1"),

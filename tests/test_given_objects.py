@@ -7,13 +7,17 @@ import random
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.clientapp import ClientApp
+from flwr.common import ndarrays_to_parameters
+from flwr.server.strategy import FedAvg
 from flwr.serverapp import ServerApp
 from program_text import extended
 
@@ -29,6 +33,17 @@ SMALL: dict[str, Any] = {"num_clients": 2, "num_rounds": 1, "local_epochs": 1, "
         ({"train": 3}, "train: must be a function, or the import path of one, not int"),
         ({"test": []}, "test: must be a function, or the import path of one, not list"),
         ({"load_data": (1, 2)}, "load_data: must be a function, or the import path of one, not tuple; lambda: data"),
+        ({"loss": torch.nn.MSELoss}, "loss: the class MSELoss must be an object of it, e.g. MSELoss()"),
+        ({"strategy": 3}, "strategy: must be a strategy of Flower's, or what makes one, not int"),
+        (
+            {"strategy": FedAvg(min_available_clients=3)},
+            "strategy: its min_available_clients is 3, but num_clients is 2",
+        ),
+        (
+            {"strategy": FedAvg(initial_parameters=ndarrays_to_parameters([np.zeros(3)]))},
+            "strategy: its initial_parameters have the shapes [(3,)], the model has [(6, 1, 5, 5), ",
+        ),
+        ({"on_record": lambda: 0}, "on_record: must take one argument, the RoundRecord of a round"),
         ({"loss": 3}, "loss: must be a function, or the import path of one, not int"),
         ({"client_manager": 3}, "client_manager: int has no register, num_available, sample"),
         ({"history": 3}, "history: int has no add_loss_centralized"),
@@ -100,6 +115,22 @@ def test_what_cannot_be_sent_to_other_processes_is_named(tmp_path: Path, monkeyp
         simulate(RunConfig(**{**SMALL, "engine": "ray"}), train=train)
     assert random.getstate() == before
     assert not (tmp_path / "results").exists()
+
+
+@dataclass  # it has no hash
+class Counting:
+    calls: Any = field(default_factory=lambda: np.zeros(3))
+
+    def __call__(self, net: Any, loader: Any) -> dict[str, float]:
+        self.calls[0] += 1
+        return {"loss": 1.0, "calls": float(self.calls[0])}
+
+
+@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.ray])])
+def test_an_object_that_trains_may_write_into_its_arrays(tmp_path: Path, engine: str) -> None:
+    config = RunConfig(**{**SMALL, "engine": engine, "clients_per_round": 2, "results_dir": str(tmp_path)})
+    rows = simulate(config, train=Counting()).metrics()
+    assert rows[rows["name"] == "calls"]["value"].tolist() == [1.0, 1.0, 1.0]  # of each client, and their mean
 
 
 SCRIPT = """

@@ -77,7 +77,8 @@ def test_runs_are_filtered_by_their_settings(
     listed: Path, command: Sim, conditions: tuple[str, ...], found: str
 ) -> None:
     done = command("list", *(word for each in conditions for word in ("--filter", each)))
-    assert (done.returncode, done.stderr, names(done.stdout)) == (0, "", found)
+    said = "" if found else f"sim: no run in results fits --filter {' '.join(conditions)}\n"
+    assert (done.returncode, done.stderr, names(done.stdout)) == (0, said, found)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,9 @@ def test_the_config_may_say_the_direction() -> None:
     }
     assert named("score", {"metric": "package.module:score:min"}).smaller_is_better
     assert not named("score", {}).smaller_is_better
+    assert named("score", {"target_metric": "score<=0.5"}).smaller_is_better
+    assert named("score", {"validation_metric": "score:min"}).smaller_is_better
+    assert named("class_errors", {}).smaller_is_better
     with pytest.raises(ConfigError, match=r"^--metric :min: must be the name of a metric, NAME:min or NAME:max$"):
         RunConfig(metric="accuracy,:min")
 

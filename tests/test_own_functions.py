@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils.prune import l1_unstructured
 
 from sim.centralized import train_centralized
+from sim.client import own_files
 from sim.client.borrowed_variables import borrowed_by, lent
 from sim.client.own_evaluation import OwnTest
 from sim.client.own_returns import OwnReturnError, Returned, of_test, of_train
@@ -583,3 +584,12 @@ def test_a_lent_optimizer_and_its_scheduler_follow_the_learning_rate_of_the_run(
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
     unchanged = [torch.equal(a, b) for a, b in zip(before, (*net.parameters(), *own.parameters()), strict=True)]
     assert unchanged == [True, True, False, False]
+
+
+def test_files_of_another_run_in_the_current_folder_are_not_the_programs(tmp_path: Path) -> None:
+    with own_files.noted(tmp_path, tmp_path / "results") as names:
+        for name in ("runs/one/environment.json", "runs/one/checkpoints/state.json", "best.pt"):
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}")
+    assert names == ["best.pt"]

@@ -101,6 +101,21 @@ def test_one_setting_is_wrapped_and_what_is_left_is_in_the_legend(swept: Path) -
     assert [len(axes.get_xticklabels()) > 0 for axes in figure.axes[:3]] == [False, True, True]
 
 
+def test_long_values_are_shortened_to_the_width_of_their_panel(tmp_path: Path) -> None:
+    models = "my_metrics:make_net", "my_metrics:" + "a_very_long_name_of_a_net" * 3
+    runs = [made(tmp_path, f"run{number}", [0.1, 0.2], model=model) for number, model in enumerate(models)]
+    figure = grid_figure(runs, ["model"], look=Look(style="paper"))
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[0] == "model make_net"
+    assert titles[1].startswith("model a_very")
+    assert "…" in titles[1]
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    left, right = (axes.title.get_window_extent(canvas.get_renderer()) for axes in figure.axes)
+    assert left.x1 < right.x0
+    assert right.x1 <= figure.bbox.x1
+
+
 def test_print_has_the_width_of_a_column_and_lines_that_differ_twice(swept: Path) -> None:
     curves = curves_of(list_runs(str(swept)))
     look = Look(style="paper", width="double")

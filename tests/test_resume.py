@@ -131,6 +131,14 @@ def test_a_run_whose_last_files_could_not_be_written_is_finished(small: Small) -
     assert_same(resume(run), whole)
 
 
+def test_a_run_that_was_killed_after_it_reached_its_target_is_finished(small: Small) -> None:
+    settings: dict[str, Any] = {"num_rounds": 4, "target_metric": "loss<=1e9"}
+    run, whole = small(name="one", **settings), small(name="whole", **settings)
+    assert len(whole.rounds()) == 1
+    run.model_path.unlink()
+    assert_same(resume(run), whole)
+
+
 def test_rows_after_the_last_checkpoint_are_cut(small: Small, tmp_path: Path) -> None:
     """As after a crash between the tables and the checkpoint."""
     whole = small(name="whole", num_rounds=4)

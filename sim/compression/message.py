@@ -68,7 +68,7 @@ class Message:
         """Return what the server makes of what a client sends.
 
         A client encodes the difference to what it received, to which the server adds what it sent. An array that the
-        client did not receive in this shape is sent as it is.
+        client did not receive in this shape is sent as it is, and so are integers.
 
         Args:
             sent: the weights that the client has trained.
@@ -95,7 +95,9 @@ class Message:
                 lost.append(nothing)
                 continue
             start = received[position] if same_number else None
-            if codec is None or start is None or start.shape != array.shape or not self._is_encoded(position, start):
+            # Integers become float64 in the averages of Flower's strategies, but not in what clients send.
+            is_update = start is not None and start.shape == array.shape and array.dtype.kind == "f"
+            if codec is None or start is None or not is_update or not self._is_encoded(position, start):
                 arrays.append(array)
                 lost.append(nothing)
                 total += array.nbytes
