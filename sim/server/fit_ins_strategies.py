@@ -96,13 +96,16 @@ class FitInsAdapter:
         self._config, self._client_manager, self._sizes = config, client_manager, sizes
         self._sends_settings = sends_settings
         self._weights: NDArrays = []
-        self._parameters = Parameters([], "")
+        self._parameters: Parameters | None = None  # made when a strategy asks for them
         self._tensors: tuple[bytes, ...] = ()  # of the parameters when they were made; a strategy may change them
         self._proxies: dict[int, ClientProxy] = {}  # of the present phase
 
     @property
     def parameters(self) -> Parameters:
         """The global weights as strategies see them."""
+        if self._parameters is None:
+            self._parameters = ndarrays_to_parameters(self._view.of(self._weights))
+            self._tensors = tuple(self._parameters.tensors)
         return self._parameters
 
     @property
@@ -118,13 +121,12 @@ class FitInsAdapter:
     def set_weights(self, weights: NDArrays) -> None:
         """Make ``weights`` the global ones."""
         self._weights = weights
-        self._parameters = ndarrays_to_parameters(self._view.of(weights))
-        self._tensors = tuple(self._parameters.tensors)
+        self._parameters = None
         self._sent = weights if self._algorithm is None else [*weights, *self._algorithm.sent()]
 
     def changed(self) -> NDArrays | None:
         """Return the weights if the strategy wrote into the parameters that it was given."""
-        if tuple(self._parameters.tensors) == self._tensors:
+        if self._parameters is None or tuple(self._parameters.tensors) == self._tensors:
             return None
         return self._whole(self._parameters, 0)
 
@@ -137,12 +139,12 @@ class FitInsAdapter:
         """Have the strategy choose clients, and cut its instructions into chunks."""
         instructions: Instructions
         if phase == "evaluate":
-            instructions = self._strategy.configure_evaluate(server_round, self._parameters, self._client_manager)
+            instructions = self._strategy.configure_evaluate(server_round, self.parameters, self._client_manager)
             if self._algorithm is not None:  # an own model may be fine-tuned first
                 settings = self._settings(server_round)
                 instructions = [(p, EvaluateIns(i.parameters, {**settings, **i.config})) for p, i in instructions]
         else:
-            chosen = self._strategy.configure_fit(server_round, self._parameters, self._client_manager)
+            chosen = self._strategy.configure_fit(server_round, self.parameters, self._client_manager)
             # What the strategy sends wins.
             settings = self._settings(server_round)
             complete = [(proxy, FitIns(ins.parameters, {**settings, **ins.config})) for proxy, ins in chosen]
@@ -202,6 +204,12 @@ class FitInsAdapter:
         """
         if not results.clients:
             return None, {}
+        if self._takes_mean(results):
+            mean = self._aggregated(results) or self._view.mean(results.total)
+            weights = self._view.whole(
+                [np.asarray(array) for array in self._view.of(mean)], self._weights, server_round
+            )
+            return self._view.with_untrained(weights, self._weights, results.succeeded, results.total), {}
         parameters, metrics = aggregate_fit(
             self._built, server_round, results, self._proxies, self._aggregated(results)
         )
@@ -209,6 +217,22 @@ class FitInsAdapter:
             return None, metrics
         weights = self._whole(parameters, server_round)
         return self._view.with_untrained(weights, self._weights, results.succeeded, results.total), metrics
+
+    def _takes_mean(self, results: PhaseResults) -> bool:
+        """Whether the strategy's new weights are the mean that it is given: it is Flower's own mean of one result.
+
+        Then nobody needs the mean in Flower's form, which takes milliseconds.
+        """
+        strategy = self._strategy
+        return bool(
+            self._built.averages
+            and getattr(strategy.aggregate_fit, "__func__", None) is flwr.server.strategy.FedAvg.aggregate_fit
+            and strategy.inplace
+            and strategy.fit_metrics_aggregation_fn is None
+            and (strategy.accept_failures or not results.failures)
+            and results.succeeded
+            and results.total.num_examples
+        )
 
     def _aggregated(self, results: PhaseResults) -> NDArrays | None:
         """Return what the algorithm makes of the clients' mean; None where the strategy gets what they sent."""
@@ -241,7 +265,7 @@ class FitInsAdapter:
 
     def evaluate(self, server_round: int) -> tuple[float | None, Mapping[str, Any]] | None:
         """Have the strategy test the global weights; None if it does not."""
-        tested: tuple[float, dict[str, Any]] | None = self._strategy.evaluate(server_round, self._parameters)
+        tested: tuple[float, dict[str, Any]] | None = self._strategy.evaluate(server_round, self.parameters)
         return tested or None
 
     def _whole(self, parameters: Parameters, server_round: int) -> NDArrays:

@@ -314,7 +314,8 @@ class RoundServer:
             steps.append(self._test)
             if self._validation is not None:
                 steps.append(self._validate)
-        if server_round > 0 and self._is_due(server_round, self.config.evaluate_every):
+        nobody_evaluates = self._asynchronous is not None and not self.config.num_evaluate_clients
+        if server_round > 0 and self._is_due(server_round, self.config.evaluate_every) and not nobody_evaluates:
             steps.append(self._evaluate)
         if steps and self._asynchronous is not None:
             self._asynchronous.finish()
