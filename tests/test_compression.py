@@ -145,6 +145,9 @@ def test_what_is_no_finite_floating_point_number_is_sent_as_it_is(name: str) -> 
     assert num_bytes == 16 + 2 + 0 + 8 + 8
     assert all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(arrays, sent, strict=True))
     assert expected_bytes(LEFT_ALONE, compression) == (34, 34)
+    averaged = [np.array([1.5, 300.5], np.float64)]  # as Flower's strategies make of integers
+    arrays, num_bytes, _ = Message().reconstructed([np.array([2, 301], np.int64)], averaged, compression, rng())
+    assert (num_bytes, arrays[0].tolist()) == (16, [2, 301])
     if compression.down is not None:
         received = Message().received(LEFT_ALONE, compression.down, rng())
         assert all(a is b for a, b in zip(received, LEFT_ALONE, strict=True))

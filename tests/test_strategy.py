@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import FedAdam as NewerFedAdam
 from flwr.serverapp.strategy import Strategy as MessageStrategy
 from safetensors.numpy import load_file
 
-from conftest import Small
+from conftest import Small, sha256
 from sim import private_names
 from sim.config.fields import rules_of
 from sim.config.run_config import RunConfig
@@ -26,7 +26,9 @@ from sim.server.async_rules import RULES
 from sim.server.executor import Executor
 from sim.server.flower_grid import EngineGrid
 from sim.server.message_to_fit_ins import NodesOnly
+from sim.server.results import PhaseResults
 from sim.server.virtual_clients import VirtualClientProxy, virtual_clients
+from sim.simulation import simulate
 from sim.training.models import MODELS
 from sim.training.weights import WeightLayout
 
@@ -289,3 +291,31 @@ def test_with_noise_a_strategy_sees_the_same_arrays_by_name_and_as_an_object() -
 def test_privacy_and_batchnorm_do_not_go_together(small: Small, in_programs: None) -> None:
     with pytest.raises(ConfigError, match="own:WithBatchNorm keeps running statistics of the clients"):
         small(model="own:WithBatchNorm", dp="fixed")
+
+
+class SlowMean(FedAvg):
+    """Flower's mean, by a method of its own, so that it is called with the mean of the clients in Flower's form."""
+
+    averages_clients = True
+
+    def aggregate_fit(self, *arguments: object) -> object:
+        return super().aggregate_fit(*arguments)
+
+
+@pytest.mark.parametrize("settings", [{}, {"model": "ResNet18", "max_local_steps": 1, "num_clients": 4}], ids=str)
+def test_flowers_own_mean_is_the_same_to_the_bit_without_its_form(small: Small, settings: dict[str, object]) -> None:
+    config = {"clients_per_round": 4, "dataset": "digits", "min_partition_size": 2, **settings}
+    given = {"fraction_fit": 1e-6, "min_fit_clients": 4, "fraction_evaluate": 0.0}
+    short = small(name="short", strategy="fedavg", **config)
+    long = simulate(RunConfig(**{**short.config(), "name": "long"}), strategy=SlowMean(**given))  # type: ignore[arg-type]
+    assert sha256(long.model_path) == sha256(short.model_path)
+
+
+def test_seconds_before_the_round_belong_to_none_of_its_parts() -> None:
+    results = PhaseResults(spans=[(0, 1.0, 4.0), (1, 3.5, 6.0), (1, 0.5, 2.0)])
+    assert results.parts(3.0, 7.0) == {
+        "broadcast_seconds": 0.0,
+        "train_seconds": 1.75,
+        "wait_seconds": 1.25,
+        "return_seconds": 1.0,
+    }
