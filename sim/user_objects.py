@@ -98,11 +98,16 @@ class Variable(NamedTuple):
         except (NotPlainError, RuntimeError):
             return None
 
-    def put(self, value: Value) -> None:
-        """Let it hold what it held; what is not plain stays, but for small objects."""
+    def put(self, value: Value, counters: dict[int, Any]) -> None:
+        """Let it hold what it held; what is not plain stays, but for small objects.
+
+        Args:
+            counters: those that were made anew in the place of others, by the id of these, which may have two names.
+        """
         now = self.now()
         if is_state(self.read()) if now is None else not now.is_as(value):
-            self.write(value.filled())
+            is_counter = isinstance(value.held, count)
+            self.write(counters.setdefault(id(value.held), value.filled()) if is_counter else value.filled())
 
 
 class Found(NamedTuple):
@@ -136,6 +141,8 @@ def walk(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[tuple[Found, V
         found = pending.popleft()
         held = found.read()
         try:
+            if isinstance(held, count) and found.write is _kept:
+                raise NotPlainError  # it cannot be set back, nor another one put in its place
             yield found, Value(held, copied(held))
         except NotPlainError:
             yield found, None
@@ -193,7 +200,9 @@ def _in_function(thing: types.FunctionType, name: str, owned: bool) -> Iterator[
         return
     place = name_of(thing)
     yield from _entries(vars(thing), place, owned=True)
-    yield from _constants((thing.__defaults__, thing.__kwdefaults__), place, owned=True)
+    for position in range(len(thing.__defaults__ or ())):
+        yield Found(place, partial(_default, thing, position), partial(_set_default, thing, position), True)
+    yield from _constants((thing.__kwdefaults__,), place, owned=True)
     for cell, key in zip(thing.__closure__ or (), thing.__code__.co_freevars, strict=True):
         yield Found(f"{place}.{key}", partial(content_of, cell), partial(setattr, cell, "cell_contents"), True)
 
@@ -233,9 +242,24 @@ def _entries(variables: dict[Any, Any], place: str, *, owned: bool) -> Iterator[
             yield Found(f"{place}.{key}", read, write, owned)
 
 
+def _default(function: types.FunctionType, position: int) -> Any:
+    values = function.__defaults__ or ()
+    return values[position] if position < len(values) else MISSING
+
+
+def _set_default(function: types.FunctionType, position: int, value: Any) -> None:
+    values = [*(function.__defaults__ or ())]
+    values[position : position + 1] = [value]
+    function.__defaults__ = tuple(values)
+
+
 def _constant(thing: Any, name: str, *, owned: bool) -> Found:
     """Return what holds an object for ever, so that only the content of the object can change."""
-    return Found(name, lambda: thing, lambda _: None, owned)
+    return Found(name, lambda: thing, _kept, owned)
+
+
+def _kept(_: Any) -> None:
+    """Write nothing."""
 
 
 def _constants(things: Iterable[Any], name: str, *, owned: bool) -> list[Found]:
@@ -402,7 +426,7 @@ def equal(held: Any, copy: Any) -> bool:
         return type(held) is count and repr(held) == repr(copy)
     if not is_array(copy):
         try:
-            return bool(held == copy)
+            return bool(held == copy) or (_holds_counter(copy) and _equal_inside(held, copy))
         except (RuntimeError, ValueError):  # it holds arrays, of which this asks one by one
             return _equal_inside(held, copy)
     if hasattr(held, "detach"):
@@ -411,6 +435,13 @@ def equal(held: Any, copy: Any) -> bool:
         return False
     is_nan = (held != held) & (copy != copy)  # noqa: PLR0124 - which only NaN are
     return bool(((held == copy) | is_nan).all())
+
+
+def _holds_counter(value: Any) -> bool:
+    """Whether a plain value holds a counter, which is equal to itself only."""
+    if type(value) not in _CONTAINERS:
+        return isinstance(value, count)
+    return any(map(_holds_counter, value.values() if isinstance(value, dict) else value))
 
 
 def _equal_inside(held: Any, copy: Any) -> bool:
@@ -440,7 +471,7 @@ def _plain(value: Any, left: _Left) -> Any:
     if type(value) not in _CONTAINERS or len(value) > left.elements:
         raise NotPlainError
     left.elements -= len(value)
-    if isinstance(value, tuple) and any(isinstance(each, _CONTAINERS) for each in value):
+    if isinstance(value, tuple) and any(isinstance(each, (*_CONTAINERS, count, bytearray)) for each in value):
         raise NotPlainError  # what these hold can be changed, while the tuple stays the same
     if isinstance(value, dict):
         return {_plain(key, left): _plain(each, left) for key, each in value.items()}
@@ -453,7 +484,7 @@ def _copied_count(value: count[Any]) -> count[Any]:
     """Return an equal counter; Python can copy one only up to version 3.13."""
     try:
         found = ast.literal_eval(repr(value).removeprefix("count"))
-    except ValueError:  # it counts something else than numbers
+    except (ValueError, SyntaxError):  # it counts something else than numbers
         raise NotPlainError from None
     return count(*found) if isinstance(found, tuple) else count(found)
 

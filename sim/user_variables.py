@@ -167,9 +167,10 @@ class UserVariables:
         later = {id(place): [*inside] for place, _, inside, names in self._places if len(inside) > len(names)}
         before = [variable.now() for variable in variables]
         states = [own_generators.state_of(each.made) for each in generators]
+        counters: dict[int, Any] = {}
         for variable, value in zip(variables, before, strict=True):
             if value is not variable.initial and not variable.is_flag:
-                variable.put(variable.initial)
+                variable.put(variable.initial, counters)
         self._stream = stream
         self._reseed()
         try:
@@ -177,7 +178,7 @@ class UserVariables:
                 yield
         finally:
             self._stream = None
-            flags, stays = [], False
+            flags, stays, counters = [], False, {}
             for variable, value in zip_longest(variables, before):
                 now, wanted = variable.now(), value or variable.initial
                 if now is variable.initial and now is wanted:
@@ -187,7 +188,7 @@ class UserVariables:
                     continue
                 stays |= now is None and not is_state(variable.read())
                 self._note_change(variable, now)
-                variable.put(wanted)
+                variable.put(wanted, counters)
             for place, name, inside, names in self._places:
                 if len(inside) > len(names):
                     self._remove(place, name, inside, names.union(later.get(id(place), ())))
@@ -197,7 +198,7 @@ class UserVariables:
             for variable, now, wanted in flags:
                 self._note_change(variable, now, is_back=not stays)
                 if not stays:
-                    variable.put(wanted)
+                    variable.put(wanted, counters)
             for each, state in zip(generators, states, strict=False):
                 own_generators.put_state(each.made, state)
             self._logs = logged
@@ -257,9 +258,10 @@ class UserVariables:
         networks = [network.again() for _, network in self._networks]
 
         def put_back() -> None:
+            counters: dict[int, Any] = {}
             for variable, value in variables:
                 if value is not None:
-                    variable.put(value)
+                    variable.put(value, counters)
             for made, state in states:
                 own_generators.put_state(made, state)
             for network in networks:
@@ -269,9 +271,10 @@ class UserVariables:
 
     def put_initial(self) -> None:
         """Let all be as it was noted."""
+        counters: dict[int, Any] = {}
         for variable in self._variables:
             if not variable.is_flag:
-                variable.put(variable.initial)
+                variable.put(variable.initial, counters)
         for each in self._generators:
             own_generators.put_state(each.made, each.initial)
         for _, network in self._networks:

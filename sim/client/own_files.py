@@ -133,13 +133,13 @@ def _copy(source: Path, target: Path, but: Path) -> None:
         for entry in entries:
             new = place / entry.name
             with suppress(FileNotFoundError):
-                state = entry.stat(follow_symlinks=False)
+                state = entry.stat(follow_symlinks=entry.is_file())  # what a link leads to would be written, too
                 is_here = state.st_dev == device  # unlike /proc, whose files may have no end
                 if is_here and num_entries <= _MOST_ENTRIES and _is_looked_into(entry, but):
                     new.mkdir()
                     pending.append((Path(entry.path), new))
                     continue
-                is_file = entry.is_file(follow_symlinks=False) and not entry.name.endswith(_CODE)
+                is_file = entry.is_file() and not entry.name.endswith(_CODE)
                 is_small = state.st_size <= left_bytes and len(entries) <= _MOST_COPIED_OF_A_FOLDER
                 if is_here and is_file and is_small and _is_copied(entry, new):
                     left_bytes -= state.st_size

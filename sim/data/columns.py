@@ -173,7 +173,7 @@ class Columns:
         return target if isinstance(target, np.ndarray) else None
 
     def check(self, place: str) -> None:
-        """Check that there are examples and that no number is NaN.
+        """Check that there are examples, that they are numbers, and that none is NaN.
 
         Raises:
             DataError: the message names the first example.
@@ -184,6 +184,8 @@ class Columns:
         if empty is not None:
             raise DataError(f"{place}: an array of shape {empty} holds no values")
         for array in leaves(self.batch):
+            if array.dtype.kind not in "biufc":
+                raise DataError(f"{place}: has values of the type {array.dtype}, of which PyTorch makes no tensor")
             if array.dtype.kind in "fc" and np.isnan(array).any():
                 bad = int(np.flatnonzero(np.isnan(array).reshape(len(array), -1).any(1))[0])
                 raise DataError(f"{place}: example {bad} has NaN, from which nothing can be learnt")

@@ -171,7 +171,8 @@ def opened(place: str, given: Any, form: str, *, is_test: bool = False) -> Colum
     form_of_items = ["tuple", ["tensor" for _ in given.tensors]] if type(given) is TensorDataset else None
     arrays = _arrays(given) if loader.is_plain else None
     if arrays is not None and form == "items":
-        given = StackDataset(**arrays) if isinstance(arrays, dict) else StackDataset(*arrays)
+        if type(given) is not TensorDataset:  # whose items are tensors
+            given = StackDataset(**arrays) if isinstance(arrays, dict) else StackDataset(*arrays)
     elif arrays is not None:
         columns = Columns(arrays, loader=loader, form=form_of_items)
         _check_lengths(place, columns)
@@ -250,7 +251,9 @@ def _arrays(given: Any) -> Any:
         given = given.tensors
     if isinstance(given, dict | list | tuple) and "pandas" in sys.modules:
         given = _without_pandas(given)
-    is_nest = isinstance(given, dict) or (isinstance(given, tuple) and len(given) > 1)
+    is_nest = (isinstance(given, dict) and all(type(key) is str for key in given)) or (
+        isinstance(given, tuple) and len(given) > 1
+    )
     if isinstance(given, list) and len(given) > 1:  # a list of anything else is a data set of items
         is_nest = all(isinstance(each, np.ndarray | Tensor) for each in given)
     found = list(leaves(given)) if is_nest else []
@@ -265,8 +268,19 @@ def _without_pandas(nest: Any) -> Any:
 
     if not any(isinstance(leaf, pd.DataFrame | pd.Series) for leaf in leaves(nest)):
         return nest
-    made = mapped(nest, lambda leaf: leaf.to_numpy() if isinstance(leaf, pd.DataFrame | pd.Series) else leaf)
+    made = mapped(nest, lambda leaf: _values_of(leaf) if isinstance(leaf, pd.DataFrame | pd.Series) else leaf)
     return tuple(made) if isinstance(nest, tuple) else made
+
+
+def _values_of(table: Any) -> Any:
+    """Return a table or a column of pandas as an array; numbers of several types get one that holds them all."""
+    kinds = [getattr(kind, "numpy_dtype", kind) for kind in (table.dtypes if table.ndim == 2 else [table.dtype])]
+    is_number = all(isinstance(kind, np.dtype) and kind.kind in "biuf" for kind in kinds)
+    if not (kinds and is_number) or table.to_numpy().dtype.kind != "O":
+        return table.to_numpy()
+    if table.isna().to_numpy().any():
+        return table.to_numpy(np.float64, na_value=np.nan)
+    return table.to_numpy(np.result_type(*kinds))
 
 
 def _check_lengths(place: str, columns: Columns) -> None:
@@ -343,7 +357,7 @@ def _reason_against_columns(items: Items, batch: Any, first: Sequence[Any], agai
 def _is_plain_nest(nest: Any) -> bool:
     """Return whether the containers are Python's own, not subclasses such as namedtuples."""
     if isinstance(nest, Mapping):
-        return type(nest) is dict and all(map(_is_plain_nest, nest.values()))
+        return type(nest) is dict and all(type(key) is str and _is_plain_nest(value) for key, value in nest.items())
     return not isinstance(nest, list | tuple) or (type(nest) in (list, tuple) and all(map(_is_plain_nest, nest)))
 
 

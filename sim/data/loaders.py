@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, Self
@@ -95,8 +95,24 @@ def with_target(batch: Any, function: Callable[[Any], Any]) -> Any:
     """Return a batch or an item with ``function`` applied to its target, see ``sim.data.columns.target_of``."""
     if isinstance(batch, Mapping):
         key = next(key for key in TARGET_KEYS if key in batch)
-        return {**batch, key: function(batch[key])}
-    return [*batch[:-1], function(batch[-1])]
+        return _with_values(batch, {key: function(batch[key])})
+    return _with_elements(batch, [*batch[:-1], function(batch[-1])])
+
+
+def _with_values(batch: Mapping[Any, Any], values: Mapping[Any, Any]) -> Any:
+    """Return a dict, or what the user has in its place, with other values."""
+    if not isinstance(batch, MutableMapping):
+        return {**batch, **values}
+    made = copy.copy(batch)
+    made.update(values)
+    return made
+
+
+def _with_elements(batch: Any, elements: list[Any]) -> Any:
+    """Return a tuple, a namedtuple or a list with other elements."""
+    if hasattr(batch, "_fields"):
+        return type(batch)(*elements)
+    return tuple(elements) if type(batch) is tuple else elements
 
 
 class _WithTargets(Dataset[Any]):
@@ -276,9 +292,9 @@ def _on_inputs(batch: Any, function: Callable[[Any], Any]) -> Any:
     """Return a batch with ``function`` applied to each leaf of its inputs (see ``inputs_and_target``)."""
     if isinstance(batch, Mapping):
         target = next((key for key in TARGET_KEYS if key in batch), None)
-        return {key: value if key == target else mapped(value, function) for key, value in batch.items()}
+        return _with_values(batch, {key: mapped(value, function) for key, value in batch.items() if key != target})
     if isinstance(batch, list | tuple) and len(batch) > 1:
-        return [*mapped(batch[:-1], function), batch[-1]]
+        return _with_elements(batch, [*(mapped(each, function) for each in batch[:-1]), batch[-1]])
     return mapped(batch, function)
 
 

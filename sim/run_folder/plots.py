@@ -189,11 +189,16 @@ def _settings_in(names: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> 
 
 def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
     """Return a name for each group; where the runs of a sweep tell only its seeds, or not which sweep, its folder's."""
-    folders = [one_line(group[0].path.absolute().parent.name) for group in groups]
+    folders = [group[0].path.absolute().parent for group in groups]
     names = [_stem([one_line(run.name) for run in group]) for group in groups]
+    alone = Counter(folder for folder, name in zip(folders, names, strict=True) if not name)
+    names = [  # of several groups in one folder, the folder tells nothing
+        one_line(group[0].name) if not name and alone[folder] > 1 else name
+        for group, folder, name in zip(groups, folders, names, strict=True)
+    ]
     counts = Counter(name for _, name in dict.fromkeys(zip(folders, names, strict=True)))
     return [
-        folder if not name else f"{folder}/{name}" if counts[name] > 1 else name
+        one_line(folder.name) if not name else f"{one_line(folder.name)}/{name}" if counts[name] > 1 else name
         for folder, name in zip(folders, names, strict=True)
     ]
 

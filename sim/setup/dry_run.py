@@ -27,7 +27,7 @@ from sim.client.own_returns import OwnReturnError
 from sim.client.own_training import OwnTrain
 from sim.client.runtime import ClientRuntime, ClientSpec, loss_of, metrics_of
 from sim.client.torch_client import TRAIN_SETTINGS
-from sim.data.columns import Columns
+from sim.data.columns import Columns, target_of
 from sim.data.items import Items
 from sim.data.load_dataset import Dataset, Examples
 from sim.data.loaders import ExampleLoader, ResidentColumns, example_batch, resident
@@ -289,7 +289,7 @@ def _tried_out(spec: ClientSpec, net: nn.Module, inputs: tuple[Any, ...], named:
 def _check_labels(spec: ClientSpec, dataset: Dataset, outputs: torch.Tensor) -> None:
     """Check that each class of the examples has an output."""
     for name, split in (("", dataset.train), ("test ", dataset.test)):
-        labels = split.column("label") if isinstance(split, Columns) else getattr(split, "labels", None)
+        labels = target_of(split.batch) if isinstance(split, Columns) else getattr(split, "labels", None)
         if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or outputs.ndim != 2:
             continue
         labels = labels[labels != _IGNORED_LABEL]

@@ -190,6 +190,9 @@ def _features(users: dict[str, list[_User]]) -> LoadedColumns:
     for split, members in users.items():
         inputs = np.concatenate([_numbers(user, user.inputs, width) for user in members])
         targets = np.concatenate([_numbers(user, user.targets, None) for user in members])
+        for array in (inputs, targets):
+            if np.abs(array, dtype=np.float64).max(initial=0.0) > np.finfo(np.float32).max:
+                raise DataError(f"{first.place}: has a number that is too large for float32, or a user beside it has")
         made[split] = [inputs.astype(np.float32).reshape(-1, *shape), targets]
     labels = {split: class_labels(targets) for split, (_, targets) in made.items()}
     if all(each is not None for each in labels.values()):

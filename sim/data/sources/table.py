@@ -252,8 +252,13 @@ def _targets(train: _Table, test: _Table, name: str, task: str) -> tuple[dict[st
     entries = {"train": train.columns[name], "test": test.columns[name]}
     if numbers is not None:  # 1 and 1.0 are one class
         both = {"train": numbers, "test": _test_numbers(test, name)}
-        if not any(map(_is_code, (*entries["train"], *entries["test"]))):
-            entries = {split: [f"{value:.15g}" for value in values] for split, values in both.items()}
+        entries = {
+            split: [
+                text if _is_code(text) else _number_in_words(value)
+                for text, value in zip(texts, both[split], strict=True)
+            ]
+            for split, texts in entries.items()
+        }
     known = sorted(set(entries["train"]), key=None if numbers is None else lambda text: (float(text), text))
     if len(known) < 2:
         raise DataError(f"--target {name}: all rows of {train.path} have {one_line(known[0], 60)}; two are needed")
@@ -265,6 +270,11 @@ def _targets(train: _Table, test: _Table, name: str, task: str) -> tuple[dict[st
                 f"{one_line(', '.join(known), 200)}"
             )
     return {split: np.array([place[text] for text in entries[split]], np.int64) for split in _SPLITS}, tuple(known)
+
+
+def _number_in_words(value: float) -> str:
+    text = f"{value + 0.0:.15g}"  # −0 is 0
+    return text if float(text) == value else repr(float(value))
 
 
 def _is_code(entry: str) -> bool:
