@@ -14,8 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from sim import DataError, RunConfig, simulate
-from sim.data.items import opened
-from sim.data.loaders import ExampleLoader, resident
+from sim.data.columns import Columns, leaves, target_of
+from sim.data.items import Items, opened
+from sim.data.loaders import ExampleLoader, _with_noise, resident, with_target
 from sim.run_folder.folder import Run
 
 
@@ -114,6 +115,36 @@ def test_tables_of_pandas_are_arrays(tmp_path: Path) -> None:
     given = _run(tmp_path, ((table, labels), (table, labels)), name="pandas").rounds().test_loss.tolist()
     arrays = (points.x.numpy(), labels.to_numpy())
     assert given == _run(tmp_path, (arrays, arrays), name="arrays").rounds().test_loss.tolist()
+
+
+def test_tables_of_several_types_are_numbers_or_one_line(tmp_path: Path) -> None:
+    points = Points()
+    labels = [points[index][1] for index in range(24)]
+    table = pd.DataFrame({"a": points.x[:, 0].numpy(), "b": pd.array([True, False] * 12), "c": points.x[:, 1].numpy()})
+    columns = opened("train", (table, pd.Series(labels)), "auto")
+    assert isinstance(columns, Columns)
+    assert [array.dtype for array in leaves(columns.batch)] == [np.float32, np.int64]
+    table["b"] = pd.Timestamp("2026-01-01")
+    with pytest.raises(DataError, match=r"^train: has values of the type object, of which PyTorch makes no tensor$"):
+        opened("train", (table, pd.Series(labels)), "auto")
+
+
+def test_items_of_a_tensor_dataset_are_tensors_and_keys_need_not_be_texts() -> None:
+    items = opened("train", TensorDataset(Points().x, LABELS), "items")
+    assert isinstance(items, Items)
+    assert all(isinstance(each, torch.Tensor) for each in items.dataset[0])
+    numbered = opened("train", Points(make=lambda x, y: {0: x, 1: y}), "auto")
+    assert isinstance(numbered, Items)
+
+
+def test_other_targets_and_noise_keep_the_class_of_a_batch() -> None:
+    x = torch.ones(2, 3)
+    for batch in (Attributes(x=x, label=LABELS[:2]), Pair(x, LABELS[:2]), (x, LABELS[:2]), [x, LABELS[:2]]):
+        flipped, noisy = with_target(batch, lambda labels: labels + 1), _with_noise(batch, 0.5)
+        assert type(flipped) is type(noisy) is type(batch)
+        assert target_of(flipped).tolist() == [1, 1]
+        assert target_of(noisy).tolist() == [0, 0]
+        assert not torch.equal(noisy["x"] if isinstance(noisy, Attributes) else noisy[0], x)
 
 
 def test_clients_whose_loader_gives_no_batch_take_no_step(tmp_path: Path) -> None:

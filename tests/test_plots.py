@@ -53,6 +53,10 @@ def test_curves_of_several_sweeps_are_told_apart_by_their_folders(tmp_path: Path
     long = _run(tmp_path / "long", "alpha-0.5_seed-0", [0.1], RunConfig(alpha=0.5, lr=0.4))
     names = ["prox", "plain/alpha-0.5_seed-0", "long/alpha-0.5_seed-0"]
     assert [curve.title for curve in plots.curves_of([*seeds_alone, plain, long])] == names
+    others = [_run(tmp_path / "prox", f"other-{seed}", [0.1], RunConfig(lr=0.3, seed=seed)) for seed in (0, 1)]
+    thirds = [_run(tmp_path / "prox", f"{seed}", [0.1], RunConfig(lr=0.4, seed=seed)) for seed in (0, 1)]
+    titles = [curve.title for curve in plots.curves_of([*seeds_alone, *others, *thirds])]
+    assert titles == ["seed-0", "other", "0"]
 
 
 def test_the_legend_of_a_sweep_has_the_settings_and_other_names_stay(tmp_path: Path) -> None:

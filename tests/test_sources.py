@@ -212,8 +212,18 @@ def test_digits_that_are_names_are_told_apart(tmp_path: Path) -> None:
     )
     assert dataset.classes == ("001", "01", "1")
     assert dataset.train.column("c").tolist() == ["007", "7", "--5"]
+    mixed = "x,y\n1,007\n2,1.0\n3,+1\n4,-0\n5,0\n"
+    assert _load("csv", _table(tmp_path / "m", mixed, mixed), target="y").classes == ("0", "1", "007")
     large = "x,y\n1,12345678901234567\n2,12345678901234568\n"
     assert len(_load("csv", _table(tmp_path / "l", large, large), target="y").classes) == 2
+
+
+def test_a_column_of_clients_called_label_is_no_target(tmp_path: Path) -> None:
+    rows = "x,y,label\n1,0,5\n2,1,6\n3,0,7\n4,1,8\n"
+    folder = _table(tmp_path / "t", rows, rows)
+    few = {"num_clients": 4, "num_rounds": 1, "engine": "inline", "partitioner": "natural", "client_column": "label"}
+    config = RunConfig(dataset="csv", data_dir=str(folder), target="y", results_dir=str(tmp_path), **few)
+    assert simulate(config).rounds().num_clients.max() > 0
 
 
 def _leaf(path: Path, data: dict[str, tuple[list[Any], list[Any]]]) -> None:

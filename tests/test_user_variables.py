@@ -114,6 +114,30 @@ def test_counters_and_bytes_begin_anew_for_each_client(module: Any) -> None:
             assert (module.table, table) == (b"\0\7", b"\0\7")
 
 
+COUNTERS = """
+import itertools
+
+one = two = itertools.count()
+untouched = {"a": itertools.count()}
+pair = bytearray(2), 1
+
+def number(ids=itertools.count()):
+    pair[0][0] += 1
+    return [next(one), next(two), next(ids), pair[0][0]]
+"""
+
+
+def test_a_counter_keeps_its_two_names_and_one_may_be_a_default(module: Any) -> None:
+    exec(COUNTERS, vars(module))
+    variables = UserVariables()
+    variables.renew()
+    for client_id in range(3):
+        with variables.initial(sequence(0, Purpose.FIT, 1, client_id)):
+            assert module.number() == [0, 1, 0, 1]
+            assert module.one is module.two
+    assert not any("untouched" in note for note in variables.notes)
+
+
 EARLY_STOPPING = """
 class EarlyStopping:
     {slots}
