@@ -80,19 +80,19 @@ def test_messages_get_smaller_and_keep_weights_apart() -> None:
     waiting = by_work(in_items(_chunks(50), 2, divisible=False, seconds_per_client=None))
     sizes = []
     while waiting:
-        sizes.append(sum(len(item.chunk.tasks) for item in next_message(waiting, 2, 1)))
+        sizes.append(sum(len(item.chunk.tasks) for item in next_message(waiting, 2, 1, 0)))
     assert sizes == [15, 9, 9, 6, 3, 3, 3, 2]
     waiting = by_work(in_items(_chunks(50), 2, divisible=False, seconds_per_client=0.0001))
-    assert len(next_message(waiting, 2, least_clients(50, 2, 0.0001))) == 9  # 27 clients, then 23
-    assert len(next_message(waiting, 2, least_clients(50, 2, 0.0001))) == 8
+    assert len(next_message(waiting, 2, least_clients(50, 2, 0.0001), 0)) == 9  # 27 clients, then 23
+    assert len(next_message(waiting, 2, least_clients(50, 2, 0.0001), 0)) == 8
     assert not waiting
     mixed = by_work([[WorkItem(0, _chunks(2)[0])], [WorkItem(1, _chunks(2)[0])]])
-    assert [len(next_message(mixed, 1, 50)) for _ in range(2)] == [1, 1]  # other weights
+    assert [len(next_message(mixed.copy(), 1, 50, most)) for most in (0, 2**20)] == [1, 2]  # other weights
 
 
 def test_an_item_that_an_actor_died_with_travels_alone() -> None:
     waiting = by_work([WorkItem(0, _chunks(50)[0]).singles(alone=True), [WorkItem(1, _chunks(50)[1])]])
-    assert [len(next_message(waiting, 1, 50)) for _ in range(4)] == [1, 1, 1, 1]
+    assert [len(next_message(waiting, 1, 50, 0)) for _ in range(4)] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(

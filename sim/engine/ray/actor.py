@@ -114,15 +114,18 @@ class ChunkActor:
             _ = self.worker.runtime
 
     def run_chunks(self, chunks: list[Chunk], weights: NDArrays | None, actor: int) -> list[ChunkResult]:
-        """Execute chunks that travelled without their weights.
+        """Execute chunks.
 
         Args:
-            weights: of all of them, read-only; None for those that the last call had.
+            chunks: with their weights, or without if all have the same.
+            weights: of all of them, read-only; None for those that the last such call had.
         """
         self.worker.actor = actor
         if weights is not None:
             self.weights = weights
-        chunk_results = [self.worker.run(replace(chunk, weights=self.weights)) for chunk in chunks]
+        chunk_results = [
+            self.worker.run(chunk if chunk.weights else replace(chunk, weights=self.weights)) for chunk in chunks
+        ]
         for chunk_result in chunk_results:
             if self.other_clock:
                 chunk_result.spans = [(number, math.nan, math.nan) for number, _, _ in chunk_result.spans]

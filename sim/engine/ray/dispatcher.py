@@ -21,7 +21,7 @@ from sim.engine.aggregation import WeightedSum
 from sim.engine.interface import Chunk, ChunkResult, ClientResult, RetryPolicy, Task, TestSlice
 from sim.engine.liveness import Liveness
 from sim.engine.ray.actor import INLINE_BYTES
-from sim.engine.ray.scheduling import WorkItem, by_work, in_items, joined, least_clients, next_message
+from sim.engine.ray.scheduling import WorkItem, by_work, bytes_of, in_items, joined, least_clients, next_message
 from sim.errors import EngineError, RunError
 from sim.run_folder.records import Phase
 from sim.training.local import TestSums
@@ -30,6 +30,7 @@ _DIED = (RayActorError, OutOfMemoryError)  # Ray ends the largest process when t
 _START_SECONDS = 150.0  # an actor that Ray has not started by then never starts
 _SILENT_SECONDS = 30.0  # between the end of an actor's last client and the arrival of its result
 _LOOK_SECONDS = 1.0  # between two looks at what actors do, while the driver waits for them
+_MOST_BYTES = INLINE_BYTES // 4  # of weights that travel in a message
 _SPARE_DEATHS = 3  # beyond one per actor: deaths without a known client after which the run gives up
 
 
@@ -136,15 +137,16 @@ class RayDispatcher:
         # A second message waits at each actor, so that it does not idle between two; not at the end of the round,
         # where another actor could execute it.
         while waiting and min(load.values()) < (2 if len(waiting) > len(load) else 1):
-            items = next_message(waiting, len(load), least)
+            items = next_message(waiting, len(load), least, _MOST_BYTES)
             actor = min(load, key=load.__getitem__)
             load[actor] += 1
-            weights = items[0].chunk.weights
-            sent = None if self._held[actor] is weights else self._packed(weights)
-            self._held[actor] = weights
-            bare = [replace(item.chunk, weights=[]) for item in items]
+            chunks, sent, weights = [item.chunk for item in items], None, items[0].chunk.weights
+            if all(chunk.weights is weights for chunk in chunks):  # otherwise they are small and stay in the chunks
+                sent = None if self._held[actor] is weights else self._packed(weights)
+                self._held[actor] = weights
+                chunks = [replace(chunk, weights=[]) for chunk in chunks]
             handle = self.actors[actor]
-            running[handle.run_chunks.remote(bare, sent, actor)] = _Message(items, actor, handle)
+            running[handle.run_chunks.remote(chunks, sent, actor)] = _Message(items, actor, handle)
 
     def _packed(self, weights: NDArrays) -> Any:
         """Return weights as an argument: in the message if they are small, otherwise once in Ray's shared memory.
@@ -152,7 +154,7 @@ class RayDispatcher:
         Raises:
             EngineError: there is no room for them.
         """
-        if sum(array.nbytes for array in weights) < INLINE_BYTES // 4:
+        if bytes_of(weights) <= _MOST_BYTES:
             return weights
         for held, reference in self._stored:
             if held is weights:

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from flwr.common import NDArrays
+
 from sim.engine.aggregation import WeightedSum
 from sim.engine.interface import Chunk, ChunkResult
 
@@ -52,7 +54,7 @@ def in_items(
     for item in reversed(by_work(items)):
         size = len(item.chunk.tasks)
         singles += size
-        num_bytes = sum(array.nbytes for array in item.chunk.weights)
+        num_bytes = bytes_of(item.chunk.weights)
         if singles > 2 * num_actors * size or singles * num_bytes > _TAIL_BYTES:
             break
         if size > 1:
@@ -65,21 +67,29 @@ def by_work(items: Sequence[Sequence[WorkItem]]) -> deque[WorkItem]:
     return deque(sorted((item for each in items for item in each), key=lambda item: -item.chunk.num_examples))
 
 
-def next_message(waiting: deque[WorkItem], num_actors: int, least: int) -> list[WorkItem]:
-    """Take items for one message, all with the same weights: a share of what is left.
+def next_message(waiting: deque[WorkItem], num_actors: int, least: int, most_bytes: int) -> list[WorkItem]:
+    """Take items for one message: a share of what is left.
 
     Args:
         least: number of clients that a message should have, see ``least_clients``.
+        most_bytes: of weights that travel in a message; all items of one with larger weights have the same.
     """
     share = max(least, math.ceil(sum(len(item.chunk.tasks) for item in waiting) / (2 * num_actors)))
     message = [waiting.popleft()]
     tasks = len(message[0].chunk.tasks)
     while waiting and tasks < share and not (message[0].alone or waiting[0].alone):
-        if waiting[0].chunk.weights is not message[0].chunk.weights:
+        weights = waiting[0].chunk.weights
+        both = weights, message[-1].chunk.weights
+        if weights is not both[1] and not all(0 < bytes_of(each) <= most_bytes for each in both):
             break
         message.append(waiting.popleft())
         tasks += len(message[-1].chunk.tasks)
     return message
+
+
+def bytes_of(weights: NDArrays) -> int:
+    """Return the size of weights."""
+    return sum(array.nbytes for array in weights)
 
 
 def least_clients(num_clients: int, num_actors: int, seconds_per_client: float | None) -> int:
