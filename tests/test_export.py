@@ -204,6 +204,19 @@ def test_the_model_is_called_as_the_test_of_the_program_calls_it(
     assert found["outputs"] == pytest.approx(outputs, abs=1e-5)
 
 
+def test_a_model_with_several_outputs_names_each_of_them(
+    small: Small, command: Sim, in_programs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxscript")
+    run = small(program="two_outputs.py", num_rounds=1, max_local_steps=None)
+    done = command("export", str(run.path), "-o", str(tmp_path / "model.onnx"), cwd=PROGRAMS)
+    assert done.returncode == 0, done.stderr
+    assert "outputs_logits, outputs_features = session.run(None, {" in done.stdout
+    name = done.stdout.partition('run(None, {"')[2].partition('"')[0]
+    found = executed(done.stdout, tmp_path, monkeypatch, **{name: np.ones((3, 4), np.float32)})
+    assert (found["outputs_logits"].shape, found["outputs_features"].shape) == ((3, 2), (3, 5))
+
+
 def test_a_killed_run_has_the_model_of_its_last_checkpoint(finished: Run, command: Sim, tmp_path: Path) -> None:
     run = Run(Path(shutil.copytree(finished.path, tmp_path / "results" / "killed")))
     stored = load_file(run.model_path)

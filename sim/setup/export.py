@@ -87,7 +87,7 @@ def _onnx(trained: TrainedModel) -> bytes:
                 inputs,
                 kwargs=named or None,
                 input_names=[name for name, _ in _tensors(_by_name(inputs, named))],
-                output_names=["output"],
+                output_names=_outputs(trained),
                 dynamic_shapes=shapes,
                 dynamo=True,
                 verbose=False,
@@ -104,6 +104,14 @@ def _onnx(trained: TrainedModel) -> bytes:
     finally:
         logging.getLogger("torch.onnx").setLevel(shown)
     return content
+
+
+def _outputs(trained: TrainedModel) -> list[str]:
+    """Return a name for each tensor that the model gives, such as ``outputs`` or ``outputs_loss``."""
+    assert trained.net is not None
+    inputs, named = trained.inputs
+    with torch.no_grad():
+        return [name for name, _ in _tensors(trained.net(*inputs, **named), "outputs")]
 
 
 def _axis(tensor: Tensor) -> int:
@@ -139,8 +147,10 @@ def snippet(trained: TrainedModel, name: str, path: str) -> list[str]:
     """Return lines of Python that load the file of a model and call it; those about images take any ``images``."""
     if name == "onnx":
         inputs, call = _inputs(trained, onnx=True)
+        outputs = _outputs(trained)
+        names = ", ".join(outputs) if len(outputs) > 1 else f"({outputs[0]},)"
         first = ["import onnxruntime", "", f"session = onnxruntime.InferenceSession({path!r})"]
-        return [*first, *inputs, f"(outputs,) = session.run(None, {call})", *_classes(trained)]
+        return [*first, *inputs, f"{names} = session.run(None, {call})", *_classes(trained)]
     if name == "torch":
         first, load = ["import torch"], f"torch.load({path!r}, weights_only=True)"
     else:
