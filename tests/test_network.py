@@ -26,7 +26,10 @@ def test_clients_give_the_numbers_of_their_simulation(federation: Federation, sm
     tracked = ["--min-clients", "3", "--track", "tensorboard"]
     server = federation.server(*shared, *training, *tracked)
     # Training settings come from the server; a client's own flags for them are not used, which a note says.
-    clients = [federation.client(i, "--num-clients", "3", "--lr", "9", "--augment", "none") for i in range(3)]
+    clients = [
+        federation.client(i, "--num-clients", "3", "--lr", "9", "--augment", "none", "--strategy", "fedadam")
+        for i in range(3)
+    ]
     assert [program.end() for program in (server, *clients)] == [0] * 4, server.lines
     served = federation.run
     settings = {"local_epochs": 1, "fraction_evaluate": 0.7, "lr": 0.05, "batch_size": 16}
@@ -62,6 +65,7 @@ def test_clients_give_the_numbers_of_their_simulation(federation: Federation, sm
     assert sorted(notes) == [
         "sim: note: --augment none of this client is not used: augment comes from the server, and is crop-flip",
         "sim: note: --lr 9.0 of this client is not used: lr comes from the server, and is 0.05",
+        "sim: note: --strategy fedadam of this client is not used: strategy comes from the server, and is fedprox",
     ]
 
 

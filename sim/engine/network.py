@@ -41,6 +41,7 @@ SHARED = {
     "batch_size": "sim_batch_size",
 }
 ALGORITHM = "sim_algorithm"  # another key, for what clients do beside training
+DECIDED = "sim_decided"  # settings that the server decides, as JSON
 
 
 class Connections(Protocol):

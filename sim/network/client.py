@@ -5,6 +5,7 @@ The only file that uses ``start_client`` (deprecated in Flower 1.13, present in 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -40,7 +41,7 @@ from sim.config.fields import flag_of
 from sim.config.run_config import RunConfig
 from sim.engine.client_execution import Worker
 from sim.engine.interface import Chunk, ClientResult, Task
-from sim.engine.network import ALGORITHM, LOSS, SECONDS, SHARED
+from sim.engine.network import ALGORITHM, DECIDED, LOSS, SECONDS, SHARED
 from sim.errors import ConfigError, EngineError, RefusedError, one_line
 from sim.network.identity import REFUSED, STOPPED, Identity, prepare_client
 from sim.network.options import ClientOptions
@@ -124,14 +125,16 @@ class RemoteClient(Client):
         return EvaluateRes(_OK, result.loss or 0.0, result.num_examples, _with_transport_metrics(result))
 
     def _note_other_settings(self, config: Mapping[str, Any]) -> None:
-        """Log a note for each flag of the training that is another one on the server."""
-        sent = dict(config) | {name: config[key] for name, key in SHARED.items() if key in config}
-        for name in self._flags.keys() & sent.keys() - {"seed"}:  # by which the client finds its examples
+        """Log a note for each flag that is another one on the server."""
+        decided = json.loads(config.get(DECIDED, "{}"))
+        sent = decided | dict(config) | {name: config[key] for name, key in SHARED.items() if key in config}
+        for name in sorted(self._flags.keys() & sent.keys() - {"seed"}):  # by which the client finds its examples
             if name == "lr" and sent["server_round"] != 1:  # it may follow a schedule
                 continue
             if self._flags[name] != sent[name]:
                 message = "note: %s %s of this client is not used: %s comes from the server, and is %s"
-                log.warning(message, flag_of(name), self._flags[name], name, sent[name])
+                shown = "not given" if sent[name] is None else _in_words(sent[name])
+                log.warning(message, flag_of(name), _in_words(self._flags[name]), name, shown)
 
     def _execute(self, phase: Phase, ins: FitIns | EvaluateIns) -> ClientResult:
         if not self._was_called:
@@ -141,6 +144,7 @@ class RemoteClient(Client):
         config: dict[str, Any] = dict(ins.config)
         shared = {name: config.pop(key) for name, key in SHARED.items()}
         server_round = int(config["server_round"])
+        config.pop(DECIDED, None)
         text = config.pop(ALGORITHM, None)
         algorithm = None if text is None else AlgorithmSpec.from_text(str(text))
         client_id = self.identity.client_id
@@ -171,6 +175,12 @@ def _record_of(state: ClientState) -> ArrayRecord:
     return ArrayRecord(
         {f"{name}.{i}": Array(array) for name, arrays in state.items() for i, array in enumerate(arrays)}
     )
+
+
+def _in_words(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    return " ".join(f"{key}={each}" for key, each in value.items()) or "not given"
 
 
 def _state_in(record: Any) -> ClientState:

@@ -172,6 +172,15 @@ _OF_SIMULATIONS = (
 )  # fmt: skip
 
 
+# What the server decides, whatever a client was given.
+OF_THE_SERVER = (
+    "name", "results_dir", "track", "fraction_evaluate", "evaluate_every", "test_every", "target_accuracy",
+    "target_metric", "fraction_fit", "clients_per_round", "num_rounds", "client_dropout", "sample_seed", "stragglers",
+    "straggler_policy", "strategy", "strategy_args", "server_lr", "local_parameters", "server_strategy", "server_args",
+    "dp", "dp_args", "on_client_error",
+)  # fmt: skip
+
+
 def check_flags(flags: Mapping[str, Any]) -> None:
     """Check that no flag would be without effect over a network; a config file may be that of a simulation too.
 

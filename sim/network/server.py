@@ -6,6 +6,7 @@ The only file that uses ``start_server`` (deprecated in Flower 1.13, present in 
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import math
 import resource
@@ -25,10 +26,10 @@ from flwr.server import History, Server, ServerConfig
 from sim.config.fields import MOST
 from sim.config.run_config import RunConfig
 from sim.engine.client_execution import Worker
-from sim.engine.network import ALGORITHM, SHARED, RemoteDispatcher
+from sim.engine.network import ALGORITHM, DECIDED, SHARED, RemoteDispatcher
 from sim.errors import ConfigError, EngineError, UsageError
 from sim.network.identity import Identity, Shape, fingerprint
-from sim.network.options import ServerOptions
+from sim.network.options import OF_THE_SERVER, ServerOptions
 from sim.network.registry import Registry
 from sim.processes import imports_are_no_garbage
 from sim.run_folder import log as run_log
@@ -120,6 +121,8 @@ class NetworkServer(Server):
         prepared, spec = session.prepared, session.prepared.spec
         self.registry.begin(partial(_compare_with_partition, prepared))
         shared: dict[str, Scalar] = {SHARED[name]: getattr(spec, name) for name in SHARED}
+        decided = {name: getattr(prepared.config, name) for name in OF_THE_SERVER}
+        shared[DECIDED] = json.dumps(decided)
         if prepared.torch_spec.algorithm is not None:
             shared[ALGORITHM] = prepared.torch_spec.algorithm.to_text()
         worker = Worker(spec, prepared.config.num_clients, spec.seed)
