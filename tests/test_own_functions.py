@@ -17,7 +17,6 @@ from torch import nn
 from torch.nn.utils.prune import l1_unstructured
 
 from sim.centralized import train_centralized
-from sim.client import own_files
 from sim.client.borrowed_variables import borrowed_by, lent
 from sim.client.own_evaluation import OwnTest
 from sim.client.own_returns import OwnReturnError, Returned, of_test, of_train
@@ -584,24 +583,3 @@ def test_a_lent_optimizer_and_its_scheduler_follow_the_learning_rate_of_the_run(
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
     unchanged = [torch.equal(a, b) for a, b in zip(before, (*net.parameters(), *own.parameters()), strict=True)]
     assert unchanged == [True, True, False, False]
-
-
-def test_files_of_another_run_in_the_current_folder_are_not_the_programs(tmp_path: Path) -> None:
-    with own_files.noted(tmp_path, tmp_path / "results") as names:
-        for name in ("runs/one/environment.json", "runs/one/checkpoints/state.json", "best.pt"):
-            path = tmp_path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("{}")
-    assert names == ["best.pt"]
-
-
-def test_the_dry_run_writes_into_a_copy_of_what_a_link_leads_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("real.txt").write_text("5")
-    Path("count.txt").symlink_to("real.txt")
-    with own_files.trial_folder(tmp_path / "results"):
-        assert Path("count.txt").read_text() == "5"
-        Path("count.txt").write_text("6")
-    assert Path("real.txt").read_text() == "5"

@@ -196,7 +196,9 @@ def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
         one_line(group[0].name) if not name and alone[folder] > 1 else name
         for group, folder, name in zip(groups, folders, names, strict=True)
     ]
-    counts = Counter(name for _, name in dict.fromkeys(zip(folders, names, strict=True)))
+    counts = Counter(
+        name for _, name in {(folder.name, name): None for folder, name in zip(folders, names, strict=True)}
+    )
     return [
         one_line(folder.name) if not name else f"{one_line(folder.name)}/{name}" if counts[name] > 1 else name
         for folder, name in zip(folders, names, strict=True)
