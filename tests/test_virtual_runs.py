@@ -296,7 +296,10 @@ def test_a_killed_asynchronous_run_is_resumed(command: Sim, tmp_path: Path) -> N
         ),
         ("--devices uniform --partial-work", "--partial-work: needs --deadline or --deadline-quantile"),
         ("--devices uniform --over-select 9", "--over-select 9: asks 180 clients in a round, but there are 100"),
-        ("--devices uniform --min-reports 21", "--min-reports 21: at most the 20 clients that train in a round"),
+        (
+            "--devices uniform --min-reports 21",
+            "--min-reports 21: must be at most 20, the number of clients that train per round",
+        ),
         ("--availability bernoulli", "--availability bernoulli: needs the virtual seconds of --devices"),
         ("--mode async", "--mode async: belongs to --strategy fedasync or fedbuff, not to fedavg"),
         ("--mode sync --strategy fedbuff", "--mode sync: --strategy fedbuff is asynchronous"),
