@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,22 @@ def test_other_targets_and_noise_keep_the_class_of_a_batch() -> None:
         assert target_of(flipped).tolist() == [1, 1]
         assert target_of(noisy).tolist() == [0, 0]
         assert not torch.equal(noisy["x"] if isinstance(noisy, Attributes) else noisy[0], x)
+
+
+def test_other_targets_never_reach_an_item_of_the_users() -> None:
+    class Other(MutableMapping[str, Any]):
+        def __init__(self) -> None:
+            self.held = {"x": 1, "label": 0}
+
+        __getitem__ = lambda self, key: self.held[key]  # noqa: E731
+        __setitem__ = lambda self, key, value: self.held.__setitem__(key, value)  # noqa: E731
+        __delitem__ = lambda self, key: self.held.__delitem__(key)  # noqa: E731
+        __iter__ = lambda self: iter(self.held)  # noqa: E731
+        __len__ = lambda self: len(self.held)  # noqa: E731
+
+    item = Other()
+    assert with_target(item, lambda label: label + 1)["label"] == 1
+    assert item["label"] == 0
 
 
 def test_clients_whose_loader_gives_no_batch_take_no_step(tmp_path: Path) -> None:

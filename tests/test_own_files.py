@@ -24,6 +24,7 @@ def test_the_dry_run_writes_into_a_copy_of_what_a_link_leads_to(
     monkeypatch.chdir(tmp_path)
     Path("real.txt").write_text("5")
     Path("count.txt").symlink_to("real.txt")
+    Path("loop").symlink_to("loop")
     with own_files.trial_folder(tmp_path / "results"):
         assert Path("count.txt").read_text() == "5"
         Path("count.txt").write_text("6")

@@ -133,18 +133,26 @@ def _copy(source: Path, target: Path, but: Path) -> None:
         for entry in entries:
             new = place / entry.name
             with suppress(FileNotFoundError):
-                state = entry.stat(follow_symlinks=entry.is_file())  # what a link leads to would be written, too
+                state = entry.stat(follow_symlinks=_is_file(entry))  # what a link leads to would be written, too
                 is_here = state.st_dev == device  # unlike /proc, whose files may have no end
                 if is_here and num_entries <= _MOST_ENTRIES and _is_looked_into(entry, but):
                     new.mkdir()
                     pending.append((Path(entry.path), new))
                     continue
-                is_file = entry.is_file() and not entry.name.endswith(_CODE)
+                is_file = _is_file(entry) and not entry.name.endswith(_CODE)
                 is_small = state.st_size <= left_bytes and len(entries) <= _MOST_COPIED_OF_A_FOLDER
                 if is_here and is_file and is_small and _is_copied(entry, new):
                     left_bytes -= state.st_size
                 else:
                     new.symlink_to(entry.path)
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file or leads to one; a link that leads to itself does not."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def _is_copied(entry: os.DirEntry[str], new: Path) -> bool:

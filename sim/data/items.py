@@ -276,8 +276,9 @@ def _values_of(table: Any) -> Any:
     """Return a table or a column of pandas as an array; numbers of several types get one that holds them all."""
     kinds = [getattr(kind, "numpy_dtype", kind) for kind in (table.dtypes if table.ndim == 2 else [table.dtype])]
     is_number = all(isinstance(kind, np.dtype) and kind.kind in "biuf" for kind in kinds)
-    if not (kinds and is_number) or table.to_numpy().dtype.kind != "O":
-        return table.to_numpy()
+    array = table.to_numpy()
+    if not (kinds and is_number) or array.dtype.kind != "O":
+        return array
     if table.isna().to_numpy().any():
         return table.to_numpy(np.float64, na_value=np.nan)
     return table.to_numpy(np.result_type(*kinds))

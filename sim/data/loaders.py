@@ -101,8 +101,8 @@ def with_target(batch: Any, function: Callable[[Any], Any]) -> Any:
 
 def _with_values(batch: Mapping[Any, Any], values: Mapping[Any, Any]) -> Any:
     """Return a dict, or what the user has in its place, with other values."""
-    if not isinstance(batch, MutableMapping):
-        return {**batch, **values}
+    if not (isinstance(batch, MutableMapping) and (isinstance(batch, dict) or hasattr(batch, "__copy__"))):
+        return {**batch, **values}  # a copy of another kind may share its entries with the user's own
     made = copy.copy(batch)
     made.update(values)
     return made

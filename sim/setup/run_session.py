@@ -405,7 +405,7 @@ def _notes_without_effect(config: RunConfig) -> Iterator[str]:
     if config.client_fn is not None and config.test_every != RunConfig.test_every and ":" not in config.strategy:
         yield f"--test-every {config.test_every} has no effect, because there is no central test"
     if config.stragglers and config.straggler_policy == "keep" and config.local_epochs == 1:
-        yield f"--stragglers {config.stragglers:g} has no effect, because no client trains fewer than 1 of 1 epochs"
+        yield f"--stragglers {config.stragglers:g} has no effect, because one epoch cannot be shortened"
     yield from _notes_of_virtual_time(config)
     first = config.first_lr_step
     if first is not None and first >= config.num_rounds:
