@@ -212,18 +212,22 @@ def _words(name: str) -> str:
     return name.rpartition(".")[2].replace("_", " ")
 
 
-def _fitted(name: str, value: str, most: int) -> str:
-    """Return the title of a panel; of a value that makes it longer than ``most`` letters, the middle is left out.
+def _fitted(name: str, values: Sequence[str], most: int) -> dict[str, str]:
+    """Return the title of the panels of each value; of a value longer than ``most`` letters, the middle is left out.
 
-    Of an import path, the module goes first.
+    Of an import path, the module goes first. Values that would then be the same stay whole.
     """
-    words = _words(name)
-    left = max(most - len(words) - 1, 7)
-    if len(value) > left and re.fullmatch(r"[\w.]+:[\w.]+", value):
+    left = max(most - len(_words(name)) - 1, 7)
+    shortened = {value: _shortened(value, left) for value in values}
+    if len(set(shortened.values())) < len(shortened):
+        shortened = {value: value for value in values}
+    return {value: f"{_words(name)} {short}" for value, short in shortened.items()}
+
+
+def _shortened(value: str, most: int) -> str:
+    if len(value) > most and re.fullmatch(r"[\w.]+:[\w.]+", value):
         value = value.rpartition(":")[2]
-    if len(value) > left:
-        value = f"{value[: left // 2]}…{value[len(value) - (left - 1) // 2 :]}"
-    return f"{words} {value}"
+    return value if len(value) <= most else f"{value[: most // 2]}…{value[len(value) - (most - 1) // 2 :]}"
 
 
 def _title(axes_of: Sequence[Sequence[Axes]], grid: _Grid, most: tuple[int, int]) -> None:
@@ -231,18 +235,19 @@ def _title(axes_of: Sequence[Sequence[Axes]], grid: _Grid, most: tuple[int, int]
     Args:
         most: letters beside a panel, horizontally and vertically.
     """
-    for row, keys in enumerate(grid.panels):
-        for number, axes in enumerate(axes_of[row]):
-            key = keys[number]
-            if len(grid.names) == 1 and key is not None:
-                axes.set_title(_fitted(grid.names[0], key[0], most[0]), fontsize="medium")
+    if len(grid.names) == 1:
+        titles = _fitted(grid.names[0], [key[0] for keys in grid.panels for key in keys if key], most[0])
+        for of_row, keys in zip(axes_of, grid.panels, strict=True):
+            for axes, key in zip(of_row, keys, strict=True):
+                if key is not None:
+                    axes.set_title(titles[key[0]], fontsize="medium")
     if len(grid.names) == 2:
         (first, second), firsts = grid.names, [next(key for key in keys if key)[0] for keys in grid.panels]
         seconds = [next(key for key in keys if key)[1] for keys in zip(*grid.panels, strict=True)]
         for axes, value in zip(axes_of[0], seconds, strict=True):
-            axes.set_title(_fitted(second, value, most[0]), fontsize="medium")
+            axes.set_title(_fitted(second, seconds, most[0])[value], fontsize="medium")
         for of_row, value in zip(axes_of, firsts, strict=True):
-            of_row[0].set_ylabel(_fitted(first, value, most[1]), fontsize="medium")
+            of_row[0].set_ylabel(_fitted(first, firsts, most[1])[value], fontsize="medium")
 
 
 def _draw_nothing(axes: Axes, *, is_missing: bool) -> None:
