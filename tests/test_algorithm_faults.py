@@ -121,7 +121,15 @@ def test_a_train_that_accumulates_gradients_steps_where_there_are_enough_batches
 
 @pytest.mark.parametrize(
     ("strategy", "arguments"),
-    [("scaffold", {}), ("scaffold", {"option": 1}), ("fednova", {}), ("feddyn", {}), ("ditto", {}), ("pfedme", {})],
+    [
+        ("scaffold", {}),
+        ("scaffold", {"option": 1}),
+        ("fednova", {}),
+        ("feddyn", {}),
+        ("ditto", {}),
+        ("pfedme", {}),
+        ("qfedavg", {}),
+    ],
 )
 def test_a_client_whose_examples_fill_no_batch_sends_what_it_got(
     run: Callable[..., Run], strategy: str, arguments: dict[str, Any]

@@ -201,6 +201,10 @@ def test_wrong_flags_of_a_sweep_are_one_line(command: Sim, tmp_path: Path) -> No
     for words in (["--vary", "alhpa=1"], ["--seeds", "0"], ["--name", "x"], ["--jobs", "x"], ["--vary", "alpha=-1"]):
         result = command("sweep", *words)
         assert (result.returncode, result.stderr.count("\n"), result.stdout) == (2, 1, ""), result.stderr
+    for words in (["--lr", "0.1", "--vary", "lr=1,2"], ["--strategy-args", "mu=1", "--vary", "strategy_args.mu=2"]):
+        result = command("sweep", *words)
+        line = f"sim: {words[0]} and --vary {words[-1].partition('=')[0]}: give one of the two\n"
+        assert (result.returncode, result.stderr) == (2, line)
     words = ["--app", str(PROGRAMS / "apps" / "message_app"), "--num-clients", "3", "--vary", "run_config.nope=1"]
     result = command("sweep", *words)
     assert (result.returncode, result.stderr.count("\n"), result.stdout) == (2, 1, ""), result.stderr

@@ -167,7 +167,7 @@ def test_several_sweeps_and_runs_that_are_not_done(swept: Path, command: Sim, tm
     done = command("table", "swept", "more", "--baseline", "strategy=fedavg", "-o", "t.md")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == "note            2 runs are not done and left out"
+    assert lines[0] == "note            2 runs are not done and are left out"
     assert [line.split(" | ")[0] for line in lines[3:6]] == ["| 0.5", "| 2", "| 10"]
     assert lines[4] == "| 2 | 0.600 | **0.650** |"
     assert "over 1 to 3 seeds." in done.stdout
@@ -282,7 +282,7 @@ def test_runs_without_the_metric_are_said(command: Sim, tmp_path: Path) -> None:
     (folder / "b" / "metrics.csv").write_text(table.replace("rmse", "mae"))
     (folder / "runs.csv").write_text("alpha,seed,run,status,error\n0.5,0,a,done,\n0.5,1,b,done,\n")
     made = command("table", str(folder), "-o", str(tmp_path / "table.md"))
-    assert "note            1 runs have not measured rmse and are left out" in made.stdout
+    assert "note            1 run has not measured rmse and is left out" in made.stdout
     assert "| 1.000 |" in made.stdout
 
 
@@ -301,7 +301,7 @@ def test_a_value_that_is_no_number_at_the_end_is_none_of_an_earlier_round(
         ["b", "2/2", "1.0000", "1.0000"],
     ]
     made = command("table", str(folder), "--metric", metric, "-o", str(tmp_path / "table.md"))
-    assert f"1 runs end with nan as their {metric} and are left out" in made.stdout
+    assert f"1 run ends with nan as its {metric} and is left out" in made.stdout
     assert "| 1.000 |" in made.stdout
     assert command("report", str(folder / "a"), "--metric", metric, "-o", str(tmp_path / "page.html")).returncode == 0
     assert "nan" in (tmp_path / "page.html").read_text()

@@ -246,6 +246,8 @@ def test_auto_on_a_cpu_is_one_after_another() -> None:
     [
         ({}, 25),
         ({"clients_per_round": 49}, 1),
+        ({"clients_per_round": 59}, 30),
+        ({"num_clients": 200, "clients_per_round": 120}, 50),
         ({"model": "Mlp"}, 1),
         ({"dataset": "breast-cancer"}, 25),
         ({"local_training": "sequential"}, 1),
@@ -259,5 +261,5 @@ def test_auto_on_a_cpu_trains_small_models_in_groups(
     assert prepare.prepare(RunConfig(**given)).spec.vectorized_clients == clients
     said = [record.getMessage() for record in caplog.records if record.name == "sim"]
     num_weights = 62 if "dataset" in settings else 10250
-    expected = f"clients are trained in groups of 25, because Logistic has {num_weights} weights only"
+    expected = f"clients are trained in groups of {clients}, because Logistic has {num_weights} weights only"
     assert [line.partition(";")[0] for line in said if "trained" in line] == ([expected] if clients > 1 else [])

@@ -151,9 +151,13 @@ class TorchClient(NumPyClient):
     def loss_of(self, loader: Loader) -> float:
         """Return the mean loss of the weights that the client got on its training examples.
 
+        It is 0 for a client whose loader gives no batch: it takes no step, so that nothing is to be weighted.
+
         Raises:
             ValueError: ``test`` returns none.
         """
+        if len(loader) == 0:
+            return 0.0
         with restored():  # the training draws the same random numbers as without it
             loss = float(self.test(self.net, loader, self.device)[0])
         if not math.isfinite(loss):

@@ -126,7 +126,7 @@ def client(arguments: argparse.Namespace) -> None:
 
     with nothing_left():
         num_rounds = join(config, options, flags)
-    print(f"client {options.client_id}        trained in {num_rounds} rounds")
+    print(f"client {options.client_id}        trained in {num_rounds} round{'s' if num_rounds != 1 else ''}")
 
 
 def centralized(arguments: argparse.Namespace) -> None:

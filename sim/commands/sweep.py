@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.commands.output import print_table
-from sim.config.flags import check_new_run, settings_given, whole_number
+from sim.config.fields import flag_of
+from sim.config.flags import check_new_run, flags_given, settings_given, whole_number
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, RunError
 from sim.run_folder.environment import available_cpus
@@ -26,6 +27,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     results_dir = given.pop("results_dir", RunConfig.results_dir)
     num_seeds = whole_number("--seeds", arguments.seeds, MOST_RUNS)
     axes = [parse_axis(text) for text in arguments.vary]
+    _check_not_given(flags_given(RunConfig, arguments), axes)
     chosen = variants(given, axes, num_seeds, results_dir)
     check_new_run(with_varied(given, axes))
     check_trackers(chosen[0].configs[0].track)
@@ -58,6 +60,14 @@ def sweep(arguments: argparse.Namespace) -> None:
         raise RunError(
             f"{len(failed)} of {len(planned)} runs failed, first {failed[0].run.name}: {failed[0].error}{retry}"
         )
+
+
+def _check_not_given(flags: Mapping[str, Any], axes: Sequence[Axis]) -> None:
+    """Refuse a setting that is a flag and is varied; what a config file says is a base, which an axis overrides."""
+    for axis in axes:
+        given = flags.get(axis.setting)
+        if given is not None and (not axis.argument or axis.argument in given):
+            raise ConfigError(f"{flag_of(axis.setting)} and --vary {axis.key}: give one of the two")
 
 
 def with_varied(given: Mapping[str, Any], axes: Sequence[Axis]) -> dict[str, Any]:

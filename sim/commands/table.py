@@ -49,13 +49,19 @@ def table(arguments: argparse.Namespace) -> None:
     except OSError as error:
         raise ConfigError(f"-o {path}: cannot be written: {error.strerror}") from None
     if cells.num_missing:
-        print(f"note            {cells.num_missing} runs are not done and left out")
+        print(f"note            {_left_out(cells.num_missing, 'is not done', 'are not done')}")
+    name = cells.metric.name
     if cells.num_without_number:
-        name = cells.metric.name
-        print(f"note            {cells.num_without_number} runs end with nan as their {name} and are left out")
+        words = f"ends with nan as its {name}", f"end with nan as their {name}"
+        print(f"note            {_left_out(cells.num_without_number, *words)}")
     if cells.num_unmeasured:
-        print(f"note            {cells.num_unmeasured} runs have not measured {cells.metric.name} and are left out")
+        words = f"has not measured {name}", f"have not measured {name}"
+        print(f"note            {_left_out(cells.num_unmeasured, *words)}")
     if cells.other_settings:
         print(f"note            the runs also differ in {some(cells.other_settings, 9)}")
     print(typeset.markdown(cells, look), end="")
     print(f"table           {path}")
+
+
+def _left_out(count: int, singular: str, plural: str) -> str:
+    return f"{count} run {singular} and is left out" if count == 1 else f"{count} runs {plural} and are left out"

@@ -406,6 +406,8 @@ def _notes_without_effect(config: RunConfig) -> Iterator[str]:
         yield f"--test-every {config.test_every} has no effect, because there is no central test"
     if config.stragglers and config.straggler_policy == "keep" and config.local_epochs == 1:
         yield f"--stragglers {config.stragglers:g} has no effect, because one epoch cannot be shortened"
+    if config.sample_seed is not None and config.sampler == "round-robin":
+        yield f"--sample-seed {config.sample_seed} has no effect, because --sampler round-robin draws nothing at random"
     yield from _notes_of_virtual_time(config)
     first = config.first_lr_step
     if first is not None and first >= config.num_rounds:
