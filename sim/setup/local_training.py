@@ -27,7 +27,7 @@ from sim.training.device import pick_device
 from sim.training.losses import LOSSES
 from sim.training.vectorized import Member, Trainer, drawn
 
-# What pays on a CPU: with two processes, rounds of logistic regression with 100 clients of 50 gray images of 28 × 28 took
+# What pays on a CPU: with two processes, rounds of logistic regression with 100 clients of 50 images of 28 × 28 took
 # 0.27 s one after another, 0.11 s in groups of 25 and 0.09 s in groups of 50; those of Mlp became slower.
 # scripts/bench.sh --only tiny compares them in turn. Two processes have a group each.
 _VECTORIZED_ON_A_CPU = 25, 50  # clients in one computation, at least and at most, if there are as many
