@@ -302,7 +302,8 @@ class SlowMean(FedAvg):
         return super().aggregate_fit(*arguments)
 
 
-@pytest.mark.parametrize("settings", [{}, {"model": "ResNet18", "max_local_steps": 1, "num_clients": 4}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"model": "own:WithBatchNorm"}], ids=str)
+@pytest.mark.usefixtures("in_programs")
 def test_flowers_own_mean_is_the_same_to_the_bit_without_its_form(small: Small, settings: dict[str, object]) -> None:
     config = {"clients_per_round": 4, "dataset": "digits", "min_partition_size": 2, **settings}
     given = {"fraction_fit": 1e-6, "min_fit_clients": 4, "fraction_evaluate": 0.0}
