@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,7 @@ def run_simulation(
     unknown = sorted(backend.keys() - {"client_resources", "init_args", "actor"})
     if unknown:
         raise ConfigError(f"backend_config: unknown key {', '.join(unknown)}; client_resources and init_args are known")
+    _check_settings("run_simulation", settings, AppConfig)
     _note_unused("backend_config", actor=backend.get("actor"))
     config = AppConfig(
         app=_script(),
@@ -133,6 +135,11 @@ def start_simulation(
     from flwr.server import History, Server, ServerConfig
     from flwr.server.strategy import FedAvg
 
+    if isinstance(strategy, type):
+        raise ConfigError(f"strategy: {strategy.__name__} is a class; give an object of it, e.g. {strategy.__name__}()")
+    if not isinstance(config, ServerConfig | None):
+        raise ConfigError(f"config: must be a ServerConfig, not {type(config).__name__}")
+    _check_settings("start_simulation", settings, RunConfig)
     if server is not None and type(server) is not Server:
         raise ConfigError(
             f"server: a {type(server).__name__} has rounds of its own; put what it changes into a strategy, or use it "
@@ -166,6 +173,12 @@ def start_simulation(
         history=history,
     )
     return history
+
+
+def _check_settings(place: str, settings: Mapping[str, Any], config_type: type[RunConfig]) -> None:
+    unknown = sorted(settings.keys() - {field.name for field in fields(config_type)})
+    if unknown:
+        raise ConfigError(f"{place}: unknown setting {', '.join(unknown)}; the settings are those of sim.RunConfig")
 
 
 def _resources(client_resources: Mapping[str, float] | None) -> dict[str, float]:

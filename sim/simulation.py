@@ -262,7 +262,7 @@ def _simulate(
         has_user_code = _has_user_code(config)
         if ray_session is not None and config.ray_address is None:
             if old is None:
-                _check_without_pytorch(config)
+                _check_without_pytorch(config, has_folder="server_app" not in objects.objects)
             # While PyTorch and Flower are imported; not where these must first say whether the flags are right.
             if has_user_code or (old is None and _only_built_in_parts(config)):
                 ray_session.start()
@@ -392,10 +392,13 @@ def _only_built_in_parts(config: RunConfig) -> bool:
     )
 
 
-def _check_without_pytorch(config: RunConfig) -> None:
+def _check_without_pytorch(config: RunConfig, *, has_folder: bool) -> None:
     """Check what ``prepare`` and the session check without PyTorch, before any process is started.
 
     The results for a data set of this package's own are in the cache afterwards.
+
+    Args:
+        has_folder: an app is a folder, and not objects of a script.
 
     Raises:
         UsageError: the app, the data set, the partition or the run folder does not work.
@@ -403,7 +406,8 @@ def _check_without_pytorch(config: RunConfig) -> None:
     check_folder(config.results_dir, config.name)
     Compression.of(config.compress)
     if config.app is not None:
-        read_app(config.app, config.run_config)
+        if has_folder:
+            read_app(config.app, config.run_config)
     elif _only_built_in_parts(config):
         partition.assign(load_dataset(config), config)
 

@@ -87,8 +87,8 @@ def test_rounds_that_a_strategy_leaves_out_keep_the_weights(tmp_path: Path) -> N
     assert history.losses_distributed == [(1, 0.0), (2, 0.0), (3, 0.5), (4, 1.0)]
     run = Run(tmp_path / "run")
     assert run.rounds().num_clients.tolist()[1:] == [3, 0, 3, 3]
-    notes = [line for line in run.log_path.read_text().splitlines() if "of the round before stay" in line]
-    expected = "note: round 1: the strategy returned no weights, so that those of the round before stay"
+    notes = [line for line in run.log_path.read_text().splitlines() if "stay as they were" in line]
+    expected = "note: round 1: the strategy returned no weights, so that the weights stay as they were"
     assert [note.partition("sim: ")[2] for note in notes] == [expected]  # once
 
 
@@ -115,7 +115,7 @@ def test_a_strategy_that_accepts_no_failures_leaves_their_round_out(tmp_path: Pa
     strategy = FedAvg(accept_failures=False, on_fit_config_fn=settings)
     history = started(tmp_path, strategy, on_client_error="drop")
     assert history.losses_distributed == [(1, 0.0), (2, 0.5)]
-    note = "note: round 1: the strategy returned no weights (1 of its clients failed), so that those of the round"
+    note = "note: round 1: the strategy returned no weights (1 of its clients failed), so that the weights stay"
     assert note in (tmp_path / "run" / "run.log").read_text()
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sim.engine.aggregation import check_finite
 from sim.engine.interface import MOST_ACCURACY, ClientResult, Task
+from sim.metrics import spelled
 from sim.run_folder.records import Phase
 
 MOST_EXAMPLES = 2**53  # beyond it a float64 does not tell two numbers apart
@@ -65,7 +66,7 @@ def fit(client: Any, weights: NDArrays, task: Task) -> tuple[NDArrays, int, dict
         case (list() | tuple() as arrays, num_examples, dict() as metrics) if _is_count(num_examples):
             # Copies, because the arrays may be views of a net that is used again.
             return [np.array(array) for array in arrays], int(num_examples), metrics
-    raise WrongReturnError(f"fit must return (list of arrays, int, dict), not {_shape_of(returned)}")
+    raise WrongReturnError(f"fit must return (list of arrays, int, dict), not {shape_of(returned)}")
 
 
 def evaluate(client: Any, weights: NDArrays, task: Task) -> tuple[float, int, dict[str, Any]]:
@@ -82,7 +83,7 @@ def evaluate(client: Any, weights: NDArrays, task: Task) -> tuple[float, int, di
     match returned:
         case (loss, num_examples, dict() as metrics) if _is_count(num_examples) and is_number(loss):
             return float(loss), int(num_examples), metrics
-    raise WrongReturnError(f"evaluate must return (float, int, dict), not {_shape_of(returned)}")
+    raise WrongReturnError(f"evaluate must return (float, int, dict), not {shape_of(returned)}")
 
 
 def asked(client: Any, task: Task) -> ClientResult:
@@ -104,6 +105,8 @@ def asked(client: Any, task: Task) -> ClientResult:
         if not numpy_client:
             _check_status(answer.status)
         arrays = answer if numpy_client else parameters_to_ndarrays(answer.parameters)
+        if not isinstance(arrays, list | tuple):
+            raise WrongReturnError(f"get_parameters must return a list of arrays, not {shape_of(arrays)}")
         result.weights = [np.array(array) for array in arrays]
     return result
 
@@ -165,7 +168,8 @@ def check_count(number: Any, least: int, phase: Phase) -> None:
         raise WrongReturnError(f"{phase} returned num_examples {shown}; {least} to {MOST_EXAMPLES} is expected")
 
 
-def _shape_of(returned: Any) -> str:
+def shape_of(returned: Any) -> str:
+    """Return the type of what user code returned, and those of the items of a tuple, for a message."""
     if isinstance(returned, tuple):
         return f"({', '.join(type(item).__name__ for item in returned)})"
     return type(returned).__name__
@@ -197,5 +201,4 @@ def check_fit(result: ClientResult, sent: NDArrays, names: Sequence[str] = (), *
             raise WrongReturnError(f"fit returned arrays of types {[d.name for d in dtypes]}, the model has others")
     check_count(result.num_examples, 0 if others else 1, "fit")
     check_finite(weights, sent, names)
-    loss = result.metrics.get("loss")
-    return float(loss) if isinstance(loss, int | float) else None
+    return spelled(result.metrics, "loss")

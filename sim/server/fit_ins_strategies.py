@@ -43,6 +43,7 @@ from sim.server.adapter import Evaluated
 from sim.server.results import PhaseResults
 from sim.server.stragglers import with_stragglers
 from sim.server.strategy import BuiltStrategy
+from sim.server.strategy_returns import checked_aggregated, checked_instructions, checked_tested, evaluate_fn_named
 from sim.server.virtual_clients import Call, VirtualClientProxy
 from sim.server.visible_weights import VisibleWeights
 
@@ -139,12 +140,14 @@ class FitInsAdapter:
         """Have the strategy choose clients, and cut its instructions into chunks."""
         instructions: Instructions
         if phase == "evaluate":
-            instructions = self._strategy.configure_evaluate(server_round, self.parameters, self._client_manager)
+            given = self._strategy.configure_evaluate(server_round, self.parameters, self._client_manager)
+            instructions = checked_instructions(self._strategy, "configure_evaluate", given, server_round)
             if self._algorithm is not None:  # an own model may be fine-tuned first
                 settings = self._settings(server_round)
                 instructions = [(p, EvaluateIns(i.parameters, {**settings, **i.config})) for p, i in instructions]
         else:
-            chosen = self._strategy.configure_fit(server_round, self.parameters, self._client_manager)
+            given = self._strategy.configure_fit(server_round, self.parameters, self._client_manager)
+            chosen = checked_instructions(self._strategy, "configure_fit", given, server_round)
             # What the strategy sends wins.
             settings = self._settings(server_round)
             complete = [(proxy, FitIns(ins.parameters, {**settings, **ins.config})) for proxy, ins in chosen]
@@ -260,13 +263,15 @@ class FitInsAdapter:
         each = [
             (self._proxies[r.client_id], EvaluateRes(_OK, r.loss or 0.0, r.num_examples, r.metrics)) for r in measured
         ]
-        loss, metrics = _aggregated(self._strategy.aggregate_evaluate(server_round, each, results.failures))
+        returned = self._strategy.aggregate_evaluate(server_round, each, results.failures)
+        loss, metrics = checked_aggregated(self._strategy, "aggregate_evaluate", returned, server_round)
         return Evaluated(measured, loss, metrics)
 
     def evaluate(self, server_round: int) -> tuple[float | None, Mapping[str, Any]] | None:
         """Have the strategy test the global weights; None if it does not."""
-        tested: tuple[float, dict[str, Any]] | None = self._strategy.evaluate(server_round, self.parameters)
-        return tested or None
+        with evaluate_fn_named(server_round):
+            returned = self._strategy.evaluate(server_round, self.parameters)
+        return checked_tested(self._strategy, returned, server_round)
 
     def _whole(self, parameters: Parameters, server_round: int) -> NDArrays:
         return self._view.whole(parameters_to_ndarrays(parameters), self._weights, server_round)
@@ -345,6 +350,11 @@ def aggregate_fit(
         The new weights, and what the strategy made of the clients' metrics.
     """
     strategy: Any = built.strategy
+
+    def made(each: list[tuple[ClientProxy, FitRes]], failures: Any) -> tuple[Parameters | None, Mapping[str, Any]]:
+        returned = strategy.aggregate_fit(server_round, each, failures)
+        return checked_aggregated(strategy, "aggregate_fit", returned, server_round)
+
     if not built.averages:
         alike = built.algorithm is not None and built.algorithm.weighting == "uniform"
         clients = [replace(r, num_examples=1) if alike else r for r in results.succeeded]
@@ -355,27 +365,19 @@ def aggregate_fit(
             planned, failures = strategy.num_sampled_clients, []
             strategy.num_sampled_clients = len(each)
             try:
-                return _aggregated(strategy.aggregate_fit(server_round, each, failures))
+                return made(each, failures)
             finally:
                 strategy.num_sampled_clients = planned
-        return _aggregated(strategy.aggregate_fit(server_round, each, failures))
+        return made(each, failures)
     if not results.succeeded:
-        return _aggregated(strategy.aggregate_fit(server_round, [], results.failures))
+        return made([], results.failures)
     if not results.total.num_examples:
         raise RunError(f"round {server_round}: no client trained on any example, so there is no mean of them")
     mean = ClientResult(results.succeeded[0].client_id, num_examples=int(results.total.num_examples))
     weights = built.view.mean(results.total) if aggregated is None else aggregated
     one = [(proxies.get(mean.client_id) or VirtualClientProxy(mean.client_id), _fit_res(built.view.of(weights), mean))]
     with _metrics_of_every_client(strategy, results.succeeded):
-        return _aggregated(strategy.aggregate_fit(server_round, one, results.failures))
-
-
-def _aggregated(returned: Any) -> tuple[Any, Mapping[str, Any]]:
-    """Return the two results of an aggregation; what holds no metrics has none."""
-    if not isinstance(returned, Sequence) or not returned:
-        return None, {}
-    metrics = returned[1] if len(returned) > 1 else None
-    return returned[0], metrics if isinstance(metrics, Mapping) else {}
+        return made(one, results.failures)
 
 
 def _fit_res(weights: NDArrays, result: ClientResult) -> FitRes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr.client import Client
-from flwr.common import Code, Context, GetParametersIns, NDArrays, RecordDict, parameters_to_ndarrays
+from flwr.common import Code, Context, GetParametersIns, NDArrays, Parameters, RecordDict, parameters_to_ndarrays
 from flwr.server.strategy import Strategy
 from flwr.serverapp import ServerApp
 
@@ -167,13 +167,19 @@ def _of_strategy(config: RunConfig, objects: ProgramObjects) -> NDArrays | None:
         return None
     try:
         with restored_settings(), seeded(config.seed, Purpose.STRATEGY):
-            parameters = given.initialize_parameters(virtual_clients(config.num_clients))
+            parameters: Any = given.initialize_parameters(virtual_clients(config.num_clients))
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         place = f"--strategy {user_code.shown_name(given)}"
         raise PluginError(f"{place}: initialize_parameters raised {described(error)}") from error
-    return parameters_to_ndarrays(parameters) if parameters else None
+    if not parameters:
+        return None
+    if not isinstance(parameters, Parameters):
+        place = f"--strategy {user_code.shown_name(given)}"
+        kind = type(parameters).__name__
+        raise PluginError(f"{place}: begins with a {kind}, not with Parameters, which ndarrays_to_parameters makes")
+    return parameters_to_ndarrays(parameters)
 
 
 @in_own_context
