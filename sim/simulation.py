@@ -216,7 +216,7 @@ def evaluate(
             from sim.setup.prepare import prepare
             from sim.training.device import computing_as_before
 
-        with computing_as_before():
+        with computing_as_before(config.torch_threads, is_imported=bool(objects.objects)):
             prepared = prepare(config, ProgramObjects(**objects.objects))
             _check_can_be_sent(prepared, ray_session)
             found = evaluation.Evaluation.of(run, prepared, fine_tune_epochs, allow_changed_code=allow_changed_code)
@@ -278,7 +278,7 @@ def _simulate(
 
         if ray_session is not None and has_user_code:
             ray_session.wait()  # user code may change what Ray's start depends on, such as the environment
-        with computing_as_before():
+        with computing_as_before(config.torch_threads, is_imported=bool(objects.objects)):
             prepared = prepare(config, ProgramObjects(**objects.objects))
             if old is not None:
                 prepared = resumed(old, prepared, allow_changed_code=allow_changed_code)

@@ -74,6 +74,18 @@ def test_other_sizes_and_grey_images_become_square_rgb(tmp_path: Path) -> None:
     assert _load(root, image_size=24).train.images[3, 0, 0].tolist() == [90, 90, 90]
 
 
+def test_pixels_of_16_bits_are_scaled_and_those_of_32_bits_refused(tmp_path: Path) -> None:
+    root = _folder(tmp_path)
+    path = root / "train" / "cat" / "deep.png"
+    Image.fromarray(np.full((32, 32), 90 * 257, np.uint16)).save(path)
+    assert _load(root).train.images[3, 0, 0].tolist() == [90, 90, 90]
+    path.unlink()
+    path = path.with_suffix(".tif")
+    Image.fromarray(np.full((32, 32), 0.5, np.float32)).save(path)
+    with pytest.raises(DataError, match=r"deep.tif: has pixels of 32 bits, whose range is not known; 8 or 16 bits are"):
+        _load(root)
+
+
 def test_the_second_load_maps_the_cache_read_only_and_a_changed_file_is_noticed(tmp_path: Path) -> None:
     root = _folder(tmp_path)
     first, second = _load(root), _load(root)

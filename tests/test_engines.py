@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from conftest import PROGRAMS, Sim, Small, sha256
-from sim import resume
+from sim import Run, resume
 from sim.errors import ClientError, ConfigError
 from sim.scale.usage import is_actor
 
@@ -220,6 +220,50 @@ def test_a_ray_session_of_the_users_is_neither_ended_nor_used(tmp_path: Path) ->
     assert first.startswith("--engine ray: this process has called ray.init, and a run starts a Ray session of its own")
     assert others == ["alive", "[1]"]
     assert sorted(folder.name for folder in (tmp_path / "results").iterdir()) == ["inline", "ray"]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("how", ["flags", "script"])
+def test_a_program_is_imported_with_as_many_threads_in_each_process(command: Sim, tmp_path: Path, how: str) -> None:
+    """What a module computes while it is imported depends on their number."""
+    program = """
+        import torch
+        from torch import nn
+
+        threads = torch.get_num_threads()
+
+        def Net():
+            return nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
+
+        def train(net, loader, epochs):
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+            for images, labels in loader:
+                nn.functional.cross_entropy(net(images), labels).backward()
+                optimizer.step()
+            return {"threads": threads}
+    """
+    script = """
+        import torch
+        torch.set_num_threads(3)
+        import own_threads
+        from sim import RunConfig, simulate
+
+        if __name__ == "__main__":
+            for engine in ("inline", "ray"):
+                config = RunConfig(num_clients=4, num_rounds=1, num_cpus=1.0, engine=engine, name=engine)
+                simulate(config, model=own_threads.Net, train=own_threads.train)
+    """
+    (tmp_path / "own_threads.py").write_text(textwrap.dedent(program))
+    (tmp_path / "script.py").write_text(textwrap.dedent(script))
+    if how == "script":
+        subprocess.run([sys.executable, "script.py"], cwd=tmp_path, check=True, capture_output=True)
+    for engine in ("inline", "ray") if how == "flags" else ():
+        words = ("--num-clients", "4", "--num-rounds", "1", "--engine", engine, "--name", engine)
+        result = command("run", "--program", "own_threads.py", *words, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    for engine in ("inline", "ray"):
+        metrics = Run(tmp_path / "results" / engine).metrics()
+        assert set(metrics[metrics.name == "threads"].value) == {1.0 if how == "flags" else 3.0}
 
 
 @pytest.mark.slow

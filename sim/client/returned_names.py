@@ -23,6 +23,7 @@ _KINDS = {
         "meteor psnr ssim kappa mcc score fscore",
     }.items()
 }
+_ANY_SCORE = ("", "score", "scores")  # which may be an accuracy
 # Functions and methods that change the form of a number, but not what it is.
 _FORMS = frozenset(("float", "round", "sum", "mean", "average", "item", "cpu", "detach", "numpy", "tolist", "avg"))
 
@@ -78,9 +79,8 @@ def names_of_numbers(
         elif score in defaults and score not in called and not is_better_smaller(name.text):
             # The only number, or one beside a loss.
             is_meant = len(names) == 1 or "loss" in called
-            called[number] = (
-                score if is_meant and not (is_first and name.kind == "score" and len(names) > 1) else name.text
-            )
+            is_another = name.kind == "score" and (name.text.lower() not in _ANY_SCORE or (is_first and len(names) > 1))
+            called[number] = score if is_meant and not is_another else name.text
         else:
             called[number] = name.text or ("loss" if "loss" in defaults and "loss" not in called else "")
     if "" in called or len(set(called)) < len(called):

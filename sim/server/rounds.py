@@ -436,10 +436,7 @@ class RoundServer:
         what = "returned no weights" if results.clients else "chose no clients"
         failures = f" ({len(results.failures)} of its clients failed)" if results.failures else ""
         logging.getLogger("sim").warning(
-            "note: round %d: the strategy %s%s, so that the weights stay as they were",
-            server_round,
-            what,
-            failures,
+            "note: round %d: the strategy %s%s, so that the weights stay as they were", server_round, what, failures
         )
 
     def _stepped(self, made: NDArrays) -> NDArrays:

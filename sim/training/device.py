@@ -65,16 +65,36 @@ def varying_operations() -> Iterator[set[str]]:
         yield found
 
 
+_import_threads = [0]  # while a run is under way
+
+
+def import_threads() -> int:
+    """Return with how many threads PyTorch computes while a process of the run imports the program."""
+    return _import_threads[-1] or torch.get_num_threads()
+
+
 @contextmanager
-def computing_as_before() -> Iterator[None]:
-    """Undo ``compute_repeatably`` after the block, because the process may go on with a program of the user's."""
+def computing_as_before(torch_threads: int | None = None, *, is_imported: bool = False) -> Iterator[None]:
+    """Undo ``compute_repeatably`` after the block, because the process may go on with a program of the user's.
+
+    What a module computes while it is imported, such as a model that it trains, depends on the number of threads, which
+    is therefore the same in each process.
+
+    Args:
+        torch_threads: with which the block imports the program, if it does.
+        is_imported: a script has imported the program already.
+    """
     threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
     algorithms = _deterministic()
     flags = cudnn.benchmark, cudnn.deterministic, _DETERMINISTIC.fill_uninitialized_memory
+    if torch_threads is not None:
+        torch.set_num_threads(torch_threads)
+    _import_threads.append(threads if is_imported else torch.get_num_threads())
     try:
         with warnings.catch_warnings():
             yield
     finally:
+        _import_threads.pop()
         torch.set_num_threads(threads)
         _use_deterministic(*algorithms)
         cudnn.benchmark, cudnn.deterministic, _DETERMINISTIC.fill_uninitialized_memory = flags

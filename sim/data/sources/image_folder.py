@@ -79,10 +79,23 @@ def read_image(path: Path, mode: str = "RGB") -> Image.Image:
         if path.exists() and not path.is_file():  # a named pipe would be read for ever
             raise DataError(f"{path}: is no file")
         with Image.open(path) as opened:
-            return opened.convert(mode)
+            return _in_8_bits(opened, path).convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or "not a complete image in a known format"
         raise DataError(f"{path}: {reason}") from error
+
+
+def _in_8_bits(image: Image.Image, path: Path) -> Image.Image:
+    """Return an image with 8 bits per pixel, to which Pillow would clip pixels of 16 bits, and not scale them.
+
+    Raises:
+        DataError: its pixels have no known range.
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DataError(f"{path}: has pixels of 32 bits, whose range is not known; 8 or 16 bits are")
+    return image
 
 
 def decode(paths: list[Path], size: int) -> NDArray[np.uint8]:
