@@ -92,8 +92,8 @@ def load(spec: Any, setting: str, *, callable_only: bool = True, folder: Path | 
     except AttributeError:
         if module_name == "__main__":
             raise PluginError(
-                f"{setting} {spec}: was given by a script, which is not the one that is executed now; continue the run "
-                "there, by resume(run, …) with the same objects"
+                f"{setting} {spec}: was given by a script or a notebook, which is not what is executed now: there, "
+                "resume(run, …) and evaluate(run, …) take the same objects; commands need them in a module"
             ) from None
         public = [key for key in vars(module) if not key.startswith("_")]
         raise PluginError(f"{setting} {spec}: {module_name} has no {name}; it has {', '.join(public)}") from None

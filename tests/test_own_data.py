@@ -198,3 +198,29 @@ def test_what_cannot_be_read_or_trained_is_one_line(train: Any, test: Any, messa
 def test_a_label_that_the_loss_ignores_is_no_class(tmp_path: Path) -> None:
     labels = LABELS.clone().index_fill(0, torch.tensor([5]), -100)
     _run(tmp_path, (TensorDataset(Points().x, labels), TensorDataset(Points().x, labels)))
+
+
+def _floats(examples: Any) -> Any:
+    x, y = zip(*examples, strict=True)
+    return torch.stack(x), torch.tensor(y, dtype=torch.float32)
+
+
+def test_a_criterion_fits_the_targets_that_a_collate_fn_makes(tmp_path: Path) -> None:
+    """The data set has classes, and the batches have floats: cross-entropy would take eight examples for classes."""
+    seen = []
+
+    def train(net: Any, loader: Any, criterion: Any) -> float:
+        x, y = next(iter(loader))
+        seen.append((type(criterion).__name__, y.dtype))
+        loss = criterion(net(x).squeeze(1), y)
+        loss.backward()
+        for parameter in net.parameters():
+            parameter.data -= 0.1 * parameter.grad
+        return float(loss)
+
+    data = tuple(DataLoader(Points(), 8, collate_fn=_floats) for _ in range(2))
+    settings: Any = {"num_clients": 2, "num_rounds": 1, "engine": "inline", "results_dir": str(tmp_path / "results")}
+    simulate(
+        RunConfig(**settings, partitioner="iid"), model=lambda: nn.Linear(3, 1), train=train, load_data=lambda: data
+    )
+    assert set(seen) == {("BCEWithLogitsLoss", torch.float32)}

@@ -94,3 +94,15 @@ def test_what_cannot_be_pickled_is_copied_or_built() -> None:
 
 def _never() -> nn.Module:
     raise AssertionError("built anew")
+
+
+def test_a_scripted_net_is_built_anew() -> None:
+    """PyTorch's own copies of its parameters are no leaves, which no optimizer takes."""
+
+    def build() -> nn.Module:
+        torch.manual_seed(1)
+        return torch.jit.script(nn.Linear(3, 2))  # type: ignore[no-any-return]
+
+    copied = UnusedNet(build(), build).copy()
+    torch.optim.SGD(copied.parameters(), lr=0.1)
+    assert all(parameter.is_leaf for parameter in copied.parameters())

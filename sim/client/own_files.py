@@ -7,6 +7,7 @@ write, and links to all others.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ from pathlib import Path, PurePath
 
 import psutil
 
-from sim.errors import ConfigError
+from sim.errors import ConfigError, some
 
 _MOST_ENTRIES = 5000  # of a folder and those in it that are looked at, those at the top first
 # What a trial copies, so that the original stays as it is; all else is linked, because programs do not write it.
@@ -170,6 +171,39 @@ def _is_copied(entry: os.DirEntry[str], new: Path) -> bool:
 def _is_looked_into(entry: os.DirEntry[str], but: Path) -> bool:
     is_own = Path(entry.path) != but and not entry.name.startswith((".", "__"))
     return is_own and entry.is_dir(follow_symlinks=False) and os.access(entry.path, os.R_OK | os.X_OK)
+
+
+_seen: dict[str, tuple[int, frozenset[str]]] = {}  # folder → when it changed last, and the names in it
+_said: list[str] = []
+
+
+@contextmanager
+def new_files_noted() -> Iterator[None]:
+    """Say once in this process if files appear in the current folder while a client is executed there.
+
+    The dry run sees what ``train`` and ``test`` write each time, and not what they write only later, such as after five
+    epochs. Then all clients share the file, and what they find depends on the order in which they are executed.
+    """
+    folder = ""
+    with suppress(OSError):  # it was removed
+        folder = os.getcwd()  # noqa: PTH109 - ten times as fast as Path.cwd()
+        changed = os.stat(folder).st_mtime_ns  # noqa: PTH116
+        if not _said and _seen.get(folder, (0,))[0] != changed:
+            _seen[folder] = changed, frozenset(os.listdir(folder))  # noqa: PTH208
+    yield
+    with suppress(OSError, KeyError):
+        if _said or os.stat(folder).st_mtime_ns == _seen[folder][0]:  # noqa: PTH116
+            return
+        names = sorted(set(os.listdir(folder)) - _seen[folder][1])  # noqa: PTH208
+        new = [name for name in names if not name.startswith((".", "__")) and Path(folder, name).is_file()]
+        if new:
+            _said.extend(new)
+            logging.getLogger("sim").warning(
+                "note: %s appeared in the current folder while a client was executed; what train or test writes there "
+                "only at times is shared by all clients, and results may depend on the number of processes; what each "
+                "call writes is not, because each client then has a folder of its own",
+                some(new),
+            )
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from sim.client.algorithm_client import AlgorithmClient
 from sim.client.built_in_functions import BuiltInTest, BuiltInTrain
 from sim.client.flower_program import FlowerRuntime, FlowerSpec
 from sim.client.own_evaluation import OwnTest
-from sim.client.own_files import own_folder
+from sim.client.own_files import new_files_noted, own_folder
 from sim.client.own_function import OwnFunction, SourceFacts
 from sim.client.own_returns import OwnReturnError
 from sim.client.own_training import OwnTrain
@@ -379,11 +379,11 @@ class ClientRuntime:
         """Let the block, a client, find the process as the first client would, if user code may change it."""
         if not self.has_user_code:
             return nullcontext()
-        return self._in_own_folder(stream) if self.spec.own_files else isolated(stream)
+        return self._in_folder(stream)
 
     @contextmanager
-    def _in_own_folder(self, stream: np.random.SeedSequence) -> Iterator[None]:
-        with own_folder(self.spec.own_files), isolated(stream):
+    def _in_folder(self, stream: np.random.SeedSequence) -> Iterator[None]:
+        with own_folder(self.spec.own_files) if self.spec.own_files else new_files_noted(), isolated(stream):
             yield
 
     def reset_net(self) -> None:

@@ -12,6 +12,7 @@ import io
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -55,10 +56,12 @@ class UnusedNet:
         if self._pickle:
             net: nn.Module = _Unpickler(io.BytesIO(self._pickle), self._left_out, self._common).load()
             return net
-        try:
-            return self._build() if self._net is None else copy.deepcopy(self._net)
-        except Exception:  # noqa: BLE001
-            return self._build()
+        with suppress(Exception):
+            if self._net is not None:
+                found = copy.deepcopy(self._net)
+                if all(parameter.is_leaf for parameter in found.parameters()):  # not so if it is a ScriptModule
+                    return found
+        return self._build()
 
 
 class _Pickler(pickle.Pickler):

@@ -120,6 +120,12 @@ class ServerOptions(_Options):
         authority = read_authority(self.ca)
         certificate = _read("--certificate", self.certificate)
         private_key = _read("--private-key", self.private_key)
+        for flag, path, content, kind in (
+            ("--certificate", self.certificate, certificate, "CERTIFICATE"),
+            ("--private-key", self.private_key, private_key, "PRIVATE KEY"),
+        ):
+            if f"{kind}-----".encode() not in content:
+                raise ConfigError(f"{flag} {path}: holds no {kind.lower()} in PEM form")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             # With a password, an encrypted key is an error; without one, OpenSSL would ask for it on the terminal.

@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from flwr.common import NDArrays, Scalar
 from torch import nn
@@ -490,10 +491,24 @@ def spec_parts(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:
         "seed": config.seed,
         "model_args": config.model_args,
         "args": config.args,
-        "loss": config.loss,
+        "loss": config.loss or _loss_of_batches(dataset),
         "metrics": metrics,
         "accuracy_in_percent": config.accuracy_in_percent,
     }
+
+
+def _loss_of_batches(dataset: Dataset) -> str | None:
+    """Return bce where the user's own ``collate_fn`` makes floats of targets that are 0 and 1; else None."""
+    target = dataset.target
+    if isinstance(dataset.train, Examples) or target is None or target.ndim != 1 or target.dtype.kind not in "biu":
+        return None
+    if not set(np.unique(target).tolist()) <= {0, 1}:
+        return None
+    try:
+        _, _, joined = inputs_and_target(example_batch(dataset.train, 2))
+    except Exception:  # noqa: BLE001 - what its code raises is reported where it is used
+        return None
+    return "bce" if isinstance(joined, torch.Tensor) and joined.is_floating_point() else None
 
 
 def check_device(config: TrainingConfig) -> None:
