@@ -18,6 +18,20 @@ def test_files_of_another_run_in_the_current_folder_are_not_the_programs(tmp_pat
     assert names == ["best.pt"]
 
 
+def test_a_file_that_appears_only_while_clients_are_executed_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(own_files, "_said", [])
+    for number in range(3):
+        with own_files.new_files_noted():
+            Path("results").mkdir(exist_ok=True)  # no file
+            if number:
+                Path(f"checkpoint-{number}.pt").write_text("")
+        assert len(caplog.records) == min(number, 1)
+    assert caplog.records[0].getMessage().startswith("note: checkpoint-1.pt appeared in the current folder while a cl")
+
+
 def test_the_dry_run_writes_into_a_copy_of_what_a_link_leads_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -218,6 +218,11 @@ def two_scores(_: float, acc: float) -> Any:
     return precision, recall
 
 
+def loss_and_auc(loss: float, acc: float) -> Any:
+    auc = acc
+    return loss, auc
+
+
 def f1_first(_: float, acc: float) -> Any:
     f1 = 0.125
     return f1, acc
@@ -296,6 +301,7 @@ RECORDED_AS = "what it returns is recorded as {}, after the names in its return 
         (two_losses, {"loss": 1.5, "val_loss": 4.0}, "loss, val_loss"),
         (accuracy_and_dict, {"loss": 1.5, "accuracy": 0.5}, "accuracy"),
         (two_scores, {"precision": 0.5, "recall": 0.25}, "precision, recall"),
+        (loss_and_auc, {"loss": 1.5, "auc": 0.5}, "loss, auc"),
         (f1_first, {"f1": 0.125, "accuracy": 0.5}, "f1, accuracy"),
         (r2_and_error, {"r2": 0.5, "mae": 1.5}, "r2, mae"),
         (
