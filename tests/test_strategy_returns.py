@@ -57,7 +57,7 @@ PARAMETERS = Parameters([], "numpy.ndarray")
         (returning("evaluate", 0.5), rf"round 0: evaluate must return {EVALUATED}, not float$"),
         (FedAvg(on_fit_config_fn=lambda _: None), "round 1: on_fit_config_fn must return a dict, not NoneType"),
         (FedAvg(on_evaluate_config_fn=lambda _: None), "round 1: on_evaluate_config_fn must return a dict, not None"),
-        (returning("configure_fit", [1]), "round 1: configure_fit must return a list of pairs of a client and its Fit"),
+        (returning("configure_fit", [1]), "round 1: configure_fit must return pairs of a client and its FitIns or Eva"),
         (returning("aggregate_fit", PARAMETERS), f"round 1: aggregate_fit must return {FITTED}, not Parameters$"),
         (returning("aggregate_fit", ([], {})), rf"aggregate_fit must return {FITTED}, not \(list, dict\)$"),
         (returning("aggregate_fit", (None, 3)), "aggregate_fit must return a dict of metrics in the second place, not"),

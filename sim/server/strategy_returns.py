@@ -49,10 +49,8 @@ def checked_instructions(strategy: Any, method: str, returned: Any, server_round
     for each in found:
         ins: Any = each[1] if isinstance(each, Sequence) and len(each) == 2 else None
         if not isinstance(getattr(ins, "parameters", None), Parameters):
-            expected = "a list of pairs of a client and its FitIns or EvaluateIns with Parameters"
-            raise RunError(
-                f"round {server_round}: {method} must return {expected}, not with {shape_of(each)} among them"
-            )
+            expected = "pairs of a client and its FitIns or EvaluateIns with Parameters"
+            raise RunError(f"round {server_round}: {method} must return {expected}, not {shape_of(each)}")
         if not isinstance(ins.config, Mapping):
             raise _wrong(strategy, method, ins.config, "a dict", server_round)
     return found
@@ -62,7 +60,7 @@ def checked_aggregated(strategy: Any, method: str, returned: Any, server_round: 
     """Return the two results of an aggregation: the parameters or the loss, which may be None, and the metrics.
 
     Raises:
-        RunError: it is something else. None and a missing dict are nothing.
+        RunError: it is something else. None in the place of the pair counts as (None, {}), and a missing dict as {}.
     """
     expected = f"({_PARAMETERS} dict) or (None, dict)" if method == "aggregate_fit" else "(loss or None, dict)"
     match returned:
@@ -87,7 +85,7 @@ def evaluate_fn_named(server_round: int) -> Iterator[None]:
     """Name ``evaluate_fn`` where Flower's own ``evaluate`` could not use what it returned.
 
     Raises:
-        RunError: so it was. Another error stays as it is.
+        RunError: it could not. Another error stays as it is.
     """
     try:
         yield
