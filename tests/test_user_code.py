@@ -195,5 +195,5 @@ def test_an_option_without_a_value_says_why(write: Write) -> None:
 
 
 def test_objects_of_another_script_are_told_apart() -> None:
-    with pytest.raises(PluginError, match=r"^--strategy __main__:S: was given by a script, which is not the one"):
+    with pytest.raises(PluginError, match=r"^--strategy __main__:S: was given by a script or a notebook, which is not"):
         user_code.load("__main__:S", "--strategy")
