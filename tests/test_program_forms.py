@@ -11,7 +11,7 @@ import pytest
 from program_text import DATA, extended, run
 from safetensors.torch import load_file
 
-from sim.client.own_files import noted, own_folder
+from sim.client.own_files import noted
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, PluginError
 from sim.program_file import read
@@ -103,30 +103,13 @@ def test_an_optimizer_of_another_net_and_a_loss_for_an_accuracy_are_said(
     assert set(load_file(finished.model_path)) == {f"layers.{i}.{name}" for i in (0, 2) for name in ("weight", "bias")}
 
 
-def test_a_folder_of_ones_own_has_all_files_and_copies_of_those_that_are_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_files_that_are_written_are_those_of_the_program(tmp_path: Path) -> None:
     (tmp_path / "models" / "old").mkdir(parents=True)
     (tmp_path / "results").mkdir()
-    for number in range(20):  # so that one of them comes before the files in the folder's own order
-        (tmp_path / f"link{number}").symlink_to("nowhere")
-    for name in ("data.csv", "best.pt", "models/last.pt", "models/first.pt"):
-        (tmp_path / name).write_text("before")
     with noted(tmp_path, tmp_path / "results") as names:
         for name in ("best.pt", "models/last.pt", "models/old/new.pt", "results/table.csv"):
             (tmp_path / name).write_text("written")
     assert sorted(names) == ["best.pt", "models/last.pt", "models/old/new.pt"]
-    with own_folder(names):
-        assert Path.cwd() != tmp_path
-        assert Path("data.csv").read_text() == Path("models/first.pt").read_text() == "before"
-        assert [Path(name).read_text() for name in names] == ["written"] * 3
-        for name in names:
-            Path(name).write_text("of a client")
-        inner = Path.cwd()
-    assert Path.cwd() == tmp_path
-    assert not inner.exists()
-    assert {(tmp_path / name).read_text() for name in names} == {"written"}
 
 
 WRITING = """

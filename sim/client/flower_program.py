@@ -5,8 +5,8 @@ A ``FlowerSpec`` names the program and travels to other processes; a ``FlowerRun
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from flwr.client import Client, ClientApp, NumPyClient
 from flwr.common import Context, Message, RecordDict
 
 from sim import private_names, user_code
+from sim.client.own_files import new_files_noted
 from sim.compression.by_name import Compression
 from sim.errors import PluginError
 from sim.run_folder.client_states import ClientStates, states_in
@@ -128,7 +129,12 @@ class FlowerRuntime:
 
     def isolated(self, stream: np.random.SeedSequence) -> AbstractContextManager[None]:
         """Let the block find the process as the first client would, see ``sim.user_variables``."""
-        return isolated(stream)
+        return self._isolated(stream)
+
+    @contextmanager
+    def _isolated(self, stream: np.random.SeedSequence) -> Iterator[None]:
+        with new_files_noted(), isolated(stream):
+            yield
 
     @cached_property
     def run_config(self) -> dict[str, Any]:

@@ -1,31 +1,24 @@
 """The files that the user's ``train`` and ``test`` write into the current folder, such as ``checkpoint.pt``.
 
-Clients in several processes would overwrite such a file for each other between writing and reading it. Each client
-therefore works in a folder of its own, in which it finds the files of the current folder: a copy of those that clients
-write, and links to all others.
+The dry run finds them in a copy of the folder, so that the user's files stay as they are.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
-import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path, PurePath
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import psutil
 
+from sim.client.own_folder import TRIAL_PREFIX, OwnFolder, OwnFolderSpec, State
 from sim.errors import ConfigError, some
 
 _MOST_ENTRIES = 5000  # of a folder and those in it that are looked at, those at the top first
-# What a trial copies, so that the original stays as it is; all else is linked, because programs do not write it.
-_MOST_COPIED_BYTES = 2**29
-_MOST_COPIED_OF_A_FOLDER = 200
-_CODE = (".py", ".pyc", ".so", ".ipynb")
-_State = tuple[int, int, int]
+_MOST_COPIED_BYTES = 2**29  # by a dry run
 
 
 @contextmanager
@@ -65,9 +58,9 @@ def _open_elsewhere() -> set[Path]:
     return found
 
 
-def _states(folder: Path, but: Path) -> dict[str, _State]:
+def _states(folder: Path, but: Path) -> dict[str, State]:
     streams = {_inode_of_stream(number) for number in (1, 2)}  # which may be redirected into the folder
-    found: dict[str, _State] = {}
+    found: dict[str, State] = {}
     pending, count = deque([folder]), 0
     while pending and count < _MOST_ENTRIES:
         with suppress(OSError), os.scandir(pending.popleft()) as entries:
@@ -108,69 +101,15 @@ def trial_folder(but: Path) -> Iterator[tuple[list[str], list[str]]]:
         ConfigError: the folder for temporary files is full.
     """
     before = Path.cwd()
-    made = Path(tempfile.mkdtemp(prefix="sim-trial-"))
-    try:
+    folder = OwnFolder(OwnFolderSpec(but, prefix=TRIAL_PREFIX, most_copied_bytes=_MOST_COPIED_BYTES))
+    with ExitStack() as stack:
+        stack.callback(folder.remove)
         try:
-            _copy(before, made, but)
+            made = stack.enter_context(folder.entered())
         except OSError as error:  # the disk is full
-            raise ConfigError(f"{made}: has no place for the dry run's copy of the current folder: {error}") from error
-        os.chdir(made)
+            raise ConfigError(f"no place for the dry run's copy of the current folder: {error}") from error
         with noted(made, made / but.name) as written, noted(before, but) as elsewhere:
             yield written, elsewhere
-    finally:
-        os.chdir(before)
-        shutil.rmtree(made, ignore_errors=True)
-
-
-def _copy(source: Path, target: Path, but: Path) -> None:
-    pending, num_entries, left_bytes = deque([(source, target)]), 0, _MOST_COPIED_BYTES
-    device = source.stat().st_dev
-    while pending:
-        folder, place = pending.popleft()
-        entries: list[os.DirEntry[str]] = []
-        with suppress(FileNotFoundError), os.scandir(folder) as found:  # another process may remove something meanwhile
-            entries = list(found)
-        num_entries += len(entries)
-        for entry in entries:
-            new = place / entry.name
-            with suppress(FileNotFoundError):
-                state = entry.stat(follow_symlinks=_is_file(entry))  # what a link leads to would be written, too
-                is_here = state.st_dev == device  # unlike /proc, whose files may have no end
-                if is_here and num_entries <= _MOST_ENTRIES and _is_looked_into(entry, but):
-                    new.mkdir()
-                    pending.append((Path(entry.path), new))
-                    continue
-                is_file = _is_file(entry) and not entry.name.endswith(_CODE)
-                is_small = state.st_size <= left_bytes and len(entries) <= _MOST_COPIED_OF_A_FOLDER
-                if is_here and is_file and is_small and _is_copied(entry, new):
-                    left_bytes -= state.st_size
-                else:
-                    new.symlink_to(entry.path)
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a file or leads to one; a link that leads to itself does not."""
-    try:
-        return entry.is_file()
-    except OSError:
-        return False
-
-
-def _is_copied(entry: os.DirEntry[str], new: Path) -> bool:
-    """Copy a file; False if that cannot be done, because it may not be read, or the disk is full."""
-    try:
-        shutil.copy2(entry.path, new)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        new.unlink(missing_ok=True)
-        return False
-    return True
-
-
-def _is_looked_into(entry: os.DirEntry[str], but: Path) -> bool:
-    is_own = Path(entry.path) != but and not entry.name.startswith((".", "__"))
-    return is_own and entry.is_dir(follow_symlinks=False) and os.access(entry.path, os.R_OK | os.X_OK)
 
 
 _seen: dict[str, tuple[int, frozenset[str]]] = {}  # folder → when it changed last, and the names in it
@@ -181,8 +120,8 @@ _said: list[str] = []
 def new_files_noted() -> Iterator[None]:
     """Say once in this process if files appear in the current folder while a client is executed there.
 
-    The dry run sees what ``train`` and ``test`` write each time, and not what they write only later, such as after five
-    epochs. Then all clients share the file, and what they find depends on the order in which they are executed.
+    A client of the user's own may keep its files from round to round. But what it finds in a file of another client's
+    depends on the order in which they are executed.
     """
     folder = ""
     with suppress(OSError):  # it was removed
@@ -199,42 +138,7 @@ def new_files_noted() -> Iterator[None]:
         if new:
             _said.extend(new)
             logging.getLogger("sim").warning(
-                "note: %s appeared in the current folder while a client was executed; what train or test writes there "
-                "only at times is shared by all clients, and results may depend on the number of processes; what each "
-                "call writes is not, because each client then has a folder of its own",
+                "note: %s appeared in the current folder while a client was executed; all clients share the folder, so "
+                "results may depend on the number of processes; context.state keeps what belongs to one client",
                 some(new),
             )
-
-
-@contextmanager
-def own_folder(names: Sequence[str]) -> Iterator[None]:
-    """Let the block work in a new folder with links to what is in the current one, and copies of files of these names.
-
-    The new folder is removed after the block.
-    """
-    before = Path.cwd()
-    made = Path(tempfile.mkdtemp(prefix="sim-client-"))
-    try:
-        _link(before, made, [PurePath(name).parts for name in names])
-        os.chdir(made)
-        yield
-    finally:
-        os.chdir(before)
-        shutil.rmtree(made, ignore_errors=True)
-
-
-def _link(source: Path, target: Path, names: Sequence[tuple[str, ...]]) -> None:
-    """Link what is in a folder, but copy files of these names, of which the folders are made anew."""
-    inner: dict[str, list[tuple[str, ...]]] = {}
-    for first, *others in names:
-        inner.setdefault(first, []).append(tuple(others))
-    with os.scandir(source) as entries:
-        for entry in entries:
-            rest = [each for each in inner.get(entry.name, []) if each]
-            if entry.name not in inner:
-                (target / entry.name).symlink_to(entry.path)
-            elif rest:
-                (target / entry.name).mkdir()
-                _link(Path(entry.path), target / entry.name, rest)
-            elif entry.is_file():
-                shutil.copy2(entry.path, target / entry.name)

@@ -27,7 +27,8 @@ from sim.client.algorithm_client import AlgorithmClient
 from sim.client.built_in_functions import BuiltInTest, BuiltInTrain
 from sim.client.flower_program import FlowerRuntime, FlowerSpec
 from sim.client.own_evaluation import OwnTest
-from sim.client.own_files import new_files_noted, own_folder
+from sim.client.own_files import new_files_noted
+from sim.client.own_folder import OwnFolder, OwnFolderSpec
 from sim.client.own_function import OwnFunction, SourceFacts
 from sim.client.own_returns import OwnReturnError
 from sim.client.own_training import OwnTrain
@@ -85,7 +86,8 @@ class ClientSpec:
         states_folder: where clients keep what they need again; None for in this process.
         flipped_clients: those that train on class C − 1 − c instead of c, see ``sim.server.attacks``.
         compression: of what clients send.
-        own_files: what ``train`` and ``test`` write into the current folder, of which each client has its own.
+        own_folder: how the folder is made in which each client finds the files of the current one; None if clients work
+            in that itself.
         batches_on_cpu: user code gets its batches from the memory of the CPU although the model is on a GPU.
     """
 
@@ -116,7 +118,7 @@ class ClientSpec:
     states_folder: Path | None = None
     flipped_clients: frozenset[int] = frozenset()
     compression: Compression = field(default_factory=Compression)
-    own_files: tuple[str, ...] = ()
+    own_folder: OwnFolderSpec | None = None
     batches_on_cpu: bool = False
 
     def open(self) -> ClientRuntime:
@@ -287,6 +289,7 @@ class ClientRuntime:
         self._parameters = list(self.net.parameters())
         # User code may change more of a net than its weights, so each client gets a copy of one that nobody has used.
         self._unused_net = UnusedNet(self.net, self._built) if self.has_user_code else None
+        self._own_folder = OwnFolder(spec.own_folder) if spec.own_folder is not None else None
         self._trainers: dict[int, Trainer] = {}
         built_in_train = local.train if self.loss == "cross_entropy" else BuiltInTrain(self.loss)
         built_in_test = BuiltInTest(self.loss, metrics_of(spec, self.dataset))
@@ -383,7 +386,7 @@ class ClientRuntime:
 
     @contextmanager
     def _in_folder(self, stream: np.random.SeedSequence) -> Iterator[None]:
-        with own_folder(self.spec.own_files) if self.spec.own_files else new_files_noted(), isolated(stream):
+        with self._own_folder.entered() if self._own_folder else new_files_noted(), isolated(stream):
             yield
 
     def reset_net(self) -> None:

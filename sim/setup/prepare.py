@@ -20,6 +20,7 @@ from sim import user_code
 from sim.algorithms.by_name import ALGORITHMS, AlgorithmSpec
 from sim.algorithms.local_parameters import local_names
 from sim.client.own_evaluation import OwnTest
+from sim.client.own_folder import OwnFolderSpec
 from sim.client.own_function import SourceFacts, source_facts
 from sim.client.own_training import OwnTrain
 from sim.client.runtime import ClientSpec, build_net, metrics_of
@@ -107,12 +108,9 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
         settings.update(rule_of(config).client_settings)
     with _naming_built_in_data(config):
         tried = dry_run.check_user_code(spec, initial_weights, settings, built.strategy, results_dir=config.results_dir)
-    spec = replace(spec, own_files=() if alone else tried.files, batches_on_cpu=tried.batches_on_cpu)
-    if tried.files and not alone:
-        tried.notes.append(
-            f"train or test writes {some(tried.files)} into the current folder; each client and each test does so in a "
-            "folder of its own, which is removed after it"
-        )
+    spec = replace(spec, batches_on_cpu=tried.batches_on_cpu)
+    if not alone:
+        spec = _with_own_folder(spec, tried, config.results_dir)
     found = [
         *tried.notes,
         *_algorithm_notes(config, spec, built, initial_weights),
@@ -127,6 +125,18 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
         )
     prepared = Prepared(config, dataset, assigned, spec, initial_weights, layout, built, objects, notes=tuple(found))
     return with_devices(prepared)
+
+
+def _with_own_folder(spec: ClientSpec, tried: dry_run.Tried, results_dir: str | Path) -> ClientSpec:
+    """Let each client find the files of the current folder as they are there, and note which ones it writes."""
+    if tried.files:
+        tried.notes.append(
+            f"train or test writes {some(tried.files)} into the current folder; each client and each test does so in a "
+            "folder of its own, which is removed after it"
+        )
+    elif spec.client is not None or (spec.train is None and spec.test is None):
+        return spec  # a client of the user's own may write files on purpose, for its next round
+    return replace(spec, own_folder=OwnFolderSpec(Path(results_dir).absolute(), written=frozenset(tried.files)))
 
 
 @contextmanager

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from flwr.common import NDArrays
 
     from sim.client.flower_program import FlowerSpec
-    from sim.client.runtime import ClientSpec
     from sim.engine.client_execution import Worker
     from sim.engine.interface import Chunk, ChunkResult, TestSlice
     from sim.engine.ray.driver_state import DriverState
@@ -85,6 +84,7 @@ class ChunkActor:
             cached_files: data set and partition, for the nodes of a cluster where the driver is not.
             actor: the number of this actor in the run.
         """
+        from sim.client.runtime import ClientSpec
         from sim.engine.client_execution import Worker
         from sim.engine.liveness import Liveness
         from sim.engine.ray.shipping import unpack
@@ -101,6 +101,10 @@ class ChunkActor:
         self.other_clock = ray.get_runtime_context().get_node_id() != assignment.from_node
         if cached_files is not None and self.other_clock:
             spec = unpack(spec, cached_files)
+        if assignment.session and isinstance(spec, ClientSpec) and spec.own_folder is not None:
+            # That of the session, which is removed after it, also if this process is killed.
+            own_folder = replace(spec.own_folder, temporary=assignment.liveness_path.parent)
+            spec = replace(spec, own_folder=own_folder)
         self.worker = Worker(spec, assignment.num_clients, spec.seed, own_process=True, actor=actor)
         if assignment.liveness_path.is_file():
             self.worker.liveness = Liveness(assignment.liveness_path)
