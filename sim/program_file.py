@@ -424,8 +424,14 @@ def _constant(node: ast.expr | None, otherwise: Any) -> Any:
     return ast.literal_eval(node) if node is not None and _is_constant(node) else otherwise
 
 
-def _training_line(body: list[ast.stmt]) -> int | None:
-    """Return the line of a backward pass at the top level, outside of functions, classes and the ``__main__`` guard."""
+def _training_line(body: list[ast.stmt], functions: dict[str, ast.stmt] | None = None) -> int | None:
+    """Return the line at the top level that trains, outside of functions, classes and the ``__main__`` guard.
+
+    It is a backward pass, or a call of a function of the file, without arguments or by the name ``main``, that leads to
+    one. A call with arguments, such as ``fit(teacher)``, may be a part of what the file defines.
+    """
+    if functions is None:
+        functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
             continue
@@ -433,11 +439,29 @@ def _training_line(body: list[ast.stmt]) -> int | None:
             continue
         if isinstance(node, ast.If | ast.For | ast.While | ast.With | ast.Try):
             inner = [each for name in ("body", "orelse", "finalbody") for each in getattr(node, name, [])]
-            line = _training_line(inner)
+            line = _training_line(inner, functions)
             if line is not None:
                 return line
             continue
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):
+            name, has_arguments = node.value.func.id, node.value.args or node.value.keywords
+            if (name == "main" or not has_arguments) and _leads_to_training(name, functions):
+                return node.lineno
         for each in ast.walk(node):
             if isinstance(each, ast.Call) and isinstance(each.func, ast.Attribute) and each.func.attr == "backward":
                 return each.lineno
     return None
+
+
+def _leads_to_training(name: str, functions: dict[str, ast.stmt]) -> bool:
+    """Whether a function of a file has a backward pass, or calls one of its functions or classes that has."""
+    pending = [name]
+    for each in pending:
+        if each not in functions:
+            continue
+        called = [node.func for node in ast.walk(functions[each]) if isinstance(node, ast.Call)]
+        if any(isinstance(function, ast.Attribute) and function.attr == "backward" for function in called):
+            return True
+        names = {function.id for function in called if isinstance(function, ast.Name)}
+        pending += sorted(names.difference(pending))
+    return False

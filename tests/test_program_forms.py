@@ -218,6 +218,43 @@ def test_what_a_file_defines_comes_before_what_it_imports_from_libraries(program
     assert RunConfig(program="three_models.py", model="three_models:Other").model == "three_models:Other"
 
 
+TRAINING_AT_THE_TOP = """
+def step(x, y):
+    criterion(net(x), y).backward()
+
+def main(epochs=1):
+    for x, y in trainloader:
+        step(x, y)
+
+class Trainer:
+    def fit(self):
+        main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "is_refused"),
+    [
+        ("main()", True),
+        ("main(epochs=3)", True),
+        ("for _ in range(2):\n    main()", True),
+        ("def run():\n    Trainer().fit()\nrun()", True),
+        ("step(*next(iter(trainloader)))", False),  # it may make what the file defines
+        ("if __name__ == '__main__':\n    main()", False),
+    ],
+)
+def test_a_file_that_trains_when_it_is_imported_is_refused(program: str, call: str, is_refused: bool) -> None:
+    extended(program, TRAINING_AT_THE_TOP + call)
+    found = read(Path(program).resolve())
+    assert found is not None
+    assert (found.training_line is not None) == is_refused
+    if is_refused:
+        line = Path(program).read_text().split("\n").index(call.rpartition("\n")[2]) + 1
+        message = rf"{program} trains when it is imported \(line {line}\), in every process; put that under if __name__"
+        with pytest.raises(PluginError, match=message):
+            run(program)
+
+
 def test_a_flower_program_is_told_its_flag(program: str) -> None:
     Path("of_flower.py").write_text("class Net: ...\ndef client_fn(context): ...")
     with pytest.raises(ConfigError, match=r"is a Flower program; --client-fn of_flower:client_fn runs it$"):
