@@ -60,6 +60,9 @@ def _scaled(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
 
 
+_DRAWN_TOGETHER = 2**18  # pixels of synthetic images, of which several float arrays are in memory
+
+
 def _synthetic(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]:
     """Synthetic RGB images: each class has a smooth pattern, which is shifted by up to a quarter and has noise added.
 
@@ -68,6 +71,7 @@ def _synthetic(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loa
     """
     num_examples, num_classes = config.num_examples or 10_000, config.num_classes or 10
     size = config.side
+    pixels = np.arange(size)
 
     def make() -> Images:
         rng = np.random.default_rng(0)
@@ -78,10 +82,13 @@ def _synthetic(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loa
             labels = rng.permutation(np.arange(count) % num_classes).astype(np.int64)
             images = np.empty((count, size, size, 3), np.uint8)
             shifts = rng.integers(0, max(1, size // 4), size=(count, 2))
-            for index, (label, (down, right)) in enumerate(zip(labels, shifts, strict=True)):
-                noise = rng.normal(0.0, 48.0, size=(size, size, 3)).astype(np.float32)
-                pattern = np.roll(patterns[label], (int(down), int(right)), axis=(0, 1))
-                images[index] = np.clip(pattern * 0.6 + 51 + noise, 0, 255)
+            together = max(1, _DRAWN_TOGETHER // (size * size))
+            for first in range(0, count, together):
+                part = slice(first, first + together)
+                down, right = ((pixels - shifts[part, axis, None]) % size for axis in (0, 1))
+                shifted = patterns[labels[part, None, None], down[:, :, None], right[:, None, :]]
+                noise = rng.normal(0.0, 48.0, size=shifted.shape).astype(np.float32)
+                images[part] = np.clip(shifted * 0.6 + 51 + noise, 0, 255)
             return images, labels
 
         train = draw(num_examples)
