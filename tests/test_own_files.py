@@ -153,6 +153,16 @@ def test_what_is_large_or_shared_is_a_link(project: Path) -> None:
     folder.remove()
 
 
+@pytest.mark.parametrize(("most_entries", "is_link"), [(10, True), (11, False)])
+def test_folders_below_many_entries_are_links(project: Path, most_entries: int, is_link: bool) -> None:
+    """The folder has nine entries, data and models have one each."""
+    folder = OwnFolder(OwnFolderSpec(project / "results", most_entries=most_entries))
+    with folder.entered() as place:
+        assert not (place / "models").is_symlink()
+        assert (place / "models/old").is_symlink() == is_link
+    folder.remove()
+
+
 def test_a_fork_of_a_client_leaves_the_folder(folder: OwnFolder) -> None:
     with folder.entered() as place:
         child = os.fork()

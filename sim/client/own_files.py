@@ -101,7 +101,8 @@ def trial_folder(but: Path) -> Iterator[tuple[list[str], list[str]]]:
         ConfigError: the folder for temporary files is full.
     """
     before = Path.cwd()
-    folder = OwnFolder(OwnFolderSpec(but, prefix=TRIAL_PREFIX, most_copied_bytes=_MOST_COPIED_BYTES))
+    spec = OwnFolderSpec(but, prefix=TRIAL_PREFIX, most_copied_bytes=_MOST_COPIED_BYTES, most_entries=_MOST_ENTRIES)
+    folder = OwnFolder(spec)
     with ExitStack() as stack:
         stack.callback(folder.remove)
         try:

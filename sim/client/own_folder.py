@@ -23,7 +23,6 @@ from sim.errors import some
 
 TRIAL_PREFIX, _PREFIX = "sim-trial-", "sim-client-"
 _CODE = (".py", ".pyc", ".so", ".ipynb")
-_MOST_ENTRIES = 5000  # of folders that are made anew; those at the top first
 _MOST_COPIED_OF_A_FOLDER = 200
 _NO_RECENT_CHANGE_NS = 10**8  # file systems note times in steps of milliseconds, within which a second change is unseen
 
@@ -51,6 +50,7 @@ class OwnFolderSpec:
         temporary: where the folder is made; None for where temporary files are.
         prefix: of its name.
         most_copied_bytes: in total.
+        most_entries: of folders in the current one that are made anew; what is deeper then is a link.
     """
 
     shared: Path
@@ -58,6 +58,7 @@ class OwnFolderSpec:
     temporary: Path | None = None
     prefix: str = _PREFIX
     most_copied_bytes: int = 2**26
+    most_entries: int = 1000
 
 
 @dataclass
@@ -180,7 +181,7 @@ class OwnFolder:
             entry.is_dir(follow_symlinks=False)
             and not entry.name.startswith((".", "__", TRIAL_PREFIX, _PREFIX))
             and path != self._spec.shared
-            and self._num_entries <= _MOST_ENTRIES
+            and self._num_entries <= self._spec.most_entries
             and os.access(path, os.R_OK | os.X_OK)
         )
 
