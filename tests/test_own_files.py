@@ -99,11 +99,15 @@ def test_each_client_finds_the_files_as_they_are_in_the_current_folder(project: 
             Path(name).unlink()
             Path(name).mkdir()
 
+    def replace_folders_by_files() -> None:
+        shutil.rmtree("models")
+        Path("models").write_text("of a client")
+
     def same_length() -> None:
         Path("best.pt").write_text("BEFORE")
 
     places = set()
-    for client in (add, change, remove, replace_by_folders, same_length, add):
+    for client in (add, change, remove, replace_by_folders, replace_folders_by_files, same_length, add):
         with folder.entered() as place:
             places.add(place)
             assert Path.cwd() == place != project

@@ -117,7 +117,7 @@ class OwnFolder:
             yield twin.place
         finally:
             os.chdir(before)
-            with suppress(FileNotFoundError):  # the client has removed the folder
+            with suppress(OSError):  # the client has removed the folder
                 self._say(_changed(twin))
 
     def remove(self) -> None:
@@ -236,7 +236,7 @@ def _changed(twin: _Twin, prefix: str = "") -> list[str]:
     for name, copy in twin.copies.items():
         try:
             is_same = state_of(copy.place) == copy.of_place
-        except FileNotFoundError:
+        except OSError:  # it is gone, or its folder is a file now
             is_same = False
         if not is_same:
             copy.of_place = None
@@ -246,7 +246,7 @@ def _changed(twin: _Twin, prefix: str = "") -> list[str]:
         new = set(os.listdir(twin.place)) - set(os.listdir(twin.source))  # noqa: PTH208
         names += [prefix + name for name in new if (twin.place / name).is_file()]
     for name, inner in twin.folders.items():
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             names += _changed(inner, f"{prefix}{name}/")
     return names
 
