@@ -26,7 +26,7 @@ from sim.setup import dry_run
 from sim.setup.prepare import check_device, resolved, settings_without_effect, spec_parts
 from sim.setup.run_session import finish, write_environment
 from sim.tracking.by_name import check_trackers, trackers_of
-from sim.training.device import computing_as_before
+from sim.training.device import computing_as_before, notes_on_precision
 from sim.training.local import means
 from sim.training.weights import get_weights
 
@@ -53,6 +53,7 @@ def train_centralized(
     dataset = load_dataset(config)
     config, notes = decided(config, dataset)
     unused = [*settings_without_effect(config)]
+    unused += notes_on_precision(config.precision, config.device) if config.train is None else ()
     config = resolved(config, dataset)
     spec = ClientSpec(**spec_parts(config, dataset))
     runtime = ClientRuntime(spec)

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,6 @@ _BOTH_SPLITS = "dataloaders", "data_loaders", "loaders", "datasets"  # a dict
 _MODELS = "model", "net"
 _BASES_OF_MODELS = "Module", "Sequential"
 _NO_MODELS = "loss", "criterion", "metric", "datamodule"  # endings of classes that are PyTorch modules nevertheless
-_READING: list[Path] = []
 
 
 @dataclass(frozen=True)
@@ -155,42 +155,94 @@ class ProgramFile:
         return next((name for name in _BOTH_SPLITS if name in self.variables), None)
 
 
-@lru_cache(maxsize=64)
 def read(path: Path) -> ProgramFile | None:
     """Read a Python file; return None if there is none, or if it is not Python (its import will say so)."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError, RecursionError):
+    own = _parsed(path)
+    if own is None:
         return None
-    found = list(_names(tree.body, path))
-    methods, functions, pairs = dict(_methods(tree.body)), _functions(tree.body), _pairs(tree.body)
-    for name, own_name, file in _imported(tree.body, path):
+    names = list(_names(own.body, path))
+    methods, functions, pairs = dict(own.methods), dict(own.functions), set(own.pairs)
+    for name in dict.fromkeys(each.name for each in names):
+        found = _definition(name, path)
+        if found is None or found[0] is own:
+            continue
+        defined, name_there = found
         methods |= {
             f"{name}.{method.partition('.')[2]}": parameters
-            for method, parameters in file.methods.items()
-            if method.partition(".")[0] == own_name
+            for method, parameters in defined.methods.items()
+            if method.partition(".")[0] == name_there
         }
-        functions |= {name: file.functions[own_name]} if own_name in file.functions else {}
-        pairs |= {name} if own_name in file.pairs else set()
+        functions |= {name: defined.functions[name_there]} if name_there in defined.functions else {}
+        pairs |= {name} if name_there in defined.pairs else set()
     return ProgramFile(
         path,
-        names=frozenset(each.name for each in found if not each.of_library),
-        library_names=frozenset(each.name for each in found if each.of_library),
-        variables=frozenset(each.name for each in found if each.is_variable),
-        arguments=_arguments(tree),
-        training_line=_training_line(tree.body),
-        modules=tuple(_modules(tree.body)),
+        names=frozenset(each.name for each in names if not each.of_library),
+        library_names=frozenset(each.name for each in names if each.of_library),
+        variables=frozenset(each.name for each in names if each.is_variable),
+        arguments=own.arguments,
+        training_line=own.training_line,
+        modules=own.modules,
         methods=methods,
         functions=functions,
         pairs=frozenset(pairs),
     )
 
 
+class _Parsed(NamedTuple):
+    """What a file says by itself; the attributes are those of ``ProgramFile``."""
+
+    body: list[ast.stmt]
+    arguments: dict[str, Option]
+    training_line: int | None
+    modules: tuple[str, ...]
+    methods: dict[str, Parameters]
+    functions: dict[str, Parameters]
+    pairs: set[str]
+
+
+def _parsed(path: Path) -> _Parsed | None:
+    try:
+        return _parsed_once(path, path.stat().st_mtime_ns)
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return None
+
+
+@lru_cache(maxsize=256)
+def _parsed_once(path: Path, modified_ns: int) -> _Parsed:
+    tree = ast.parse(path.read_bytes())
+    body = tree.body
+    return _Parsed(
+        body,
+        arguments=_arguments(tree),
+        training_line=_training_line(body),
+        modules=tuple(_modules(body)),
+        methods=dict(_methods(body)),
+        functions=_functions(body),
+        pairs=_pairs(body),
+    )
+
+
+def _definition(name: str, path: Path, seen: tuple[Path, ...] = ()) -> tuple[_Parsed, str] | None:
+    """Return the file of the user's that defines a function or class of the file at ``path``, and its name there."""
+    parsed = _parsed(path) if path not in seen else None  # two files may import from each other
+    if parsed is None:
+        return None
+    if any(isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name for node in parsed.body):
+        return parsed, name
+    for alias, name_there, file in _imports(parsed.body, path):
+        if alias in (name, "*"):
+            found = _definition(name if alias == "*" else name_there, file, (*seen, path))
+            if found is not None:
+                return found
+    return None
+
+
 def _modules(body: list[ast.stmt]) -> list[str]:
-    """Return the classes that may be the model of a program."""
+    """Return the classes that may be the model of a program: PyTorch modules that are no part and no loss of it."""
     found: dict[str, ast.ClassDef] = {}
+    losses = set(_classes_of_losses(body))
     for node in body:
-        if isinstance(node, ast.ClassDef) and not node.name.lower().endswith(_NO_MODELS):
+        if isinstance(node, ast.ClassDef) and not node.name.lower().endswith(_NO_MODELS) and node.name not in losses:
             bases = [ast.unparse(base) for base in node.bases if not ast.unparse(base).endswith("DataModule")]
             if any(base.endswith(_BASES_OF_MODELS) or base in found for base in bases):
                 found[node.name] = node
@@ -201,6 +253,15 @@ def _modules(body: list[ast.stmt]) -> list[str]:
         if isinstance(each, ast.Name) and each.id != name
     }
     return [name for name in found if name not in parts]
+
+
+def _classes_of_losses(body: list[ast.stmt]) -> Iterator[str]:
+    """Yield the classes whose objects the program calls a loss: ``criterion = NTXent(0.5)``."""
+    for node in chain.from_iterable(map(ast.walk, body)):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):
+            names = [ast.unparse(target).lower() for target in node.targets]  # also self.loss_function
+            if any(word in name for name in names for word in ("loss", "criterion")):
+                yield node.value.func.id
 
 
 class Parameters(NamedTuple):
@@ -315,14 +376,14 @@ class _Name(NamedTuple):
     of_library: bool = False
 
 
-def _names(body: list[ast.stmt], path: Path) -> Iterator[_Name]:
+def _names(body: list[ast.stmt], path: Path, seen: tuple[Path, ...] = ()) -> Iterator[_Name]:
     """Return what statements at the top level of a file define or import; a module as such is no part of a program."""
     for node in body:
         match node:
             case ast.FunctionDef() | ast.ClassDef() | ast.AsyncFunctionDef():
                 yield _Name(node.name)
             case ast.ImportFrom(names=[ast.alias(name="*")]):
-                yield from _names_of_all(node, path)
+                yield from _names_of_all(node, path, seen)
             case ast.ImportFrom():
                 of_library = _own_file(node, path) is None
                 yield from (_Name(alias.asname or alias.name, of_library=of_library) for alias in node.names)
@@ -333,12 +394,12 @@ def _names(body: list[ast.stmt], path: Path) -> Iterator[_Name]:
             case ast.AnnAssign(target=ast.Name(id=name)):
                 yield _Name(name, is_variable=True)
             case ast.If() if not _is_main_guard(node):
-                yield from _names([*node.body, *node.orelse], path)
+                yield from _names([*node.body, *node.orelse], path, seen)
             case ast.With():
-                yield from _names(node.body, path)
+                yield from _names(node.body, path, seen)
             case ast.Try():
                 bodies = node.body, *(handler.body for handler in node.handlers), node.orelse, node.finalbody
-                yield from _names([each for body in bodies for each in body], path)
+                yield from _names([each for body in bodies for each in body], path, seen)
 
 
 def _own_file(node: ast.ImportFrom, path: Path) -> Path | None:
@@ -352,33 +413,20 @@ def _own_file(node: ast.ImportFrom, path: Path) -> Path | None:
     return None
 
 
-def _names_of_all(node: ast.ImportFrom, path: Path) -> Iterator[_Name]:
+def _names_of_all(node: ast.ImportFrom, path: Path, seen: tuple[Path, ...]) -> Iterator[_Name]:
     """Return the names that ``from module import *`` gives, if the module is a file of the user's."""
     file = _own_file(node, path)
-    _READING.append(path)
-    found = None if file is None or file in _READING else read(file)  # two files may do so with each other
-    _READING.remove(path)
-    if found is not None:
-        for name in found.names | found.library_names:
-            if not name.startswith("_"):
-                yield _Name(name, name in found.variables, name not in found.names)
+    found = None if file is None or file in seen else _parsed(file)  # two files may do so with each other
+    if file is not None and found is not None:
+        yield from (each for each in _names(found.body, file, (*seen, path)) if not each.name.startswith("_"))
 
 
-def _imported(body: list[ast.stmt], path: Path) -> Iterator[tuple[str, str, ProgramFile]]:
-    """Yield what is imported from other files of the user's: its name here, its name there, and the file."""
+def _imports(body: list[ast.stmt], path: Path) -> Iterator[tuple[str, str, Path]]:
+    """Yield what is imported from other files of the user's: its name here, or *, its name there, and the file."""
     for node in body:
         file = _own_file(node, path) if isinstance(node, ast.ImportFrom) else None
-        if not isinstance(node, ast.ImportFrom) or file is None or file in (*_READING, path):
-            continue
-        _READING.append(path)
-        found = read(file)
-        _READING.remove(path)
-        if found is None:
-            continue
-        for alias in node.names:
-            everything = {*found.names, *found.functions} if alias.name == "*" else {alias.name}
-            for name in sorted(everything):
-                yield alias.asname or name, name, found
+        if isinstance(node, ast.ImportFrom) and file is not None and file != path:
+            yield from ((alias.asname or alias.name, alias.name, file) for alias in node.names)
 
 
 def _is_main_guard(node: ast.If) -> bool:

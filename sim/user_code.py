@@ -27,7 +27,7 @@ from types import ModuleType
 from typing import Any, Literal, get_args, get_origin
 
 from sim import program_file
-from sim.errors import ConfigError, PluginError, described, one_line
+from sim.errors import ConfigError, PluginError, described, one_line, some
 from sim.program_file import ProgramFile
 
 # A file of this name beside the user's own is more often a leftover or an experiment than what an import of the name
@@ -95,11 +95,22 @@ def load(spec: Any, setting: str, *, callable_only: bool = True, folder: Path | 
                 f"{setting} {spec}: was given by a script or a notebook, which is not what is executed now: there, "
                 "resume(run, …) and evaluate(run, …) take the same objects; commands need them in a module"
             ) from None
-        public = [key for key in vars(module) if not key.startswith("_")]
-        raise PluginError(f"{setting} {spec}: {module_name} has no {name}; it has {', '.join(public)}") from None
+        raise PluginError(f"{setting} {spec}: {module_name} has no {name}; it has {_names_in(module)}") from None
     if callable_only and not callable(found):
         raise PluginError(f"{setting} {spec}: is of type {type(found).__name__}, which cannot be called")
     return found
+
+
+def _names_in(module: ModuleType) -> str:
+    """Return the names of a module, without what it imports if it has others."""
+    public = {key: value for key, value in vars(module).items() if not key.startswith("_")}
+    package = name_in_folder(module.__name__).partition(".")[0]
+
+    def is_imported(value: Any) -> bool:
+        maker = name_in_folder(getattr(value, "__module__", None) or "").partition(".")[0]
+        return inspect.ismodule(value) or ((inspect.isroutine(value) or inspect.isclass(value)) and maker != package)
+
+    return some([key for key, value in public.items() if not is_imported(value)] or list(public), 30) or "nothing"
 
 
 def name_of(thing: Any) -> str:

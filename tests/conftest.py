@@ -98,6 +98,17 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["SIM_CACHE"] = str(_shared_folder(tmp_path_factory) / "cache")
 
 
+@pytest.fixture(scope="session")
+def _empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("current")
+
+
+@pytest.fixture(autouse=True)
+def _current_folder(_empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin in an empty folder: around a ``train`` of one's own, a run looks at each file of the current one."""
+    monkeypatch.chdir(_empty_folder)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _libraries_are_no_garbage() -> Iterator[None]:
     """Leave what the imports made out of each search for garbage; Flower's strategies search once for each client."""

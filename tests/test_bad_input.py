@@ -216,7 +216,7 @@ def test_config_files(command: Sim, tmp_path: Path, text: str) -> None:
 
 PLUGINS = {
     "--model nowhere:Net": "--model nowhere:Net: no module named nowhere in",
-    "--model faulty:Nett": "--model faulty:Nett: faulty has no Nett; it has",
+    "--model faulty:Nett": "--model faulty:Nett: faulty has no Nett; it has not_callable, model_none, ",
     "--model broken_import:Net": "its import failed: No module named 'nothing_of_that_name'",
     "--model faulty:not_callable": "--model faulty:not_callable: is of type int, neither a class, a function nor a",
     "--model faulty:model_none": "--model faulty:model_none: returned NoneType, not a torch.nn.Module",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from sim import CentralizedConfig, ConfigError, Run, RunConfig
 from sim.data.batches import Batches
 from sim.data.load_dataset import Examples
 from sim.training import local
+from sim.training.device import notes_on_precision
 
 CPU = torch.device("cpu")
 BATCH = [(torch.tensor([[2.0]]), torch.tensor([1]))]
@@ -59,6 +62,15 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights() -> None:
     local.train(net, BATCH, 1, CPU, lr=0.1)
     assert seen == [torch.bfloat16, torch.float32]
     assert net.weight.dtype == torch.float32
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="Linux names the instructions of other processors otherwise")
+def test_a_processor_without_instructions_for_bf16_is_noted() -> None:
+    instructions = set(Path("/proc/cpuinfo").read_text().split())
+    notes = [*notes_on_precision("bf16", "cpu")]
+    assert len(notes) == (not {"avx512_bf16", "amx_bf16"} & instructions)
+    assert all(note.startswith("--precision bf16: this processor (") for note in notes)
+    assert [*notes_on_precision("fp32", "cpu")] == []
 
 
 def test_learning_rates_of_a_run() -> None:

@@ -157,6 +157,17 @@ def test_what_is_large_or_shared_is_a_link(project: Path) -> None:
     folder.remove()
 
 
+def test_what_is_large_and_written_by_clients_is_a_copy(project: Path) -> None:
+    (project / "models/old/large.bin").write_bytes(b"x" * 101)
+    folder = OwnFolder(OwnFolderSpec(project / "results", frozenset({"models/old/large.bin"}), most_copied_bytes=100))
+    for _ in range(2):
+        with folder.entered():
+            assert Path("models/old/large.bin").stat().st_size == 101
+            Path("models/old/large.bin").write_bytes(b"")
+    assert (project / "models/old/large.bin").stat().st_size == 101
+    folder.remove()
+
+
 @pytest.mark.parametrize(("most_entries", "is_link"), [(10, True), (11, False)])
 def test_folders_below_many_entries_are_links(project: Path, most_entries: int, is_link: bool) -> None:
     """The folder has nine entries, data and models have one each."""

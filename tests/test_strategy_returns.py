@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.client import NumPyClient
-from flwr.common import Parameters
+from flwr.clientapp import ClientApp
+from flwr.common import Array, ArrayRecord, Context, Message, MetricRecord, Parameters, RecordDict
 from flwr.server import ServerConfig
 from flwr.server.strategy import FedAvg, Strategy
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg as MessageFedAvg
 
-from sim import ConfigError, PluginError, RunError, start_simulation
+from sim import ConfigError, PluginError, RunError, run_simulation, start_simulation
 
 
 class Plus(NumPyClient):
@@ -38,12 +41,14 @@ def started(tmp_path: Path, strategy: Any, **settings: Any) -> Any:
     return start_simulation(client_fn=lambda context: Plus().to_client(), **given)
 
 
-def returning(method: str, returned: Any) -> Strategy:
-    return type("Own", (FedAvg,), {method: lambda *_: returned})()  # type: ignore[no-any-return]
+def returning(method: str, returned: Any, of: type = FedAvg) -> Any:
+    return type("Own", (of,), {method: lambda *_: returned})()
 
 
 EVALUATED = r"\(loss, dict of metrics\) or None"
 FITTED = r"\(Parameters, which ndarrays_to_parameters makes, dict\) or \(None, dict\)"
+TRAINED = r"\(ArrayRecord or None, MetricRecord or None\)"
+ARRAYS = ArrayRecord({"a": Array(np.zeros(2)), "b": Array(np.zeros(2))})  # two, as many as must be returned
 PARAMETERS = Parameters([], "numpy.ndarray")
 
 
@@ -64,6 +69,11 @@ PARAMETERS = Parameters([], "numpy.ndarray")
         (FedAvg(fit_metrics_aggregation_fn=lambda _: 0.5), "fit_metrics_aggregation_fn must return a dict of metrics"),
         (returning("aggregate_evaluate", 0.5), r"aggregate_evaluate must return \(loss or None, dict\), not float$"),
         (returning("aggregate_evaluate", (0.5, 0.2)), "aggregate_evaluate must return a dict of metrics in the second"),
+        (
+            returning("aggregate_train", ARRAYS, MessageFedAvg),
+            rf"aggregate_train must return {TRAINED}, not ArrayRecor",
+        ),
+        (returning("aggregate_train", ([], None), MessageFedAvg), r"aggregate_train must return .*, not \(list, NoneT"),
     ],
 )
 def test_a_wrong_return_is_named(tmp_path: Path, strategy: Strategy, message: str) -> None:
@@ -84,6 +94,29 @@ def test_none_is_nothing(tmp_path: Path, method: str) -> None:
     history = started(tmp_path, returning(method, None))
     losses = {"configure_fit": [0.0, 0.0], "aggregate_fit": [0.0, 0.0]}.get(method, [])
     assert [loss for _, loss in history.losses_distributed] == losses
+
+
+def test_an_app_may_measure_what_has_no_name_as_with_flower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server_app, client_app, results = ServerApp(), ClientApp(), []
+
+    @client_app.train()
+    def train(message: Message, context: Context) -> Message:
+        content = RecordDict({"arrays": message.content["arrays"], "metrics": MetricRecord({"num-examples": 1})})
+        return Message(content, reply_to=message)
+
+    @server_app.main()
+    def main(grid: Any, context: Context) -> None:
+        first = ArrayRecord([np.zeros(2)])
+        made = MessageFedAvg(fraction_evaluate=0.0).start(
+            grid, first, num_rounds=2, evaluate_fn=lambda server_round, arrays: server_round / 2
+        )
+        results.append(made.evaluate_metrics_serverapp)
+
+    run = run_simulation(server_app, client_app, 2, results_dir=str(tmp_path), engine="inline")
+    assert results == [{0: 0.0, 1: 0.5, 2: 1.0}]
+    assert run.rounds().test_loss.isna().all()
+    note = "note: evaluate_fn returned float, which is in the app's result alone; what a MetricRecord holds is recorded"
+    assert capsys.readouterr().err.splitlines().count(f"sim: {note}") == 1
 
 
 def test_a_loss_in_another_spelling_is_recorded(tmp_path: Path) -> None:

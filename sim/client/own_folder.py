@@ -46,10 +46,11 @@ class OwnFolderSpec:
 
     Attributes:
         shared: a folder of which all clients find a link: runs are written there.
-        written: files of which has been said that clients write them; None if nothing is to be said of others.
+        written: files of which has been said that clients write them, which are copied whatever their size; None if
+            nothing is to be said of others.
         temporary: where the folder is made; None for where temporary files are.
         prefix: of its name.
-        most_copied_bytes: in total.
+        most_copied_bytes: in total, of files that are not in ``written``.
         most_entries: of folders in the current one that are made anew; what is deeper then is a link.
     """
 
@@ -186,13 +187,18 @@ class OwnFolder:
         )
 
     def _is_copied(self, twin: _Twin, entry: os.DirEntry[str]) -> bool:
-        return (
-            _is_file(entry)
-            and not entry.name.endswith(_CODE)
-            and twin.num_entries <= _MOST_COPIED_OF_A_FOLDER
+        if not _is_file(entry) or entry.name.endswith(_CODE) or not os.access(entry.path, os.R_OK):
+            return False
+        fits = (
+            twin.num_entries <= _MOST_COPIED_OF_A_FOLDER
             and self._num_bytes + entry.stat().st_size <= self._spec.most_copied_bytes
-            and os.access(entry.path, os.R_OK)
         )
+        return fits or self._name_of(twin, entry.name) in (self._spec.written or ())
+
+    def _name_of(self, twin: _Twin, name: str) -> str:
+        """Return the name of something in a folder, as it is seen from the current folder."""
+        assert self._twin is not None
+        return os.path.relpath(twin.place / name, self._twin.place)
 
     def _copy(self, twin: _Twin, name: str) -> None:
         source, place = str(twin.source / name), str(twin.place / name)

@@ -130,11 +130,15 @@ class WeightedSum:
         self.num_clients += other.num_clients
 
     def _check_shapes(self, weights: NDArrays) -> None:
-        if not same_shapes(weights, self.sums):
-            raise MismatchError(
-                f"arrays of shapes {[np.shape(array) for array in weights]} cannot be averaged with those of other "
-                f"clients, {[total.shape for total in self.sums]}"
-            )
+        if same_shapes(weights, self.sums):
+            return
+        if len(weights) != len(self.sums):
+            returned, others = f"{len(weights)} arrays", str(len(self.sums))
+        else:
+            pairs = [(np.shape(array), total.shape) for array, total in zip(weights, self.sums, strict=True)]
+            number, (shape, of_others) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+            returned, others = f"an array {number} of the shape {shape}", f"one of the shape {of_others}"
+        raise MismatchError(f"returned {returned}, clients before it {others}: there is no mean of them")
 
     def mean(self, *, whole_numbers: bool = True) -> NDArrays:
         """Return Σ nᵢ·wᵢ / Σ nᵢ; there must be at least one client.

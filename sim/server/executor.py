@@ -12,7 +12,7 @@ from flwr.common import RecordDict
 
 from sim.engine.aggregation import MismatchError
 from sim.engine.interface import Chunk, ChunkResult, ClientResult, Dispatcher
-from sim.errors import ClientError, RunError, one_line
+from sim.errors import ClientError, RunError, one_line, some
 from sim.metrics import spelled
 from sim.run_folder.records import Phase
 from sim.server.results import Failures, PhaseResults, client_record
@@ -55,7 +55,9 @@ class Executor:
             try:
                 collected.total.fold(chunk_result.total)
             except MismatchError as error:
-                raise RunError(f"round {server_round}: {error}") from error
+                added = [str(result.client_id) for result in chunk_result.results if result.error is None]
+                who = f"client{'s' if len(added) > 1 else ''} {some(added)}"
+                raise RunError(f"round {server_round}: {who} {error}") from error
             for result in chunk_result.results:
                 self.take(result, phase, server_round, collected)
         if phase == "fit" and not collected.succeeded and not all(result.lost for result in collected.clients):

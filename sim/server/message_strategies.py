@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,12 +20,14 @@ from sim import private_names
 from sim.client.flower_program import client_of, node_of
 from sim.client.message_contents import Packer, keys_of, source_of, unpack
 from sim.engine.aggregation import cut
+from sim.engine.client_calls import shape_of
 from sim.engine.interface import Chunk, ClientResult, Task, TaskMessage
 from sim.errors import RunError
 from sim.metrics import spelled
 from sim.run_folder.records import Phase
 from sim.server.adapter import Evaluated
 from sim.server.results import PhaseResults, numbers_of
+from sim.server.strategy_returns import checked_trained
 
 _PHASES: dict[str, Phase] = {"train": "fit", "evaluate": "evaluate"}
 MESSAGE_CALLS = (
@@ -207,6 +210,7 @@ class MessageAdapter:
         self._averages = averages(used)
         self._weighted_by: str = getattr(used, "weighted_by_key", "")
         self._batch = Batch([], [])
+        self._noted: set[str] = set()  # calls of which was said that what they return is not recorded
         self._set_arrays(arguments.initial_arrays)
 
     def _set_arrays(self, arrays: ArrayRecord) -> None:
@@ -276,7 +280,8 @@ class MessageAdapter:
         if self._averages and results.succeeded:
             arrays, metrics = self._aggregate_mean(server_round, results)
         else:
-            arrays, metrics = self.used.aggregate_train(server_round, self._batch.replies(results))
+            returned = self.used.aggregate_train(server_round, self._batch.replies(results))
+            arrays, metrics = checked_trained(returned, server_round)
         if metrics is not None:
             self.result.train_metrics_clientapp[server_round] = metrics
         if arrays is None:
@@ -306,15 +311,14 @@ class MessageAdapter:
             elif result.error is not None:
                 replies.append(_reply(message, result))
         with metrics_of(used, every):
-            made: tuple[ArrayRecord | None, MetricRecord | None] = used.aggregate_train(server_round, replies)
-        return made
+            return checked_trained(used.aggregate_train(server_round, replies), server_round)
 
     def aggregate_evaluate(self, server_round: int, results: PhaseResults) -> Evaluated:
         """Have the strategy aggregate what clients measured."""
         metrics = self.used.aggregate_evaluate(server_round, self._batch.replies(results))
         if metrics is not None:
             self.result.evaluate_metrics_clientapp[server_round] = metrics
-        values = dict(metrics or {})
+        values = self._values("aggregate_evaluate", metrics)
         return Evaluated(results.succeeded, spelled(values, "loss"), values)
 
     def evaluate(self, server_round: int) -> tuple[float | None, Mapping[str, Any]] | None:
@@ -325,8 +329,21 @@ class MessageAdapter:
         if metrics is None:
             return None
         self.result.evaluate_metrics_serverapp[server_round] = metrics
-        values = dict(metrics)
+        values = self._values("evaluate_fn", metrics)
         return spelled(values, "loss"), numbers_of(values)
+
+    def _values(self, call: str, metrics: Any) -> dict[str, Any]:
+        """Return what was measured by name; Flower takes what has no names as well, and so does an app's result."""
+        if isinstance(metrics, Mapping | None):
+            return dict(metrics or {})
+        if call not in self._noted:
+            self._noted.add(call)
+            logging.getLogger("sim").warning(
+                "note: %s returned %s, which is in the app's result alone; what a MetricRecord holds is recorded",
+                call,
+                shape_of(metrics),
+            )
+        return {}
 
 
 def _identity(arrays: ArrayRecord) -> list[tuple[str, int]]:

@@ -28,6 +28,7 @@ from sim.server.adapter import Evaluated
 from sim.server.message_strategies import MESSAGE_CALLS, RAISED, NodesGrid, averages, metrics_of
 from sim.server.results import PhaseResults, numbers_of
 from sim.server.sampled_clients import SampledClients
+from sim.server.strategy_returns import checked_trained
 from sim.server.virtual_clients import check_there
 from sim.server.visible_weights import VisibleWeights
 
@@ -172,9 +173,10 @@ class MessageToFitInsAdapter:
             mean.weights = self._view.mean(results.total)
             replies = self._replies(results, {mean.client_id: mean})
             with metrics_of(used, [self._measured(r) for r in results.succeeded]):
-                arrays, metrics = used.aggregate_train(server_round, replies)
+                returned = used.aggregate_train(server_round, replies)
         else:
-            arrays, metrics = used.aggregate_train(server_round, self._replies(results))
+            returned = used.aggregate_train(server_round, self._replies(results))
+        arrays, metrics = checked_trained(returned, server_round)
         if arrays is None:
             return None, {}
         weights = self._view.whole([array.numpy() for array in arrays.values()], self._weights, server_round)

@@ -1,4 +1,4 @@
-"""Checks what a strategy of ``flwr.server.strategy`` returns, so that a wrong one is named and not dropped."""
+"""Checks what a strategy returns, so that a wrong return is named and not dropped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any
 
-from flwr.common import Parameters
+from flwr.common import ArrayRecord, Parameters
 
 from sim.engine.client_calls import is_number, shape_of
 from sim.errors import RunError, described
@@ -78,6 +78,19 @@ def checked_aggregated(strategy: Any, method: str, returned: Any, server_round: 
     if not isinstance(second, Mapping | None):
         raise _wrong(strategy, method, second, "a dict of metrics in the second place", server_round)
     return first, second or {}
+
+
+def checked_trained(returned: Any, server_round: int) -> tuple[ArrayRecord | None, Any]:
+    """Return what ``aggregate_train`` of a strategy of ``flwr.serverapp`` returned: arrays, and what was measured.
+
+    Raises:
+        RunError: it is something else.
+    """
+    match returned:
+        case (ArrayRecord() | None as arrays, Mapping() | None as metrics):
+            return arrays, metrics
+    expected = "(ArrayRecord or None, MetricRecord or None)"
+    raise RunError(f"round {server_round}: aggregate_train must return {expected}, not {shape_of(returned)}")
 
 
 @contextmanager

@@ -47,7 +47,7 @@ from sim.setup import dry_run
 from sim.setup.local_training import with_local_training
 from sim.setup.prepare_flower import prepare_app, prepare_client_fn, with_client_fn
 from sim.setup.virtual_time import check_real_time, with_devices
-from sim.training.device import compute_repeatably
+from sim.training.device import compute_repeatably, notes_on_precision
 from sim.training.losses import LOSSES, METRICS, inputs_and_target
 from sim.training.models import try_out
 from sim.training.weights import WeightLayout, get_weights
@@ -116,6 +116,7 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
         *_algorithm_notes(config, spec, built, initial_weights),
         *_notes_without_effect(config, spec, dataset, asked),
         *_notes_on_measurements(config, tried.measured),
+        *(notes_on_precision(config.precision, config.device) if spec.train is None else ()),
         *unused,
     ]
     if config.dp and layout.has_running_statistics:

@@ -26,6 +26,18 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def notes_on_precision(precision: str, device: str) -> Iterator[str]:
+    """Say where this machine's processor has no instructions for a precision, with which training takes longer."""
+    if precision != "bf16" or pick_device(device).type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return  # older versions of PyTorch do not say
+    can = torch.cpu.get_capabilities()
+    if can.get("architecture") == "x86_64" and not (can.get("avx512_bf16") or can.get("amx_bf16")):
+        yield (
+            f"--precision bf16: this processor ({can.get('cpu_name', 'unknown')}) has no instructions for bfloat16, so "
+            "that training may take several times as long as with fp32"
+        )
+
+
 def compute_repeatably(torch_threads: int, device: str = "auto", *, user_code: bool = True) -> None:
     """Let PyTorch compute with so many threads on the CPU, and on a GPU with kernels that give the same bits each time.
 
