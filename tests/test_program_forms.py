@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from sim.client.own_files import noted
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, PluginError
-from sim.program_file import read
+from sim.program_file import Parameters, _parsed_once, read
 from sim.run_folder.folder import Run
 from tests.conftest import PROGRAMS, Sim, sha256
 
@@ -181,6 +181,26 @@ def test_a_program_without_data_is_told_what_it_was_tried_on(program: str) -> No
     )
     with pytest.raises(PluginError, match=message):
         run("no_data.py")
+
+
+def test_only_the_files_that_give_a_program_its_names_are_read(tmp_path: Path) -> None:
+    files = {
+        "main.py": "from big import fit as train, Trainer",
+        "big/__init__.py": "from big.loops import fit\nfrom big.other import rest\nfrom .classes import *",
+        "big/loops.py": "from big import rest\ndef fit(net, loader, epochs=1): return 1, 2",
+        "big/other.py": "from big.more import rest",
+        "big/classes.py": "from big import fit\nclass Trainer:\n  def __init__(self, net): ...\n  def train(self): ...",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    before = _parsed_once.cache_info().misses
+    found = read(tmp_path / "main.py")
+    assert found is not None
+    assert found.functions == {"train": Parameters(("net", "loader"), ("epochs",))}
+    assert found.pairs == {"train"}
+    assert list(found.methods) == ["Trainer.train"]
+    assert _parsed_once.cache_info().misses - before == 4, "all but big/other.py"
 
 
 _TWO_MODELS = """
