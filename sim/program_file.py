@@ -160,28 +160,25 @@ def read(path: Path) -> ProgramFile | None:
     own = _parsed(path)
     if own is None:
         return None
-    names = list(_names(own.body, path))
-    methods, functions, pairs = dict(own.methods), dict(own.functions), set(own.pairs)
+    alone, names = own.alone, list(_names(own.body, path))
+    methods, functions, pairs = dict(alone.methods), dict(alone.functions), set(alone.pairs)
     for name in dict.fromkeys(each.name for each in names):
         found = _definition(name, path)
-        if found is None or found[0] is own:
+        if found is None or found[0] is alone:
             continue
-        defined, name_there = found
+        file, name_there = found
         methods |= {
             f"{name}.{method.partition('.')[2]}": parameters
-            for method, parameters in defined.methods.items()
+            for method, parameters in file.methods.items()
             if method.partition(".")[0] == name_there
         }
-        functions |= {name: defined.functions[name_there]} if name_there in defined.functions else {}
-        pairs |= {name} if name_there in defined.pairs else set()
-    return ProgramFile(
-        path,
+        functions |= {name: file.functions[name_there]} if name_there in file.functions else {}
+        pairs |= {name} if name_there in file.pairs else set()
+    return replace(
+        alone,
         names=frozenset(each.name for each in names if not each.of_library),
         library_names=frozenset(each.name for each in names if each.of_library),
         variables=frozenset(each.name for each in names if each.is_variable),
-        arguments=own.arguments,
-        training_line=own.training_line,
-        modules=own.modules,
         methods=methods,
         functions=functions,
         pairs=frozenset(pairs),
@@ -189,15 +186,17 @@ def read(path: Path) -> ProgramFile | None:
 
 
 class _Parsed(NamedTuple):
-    """What a file says by itself; the attributes are those of ``ProgramFile``."""
+    """A file of the user's as it is by itself.
+
+    Attributes:
+        body: its statements.
+        imports: what it imports from other files of the user's: its name here, or *, its name there, and the file.
+        alone: what it defines, without names.
+    """
 
     body: list[ast.stmt]
-    arguments: dict[str, Option]
-    training_line: int | None
-    modules: tuple[str, ...]
-    methods: dict[str, Parameters]
-    functions: dict[str, Parameters]
-    pairs: set[str]
+    imports: list[tuple[str, str, Path]]
+    alone: ProgramFile
 
 
 def _parsed(path: Path) -> _Parsed | None:
@@ -210,26 +209,29 @@ def _parsed(path: Path) -> _Parsed | None:
 @lru_cache(maxsize=256)
 def _parsed_once(path: Path, modified_ns: int) -> _Parsed:
     tree = ast.parse(path.read_bytes())
-    body = tree.body
-    return _Parsed(
-        body,
+    alone = ProgramFile(
+        path,
+        names=frozenset(),
+        library_names=frozenset(),
+        variables=frozenset(),
         arguments=_arguments(tree),
-        training_line=_training_line(body),
-        modules=tuple(_modules(body)),
-        methods=dict(_methods(body)),
-        functions=_functions(body),
-        pairs=_pairs(body),
+        training_line=_training_line(tree.body),
+        modules=tuple(_modules(tree.body)),
+        methods=dict(_methods(tree.body)),
+        functions=_functions(tree.body),
+        pairs=frozenset(_pairs(tree.body)),
     )
+    return _Parsed(tree.body, list(_imports(tree.body, path)), alone)
 
 
-def _definition(name: str, path: Path, seen: tuple[Path, ...] = ()) -> tuple[_Parsed, str] | None:
+def _definition(name: str, path: Path, seen: tuple[Path, ...] = ()) -> tuple[ProgramFile, str] | None:
     """Return the file of the user's that defines a function or class of the file at ``path``, and its name there."""
     parsed = _parsed(path) if path not in seen else None  # two files may import from each other
     if parsed is None:
         return None
     if any(isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name for node in parsed.body):
-        return parsed, name
-    for alias, name_there, file in _imports(parsed.body, path):
+        return parsed.alone, name
+    for alias, name_there, file in parsed.imports:
         if alias in (name, "*"):
             found = _definition(name if alias == "*" else name_there, file, (*seen, path))
             if found is not None:
@@ -240,9 +242,8 @@ def _definition(name: str, path: Path, seen: tuple[Path, ...] = ()) -> tuple[_Pa
 def _modules(body: list[ast.stmt]) -> list[str]:
     """Return the classes that may be the model of a program: PyTorch modules that are no part and no loss of it."""
     found: dict[str, ast.ClassDef] = {}
-    losses = set(_classes_of_losses(body))
     for node in body:
-        if isinstance(node, ast.ClassDef) and not node.name.lower().endswith(_NO_MODELS) and node.name not in losses:
+        if isinstance(node, ast.ClassDef) and not node.name.lower().endswith(_NO_MODELS):
             bases = [ast.unparse(base) for base in node.bases if not ast.unparse(base).endswith("DataModule")]
             if any(base.endswith(_BASES_OF_MODELS) or base in found for base in bases):
                 found[node.name] = node
@@ -252,7 +253,9 @@ def _modules(body: list[ast.stmt]) -> list[str]:
         for each in ast.walk(node)
         if isinstance(each, ast.Name) and each.id != name
     }
-    return [name for name in found if name not in parts]
+    candidates = [name for name in found if name not in parts]
+    losses = set(_classes_of_losses(body))
+    return [name for name in candidates if name not in losses] or candidates  # model_with_loss = Net() is no loss
 
 
 def _classes_of_losses(body: list[ast.stmt]) -> Iterator[str]:

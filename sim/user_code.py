@@ -107,8 +107,9 @@ def _names_in(module: ModuleType) -> str:
     package = name_in_folder(module.__name__).partition(".")[0]
 
     def is_imported(value: Any) -> bool:
-        maker = name_in_folder(getattr(value, "__module__", None) or "").partition(".")[0]
-        return inspect.ismodule(value) or ((inspect.isroutine(value) or inspect.isclass(value)) and maker != package)
+        if not (inspect.isroutine(value) or inspect.isclass(value)):
+            return inspect.ismodule(value)
+        return name_in_folder(getattr(value, "__module__", None) or "").partition(".")[0] != package
 
     return some([key for key, value in public.items() if not is_imported(value)] or list(public), 30) or "nothing"
 

@@ -227,6 +227,10 @@ def test_what_a_file_defines_comes_before_what_it_imports_from_libraries(program
     found = read(Path("two_models.py").resolve())
     assert found is not None
     assert found.parts() == {"dataset": "prepare_data", "model": "TinyCnn", "test": "eval_model"}
+    Path("one_model.py").write_text("from torch import nn\nclass Unet(nn.Module): ...\nmodel_with_loss = Unet()")
+    alone = read(Path("one_model.py").resolve())
+    assert alone is not None
+    assert alone.parts()["model"] == "Unet", "the only candidate, whatever its variable is called"
     Path("of_a_server.py").write_text(
         "from two_models import *\nfrom two_models import Data as test\ndef evaluate(): ..."
     )

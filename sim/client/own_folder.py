@@ -50,7 +50,7 @@ class OwnFolderSpec:
             nothing is to be said of others.
         temporary: where the folder is made; None for where temporary files are.
         prefix: of its name.
-        most_copied_bytes: in total, of files that are not in ``written``.
+        most_copied_bytes: in total; files of ``written`` count, but are copied beyond it.
         most_entries: of folders in the current one that are made anew; what is deeper then is a link.
     """
 
