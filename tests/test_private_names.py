@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -68,3 +69,43 @@ def test_the_state_that_version_0_1_0_wrote_can_be_read() -> None:
 
     content = np.frombuffer(recorddict_to_proto(_state()).SerializeToString(), np.uint8)
     assert unpack_record(content) == _state()
+
+
+COMPILER_LATER = """
+import importlib.util, inspect, sys
+import torch
+from sim.private_names import import_compiler_when_used
+
+import_compiler_when_used()
+net = torch.nn.Linear(2, 1)
+optimizer = torch.optim.Adam(net.parameters())
+def step(forward):
+    optimizer.zero_grad()
+    forward(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+step(net)
+inspect.getmodule(step), importlib.util.find_spec("torch._dynamo"), hasattr(torch._dynamo, "__wrapped__")
+print("torch._dynamo.eval_frame" in sys.modules)
+step(%s)
+import torch._dynamo.config
+print("torch._dynamo.eval_frame" in sys.modules, type(torch._dynamo).__name__, sys.modules["torch._dynamo"] is torch._dynamo)
+disabled = torch.optim.Optimizer.zero_grad.__wrapped__
+print(getattr(disabled, "__dynamo_disable", None) is not disabled, optimizer.state[net.weight]["step"].item())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("compiled", "hidden"),
+    [
+        ("torch.compile(net, backend='eager')", ""),
+        ("torch.compile(net, backend='eager')", "1"),
+        ("torch.compiler.disable(net.forward)", ""),
+    ],
+)
+def test_the_compiler_is_imported_when_something_is_compiled(compiled: str, hidden: str) -> None:
+    """An optimizer alone needs it not. Afterwards PyTorch's own methods are as if it had been there from the first."""
+    command = [sys.executable, "-c", COMPILER_LATER % compiled]
+    environment = {**os.environ, private_names.HIDDEN: hidden}
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert found.stdout.splitlines() == [str(bool(hidden)), "True module True", "True 2.0"]

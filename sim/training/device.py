@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sim.private_names import import_compiler_when_used
 from sim.processes import keep_freed_memory
 
 _DETERMINISTIC: Any = torch.utils.deterministic  # has no types
@@ -50,6 +51,7 @@ def compute_repeatably(torch_threads: int, device: str = "auto", *, user_code: b
         user_code: model or functions are the user's. Their steps take longer, because PyTorch looks at each.
     """
     keep_freed_memory()
+    import_compiler_when_used()
     torch.set_num_threads(torch_threads)
     if pick_device(device).type == "cpu":
         return
