@@ -88,7 +88,8 @@ inspect.getmodule(step), importlib.util.find_spec("torch._dynamo"), hasattr(torc
 print("torch._dynamo.eval_frame" in sys.modules)
 step(%s)
 import torch._dynamo.config
-print("torch._dynamo.eval_frame" in sys.modules, type(torch._dynamo).__name__, sys.modules["torch._dynamo"] is torch._dynamo)
+found = sys.modules["torch._dynamo"]
+print("torch._dynamo.eval_frame" in sys.modules, type(found).__name__, found is torch._dynamo)
 disabled = torch.optim.Optimizer.zero_grad.__wrapped__
 print(getattr(disabled, "__dynamo_disable", None) is not disabled, optimizer.state[net.weight]["step"].item())
 """
