@@ -49,12 +49,14 @@ MARKERS = {
     "sweep": "slow",
     "swept": "slow",
 }
+_TEST_MODULES: set[str] = set()
 NOT_FAST = {"ray", "network", "browser", "slow", "nightly"}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by their fixtures, before pytest selects by markers."""
+    _TEST_MODULES.update(item.module.__name__ for item in items if isinstance(item, pytest.Function))
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
             if fixture in MARKERS:
@@ -107,6 +109,21 @@ def _empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _current_folder(_empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Begin in an empty folder: around a ``train`` of one's own, a run looks at each file of the current one."""
     monkeypatch.chdir(_empty_folder)
+
+
+@pytest.fixture(autouse=True)
+def _no_other_tests(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Hide the modules of other tests and of their programs: a run keeps the variables of all that is not installed."""
+    for name in _TEST_MODULES - {request.module.__name__}:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    before = set(sys.modules)
+    yield
+    programs = str(tmp_path_factory.getbasetemp())
+    for name in set(sys.modules) - before:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(programs):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session", autouse=True)
