@@ -42,6 +42,21 @@ def test_a_chunk_of_clients_that_return_other_dtypes_is_the_same_in_clients(in_p
         assert (whole.dtype, whole.tobytes()) == (np.float32, cut_up.tobytes())
 
 
+def test_who_returns_arrays_of_other_shapes_fails_in_a_whole_chunk_as_in_clients(in_programs: None) -> None:
+    prepared = prepare(RunConfig(num_clients=5, client_fn="client_fns:unequal"))
+    chunk = Chunk("fit", 1, [Task(client_id, {}) for client_id in range(5)], prepared.initial_weights, summed=True)
+    worker = Worker(prepared.spec, 5, 0)
+    parts = WorkItem(0, chunk).singles(alone=False)
+    for item in parts:
+        item.result = worker.run(item.chunk)
+    whole, cut_up = worker.run(chunk), joined(parts)
+    why = "MismatchError: returned 2 arrays, clients before it 1: there is no mean of them"
+    assert [result.error for result in cut_up.results] == [None, why, None, why, None]
+    assert [result.error for result in whole.results] == [None, why, None, why, None]
+    for one, other in zip(whole.total.mean(), cut_up.total.mean(), strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
 def test_a_chunk_in_clients_is_the_chunk_to_the_bit() -> None:
     rng = np.random.default_rng(0)
     each = [[rng.normal(size=(70_000, 3)).astype(np.float32), rng.normal(size=5)] for _ in range(50)]

@@ -9,7 +9,8 @@ from typing import Literal, Protocol
 from flwr.common import NDArrays, RecordDict, Scalar
 
 from sim.client.message_contents import Records
-from sim.engine.aggregation import WeightedSum
+from sim.engine.aggregation import MismatchError, WeightedSum
+from sim.errors import described
 from sim.metrics import spelled
 from sim.run_folder.records import Phase
 from sim.training.local import TestSums
@@ -155,6 +156,19 @@ class ChunkResult:
     results: list[ClientResult]
     total: WeightedSum
     spans: list[tuple[int, float, float]] = field(default_factory=list)
+
+    def add_to(self, total: WeightedSum) -> None:
+        """Add the sum to that of the clients before these; if there is no mean of both, these clients have failed."""
+        try:
+            total.fold(self.total)
+        except MismatchError as error:
+            why = described(error)
+            self.results = [
+                each
+                if each.error is not None
+                else ClientResult(each.client_id, each.seconds, error=why, actor=each.actor, bytes_down=each.bytes_down)
+                for each in self.results
+            ]
 
 
 @dataclass(frozen=True)

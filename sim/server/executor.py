@@ -10,9 +10,8 @@ from typing import NoReturn
 
 from flwr.common import RecordDict
 
-from sim.engine.aggregation import MismatchError
 from sim.engine.interface import Chunk, ChunkResult, ClientResult, Dispatcher
-from sim.errors import ClientError, RunError, one_line, some
+from sim.errors import ClientError, RunError, one_line
 from sim.metrics import spelled
 from sim.run_folder.records import Phase
 from sim.server.results import Failures, PhaseResults, client_record
@@ -52,12 +51,7 @@ class Executor:
             chunks = [self._with_state_rounds(chunk) for chunk in chunks]
         for _, chunk_result in self.dispatch(phase, chunks):
             collected.spans += chunk_result.spans
-            try:
-                collected.total.fold(chunk_result.total)
-            except MismatchError as error:
-                added = [str(result.client_id) for result in chunk_result.results if result.error is None]
-                who = f"client{'s' if len(added) > 1 else ''} {some(added)}"
-                raise RunError(f"round {server_round}: {who} {error}") from error
+            chunk_result.add_to(collected.total)
             for result in chunk_result.results:
                 self.take(result, phase, server_round, collected)
         if phase == "fit" and not collected.succeeded and not all(result.lost for result in collected.clients):

@@ -116,7 +116,7 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
         *_algorithm_notes(config, spec, built, initial_weights),
         *_notes_without_effect(config, spec, dataset, asked),
         *_notes_on_measurements(config, tried.measured),
-        *(notes_on_precision(config.precision, config.device) if spec.train is None else ()),
+        *(notes_on_precision(config.precision, spec.device) if spec.train is None else ()),
         *unused,
     ]
     if config.dp and layout.has_running_statistics:

@@ -106,7 +106,7 @@ def joined(items: Sequence[WorkItem]) -> ChunkResult:
         return results[0]
     whole = ChunkResult([], WeightedSum())
     for result in results:
+        result.add_to(whole.total)
         whole.results += result.results
-        whole.total.fold(result.total)
         whole.spans += result.spans
     return whole
