@@ -98,11 +98,7 @@ print(getattr(disabled, "__dynamo_disable", None) is not disabled, optimizer.sta
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("compiled", "hidden"),
-    [
-        ("torch.compile(net, backend='eager')", ""),
-        ("torch.compile(net, backend='eager')", "1"),
-        ("torch.compiler.disable(net.forward)", ""),
-    ],
+    [("torch.compile(net, backend='eager')", ""), ("torch.compiler.disable(net.forward)", "1")],
 )
 def test_the_compiler_is_imported_when_something_is_compiled(compiled: str, hidden: str) -> None:
     """An optimizer alone needs it not. Afterwards PyTorch's own methods are as if it had been there from the first."""
