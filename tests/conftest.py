@@ -111,13 +111,17 @@ def _current_folder(_empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(_empty_folder)
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Hide the modules of other tests: a run keeps the variables of all modules that are not installed."""
+    others = _TEST_MODULES - {item.module.__name__} if isinstance(item, pytest.Function) else set()
+    hidden = {name: sys.modules.pop(name) for name in others & sys.modules.keys()}
+    yield
+    sys.modules.update(hidden)
+
+
 @pytest.fixture(autouse=True)
-def _no_other_tests(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[None]:
-    """Hide the modules of other tests and of their programs: a run keeps the variables of all that is not installed."""
-    for name in _TEST_MODULES - {request.module.__name__}:
-        monkeypatch.delitem(sys.modules, name, raising=False)
+def _no_programs_of_other_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     before = set(sys.modules)
     yield
     programs = str(tmp_path_factory.getbasetemp())
