@@ -202,7 +202,8 @@ def _in_function(thing: types.FunctionType, name: str, owned: bool) -> Iterator[
     yield from _entries(vars(thing), place, owned=True)
     for position in range(len(thing.__defaults__ or ())):
         yield Found(place, partial(_default, thing, position), partial(_set_default, thing, position), True)
-    yield from _constants((thing.__kwdefaults__,), place, owned=True)
+    if thing.__kwdefaults__ is not None:
+        yield _constant(thing.__kwdefaults__, place, owned=True)
     for cell, key in zip(thing.__closure__ or (), thing.__code__.co_freevars, strict=True):
         yield Found(f"{place}.{key}", partial(content_of, cell), partial(setattr, cell, "cell_contents"), True)
 
