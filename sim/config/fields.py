@@ -116,6 +116,15 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def given_as(name: str, value: Any) -> str:
+    """Return a flag with its value, as it is given on the command line: ``--alpha 0.5``, ``--no-verbose``."""
+    if isinstance(value, bool):
+        return flag_of(name if value else f"no_{name}")
+    if isinstance(value, dict):
+        value = " ".join(f"{key}={each}" for key, each in value.items())
+    return f"{flag_of(name)} {value}"
+
+
 @cache
 def _hints(config_type: type) -> dict[str, Any]:
     return get_type_hints(config_type)  # which takes milliseconds, and is asked for each setting

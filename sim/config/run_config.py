@@ -18,7 +18,7 @@ from sim.config.choices import (
     WITH_COLUMN,
 )
 from sim.config.evaluation import EvaluationConfig
-from sim.config.fields import MOST, default_of, flag_of, setting
+from sim.config.fields import MOST, default_of, flag_of, given_as, setting
 from sim.config.settings_of_flower_programs import USED_BY
 from sim.config.training_config import MACHINE, MODEL, RUN, CentralizedConfig, TrainingConfig
 from sim.errors import ConfigError
@@ -324,9 +324,8 @@ class RunConfig(EvaluationConfig):
             raise ConfigError(f"--server-args {', '.join(self.server_args)}: belong to --strategy {names}")
         if self.client_fn is not None and self.model == "auto" and (self.args or self.model_args):
             name, given = ("args", self.args) if self.args else ("model_args", self.model_args)
-            shown = " ".join(f"{key}={value}" for key, value in given.items())
             raise ConfigError(
-                f"{flag_of(name)} {shown}: has no effect with --client-fn without --model; --run-config gives values "
+                f"{given_as(name, given)}: has no effect with --client-fn without --model; --run-config gives values "
                 "to a Flower program"
             )
         if self.client_fn is not None and self.strategy in ALGORITHMS:
@@ -397,11 +396,9 @@ class RunConfig(EvaluationConfig):
         given = {name: getattr(self, name) for name in _OF_DEVICES if getattr(self, name) != getattr(RunConfig, name)}
         for name, value in given.items():
             if self.devices is None:
-                raise ConfigError(f"{_with_value(name, value)}: needs the virtual seconds of --devices, e.g. uniform")
+                raise ConfigError(f"{given_as(name, value)}: needs the virtual seconds of --devices, e.g. uniform")
             if self.is_asynchronous and name in _OF_ROUNDS:
-                raise ConfigError(
-                    f"{_with_value(name, value)}: belongs to --mode sync, in which clients wait for others"
-                )
+                raise ConfigError(f"{given_as(name, value)}: belongs to --mode sync, in which clients wait for others")
         if self.availability_args and self.availability is None:
             names = ", ".join(self.availability_args)
             raise ConfigError(f"--availability-args {names}: belong to --availability")
@@ -443,7 +440,7 @@ class RunConfig(EvaluationConfig):
                 is_default = value in (None, {}) or (but_defaults and value == default_of(config_field))
                 if name not in used and name not in USED_BY and not is_default:
                     reason = "a Flower program has its own data, training and tests"
-                    raise ConfigError(f"{flag_of(name)} {value}: has no effect with {flag_of(program)}; {reason}")
+                    raise ConfigError(f"{given_as(name, value)}: has no effect with {flag_of(program)}; {reason}")
 
     def is_used(self, name: str) -> bool:
         """Return whether a setting has an effect, beside the other settings."""
@@ -531,10 +528,6 @@ class AppConfig(RunConfig):
 def config_type_of(values: Mapping[str, Any]) -> type[RunConfig]:
     """Return the class of the config that has these settings."""
     return AppConfig if values.get("app") is not None else RunConfig
-
-
-def _with_value(name: str, value: Any) -> str:
-    return flag_of(name) if value is True else f"{flag_of(name)} {value}"
 
 
 def _share_of(num_clients: int, fraction: float) -> int:

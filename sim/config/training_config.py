@@ -11,7 +11,18 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from sim.config.choices import DATASETS, MODELS, check_data_settings, trackers
-from sim.config.fields import MOST, check, default_of, flag_of, parse_number, read_toml, rules_of, setting, shown
+from sim.config.fields import (
+    MOST,
+    check,
+    default_of,
+    flag_of,
+    given_as,
+    parse_number,
+    read_toml,
+    rules_of,
+    setting,
+    shown,
+)
 from sim.config.presets import preset_path
 from sim.config.program import program_parts, what_was_found
 from sim.errors import ConfigError, one_line
@@ -387,7 +398,7 @@ class TrainingConfig(_GivenObjects):
                 program = values.get("program") if other == "dataset" and chosen == cls.dataset else None
                 instead = chosen if program is None else f"the data of --program {program}"
                 apart = "" if instead is None else f", not to {instead}"
-                raise ConfigError(f"{flag_of(name)} {given}: belongs to {flag_of(other)} {uses}{apart}")
+                raise ConfigError(f"{given_as(name, given)}: belongs to {flag_of(other)} {uses}{apart}")
 
     def is_used(self, name: str) -> bool:
         """Return whether a setting has an effect, beside the other settings."""

@@ -15,7 +15,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from sim.config.fields import check, flag_of, setting
+from sim.config.fields import check, flag_of, given_as, setting
 from sim.disk import check_is_file
 from sim.errors import ConfigError
 
@@ -200,7 +200,7 @@ def check_flags(flags: Mapping[str, Any]) -> None:
                 if "checkpoint" in name
                 else "whoever starts the clients of a network decides how their processes are executed"
             )
-            raise ConfigError(f"{flag_of(name)} {flags[name]}: belongs to sim run; {reason}")
+            raise ConfigError(f"{given_as(name, flags[name])}: belongs to sim run; {reason}")
 
 
 def networked(given: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from sim.client.own_training import OwnTrain
 from sim.client.runtime import ClientSpec, build_net, metrics_of
 from sim.client.torch_client import fit_settings
 from sim.compression.by_name import Compression
-from sim.config.fields import IMPORT_PATH, flag_of
+from sim.config.fields import IMPORT_PATH, flag_of, given_as
 from sim.config.run_config import RunConfig, TrainingConfig
 from sim.data import partition
 from sim.data.columns import Columns, LoaderSettings
@@ -217,7 +217,7 @@ def settings_without_effect(config: TrainingConfig, train: Any = None, test: Any
         value = getattr(config, name)
         if not is_used and value is not None and value != defaults[name]:
             functions = f"--train {config.train} has no" if name != "loss" else "neither --train nor --test has a"
-            yield f"{flag_of(name)} {value} has no effect: {functions} parameter for it"
+            yield f"{given_as(name, value)} has no effect: {functions} parameter for it"
 
 
 def _measures_without_loss(config: TrainingConfig, test: Any) -> bool:
@@ -253,10 +253,7 @@ def _notes_without_effect(
         for name in ("partitioner", "partitioner_args", "alpha", "partition_by", "min_partition_size", "eval_share"):
             value, default = getattr(config, name), getattr(RunConfig, name, None)
             if value and value != default:
-                shown = (
-                    " ".join(f"{key}={each}" for key, each in value.items()) if name == "partitioner_args" else value
-                )
-                yield f"{flag_of(name)} {shown} has no effect, because the program makes the partition itself"
+                yield f"{given_as(name, value)} has no effect, because the program makes the partition itself"
     elif config.eval_share != RunConfig.eval_share and not spec.eval_share:
         yield (
             f"--eval-share {config.eval_share:g} has no effect without --fraction-evaluate or --final-evaluate; each "
