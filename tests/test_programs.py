@@ -154,9 +154,9 @@ def test_one_client_with_all_data_is_the_program_by_itself(name: str, tmp_path: 
     sys.modules.pop(name, None)
 
 
-def test_options_that_a_file_parses_when_it_is_imported_are_said_to_stay(command: Sim, tmp_path: Path) -> None:
+def test_options_that_a_file_parses_when_it_is_imported_are_said_to_stay(sim: Sim, tmp_path: Path) -> None:
     few = ["--num-clients", "4", "--num-rounds", "1", "--engine", "inline", "--results-dir", str(tmp_path)]
-    done = command("run", "--program", "global_style.py", "--args", "step-size=0.5", *few, cwd=WHOLE)
+    done = sim("run", "--program", "global_style.py", "--args", "step-size=0.5", *few, cwd=WHOLE)
     assert done.returncode == 0, done.stderr
     assert (
         "note: --args step-size=0.5: global_style parses its options when it is imported, and where it uses them "
