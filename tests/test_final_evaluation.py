@@ -80,8 +80,7 @@ def test_sim_run_prints_the_clients(command: Sim) -> None:
         ),
         (
             {"client_fn": "own:client_fn"},
-            "--final-evaluate: has no effect with --client-fn; a Flower program has its own data, training and "
-            "tests",
+            "--final-evaluate: has no effect with --client-fn; a Flower program has its own data, training and tests",
         ),
     ],
 )
