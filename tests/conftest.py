@@ -122,6 +122,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_programs_of_other_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Forget the modules that a test has imported from its folder, for the same reason."""
     before = set(sys.modules)
     yield
     programs = str(tmp_path_factory.getbasetemp())

@@ -12,6 +12,7 @@ from sim.engine.aggregation import WeightedSum, cut
 from sim.engine.client_execution import Worker
 from sim.engine.interface import Chunk, ChunkResult, ClientResult, Task
 from sim.engine.ray.scheduling import WorkItem, by_work, in_items, joined, least_clients, next_message
+from sim.server.results import Failures
 from sim.setup.prepare import prepare
 
 
@@ -53,6 +54,11 @@ def test_who_returns_arrays_of_other_shapes_fails_in_a_whole_chunk_as_in_clients
     why = "MismatchError: returned 2 arrays, clients before it 1: there is no mean of them"
     assert [result.error for result in cut_up.results] == [None, why, None, why, None]
     assert [result.error for result in whole.results] == [None, why, None, why, None]
+    failures = Failures()
+    for result in (*whole.results, *cut_up.results):
+        if result.error is not None:
+            failures.add(result, "fit", 1)
+    assert failures.summary() == [f"4 failures in 1 round, the first of client 1, round 1 (fit): {why}"]
     for one, other in zip(whole.total.mean(), cut_up.total.mean(), strict=True):
         assert one.tobytes() == other.tobytes()
 

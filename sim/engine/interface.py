@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -10,7 +11,7 @@ from flwr.common import NDArrays, RecordDict, Scalar
 
 from sim.client.message_contents import Records
 from sim.engine.aggregation import MismatchError, WeightedSum
-from sim.errors import described
+from sim.errors import described, many_lines
 from sim.metrics import spelled
 from sim.run_folder.records import Phase
 from sim.training.local import TestSums
@@ -162,11 +163,19 @@ class ChunkResult:
         try:
             total.fold(self.total)
         except MismatchError as error:
-            why = described(error)
+            # With a traceback as where one process adds them: by its last line, failures are counted together.
+            why, trace = described(error), many_lines(traceback.format_exc())
             self.results = [
-                each
-                if each.error is not None
-                else ClientResult(each.client_id, each.seconds, error=why, actor=each.actor, bytes_down=each.bytes_down)
+                ClientResult(
+                    each.client_id,
+                    each.seconds,
+                    error=why,
+                    traceback=trace,
+                    actor=each.actor,
+                    bytes_down=each.bytes_down,
+                )
+                if each.error is None
+                else each
                 for each in self.results
             ]
 
