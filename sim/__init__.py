@@ -97,6 +97,8 @@ def __getattr__(name: str) -> Any:
     # Lazy, so that `sim --help` and `sim plot` do not wait for torch, flwr and ray.
     if name in _HOMES:
         return getattr(import_module(f"sim.{_HOMES[name]}"), name)
+    if name == "__version__":
+        return import_module("importlib.metadata").version("sim")
     raise AttributeError(f"module 'sim' has no attribute '{name}'")
 
 

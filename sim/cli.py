@@ -42,6 +42,7 @@ from sim.config.settings_of_flower_programs import USED_BY
 from sim.errors import ClientError, ConfigError, SimError, many_lines, one_line
 from sim.interrupts import process_ends_after_block
 from sim.network.options import ClientOptions, ServerOptions
+from sim.run_folder.environment import versions
 from sim.scale.cells import SET_BY_THE_GRID
 
 _EXIT_INTERRUPTED = 130
@@ -55,8 +56,18 @@ _OF_THE_MACHINE = dict.fromkeys(_WRITTEN, "written") | dict.fromkeys(_OPENED, "o
 AddFlags = Callable[[argparse.ArgumentParser], None]
 
 
+class _Version(argparse.Action):
+    """Prints the versions and ends; they are looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(versions())
+        parser.exit()
+
+
 def _parser() -> Parser:
     parser = Parser(prog="sim", description="Federated learning on virtual clients.", allow_abbrev=False)
+    about = "print the versions of sim, Python, Flower, Ray and PyTorch"
+    parser.add_argument("--version", action=_Version, nargs=0, help=about)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
 
     def add(name: str, act: Callable[[argparse.Namespace], None], about: str, add_flags: AddFlags) -> None:

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 import pytest
 from safetensors import safe_open
 
+import sim as sim_package
 from conftest import ONE_ACTOR, PROGRAMS, Sim, sha256
 from federation import DEADLINE_SECONDS, Program, wait_until
+from sim import cli
 from sim.run_folder.folder import Run
 
 SHORT = ("--local-epochs", "1", "--max-local-steps", "3")
 FEW = ("--num-clients", "10", "--clients-per-round", "4", "--num-rounds", "2", *SHORT)
+
+
+def test_the_versions_are_those_of_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0
+    packages = ", ".join(f"{name} {version(name)}" for name in ("flwr", "ray", "torch"))
+    assert capsys.readouterr().out == f"sim {version('sim')} (Python {platform.python_version()}, {packages})\n"
+    assert sim_package.__version__ == version("sim")
 
 
 @pytest.mark.ray

@@ -45,6 +45,12 @@ def untested() -> list[str]:
     return lines
 
 
+def versions() -> str:
+    """Return the versions of this package, of Python and of the libraries that bits depend on most, in one line."""
+    libraries = ", ".join(f"{name} {_version(name) or 'missing'}" for name in _TESTED)
+    return f"sim {_version('sim') or 'not installed'} (Python {platform.python_version()}, {libraries})"
+
+
 def describe() -> dict[str, Any]:
     """Return the content of ``environment.json``; values that cannot be determined are None."""
     import torch
