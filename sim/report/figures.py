@@ -49,9 +49,14 @@ class Mark:
 
 
 def curve_marks(groups: Sequence[Group]) -> list[Mark]:
-    """Return the legend of the curves."""
+    """Return the legend of the curves; how many seeds they have is in it only if the numbers differ."""
+    seeds = plots.seeds_of([group.curve for group in groups])
     return [
-        Mark(group.curve.label, to_hex(_LOOK.color(group.number)), _BORDERS[_LOOK.line_style(group.number)])
+        Mark(
+            group.curve.title if seeds else group.curve.label,
+            to_hex(_LOOK.color(group.number)),
+            _BORDERS[_LOOK.line_style(group.number)],
+        )
         for group in groups
     ]
 

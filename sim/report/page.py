@@ -76,6 +76,7 @@ def page_of(runs: Sequence[ReadRun], title: str, asked: str | None = None) -> st
         runs=runs,
         groups=groups,
         marks=figures.curve_marks(groups),
+        seeds=plots.seeds_of([group.curve for group in groups]),
         unfinished=numbers.unfinished(runs),
         **_configs(runs, groups),
         phases=phases,
