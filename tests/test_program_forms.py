@@ -177,7 +177,8 @@ def test_a_program_without_data_is_told_what_it_was_tried_on(program: str) -> No
     text = "import torch\ndef train(net, trainloader):\n    for x, y in trainloader:\n        net(x.reshape(-1, 7))\n"
     Path("no_data.py").write_text(text)
     message = (
-        r"^--train no_data:train: raised RuntimeError: .* \(with --dataset digits, because no_data.py has no load_data"
+        r"^--train no_data:train: raised RuntimeError: .* \(with --dataset digits, because no_data.py has no "
+        r"load_data, trainloader or the like; images of digits have 32×32 pixels, --image-size changes that\)$"
     )
     with pytest.raises(PluginError, match=message):
         run("no_data.py")

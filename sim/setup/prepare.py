@@ -26,6 +26,7 @@ from sim.client.own_training import OwnTrain
 from sim.client.runtime import ClientSpec, build_net, metrics_of
 from sim.client.torch_client import fit_settings
 from sim.compression.by_name import Compression
+from sim.config.choices import WITHOUT_IMAGES
 from sim.config.fields import IMPORT_PATH, flag_of, given_as
 from sim.config.run_config import RunConfig, TrainingConfig
 from sim.data import partition
@@ -142,16 +143,20 @@ def _with_own_folder(spec: ClientSpec, tried: dry_run.Tried, results_dir: str | 
 
 @contextmanager
 def _naming_built_in_data(config: RunConfig) -> Iterator[None]:
-    """Let the error of a program say that it was tried on built-in data, because its own were not found."""
+    """Let the error of a user's function or model say on which built-in data it was tried, and the size of images."""
     try:
         yield
     except PluginError as error:
-        if config.program is None or ":" in config.dataset:
+        if ":" in config.dataset:
             raise
-        raise PluginError(
-            f"{error} (with --dataset {config.dataset}, because {config.program} has no load_data, trainloader or the "
-            "like)"
-        ) from error
+        facts = [f"with --dataset {config.dataset}"]
+        if config.program is not None:
+            facts[0] += f", because {config.program} has no load_data, trainloader or the like"
+        if config.dataset not in WITHOUT_IMAGES:
+            facts.append(
+                f"images of {config.dataset} have {config.side}×{config.side} pixels, --image-size changes that"
+            )
+        raise PluginError(f"{error} ({'; '.join(facts)})") from error
 
 
 def _facts_of(part: str, thing: Any) -> SourceFacts | None:
