@@ -122,6 +122,17 @@ def test_arguments_that_nothing_takes_are_noted(program: str, sim: Sim) -> None:
     assert note in done.stderr.splitlines()
 
 
+def test_the_default_data_set_beside_a_program_with_data_is_refused(program: str, command: Sim) -> None:
+    module = program.removesuffix(".py")
+    for name in ("run", "partition", "sweep"):
+        done = command(name, "--program", program, "--dataset", "digits", cwd=Path.cwd())
+        assert (done.returncode, done.stderr) == (
+            2,
+            f"sim: --dataset digits: --program {program} has data of its own, {module}:trainloader,testloader; name "
+            f"its other parts instead: --dataset digits --model {module}:net\n",
+        )
+
+
 @pytest.mark.slow
 def test_what_the_runs_of_a_sweep_or_a_scale_study_note_is_said_once(program: str, command: Sim) -> None:
     module = extended(program, OTHER_MEASURES).removesuffix(".py")

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 from sim.config.choices import TRACKERS
 from sim.config.fields import MOST, default_of, flag_of, parse_flag, parse_number, rules_of, type_of
 from sim.config.presets import preset_names
+from sim.config.program import program_parts
 from sim.config.run_config import RunConfig, TrainingConfig
 from sim.errors import ConfigError, one_line
 from sim.metrics import is_target
@@ -128,10 +129,20 @@ def settings_given(config_type: type[TrainingConfig], arguments: argparse.Namesp
     """Return the settings that the preset, the config file and the flags give.
 
     Raises:
-        ConfigError: see ``TrainingConfig.given``; or the value of a flag is not valid.
+        ConfigError: see ``TrainingConfig.given``; the value of a flag is not valid; or the default data set is asked
+            for beside a program with data of its own, which a config takes in the place of a default.
     """
     preset = getattr(arguments, "preset", None)
-    return config_type.given(getattr(arguments, "config", None), preset=preset, **flags_given(config_type, arguments))
+    given = config_type.given(getattr(arguments, "config", None), preset=preset, **flags_given(config_type, arguments))
+    if given.get("program") is not None and given.get("dataset") == config_type.dataset:
+        parts = program_parts(given["program"], needs_model=False)
+        if "dataset" in parts:
+            others = " ".join(f"--{part} {name}" for part, name in parts.items() if part != "dataset")
+            raise ConfigError(
+                f"--dataset {given['dataset']}: --program {given['program']} has data of its own, {parts['dataset']}; "
+                f"name its other parts instead: --dataset {given['dataset']} {others}"
+            )
+    return given
 
 
 def config_from(config_type: type[C], arguments: argparse.Namespace) -> C:

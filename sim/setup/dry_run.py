@@ -1,4 +1,7 @@
-"""Tries the user's own functions on two examples, so that what cannot work ends before anything is written."""
+"""Tries the user's own functions on two examples, so that what cannot work ends before anything is written.
+
+A function that raises is tried on a whole batch as well, because there are programs that need one.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +19,7 @@ import numpy as np
 import torch
 from flwr.client import Client
 from flwr.common import Context, NDArrays, RecordDict, Scalar
+from numpy.typing import NDArray
 from torch import nn
 
 from sim import user_code
@@ -49,6 +53,10 @@ from sim.user_variables import OF_THIS_PROCESS, isolated
 _EXAMPLES_FOR_METRICS = 64
 _IGNORED_LABEL = -100  # by PyTorch's cross-entropy
 _FROM_A_GPU = "device type tensor to numpy"  # what PyTorch says where an array is made of a tensor on a GPU
+
+
+class _RaisedError(PluginError):
+    """A function of the user's raised an exception, perhaps because two examples are too few for it."""
 
 
 class Tried(NamedTuple):
@@ -125,11 +133,11 @@ def _tried(
         trial = trial_folder(Path(results_dir).absolute()) if is_copied else nullcontext(nothing)
         with trial as (files, shared):
             if spec.train is not None:
-                notes += _check_train(runtime, user_code.shown_name(spec.train), fit_settings, proximal_mu)
+                notes += _try_train(runtime, weights, fit_settings, proximal_mu)
                 runtime.renew_net()
                 set_weights(runtime.net, weights)
             if spec.test is not None:
-                about, measured = _check_test(runtime, user_code.shown_name(spec.test))
+                about, measured = _try_test(runtime, weights)
                 notes += about
         if spec.client is not None:
             name = user_code.shown_name(spec.client)
@@ -154,6 +162,50 @@ def _tried(
             "absolute path is shared by all clients, and with a relative path each client has its own"
         )
     return Tried([*notes, *OF_THIS_PROCESS.notes], tuple(files), spec.batches_on_cpu, measured)
+
+
+def _try_train(
+    runtime: ClientRuntime, weights: NDArrays, fit_settings: dict[str, Scalar], proximal_mu: float
+) -> list[str]:
+    """Return notes on ``train``."""
+    try:
+        return _check_train(runtime, some_examples(runtime), fit_settings, proximal_mu)
+    except _RaisedError as error:
+        with _in_the_second_place(error, runtime, weights):
+            batch = _training_batch(runtime, fit_settings)
+            return [*_check_train(runtime, batch, fit_settings, proximal_mu), _on_a_batch_alone(error, batch)]
+
+
+def _try_test(runtime: ClientRuntime, weights: NDArrays) -> tuple[list[str], tuple[str, ...]]:
+    """Return notes on ``test``, and the names of what it returns."""
+    predicted = _as_predicted(runtime)
+    few = some_examples(runtime) if predicted is None else predicted
+    try:
+        return _check_test(runtime, few, is_predicted=predicted is not None)
+    except _RaisedError as error:
+        with _in_the_second_place(error, runtime, weights):
+            batch = _training_batch(runtime, {}) if runtime.dataset.test is None else _test_batch(runtime)
+            notes, measured = _check_test(runtime, batch, is_predicted=False)
+            return [*notes, _on_a_batch_alone(error, batch)], measured
+
+
+@contextmanager
+def _in_the_second_place(error: _RaisedError, runtime: ClientRuntime, weights: NDArrays) -> Iterator[None]:
+    """Try a function that has raised ``error`` on two examples once more, from the weights of the beginning.
+
+    Raises:
+        PluginError: ``error`` if it raises in this block, too; or what it returns is wrong.
+    """
+    runtime.renew_net()
+    set_weights(runtime.net, weights)
+    try:
+        yield
+    except _RaisedError:
+        raise error from error.__cause__
+
+
+def _on_a_batch_alone(error: _RaisedError, batch: Any) -> str:
+    return f"{error} on two examples, and works on a batch of {batch.num_examples}; a client with fewer may fail"
 
 
 def _notes_of_arguments(spec: ClientSpec) -> Iterator[str]:
@@ -193,7 +245,7 @@ def _notes_of_arguments(spec: ClientSpec) -> Iterator[str]:
 
 @in_own_context
 def check_algorithm(spec: ClientSpec, received: NDArrays, fit_settings: dict[str, Scalar]) -> AlgorithmClient:
-    """Execute the client part of the run's algorithm once, on two examples.
+    """Execute the client part of the run's algorithm once, on two examples, or else on a batch.
 
     Args:
         received: what the server sends: the weights of the model, and what the algorithm adds.
@@ -208,20 +260,23 @@ def check_algorithm(spec: ClientSpec, received: NDArrays, fit_settings: dict[str
     worker = Worker(spec, 1, 0)
     runtime = worker.torch_runtime
     name = spec.algorithm.name
+    context = Context(0, 0, {"partition-id": 0, "num-partitions": 1}, RecordDict(), {})
+    settings = {**fit_settings, "local_epochs": 1}
+    raised: list[BaseException] = []
     with seeded(0, Purpose.TEST) as stream, isolated(stream, log=False):
-        loader = some_examples(runtime)
-        context = Context(0, 0, {"partition-id": 0, "num-partitions": 1}, RecordDict(), {})
-        client: Any = runtime.client_over(loader, loader, context)
-        settings = {**fit_settings, "local_epochs": 1}
-        try:
-            local: AlgorithmClient = runtime.algorithm_client(client.numpy_client, received, settings, 1, {})
-            local.fit()
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            reason = str(error) if isinstance(error, ValueError) else described(error)
-            raise PluginError(f"--strategy {name}: {one_line(reason)}") from error
-    return local
+        for loader in (some_examples(runtime), _training_batch(runtime, fit_settings)):
+            client: Any = runtime.client_over(loader, loader, context)
+            try:
+                local: AlgorithmClient = runtime.algorithm_client(client.numpy_client, received, settings, 1, {})
+                local.fit()
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001 - perhaps two examples are too few
+                raised.append(error)
+            else:
+                return local
+    reason = str(raised[0]) if isinstance(raised[0], ValueError) else described(raised[0])
+    raise PluginError(f"--strategy {name}: {one_line(reason)}") from raised[0]
 
 
 @in_own_context
@@ -361,6 +416,26 @@ def some_examples(runtime: ClientRuntime) -> Any:
     return ExampleLoader(split, positions, 2, training=False, in_process=True, device=device)
 
 
+def _training_batch(runtime: ClientRuntime, fit_settings: dict[str, Scalar]) -> Any:
+    """Return a loader of one batch for training, from all over the examples: of their first ones, all may be alike."""
+    given = fit_settings.get("batch_size")
+    if given is None and isinstance(runtime.dataset.train, Examples):
+        given = _EXAMPLES_FOR_METRICS
+    size = None if given is None else int(given)
+    of_loader = runtime.training_batches(np.arange(1), size).batch_size or _EXAMPLES_FOR_METRICS
+    return runtime.training_batches(_spread(of_loader, len(runtime.dataset.train)), size)
+
+
+def _test_batch(runtime: ClientRuntime) -> Any:
+    """Return a loader of the first batch of the central test, with examples from all over the test split."""
+    size = runtime.test_batches(np.arange(1)).batch_size
+    return runtime.test_batches(_spread(size or _EXAMPLES_FOR_METRICS, runtime.dataset.num_test_examples))
+
+
+def _spread(count: int, num_examples: int) -> NDArray[np.int64]:
+    return np.linspace(0, num_examples - 1, min(count, num_examples)).astype(np.int64)
+
+
 @torch.no_grad()
 def _as_predicted(runtime: ClientRuntime) -> Any:
     """Return two examples labelled as the net predicts: its accuracy on them is 1, or 100 where percent are meant.
@@ -386,14 +461,14 @@ def _as_predicted(runtime: ClientRuntime) -> Any:
 
 
 @in_own_context
-def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scalar], proximal_mu: float) -> list[str]:
+def _check_train(runtime: ClientRuntime, loader: Any, fit_settings: dict[str, Scalar], proximal_mu: float) -> list[str]:
     train: OwnTrain = runtime.train
+    name = user_code.shown_name(runtime.spec.train)
     binding = train.binding
     adds_term = bool(proximal_mu) and not train.takes_proximal_mu
     train.check_effect(noise_step=runtime.spec.noise_step, augment=runtime.spec.augment)
     offered = {**fit_settings, "proximal_mu": proximal_mu}
     settings: dict[str, Any] = {key: offered[key] for key in TRAIN_SETTINGS if key in offered}
-    loader = some_examples(runtime)
     try:
         with proximal_term(runtime.net, proximal_mu) if adds_term else nullcontext():
             calls = train.calls(runtime.net, loader, 1, runtime.device, validation_loader=loader, **settings)
@@ -404,7 +479,7 @@ def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scal
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise PluginError(f"--train {name}: raised {described(error)}") from error
+        raise _RaisedError(f"--train {name}: raised {described(error)}") from error
     notes = [*train.notes(runtime.net, settings), *calls[0].notes]
     if adds_term:
         notes.append("has no parameter proximal_mu, so the proximal term is added to its gradients before each step")
@@ -422,11 +497,10 @@ def _check_train(runtime: ClientRuntime, name: str, fit_settings: dict[str, Scal
 
 
 @in_own_context
-def _check_test(runtime: ClientRuntime, name: str) -> tuple[list[str], tuple[str, ...]]:
+def _check_test(runtime: ClientRuntime, loader: Any, *, is_predicted: bool) -> tuple[list[str], tuple[str, ...]]:
     """Return notes, and the names of what the test returns."""
     test: OwnTest = runtime.test
-    predicted = _as_predicted(runtime)
-    loader = some_examples(runtime) if predicted is None else predicted
+    name = user_code.shown_name(runtime.spec.test)
     try:
         returned = test.call_once(runtime.net, loader, runtime.device)
     except OwnReturnError as error:
@@ -436,10 +510,10 @@ def _check_test(runtime: ClientRuntime, name: str) -> tuple[list[str], tuple[str
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise PluginError(f"--test {name}: raised {described(error)}") from error
+        raise _RaisedError(f"--test {name}: raised {described(error)}") from error
     notes = list(returned.notes)
     accuracy = returned.metrics.get("accuracy", 1.0)
-    if predicted is not None and not math.isclose(accuracy, 1.0):
+    if is_predicted and not math.isclose(accuracy, 1.0):
         notes.append(
             f"its accuracy is {accuracy:g} for two examples of the classes that the model predicts, where it should be "
             '1; a loss is returned as {"loss": …}, and beside an accuracy as (loss, accuracy)'

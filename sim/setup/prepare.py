@@ -28,6 +28,7 @@ from sim.client.torch_client import fit_settings
 from sim.compression.by_name import Compression
 from sim.config.choices import WITHOUT_IMAGES
 from sim.config.fields import IMPORT_PATH, flag_of, given_as
+from sim.config.program import program_parts
 from sim.config.run_config import RunConfig, TrainingConfig
 from sim.data import partition
 from sim.data.columns import Columns, LoaderSettings
@@ -150,7 +151,7 @@ def _naming_built_in_data(config: RunConfig) -> Iterator[None]:
         if ":" in config.dataset:
             raise
         facts = [f"with --dataset {config.dataset}"]
-        if config.program is not None:
+        if config.program is not None and "dataset" not in program_parts(config.program, needs_model=False):
             facts[0] += f", because {config.program} has no load_data, trainloader or the like"
         if config.dataset not in WITHOUT_IMAGES:
             facts.append(
