@@ -6,6 +6,7 @@ a function is called, these variables are those of the client; afterwards they a
 
 from __future__ import annotations
 
+import builtins
 import copy
 import dis
 import inspect
@@ -215,6 +216,15 @@ def _used_by(function: FunctionType) -> tuple[Variable, ...]:
             elif variable.value is not None:
                 found[id(variable.module), name] = variable
     return tuple(found.values())
+
+
+def names_without_value(function: Callable[..., Any]) -> list[str]:
+    """Return the names that a function reads and that its module does not have, perhaps because a script sets them."""
+    function = inspect.unwrap(function)
+    if not isinstance(function, FunctionType):
+        return []
+    known = function.__globals__.keys() | vars(builtins).keys()
+    return [name for name in dict.fromkeys(_globals_in(function.__code__)) if name not in known]
 
 
 def _globals_in(code: CodeType) -> Iterator[str]:

@@ -23,6 +23,7 @@ from sim.client.own_function import (
     batch_size_of,
     dataset_of,
     make_fraction,
+    of_script,
     variables_of,
 )
 from sim.client.own_returns import OwnReturnError, Returned, of_test
@@ -77,6 +78,7 @@ class OwnTest(OwnFunction):
         if not (binding.takes("net") or binding.open_ended or "net" in variables_of(binding, is_test=True)):
             raise PluginError(
                 f"{self.place}: has no parameter for the model, such as net or model, and uses no variable that is one"
+                f"{of_script(self.function)}"
             )
         return binding
 

@@ -30,6 +30,7 @@ from sim.client.own_function import (
     check_effect,
     dataset_of,
     make_fraction,
+    of_script,
     variables_of,
 )
 from sim.client.own_returns import OwnReturnError, Returned, of_train, scalar
@@ -75,11 +76,12 @@ class OwnTrain(OwnFunction):
         if not binding.takes("net") and "net" not in borrowed:
             raise PluginError(
                 f"{self.place}: has no parameter for the model, such as net or model, and uses no variable that is one"
+                f"{of_script(self.function)}"
             )
         if not any(map(binding.takes, EXAMPLES)) and "loader" not in borrowed:
             raise PluginError(
                 f"{self.place}: has no parameter for the examples of a client, such as loader or train_loader, and "
-                "uses no variable that is a DataLoader"
+                f"uses no variable that is a DataLoader{of_script(self.function)}"
             )
         return binding
 

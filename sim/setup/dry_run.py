@@ -27,6 +27,7 @@ from sim.client.algorithm_client import AlgorithmClient
 from sim.client.built_in_functions import BuiltInTest
 from sim.client.own_evaluation import OwnTest
 from sim.client.own_files import trial_folder
+from sim.client.own_function import of_script
 from sim.client.own_returns import OwnReturnError
 from sim.client.own_training import OwnTrain
 from sim.client.runtime import ClientRuntime, ClientSpec, loss_of, metrics_of
@@ -479,7 +480,8 @@ def _check_train(runtime: ClientRuntime, loader: Any, fit_settings: dict[str, Sc
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise _RaisedError(f"--train {name}: raised {described(error)}") from error
+        reason = f"{described(error)}{of_script(train.function) if isinstance(error, NameError) else ''}"
+        raise _RaisedError(f"--train {name}: raised {reason}") from error
     notes = [*train.notes(runtime.net, settings), *calls[0].notes]
     if adds_term:
         notes.append("has no parameter proximal_mu, so the proximal term is added to its gradients before each step")
@@ -510,7 +512,8 @@ def _check_test(runtime: ClientRuntime, loader: Any, *, is_predicted: bool) -> t
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise _RaisedError(f"--test {name}: raised {described(error)}") from error
+        reason = f"{described(error)}{of_script(test.function) if isinstance(error, NameError) else ''}"
+        raise _RaisedError(f"--test {name}: raised {reason}") from error
     notes = list(returned.notes)
     accuracy = returned.metrics.get("accuracy", 1.0)
     if is_predicted and not math.isclose(accuracy, 1.0):
