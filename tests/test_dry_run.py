@@ -77,38 +77,3 @@ def test_a_program_with_data_is_not_said_to_have_none(program: str) -> None:
     assert str(error.value).endswith(
         "(with --dataset synthetic; images of synthetic have 32×32 pixels, --image-size changes that)"
     )
-
-
-SCRIPT = """
-def train(epoch):
-    for x, y in train_batches:
-        criterion(my_net(x), y).backward()
-
-def local(net, trainloader):
-    for x, y in trainloader:
-        optimizer.zero_grad()
-        criterion(net(x), y).backward()
-        optimizer.step()
-
-def test(net, testloader):
-    return sum(my_loss(net(x), y) for x, y in testloader)
-
-if __name__ == "__main__":
-    my_net, train_batches, my_loss = net, trainloader, criterion
-"""
-
-
-def test_names_that_only_a_script_sets_are_named(program: str) -> None:
-    module = extended(program, SCRIPT).removesuffix(".py")
-    script = 'what stands under if __name__ == "__main__" is not executed'
-    message = (
-        f"--train {module}:train: has no parameter for the model, such as net or model, and uses no variable that is "
-        f"one; its module does not set train_batches, my_net: {script}"
-    )
-    with pytest.raises(PluginError, match=f"^{re.escape(message)}$"):
-        run(program)
-    message = (
-        f"--test {module}:test: raised NameError: name 'my_loss' is not defined; its module does not set my_loss: "
-    )
-    with pytest.raises(PluginError, match=f"^{re.escape(message + script)}$"):
-        run(program, train=f"{module}:local")

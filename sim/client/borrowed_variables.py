@@ -6,14 +6,12 @@ a function is called, these variables are those of the client; afterwards they a
 
 from __future__ import annotations
 
-import builtins
 import copy
-import dis
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -23,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from sim.parameter_roles import ROLES, validates
+from sim.used_variables import functions_used_by, names_read_by
 from sim.user_objects import is_own
 
 
@@ -202,35 +201,10 @@ def _with_rates_of_its_optimizer(scheduler: Any) -> Any:
 def _used_by(function: FunctionType) -> tuple[Variable, ...]:
     """Return the variables of modules that a function, and the user's functions that it calls, read."""
     found: dict[tuple[int, str], Variable] = {}
-    waiting: list[Any] = [function]
-    seen: set[FunctionType] = set()
-    while waiting:
-        current = inspect.unwrap(waiting.pop())
-        if not isinstance(current, FunctionType) or current in seen:
-            continue
-        seen.add(current)
-        for name in _globals_in(current.__code__):
+    for current in functions_used_by(function):
+        for name in names_read_by(current):
             variable = Variable(current.__globals__, name)
-            if isinstance(variable.value, FunctionType) and is_own(variable.value.__module__ or ""):
-                waiting.append(variable.value)
-            elif variable.value is not None:
+            is_followed = isinstance(variable.value, FunctionType) and is_own(variable.value.__module__ or "")
+            if variable.value is not None and not is_followed:
                 found[id(variable.module), name] = variable
     return tuple(found.values())
-
-
-def names_without_value(function: Callable[..., Any]) -> list[str]:
-    """Return the names that a function reads and that its module does not have, perhaps because a script sets them."""
-    function = inspect.unwrap(function)
-    if not isinstance(function, FunctionType):
-        return []
-    known = function.__globals__.keys() | vars(builtins).keys()
-    return [name for name in dict.fromkeys(_globals_in(function.__code__)) if name not in known]
-
-
-def _globals_in(code: CodeType) -> Iterator[str]:
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            yield str(instruction.argval)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):  # a function inside of it, or a comprehension
-            yield from _globals_in(constant)

@@ -23,7 +23,6 @@ from sim.client.own_function import (
     batch_size_of,
     dataset_of,
     make_fraction,
-    of_script,
     variables_of,
 )
 from sim.client.own_returns import OwnReturnError, Returned, of_test
@@ -38,6 +37,7 @@ from sim.parameter_roles import (
     Binding,
     is_text,
 )
+from sim.used_variables import set_by_a_script
 from sim.user_code import shown_name
 
 # For an object that does not train with them.
@@ -78,7 +78,7 @@ class OwnTest(OwnFunction):
         if not (binding.takes("net") or binding.open_ended or "net" in variables_of(binding, is_test=True)):
             raise PluginError(
                 f"{self.place}: has no parameter for the model, such as net or model, and uses no variable that is one"
-                f"{of_script(self.function)}"
+                f"{set_by_a_script(self.function)}"
             )
         return binding
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from sim.client.borrowed_variables import Borrowed, borrowed_by, names_without_value
+from sim.client.borrowed_variables import Borrowed, borrowed_by
 from sim.client.first_epoch import first_epoch_of
 from sim.client.own_returns import OwnReturnError
 from sim.client.returned_names import Names, names_of_returns
-from sim.errors import PluginError, some
+from sim.errors import PluginError
 from sim.method_binding import makes_loaders
 from sim.parameter_roles import Binding
 
@@ -75,13 +75,6 @@ def variables_of(binding: Binding, *, is_test: bool = False) -> Borrowed:
     """Return the variables of modules that a function uses in the place of parameters."""
     given = set(binding.roles.values())
     return borrowed_by(binding.function, given | ({"loader"} if given & {*EXAMPLES} else set()), is_test=is_test)
-
-
-def of_script(function: Callable[..., Any]) -> str:
-    """Return, for an error, which names the function reads that its module lacks; nothing if there are none."""
-    names = names_without_value(function)
-    script = 'what stands under if __name__ == "__main__" is not executed'
-    return f"; its module does not set {some(names)}: {script}" if names else ""
 
 
 def all_examples(loader: Any, place: str) -> dict[str, Any]:

@@ -30,7 +30,6 @@ from sim.client.own_function import (
     check_effect,
     dataset_of,
     make_fraction,
-    of_script,
     variables_of,
 )
 from sim.client.own_returns import OwnReturnError, Returned, of_train, scalar
@@ -45,6 +44,7 @@ from sim.parameter_roles import (
     is_text,
 )
 from sim.training.weights import state_of
+from sim.used_variables import set_by_a_script
 from sim.user_code import shown_name
 
 _DEFAULTS = ("lr", "momentum", "weight_decay", "optimizer", "batch_size")
@@ -76,12 +76,12 @@ class OwnTrain(OwnFunction):
         if not binding.takes("net") and "net" not in borrowed:
             raise PluginError(
                 f"{self.place}: has no parameter for the model, such as net or model, and uses no variable that is one"
-                f"{of_script(self.function)}"
+                f"{set_by_a_script(self.function)}"
             )
         if not any(map(binding.takes, EXAMPLES)) and "loader" not in borrowed:
             raise PluginError(
                 f"{self.place}: has no parameter for the examples of a client, such as loader or train_loader, and "
-                f"uses no variable that is a DataLoader{of_script(self.function)}"
+                f"uses no variable that is a DataLoader{set_by_a_script(self.function)}"
             )
         return binding
 

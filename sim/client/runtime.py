@@ -61,6 +61,7 @@ from sim.training.losses import LOSSES, METRICS, inputs_and_target
 from sim.training.models import DataFacts
 from sim.training.vectorized import Trainer
 from sim.training.weights import WeightLayout, state_of
+from sim.used_variables import set_arguments
 from sim.user_variables import OF_THIS_PROCESS, isolated
 
 # A batch of a test has this many examples, or fewer if they need more memory as float32 (in colour above 74×74 pixels).
@@ -160,11 +161,13 @@ class ClientSpec:
         self, flag: str, part: str | Callable[..., Any], loss: str | Callable[..., Any], score: str
     ) -> dict[str, Any]:
         owner, function = load_function(part, flag)
+        arguments = user_code.arguments(self.args, *filter(None, (owner, function)))
+        set_arguments(function, arguments)
         return {
             "function": function,
             "place": f"{flag} {user_code.shown_name(part if isinstance(part, str) else function)}",
             "loss": loss,
-            "args": user_code.arguments(self.args, *filter(None, (owner, function))),
+            "args": arguments,
             "score": score,
             "in_percent": self.accuracy_in_percent,
             "owner": owner,

@@ -27,7 +27,6 @@ from sim.client.algorithm_client import AlgorithmClient
 from sim.client.built_in_functions import BuiltInTest
 from sim.client.own_evaluation import OwnTest
 from sim.client.own_files import trial_folder
-from sim.client.own_function import of_script
 from sim.client.own_returns import OwnReturnError
 from sim.client.own_training import OwnTrain
 from sim.client.runtime import ClientRuntime, ClientSpec, loss_of, metrics_of
@@ -48,6 +47,7 @@ from sim.training.losses import LOSSES, METRICS, inputs_and_target
 from sim.training.models import check_logits, try_out
 from sim.training.proximal_term import UnseenStepsError, proximal_term
 from sim.training.weights import set_weights
+from sim.used_variables import set_by_a_script
 from sim.user_objects import own_modules
 from sim.user_variables import OF_THIS_PROCESS, isolated
 
@@ -480,7 +480,7 @@ def _check_train(runtime: ClientRuntime, loader: Any, fit_settings: dict[str, Sc
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        reason = f"{described(error)}{of_script(train.function) if isinstance(error, NameError) else ''}"
+        reason = f"{described(error)}{set_by_a_script(train.function) if isinstance(error, NameError) else ''}"
         raise _RaisedError(f"--train {name}: raised {reason}") from error
     notes = [*train.notes(runtime.net, settings), *calls[0].notes]
     if adds_term:
@@ -512,7 +512,7 @@ def _check_test(runtime: ClientRuntime, loader: Any, *, is_predicted: bool) -> t
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        reason = f"{described(error)}{of_script(test.function) if isinstance(error, NameError) else ''}"
+        reason = f"{described(error)}{set_by_a_script(test.function) if isinstance(error, NameError) else ''}"
         raise _RaisedError(f"--test {name}: raised {reason}") from error
     notes = list(returned.notes)
     accuracy = returned.metrics.get("accuracy", 1.0)
