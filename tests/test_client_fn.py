@@ -60,9 +60,13 @@ def test_clients_are_averaged_with_their_examples_as_weights(run: Any, name: str
 
 
 @pytest.mark.ray
-def test_the_same_bits_on_ray_and_resumed(run: Any) -> None:
+def test_the_same_bits_on_ray_and_resumed(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    note = "sim: note: clients change client_fns.SEEN, which each of them finds as it was at first"
     whole = run("head_stays", num_rounds=3, name="whole")
-    on_ray = run("head_stays", num_rounds=3, engine="ray", ray={"num_cpus": 1}, name="ray")
+    assert capsys.readouterr().err.splitlines().count(note) == 1
+    on_ray = run("head_stays", num_rounds=3, engine="ray", ray={"num_cpus": 2}, name="ray")
+    assert capsys.readouterr().err.splitlines().count(note) == 1
+    assert on_ray.log_path.read_text().count(f" WARNING {note}\n") == 1
     part = run("head_stays", num_rounds=1, name="part")
     resumed = resume(part, num_rounds=3)
     assert len({sha256(each.model_path) for each in (whole, on_ray, resumed)}) == 1

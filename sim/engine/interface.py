@@ -152,11 +152,13 @@ class ChunkResult:
     Attributes:
         spans: (actor, start, end) of its parts in seconds of ``time.perf_counter()``, which all processes of a
             machine share; NaN from other machines, whose clock is another.
+        notes: what the process that executed it would log as sim, for the process that has the log.
     """
 
     results: list[ClientResult]
     total: WeightedSum
     spans: list[tuple[int, float, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def add_to(self, total: WeightedSum) -> None:
         """Add the sum to that of the clients before these; if there is no mean of both, these clients have failed."""

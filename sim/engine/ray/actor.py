@@ -7,7 +7,8 @@ import logging
 import math
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,9 +128,11 @@ class ChunkActor:
         self.worker.actor = actor
         if weights is not None:
             self.weights = weights
-        chunk_results = [
-            self.worker.run(chunk if chunk.weights else replace(chunk, weights=self.weights)) for chunk in chunks
-        ]
+        with _noted() as notes:
+            chunk_results = [
+                self.worker.run(chunk if chunk.weights else replace(chunk, weights=self.weights)) for chunk in chunks
+            ]
+        chunk_results[-1].notes = notes
         for chunk_result in chunk_results:
             if self.other_clock:
                 chunk_result.spans = [(number, math.nan, math.nan) for number, _, _ in chunk_result.spans]
@@ -145,6 +148,23 @@ class ChunkActor:
             return [self.worker.test(weights, part) for part in parts]
         except RunError as error:
             return str(error)
+
+
+@contextmanager
+def _noted() -> Iterator[list[str]]:
+    """Collect what is logged as sim, for the driver, which shows it to the user."""
+
+    class Collecting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            notes.append(record.getMessage())
+
+    notes: list[str] = []
+    logger, handler = logging.getLogger("sim"), Collecting(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield notes
+    finally:
+        logger.removeHandler(handler)
 
 
 def start_actor(**resources: float) -> Any:

@@ -86,6 +86,7 @@ class RayDispatcher:
         self._stored: list[tuple[NDArrays, Any]] = []  # weights and where they are in Ray's shared memory
         self._seconds: dict[Phase, float] = {}
         self._deaths: Counter[int] = Counter()  # client_id → deaths of actors that executed it
+        self._notes: set[str] = set()
         self._spare_deaths = _SPARE_DEATHS + len(self.actors)
 
     def wait_until_ready(self) -> None:
@@ -196,6 +197,10 @@ class RayDispatcher:
         self._spare_deaths = _SPARE_DEATHS + len(self.actors)
         for item, result in zip(message.items, results, strict=True):
             item.result = result
+            for note in result.notes:
+                if note not in self._notes:  # the other actors may say the same
+                    self._notes.add(note)
+                    logging.getLogger("sim").warning("%s", note)
 
     def _lost_with(self, message: _Message, running: dict[Any, _Message]) -> list[_Message]:
         """Return the messages that were lost with an actor; the first is the one that it was executing when it died.
