@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -33,7 +34,13 @@ def interruptible() -> Iterator[None]:
         yield
         return
 
+    owner = os.getpid()
+
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a process that user code has forked, such as one of multiprocessing
+            signal.signal(number, before[number] or signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         for other in _SIGNALS:
             signal.signal(other, signal.SIG_DFL)
         _arrived.append(number)

@@ -375,6 +375,19 @@ def server_app_calls(*, start: Any, start_grid: Any, fit: Any) -> Iterator[None]
         yield
 
 
+def gradient_hooks(tensor: Any) -> tuple[list[Any], list[Any]]:
+    """Return the hooks on a tensor's gradient: of ``register_hook``, and of ``register_post_accumulate_grad_hook``.
+
+    Gain: a copy of a net has them as well, which ``copy.deepcopy`` leaves out. Seen in PyTorch 2.11 and 2.14. None
+    without the names, so that copies have none.
+    """
+    if _find("torch", "Tensor") is None:
+        return [], []
+    names = "_backward_hooks", "_post_accumulate_grad_hooks"
+    before, after = ([*(getattr(tensor, name, None) or {}).values()] for name in names)
+    return before, after
+
+
 def _with_own(instance: Any, ours: Any, own: Any, *arguments: Any, **named: Any) -> Any:
     return ours(own, instance, *arguments, **named)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from sim.client.unused_net import UnusedNet
+from sim.training.models import DataFacts, maker
 
 
 class Odd(nn.Module):
@@ -106,3 +108,45 @@ def test_a_scripted_net_is_built_anew() -> None:
     copied = UnusedNet(build(), build).copy()
     torch.optim.SGD(copied.parameters(), lr=0.1)
     assert all(parameter.is_leaf for parameter in copied.parameters())
+
+
+class Hooked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 2)
+        self.scale = 0.0
+        self.first.weight.register_hook(lambda gradient: gradient * self.scale)
+        self.first.bias.register_post_accumulate_grad_hook(_negated)
+
+
+def _negated(parameter: torch.Tensor) -> None:
+    assert parameter.grad is not None
+    parameter.grad = -parameter.grad
+
+
+@pytest.mark.parametrize("module_of_script", [False, True])
+def test_hooks_on_gradients_are_those_of_the_copy(*, module_of_script: bool) -> None:
+    """A variable of a module, which cannot be made anew, is copied with the hooks that it has."""
+    made = Hooked()
+    build = maker(made, DataFacts(None, None), {}) if module_of_script else Hooked
+    copy = UnusedNet(build(), build).copy()
+    if not module_of_script:
+        copy.scale = 2.0
+    copy.first(torch.ones(1, 2)).sum().backward()
+    assert copy.first.weight.grad.tolist() == ([[0.0, 0.0]] * 2 if module_of_script else [[2.0, 2.0]] * 2)
+    assert copy.first.bias.grad.tolist() == [-1.0, -1.0]
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_attributes_of_parameters_are_copied(*, is_shared: bool) -> None:
+    def build() -> nn.Module:
+        net = nn.Linear(2, 2)
+        net.weight.groups = ["no decay"]  # type: ignore[attr-defined]
+        if is_shared:
+            net.register_buffer("view", net.weight.data.t())
+        return net
+
+    net = build()
+    first, second = (UnusedNet(net, build).copy() for _ in range(2))
+    first.weight.groups.append("changed")  # type: ignore[attr-defined, union-attr, operator]
+    assert second.weight.groups == net.weight.groups == ["no decay"]  # type: ignore[attr-defined]

@@ -19,6 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sim.private_names import gradient_hooks
+from sim.training.models import carry
+
 # copy.deepcopy returns these as they are. A pickle would name them, and read the name at each copy.
 _SHARED = (type, FunctionType, BuiltinFunctionType)
 
@@ -37,10 +40,13 @@ class UnusedNet:
         self._pickle = b""
         self._left_out: list[Any] = []
         self._common: set[int] = set()  # ids of those in it that share their memory
+        if any(any(gradient_hooks(parameter)) for parameter in net.parameters()):
+            return  # hooks may refer to the net that they were made for
         try:
             copied: dict[int, Any] = {}
-            for tensor in _with_common_memory([*net.parameters(), *net.buffers()]):
-                _copy(tensor, copied, keeps_memory=True)
+            common = _with_common_memory([*net.parameters(), *net.buffers()])
+            for tensor in [*common, *(parameter for parameter in net.parameters() if vars(parameter))]:
+                _copy(tensor, copied, keeps_memory=any(tensor is each for each in common))
             self._net = copy.deepcopy(net, copied)
             content = io.BytesIO()
             _Pickler(content, self._left_out).dump(self._net)
@@ -103,6 +109,11 @@ def _copy(tensor: Tensor, copied: dict[int, Any], *, keeps_memory: bool) -> Any:
         keeps_memory: tensors that share memory are copied into memory that they share; that of a parameter would be
             copied for each.
     """
-    if keeps_memory and isinstance(tensor, nn.Parameter) and id(tensor) not in copied:
+    if id(tensor) in copied or not isinstance(tensor, nn.Parameter):
+        return copy.deepcopy(tensor, copied)
+    if keeps_memory:
         copied[id(tensor)] = nn.Parameter(copy.deepcopy(tensor.data, copied), tensor.requires_grad)
-    return copy.deepcopy(tensor, copied)
+    made = copy.deepcopy(tensor, copied)
+    if vars(tensor):
+        carry(tensor, made, copied)
+    return made

@@ -22,6 +22,7 @@ from sim import user_code
 from sim.data.columns import leaves
 from sim.errors import ConfigError, PluginError, described
 from sim.parameter_roles import ROLES, Binding, names_of
+from sim.private_names import gradient_hooks
 from sim.training.local import evaluating
 from sim.training.weights import state_of
 
@@ -323,9 +324,28 @@ def maker(
     return partial(made, *positional, **keywords)
 
 
+def carry(parameter: nn.Parameter, copied: nn.Parameter, memo: dict[int, Any]) -> None:
+    """Give the copy of a parameter what ``copy.deepcopy`` leaves out: hooks, and attributes as ``_no_weight_decay``.
+
+    Args:
+        memo: as ``copy.deepcopy`` has it.
+    """
+    for name, value in vars(parameter).items():
+        vars(copied).setdefault(name, copy.deepcopy(value, memo))
+    before, after = gradient_hooks(parameter)
+    for hook in before:
+        copied.register_hook(hook)
+    for hook in after:
+        copied.register_post_accumulate_grad_hook(hook)
+
+
 def _copy(net: nn.Module, place: str) -> nn.Module:
     try:
-        return copy.deepcopy(net)
+        memo: dict[int, Any] = {}
+        for parameter in net.parameters():
+            if vars(parameter) or any(gradient_hooks(parameter)):
+                carry(parameter, copy.deepcopy(parameter, memo), memo)
+        return copy.deepcopy(net, memo)
     except Exception as error:
         raise PluginError(f"{place}: cannot be copied: {described(error)}") from error
 

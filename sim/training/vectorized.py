@@ -20,6 +20,7 @@ from torch.func import functional_call, vmap
 from sim.data.batches import DrawnBatch, Resident, add_noise, pixels
 from sim.data.columns import mapped
 from sim.data.loaders import Loader, ResidentColumns, flipped_target, with_target
+from sim.private_names import gradient_hooks
 from sim.training.local import OPTIMIZERS
 from sim.training.losses import Loss, cross_entropy, inputs_and_target
 from sim.training.weights import WeightLayout, Weights
@@ -89,6 +90,9 @@ class Trainer:
             raise ValueError("some of its parameters are frozen")
         for position in sorted(layout.untrained):
             raise ValueError(f"{self.names[position]} is a buffer")
+        for name, parameter in net.named_parameters():
+            if any(gradient_hooks(parameter)):
+                raise ValueError(f"{name} has hooks on its gradient")
         example = DrawnBatch(torch.zeros(batch_size, dtype=torch.int64))
         self.masks = _mask_dropout(self.net, _read(split, example, channels_last=False), self.device)
 
