@@ -385,6 +385,12 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _is_of_the_user(error: BaseException) -> bool:
+    """Return whether code outside of this package had a part in raising an error."""
+    ours = str(Path(__file__).parent)
+    return any(not frame.filename.startswith(ours) for frame in traceback.extract_tb(error.__traceback__))
+
+
 def _without_memory(error: ImportError | MemoryError) -> str:
     """Return in one line what does not fit into the memory that this process may use, or raise the error again."""
     if isinstance(error, MemoryError):
@@ -406,7 +412,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()  # so that a failure is seen here, and not by Python at its end
     except SimError as error:
-        if isinstance(error, ClientError) and error.__cause__ is not None:
+        if isinstance(error, ClientError) and error.__cause__ is not None and _is_of_the_user(error.__cause__):
             # With the engine inline: shows where the user's code raised.
             print(many_lines("".join(traceback.format_exception(error.__cause__))), end="", file=sys.stderr)
         print(f"sim: {error}", file=sys.stderr)

@@ -30,7 +30,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 _NAMES_OF_DATA = "{0}loader {0}_loader {0}_dataloader {0}_dl {0}_iter {0}set {0}_set {0}_dataset {0}_data {0}_ds"
 _SPLITS = ("train", "training"), ("test", "testing", "val", "valid", "validation", "eval")
 _BOTH_SPLITS = "dataloaders", "data_loaders", "loaders", "datasets"  # a dict
-_MODELS = "model", "net"
+MODELS = "model", "net"
 _BASES_OF_MODELS = "Module", "Sequential"
 _NO_MODELS = "loss", "criterion", "metric", "datamodule"  # endings of classes that are PyTorch modules nevertheless
 
@@ -136,7 +136,7 @@ class ProgramFile:
             }
             found |= {"dataset": "train,test", **functions}
         if found["model"] is None:  # a variable first, since its class may take arguments
-            found["model"] = next((name for name in _MODELS if name in self.variables), None)
+            found["model"] = next((name for name in MODELS if name in self.variables), None)
         if found["model"] is None and len(self.modules) == 1:
             (found["model"],) = self.modules
         if found["dataset"] is None:

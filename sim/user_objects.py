@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import array
 import ast
 import math
 import operator
@@ -31,6 +32,7 @@ _LIBRARY_FOLDERS = ("/site-packages/", "/dist-packages/")
 _OTHERS: dict[str, Any] = {}  # modules of libraries by name, because to look at all again takes 20 ms
 _SCALARS = (int, float, complex, str, bytes)
 _DICTS = (dict, Counter, OrderedDict, defaultdict)
+_BYTES = bytearray, array.array
 _CONTAINERS = (list, tuple, set, frozenset, deque, *_DICTS)
 _MOST_OF_ARRAY = 2**16  # elements of an array or a tensor that is put back
 _NAMESPACES = (argparse.Namespace, types.SimpleNamespace)
@@ -58,7 +60,7 @@ class Value(NamedTuple):
         content = copied(self.copy, MOST_LATER_ELEMENTS, arrays_inside=True)
         if is_array(self.held):
             _fill_array(self.held, content)
-        elif isinstance(self.held, list | bytearray):
+        elif isinstance(self.held, (list, *_BYTES)):
             self.held[:] = content
         elif isinstance(self.held, count):
             return content  # it cannot be set back
@@ -467,12 +469,12 @@ def _plain(value: Any, left: _Left) -> Any:
     if is_array(value) and math.prod(value.shape) <= left.of_arrays:
         left.of_arrays -= math.prod(value.shape)
         return _copied_array(value)
-    if isinstance(value, count | bytearray):
+    if isinstance(value, (count, *_BYTES)):
         return _copied_count(value) if isinstance(value, count) else _copied_bytes(value)
     if type(value) not in _CONTAINERS or len(value) > left.elements:
         raise NotPlainError
     left.elements -= len(value)
-    if isinstance(value, tuple) and any(isinstance(each, (*_CONTAINERS, count, bytearray)) for each in value):
+    if isinstance(value, tuple) and any(isinstance(each, (*_CONTAINERS, count, *_BYTES)) for each in value):
         raise NotPlainError  # what these hold can be changed, while the tuple stays the same
     if isinstance(value, dict):
         return {_plain(key, left): _plain(each, left) for key, each in value.items()}
@@ -490,10 +492,10 @@ def _copied_count(value: count[Any]) -> count[Any]:
     return count(*found) if isinstance(found, tuple) else count(found)
 
 
-def _copied_bytes(value: bytearray) -> bytearray:
+def _copied_bytes(value: bytearray | array.array[Any]) -> bytearray | array.array[Any]:
     if len(value) > _MOST_OF_ARRAY:
         raise NotPlainError
-    return bytearray(value)
+    return value[:]
 
 
 def _is_number_of_numpy(value: Any) -> bool:

@@ -113,6 +113,18 @@ def test_centralized_shares_columns_and_plot_with_a_run(command: Sim, finished: 
     drawn = command("plot", "central", str(finished.path), "--x", "seconds", "-o", "both.svg")
     assert drawn.stdout == "picture         both.svg\n"
     assert "<svg" in (tmp_path / "both.svg").read_text()
+    resumed = command("run", "--resume", "central", "--num-rounds", "9")
+    message = "sim: --resume central: is a run of sim centralized, which cannot be resumed\n"
+    assert (resumed.returncode, resumed.stderr) == (2, message)
+
+
+def test_weights_that_are_no_numbers_are_one_line_where_no_code_of_the_user_raised(command: Sim) -> None:
+    few = "--engine", "inline", "--num-clients", "4", "--num-rounds", "1", "--lr", "1e30", "--strategy", "multikrum"
+    done = command("run", *few)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "WARNING" not in done.stderr  # of Flower, which would speak of evaluations that nobody asked for
+    assert done.stderr.splitlines()[-1].startswith("sim: client ")
 
 
 def test_the_clients_of_a_flower_program_have_no_partition_to_show(command: Sim) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -81,6 +82,13 @@ def test_a_grid_has_a_panel_for_each_combination(swept: Path) -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["lr 0.05", "lr 0.1"]
     assert legend.get_title().get_text() == "mean ± sample sd of 2 seeds"
     assert (figure.get_supxlabel(), figure.get_supylabel()) == ("round", "accuracy (fraction)")
+
+
+def test_different_numbers_of_seeds_are_said() -> None:
+    curves = [plots.Curve(name, [pd.DataFrame()] * count) for name, count in (("a", 3), ("b", 1))]
+    assert plots.seeds_of(curves) == ""  # each label says it
+    assert plots.seeds_of(curves, may_differ=True) == "mean ± sample sd of 1 to 3 seeds"
+    assert plots.seeds_of(curves[1:], may_differ=True) == ""
 
 
 def test_one_setting_is_wrapped_and_what_is_left_is_in_the_legend(swept: Path) -> None:

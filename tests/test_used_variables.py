@@ -9,6 +9,7 @@ import pytest
 from program_text import extended, run
 
 from conftest import sha256
+from sim.config.run_config import RunConfig
 from sim.errors import PluginError
 from sim.used_variables import set_arguments
 from sim.user_code import Arguments
@@ -96,3 +97,23 @@ def test_only_what_has_no_value_is_set() -> None:
     assert "cfg" not in module
     set_arguments(module["used"], Arguments(lr=0.1))
     assert (module["args"], module["cfg"].lr, "other" in module) == (1, 0.1, False)
+
+
+CLASS_AND_VARIABLE = """
+class Net(Deep):
+    def __init__(self):
+        super().__init__(3)
+
+def train(epoch{parameters}):
+    for x, y in trainloader:
+        optimizer.zero_grad()
+        criterion(net(x), y).backward()
+        optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(("parameters", "model"), [("", "net"), (", net, trainloader", "Net")])
+def test_the_model_is_the_variable_that_train_uses(program: str, parameters: str, model: str) -> None:
+    """Its weights may be those of an earlier training, which the class does not give."""
+    module = extended(program, CLASS_AND_VARIABLE.replace("{parameters}", parameters)).removesuffix(".py")
+    assert RunConfig(program=program).model == f"{module}:{model}"

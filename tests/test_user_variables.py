@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import functools
 import itertools
 import pickle
@@ -105,11 +106,15 @@ def test_each_client_finds_plain_variables_as_they_were_at_first(module: Any) ->
 def test_counters_and_bytes_begin_anew_for_each_client(module: Any) -> None:
     module.counts, module.places, module.table = itertools.count(3), [itertools.count(1, 2)], bytearray(2)
     table = module.table
+    module.numbers = array.array("d", [0.5])
     variables = UserVariables()
     variables.renew()
     for client_id in range(3):
         with variables.initial(sequence(0, Purpose.FIT, 1, client_id)):
             assert [next(module.counts), next(module.counts), next(module.places[0])] == [3, 4, 1]
+            assert module.numbers == array.array("d", [0.5])
+            module.numbers[0] += 1
+            module.numbers.append(2.0)
             module.table[1] += 7
             assert (module.table, table) == (b"\0\7", b"\0\7")
 

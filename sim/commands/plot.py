@@ -115,7 +115,7 @@ def _print_caption(runs: Sequence[Run], look: Look) -> None:
         return
     from sim.run_folder import plots
 
-    seeds = plots.seeds_of(plots.curves_of(runs)) if runs else ""
+    seeds = plots.seeds_of(plots.curves_of(runs), may_differ=True) if runs else ""
     parts = [f"lines and bands are {seeds}"] if seeds else []
     if look.smooth > 1:
         parts.append(f"each point is the mean of the last {look.smooth} rounds")

@@ -78,6 +78,8 @@ def _resume(arguments: argparse.Namespace) -> None:
         if getattr(arguments, flag, None) is not None:
             raise ConfigError(f"--{flag} {getattr(arguments, flag)}: a resumed run uses its own config")
     run = open_run(arguments.resume, results_dir)
+    if run.is_central:
+        raise ConfigError(f"--resume {arguments.resume}: is a run of sim centralized, which cannot be resumed")
     from sim.run_folder.progress import RoundProgress
     from sim.setup.resume import config_of
     from sim.simulation import resume

@@ -24,7 +24,7 @@ from sim.errors import ConfigError, RunFolderError, one_line
 
 Scalar = bool | int | float | str
 T = TypeVar("T")
-IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(,[A-Za-z_]\w*)?")
+IMPORT_PATH = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*(,[^\W\d]\w*)?")
 # Counts fit into the 32-bit integers of the libraries below, and other whole numbers into the 64 bits of TOML and CSV.
 MOST = 10**9
 MOST_BITS = 64

@@ -71,11 +71,20 @@ def _with_targets(words: Sequence[str]) -> list[str]:
     found = list(words)
     for number, word in enumerate(words):
         flag, equals, value = word.partition("=")
-        if word == "--target" and is_target("".join(words[number + 1 : number + 2])):
+        if word == "--target" and _is_meant_as_target("".join(words[number + 1 : number + 2])):
             found[number] = "--target-metric"
-        elif flag == "--target" and equals and is_target(value):
+        elif flag == "--target" and equals and _is_meant_as_target(value):
             found[number] = f"--target-metric={value}"
     return found
+
+
+def _is_meant_as_target(value: str) -> bool:
+    """Whether it is a comparison, perhaps a wrong one, or a fraction; and no column of a table, which has a name."""
+    return (
+        is_target(value)
+        or any(sign in value for sign in "<>")
+        or ("." in value and parse_number(float, value) is not None)
+    )
 
 
 def add_config(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sim.errors import ConfigError, some
 from sim.parameter_roles import ROLES, ROLES_OF_TEST, ROLES_OF_TRAINING, SETTINGS_OF_TRAINING
-from sim.program_file import PARTS, Parameters, ProgramFile, read
+from sim.program_file import MODELS, PARTS, Parameters, ProgramFile, read
 
 # Words of the names of functions that are not in the list of names.
 _WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+")
@@ -53,8 +53,14 @@ def program_parts(program: str, *, needs_model: bool = True) -> dict[str, str]:
         ConfigError: there is no such file, it has none of them or several models, or it lies elsewhere.
     """
     path = _path_of(program)
-    if path.is_absolute() or ".." in path.parts or not all(part.isidentifier() for part in path.with_suffix("").parts):
+    if path.is_absolute() or ".." in path.parts:
         raise ConfigError(f"--program {program}: must be a module in the current folder; start sim in its folder")
+    for part in path.with_suffix("").parts:
+        if not part.isidentifier():
+            name = re.sub(r"\W", "_", f"_{part}" if part[:1].isdigit() else part)
+            raise ConfigError(
+                f"--program {program}: {part} is no name that Python can import; use a link to it, such as {name}"
+            )
     found = read(path.resolve())
     if found is None:
         reason = "not valid Python" if path.is_file() else "no such file in the current folder"
@@ -63,6 +69,9 @@ def program_parts(program: str, *, needs_model: bool = True) -> dict[str, str]:
     parts = {
         part: f"{module}:{name}" for part, name in {**_functions(found), **_methods(found), **found.parts()}.items()
     }
+    variable = _trained_variable(found, parts.get("train", "").removeprefix(f"{module}:"))
+    if variable is not None:
+        parts["model"] = f"{module}:{variable}"
     if "client_fn" in found.names and "train" not in parts:
         raise ConfigError(f"--program {program}: is a Flower program; --client-fn {module}:client_fn runs it")
     if needs_model and "model" not in parts and len(found.modules) > 1:
@@ -72,6 +81,15 @@ def program_parts(program: str, *, needs_model: bool = True) -> dict[str, str]:
         names = "; ".join(f"{part}: {', '.join(known)}" for part, known in PARTS.items())
         raise ConfigError(f"--program {program}: has none of the names that are looked for ({names})")
     return parts
+
+
+def _trained_variable(found: ProgramFile, train: str) -> str | None:
+    """Return the variable whose model a function trains that gets none; its class may make one with other weights."""
+    if train not in found.functions:
+        return None
+    parameters = found.functions[train]
+    roles = {ROLES.get(name.lower()) for name in (*parameters.required, *parameters.optional)}
+    return None if "net" in roles else next((name for name in MODELS if name in found.variables), None)
 
 
 def _methods(found: ProgramFile) -> dict[str, str]:

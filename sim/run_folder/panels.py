@@ -196,7 +196,7 @@ def _drawn(
     _title(axes_of.tolist(), grid, most)
     figure.supxlabel(plots.x_label(everything, x, unit), fontsize="medium")
     figure.supylabel(plots.y_label(metric.name, everything, look), fontsize="medium", multialignment="center")
-    seeds = "" if look.in_print else plots.seeds_of(everything)
+    seeds = "" if look.in_print else plots.seeds_of(everything, may_differ=True)
     if others:
         plots.common_legend(figure, "outside upper center", labels.values(), num_columns=in_row, title=seeds)
     elif seeds:

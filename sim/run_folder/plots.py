@@ -334,10 +334,17 @@ def bytes_scale(curves: Sequence[Curve], x: str) -> tuple[str, float]:
     return bytes_unit(max(spent(frame, x).max() for curve in curves for frame in curve.frames))
 
 
-def seeds_of(curves: Sequence[Curve]) -> str:
-    """Return what lines and bands are, if all curves have the same number of seeds, more than one; or else nothing."""
+def seeds_of(curves: Sequence[Curve], *, may_differ: bool = False) -> str:
+    """Return what lines and bands are, if all curves have the same number of seeds, more than one; or else nothing.
+
+    Args:
+        may_differ: also if they have different numbers of seeds, and some have more than one.
+    """
     counts = {len(curve.frames) for curve in curves}
-    return f"mean ± sample sd of {max(counts)} seeds" if len(counts) == 1 and max(counts) > 1 else ""
+    if max(counts) == 1 or (len(counts) > 1 and not may_differ):
+        return ""
+    number = f"{max(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+    return f"mean ± sample sd of {number} seeds"
 
 
 def phase_of(curves: Sequence[Curve], quantity: str) -> str:

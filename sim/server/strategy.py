@@ -19,6 +19,7 @@ from sim.algorithms.by_name import ALGORITHMS
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, PluginError, described
 from sim.process_settings import restored_settings
+from sim.run_folder.log import quiet
 from sim.seeds import Purpose, seeded
 from sim.server.async_rules import rule_of
 from sim.server.privacy import DELTA
@@ -223,7 +224,8 @@ def _build(
         made = _made_by_user(config, own, arguments)
         return _private(config, BuiltStrategy(made, bool(getattr(made, "averages_clients", False)), view))
     try:
-        made = own(**arguments)
+        with quiet("flwr", show=config.verbose):  # it warns of evaluations that nobody asked for
+            made = own(**arguments)
     except ValueError as error:
         raise ConfigError(f"--strategy-args of {config.strategy}: {error}") from error
     return _private(config, BuiltStrategy(made, entry.averages, view))
@@ -409,13 +411,13 @@ def _check_bulyan(config: RunConfig, arguments: dict[str, Any]) -> None:
     Raises:
         ConfigError: there are not enough clients in a round.
     """
-    malicious = arguments.get("num_malicious_clients")
+    malicious = arguments.get("num_malicious_clients", 0)
     clients = config.num_fit_clients
-    if config.strategy == "bulyan" and isinstance(malicious, int) and malicious > 0 and clients < 4 * malicious + 3:
+    if config.strategy == "bulyan" and isinstance(malicious, int) and malicious >= 0 and clients < 4 * malicious + 3:
+        fewer = f", a smaller --attack-share, or --strategy-args num_malicious_clients={(clients - 3) // 4}"
         raise ConfigError(
             f"--strategy bulyan: needs at least {4 * malicious + 3} clients in a round against {malicious} malicious "
-            f"ones (4·f + 3), not {clients}; use more clients, a smaller --attack-share, or "
-            f"--strategy-args num_malicious_clients={max(0, (clients - 3) // 4)}"
+            f"ones (4·f + 3), not {clients}; use more clients{fewer if clients >= 3 else ''}"
         )
 
 

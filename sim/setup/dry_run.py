@@ -39,7 +39,7 @@ from sim.engine.client_calls import WrongReturnError
 from sim.engine.client_execution import Worker
 from sim.engine.interface import Chunk, ClientResult, Task
 from sim.errors import DataError, PluginError, described, one_line, some
-from sim.process_settings import in_own_context
+from sim.process_settings import in_own_context, restored_settings
 from sim.seeds import Purpose, seeded
 from sim.training.device import varying_operations
 from sim.training.local import evaluating
@@ -134,7 +134,8 @@ def _tried(
         trial = trial_folder(Path(results_dir).absolute()) if is_copied else nullcontext(nothing)
         with trial as (files, shared):
             if spec.train is not None:
-                notes += _try_train(runtime, weights, fit_settings, proximal_mu)
+                with restored_settings():
+                    notes += _try_train(runtime, weights, fit_settings, proximal_mu)
                 runtime.renew_net()
                 set_weights(runtime.net, weights)
             if spec.test is not None:
@@ -447,8 +448,8 @@ def _as_predicted(runtime: ClientRuntime) -> Any:
     is_list = isinstance(train, Columns) and isinstance(train.batch, list) and len(train.batch) == 2
     if not (isinstance(train, Examples) or (is_list and train.labels is not None)):
         return None
-    inputs, target = next(iter(some_examples(runtime)))
     try:
+        inputs, target = next(iter(some_examples(runtime)))
         with evaluating(runtime.net):
             labels = runtime.net(inputs.to(runtime.device)).argmax(1).cpu().numpy()
     except Exception:  # noqa: BLE001 - its outputs are the program's own affair
