@@ -335,16 +335,11 @@ def bytes_scale(curves: Sequence[Curve], x: str) -> tuple[str, float]:
 
 
 def seeds_of(curves: Sequence[Curve], *, may_differ: bool = False) -> str:
-    """Return what lines and bands are, if all curves have the same number of seeds, more than one; or else nothing.
-
-    Args:
-        may_differ: also if they have different numbers of seeds, and some have more than one.
-    """
+    """Return what lines and bands are, if all curves have the same number of seeds, more than one, or it may differ."""
     counts = {len(curve.frames) for curve in curves}
     if max(counts) == 1 or (len(counts) > 1 and not may_differ):
         return ""
-    number = f"{max(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
-    return f"mean ± sample sd of {number} seeds"
+    return f"mean ± sample sd of {' to '.join(map(str, sorted({min(counts), max(counts)})))} seeds"
 
 
 def phase_of(curves: Sequence[Curve], quantity: str) -> str:
