@@ -387,7 +387,7 @@ def _discard_output() -> None:
 
 def _is_of_the_user(error: BaseException) -> bool:
     """Return whether code outside of this package had a part in raising an error."""
-    ours = str(Path(__file__).parent)
+    ours = f"{Path(__file__).parent}/"
     return any(not frame.filename.startswith(ours) for frame in traceback.extract_tb(error.__traceback__))
 
 
