@@ -118,9 +118,10 @@ def test_max_local_steps_of_pfedme_counts_batches(small: Small) -> None:
     assert 0 < moved[0] < moved[1]
 
 
-def test_a_warm_start_averages_everything(small: Small) -> None:
+def test_a_warm_start_averages_everything(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = {"strategy_args": {"warm_start_rounds": 2}}
     warm = small(name="warm", **settings("lg-fedavg", num_rounds=2, **arguments))
+    assert " are averaged in all rounds\n" in capsys.readouterr().err
     plain = small(name="plain", **settings("fedavg", num_rounds=2))
     one, other = load_file(warm.model_path), load_file(plain.model_path)
     assert max(np.abs(one[name] - other[name]).max() for name in one) < 1e-6  # sums of kept arrays are in float64

@@ -28,6 +28,7 @@ from sim.run_folder.client_states import StatesInFolder
 from sim.server.prepared_run import ProgramObjects
 from sim.server.traffic import Traffic
 from sim.setup.prepare import prepare
+from sim.setup.trained import TrainedModel
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -360,7 +361,9 @@ def test_only_weights_are_sent_as_differences(strategy: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_stays_with_clients_takes_no_bytes_after_the_warm_start(tmp_path: Path) -> None:
+def test_what_stays_with_clients_takes_no_bytes_after_the_warm_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings: dict[str, Any] = {
         "num_clients": 4,
         "clients_per_round": 2,
@@ -372,6 +375,10 @@ def test_what_stays_with_clients_takes_no_bytes_after_the_warm_start(tmp_path: P
         "results_dir": str(tmp_path),
     }
     done = simulate(RunConfig(**settings, name="a"))
+    note = "fc3.weight, fc3.bias are averaged in round 1; later central tests use these averages"
+    assert f"sim: note: {note}\n" in capsys.readouterr().err
+    (kept,) = TrainedModel.of(done).notes
+    assert kept.endswith(" stay with each client, and have the averages of round 1")
     sizes = {name: array.nbytes for name, array in load_file(done.model_path).items()}
     head = sum(size for name, size in sizes.items() if name.startswith(max(sizes).split(".")[0]))
     whole = sum(sizes.values())

@@ -478,7 +478,13 @@ def _algorithm_notes(
     if spec.algorithm.local_names:
         names = list(spec.algorithm.local_names)
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        notes.append(f"{shown} are not averaged; the central test uses their initial values")
+        warm = min(getattr(algorithm, "warm_start_rounds", 0), config.num_rounds)
+        if warm:
+            first = "all rounds" if warm == config.num_rounds else "round 1" if warm == 1 else f"rounds 1 to {warm}"
+            then = "" if warm == config.num_rounds else "; later central tests use these averages"
+            notes.append(f"{shown} are averaged in {first}{then}")
+        else:
+            notes.append(f"{shown} are not averaged; the central test uses their initial values")
     return tuple(notes)
 
 

@@ -91,7 +91,9 @@ class TrainedModel:
             default = chosen.LOCAL if chosen else ""
             kept = local_names(net, config.local_parameters, default, config.strategy)
             if kept:
-                notes.append(f"{one_line(', '.join(kept), 200)} stay with each client, and have their initial values")
+                warm = min(int(config.strategy_args.get("warm_start_rounds", 0)), number)
+                values = f"the averages of round {warm}" if warm else "their initial values"
+                notes.append(f"{one_line(', '.join(kept), 200)} stay with each client, and have {values}")
         maker = models.maker(config.model, facts_of(dataset), config.model_args, config.args)
         named = dict(zip(own, weights, strict=True))
         return cls(config, dataset, net.eval(), spec, maker, named, number, tuple(notes))
