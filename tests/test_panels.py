@@ -109,6 +109,24 @@ def test_one_setting_is_wrapped_and_what_is_left_is_in_the_legend(swept: Path) -
     assert [len(axes.get_xticklabels()) > 0 for axes in figure.axes[:3]] == [False, True, True]
 
 
+@pytest.mark.parametrize("look", [Look(style="paper"), Look(style="paper", width="double"), Look()])
+def test_long_labels_are_wrapped_to_the_width_of_the_figure(tmp_path: Path, look: Look) -> None:
+    settings = {"num_clients": 60, "clients_per_round": 30, "local_epochs": 7, "batch_size": 77, "momentum": 0.5}
+    runs = [
+        made(tmp_path, f"{lr}-{number}", [0.1, 0.2], lr=lr, **(settings if number else {}))
+        for lr in (0.1, 0.2)
+        for number in range(2)
+    ]
+    figure = grid_figure(runs, ["lr"], look=look)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    box = figure.legends[0].get_window_extent(canvas.get_renderer())
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert box.y1 <= figure.bbox.y1
+    assert all(axes.get_window_extent().height > 20 for axes in figure.axes)
+
+
 def test_long_values_are_shortened_to_the_width_of_their_panel(tmp_path: Path) -> None:
     models = "my_metrics:make_net", "my_metrics:" + "a_very_long_name_of_a_net" * 3
     runs = [made(tmp_path, f"run{number}", [0.1, 0.2], model=model) for number, model in enumerate(models)]

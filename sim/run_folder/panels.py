@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -170,9 +171,11 @@ def _drawn(
     of_metric = column(plots.phase_of(everything, metric.name), metric.name)
     width, height = (look.inches, look.inches / columns * 0.8) if look.in_print else _SCREEN_INCHES
     inches = (width, max(height, 1.05) * rows + 0.35) if look.in_print else (width * columns, height * rows + 0.4)
-    labels = {line: _label(line, others) for line in lines}
-    in_row = max(1, int(inches[0] * (20 if look.in_print else 13) / (max(map(len, labels.values())) + 9)))
-    figure = look.figure(inches[0], inches[1] + (0.14 if look.in_print else 0.2) * -(-len(lines) // in_row))
+    letters = int(inches[0] * (20 if look.in_print else 13))  # that fit into a line of the legend
+    labels = {line: textwrap.fill(_label(line, others), max(letters - 9, 20)) for line in lines}
+    in_row = max(1, letters // (max(len(part) for label in labels.values() for part in label.split("\n")) + 9))
+    num_lines = -(-len(lines) // in_row) * max(label.count("\n") + 1 for label in labels.values())
+    figure = look.figure(inches[0], inches[1] + (0.14 if look.in_print else 0.2) * num_lines)
     axes_of = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for row, keys in enumerate(grid.panels):
         for number, key in enumerate(keys):
