@@ -49,3 +49,17 @@ def test_a_sparse_buffer_is_named_and_one_of_float8_is_averaged_as_float32() -> 
     net = models.build(lambda: WithBuffer(torch.ones(2).to(torch.float8_e4m3fn)), DataFacts((1,), 1))
     assert WeightLayout.of(net).averageable == (0, 1, 2)
     assert get_weights(net)[2].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_scripted_module_is_copied_so_that_it_can_be_trained() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    net[1].bias.requires_grad = False
+    script = torch.jit.script(net)
+    copied = models.maker(script, DataFacts(None, None))()
+    assert [p.is_leaf for p in copied.parameters()] == [True] * 4
+    assert [p.requires_grad for p in copied.parameters()] == [True, True, True, False]
+    optimizer = torch.optim.SGD(copied.parameters(), lr=1.0)
+    copied(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(copied.state_dict()["0.weight"], script.state_dict()["0.weight"])

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import difflib
+import io
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -341,6 +343,13 @@ def carry(parameter: nn.Parameter, copied: nn.Parameter, memo: dict[int, Any]) -
 
 def _copy(net: nn.Module, place: str) -> nn.Module:
     try:
+        if isinstance(net, torch.jit.ScriptModule):  # the parameters of a deep copy could not be trained
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):
+                content = io.BytesIO()
+                torch.jit.save(net, content)
+                content.seek(0)
+                copied: nn.Module = torch.jit.load(content)
+            return copied
         memo: dict[int, Any] = {}
         for parameter in net.parameters():
             if vars(parameter) or any(gradient_hooks(parameter)):
