@@ -5,6 +5,7 @@ Everything that can be wrong is found here. Nothing is started, and nothing is w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -54,6 +55,8 @@ from sim.training.losses import LOSSES, METRICS, inputs_and_target
 from sim.training.models import try_out
 from sim.training.weights import WeightLayout, get_weights
 from sim.user_variables import isolated
+
+_SIZES = re.compile(r"shape|size|dimension|channel", re.IGNORECASE)  # what PyTorch's errors of wrong sizes speak of
 
 
 def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: bool = False) -> Prepared:
@@ -150,14 +153,15 @@ def _naming_built_in_data(config: RunConfig) -> Iterator[None]:
     except PluginError as error:
         if ":" in config.dataset:
             raise
-        facts = [f"with --dataset {config.dataset}"]
+        why = size = ""
         if config.program is not None and "dataset" not in program_parts(config.program, needs_model=False):
-            facts[0] += f", because {config.program} has no load_data, trainloader or the like"
-        if config.dataset not in WITHOUT_IMAGES:
-            facts.append(
-                f"images of {config.dataset} have {config.side}×{config.side} pixels, --image-size changes that"
-            )
-        raise PluginError(f"{error} ({'; '.join(facts)})") from error
+            why = f", because {config.program} has no load_data, trainloader or the like"
+        if config.dataset not in WITHOUT_IMAGES and _SIZES.search(str(error)):
+            pixels = f"{config.side}×{config.side} pixels"
+            size = f"; images of {config.dataset} have {pixels}, --image-size changes that"
+        if not (why or size):
+            raise
+        raise PluginError(f"{error} (with --dataset {config.dataset}{why}{size})") from error
 
 
 def _facts_of(part: str, thing: Any) -> SourceFacts | None:
