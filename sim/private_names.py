@@ -378,7 +378,7 @@ def server_app_calls(*, start: Any, start_grid: Any, fit: Any) -> Iterator[None]
 def gradient_hooks(tensor: Any) -> tuple[list[Any], list[Any]]:
     """Return the hooks on a tensor's gradient: of ``register_hook``, and of ``register_post_accumulate_grad_hook``.
 
-    Gain: a copy of a net has them as well, which ``copy.deepcopy`` leaves out. Seen in PyTorch 2.11 and 2.14. None
+    Gain: a copy of a net has them as well, which ``copy.deepcopy`` leaves out. Seen in PyTorch 2.14. Empty lists
     without the names, so that copies have none.
     """
     if _find("torch", "Tensor") is None:

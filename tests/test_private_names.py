@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from flwr.common import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from conftest import ONE_ACTOR, Sim, Small, sha256
@@ -41,9 +42,13 @@ def test_hidden_names_and_no_start_simulation_change_no_bit(
 def test_no_name_is_found_while_all_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     assert private_names._find("ray._raylet", "Config") is not None
     assert private_names._find("ray._raylet", "NoSuchName") is None
+    hooked = torch.ones(1, requires_grad=True)
+    hooked.register_hook(abs)
+    assert private_names.gradient_hooks(hooked) == ([abs], [])
     monkeypatch.setenv(private_names.HIDDEN, "1")
     assert private_names._find("ray._raylet", "Config") is None
     assert private_names.reread_ray_authentication() is False
+    assert private_names.gradient_hooks(hooked) == ([], [])
     with pytest.raises(ValueError, match="cannot read the state of a client"):
         private_names.record_from_protobuf(b"")
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sim.private_names import gradient_hooks
-from sim.training.models import carry
+from sim.training.models import copy_hooks_and_attributes
 
 # copy.deepcopy returns these as they are. A pickle would name them, and read the name at each copy.
 _SHARED = (type, FunctionType, BuiltinFunctionType)
@@ -115,5 +115,5 @@ def _copy(tensor: Tensor, copied: dict[int, Any], *, keeps_memory: bool) -> Any:
         copied[id(tensor)] = nn.Parameter(copy.deepcopy(tensor.data, copied), tensor.requires_grad)
     made = copy.deepcopy(tensor, copied)
     if vars(tensor):
-        carry(tensor, made, copied)
+        copy_hooks_and_attributes(tensor, made, copied)
     return made

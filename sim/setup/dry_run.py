@@ -173,9 +173,9 @@ def _try_train(
     try:
         return _check_train(runtime, some_examples(runtime), fit_settings, proximal_mu)
     except _RaisedError as error:
-        with _in_the_second_place(error, runtime, weights):
+        with _trying_again(error, runtime, weights):
             batch = _training_batch(runtime, fit_settings)
-            return [*_check_train(runtime, batch, fit_settings, proximal_mu), _on_a_batch_alone(error, batch)]
+            return [*_check_train(runtime, batch, fit_settings, proximal_mu), _works_on_a_batch(error, batch)]
 
 
 def _try_test(runtime: ClientRuntime, weights: NDArrays) -> tuple[list[str], tuple[str, ...]]:
@@ -185,14 +185,14 @@ def _try_test(runtime: ClientRuntime, weights: NDArrays) -> tuple[list[str], tup
     try:
         return _check_test(runtime, few, is_predicted=predicted is not None)
     except _RaisedError as error:
-        with _in_the_second_place(error, runtime, weights):
+        with _trying_again(error, runtime, weights):
             batch = _training_batch(runtime, {}) if runtime.dataset.test is None else _test_batch(runtime)
             notes, measured = _check_test(runtime, batch, is_predicted=False)
-            return [*notes, _on_a_batch_alone(error, batch)], measured
+            return [*notes, _works_on_a_batch(error, batch)], measured
 
 
 @contextmanager
-def _in_the_second_place(error: _RaisedError, runtime: ClientRuntime, weights: NDArrays) -> Iterator[None]:
+def _trying_again(error: _RaisedError, runtime: ClientRuntime, weights: NDArrays) -> Iterator[None]:
     """Try a function that has raised ``error`` on two examples once more, from the weights of the beginning.
 
     Raises:
@@ -206,7 +206,7 @@ def _in_the_second_place(error: _RaisedError, runtime: ClientRuntime, weights: N
         raise error from error.__cause__
 
 
-def _on_a_batch_alone(error: _RaisedError, batch: Any) -> str:
+def _works_on_a_batch(error: _RaisedError, batch: Any) -> str:
     return f"{error} on two examples, and works on a batch of {batch.num_examples}; a client with fewer may fail"
 
 

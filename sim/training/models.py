@@ -326,7 +326,7 @@ def maker(
     return partial(made, *positional, **keywords)
 
 
-def carry(parameter: nn.Parameter, copied: nn.Parameter, memo: dict[int, Any]) -> None:
+def copy_hooks_and_attributes(parameter: nn.Parameter, copied: nn.Parameter, memo: dict[int, Any]) -> None:
     """Give the copy of a parameter what ``copy.deepcopy`` leaves out: hooks, and attributes as ``_no_weight_decay``.
 
     Args:
@@ -353,7 +353,7 @@ def _copy(net: nn.Module, place: str) -> nn.Module:
         memo: dict[int, Any] = {}
         for parameter in net.parameters():
             if vars(parameter) or any(gradient_hooks(parameter)):
-                carry(parameter, copy.deepcopy(parameter, memo), memo)
+                copy_hooks_and_attributes(parameter, copy.deepcopy(parameter, memo), memo)
         return copy.deepcopy(net, memo)
     except Exception as error:
         raise PluginError(f"{place}: cannot be copied: {described(error)}") from error
