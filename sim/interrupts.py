@@ -12,6 +12,7 @@ from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _arrived: list[int] = []  # signals since the beginning of the block that is interruptible
+_before: dict[int, Any] = {}  # the handlers before that block; empty outside of it
 _ends_after_block = False
 
 
@@ -34,13 +35,7 @@ def interruptible() -> Iterator[None]:
         yield
         return
 
-    owner = os.getpid()
-
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # a process that user code has forked, such as one of multiprocessing
-            signal.signal(number, before[number] or signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
         for other in _SIGNALS:
             signal.signal(other, signal.SIG_DFL)
         _arrived.append(number)
@@ -48,12 +43,14 @@ def interruptible() -> Iterator[None]:
 
     _arrived.clear()
     before: dict[int, Any] = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    _before.update(before)
     try:
         yield
         if _ends_after_block:
             before = dict.fromkeys(_SIGNALS, signal.SIG_IGN)
     finally:
         _arrived.clear()
+        _before.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -92,3 +89,25 @@ def uninterrupted() -> Iterator[None]:
             before[number](number, frame)
         elif before[number] == signal.SIG_DFL:
             signal.raise_signal(number)
+
+
+def _hold_signals() -> None:
+    """Block the signals during a fork, because Python drops those that reach the new process before its hooks run."""
+    if _before:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
+def _release_signals() -> None:
+    if _before:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def _release_signals_in_child() -> None:
+    """Let the signals end a process that user code has forked, as those of ``multiprocessing.Pool`` are ended."""
+    for number, handler in _before.items():
+        signal.signal(number, handler or signal.SIG_DFL)
+    _release_signals()
+    _before.clear()
+
+
+os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_release_signals_in_child)
