@@ -83,6 +83,11 @@ def load(spec: Any, setting: str, *, callable_only: bool = True, folder: Path | 
         raise PluginError(f"{setting} {spec}: {reason}") from error
     except KeyboardInterrupt:
         raise
+    except SystemExit as error:
+        raise PluginError(
+            f"{setting} {spec}: its import failed: {described(error)}; what ends the process, such as a parser with "
+            'required options, belongs under if __name__ == "__main__":'
+        ) from error
     except BaseException as error:
         raise PluginError(f"{setting} {spec}: its import failed: {described(error)}") from error
     try:

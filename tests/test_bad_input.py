@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -273,6 +274,8 @@ def test_a_results_folder_that_cannot_be_written_is_refused(sim: Sim, command: S
     _check(result, "--results-dir locked/results: cannot be written: Permission denied", locked)
     (tmp_path / "file").write_text("")
     _check(command("run", "--results-dir", "file"), "--results-dir file: cannot be written", tmp_path)
+    (tmp_path / "link").symlink_to("absent")
+    _check(command("run", *INLINE, "--results-dir", "link"), "--results-dir link: is not a folder", tmp_path)
 
 
 OTHERS = {
@@ -283,6 +286,8 @@ OTHERS = {
     "partition --num-clients 5000": "at most 1437 clients",
     "partition -o table.xls": "-o table.xls: the ending must be one of .png, .svg, .pdf",
     "plot": "the following arguments are required: RUN",
+    "plot ''": "run '': must be the name of a run, the path of a run, or a folder of runs",
+    "export ''": "run '': must be the name of a run or the path of one",
     "plot nothing": "run nothing: neither a run in results nor a path to one",
     "plot foreign": "run foreign: foreign is neither a run (it has no config.toml) nor a folder of runs; ",
     "plot damaged": "damaged has no rounds.csv",
@@ -299,7 +304,7 @@ def test_the_other_commands(command: Sim, tmp_path: Path, words: str) -> None:
     (tmp_path / "foreign").mkdir()
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "config.toml").write_text("seed = 1\n")
-    _check(command(*words.split()), OTHERS[words], tmp_path)
+    _check(command(*shlex.split(words)), OTHERS[words], tmp_path)
     assert not list(tmp_path.glob("*.png"))
 
 

@@ -264,7 +264,7 @@ def test_arguments_of_a_strategy_are_varied_and_a_new_strategy_drops_the_old_one
     assert found[1].configs[1].name == "strategy-fedadam_eta-0.1_seed-6"
     kept = variants(given, [parse_axis("strategy_args.proximal_mu=0.1,0.2")], 1, "r")
     assert [v.configs[0].strategy_args for v in kept] == [{"proximal_mu": 0.1}, {"proximal_mu": 0.2}]
-    with pytest.raises(ConfigError, match="the same setting is given twice"):
+    with pytest.raises(ConfigError, match="--vary alpha=…: is given twice; give all its values to one --vary"):
         variants({}, [parse_axis("alpha=1"), parse_axis("alpha=2")], 1, "r")
     with pytest.raises(ConfigError, match=r"--vary num_clients=3: --clients-per-round 4: must be at most"):
         variants({"clients_per_round": 4}, [parse_axis("num-clients=3")], 1, "r")

@@ -116,6 +116,15 @@ FEW = ("--num-clients", "5", "--clients-per-round", "2", "--num-rounds", "1", "-
 TRAP = "raise SystemExit('the user file was imported')\n"
 
 
+def test_a_file_that_ends_the_process_when_it_is_imported_says_where_that_belongs(write: Write) -> None:
+    write(
+        parses="import argparse\nparser = argparse.ArgumentParser()\nparser.add_argument('--dir', required=True)\n"
+        "args = parser.parse_args([])\ndef train(net, loader): ...\n"
+    )
+    with pytest.raises(PluginError, match=r"its import failed: SystemExit: 2; .* belongs under if __name__"):
+        user_code.load("parses:train", "--train")
+
+
 @pytest.mark.ray
 def test_files_of_usual_names_break_no_sweep_no_run_and_no_actor(sim: Any, tmp_path: Path) -> None:
     for name in ("random", "torch", "types", "numpy", "queue"):

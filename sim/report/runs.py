@@ -56,6 +56,8 @@ def named_runs(words: Sequence[str], results_dir: str) -> dict[Path, bool]:
 
 def _runs_of(word: str, results_dir: str) -> Iterator[tuple[Run, bool]]:
     """Yield the runs of an argument, and whether it names this one run."""
+    if not word:  # a variable of a shell that is not set; it would mean all runs
+        raise RunFolderError("run '': must be the name of a run, the path of a run, or a folder of runs")
     folders = [path for path in (Path(results_dir) / word, Path(word)) if _is_folder(path)]
     if any(is_run(path) for path in folders) or not folders:
         yield open_run(word, results_dir), True

@@ -232,12 +232,27 @@ class Run:
             raise RunFolderError(f"{path}: {error}") from error
 
 
+def make_results_folder(path: Path) -> None:
+    """Create the folder that contains run folders, if it does not exist.
+
+    Raises:
+        RunFolderError: it cannot be created, or the path is that of something else, such as a link to nothing.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "is not a folder" if isinstance(error, FileExistsError) else f"cannot be written: {error.strerror}"
+        raise RunFolderError(f"--results-dir {path}: {reason}") from None
+
+
 def open_run(run: str, results_dir: str = RunConfig.results_dir) -> Run:
     """Return the run with this name in the results folder, or with this path.
 
     Raises:
         RunFolderError: there is no such run; the message lists the runs in the results folder.
     """
+    if not run:
+        raise RunFolderError("run '': must be the name of a run or the path of one")
     for path in (Path(results_dir) / run, Path(run)):
         if is_run(path):
             return Run(path.resolve())

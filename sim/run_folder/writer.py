@@ -25,7 +25,7 @@ from typing import Any, Self
 from sim.disk import NoFileError, check_is_file
 from sim.errors import RunFolderError, WriteError
 from sim.interrupts import uninterrupted
-from sim.run_folder.folder import Run
+from sim.run_folder.folder import Run, make_results_folder
 from sim.run_folder.records import RENAMED_COLUMNS, ClientRecord, MetricRecord, Record, RecordType, RoundRecord, columns
 
 _MASK = os.umask(0o022)  # it can only be read by setting it
@@ -77,8 +77,8 @@ class RunWriter:
         stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         candidates = [name] if name else [stamp, *(f"{stamp}_{number}" for number in range(2, 100))]
         path = None
+        make_results_folder(root)
         try:
-            root.mkdir(parents=True, exist_ok=True)
             for candidate in candidates:
                 try:
                     (root / candidate).mkdir()

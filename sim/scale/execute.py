@@ -20,7 +20,7 @@ from sim.disk import check_is_file
 from sim.errors import RunFolderError, WriteError
 from sim.interrupts import interruptible, raise_if_interrupted
 from sim.processes import Child, Children, written
-from sim.run_folder.folder import Run
+from sim.run_folder.folder import Run, make_results_folder
 from sim.run_folder.log import NewNotes
 from sim.run_folder.writer import locked_folder, write_whole
 from sim.scale.cells import Cell
@@ -92,10 +92,7 @@ def scale(
         KeyboardInterrupt: Ctrl-C or SIGTERM; the cell that was running is measured again the next time.
     """
     folder = Path(results_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(f"--results-dir {folder}: cannot be written: {error.strerror}") from None
+    make_results_folder(folder)
     table = folder / "scale.csv"
     with locked_folder(folder):
         _claim(folder / "base.toml", base)

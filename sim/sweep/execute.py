@@ -9,10 +9,10 @@ from pathlib import Path
 
 from sim.config.choices import CHANGEABLE
 from sim.config.fields import flag_of
-from sim.errors import RunFolderError, SimError, UsageError
+from sim.errors import SimError, UsageError
 from sim.interrupts import interruptible, raise_if_interrupted
 from sim.processes import Child, Children, written
-from sim.run_folder.folder import Run
+from sim.run_folder.folder import Run, make_results_folder
 from sim.run_folder.writer import locked_folder, remove_run
 from sim.sweep.planned import Planned
 from sim.sweep.table import write_pictures, write_tables
@@ -54,10 +54,7 @@ def sweep(
         KeyboardInterrupt: Ctrl-C or SIGTERM; the running runs have written a checkpoint.
     """
     folder = Path(results_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(f"--results-dir {folder}: cannot be written: {error.strerror}") from None
+    make_results_folder(folder)
     planned = [
         Planned(variant, config, Run((folder / str(config.name)).resolve()))
         for variant in variants

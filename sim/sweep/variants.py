@@ -109,7 +109,8 @@ def variants(given: dict[str, Any], axes: Sequence[Axis], num_seeds: int, result
     """
     keys = [axis.key for axis in axes]
     if len(set(keys)) < len(keys):
-        raise ConfigError(f"--vary {' '.join(keys)}: the same setting is given twice")
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ConfigError(f"--vary {twice}=…: is given twice; give all its values to one --vary")
     num_runs = num_seeds * math.prod(len(axis.values) for axis in axes)
     if num_runs > MOST_RUNS:
         raise ConfigError(f"--vary {' '.join(keys)} with --seeds {num_seeds}: {num_runs} runs, at most {MOST_RUNS}")
