@@ -409,6 +409,8 @@ def main(words: Sequence[str] | None = None) -> int:
         _check_open_files()
         arguments = _parser().parse_strictly(words_of)
         arguments.act(arguments)
+        for text in arguments.parser.replaced():
+            print(f"sim: note: {text}", file=sys.stderr)
         if sys.stdout is not None:
             sys.stdout.flush()  # so that a failure is seen here, and not by Python at its end
     except SimError as error:

@@ -48,6 +48,14 @@ def test_runs_are_sorted(listed: Path, command: Sim, column: str, order: str) ->
     assert (done.returncode, done.stderr, names(done.stdout)) == (0, "", order)
 
 
+def test_a_flag_that_is_given_with_several_values_is_noted(listed: Path, command: Sim) -> None:
+    done = command("list", "--sort", "run", "--sort=rounds", "--metric", "accuracy", "--metric", "accuracy")
+    note = "sim: note: --sort was given as run and as rounds; the last one counted\n"
+    assert (done.returncode, done.stderr, names(done.stdout)) == (0, note, "bacd")
+    failed = command("list", "--sort", "run", "--sort", "rounds", "--metric", "f1")  # errors stay one line
+    assert (failed.returncode, len(failed.stderr.splitlines())) == (2, 1)
+
+
 def test_the_best_is_the_smallest_of_an_error(listed: Path, command: Sim) -> None:
     done = command("list", "--sort", "best", "--metric", "accuracy:min")
     assert [line.split()[2:4] for line in done.stdout.splitlines()[1:4]] == [

@@ -28,14 +28,35 @@ _PARTS = ("dataset", "model", "train", "test", "loss", "client", "client_fn", "s
 _METAVARS = {int: "N", float: "X", str: "TEXT", dict: "KEY=VALUE"}
 
 
+class _Store(argparse.Action):
+    """Stores the value of a flag, and keeps those that a later one replaces, for a note."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        """Store a value, as argparse asks for it each time that the flag is given."""
+        if option and isinstance(parser, Parser):
+            parser.values.setdefault(self.option_strings[-1], []).append(
+                " ".join(values) if isinstance(values, list) else str(values)
+            )
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are raised as ConfigError with a message of one line.
 
     Attributes:
         add_flags: adds the flags of a command when it is the one that was given; to add those of all takes 0.1 s.
+        values: flag → its values in the order in which they are given.
     """
 
     add_flags: Callable[[argparse.ArgumentParser], None] | None = None
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.values: dict[str, list[str]] = {}
+        for name in (None, "store"):  # what argparse does with a flag of which nothing else is said
+            self.register("action", name, _Store)
 
     def parse_known_args(self, *arguments: Any, **named: Any) -> Any:
         """Parse words as argparse does, which calls this for the command that they name."""
@@ -64,6 +85,14 @@ class Parser(argparse.ArgumentParser):
             given = unknown[0] if unknown[0] in words else unknown[0].replace("--target-metric", "--target", 1)
             raise ConfigError(f"{one_line(given, 200)}: {hint} ({namespace.parser.prog} --help lists all)")
         return namespace
+
+    def replaced(self) -> list[str]:
+        """Return a note for each flag that was given several values, as by the user of a script that gives one."""
+        return [
+            one_line(f"{flag} was given as {', '.join(values[:-1])} and as {values[-1]}; the last one counted", 200)
+            for flag, values in self.values.items()
+            if len(set(values)) > 1
+        ]
 
 
 def _with_targets(words: Sequence[str]) -> list[str]:
