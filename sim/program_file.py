@@ -185,6 +185,12 @@ def read(path: Path) -> ProgramFile | None:
     )
 
 
+def read_alone(path: Path) -> ProgramFile | None:
+    """Read a Python file as ``read`` does, without the names that it has and imports: each client asks for options."""
+    parsed = _parsed(path)
+    return None if parsed is None else parsed.alone
+
+
 class _Parsed(NamedTuple):
     """A file of the user's as it is by itself.
 

@@ -251,7 +251,7 @@ def _source_of(thing: Any) -> ProgramFile | None:
         path = inspect.getsourcefile(inspect.unwrap(thing) if callable(thing) else type(thing))
     except (TypeError, OSError, ValueError):
         return None
-    return None if path is None else program_file.read(Path(path))
+    return None if path is None else program_file.read_alone(Path(path))
 
 
 def _same_random_numbers() -> AbstractContextManager[Any]:
