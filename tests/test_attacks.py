@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -410,11 +411,23 @@ def test_a_run_records_its_attackers_and_continues_to_the_bit(small: Small) -> N
     log = whole.log_path.read_text()
     assert "--attack alie: 3 of 10 clients are attackers, which environment.json lists" in log
     assert "--strategy krum expects 0.3 of a round's clients to be attackers: num_malicious_clients=2" in log
+    assert "none is left out" not in log  # of 4 clients in a round 2 are kept
     part = small(name="part", num_rounds=1, **settings)
     assert sha256(part.model_path) != sha256(whole.model_path)
     resume(part, num_rounds=2)
     assert sha256(part.model_path) == sha256(whole.model_path)
     assert json.loads(part.environment_path.read_text())["attackers"] == attackers
+
+
+@pytest.mark.parametrize(("chosen", "name"), [("krum", "num_clients_to_keep"), ("multikrum", "num_nodes_to_select")])
+def test_a_strategy_that_leaves_no_client_out_is_noted(chosen: str, name: str) -> None:
+    config = RunConfig(num_clients=20, clients_per_round=10, strategy=chosen)
+    assert strategy.note_on_closest(config) == (
+        f"--strategy {chosen} takes the mean of the 10 clients that are closest to others, and a round has 10: none "
+        f"is left out; give a smaller --strategy-args {name}"
+    )
+    assert strategy.note_on_closest(replace(config, strategy_args={name: 9})) is None
+    assert strategy.note_on_closest(replace(config, clients_per_round=11)) is None
 
 
 def test_flipped_labels_change_the_weights(small: Small) -> None:

@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Strategy as MessageStrategy
 from sim import user_code
 from sim.algorithms.algorithm import Algorithm, made
 from sim.algorithms.by_name import ALGORITHMS
+from sim.config.fields import Setting
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, PluginError, described
 from sim.process_settings import restored_settings
@@ -68,6 +69,16 @@ STRATEGIES = {
     # The older form weights all clients by one central test loss; this one weights each by its own loss, as the paper
     # does (Li et al. 2020, algorithm 2).
     "qfedavg": Entry("QFedAvg", averages=False, adaptive=True, is_newer=True),
+}
+
+# Outside of these, Flower's strategies compute something else than the method whose name they have.
+_RANGES: dict[str, Setting] = {
+    **dict.fromkeys(("proximal_mu", "q", "num_clients_to_keep", "to_keep"), Setting("", "", low=0)),
+    **dict.fromkeys(("num_malicious_clients", "num_malicious_nodes"), Setting("", "", low=0)),
+    "num_nodes_to_select": Setting("", "", low=1),
+    **dict.fromkeys(("server_learning_rate", "client_learning_rate", "eta", "eta_l", "tau"), Setting("", "", above=0)),
+    **dict.fromkeys(("server_momentum", "beta_1", "beta_2"), Setting("", "", low=0, below=1)),
+    "beta": Setting("", "", low=0, below=0.5),
 }
 
 PRIVACY = {
@@ -282,6 +293,9 @@ def _arguments(config: RunConfig, own: Any, entry: Entry | None, parts: dict[str
     named = user_code.parameters_of(own)
     offered = {name: value for name, value in where_named.items() if name in named} | (newer if is_newer else older)
     user_code.check_arguments(own, config.strategy_args, {*older, *newer}, "--strategy-args", config.strategy)
+    for name, value in config.strategy_args.items() if entry else ():
+        if name in _RANGES and not _RANGES[name].admits(value):
+            raise ConfigError(f"--strategy-args {name}={value}: must be {_RANGES[name].valid}")
     return {
         **user_code.accepted(own, offered),
         **(entry.defaults if entry else {}),
@@ -403,6 +417,20 @@ def assumed(config: RunConfig) -> dict[str, Any]:
     }
     found = defaults.get(config.strategy, {})
     return {name: value for name, value in found.items() if name not in config.strategy_args}
+
+
+def note_on_closest(config: RunConfig) -> str | None:
+    """Return what to know of krum and multikrum where they leave no client of a round out; None for others."""
+    name = {"krum": "num_clients_to_keep", "multikrum": "num_nodes_to_select"}.get(config.strategy)
+    if name is None:
+        return None
+    kept = {**STRATEGIES[config.strategy].defaults, **assumed(config), **config.strategy_args}[name]
+    if kept < config.num_fit_clients:
+        return None
+    return (
+        f"--strategy {config.strategy} takes the mean of the {kept} clients that are closest to others, and a round "
+        f"has {config.num_fit_clients}: none is left out; give a smaller --strategy-args {name}"
+    )
 
 
 def _check_bulyan(config: RunConfig, arguments: dict[str, Any]) -> None:
