@@ -41,7 +41,7 @@ from sim.config.run_config import AppConfig, CentralizedConfig, RunConfig
 from sim.config.settings_of_flower_programs import USED_BY
 from sim.errors import ClientError, ConfigError, SimError, many_lines, one_line
 from sim.interrupts import process_ends_after_block
-from sim.network.options import ClientOptions, ServerOptions
+from sim.network.options import SIMULATED_ONLY, ClientOptions, ServerOptions
 from sim.run_folder.environment import versions
 from sim.scale.cells import SET_BY_THE_GRID
 
@@ -127,7 +127,7 @@ def _add_app(app: argparse.ArgumentParser) -> None:
 
 def _add_network(flags: argparse.ArgumentParser, options: type[ServerOptions | ClientOptions]) -> None:
     add_settings(flags, options)
-    add_config(flags, RunConfig)
+    add_config(flags, RunConfig, hidden=SIMULATED_ONLY)
 
 
 def _add_partition(shown: argparse.ArgumentParser) -> None:

@@ -40,11 +40,13 @@ from flwr.server.client_proxy import ClientProxy
 
 from conftest import ROOT, Sim, Small, sha256
 from federation import Federation, free_port, wait_until
+from sim.cli import main
+from sim.config.fields import flag_of
 from sim.engine.interface import Chunk, ClientResult, Task
 from sim.engine.network import RemoteDispatcher
 from sim.errors import ConfigError
 from sim.network.identity import REFUSED, Identity, Shape
-from sim.network.options import ServerOptions
+from sim.network.options import SIMULATED_ONLY, ServerOptions
 from sim.network.registry import Registry
 from sim.network.server import _reserve
 from sim.run_folder.records import Phase
@@ -286,6 +288,19 @@ def test_bad_options_are_one_line(command: Sim, tmp_path: Path, words: list[str]
     assert result.stderr.startswith(f"sim: {line}"), result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["server", "client"])
+def test_the_help_has_no_flag_that_a_network_refuses(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(command: str) -> set[str]:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        return {word.strip(",[]") for word in capsys.readouterr().out.split()}
+
+    simulated = {flag_of(setting) for setting in SIMULATED_ONLY}
+    assert {"--strategy", "--lr", "--address"} <= shown(name)
+    assert shown(name).isdisjoint(simulated)
+    assert simulated <= shown("run")
 
 
 def test_certificates_that_do_not_fit(command: Sim, certificates: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ _PAIR = re.compile(r"""[^\s=]+=('[^']*'|"[^"]*"|[^\s'"]\S*)""")  # key=value, ke
 class Setting:
     """The help text and the rules of a setting; the dataclass field has its name, type and default."""
 
-    help: str
+    help: str  # {built_in} stands for the value of the class's BUILT_IN
     group: str
     unit: str = ""
     low: float | None = None

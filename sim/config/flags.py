@@ -117,18 +117,33 @@ def _is_meant_as_target(value: str) -> bool:
 
 
 def add_config(
-    parser: argparse.ArgumentParser, config_type: type[TrainingConfig], *, without: Collection[str] = ()
+    parser: argparse.ArgumentParser,
+    config_type: type[TrainingConfig],
+    *,
+    without: Collection[str] = (),
+    hidden: Collection[str] = (),
 ) -> None:
-    """Add ``--config``, ``--preset`` and one flag for each setting that is not in ``without``."""
+    """Add ``--config``, ``--preset`` and one flag for each setting, see ``add_settings``."""
     parser.add_argument("--config", metavar="FILE.toml", type=Path, help="file with settings; flags override it")
     if config_type is RunConfig:
         about = f"settings of a published experiment; --config and flags override them [{', '.join(preset_names())}]"
         parser.add_argument("--preset", metavar="NAME", help=about)
-    add_settings(parser, config_type, without=without)
+    add_settings(parser, config_type, without=without, hidden=hidden)
 
 
-def add_settings(parser: argparse.ArgumentParser, config_type: type[Any], *, without: Collection[str] = ()) -> None:
-    """Add one flag for each setting; the help of a flag gives the unit, the valid values and the default."""
+def add_settings(
+    parser: argparse.ArgumentParser,
+    config_type: type[Any],
+    *,
+    without: Collection[str] = (),
+    hidden: Collection[str] = (),
+) -> None:
+    """Add one flag for each setting; the help of a flag gives the unit, the valid values and the default.
+
+    Args:
+        without: settings that have no flag.
+        hidden: settings whose flag the help leaves out, because it is refused with a message of its own.
+    """
     groups: dict[str, Any] = {}
     for config_field in (each for each in fields(config_type) if each.name not in without):
         rules, (kind, _) = rules_of(config_field), type_of(config_type, config_field.name)
@@ -138,7 +153,8 @@ def add_settings(parser: argparse.ArgumentParser, config_type: type[Any], *, wit
         default = default_of(config_field)
         if default not in (None, {}):
             notes.append(f"default {default:g}" if isinstance(default, float) else f"default {default}")
-        text = rules.help + (f" [{'; '.join(notes)}]" if notes else "")
+        built_in = getattr(config_type, "BUILT_IN", {}).get(config_field.name)
+        text = rules.help.replace("{built_in}", str(built_in)) + (f" [{'; '.join(notes)}]" if notes else "")
         options: dict[str, Any] = {"dest": config_field.name, "default": argparse.SUPPRESS}
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
@@ -150,7 +166,8 @@ def add_settings(parser: argparse.ArgumentParser, config_type: type[Any], *, wit
                 options["action"] = "append"
             if kind is dict:
                 options |= {"nargs": "+", "action": "extend"}  # a flag that is given twice adds to the first
-        groups[rules.group].add_argument(flag_of(config_field.name), help=text.replace("%", "%%"), **options)
+        about = argparse.SUPPRESS if config_field.name in hidden else text.replace("%", "%%")
+        groups[rules.group].add_argument(flag_of(config_field.name), help=about, **options)
 
 
 def flags_given(config_type: type[Any], arguments: argparse.Namespace) -> dict[str, Any]:

@@ -191,7 +191,8 @@ class RunConfig(EvaluationConfig):
     server_lr: float | None = setting(
         None,
         "learning rate η of the server: w + η · (w' - w), where w' is what the strategy makes of the clients; eta of "
-        "fedadam, fedadagrad and fedyogi, server_learning_rate of fedavgm; 1 or theirs if not given",
+        "fedadam, fedadagrad and fedyogi, server_learning_rate of fedavgm, server_lr of fedbuff; "
+        "1 or theirs if not given",
         STRATEGY,
         above=0,
         high=1e6,
@@ -205,7 +206,7 @@ class RunConfig(EvaluationConfig):
     )
     server_strategy: str = setting(
         "fedavg",
-        "strategy of Flower by which the server of scaffold, fedrep and the like takes its step, e.g. fedadam",
+        "strategy of Flower by which the server of fedbuff, scaffold, fedrep and the like takes its step, e.g. fedadam",
         STRATEGY,
         choices=STRATEGIES_OF_FLOWER,
         belongs_to=("strategy", (*ALGORITHMS, "fedbuff")),

@@ -156,7 +156,7 @@ class TrainingConfig(_GivenObjects):
     # More than a million examples at once fit into no memory.
     batch_size: int | None = setting(
         None,
-        "examples per training step; if not given, that of your DataLoader, or 8",
+        "examples per training step; if not given, that of your DataLoader, or {built_in}",
         MODEL,
         unit="examples",
         low=1,
@@ -170,7 +170,7 @@ class TrainingConfig(_GivenObjects):
     )
     lr: float | None = setting(  # PyTorch's is float32
         None,
-        "learning rate in the first round; if not given, the default of your train, or 0.1",
+        "learning rate in the first round; if not given, the default of your train, or {built_in}",
         MODEL,
         above=0,
         high=1e38,
@@ -219,14 +219,14 @@ class TrainingConfig(_GivenObjects):
     )
     momentum: float | None = setting(
         None,
-        "momentum of SGD; if not given, the default of your train, or 0",
+        "momentum of SGD; if not given, the default of your train, or {built_in}",
         MODEL,
         low=0,
         below=1,
         belongs_to=("optimizer", (None, "sgd")),
     )
     weight_decay: float | None = setting(
-        None, "weight decay; if not given, the default of your train, or 0", MODEL, low=0, high=1e38
+        None, "weight decay; if not given, the default of your train, or {built_in}", MODEL, low=0, high=1e38
     )
     clip_grad_norm: float | None = setting(
         None,

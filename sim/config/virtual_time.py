@@ -19,7 +19,7 @@ class VirtualTimeConfig(TrainingConfig):
         None,
         "devices of the clients, from which virtual seconds are computed: uniform, lognormal, flash (Yang et al. "
         "2021), fedscale:FILE or fedscale:FILE:FILE (capacity and availability, Lai et al. 2022), or a table as "
-        "FILE.csv or FILE.json; no virtual time if not given",
+        "FILE.csv or FILE.json; if not given, uniform for fedasync and fedbuff, and no virtual time for others",
         VIRTUAL_TIME,
         separator=":",
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.config.fields import check, flag_of, given_as, setting
+from sim.config.virtual_time import VirtualTimeConfig
 from sim.disk import check_is_file
 from sim.errors import ConfigError
 
@@ -176,6 +177,12 @@ _OF_SIMULATIONS = (
     "num_cpus", "num_gpus", "engine", "ray_address", "niceness", "max_retries", "client_timeout",
     "checkpoint_every", "keep_checkpoints",
 )  # fmt: skip
+
+# All that is refused or has nothing to do over a network, which --help therefore leaves out.
+SIMULATED_ONLY = frozenset((
+    *_OF_SIMULATIONS, *VirtualTimeConfig.__annotations__, "app", "client_fn", "run_config", "attack", "attack_share",
+    "attack_args", "validation_share", "validation_metric", "patience", "final_evaluate",
+))  # fmt: skip
 
 
 # What the server decides, whatever a client was given.
