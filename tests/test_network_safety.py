@@ -448,6 +448,29 @@ def _join(registry: Registry, name: str, **said: Any) -> _Answering:
     return connection
 
 
+class _Leaving(_Answering):
+    """A connection that ends without an answer when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__("leaving", {})
+        self.leaves = threading.Event()
+
+    def get_properties(self, ins: GetPropertiesIns, timeout: float | None, group_id: int | None) -> GetPropertiesRes:
+        self.leaves.wait(60)
+        raise ConnectionError("gone")
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_a_connection_that_ends_after_the_run_is_not_said(is_closed: bool, caplog: pytest.LogCaptureFixture) -> None:
+    registry, connection = _registry(), _Leaving()
+    registry.register(connection)
+    if is_closed:
+        registry.close(None)
+    connection.leaves.set()
+    wait_until(lambda: not registry._connections)
+    assert caplog.messages == ([] if is_closed else ["a connection did not identify itself: gone"])
+
+
 def test_the_claim_of_a_stranger_excludes_nobody() -> None:
     registry = _registry()
     billion = _join(registry, "billion", num_clients=10**9)

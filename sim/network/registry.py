@@ -137,7 +137,10 @@ class Registry(ClientManager):
             foreign = private_names.is_closed_connection(error)
             logger, level = (logging.getLogger("flwr"), logging.INFO) if foreign else (log, logging.WARNING)
             text = one_line(str(error)) or type(error).__name__
-            logger.log(level, "a connection did not identify itself: %s", text)
+            with self._changed:
+                closed = self._closed
+            if not closed:  # else the server itself has closed it, and Flower's logger writes to the screen again
+                logger.log(level, "a connection did not identify itself: %s", text)
             self.unregister(client)
             return
         try:
