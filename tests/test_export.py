@@ -263,6 +263,15 @@ def test_wrong_words(finished: Run, command: Sim, tmp_path: Path, words: tuple[s
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "best.safetensors"])
+def test_the_model_of_a_run_is_not_overwritten(finished: Run, command: Sim, name: str) -> None:
+    before = finished.model_path.read_bytes()
+    result = command("export", str(finished.path), "-o", str(finished.path / name))
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+    assert f"{name}: is a file of the run {finished.path.name}; choose another name" in result.stderr
+    assert finished.model_path.read_bytes() == before
+
+
 def test_other_models_and_damage(finished: Run, command: Sim, tmp_path: Path) -> None:
     run = Run(Path(shutil.copytree(finished.path, tmp_path / "results" / "odd")))
     whole, config = run.model_path.read_bytes(), run.config_path.read_text(encoding="utf-8")

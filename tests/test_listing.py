@@ -48,6 +48,16 @@ def test_runs_are_sorted(listed: Path, command: Sim, column: str, order: str) ->
     assert (done.returncode, done.stderr, names(done.stdout)) == (0, "", order)
 
 
+def test_a_final_value_that_is_no_number_comes_last_of_its_metric(command: Sim, tmp_path: Path) -> None:
+    for name, values in {"e": (0.3, float("nan")), "f": (0.2, 0.4)}.items():
+        writer = RunWriter.create(str(tmp_path / "results"), name, RunConfig().to_toml(), clients=True)
+        for number, value in enumerate(values):
+            writer.append(RoundRecord(number), metrics=[MetricRecord(number, "test", None, 4, "f1", value)])
+        writer.close()
+    done = command("list", "--sort", "metric")
+    assert (done.returncode, names(done.stdout)) == (0, "fe")
+
+
 def test_a_flag_that_is_given_with_several_values_is_noted(listed: Path, command: Sim) -> None:
     done = command("list", "--sort", "run", "--sort=rounds", "--metric", "accuracy", "--metric", "accuracy")
     note = "sim: note: --sort was given as run and as rounds; the last one counted\n"

@@ -209,9 +209,12 @@ def test_the_results_can_be_copied_as_latex(command: Sim, tmp_path: Path) -> Non
     source = _written(command, tmp_path, "results").source
     shown = source.partition('id="latex" tabindex="0">')[2].partition("</pre>")[0]
     assert html.unescape(shown) == LATEX
-    assert latex_of([], MetricName("loss", smaller_is_better=True)).count("loss") == 2  # final and best, once each
+    assert (
+        latex_of([], MetricName("loss", smaller_is_better=True), "test").count("loss") == 2
+    )  # final and best, once each
     one = Summary(1, (3, 3), SeedStatistics([0.25]), None, None, None, None, None)
-    assert "Results on the central test examples, of one seed each." in latex_of([("x", one)], ACCURACY)
+    for phase, examples in (("test", "central test examples"), ("evaluate", "clients' own examples")):
+        assert f"Results on the {examples}, of one seed each." in latex_of([("x", one)], ACCURACY, phase)
 
 
 def test_failures_are_counted_and_nothing_in_a_name_or_an_error_is_markup(

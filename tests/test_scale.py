@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -16,9 +17,9 @@ from federation import Program, wait_until
 from sim import Run
 from sim.errors import RunFolderError
 from sim.scale.cells import Cell, cells
-from sim.scale.execute import COLUMNS, efficiency_frame, read_scale
+from sim.scale.execute import COLUMNS, _claim, efficiency_frame, read_scale
 from sim.scale.figures import figures
-from sim.scale.usage import is_actor, parse_gpus
+from sim.scale.usage import UsageSampler, is_actor, parse_gpus
 
 GRID = ("--num-clients", "4", "--num-actors", "1,2", "--repeats", "1", "--num-rounds", "2", "--engine", "inline,ray")
 FEW = ("--scaling", "strong", "--examples-per-client", "8", "--results-dir", "s")
@@ -173,6 +174,25 @@ def test_a_wrong_flag_is_one_line(command: Sim, tmp_path: Path, words: tuple[str
     assert result.stderr.startswith(f"sim: {message}")
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_arguments_belong_to_the_settings_that_cells_share(tmp_path: Path) -> None:
+    path, base = tmp_path / "base.toml", {"strategy": "fedprox", "strategy_args": {"proximal_mu": 0.1}}
+    for _ in range(2):
+        _claim(path, base)
+    with pytest.raises(RunFolderError, match=r"other settings \(.*proximal.mu 0\.1, now 0\.2\)"):
+        _claim(path, {**base, "strategy_args": {"proximal_mu": 0.2}})
+
+
+def test_a_gpu_that_does_not_answer_in_time_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/no/such/interpreter\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    sampler = UsageSampler(os.getpid())
+    sampler.sample()
+    assert sampler.peak.gpu_mib is None
+    assert sampler.peak.driver_mib is not None
 
 
 def test_a_table_with_other_columns_is_an_error(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,14 @@ from scipy import stats
 
 from conftest import PROGRAMS, Sim, made_once
 from federation import Program, wait_until
-from sim import Run
+from sim import Run, RunConfig
 from sim.errors import ConfigError, RunFolderError
 from sim.run_folder.folder import list_runs
+from sim.run_folder.records import RoundRecord
+from sim.run_folder.writer import RunWriter
 from sim.sweep.planned import Planned
-from sim.sweep.table import Interval
-from sim.sweep.variants import parse_axis, variants
+from sim.sweep.table import Interval, runs_frame, write_pictures
+from sim.sweep.variants import differences, parse_axis, variants
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -268,6 +271,47 @@ def test_arguments_of_a_strategy_are_varied_and_a_new_strategy_drops_the_old_one
         variants({}, [parse_axis("alpha=1"), parse_axis("alpha=2")], 1, "r")
     with pytest.raises(ConfigError, match=r"--vary num_clients=3: --clients-per-round 4: must be at most"):
         variants({"clients_per_round": 4}, [parse_axis("num-clients=3")], 1, "r")
+
+
+@pytest.mark.parametrize("settings", [{"sample_seed": 0}, {"max_staleness": 0, "strategy": "fedasync"}])
+def test_a_zero_is_another_setting_than_none(settings: dict[str, Any]) -> None:
+    without = RunConfig(**{name: value for name, value in settings.items() if value != 0})
+    given = RunConfig(**settings)
+    name = next(name for name, value in settings.items() if value == 0)
+    for wanted, found, text in ((given, without, "None, not 0"), (without, given, "0, not None")):
+        config = tomllib.loads(found.to_toml())
+        assert differences(config, wanted, ()) == [f"--{name.replace('_', '-')} {text}"]
+        assert differences(config, found, ()) == []
+
+
+def test_what_an_earlier_sweep_has_drawn_is_removed(tmp_path: Path) -> None:
+    for name in ("sweep.png", "final.png"):
+        (tmp_path / name).touch()
+    write_pictures(tmp_path, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_varied_number_of_rounds_stays_beside_the_finished_rounds(tmp_path: Path) -> None:
+    planned = [
+        Planned(variant, variant.configs[0], Run(tmp_path / str(variant.configs[0].name)), num_rounds=1)
+        for variant in variants({}, [parse_axis("num_rounds=1,3")], 1, str(tmp_path))
+    ]
+    frame = runs_frame(planned)
+    assert list(frame.columns[:6]) == ["num_rounds", "seed", "run", "status", "error", "finished_rounds"]
+    assert frame[["num_rounds", "finished_rounds"]].to_numpy().tolist() == [[1, 1], [3, 1]]
+
+
+def test_a_run_whose_program_decides_the_rounds_is_done_when_it_has_them(tmp_path: Path) -> None:
+    writer = RunWriter.create(str(tmp_path), "one", RunConfig(num_rounds=2).to_toml(), clients=True)
+    (variant,) = variants({}, [parse_axis("alpha=1")], 1, str(tmp_path))
+    config = variant.configs[0]
+    object.__setattr__(config, "num_rounds", 0)  # as that of an app
+    planned = Planned(variant, config, Run(tmp_path / "one"))
+    (tmp_path / "one" / "model.safetensors").touch()  # which interrupted runs have, too
+    for number in range(3):
+        writer.append(RoundRecord(number, test_accuracy=0.5))
+        assert planned.is_done() == (number == 2)
+    writer.close()
 
 
 def test_names_of_values_that_are_not_valid_file_names() -> None:

@@ -18,6 +18,7 @@ from sim import RunConfig
 from sim.run_folder.records import MetricRecord, RoundRecord
 from sim.run_folder.writer import RunWriter
 from sim.sweep.cells import p_value
+from sim.sweep.typeset import latex_row
 
 # Test accuracy in the last round, by seed.
 FINAL = {
@@ -83,6 +84,21 @@ LATEX = r"""% needs \usepackage{booktabs}
   \end{tabular}
 \end{table}
 """  # noqa: E501 - as it is written
+
+
+def test_a_table_of_the_sweep_is_not_overwritten_and_may_begin_with_a_mark(swept: Path, command: Sim) -> None:
+    content = (swept / "runs.csv").read_bytes()
+    refused = command("table", str(swept), "-o", str(swept / "runs.csv"))
+    assert refused.stderr == f"sim: -o {swept}/runs.csv: is a table of a sweep; choose another name\n"
+    assert (swept / "runs.csv").read_bytes() == content
+    (swept / "runs.csv").write_bytes(b"\xef\xbb\xbf" + content)  # as a spreadsheet saves it
+    assert command("table", str(swept), "-o", "t.md").returncode == 0
+
+
+def test_a_row_of_latex_gives_no_argument_to_the_row_before_it() -> None:
+    assert latex_row(["*.bias", "1"]) == r"{}*.bias & 1 \\"
+    assert latex_row(["[1]", "2"]) == r"{}[1] & 2 \\"
+    assert latex_row(["a*", "[2]"]) == r"a* & [2] \\"
 
 
 def test_markdown_and_latex(swept: Path, command: Sim, tmp_path: Path) -> None:

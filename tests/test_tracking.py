@@ -311,7 +311,9 @@ def test_a_run_that_was_not_tracked_is_tracked_whole_after_a_resume(small: Small
 def test_the_names_of_numbers() -> None:
     from sim import MetricRecord, RoundRecord
 
-    record = RoundRecord(3, num_clients=4, test_loss=2.0, eval_accuracy_p10=0.25, virtual_seconds=9.0, bytes_up=7)
+    record = RoundRecord(
+        3, num_clients=4, test_loss=2.0, eval_accuracy_p10=0.25, virtual_seconds=9.0, bytes_up=7, validation_loss=1.5
+    )
     metrics = [
         MetricRecord(3, "fit", None, 4, "f1", 0.5),
         MetricRecord(3, "fit", 2, 4, "f1", 0.9),  # of one client
@@ -320,6 +322,7 @@ def test_the_names_of_numbers() -> None:
     assert numbers_of(record, metrics) == {
         "clients/num_clients": 4.0,
         "test/loss": 2.0,
+        "validation/loss": 1.5,
         "evaluate/accuracy_p10": 0.25,
         "seconds/virtual": 9.0,
         "bytes/up": 7.0,

@@ -59,11 +59,16 @@ class _Row:
         return value if self.metric.smaller_is_better else -value
 
 
+def _by_metric(row: _Row) -> Any:
+    value = row.better(row.final)
+    return None if row.metric is None else (row.metric.name, value is None, value or 0.0)
+
+
 # Column → what it is ordered by, smallest first; None comes last.
 ORDERS: dict[str, Callable[[_Row], Any]] = {
     "run": lambda row: row.name,
     "rounds": lambda row: None if row.done is None else -row.done,
-    "metric": lambda row: None if row.metric is None else (row.metric.name, row.better(row.final)),
+    "metric": _by_metric,
     "final": lambda row: row.better(row.final),
     "best": lambda row: row.better(row.best),
     "size": lambda row: -row.num_bytes,

@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import ConfigError
+from sim.run_folder.folder import is_run
+
+# What other commands read, and nobody can make again.
+_OF_RUNS = ("model.safetensors", "best.safetensors", "rounds.csv", "clients.csv", "metrics.csv")
+_OF_SWEEPS = ("runs.csv", "sweep.csv")
 
 
 def picture_path(text: str) -> Path:
@@ -21,7 +26,7 @@ def output_path(text: str, endings: Sequence[str]) -> Path:
     """Return the path of a file to write.
 
     Raises:
-        ConfigError: it has another ending, or there is no such folder.
+        ConfigError: it has another ending, there is no such folder, or it is a file that a run or a sweep needs.
     """
     path = Path(text)
     if path.suffix.lstrip(".") not in endings:
@@ -33,6 +38,10 @@ def output_path(text: str, endings: Sequence[str]) -> Path:
         raise ConfigError(f"-o {text}: cannot be written: {error.strerror}") from None
     if not is_folder:
         raise ConfigError(f"-o {text}: there is no folder {path.parent}")
+    if path.name in _OF_RUNS and is_run(path.parent):
+        raise ConfigError(f"-o {text}: is a file of the run {path.parent.resolve().name}; choose another name")
+    if path.name in _OF_SWEEPS and path.exists() and (path.parent / "runs.csv").exists():
+        raise ConfigError(f"-o {text}: is a table of a sweep; choose another name")
     return path
 
 

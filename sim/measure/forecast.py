@@ -259,6 +259,7 @@ def _start_seconds(prepared: Prepared, num_actors: int) -> float:
             "server_args": {},
             "local_parameters": None,
             "attack": None,
+            "attack_share": _DEFAULTS.attack_share,
             "attack_args": {},
         }
     with tempfile.TemporaryDirectory() as folder:
@@ -270,6 +271,8 @@ def _start_seconds(prepared: Prepared, num_actors: int) -> float:
             client_dropout=0.0,
             num_rounds=1,
             local_epochs=1,
+            lr_warmup=_DEFAULTS.lr_warmup,
+            track=None,
             server_lr=None,
             dp=None,
             dp_args={},

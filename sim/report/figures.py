@@ -89,7 +89,8 @@ def curves_picture(groups: Sequence[Group], quantity: str, phase: str) -> Pictur
         for legend in figure.legends:
             legend.remove()
         figure.set_size_inches(_WIDTH, 3.7)
-        axes.set_ylim(top=axes.get_ylim()[1] * 1.03)  # so that a marker at the top is not cut off
+        low, high = axes.get_ylim()
+        axes.set_ylim(top=high + 0.03 * (high - low))  # so that a marker at the top is not cut off
         if len(curves) > 1:
             _remove_legend(axes)
         return _svg(

@@ -85,7 +85,7 @@ def page_of(runs: Sequence[ReadRun], title: str, asked: str | None = None) -> st
         summaries=summaries,
         are_in_nats=plots.are_in_nats([group.curve for group in groups]),
         chosen=[(group, of) for group in groups if (of := numbers.chosen_of(group, metric)) is not None],
-        latex=latex_of([(group.name, summary) for group, summary in summaries], metric),
+        latex=latex_of([(group.name, summary) for group, summary in summaries], metric, phases[metric.name]),
         partitions=[_partition(group) for group in numbers.partitions_of(runs)],
         fairness=_fairness(groups, metric),
         never_evaluated=[name for name, will_evaluate in not_evaluated if not will_evaluate],

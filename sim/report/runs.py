@@ -82,7 +82,7 @@ def _places_in_sweep(folder: Path) -> dict[str, int]:
     path = folder / "runs.csv"
     try:
         check_is_file(path)
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             return {row.get("run", ""): place for place, row in enumerate(csv.DictReader(file))}
     except (OSError, UnicodeError, csv.Error):
         return {}

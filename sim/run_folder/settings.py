@@ -25,7 +25,7 @@ def shown(config: Mapping[str, Any], name: str) -> str:
     found = config.get(setting)
     if argument:
         found = found.get(argument) if isinstance(found, dict) else None
-    return NOTHING if found is None else one_line(f"{found:g}" if isinstance(found, float) else str(found), 100)
+    return NOTHING if found is None else one_line(f"{found:.12g}" if isinstance(found, float) else str(found), 100)
 
 
 def ordered(keys: Sequence[Key]) -> list[Key]:

@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import pandas as pd
 import tomli_w
 
-from sim.config.fields import flag_of
+from sim.config.fields import flag_of, flattened
 from sim.config.run_config import RunConfig
 from sim.disk import check_is_file
 from sim.errors import RunFolderError, WriteError
@@ -134,7 +135,13 @@ def _claim(path: Path, base: dict[str, Any]) -> None:
     if not path.exists():
         _write(path, text)
         return
-    was, now = (dict(line.split(" = ", 1) for line in t.splitlines() if " = " in t) for t in (path.read_text(), text))
+    was, now = (
+        {
+            key: tomli_w.dumps({"": value}).partition(" = ")[2].strip()
+            for key, value in flattened(tomllib.loads(t)).items()
+        }
+        for t in (path.read_text(), text)
+    )
     found = [
         f"{flag_of(key)} {was.get(key, 'not given')}, now {now.get(key, 'not given')}"
         for key in sorted({*was, *now})
@@ -178,7 +185,9 @@ def _measure(
         status, error = _failure(child, run)
         return CellRecord(*keys, status, error, start_seconds, **memory)
     rounds = run.rounds().iloc[2:]  # round 0 is before training, and round 1 warms up
-    seconds = float((rounds.round_seconds - rounds.test_seconds).median())
+    if rounds.empty:
+        return CellRecord(*keys, "failed", "ended before its second round, which is measured", start_seconds, **memory)
+    seconds = float(_seconds_without_test(rounds).median())
     return CellRecord(
         *keys,
         "ok",
@@ -191,7 +200,11 @@ def _measure(
 
 
 def _train_share(rounds: pd.DataFrame) -> float:
-    return float((rounds.train_seconds / (rounds.round_seconds - rounds.test_seconds)).median())
+    return float((rounds.train_seconds / _seconds_without_test(rounds)).median())
+
+
+def _seconds_without_test(rounds: pd.DataFrame) -> pd.Series[float]:
+    return rounds.round_seconds - rounds.test_seconds.fillna(0)  # with --test-every, not each round has a test
 
 
 def _failure(child: Child, run: Run) -> tuple[Status, str]:

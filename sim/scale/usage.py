@@ -70,7 +70,10 @@ class UsageSampler:
 
     def _sample_gpus(self, program: str) -> None:
         query = [program, "--query-gpu=memory.used,utilization.gpu", "--format=csv,noheader,nounits"]
-        process = subprocess.run(query, capture_output=True, text=True, check=False, timeout=10)
+        try:
+            process = subprocess.run(query, capture_output=True, text=True, check=False, timeout=10)
+        except (OSError, subprocess.SubprocessError):  # too slow this time, or gone
+            return
         used, busy = parse_gpus(process.stdout)
         if used:
             self._update_peak(gpu_mib=sum(used))

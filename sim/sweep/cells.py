@@ -114,7 +114,7 @@ def varied_in(folder: Path) -> tuple[list[str], list[Run]]:
     path = folder / "runs.csv"
     try:
         check_is_file(path)
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
             names = list(rows[0]) if rows else []
         return names[: names.index("seed")], [Run(folder / row["run"]) for row in rows]
@@ -259,7 +259,7 @@ def _compared(table: Cells, baseline: str) -> Cells:
         raise ConfigError(f"--baseline {baseline}: must be setting=value, with one of {', '.join(names)}")
     known = list(dict.fromkeys((*row, *col)[names.index(setting)] for row, col in table.cells))
     number = parse_scalar(value)
-    value = f"{number:g}" if isinstance(number, float) else value
+    value = f"{number:.12g}" if isinstance(number, float) else value
     if value not in known:
         raise ConfigError(f"--baseline {baseline}: no run has this value; {setting} is one of {', '.join(known)}")
     compared = dict(table.cells)

@@ -92,7 +92,8 @@ class Planned:
             self.num_rounds = int(rounds["round"].max()) if len(rounds) else 0
             if not self.run.model_path.exists():
                 return False
-            if self.num_rounds >= self.config.num_rounds or self.run.reached(Target.of(vars(self.config))):
+            wanted = self.config.num_rounds or self.run.num_rounds  # which the program of an app decides
+            if (wanted is not None and self.num_rounds >= wanted) or self.run.reached(Target.of(vars(self.config))):
                 return True
             return self.config.patience is not None and self.run.stopped_early(self.config.patience)
         except RunFolderError:

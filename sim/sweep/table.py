@@ -90,7 +90,8 @@ def runs_frame(planned: Sequence[Planned]) -> pd.DataFrame:
     rows = []
     for each in planned:
         row: dict[str, Any] = {**each.variant.values, "seed": each.config.seed, "run": each.run.name}
-        row |= {"status": each.status, "error": each.error, "num_rounds": each.num_rounds}
+        finished = "finished_rounds" if "num_rounds" in each.variant.values else "num_rounds"
+        row |= {"status": each.status, "error": each.error, finished: each.num_rounds}
         rows.append(row | (_measured(each, metric) if each.status == "done" else dict.fromkeys(_measures(metric))))
     return pd.DataFrame(rows)
 
@@ -150,22 +151,27 @@ def write_pictures(folder: Path, planned: Sequence[Planned]) -> None:
         WriteError: a picture cannot be written, e.g. because the disk is full.
     """
     done = [each for each in planned if each.status == "done"]
-    if not done:
-        return
-    metric = metric_of_sweep(planned)
+    drawn = _pictures(done, metric_of_sweep(planned)) if done else {}
+    for name in (CURVES, FINAL):
+        if name in drawn:
+            _write(folder / name, plots.render(drawn[name], "png"))
+        else:  # that of an earlier sweep in this folder
+            (folder / name).unlink(missing_ok=True)
+
+
+def _pictures(done: Sequence[Planned], metric: MetricName) -> dict[str, Any]:
+    """Return the name of each picture of finished runs → its figure."""
     curves = plots.curves_of([each.run for each in done], [metric])
     try:
-        figure = plots.curves_figure(curves, [metric.name])
+        drawn = {CURVES: plots.curves_figure(curves, [metric.name])}
     except plots.NothingMeasuredError:
-        return
-    _write(folder / CURVES, plots.render(figure, "png"))
+        return {}
     x = varied_number([each.variant.values for each in done])
     if x is None:
-        return
+        return drawn
     other = next((key for key in done[0].variant.values if key != x), None)
     label = f"final {plots.label_of(metric.name, curves)}"
-    figure = results_figure(runs_frame(done), x, other, f"final_{metric.name}", label)
-    _write(folder / FINAL, plots.render(figure, "png"))
+    return {**drawn, FINAL: results_figure(runs_frame(done), x, other, f"final_{metric.name}", label)}
 
 
 def _write(path: Path, content: bytes) -> None:

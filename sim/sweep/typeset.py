@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sim.run_folder.settings import Key
@@ -162,9 +162,14 @@ def latex(table: Cells, look: Look, name: str) -> str:
     lines += [f"    {' & '.join([*names, *titles])} \\\\", r"    \midrule"]
     # Marks take no space, so that the numbers above each other are aligned.
     grid = _grid(table, look, latex_text, lambda text: f"\\textbf{{{text}}}", lambda marks: f"\\rlap{{$^{{{marks}}}$}}")
-    lines += [f"    {' & '.join(row if heads else ['', *row])} \\\\" for row in grid]
+    lines += [f"    {latex_row(row if heads else ['', *row])}" for row in grid]
     lines += [r"    \bottomrule", r"  \end{tabular}", f"\\end{{{environment}}}", ""]
     return "\n".join(lines)
+
+
+def latex_row(cells: Sequence[str]) -> str:
+    """Return a row of a table; where it begins with * or [, LaTeX would take these for arguments of the row before."""
+    return f"{'{}' if cells[0].startswith(('*', '[')) else ''}{' & '.join(cells)} \\\\"
 
 
 def _markdown_text(text: str) -> str:

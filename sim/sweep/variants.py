@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sim.config.app import read_app
-from sim.config.fields import Scalar, flag_of, parse_flag, parse_scalar, type_of
+from sim.config.fields import Scalar, default_of, flag_of, parse_flag, parse_scalar, type_of
 from sim.config.run_config import RunConfig, config_type_of
 from sim.errors import ConfigError
 
@@ -176,11 +176,13 @@ def differences(config: dict[str, Any], wanted: RunConfig, skipped: Sequence[str
         value, actual = getattr(wanted, name), config.get(name)
         if value is None and name in RunConfig.BUILT_IN:  # the run's config holds what was chosen
             value = actual if may_have_defaults or actual is None else RunConfig.BUILT_IN[name]
+        # What is not in the run's config is not given there, or a default that an earlier version did not have.
+        is_same = value == actual if name in config else value in (None, {}, default_of(config_field))
         resolved = (
             value == "auto"
             or (name == "vectorized_clients" and wanted.local_training == "auto")
             or (name == "num_rounds" and not value)  # an app decides
         )
-        if name not in skipped and not resolved and wanted.is_used(name) and (value or None) != (actual or None):
+        if name not in skipped and not resolved and wanted.is_used(name) and not is_same:
             found.append(f"{flag_of(name)} {actual}, not {value}")
     return found

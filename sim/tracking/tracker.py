@@ -19,7 +19,12 @@ from sim.run_folder.folder import Run
 from sim.run_folder.records import ClientRecord, MetricRecord, RoundRecord, columns
 from sim.run_folder.writer import write_whole
 
-_PHASES = {"test": "test", "train": "fit", "eval": "evaluate"}  # in columns of rounds.csv → in metrics.csv
+_PHASES = {
+    "test": "test",
+    "train": "fit",
+    "eval": "evaluate",
+    "validation": "validation",
+}  # in columns of rounds.csv → in metrics.csv
 
 
 class Tracker(ABC):

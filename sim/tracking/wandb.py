@@ -39,9 +39,6 @@ class WandbTracker(Tracker):
         # The process of W&B serves this one to its end, also for runs of the user's own, and then ends by itself: it
         # does not belong to what a run ends. What calls this puts the environment back.
         os.environ.pop(SESSION_VARIABLE, None)
-        # The process of W&B serves this one to its end, also for runs of the user's own, and then ends by itself: it
-        # does not belong to what a run ends. What calls this puts the environment back.
-        os.environ.pop(SESSION_VARIABLE, None)
         known = known_id(run, "wandb")
         arguments: dict[str, Any] = {"mode": "offline"} if self._offline else {"resume": "allow"}
         self._run = wandb.init(
