@@ -15,7 +15,7 @@ import pytest
 from conftest import PROGRAMS, Sim
 from federation import Program, wait_until
 from sim import Run
-from sim.errors import RunFolderError
+from sim.errors import ConfigError, RunFolderError
 from sim.scale.cells import Cell, cells
 from sim.scale.execute import COLUMNS, _claim, efficiency_frame, read_scale
 from sim.scale.figures import figures
@@ -180,8 +180,11 @@ def test_arguments_belong_to_the_settings_that_cells_share(tmp_path: Path) -> No
     path, base = tmp_path / "base.toml", {"strategy": "fedprox", "strategy_args": {"proximal_mu": 0.1}}
     for _ in range(2):
         _claim(path, base)
-    with pytest.raises(RunFolderError, match=r"other settings \(.*proximal.mu 0\.1, now 0\.2\)"):
+    with pytest.raises(RunFolderError, match=r"other settings \(.*proximal_mu 0\.1, now 0\.2\)"):
         _claim(path, {**base, "strategy_args": {"proximal_mu": 0.2}})
+    path.write_text("strategy")
+    with pytest.raises(ConfigError, match=r"base\.toml: not valid TOML"):
+        _claim(path, base)
 
 
 def test_a_gpu_that_does_not_answer_in_time_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from scipy import stats
 from conftest import PROGRAMS, Sim, made_once
 from federation import Program, wait_until
 from sim import Run, RunConfig
-from sim.errors import ConfigError, RunFolderError
+from sim.errors import ConfigError, RunFolderError, WriteError
 from sim.run_folder.folder import list_runs
 from sim.run_folder.records import RoundRecord
 from sim.run_folder.writer import RunWriter
@@ -289,6 +289,9 @@ def test_what_an_earlier_sweep_has_drawn_is_removed(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     write_pictures(tmp_path, [])
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "sweep.png").mkdir()
+    with pytest.raises(WriteError, match=r"sweep\.png: cannot be removed: "):
+        write_pictures(tmp_path, [])
 
 
 def test_a_varied_number_of_rounds_stays_beside_the_finished_rounds(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import re
 import shutil
 import tempfile
 import time
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Literal
 import pandas as pd
 import tomli_w
 
-from sim.config.fields import flag_of, flattened
+from sim.config.fields import flag_of, flattened, read_table
 from sim.config.run_config import RunConfig
 from sim.disk import check_is_file
 from sim.errors import RunFolderError, WriteError
@@ -131,26 +130,28 @@ def read_scale(path: Path) -> pd.DataFrame:
 
 
 def _claim(path: Path, base: dict[str, Any]) -> None:
-    text = tomli_w.dumps({key: value for key, value in base.items() if value is not None})
+    given = {key: value for key, value in base.items() if value is not None}
     if not path.exists():
-        _write(path, text)
+        _write(path, tomli_w.dumps(given))
         return
-    was, now = (
-        {
-            key: tomli_w.dumps({"": value}).partition(" = ")[2].strip()
-            for key, value in flattened(tomllib.loads(t)).items()
-        }
-        for t in (path.read_text(), text)
-    )
+    was, now = map(_texts, (read_table(path, "--results-dir"), given))
     found = [
-        f"{flag_of(key)} {was.get(key, 'not given')}, now {now.get(key, 'not given')}"
+        f"{' '.join([flag_of(setting), *argument])} {was.get(key, 'not given')}, now {now.get(key, 'not given')}"
         for key in sorted({*was, *now})
+        for setting, *argument in [key.split(".", 1)]
         if was.get(key) != now.get(key)
     ]
     if found:
         raise RunFolderError(
             f"{path.parent}: holds cells with other settings ({'; '.join(found)}); choose another --results-dir"
         )
+
+
+def _texts(settings: dict[str, Any]) -> dict[str, str]:
+    """Return each setting and each argument as it stands in a TOML file."""
+    return {
+        key: tomli_w.dumps({"value": value})[len("value = ") :].strip() for key, value in flattened(settings).items()
+    }
 
 
 def _write(path: Path, text: str) -> None:

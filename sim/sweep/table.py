@@ -77,9 +77,6 @@ def _measures(metric: MetricName) -> tuple[str, ...]:
     return (f"final_{metric.name}", f"best_{metric.name}", *TO_TARGET)
 
 
-_KEYS = ["variant", "seed", "run", "status", "error", "num_rounds"]
-
-
 def runs_frame(planned: Sequence[Planned]) -> pd.DataFrame:
     """Return one row per run: the varied values, seed, name, status, error, finished rounds, and the measures.
 
@@ -148,15 +145,15 @@ def write_pictures(folder: Path, planned: Sequence[Planned]) -> None:
     or more than two settings.
 
     Raises:
-        WriteError: a picture cannot be written, e.g. because the disk is full.
+        WriteError: a picture cannot be written, e.g. because the disk is full, or an old one cannot be removed.
     """
     done = [each for each in planned if each.status == "done"]
     drawn = _pictures(done, metric_of_sweep(planned)) if done else {}
     for name in (CURVES, FINAL):
         if name in drawn:
             _write(folder / name, plots.render(drawn[name], "png"))
-        else:  # that of an earlier sweep in this folder
-            (folder / name).unlink(missing_ok=True)
+        else:
+            _remove(folder / name)  # that of an earlier sweep in this folder
 
 
 def _pictures(done: Sequence[Planned], metric: MetricName) -> dict[str, Any]:
@@ -172,6 +169,13 @@ def _pictures(done: Sequence[Planned], metric: MetricName) -> dict[str, Any]:
     other = next((key for key in done[0].variant.values if key != x), None)
     label = f"final {plots.label_of(metric.name, curves)}"
     return {**drawn, FINAL: results_figure(runs_frame(done), x, other, f"final_{metric.name}", label)}
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be removed: {error.strerror}") from error
 
 
 def _write(path: Path, content: bytes) -> None:

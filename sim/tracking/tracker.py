@@ -19,12 +19,8 @@ from sim.run_folder.folder import Run
 from sim.run_folder.records import ClientRecord, MetricRecord, RoundRecord, columns
 from sim.run_folder.writer import write_whole
 
-_PHASES = {
-    "test": "test",
-    "train": "fit",
-    "eval": "evaluate",
-    "validation": "validation",
-}  # in columns of rounds.csv → in metrics.csv
+# The beginning of a column of rounds.csv → the phase in metrics.csv.
+_PHASES = {"test": "test", "train": "fit", "eval": "evaluate", "validation": "validation"}
 
 
 class Tracker(ABC):
