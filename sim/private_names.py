@@ -1,4 +1,4 @@
-"""The private names of Ray, Flower and PyTorch that this package uses, in this file and nowhere else.
+"""The private names of Ray, Flower, gRPC and PyTorch that this package uses, in this file and nowhere else.
 
 Each function says what its private name buys, in which version the name was seen, and what happens where the name is
 missing: the run works without it. ``HIDDEN`` in the environment (``SIM_HIDE_PRIVATE_NAMES=1``) hides all of them, so
@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial, partialmethod
 from operator import attrgetter
 from pathlib import Path
+from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
@@ -121,6 +122,16 @@ def is_closed_connection(error: BaseException) -> bool:
     """
     found = _find("flwr.server.superlink.fleet.grpc_bidi.grpc_bridge", "GrpcBridgeClosed")
     return found is not None and isinstance(error, found[0])
+
+
+def is_watch_of_closed_channel(error: BaseException) -> bool:
+    """Whether gRPC's thread that watches a channel raised ``error`` because the channel was closed meanwhile.
+
+    Gain: a client that has ended shows no traceback of that thread. Seen in gRPC 1.85. Without the name it may do so.
+    """
+    if os.environ.get(HIDDEN) or not (isinstance(error, ValueError) and str(error).endswith("Channel closed!")):
+        return False
+    return any(frame.f_code.co_name == "_poll_connectivity" for frame, _ in walk_tb(error.__traceback__))
 
 
 def close_connection(proxy: Any) -> None:

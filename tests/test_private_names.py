@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from flwr.common import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from conftest import ONE_ACTOR, Sim, Small, sha256
 from sim import private_names
 from sim.errors import StateError
+from sim.network import client
 from sim.run_folder.encode_state import pack_record, unpack_record
 
 FEW = ["run", "--num-clients", "10", "--clients-per-round", "4", "--num-rounds", "2", "--local-epochs", "1"]
@@ -111,3 +114,34 @@ def test_the_compiler_is_imported_when_something_is_compiled(compiled: str, hidd
     environment = {**os.environ, private_names.HIDDEN: hidden}
     found = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert found.stdout.splitlines() == [str(bool(hidden)), "True module True", "True 2.0"]
+
+
+def test_only_the_watch_of_a_closed_channel_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC's watching thread raises an error where ``start_client`` has closed the channel before it looked."""
+    reported: list[str] = []
+
+    def report(args: threading.ExceptHookArgs) -> None:
+        reported.append(str(args.exc_value))
+
+    def watch_closed_channel() -> None:
+        before = set(threading.enumerate())
+        channel = grpc.insecure_channel("127.0.0.1:9")
+        channel.close()
+        channel.subscribe(print)
+        for thread in set(threading.enumerate()) - before:
+            thread.join()
+
+    def use_closed_channel() -> None:
+        raise ValueError("Cannot invoke RPC: Channel closed!")
+
+    monkeypatch.setattr(threading, "excepthook", report)
+    client._expect_closed_channel()
+    watch_closed_channel()
+    assert reported == []
+    monkeypatch.setenv(private_names.HIDDEN, "1")
+    watch_closed_channel()
+    monkeypatch.delenv(private_names.HIDDEN)
+    user_thread = threading.Thread(target=use_closed_channel)
+    user_thread.start()
+    user_thread.join()
+    assert reported == ["Cannot invoke RPC: Channel closed!"] * 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -46,6 +47,7 @@ from sim.errors import ConfigError, EngineError, RefusedError, one_line
 from sim.network.identity import REFUSED, STOPPED, Identity, prepare_client
 from sim.network.options import ClientOptions
 from sim.network.probe import wait_for_server
+from sim.private_names import is_watch_of_closed_channel
 from sim.run_folder.client_states import ClientState, StatesInMemory
 from sim.run_folder.log import notes, quiet, say
 from sim.run_folder.records import Phase
@@ -224,6 +226,7 @@ def join(config: RunConfig, options: ClientOptions, flags: Mapping[str, Any] | N
         say(found.notes)
         authority = wait_for_server(options)
         log.info("client %d has found the server at %s and waits to be called", client_id, options.address)
+        _expect_closed_channel()
         try:
             start_client(server_address=options.address, client=client, root_certificates=authority)
         except (grpc.RpcError, StopIteration) as error:
@@ -234,6 +237,21 @@ def join(config: RunConfig, options: ClientOptions, flags: Mapping[str, Any] | N
         kind, reason = client.closing_message
         raise RefusedError(reason) if kind == REFUSED else EngineError(reason)
     return client.num_rounds
+
+
+def _expect_closed_channel() -> None:
+    """Let gRPC's thread that watches the connection find it closed without a traceback on the screen.
+
+    ``start_client`` closes its channel while that thread may be about to look at it, and gRPC then raises an error that
+    nobody can act upon. Errors of all other threads are reported as before.
+    """
+    report = threading.excepthook
+
+    def report_others(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is None or not is_watch_of_closed_channel(args.exc_value):
+            report(args)
+
+    threading.excepthook = report_others
 
 
 def _with_transport_metrics(result: ClientResult) -> dict[str, Scalar]:
