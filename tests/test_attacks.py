@@ -422,12 +422,23 @@ def test_a_run_records_its_attackers_and_continues_to_the_bit(small: Small) -> N
 @pytest.mark.parametrize(("chosen", "name"), [("krum", "num_clients_to_keep"), ("multikrum", "num_nodes_to_select")])
 def test_a_strategy_that_leaves_no_client_out_is_noted(chosen: str, name: str) -> None:
     config = RunConfig(num_clients=20, clients_per_round=10, strategy=chosen)
-    assert strategy.note_on_closest(config) == (
+    assert list(strategy.notes_on_krum(config)) == [
         f"--strategy {chosen} takes the mean of the 10 clients that are closest to others, and a round has 10: none "
         f"is left out; give a smaller --strategy-args {name}"
-    )
-    assert strategy.note_on_closest(replace(config, strategy_args={name: 9})) is None
-    assert strategy.note_on_closest(replace(config, clients_per_round=11)) is None
+    ]
+    assert list(strategy.notes_on_krum(replace(config, strategy_args={name: 9}))) == []
+    assert list(strategy.notes_on_krum(replace(config, clients_per_round=11))) == []
+
+
+@pytest.mark.parametrize(("chosen", "name"), [("krum", "num_malicious_clients"), ("multikrum", "num_malicious_nodes")])
+def test_more_attackers_than_a_strategy_can_leave_out_are_noted(chosen: str, name: str) -> None:
+    config = RunConfig(num_clients=20, clients_per_round=12, strategy=chosen, strategy_args={name: 5})
+    assert list(strategy.notes_on_krum(config)) == [
+        f"--strategy {chosen} with {name}=5 needs at least 13 clients in a round (2·f + 3) to leave out attackers for "
+        "certain, and a round has 12"
+    ]
+    assert list(strategy.notes_on_krum(replace(config, clients_per_round=13))) == []
+    assert list(strategy.notes_on_krum(replace(config, strategy_args={name: 0}))) == []
 
 
 def test_flipped_labels_change_the_weights(small: Small) -> None:

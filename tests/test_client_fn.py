@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from conftest import PROGRAMS, Sim, sha256
 from sim import Run, RunConfig, resume, simulate
-from sim.errors import ClientError, EngineError, UsageError
+from sim.errors import ClientError, EngineError, RunError, UsageError
 
 pytestmark = pytest.mark.usefixtures("in_programs", "no_pictures")
 
@@ -114,6 +114,18 @@ def test_arrays_that_stay_with_clients_are_not_averaged(run: Any, capsys: pytest
 
 def test_a_client_with_flowers_own_types(run: Any) -> None:
     assert load_file(run("a_client").model_path)["array_0"].tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("empty", "said"),
+    [
+        ("fit", "no client trained on any example, so there is no mean of them"),
+        ("evaluate", "no client evaluated on any example, so there is no mean of their losses"),
+    ],
+)
+def test_a_round_without_any_example_is_named(run: Any, empty: str, said: str) -> None:
+    with pytest.raises(RunError, match=f"^round 1: {said}$"):
+        run("without_examples", run_config={"empty": empty})
 
 
 def test_a_run_config_holds_what_was_given_and_then_the_settings(run: Any) -> None:

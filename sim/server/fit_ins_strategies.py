@@ -260,6 +260,15 @@ class FitInsAdapter:
         if not results.clients:  # it has chosen none
             return Evaluated([], None, {})
         measured = [r for r in results.succeeded if r.has_measured]
+        own = getattr(self._strategy.aggregate_evaluate, "__func__", None)
+        if (
+            measured
+            and own is flwr.server.strategy.FedAvg.aggregate_evaluate
+            and not any(r.num_examples for r in measured)
+        ):
+            raise RunError(
+                f"round {server_round}: no client evaluated on any example, so there is no mean of their losses"
+            )
         each = [
             (self._proxies[r.client_id], EvaluateRes(_OK, r.loss or 0.0, r.num_examples, r.metrics)) for r in measured
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -73,7 +73,8 @@ STRATEGIES = {
 
 # Outside of these, Flower's strategies compute something else than the method whose name they have.
 _RANGES: dict[str, Setting] = {
-    **dict.fromkeys(("proximal_mu", "q", "num_clients_to_keep", "to_keep"), Setting("", "", low=0)),
+    **dict.fromkeys(("proximal_mu", "q", "num_clients_to_keep"), Setting("", "", low=0)),
+    "to_keep": Setting("", "", low=0, high=1),  # Bulyan picks one client after another
     **dict.fromkeys(("num_malicious_clients", "num_malicious_nodes"), Setting("", "", low=0)),
     "num_nodes_to_select": Setting("", "", low=1),
     **dict.fromkeys(("server_learning_rate", "client_learning_rate", "eta", "eta_l", "tau"), Setting("", "", above=0)),
@@ -419,18 +420,32 @@ def assumed(config: RunConfig) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in config.strategy_args}
 
 
-def note_on_closest(config: RunConfig) -> str | None:
-    """Return what to know of krum and multikrum where they leave no client of a round out; None for others."""
-    name = {"krum": "num_clients_to_keep", "multikrum": "num_nodes_to_select"}.get(config.strategy)
-    if name is None:
-        return None
-    kept = {**STRATEGIES[config.strategy].defaults, **assumed(config), **config.strategy_args}[name]
-    if kept < config.num_fit_clients:
-        return None
-    return (
-        f"--strategy {config.strategy} takes the mean of the {kept} clients that are closest to others, and a round "
-        f"has {config.num_fit_clients}: none is left out; give a smaller --strategy-args {name}"
-    )
+def notes_on_krum(config: RunConfig) -> Iterator[str]:
+    """Yield what to know of krum and multikrum in rounds of this size; nothing for other strategies.
+
+    They leave out attackers for certain among at least 2·f + 3 clients with f attackers (Blanchard et al. 2017,
+    proposition 4.2).
+    """
+    names = {
+        "krum": ("num_malicious_clients", "num_clients_to_keep"),
+        "multikrum": ("num_malicious_nodes", "num_nodes_to_select"),
+    }
+    if config.strategy not in names:
+        return
+    given = {**STRATEGIES[config.strategy].defaults, **assumed(config), **config.strategy_args}
+    malicious, kept = (given.get(name, 0) for name in names[config.strategy])
+    clients = config.num_fit_clients
+    if clients < 2 * malicious + 3 and malicious:
+        yield (
+            f"--strategy {config.strategy} with {names[config.strategy][0]}={malicious} needs at least "
+            f"{2 * malicious + 3} clients in a round (2·f + 3) to leave out attackers for certain, and a round has "
+            f"{clients}"
+        )
+    if kept >= clients:
+        yield (
+            f"--strategy {config.strategy} takes the mean of the {kept} clients that are closest to others, and a "
+            f"round has {clients}: none is left out; give a smaller --strategy-args {names[config.strategy][1]}"
+        )
 
 
 def _check_bulyan(config: RunConfig, arguments: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ from sim.server.async_rules import PARAMETERS, rule_of
 from sim.server.attacks import attackers_of
 from sim.server.prepared_run import Prepared
 from sim.server.rounds import FinishedRound
-from sim.server.strategy import assumed, note_on_closest
+from sim.server.strategy import assumed, notes_on_krum
 from sim.setup.resume import code_of, what_must_fit
 from sim.tracking.by_name import check_trackers, trackers_of
 
@@ -408,8 +408,7 @@ def _notes_without_effect(config: RunConfig) -> Iterator[str]:
         yield f"--stragglers {config.stragglers:g} has no effect, because one epoch cannot be shortened"
     if config.sample_seed is not None and config.sampler == "round-robin":
         yield f"--sample-seed {config.sample_seed} has no effect, because --sampler round-robin draws nothing at random"
-    if (note := note_on_closest(config)) is not None:
-        yield note
+    yield from notes_on_krum(config)
     yield from _notes_of_virtual_time(config)
     first = config.first_lr_step
     if first is not None and first >= config.num_rounds:

@@ -160,3 +160,18 @@ def with_steps(context: Context):
             return super().fit(parameters, config)
 
     return Moving(context.node_config["partition-id"]).to_client()
+
+
+def without_examples(context: Context):
+    """Counts no example where the run config's ``empty`` says so."""
+
+    class Empty(Numbers):
+        def fit(self, parameters, config):
+            arrays, num_examples, metrics = super().fit(parameters, config)
+            return arrays, 0 if context.run_config["empty"] == "fit" else num_examples, metrics
+
+        def evaluate(self, parameters, config):
+            loss, num_examples, metrics = super().evaluate(parameters, config)
+            return loss, 0 if context.run_config["empty"] == "evaluate" else num_examples, metrics
+
+    return Empty(context.node_config["partition-id"]).to_client()
