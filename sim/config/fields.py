@@ -368,6 +368,8 @@ def read_table(path: Path, flag: str) -> dict[str, Any]:
         return parsed_toml(path)
     except OSError as error:
         raise ConfigError(f"{flag} {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{flag} {path}: not valid TOML: it is not in UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{flag} {path}: not valid TOML: {error}") from None
 
