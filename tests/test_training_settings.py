@@ -156,6 +156,13 @@ def test_a_round_without_any_client_left_keeps_the_model(small: Small) -> None:
     assert rounds.test_loss.nunique() == 1
 
 
+@pytest.mark.usefixtures("in_programs")
+def test_nothing_is_noted_of_a_strategy_whose_clients_all_dropped_out(small: Small) -> None:
+    run = small(client_dropout=0.97, strategy="own:EachClientFedAvg")
+    assert run.rounds().num_dropped.tolist()[1:] == [4, 4]
+    assert "chose no clients" not in run.log_path.read_text()
+
+
 def test_no_client_drops_out_unless_asked(small: Small) -> None:
     run = small()
     assert run.rounds().num_dropped.isna().all()

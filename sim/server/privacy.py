@@ -6,8 +6,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from sim.algorithms.algorithm import Algorithm
 from sim.config.run_config import RunConfig
 from sim.engine.interface import ClientResult
+from sim.run_folder.folder import Run
 
 DELTA = 1e-5  # unless --dp-args target_delta says otherwise
 
@@ -19,12 +21,14 @@ class Privacy:
     it. Its bound holds for clients that all have the same weight; with others there is no ε.
     """
 
-    def __init__(self, config: RunConfig, strategy: Any) -> None:
+    def __init__(self, config: RunConfig, kept: Any, algorithm: Algorithm | None) -> None:
         """
         Args:
-            strategy: as it is built, with its wrapper.
+            kept: the strategy as it is built, with its wrapper; or the dict with it that a checkpoint holds.
+            algorithm: what the strategy works with, which may give all clients the same weight.
         """
-        self._strategy = strategy
+        self._strategy = strategy = kept["strategy"] if isinstance(kept, dict) else kept
+        self._weighs_alike = algorithm is not None and algorithm.weighting == "uniform"
         self._num_clients = config.num_clients
         self._delta = float(config.dp_args.get("target_delta", DELTA))
         self._noise_multiplier = 0.0
@@ -33,6 +37,12 @@ class Privacy:
         self._has_equal_weights = True
         self._is_adaptive = config.dp == "adaptive"
 
+    def restore(self, run: Run, server_round: int) -> None:
+        """Go on after a round of ``run``; without ε where that round has none, because weights were not equal."""
+        if server_round and self._noise_multiplier > 0:
+            metrics = run.metrics()
+            self._has_equal_weights = bool(((metrics["round"] == server_round) & (metrics["name"] == "epsilon")).any())
+
     def spent(self, server_round: int, clients: Sequence[ClientResult]) -> dict[str, float]:
         """Return ``{"epsilon": ε}`` after a round; nothing where nobody knows it.
 
@@ -40,15 +50,14 @@ class Privacy:
             clients: those whose updates were averaged in the round.
         """
         own = getattr(self._strategy, "privacy_spent", None)
-        if callable(own):
-            spent = own()
-            return {} if spent is None else {"epsilon": float(spent.epsilon)}
+        if callable(own) and (spent := own()) is not None:
+            return {"epsilon": float(spent.epsilon)}
         if self._is_adaptive:
             self._is_adaptive = False  # said once
             self._note("the noise of --dp adaptive follows the clipping norm of the next round, not that of the round")
         if self._noise_multiplier <= 0 or not self._has_equal_weights:
             return {}
-        if len({client.num_examples for client in clients}) > 1:
+        if not self._weighs_alike and len({client.num_examples for client in clients}) > 1:
             self._has_equal_weights = False
             self._note("clients have different numbers of examples, and the bound holds for equal weights")
             return {}

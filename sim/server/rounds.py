@@ -164,7 +164,8 @@ class RoundServer:
             client_manager = virtual_clients(config.num_clients, prepared.objects.client_manager, proxy_of)
         self._adapter = adapter or self._built(prepared, client_manager)
         self._variables = variables or ServerVariables([self._adapter.strategy, client_manager])
-        self._privacy = Privacy(config, getattr(self._adapter, "used", self._adapter.strategy))
+        algorithm = None if prepared.strategy is None else prepared.strategy.algorithm
+        self._privacy = Privacy(config, self._adapter.strategy, algorithm)
         self._layout, self._names = prepared.layout, prepared.layout.names
         self._attackers = Attackers.of(config, prepared.layout)
         self._target, self._is_reached = Target.of(vars(config)), False
@@ -178,6 +179,7 @@ class RoundServer:
         self._adapter.set_weights(self._weights)
         if prepared.resume_point is not None:
             self._restore(prepared.resume_point.checkpoint)
+            self._privacy.restore(prepared.resume_point.run, prepared.resume_point.checkpoint.round)
             self._is_reached = prepared.resume_point.run.reached(self._target)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -411,7 +413,7 @@ class RoundServer:
             if weights is not None or not self._adapter.may_skip:
                 self._accept(weights, server_round)
             else:
-                self._note_skipped(server_round, results)
+                self._note_skipped(server_round, results, trained.records)
         if self._asynchronous is not None:
             self._asynchronous.set_weights(server_round, self._weights)
         self.history.add_metrics_distributed_fit(server_round, dict(metrics))
@@ -428,9 +430,9 @@ class RoundServer:
             virtual_seconds=trained.virtual_seconds,
         ), trained.records
 
-    def _note_skipped(self, server_round: int, results: PhaseResults) -> None:
+    def _note_skipped(self, server_round: int, results: PhaseResults, records: Sequence[ClientRecord]) -> None:
         """Say once that a strategy makes no new weights in a round, which may be meant."""
-        if self._has_noted_skipped:
+        if self._has_noted_skipped or (records and not results.clients):  # all clients dropped out, as was asked for
             return
         self._has_noted_skipped = True
         what = "returned no weights" if results.clients else "chose no clients"
@@ -468,12 +470,10 @@ class RoundServer:
         """Have the clients that the strategy chooses train."""
         others: list[ClientRecord] = []  # of clients that are not among the results
         chunks, schedule = self._begin_fit(server_round, others)
-        begin = time.perf_counter()
-        if not chunks:
-            return _Trained(PhaseResults(), others, begin, begin)
-        while not (results := self._executor.execute("fit", server_round, chunks)).succeeded:
+        begin, results = time.perf_counter(), PhaseResults()
+        while chunks and not (results := self._executor.execute("fit", server_round, chunks)).succeeded:
             # Every client was lost: begin the round anew with those that come.
-            others = [*(each for each in others if each.status != "dropped"), *results.records]
+            others, results = [*(each for each in others if each.status != "dropped"), *results.records], PhaseResults()
             self._dispatcher.wait_until_ready()
             chunks, schedule = self._begin_fit(server_round, others)
         end = time.perf_counter()

@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+import flwr.serverapp.strategy
 import numpy as np
 import torch
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
@@ -33,6 +34,12 @@ class MetricsFedAvg(FedAvg):
     def see(self, metrics):
         self.seen.append([(n, sorted(m)) for n, m in metrics])
         return {"largest": max(n for n, _ in metrics), "note": "text"}
+
+
+class MessageAverages(flwr.serverapp.strategy.FedAvg):
+    """A strategy of the newer form that averages."""
+
+    averages_clients = True
 
 
 class RaisingFedAvg(FedAvg):
