@@ -151,3 +151,23 @@ def test_a_killed_client_is_named_and_one_that_comes_later_takes_part(federation
     assert records[records.client_id == 2]["round"].tolist() == [3, 4]
     assert federation.run.rounds()["round"].tolist() == [0, 1, 2, 3, 4]
     assert federation.run.rounds().num_failures.sum() == 1
+
+
+def test_a_round_that_is_begun_anew_may_have_no_client_left(federation: Federation) -> None:
+    """With seed 2, client 1 drops out of round 1, in which client 0 is lost, and takes part in round 2."""
+    data = [*SLOW, "--num-clients", "2", "--seed", "2"]
+    rounds = ["--num-rounds", "2", "--local-epochs", "5", "--min-clients", "1", "--client-dropout", "0.5"]
+    server = federation.server(*data, *rounds)
+    lost = federation.client(0, *data)
+    server.wait_for("client 0 joined")
+    lost.send(signal.SIGSTOP)
+    late = federation.client(1, *data)
+    server.wait_for("client 1 joined")
+    lost.send(signal.SIGKILL)
+    assert [program.end() for program in (server, late)] == [0, 0], server.lines
+    records = federation.run.clients()
+    assert records[["round", "client_id", "status"]].values.tolist() == [
+        [1, 0, "failed"],
+        [1, 1, "dropped"],
+        [2, 1, "ok"],
+    ]
