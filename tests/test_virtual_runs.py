@@ -343,6 +343,28 @@ def test_a_train_that_can_get_no_proximal_term_is_refused_before_the_run(command
     assert not list(tmp_path.iterdir())
 
 
+def test_a_warm_start_takes_its_own_steps_and_bytes(small: Small) -> None:
+    """143 or 144 examples are 5 batches: one epoch in round 1, then one for the head and one for the body."""
+    settings = {"partitioner": "iid", "batch_size": 32, "max_local_steps": 100, "strategy": "fedrep"}
+    settings |= {
+        "devices": "uniform",
+        "device_args": {"seconds_per_step": 1.0, "download_mbps": 8.0, "upload_mbps": 8.0},
+    }
+    arguments = {"warm_start_rounds": 1, "head_epochs": 1}
+    clients = small(**settings, strategy_args=arguments).clients()
+    for phase, per_byte in (("download", "down"), ("upload", "up")):
+        assert clients[f"virtual_{phase}_seconds"].tolist() == pytest.approx(
+            (clients[f"bytes_{per_byte}"] / 1e6).tolist()
+        )
+    assert clients.groupby("round").bytes_down.nunique().tolist() == [1, 1]
+    assert clients.bytes_down.nunique() == 2
+    traffic = clients.virtual_download_seconds + clients.virtual_upload_seconds
+    steps = (clients.virtual_end - clients.virtual_start - traffic).round(6)
+    assert steps.groupby(clients["round"]).unique().map(list).to_dict() == {1: [5.0], 2: [10.0]}
+    with pytest.raises(ConfigError, match=r"--deadline 6: 0 of 10 clients can meet it"):
+        small(**settings, strategy_args=arguments, deadline=6.0)  # round 1 could be met
+
+
 def test_a_run_that_cannot_go_on_says_why(small: Small, tmp_path: Path) -> None:
     """Everybody goes offline after a second, which is too short for a client."""
     trace = tmp_path / "online.json"

@@ -65,7 +65,7 @@ class Devices:
 def virtual_time(windows: Mapping[int, tuple[float, float]] | None = None, **settings: Any) -> VirtualTime:
     devices: Any = Devices(Windows(windows or {}))
     config = RunConfig(**{"num_clients": 3, "batch_size": 10, "local_epochs": 1, "devices": "uniform", **settings})
-    return VirtualTime(config, devices, SIZES, (100, 50), eval_share=config.kept_share)
+    return VirtualTime(config, devices, SIZES, lambda _: (100, 50), eval_share=config.kept_share)
 
 
 def round_of(time: VirtualTime, num_needed: int = 3, **rules: Any) -> RoundSchedule:
@@ -143,7 +143,7 @@ def test_what_was_sent_until_a_client_left() -> None:
     sent = [at_work.ended("late", 10 + seconds).bytes_sent for seconds in (0, 1, 3, 4.5, 5, 9)]
     assert sent == [(0, 0), (50, 0), (100, 0), (100, 25), (100, 50), (100, 50)]
     devices: Any = Devices(Windows(), [Device(0.5, math.inf, math.inf)] * 3)
-    time = VirtualTime(RunConfig(num_clients=3, devices="uniform"), devices, SIZES, (100, 50))
+    time = VirtualTime(RunConfig(num_clients=3, devices="uniform"), devices, SIZES, lambda _: (100, 50))
     at_work = time.participation(1, 10.0, 4)
     assert [at_work.ended("late", 10 + seconds).bytes_sent for seconds in (0, 1, 2)] == [(100, 0), (100, 0), (100, 50)]
 
@@ -254,7 +254,7 @@ def test_a_place_waits_until_a_client_comes_online() -> None:
 def test_equal_devices_begin_together_with_the_newest_version() -> None:
     devices: Any = Devices(Windows(num_clients=4), [DEVICES[0]] * 4)
     config = RunConfig(num_clients=4, batch_size=10, local_epochs=1, strategy="fedbuff", concurrency=4)
-    time = VirtualTime(config, devices, [20] * 4, (100, 50))
+    time = VirtualTime(config, devices, [20] * 4, lambda _: (100, 50))
     made = list(islice(AsyncSchedule(config, time, RunSampler(config, [20] * 4), 4).versions(), 3))
     assert [version.seconds for version in made] == [4.0, 8.0, 12.0]
     assert [[start.staleness for start in version.ended] for version in made] == [[0] * 4] * 3

@@ -182,7 +182,7 @@ class Algorithm:
 
     # The client part.
 
-    def num_steps(self, batches: int, epochs: int, most: int) -> int:
+    def num_steps(self, batches: int, epochs: int, most: int, server_round: int) -> int:
         """Return how many training steps a client takes, for its virtual seconds.
 
         Args:

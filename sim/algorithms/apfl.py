@@ -42,7 +42,7 @@ class Apfl(Algorithm):
     alpha: float = argument(0.5, low=0, high=1)
     adaptive: bool = argument(False)
 
-    def num_steps(self, batches: int, epochs: int, most: int) -> int:
+    def num_steps(self, batches: int, epochs: int, most: int, server_round: int) -> int:
         """Return the steps of both models."""
         return 2 * limited(batches * epochs, most)
 

@@ -37,7 +37,7 @@ class Ditto(Algorithm):
     lambda_: float = argument(0.1, low=0)
     personal_epochs: int = argument(0, low=0, high=10**9)
 
-    def num_steps(self, batches: int, epochs: int, most: int) -> int:
+    def num_steps(self, batches: int, epochs: int, most: int, server_round: int) -> int:
         """Return the steps of both models."""
         return limited(batches * epochs, most) + limited(batches * (self.personal_epochs or epochs), most)
 

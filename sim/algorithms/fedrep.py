@@ -41,8 +41,10 @@ class FedRep(FedPer):
         epochs = f"head_epochs = {self.head_epochs} and body_epochs = {self.body_epochs}"
         return f"{epochs} replace --local-epochs {local_epochs}"
 
-    def num_steps(self, batches: int, epochs: int, most: int) -> int:
-        """Return the steps of head and body."""
+    def num_steps(self, batches: int, epochs: int, most: int, server_round: int) -> int:
+        """Return the steps of head and body; in a warm start, those of the whole model."""
+        if not self.is_personal(server_round):
+            return limited(batches * (self.body_epochs or self.head_epochs), most)
         return limited(batches * self.head_epochs, most) + limited(batches * self.body_epochs, most)
 
     def fit(self, local: LocalTraining) -> Update:

@@ -60,7 +60,7 @@ class PFedMe(Algorithm):
         pairs = zip(aggregation.before, aggregation.mean, strict=True)
         return [((1 - self.beta) * w + self.beta * mean).astype(w.dtype) for w, mean in pairs]
 
-    def num_steps(self, batches: int, epochs: int, most: int) -> int:
+    def num_steps(self, batches: int, epochs: int, most: int, server_round: int) -> int:
         """Return the K steps for each batch."""
         return self.K * limited(batches * epochs, most)
 

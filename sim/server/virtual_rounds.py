@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,7 @@ class VirtualRounds:
                 f"late, {statuses['offline']} went offline and {statuses['dropped']} dropped out"
             )
         if self._time is not None:
+            self._time.begin_round(server_round)
             begun = self._time.when_online(self._num_online, self.now)
             if math.isinf(begun):
                 whom = f"{self._num_online} clients are never online together"
@@ -189,7 +191,7 @@ def time_of(prepared: Prepared) -> VirtualTime | None:
         prepared.config,
         prepared.devices,
         prepared.known_sizes,
-        Traffic(prepared).expected_bytes(sent, 1),
+        partial(Traffic(prepared).expected_bytes, sent),
         algorithm,
         eval_share=getattr(prepared.spec, "eval_share", 0.0),
         drops_last=bool(getattr(loader, "drop_last", False)),
@@ -251,16 +253,22 @@ def check_deadline(config: RunConfig, time: VirtualTime, client_settings: Mappin
     """
     if config.deadline is None:
         return
+    for server_round in (config.num_rounds, 1):  # which differ after a warm start
+        time.begin_round(server_round)
+        _check_deadline(config.deadline, config, time, client_settings)
+
+
+def _check_deadline(deadline: float, config: RunConfig, time: VirtualTime, client_settings: Mapping[str, Any]) -> None:
     able, fastest = 0, math.inf
     for client_id in range(config.num_clients):
         steps = time.steps(client_id, client_settings)
         due = time.participation(client_id, 0.0, min(1, steps) if config.partial_work else steps).due
-        able, fastest = able + (due <= config.deadline), min(fastest, due)
+        able, fastest = able + (due <= deadline), min(fastest, due)
         if able >= config.min_reports:
             return
     what = "a single step" if config.partial_work else "its round"
     raise ConfigError(
-        f"--deadline {config.deadline:g}: {able} of {config.num_clients} clients can meet it, but --min-reports is "
+        f"--deadline {deadline:g}: {able} of {config.num_clients} clients can meet it, but --min-reports is "
         f"{config.min_reports}; the fastest one needs {fastest:.6g} virtual seconds for {what}"
     )
 

@@ -8,7 +8,7 @@ A client of a round downloads the weights, takes its training steps, and uploads
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -82,6 +82,7 @@ class VirtualTime:
     """How long clients work.
 
     Attributes:
+        bytes_down, bytes_up: what each client downloads and uploads in the round that was begun.
         told_steps: client_id → training steps that the client of a Flower program said it took the last time.
     """
 
@@ -90,7 +91,7 @@ class VirtualTime:
         config: RunConfig,
         devices: Devices,
         sizes: Sequence[int] | NDArray[np.int64],
-        num_bytes: tuple[int, int],
+        num_bytes: Callable[[int], tuple[int, int]],
         algorithm: Algorithm | None = None,
         *,
         eval_share: float = 0.0,
@@ -99,7 +100,7 @@ class VirtualTime:
         """
         Args:
             sizes: examples of each client; empty where nobody knows.
-            num_bytes: what each client downloads and uploads.
+            num_bytes: server_round → what each client downloads and uploads.
             algorithm: of the clients, which may pass over their examples more than once per local epoch.
             eval_share: fraction of their examples that clients keep for their own evaluation.
             drops_last: clients leave out a last batch that is not full.
@@ -108,7 +109,13 @@ class VirtualTime:
         self.told_steps: dict[int, int] = {}
         self._config, self._sizes, self._algorithm = config, sizes, algorithm
         self._eval_share, self._drops_last = eval_share, drops_last
-        self.bytes_down, self.bytes_up = num_bytes
+        self._num_bytes = num_bytes
+        self.begin_round(1)
+
+    def begin_round(self, server_round: int) -> None:
+        """Let clients work for this round from now on; an algorithm with a warm start has rounds that differ."""
+        self.server_round = server_round
+        self.bytes_down, self.bytes_up = self._num_bytes(server_round)
 
     def steps(self, client_id: int, settings: Mapping[str, Any]) -> int:
         """Return how many training steps a client takes with the settings of its ``FitIns.config``."""
@@ -122,7 +129,7 @@ class VirtualTime:
         longest = int(settings.get("max_steps", config.max_local_steps) or 0)
         if self._algorithm is None:
             return min(batches * epochs, longest) if longest else batches * epochs
-        return self._algorithm.num_steps(batches, epochs, longest)
+        return self._algorithm.num_steps(batches, epochs, longest, self.server_round)
 
     def participation(self, client_id: int, start: float, steps: int) -> Participation:
         """Return a client at work."""
