@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import flwr.serverapp.strategy
 import numpy as np
 import pytest
 import torch
@@ -71,6 +72,25 @@ def test_a_config_is_a_run_config(config: Any) -> None:
         simulate(config)
     with pytest.raises(ConfigError, match="run: must be a Run, its path or its name, not "):
         resume({1: 2})  # type: ignore[arg-type]
+
+
+def test_settings_beside_a_strategy_that_was_made_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = RunConfig(**SMALL, strategy_args={"proximal_mu": 0.5})
+    with pytest.raises(
+        ConfigError, match=r"^--strategy-args proximal_mu: the strategy was made before"
+    ):
+        simulate(config, strategy=FedAvg())
+    for strategy in (FedAvg(), flwr.serverapp.strategy.FedAvg()):
+        run = simulate(RunConfig(**{**SMALL, "num_clients": 3}, clients_per_round=2), strategy=strategy)
+        assert run.rounds().num_clients.tolist()[1:] == [3]
+        note = "--clients-per-round has no effect, because the strategy was made before and asks 3 clients per round"
+        assert capsys.readouterr().err.count(note) == 1
+    simulate(RunConfig(**SMALL, clients_per_round=2), strategy=FedAvg())
+    simulate(RunConfig(**SMALL), strategy=FedAvg())
+    assert "has no effect" not in capsys.readouterr().err
 
 
 def test_a_text_is_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> None:

@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import Strategy as MessageStrategy
 from sim import user_code
 from sim.algorithms.algorithm import Algorithm, made
 from sim.algorithms.by_name import ALGORITHMS
-from sim.config.fields import Setting
+from sim.config.fields import Setting, flag_of
 from sim.config.run_config import RunConfig
 from sim.errors import ConfigError, PluginError, described
 from sim.process_settings import restored_settings
@@ -448,6 +448,22 @@ def notes_on_krum(config: RunConfig) -> Iterator[str]:
         )
 
 
+def note_on_number_of_clients(config: RunConfig, strategy: Any) -> str | None:
+    """Return what to know where one of Flower's strategies was made before and asks another number of clients."""
+    if config.clients_per_round in (None, 1) and config.fraction_fit in (None, 0.2):  # what nobody may have given
+        return None
+    if isinstance(strategy, flwr.server.strategy.FedAvg):
+        asked = strategy.num_fit_clients(config.num_clients)[0]
+    elif isinstance(strategy, flwr.serverapp.strategy.FedAvg):
+        asked = max(int(strategy.fraction_train * config.num_clients), strategy.min_train_nodes)
+    else:
+        return None
+    if asked == config.num_fit_clients:
+        return None
+    flag = flag_of("fraction_fit" if config.clients_per_round is None else "clients_per_round")
+    return f"{flag} has no effect, because the strategy was made before and asks {asked} clients per round"
+
+
 def _check_bulyan(config: RunConfig, arguments: dict[str, Any]) -> None:
     """Check what Flower's Bulyan would raise in the first round.
 
@@ -478,9 +494,15 @@ def _as_given(
     """Use a strategy that the user has made; one of Flower's own classes averages as it does by its name.
 
     Raises:
-        ConfigError: it begins with the weights of another model, or waits for more clients than there are.
+        ConfigError: it begins with the weights of another model, waits for more clients than there are, or has its
+            arguments already.
     """
     kind = type(strategy)
+    if config.strategy_args:
+        raise ConfigError(
+            f"--strategy-args {', '.join(config.strategy_args)}: the strategy was made before, with arguments of its "
+            "own; give its class, or a name"
+        )
     is_flowers = kind.__module__.startswith("flwr.")
     entry = next((e for e in STRATEGIES.values() if is_flowers and kind.__name__ == e.class_name), None)
     averages = bool(getattr(strategy, "averages_clients", False)) if entry is None else entry.averages

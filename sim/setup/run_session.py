@@ -36,7 +36,7 @@ from sim.server.async_rules import PARAMETERS, rule_of
 from sim.server.attacks import attackers_of
 from sim.server.prepared_run import Prepared
 from sim.server.rounds import FinishedRound
-from sim.server.strategy import assumed, notes_on_krum
+from sim.server.strategy import assumed, note_on_number_of_clients, notes_on_krum
 from sim.setup.resume import code_of, what_must_fit
 from sim.tracking.by_name import check_trackers, trackers_of
 
@@ -385,6 +385,8 @@ def _notes(prepared: Prepared) -> Iterator[str]:
     if config.client_fn is not None and not config.fraction_evaluate and ":" not in config.strategy:
         yield "no client evaluates the model, because --fraction-evaluate is 0; with 1, each does so in each round"
     yield from _notes_without_effect(config)
+    if (note := note_on_number_of_clients(config, prepared.objects.strategy)) is not None:
+        yield note
     kept = getattr(getattr(prepared.spec, "algorithm", None), "local_names", ())
     shares_statistics = any(name.endswith("running_var") and name not in kept for name in prepared.layout.names)
     if shares_statistics and not config.has_own_data:
