@@ -6,13 +6,13 @@ A message to a client becomes weights and settings; what the client returns beco
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from flwr.common import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, NDArrays, RecordDict
 from flwr.server import SimpleClientManager
 from flwr.server.client_manager import ClientManager
-from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from sim import private_names
@@ -28,9 +28,9 @@ from sim.server.adapter import Evaluated
 from sim.server.message_strategies import MESSAGE_CALLS, RAISED, NodesGrid, averages, metrics_of
 from sim.server.results import PhaseResults, numbers_of
 from sim.server.sampled_clients import SampledClients
+from sim.server.strategy import BuiltStrategy
 from sim.server.strategy_returns import checked_trained
 from sim.server.virtual_clients import check_there
-from sim.server.visible_weights import VisibleWeights
 
 _EXAMPLES = "num-examples"
 
@@ -72,8 +72,7 @@ class MessageToFitInsAdapter:
 
     def __init__(
         self,
-        used: Strategy,
-        view: VisibleWeights,
+        built: BuiltStrategy,
         names: Sequence[str],
         config: RunConfig,
         client_manager: ClientManager,
@@ -84,7 +83,7 @@ class MessageToFitInsAdapter:
     ) -> None:
         """
         Args:
-            view: which arrays the strategy sees.
+            built: with a strategy of messages.
             names: of all arrays.
             client_manager: the clients that the strategy can choose.
             sizes: examples of each client; empty where nobody knows.
@@ -93,8 +92,10 @@ class MessageToFitInsAdapter:
         """
         self.may_skip = may_skip
         private_names.set_task_identity(node_of(-1))
-        self.strategy: Any = used
-        self._view, self._names, self._config, self._sizes = view, names, config, sizes
+        used: Any = built.strategy
+        self.used = used
+        self._built, self._view = built, built.view
+        self._names, self._config, self._sizes = names, config, sizes
         self._sends_settings = sends_settings
         self._averages = averages(used) and not config.forges_updates
         self._grid = NodesOnly(client_manager)
@@ -102,8 +103,15 @@ class MessageToFitInsAdapter:
         self._messages: list[Message] = []
         self._loss_key: str = getattr(used, "train_loss_key", "loss")
 
+    @property
+    def strategy(self) -> Any:
+        """The strategy, and what the server part of an algorithm keeps."""
+        return self.used if self._built.algorithm is None else self._built.kept
+
     def restore(self, state: Any) -> None:
-        """Nothing: the strategy was restored in place."""
+        """Take what an algorithm keeps; the strategy was restored in place."""
+        if self._built.algorithm is not None:
+            self._built.algorithm.restore(state["algorithm"])
 
     def set_weights(self, weights: NDArrays) -> None:
         """Make ``weights`` the global ones."""
@@ -120,13 +128,14 @@ class MessageToFitInsAdapter:
     def configure(self, phase: Phase, server_round: int, states: dict[int, RecordDict]) -> list[Chunk]:
         """Have the strategy make messages, and turn them into instructions."""
         arrays = self._record_of(self._view.of(self._weights))
-        configure = self.strategy.configure_train if phase == "fit" else self.strategy.configure_evaluate
+        configure = self.used.configure_train if phase == "fit" else self.used.configure_evaluate
         made: list[Message] = list(configure(server_round, arrays, ConfigRecord(), self._grid))
         self._messages = sorted(made, key=lambda message: message.metadata.dst_node_id)
         settings: dict[str, Any] = {}
-        if phase == "fit" and self._sends_settings:
+        # Of an algorithm, an own model may be fine-tuned before it is evaluated.
+        if self._sends_settings and (phase == "fit" or self._built.algorithm is not None):
             settings = {"server_round": server_round, **fit_settings(self._config, server_round)}
-            if self._needs_first_loss:
+            if phase == "fit" and self._needs_first_loss:
                 settings["first_loss"] = True
         sent = [array.data for array in arrays.values()]
         summed = phase == "fit" and self._averages
@@ -147,7 +156,7 @@ class MessageToFitInsAdapter:
     @property
     def _needs_first_loss(self) -> bool:
         """Whether the strategy uses the loss of the weights that a client gets, as q-FedAvg does (Li et al. 2020)."""
-        return hasattr(self.strategy, "train_loss_key")
+        return hasattr(self.used, "train_loss_key")
 
     def _instructions(
         self, message: Message, sent: Sequence[bytes], server_round: int
@@ -167,15 +176,19 @@ class MessageToFitInsAdapter:
 
     def aggregate_fit(self, server_round: int, results: PhaseResults) -> tuple[NDArrays | None, Mapping[str, Any]]:
         """Have the strategy make new weights: from every client's, or from their mean as the only one."""
-        used = self.strategy
+        used = self.used
         if self._averages and results.succeeded:
             mean = ClientResult(results.succeeded[0].client_id, num_examples=int(results.total.num_examples))
             mean.weights = self._view.mean(results.total)
-            replies = self._replies(results, {mean.client_id: mean})
+            clients = [mean if r.client_id == mean.client_id else r for r in results.clients]
+            replies = self._replies([r for r in clients if r is mean or r.error is not None])
             with metrics_of(used, [self._measured(r) for r in results.succeeded]):
                 returned = used.aggregate_train(server_round, replies)
         else:
-            returned = used.aggregate_train(server_round, self._replies(results))
+            algorithm = self._built.algorithm
+            alike = algorithm is not None and algorithm.weighting == "uniform"
+            clients = [replace(r, num_examples=1) if alike else r for r in results.clients]
+            returned = used.aggregate_train(server_round, self._replies(clients))
         arrays, metrics = checked_trained(returned, server_round)
         if arrays is None:
             return None, {}
@@ -183,25 +196,17 @@ class MessageToFitInsAdapter:
         weights = self._view.with_untrained(weights, self._weights, results.succeeded, results.total)
         return weights, dict(metrics or {})
 
-    def _replies(self, results: PhaseResults, only: dict[int, ClientResult] | None = None) -> list[Message]:
-        """Return the replies of clients.
-
-        Args:
-            only: client_id → what stands for all that succeeded.
-        """
+    def _replies(self, clients: Sequence[ClientResult]) -> list[Message]:
         replies = []
         messages = {client_of(message.metadata.dst_node_id): message for message in self._messages}
-        for result in results.clients:
+        for result in clients:
             message = messages[result.client_id]
             if result.error is not None:
                 replies.append(Message(Error(code=RAISED, reason=result.error), reply_to=message))
                 continue
-            if only is not None and result.client_id not in only:
-                continue
-            standing = result if only is None else only[result.client_id]
-            content = self._measured(standing)
-            if standing.weights is not None:
-                content["arrays"] = self._record_of(self._view.of(standing.weights))
+            content = self._measured(result)
+            if result.weights is not None:
+                content["arrays"] = self._record_of(self._view.of(result.weights))
             replies.append(Message(content, reply_to=message))
         return replies
 
@@ -221,7 +226,7 @@ class MessageToFitInsAdapter:
     def aggregate_evaluate(self, server_round: int, results: PhaseResults) -> Evaluated:
         """Have the strategy aggregate the results of the clients that kept examples."""
         some = PhaseResults(clients=[result for result in results.clients if result.has_measured or result.error])
-        metrics = self.strategy.aggregate_evaluate(server_round, self._replies(some)) if some.clients else None
+        metrics = self.used.aggregate_evaluate(server_round, self._replies(some.clients)) if some.clients else None
         values = dict(metrics or {})
         return Evaluated(some.succeeded, spelled(values, "loss"), values)
 
