@@ -25,6 +25,7 @@ from sim.errors import RunError
 from sim.metrics import spelled
 from sim.run_folder.records import Phase
 from sim.server.adapter import Evaluated
+from sim.server.fit_ins_strategies import noise_for_those_left
 from sim.server.message_strategies import MESSAGE_CALLS, RAISED, NodesGrid, averages, metrics_of
 from sim.server.results import PhaseResults, numbers_of
 from sim.server.sampled_clients import SampledClients
@@ -187,8 +188,12 @@ class MessageToFitInsAdapter:
         else:
             algorithm = self._built.algorithm
             alike = algorithm is not None and algorithm.weighting == "uniform"
-            clients = [replace(r, num_examples=1) if alike else r for r in results.clients]
-            returned = used.aggregate_train(server_round, self._replies(clients))
+            with noise_for_those_left(used, results) as is_for_fewer:
+                if is_for_fewer and not results.succeeded:  # the adaptive one would divide by their number
+                    return None, {}
+                left = results.succeeded if is_for_fewer else results.clients
+                clients = [replace(r, num_examples=1) if alike else r for r in left]
+                returned = used.aggregate_train(server_round, self._replies(clients))
         arrays, metrics = checked_trained(returned, server_round)
         if arrays is None:
             return None, {}
