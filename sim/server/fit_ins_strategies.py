@@ -153,8 +153,9 @@ class FitInsAdapter:
             chosen = checked_instructions(self._strategy, "configure_fit", given, server_round)
             # What the strategy sends wins.
             settings = self._settings(server_round)
-            complete = [(proxy, FitIns(ins.parameters, {**settings, **ins.config})) for proxy, ins in chosen]
-            instructions = with_stragglers(complete, self._config, server_round)
+            complete = [(int(proxy.cid), {**settings, **ins.config}) for proxy, ins in chosen]
+            left = zip(chosen, with_stragglers(complete, self._config, server_round), strict=True)
+            instructions = [(p, FitIns(i.parameters, each)) for (p, i), each in left if each is not None]
         self._proxies = {int(proxy.cid): proxy for proxy, _ in instructions}
         chunks = chunks_of(
             phase,

@@ -29,6 +29,7 @@ from sim.server.fit_ins_strategies import noise_for_those_left
 from sim.server.message_strategies import MESSAGE_CALLS, RAISED, NodesGrid, averages, metrics_of
 from sim.server.results import PhaseResults, numbers_of
 from sim.server.sampled_clients import SampledClients
+from sim.server.stragglers import with_stragglers
 from sim.server.strategy import BuiltStrategy
 from sim.server.strategy_returns import checked_trained
 from sim.server.virtual_clients import check_there
@@ -101,7 +102,7 @@ class MessageToFitInsAdapter:
         self._averages = averages(used) and not config.forges_updates
         self._grid = NodesOnly(client_manager)
         self._weights: NDArrays = []
-        self._messages: list[Message] = []
+        self._messages: dict[int, Message] = {}  # of the present phase
         self._loss_key: str = getattr(used, "train_loss_key", "loss")
 
     @property
@@ -130,8 +131,9 @@ class MessageToFitInsAdapter:
         """Have the strategy make messages, and turn them into instructions."""
         arrays = self._record_of(self._view.of(self._weights))
         configure = self.used.configure_train if phase == "fit" else self.used.configure_evaluate
-        made: list[Message] = list(configure(server_round, arrays, ConfigRecord(), self._grid))
-        self._messages = sorted(made, key=lambda message: message.metadata.dst_node_id)
+        made = sorted(
+            configure(server_round, arrays, ConfigRecord(), self._grid), key=lambda each: each.metadata.dst_node_id
+        )
         settings: dict[str, Any] = {}
         # Of an algorithm, an own model may be fine-tuned before it is evaluated.
         if self._sends_settings and (phase == "fit" or self._built.algorithm is not None):
@@ -140,16 +142,20 @@ class MessageToFitInsAdapter:
                 settings["first_loss"] = True
         sent = [array.data for array in arrays.values()]
         summed = phase == "fit" and self._averages
+        chosen = [(client_of(m.metadata.dst_node_id), {**settings, **_config_in(m)}) for m in made]
+        self._messages = {client_id: message for (client_id, _), message in zip(chosen, made, strict=True)}
+        configs = with_stragglers(chosen, self._config, server_round) if phase == "fit" else [c for _, c in chosen]
+        left = [(message, config) for message, config in zip(made, configs, strict=True) if config is not None]
         chunks = []
-        for part in cut(self._messages, self._config.vectorized_clients):
+        for part in cut(left, self._config.vectorized_clients):
             groups: list[tuple[NDArrays, list[Task]]] = []
-            for message in part:
-                weights, config = self._instructions(message, sent, server_round)
+            for message, config in part:
+                weights = self._weights_in(message, sent, server_round)
                 if not (groups and groups[-1][0] is weights):
                     groups.append((weights, []))
                 client_id = client_of(message.metadata.dst_node_id)
                 size = int(self._sizes[client_id]) if len(self._sizes) else 0
-                groups[-1][1].append(Task(client_id, {**settings, **config}, states.get(client_id), size))
+                groups[-1][1].append(Task(client_id, config, states.get(client_id), size))
             untrained = self._view.untrained
             chunks += [Chunk(phase, server_round, tasks, weights, summed, untrained) for weights, tasks in groups]
         return chunks
@@ -159,21 +165,12 @@ class MessageToFitInsAdapter:
         """Whether the strategy uses the loss of the weights that a client gets, as q-FedAvg does (Li et al. 2020)."""
         return hasattr(self.used, "train_loss_key")
 
-    def _instructions(
-        self, message: Message, sent: Sequence[bytes], server_round: int
-    ) -> tuple[NDArrays, dict[str, Any]]:
-        """Return the weights and the settings in a message; the global weights themselves where it has those."""
-        content = message.content
-        config: dict[str, Any] = {}
-        for record in content.config_records.values():
-            for key, value in record.items():
-                if isinstance(value, list):
-                    raise RunError(f"the strategy sends the list {key!r}, which only the clients of a Flower app take")
-                config[key.replace("-", "_")] = value
-        held = [array for record in content.array_records.values() for array in record.values()]
+    def _weights_in(self, message: Message, sent: Sequence[bytes], server_round: int) -> NDArrays:
+        """Return the weights in a message; the global weights themselves where it has those."""
+        held = [array for record in message.content.array_records.values() for array in record.values()]
         if [id(array.data) for array in held] == [id(data) for data in sent]:
-            return self._weights, config
-        return self._view.whole([array.numpy() for array in held], self._weights, server_round), config
+            return self._weights
+        return self._view.whole([array.numpy() for array in held], self._weights, server_round)
 
     def aggregate_fit(self, server_round: int, results: PhaseResults) -> tuple[NDArrays | None, Mapping[str, Any]]:
         """Have the strategy make new weights: from every client's, or from their mean as the only one."""
@@ -203,9 +200,8 @@ class MessageToFitInsAdapter:
 
     def _replies(self, clients: Sequence[ClientResult]) -> list[Message]:
         replies = []
-        messages = {client_of(message.metadata.dst_node_id): message for message in self._messages}
         for result in clients:
-            message = messages[result.client_id]
+            message = self._messages[result.client_id]
             if result.error is not None:
                 replies.append(Message(Error(code=RAISED, reason=result.error), reply_to=message))
                 continue
@@ -238,3 +234,14 @@ class MessageToFitInsAdapter:
     def evaluate(self, server_round: int) -> tuple[float | None, Mapping[str, Any]] | None:
         """Return None: such a strategy leaves the central test to the round loop."""
         return None
+
+
+def _config_in(message: Message) -> dict[str, Any]:
+    """Return the settings in a message."""
+    config: dict[str, Any] = {}
+    for record in message.content.config_records.values():
+        for key, value in record.items():
+            if isinstance(value, list):
+                raise RunError(f"the strategy sends the list {key!r}, which only the clients of a Flower app take")
+            config[key.replace("-", "_")] = value
+    return config
