@@ -73,6 +73,27 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
     assert bool(len(own)) == (strategy in PERSONAL)
 
 
+@pytest.mark.parametrize("server_strategy", ["multikrum", "qfedavg"])
+def test_a_server_step_of_the_newer_form_is_resumed(small: Small, server_strategy: str) -> None:
+    """The clients of FedBABU need the settings of the training for their evaluation, too."""
+    shared = settings("fedbabu", server_strategy=server_strategy)
+    whole = small(name="whole", num_rounds=3, **shared)
+    assert files(resume(small(name="cut", num_rounds=2, **shared), num_rounds=3)) == files(whole)
+
+
+def test_a_robust_server_step_weights_clients_as_the_algorithm_says(small: Small) -> None:
+    """Multi-Krum that keeps all clients is their mean."""
+    found = {}
+    for server_strategy in ("fedavg", "multikrum"):
+        for weighting in ("examples", "uniform"):
+            arguments = {"server_strategy": server_strategy, "strategy_args": {"weighting": weighting}}
+            run = small(name=f"{server_strategy}-{weighting}", **settings("ditto", **arguments))
+            found[server_strategy, weighting] = np.concatenate([a.ravel() for a in load_file(run.model_path).values()])
+    for weighting in ("examples", "uniform"):
+        assert np.abs(found["multikrum", weighting] - found["fedavg", weighting]).max() < 1e-6
+    assert np.abs(found["multikrum", "examples"] - found["multikrum", "uniform"]).max() > 1e-4
+
+
 @pytest.mark.nightly
 def test_clients_of_a_network_keep_their_states(federation: Federation, small: Small) -> None:
     shared = ["--num-clients", "2", "--local-epochs", "1", "--fraction-evaluate", "1", "--strategy", "scaffold"]

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.common import FitIns, Parameters
 from flwr_datasets.partitioner import ContinuousPartitioner, NaturalIdPartitioner
+from safetensors.numpy import load_file
 from torch.utils.data import TensorDataset
 
-from conftest import Sim
+from conftest import Sim, Small
 from sim.config.run_config import RunConfig
 from sim.data import partition, partitioners
 from sim.data.defaults import decided
@@ -27,7 +27,6 @@ from sim.errors import ConfigError, DataError, PartitionError, SimError
 from sim.run_folder import plots
 from sim.seeds import Purpose, generator
 from sim.server.stragglers import with_stragglers
-from sim.server.virtual_clients import VirtualClientProxy
 from sim.simulation import simulate
 from sim.training import models
 from sim.training.models import DataFacts
@@ -450,9 +449,9 @@ def test_a_partition_is_shown_by_classes_by_numbers_or_by_sizes(tmp_path: Path) 
 def test_stragglers_train_for_fewer_epochs_or_are_dropped() -> None:
     def of_round(number: int, **settings: Any) -> dict[int, int]:
         config = RunConfig(num_clients=50, local_epochs=20, **settings)
-        ins = FitIns(Parameters([], "numpy.ndarray"), {"local_epochs": 20})
-        chosen = [(VirtualClientProxy(k), ins) for k in range(49, -1, -1)]
-        return {int(p.cid): int(i.config["local_epochs"]) for p, i in with_stragglers(chosen, config, number)}
+        chosen = [(k, {"local_epochs": 20}) for k in range(49, -1, -1)]
+        left = zip(range(49, -1, -1), with_stragglers(chosen, config, number), strict=True)
+        return {client_id: each["local_epochs"] for client_id, each in left if each is not None}
 
     kept, dropped = of_round(3, stragglers=0.9), of_round(3, stragglers=0.9, straggler_policy="drop")
     assert len(kept) == 50
@@ -466,6 +465,26 @@ def test_stragglers_train_for_fewer_epochs_or_are_dropped() -> None:
     assert len(of_round(3, stragglers=1.0, straggler_policy="drop")) == 1
     with pytest.raises(ConfigError, match="--straggler-policy drop: belongs to --stragglers above 0"):
         RunConfig(straggler_policy="drop")
+
+
+def test_both_forms_of_strategy_have_the_same_stragglers(small: Small) -> None:
+    """Multi-Krum that keeps all clients is their mean."""
+    shared = {"model": "Mlp", "num_rounds": 1, "local_epochs": 3, "max_local_steps": None, "batch_size": 32}
+    found = []
+    for settings, num_clients in (
+        ({"stragglers": 0.0}, 4),
+        ({"stragglers": 1.0}, 4),
+        ({"stragglers": 1.0, "straggler_policy": "drop"}, 1),
+    ):
+        both = [
+            small(name=f"{name}-{len(found)}", strategy=name, **{**shared, **settings})
+            for name in ("fedavg", "multikrum")
+        ]
+        assert [run.rounds().num_clients[1] for run in both] == [num_clients] * 2
+        one, other = (np.concatenate([a.ravel() for a in load_file(run.model_path).values()]) for run in both)
+        assert np.abs(one - other).max() < 1e-6
+        found.append(other)
+    assert min(np.abs(found[0] - each).max() for each in found[1:]) > 1e-3
 
 
 @pytest.mark.slow

@@ -215,14 +215,28 @@ def test_privacy_clips_each_client_and_adds_the_noise_that_it_says(small: Small)
     assert 1e-4 < np.linalg.norm(moved) <= 1e-3 * 1.001
 
 
-def test_the_noise_is_that_of_the_clients_that_are_left(small: Small) -> None:
-    config = {"num_rounds": 1, "clients_per_round": 10, "max_local_steps": 3, "client_dropout": 0.4}
-    start = load_file(small(num_rounds=1, lr=1e-30, name="start").model_path)
-    run = small(**config, dp="fixed", dp_args={"clipping_norm": 1e-3, "noise_multiplier": 50.0}, name="end")
-    end, left = load_file(run.model_path), int(run.rounds().num_clients[1])
+@pytest.mark.usefixtures("in_programs")
+@pytest.mark.parametrize("form", ["fedavg", "own:AveragedMessages"])
+@pytest.mark.parametrize(
+    "lost", [{"client_dropout": 0.4}, {"client": "own:Failing", "on_client_error": "drop"}], ids=str
+)
+def test_the_noise_is_that_of_the_clients_that_are_left(small: Small, form: str, lost: dict[str, object]) -> None:
+    config = {"clients_per_round": 10, "max_local_steps": 3, "dp": "fixed", "strategy": form, **lost}
+    noise = {"dp_args": {"clipping_norm": 1e-3, "noise_multiplier": 50.0}}
+    one, two = (small(num_rounds=number, name=str(number), **config, **noise) for number in (1, 2))
+    start, end, left = load_file(one.model_path), load_file(two.model_path), int(two.rounds().num_clients[2])
     assert left < 10
-    noise = np.concatenate([(end[key] - start[key]).ravel() for key in start])
-    assert noise.std() == pytest.approx(50.0 * 1e-3 / left, rel=0.02)
+    added = np.concatenate([(end[key] - start[key]).ravel() for key in start])
+    assert added.std() == pytest.approx(50.0 * 1e-3 / left, rel=0.02)
+
+
+@pytest.mark.usefixtures("in_programs")
+@pytest.mark.parametrize("form", ["fedavg", "own:AveragedMessages"])
+@pytest.mark.parametrize("kind", sorted(strategy.PRIVACY))
+def test_a_private_round_without_any_client_left_keeps_the_model(small: Small, form: str, kind: str) -> None:
+    rounds = small(strategy=form, dp=kind, client_dropout=0.97).rounds()
+    assert rounds.num_clients.tolist()[1:] == [0, 0]
+    assert rounds.test_loss.nunique() == 1
 
 
 @pytest.mark.parametrize(

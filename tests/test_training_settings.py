@@ -79,6 +79,11 @@ def test_a_strategy_with_a_rate_of_its_own_gets_that_of_the_server(
             "given",
         ),
         (
+            {"strategy": "fedper", "server_strategy": "qfedavg"},
+            "--server-lr 0.5: --server-strategy qfedavg steps by --server-args client_learning_rate, which is --lr if "
+            "not given",
+        ),
+        (
             {"strategy": "own:Own"},
             "--server-lr 0.5: --strategy own:Own is your own, which takes its own steps; give it an argument for that",
         ),

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import flwr.server.strategy
+import flwr.serverapp.strategy
 import numpy as np
 from flwr.common import (
     Code,
@@ -54,6 +55,8 @@ _OK = Status(Code.OK, "")
 _PRIVATE = (
     flwr.server.strategy.DifferentialPrivacyServerSideFixedClipping,
     flwr.server.strategy.DifferentialPrivacyServerSideAdaptiveClipping,
+    flwr.serverapp.strategy.DifferentialPrivacyServerSideFixedClipping,
+    flwr.serverapp.strategy.DifferentialPrivacyServerSideAdaptiveClipping,
 )
 
 
@@ -150,8 +153,9 @@ class FitInsAdapter:
             chosen = checked_instructions(self._strategy, "configure_fit", given, server_round)
             # What the strategy sends wins.
             settings = self._settings(server_round)
-            complete = [(proxy, FitIns(ins.parameters, {**settings, **ins.config})) for proxy, ins in chosen]
-            instructions = with_stragglers(complete, self._config, server_round)
+            complete = [(int(proxy.cid), {**settings, **ins.config}) for proxy, ins in chosen]
+            left = zip(chosen, with_stragglers(complete, self._config, server_round), strict=True)
+            instructions = [(p, FitIns(i.parameters, each)) for (p, i), each in left if each is not None]
         self._proxies = {int(proxy.cid): proxy for proxy, _ in instructions}
         chunks = chunks_of(
             phase,
@@ -368,16 +372,8 @@ def aggregate_fit(
         alike = built.algorithm is not None and built.algorithm.weighting == "uniform"
         clients = [replace(r, num_examples=1) if alike else r for r in results.succeeded]
         each = [(proxies[r.client_id], _fit_res(built.view.of(r.weights or []), r)) for r in clients]
-        failures = results.failures
-        if isinstance(strategy, _PRIVATE) and (failures or len(each) < strategy.num_sampled_clients):
-            # Noise that is calibrated for the clients that are left protects them as well.
-            planned, failures = strategy.num_sampled_clients, []
-            strategy.num_sampled_clients = len(each)
-            try:
-                return made(each, failures)
-            finally:
-                strategy.num_sampled_clients = planned
-        return made(each, failures)
+        with noise_for_those_left(strategy, results) as is_for_fewer:
+            return made(each, [] if is_for_fewer else results.failures)
     if not results.succeeded:
         return made([], results.failures)
     if not results.total.num_examples:
@@ -387,6 +383,24 @@ def aggregate_fit(
     one = [(proxies.get(mean.client_id) or VirtualClientProxy(mean.client_id), _fit_res(built.view.of(weights), mean))]
     with _metrics_of_every_client(strategy, results.succeeded):
         return made(one, results.failures)
+
+
+@contextmanager
+def noise_for_those_left(strategy: Any, results: PhaseResults) -> Iterator[bool]:
+    """Have a wrapper for privacy make noise for the clients that are left, which protects them as well.
+
+    It yields whether it does so; the wrapper must then not see failures. One that has an accountant plans for all.
+    """
+    planned, left = getattr(strategy, "num_sampled_clients", 0), len(results.succeeded)
+    is_complete = left >= planned and left == len(results.clients)
+    if is_complete or not isinstance(strategy, _PRIVATE) or getattr(strategy, "accountant", None) is not None:
+        yield False
+        return
+    strategy.num_sampled_clients = left
+    try:
+        yield True
+    finally:
+        strategy.num_sampled_clients = planned
 
 
 def _fit_res(weights: NDArrays, result: ClientResult) -> FitRes:

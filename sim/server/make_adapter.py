@@ -23,8 +23,7 @@ def adapter_of(prepared: Prepared, built: BuiltStrategy, client_manager: ClientM
     if isinstance(built.strategy, MessageStrategy):
         names, sizes = prepared.layout.names, prepared.partition.sizes
         return MessageToFitInsAdapter(
-            built.strategy,
-            built.view,
+            built,
             names,
             prepared.config,
             client_manager,

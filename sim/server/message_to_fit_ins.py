@@ -6,13 +6,13 @@ A message to a client becomes weights and settings; what the client returns beco
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from flwr.common import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, NDArrays, RecordDict
 from flwr.server import SimpleClientManager
 from flwr.server.client_manager import ClientManager
-from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from sim import private_names
@@ -25,12 +25,14 @@ from sim.errors import RunError
 from sim.metrics import spelled
 from sim.run_folder.records import Phase
 from sim.server.adapter import Evaluated
+from sim.server.fit_ins_strategies import noise_for_those_left
 from sim.server.message_strategies import MESSAGE_CALLS, RAISED, NodesGrid, averages, metrics_of
 from sim.server.results import PhaseResults, numbers_of
 from sim.server.sampled_clients import SampledClients
+from sim.server.stragglers import with_stragglers
+from sim.server.strategy import BuiltStrategy
 from sim.server.strategy_returns import checked_trained
 from sim.server.virtual_clients import check_there
-from sim.server.visible_weights import VisibleWeights
 
 _EXAMPLES = "num-examples"
 
@@ -72,8 +74,7 @@ class MessageToFitInsAdapter:
 
     def __init__(
         self,
-        used: Strategy,
-        view: VisibleWeights,
+        built: BuiltStrategy,
         names: Sequence[str],
         config: RunConfig,
         client_manager: ClientManager,
@@ -84,7 +85,7 @@ class MessageToFitInsAdapter:
     ) -> None:
         """
         Args:
-            view: which arrays the strategy sees.
+            built: with a strategy of messages.
             names: of all arrays.
             client_manager: the clients that the strategy can choose.
             sizes: examples of each client; empty where nobody knows.
@@ -93,17 +94,26 @@ class MessageToFitInsAdapter:
         """
         self.may_skip = may_skip
         private_names.set_task_identity(node_of(-1))
-        self.strategy: Any = used
-        self._view, self._names, self._config, self._sizes = view, names, config, sizes
+        used: Any = built.strategy
+        self.used = used
+        self._built, self._view = built, built.view
+        self._names, self._config, self._sizes = names, config, sizes
         self._sends_settings = sends_settings
         self._averages = averages(used) and not config.forges_updates
         self._grid = NodesOnly(client_manager)
         self._weights: NDArrays = []
-        self._messages: list[Message] = []
+        self._messages: dict[int, Message] = {}  # of the present phase
         self._loss_key: str = getattr(used, "train_loss_key", "loss")
 
+    @property
+    def strategy(self) -> Any:
+        """The strategy, and what the server part of an algorithm keeps."""
+        return self.used if self._built.algorithm is None else self._built.kept
+
     def restore(self, state: Any) -> None:
-        """Nothing: the strategy was restored in place."""
+        """Take what an algorithm keeps; the strategy was restored in place."""
+        if self._built.algorithm is not None:
+            self._built.algorithm.restore(state["algorithm"])
 
     def set_weights(self, weights: NDArrays) -> None:
         """Make ``weights`` the global ones."""
@@ -120,26 +130,32 @@ class MessageToFitInsAdapter:
     def configure(self, phase: Phase, server_round: int, states: dict[int, RecordDict]) -> list[Chunk]:
         """Have the strategy make messages, and turn them into instructions."""
         arrays = self._record_of(self._view.of(self._weights))
-        configure = self.strategy.configure_train if phase == "fit" else self.strategy.configure_evaluate
-        made: list[Message] = list(configure(server_round, arrays, ConfigRecord(), self._grid))
-        self._messages = sorted(made, key=lambda message: message.metadata.dst_node_id)
+        configure = self.used.configure_train if phase == "fit" else self.used.configure_evaluate
+        made = sorted(
+            configure(server_round, arrays, ConfigRecord(), self._grid), key=lambda each: each.metadata.dst_node_id
+        )
         settings: dict[str, Any] = {}
-        if phase == "fit" and self._sends_settings:
+        # Of an algorithm, an own model may be fine-tuned before it is evaluated.
+        if self._sends_settings and (phase == "fit" or self._built.algorithm is not None):
             settings = {"server_round": server_round, **fit_settings(self._config, server_round)}
-            if self._needs_first_loss:
+            if phase == "fit" and self._needs_first_loss:
                 settings["first_loss"] = True
         sent = [array.data for array in arrays.values()]
         summed = phase == "fit" and self._averages
+        chosen = [(client_of(m.metadata.dst_node_id), {**settings, **_config_in(m)}) for m in made]
+        self._messages = {client_id: message for (client_id, _), message in zip(chosen, made, strict=True)}
+        configs = with_stragglers(chosen, self._config, server_round) if phase == "fit" else [c for _, c in chosen]
+        left = [(message, config) for message, config in zip(made, configs, strict=True) if config is not None]
         chunks = []
-        for part in cut(self._messages, self._config.vectorized_clients):
+        for part in cut(left, self._config.vectorized_clients):
             groups: list[tuple[NDArrays, list[Task]]] = []
-            for message in part:
-                weights, config = self._instructions(message, sent, server_round)
+            for message, config in part:
+                weights = self._weights_in(message, sent, server_round)
                 if not (groups and groups[-1][0] is weights):
                     groups.append((weights, []))
                 client_id = client_of(message.metadata.dst_node_id)
                 size = int(self._sizes[client_id]) if len(self._sizes) else 0
-                groups[-1][1].append(Task(client_id, {**settings, **config}, states.get(client_id), size))
+                groups[-1][1].append(Task(client_id, config, states.get(client_id), size))
             untrained = self._view.untrained
             chunks += [Chunk(phase, server_round, tasks, weights, summed, untrained) for weights, tasks in groups]
         return chunks
@@ -147,35 +163,34 @@ class MessageToFitInsAdapter:
     @property
     def _needs_first_loss(self) -> bool:
         """Whether the strategy uses the loss of the weights that a client gets, as q-FedAvg does (Li et al. 2020)."""
-        return hasattr(self.strategy, "train_loss_key")
+        return hasattr(self.used, "train_loss_key")
 
-    def _instructions(
-        self, message: Message, sent: Sequence[bytes], server_round: int
-    ) -> tuple[NDArrays, dict[str, Any]]:
-        """Return the weights and the settings in a message; the global weights themselves where it has those."""
-        content = message.content
-        config: dict[str, Any] = {}
-        for record in content.config_records.values():
-            for key, value in record.items():
-                if isinstance(value, list):
-                    raise RunError(f"the strategy sends the list {key!r}, which only the clients of a Flower app take")
-                config[key.replace("-", "_")] = value
-        held = [array for record in content.array_records.values() for array in record.values()]
+    def _weights_in(self, message: Message, sent: Sequence[bytes], server_round: int) -> NDArrays:
+        """Return the weights in a message; the global weights themselves where it has those."""
+        held = [array for record in message.content.array_records.values() for array in record.values()]
         if [id(array.data) for array in held] == [id(data) for data in sent]:
-            return self._weights, config
-        return self._view.whole([array.numpy() for array in held], self._weights, server_round), config
+            return self._weights
+        return self._view.whole([array.numpy() for array in held], self._weights, server_round)
 
     def aggregate_fit(self, server_round: int, results: PhaseResults) -> tuple[NDArrays | None, Mapping[str, Any]]:
         """Have the strategy make new weights: from every client's, or from their mean as the only one."""
-        used = self.strategy
+        used = self.used
         if self._averages and results.succeeded:
             mean = ClientResult(results.succeeded[0].client_id, num_examples=int(results.total.num_examples))
             mean.weights = self._view.mean(results.total)
-            replies = self._replies(results, {mean.client_id: mean})
+            clients = [mean if r.client_id == mean.client_id else r for r in results.clients]
+            replies = self._replies([r for r in clients if r is mean or r.error is not None])
             with metrics_of(used, [self._measured(r) for r in results.succeeded]):
                 returned = used.aggregate_train(server_round, replies)
         else:
-            returned = used.aggregate_train(server_round, self._replies(results))
+            algorithm = self._built.algorithm
+            alike = algorithm is not None and algorithm.weighting == "uniform"
+            with noise_for_those_left(used, results) as is_for_fewer:
+                if is_for_fewer and not results.succeeded:  # the adaptive one would divide by their number
+                    return None, {}
+                left = results.succeeded if is_for_fewer else results.clients
+                clients = [replace(r, num_examples=1) if alike else r for r in left]
+                returned = used.aggregate_train(server_round, self._replies(clients))
         arrays, metrics = checked_trained(returned, server_round)
         if arrays is None:
             return None, {}
@@ -183,25 +198,16 @@ class MessageToFitInsAdapter:
         weights = self._view.with_untrained(weights, self._weights, results.succeeded, results.total)
         return weights, dict(metrics or {})
 
-    def _replies(self, results: PhaseResults, only: dict[int, ClientResult] | None = None) -> list[Message]:
-        """Return the replies of clients.
-
-        Args:
-            only: client_id → what stands for all that succeeded.
-        """
+    def _replies(self, clients: Sequence[ClientResult]) -> list[Message]:
         replies = []
-        messages = {client_of(message.metadata.dst_node_id): message for message in self._messages}
-        for result in results.clients:
-            message = messages[result.client_id]
+        for result in clients:
+            message = self._messages[result.client_id]
             if result.error is not None:
                 replies.append(Message(Error(code=RAISED, reason=result.error), reply_to=message))
                 continue
-            if only is not None and result.client_id not in only:
-                continue
-            standing = result if only is None else only[result.client_id]
-            content = self._measured(standing)
-            if standing.weights is not None:
-                content["arrays"] = self._record_of(self._view.of(standing.weights))
+            content = self._measured(result)
+            if result.weights is not None:
+                content["arrays"] = self._record_of(self._view.of(result.weights))
             replies.append(Message(content, reply_to=message))
         return replies
 
@@ -221,10 +227,21 @@ class MessageToFitInsAdapter:
     def aggregate_evaluate(self, server_round: int, results: PhaseResults) -> Evaluated:
         """Have the strategy aggregate the results of the clients that kept examples."""
         some = PhaseResults(clients=[result for result in results.clients if result.has_measured or result.error])
-        metrics = self.strategy.aggregate_evaluate(server_round, self._replies(some)) if some.clients else None
+        metrics = self.used.aggregate_evaluate(server_round, self._replies(some.clients)) if some.clients else None
         values = dict(metrics or {})
         return Evaluated(some.succeeded, spelled(values, "loss"), values)
 
     def evaluate(self, server_round: int) -> tuple[float | None, Mapping[str, Any]] | None:
         """Return None: such a strategy leaves the central test to the round loop."""
         return None
+
+
+def _config_in(message: Message) -> dict[str, Any]:
+    """Return the settings in a message."""
+    config: dict[str, Any] = {}
+    for record in message.content.config_records.values():
+        for key, value in record.items():
+            if isinstance(value, list):
+                raise RunError(f"the strategy sends the list {key!r}, which only the clients of a Flower app take")
+            config[key.replace("-", "_")] = value
+    return config

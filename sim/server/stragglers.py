@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from flwr.common import FitIns
-from flwr.server.client_proxy import ClientProxy
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sim.config.run_config import RunConfig
 from sim.seeds import Purpose, generator
 
-Instructions = list[tuple[ClientProxy, FitIns]]
+Settings = dict[str, Any]
 
 
-def with_stragglers(instructions: Instructions, config: RunConfig, server_round: int) -> Instructions:
-    """Return the instructions of a round in which ``config.stragglers`` of the clients are slow.
+def with_stragglers(
+    chosen: Sequence[tuple[int, Settings]], config: RunConfig, server_round: int
+) -> list[Settings | None]:
+    """Return the settings of each client of a round in which ``config.stragglers`` of the clients are slow.
 
     Which clients these are follows from the seed and the round, so that both policies have the same ones. With the
     policy ``keep``, each trains for 1 … ``local_epochs`` epochs, uniformly drawn from its own stream; with ``drop``,
     it does not take part. The client that is fastest always takes part.
+
+    Args:
+        chosen: (client_id, settings) of each client.
+
+    Returns:
+        In the same order; None for a client that does not take part.
     """
     if not config.stragglers:
-        return instructions
-    ordered = sorted(instructions, key=lambda pair: int(pair[0].cid))
+        return [settings for _, settings in chosen]
+    ordered = sorted(client_id for client_id, _ in chosen)
     num_slow = min(round(len(ordered) * config.stragglers), len(ordered) - (config.straggler_policy == "drop"))
     order = generator(config.seed, Purpose.STRAGGLERS, server_round).permutation(len(ordered))
-    slow = {int(ordered[position][0].cid) for position in order[:num_slow]}
+    slow = {ordered[position] for position in order[:num_slow]}
     if config.straggler_policy == "drop":
-        return [(proxy, ins) for proxy, ins in instructions if int(proxy.cid) not in slow]
-    return [
-        (proxy, _shortened(ins, config, server_round, int(proxy.cid)) if int(proxy.cid) in slow else ins)
-        for proxy, ins in instructions
-    ]
+        return [None if client_id in slow else settings for client_id, settings in chosen]
+    return [_shortened(c, settings, config, server_round) if c in slow else settings for c, settings in chosen]
 
 
-def _shortened(ins: FitIns, config: RunConfig, server_round: int, client_id: int) -> FitIns:
+def _shortened(client_id: int, settings: Mapping[str, Any], config: RunConfig, server_round: int) -> Settings:
     rng = generator(config.seed, Purpose.STRAGGLER_EPOCHS, server_round, client_id)
-    epochs = int(rng.integers(1, int(ins.config["local_epochs"]) + 1))
-    return replace(ins, config={**ins.config, "local_epochs": epochs})
+    return {**settings, "local_epochs": int(rng.integers(1, int(settings["local_epochs"]) + 1))}

@@ -175,11 +175,17 @@ def _server_lr(config: RunConfig, given: Any) -> float:
         raise ConfigError(f"{name} mixes each update by its own share; use --strategy-args alpha={config.server_lr:g}")
     if config.strategy == "fedbuff":
         return 1.0  # its own argument
-    entry = STRATEGIES.get(config.server_strategy if config.strategy in ALGORITHMS else config.strategy)
+    of_server = config.strategy in ALGORITHMS
+    used = config.server_strategy if of_server else config.strategy
+    entry = STRATEGIES.get(used)
     if entry is None or given is not None:
         raise ConfigError(f"{name} is your own, which takes its own steps; give it an argument for that")
-    if config.strategy == "qfedavg":
-        raise ConfigError(f"{name} steps by --strategy-args client_learning_rate, which is --lr if not given")
+    if used == "qfedavg":
+        prefix, flag = ("--server-", "--server-args") if of_server else ("--", "--strategy-args")
+        raise ConfigError(
+            f"--server-lr {config.server_lr:g}: {prefix}strategy qfedavg steps by {flag} client_learning_rate, which "
+            "is --lr if not given"
+        )
     return 1.0 if entry.rate else config.server_lr
 
 

@@ -13,6 +13,7 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flwr.client import Client, NumPyClient
 from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.strategy import DifferentialPrivacyClientSideFixedClipping, FedAvg
+from flwr.serverapp.strategy import FedAvg as MessageFedAvg
 from torch import nn
 
 from sim.client.torch_client import CifarClient
@@ -20,6 +21,10 @@ from sim.client.torch_client import CifarClient
 
 class EachClientFedAvg(FedAvg):
     """FedAvg that asks for every client's weights, as a strategy that does not average would."""
+
+
+class AveragedMessages(MessageFedAvg):
+    averages_clients = True
 
 
 class MetricsFedAvg(FedAvg):
