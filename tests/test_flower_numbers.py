@@ -134,6 +134,42 @@ def test_a_strategy_gets_evaluations_that_count_no_examples(tmp_path: Path, engi
     assert evaluated.accuracy.tolist() == [0.0, 0.1, 0.2]
 
 
+class AveragingReplies(MessageFedAvg):
+    """Gets every reply, because its ``aggregate_train`` might do anything."""
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        return super().aggregate_train(server_round, replies)
+
+
+@pytest.mark.parametrize("strategy", [MessageFedAvg, AveragingReplies])
+def test_a_weight_is_no_number_of_examples(tmp_path: Path, strategy: Any) -> None:
+    """Flower's mean of the arrays is by weight, whoever makes it; means of what clients measured are by examples."""
+    client_app, server_app, results = ClientApp(), ServerApp(), []
+
+    @client_app.train()
+    def train(message: Message, context: Context) -> Message:
+        number = int(context.node_config["partition-id"])
+        metrics = {"loss": 1.0 + number**2, "w": 0.5 + number}
+        if "counts" in message.content["config"]:
+            metrics["num-examples"] = 40 + 4 * number
+        arrays = ArrayRecord([np.full(2, float(number))])
+        return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)}), reply_to=message)
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        config = ConfigRecord({"counts": 1})
+        used = strategy(fraction_evaluate=0.0, weighted_by_key="w")
+        results.append(used.start(grid, ArrayRecord([np.zeros(2)]), num_rounds=1, train_config=config))
+        config.pop("counts")
+        used.start(grid, ArrayRecord([np.zeros(2)]), num_rounds=1, train_config=config)
+
+    run = run_simulation(server_app, client_app, 3, results_dir=str(tmp_path), engine="inline")
+    assert results[0].arrays.to_numpy_ndarrays()[0] == pytest.approx((1.5 * 1 + 2.5 * 2) / 4.5)
+    assert run.clients().num_examples.tolist() == [40, 44, 48, 0, 0, 0]
+    losses = run.rounds().train_loss.dropna().tolist()
+    assert losses == [pytest.approx((40 * 1 + 44 * 2 + 48 * 5) / 132)]
+
+
 def app(main: Callable[[Grid], Any], arrays_of: Callable[[list[Any], int], list[Any]]) -> tuple[ServerApp, ClientApp]:
     server_app, client_app = ServerApp(), ClientApp()
 
