@@ -173,10 +173,8 @@ class Worker:
                 start = time.perf_counter()
                 self._begin(task.client_id)
                 try:
-                    if chunk.batch is None:
-                        stream = reseed(self.seed, purpose, chunk.server_round, task.client_id, task.repeat)
-                    else:
-                        stream = reseed(self.seed, Purpose.QUERY, chunk.batch, task.client_id)
+                    key = (purpose, chunk.server_round) if chunk.batch is None else (Purpose.QUERY, chunk.batch)
+                    stream = reseed(self.seed, *key, task.client_id, task.repeat)
                     with runtime.isolated(stream):
                         result = self._call(runtime, chunk, task)
                     if result.weights is not None and chunk.summed:
