@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sim.config.fields import shown
 from sim.config.run_config import AppConfig, RunConfig
 from sim.errors import ConfigError
 from sim.run_folder.folder import Run
@@ -78,7 +79,8 @@ def run_simulation(
         raise ConfigError(f"backend_name {backend_name}: only ray is known; engine='inline' needs no other process")
     if enable_tf_gpu_growth:
         raise ConfigError("enable_tf_gpu_growth: set TF_FORCE_GPU_ALLOW_GROWTH=true in the environment instead")
-    backend = {str(key).replace("-", "_"): value for key, value in (backend_config or {}).items()}
+    given = _table("backend_config", backend_config, "client_resources and init_args")
+    backend = {str(key).replace("-", "_"): value for key, value in given.items()}
     unknown = sorted(backend.keys() - {"client_resources", "init_args", "actor"})
     if unknown:
         raise ConfigError(f"backend_config: unknown key {', '.join(unknown)}; client_resources and init_args are known")
@@ -89,7 +91,7 @@ def run_simulation(
         num_clients=num_supernodes,
         **{**_resources(backend.get("client_resources")), "verbose": verbose_logging, **settings},
     )
-    init_args = dict(backend.get("init_args") or {})
+    init_args = dict(_table("backend_config init_args", backend.get("init_args"), "arguments of ray.init"))
     return simulate(config, client_app=client_app, server_app=server_app, ray_init_args=init_args)
 
 
@@ -169,7 +171,7 @@ def start_simulation(
         client_fn=client_fn,
         strategy=strategy if strategy is not None else FedAvg(),
         client_manager=client_manager,
-        ray_init_args=None if ray_init_args is None else dict(ray_init_args),
+        ray_init_args=dict(_table("ray_init_args", ray_init_args, "arguments of ray.init")),
         history=history,
     )
     return history
@@ -181,16 +183,29 @@ def _check_settings(place: str, settings: Mapping[str, Any], config_type: type[R
         raise ConfigError(f"{place}: unknown setting {', '.join(unknown)}; the settings are those of sim.RunConfig")
 
 
-def _resources(client_resources: Mapping[str, float] | None) -> dict[str, float]:
+def _table(name: str, value: Any, of: str) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping | None):
+        raise ConfigError(f"{name} = {shown(value)}: must be a dict of {of}")
+    return value or {}
+
+
+def _resources(client_resources: Any) -> dict[str, float]:
     """Return the settings of client resources in Flower's words.
 
     Raises:
-        ConfigError: a resource is unknown.
+        ConfigError: a resource is unknown, or no number.
     """
-    unknown = sorted((client_resources or {}).keys() - {"num_cpus", "num_gpus"})
+    given = _table("client_resources", client_resources, "num_cpus and num_gpus")
+    unknown = sorted(map(str, given.keys() - {"num_cpus", "num_gpus"}))
     if unknown:
         raise ConfigError(f"client_resources: unknown resource {', '.join(unknown)}; num_cpus and num_gpus are known")
-    return {name: float(value) for name, value in (client_resources or {}).items()}
+    found = {}
+    for name, value in given.items():
+        try:
+            found[name] = float(value)
+        except (TypeError, ValueError, OverflowError):
+            raise ConfigError(f"client_resources: {name} = {shown(value)}: must be a number") from None
+    return found
 
 
 def _note_unused(place: str, **given: Any) -> None:

@@ -23,8 +23,8 @@ from importlib.machinery import (
 )
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal, get_args, get_origin
+from types import ModuleType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from sim import program_file
 from sim.errors import ConfigError, PluginError, described, one_line, some
@@ -405,7 +405,7 @@ def check_arguments(
         name: the name of the function in the error message.
 
     Raises:
-        ConfigError: the function does not take an argument, or an argument has the wrong type.
+        ConfigError: the function does not take an argument, or an argument has the wrong type or would be a function.
     """
     parameters = parameters_of(function)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -418,7 +418,8 @@ def check_arguments(
     }
     for key, value in given.items():
         place = f"{flag} {key}={value}"
-        if key in reserved or (key not in parameters and not open_ended):
+        is_taken = not _is_function(parameters[key].annotation) if key in parameters else open_ended
+        if key in reserved or not is_taken:
             takes = f"takes these arguments: {', '.join(plain)}" if plain else "takes no arguments"
             raise ConfigError(f"{place}: {name} {takes}")
         words = _words_of(plain[key]) if key in plain else ""
@@ -435,6 +436,12 @@ def _words_of(annotation: Any) -> str:
         return f"one of {', '.join(get_args(annotation))}"
     options = [option for option in get_args(annotation) or (annotation,) if option is not type(None)]
     return _TYPE_WORDS.get(options[0], "") if len(options) == 1 else ""
+
+
+def _is_function(annotation: Any) -> bool:
+    """Return whether a type is that of functions, perhaps or None, which cannot be given in a flag."""
+    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return all((get_origin(option) or option) is Callable for option in options if option is not type(None))
 
 
 def _fits(value: Any, annotation: Any) -> bool:

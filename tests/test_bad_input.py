@@ -171,6 +171,8 @@ FLAGS = {
     "--strategy-args tau=nan": "--strategy-args tau=nan: the value of tau must be a number",
     "--momentum 0.5 --optimizer adam": "--momentum 0.5: belongs to --optimizer sgd, not to adam",
     "--num-clients 10 --fraction-evaluate 0.1 --alpha 0.0001": "--partitioner iid works",
+    "--strategy-args on_fit_config_fn=abc": "--strategy-args on_fit_config_fn=abc: fedavg takes these arguments",
+    "--strategy multikrum --strategy-args weighted_by_key=foo": "weighted_by_key=foo: must be num-examples or loss",
     "--strategy bulyan --strategy-args to_keep=2": "--strategy-args to_keep=2: must be at least 0 and at most 1",
     "--strategy fedprox --strategy-args proximal_mu=-1": "--strategy-args proximal_mu=-1: must be at least 0",
     "--strategy fedadam --strategy-args beta_1=1": "--strategy-args beta_1=1: must be at least 0 and below 1",

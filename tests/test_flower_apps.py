@@ -24,7 +24,7 @@ from federation import Program, wait_until
 from sim import AppConfig, Run, RunConfig, resume, run_app, run_simulation, start_simulation
 from sim.cli import main
 from sim.commands.run import _report
-from sim.errors import ClientError, RunError, RunFolderError, UsageError
+from sim.errors import ClientError, ConfigError, RunError, RunFolderError, UsageError
 from sim.metrics import MetricName
 from sim.run_folder.plots import curves_figure, curves_of
 from sim.sweep.planned import Planned
@@ -356,6 +356,39 @@ def test_what_scripts_say_about_actors_is_noted(caplog: pytest.LogCaptureFixture
         "note: start_simulation: actor_kwargs without effect",
         "note: backend_config: actor without effect",
     ]
+
+
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"num_cpus": "abc"}, "client_resources: num_cpus = 'abc': must be a number"),
+        ({"num_gpus": None}, "client_resources: num_gpus = None: must be a number"),
+        ({"num_cpus": 10**400}, "client_resources: num_cpus = 1000"),
+        ({"num_cpus": -1}, "num_cpus = -1.0: must be at least 0.01"),
+        ({1: 2}, "client_resources: unknown resource 1; num_cpus and num_gpus are known"),
+        ([1], "client_resources = [1]: must be a dict of num_cpus and num_gpus"),
+    ],
+)
+def test_resources_of_no_use_are_named(resources: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as of_older:
+        start_simulation(client_fn=len, num_clients=2, client_resources=resources)
+    with pytest.raises(ConfigError) as of_newer:
+        run_simulation(None, None, 2, backend_config={"client_resources": resources})  # type: ignore[arg-type]
+    assert str(of_older.value) == str(of_newer.value)
+    assert str(of_older.value).startswith(message)
+
+
+def test_arguments_of_ray_are_a_dict() -> None:
+    with pytest.raises(ConfigError, match=r"^ray_init_args = \['a'\]: must be a dict of arguments of ray.init$"):
+        start_simulation(client_fn=len, num_clients=2, ray_init_args=["a"])  # type: ignore[arg-type]
+    backend: Any
+    for backend, message in (
+        ({"init_args": ["a"]}, "backend_config init_args = ['a']: must be a dict of arguments of ray.init"),
+        (["a"], "backend_config = ['a']: must be a dict of client_resources and init_args"),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            run_simulation(None, None, 2, backend_config=backend)  # type: ignore[arg-type]
+        assert str(raised.value) == message
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from flwr.serverapp.strategy import Result
 
 from conftest import Sim
 from sim import PluginError, Run, run_simulation, start_simulation
+from sim.seeds import Purpose, seeded
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -134,6 +136,42 @@ def test_a_strategy_gets_evaluations_that_count_no_examples(tmp_path: Path, engi
     assert evaluated.accuracy.tolist() == [0.0, 0.1, 0.2]
 
 
+class AveragingReplies(MessageFedAvg):
+    """Gets every reply, because its ``aggregate_train`` might do anything."""
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        return super().aggregate_train(server_round, replies)
+
+
+@pytest.mark.parametrize("strategy", [MessageFedAvg, AveragingReplies])
+def test_a_weight_is_no_number_of_examples(tmp_path: Path, strategy: Any) -> None:
+    """Flower's mean of the arrays is by weight, whoever makes it; means of what clients measured are by examples."""
+    client_app, server_app, results = ClientApp(), ServerApp(), []
+
+    @client_app.train()
+    def train(message: Message, context: Context) -> Message:
+        number = int(context.node_config["partition-id"])
+        metrics = {"loss": 1.0 + number**2, "w": 0.5 + number}
+        if "counts" in message.content["config"]:
+            metrics["num-examples"] = 40 + 4 * number
+        arrays = ArrayRecord([np.full(2, float(number))])
+        return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)}), reply_to=message)
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        config = ConfigRecord({"counts": 1})
+        used = strategy(fraction_evaluate=0.0, weighted_by_key="w")
+        results.append(used.start(grid, ArrayRecord([np.zeros(2)]), num_rounds=1, train_config=config))
+        config.pop("counts")
+        used.start(grid, ArrayRecord([np.zeros(2)]), num_rounds=1, train_config=config)
+
+    run = run_simulation(server_app, client_app, 3, results_dir=str(tmp_path), engine="inline")
+    assert results[0].arrays.to_numpy_ndarrays()[0] == pytest.approx((1.5 * 1 + 2.5 * 2) / 4.5)
+    assert run.clients().num_examples.tolist() == [40, 44, 48, 0, 0, 0]
+    losses = run.rounds().train_loss.dropna().tolist()
+    assert losses == [pytest.approx((40 * 1 + 44 * 2 + 48 * 5) / 132)]
+
+
 def app(main: Callable[[Grid], Any], arrays_of: Callable[[list[Any], int], list[Any]]) -> tuple[ServerApp, ClientApp]:
     server_app, client_app = ServerApp(), ClientApp()
 
@@ -226,3 +264,57 @@ def test_trees_of_the_older_form_are_refused(tmp_path: Path, strategy: str) -> N
     ):
         started(tmp_path, made)
     assert not list(tmp_path.iterdir())
+
+
+class SendingTwice(MessageFedAvg):
+    """Sends two messages to each client, and has the replies in the order of the clients."""
+
+    def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Grid) -> Any:
+        return [
+            Message(RecordDict({"arrays": arrays, "config": ConfigRecord({"number": number})}), node, "train")
+            for number in range(2)
+            for node in reversed(list(grid.get_node_ids()))
+        ]
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        answered = [(each.metadata.src_node_id, each.content["metrics"]["number"]) for each in replies]
+        assert answered == [(2, 0), (2, 1), (3, 0), (3, 1)]
+        return super().aggregate_train(server_round, replies)
+
+
+@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.mark.parametrize("by_strategy", [True, False])
+def test_messages_to_one_client_come_one_after_another(tmp_path: Path, by_strategy: bool, engine: str) -> None:
+    """Each finds the state that the one before has left, and has random numbers of its own."""
+    client_app, server_app = ClientApp(), ServerApp()
+
+    @client_app.train()
+    @client_app.query()
+    def count(message: Message, context: Context) -> Message:
+        state = context.state.setdefault("own", ConfigRecord({"count": 0}))
+        state["count"] += 1
+        told = {"number": message.content["config"]["number"], "count": state["count"], "drawn": random.random()}
+        content = {"arrays": ArrayRecord([np.zeros(2)]), "metrics": MetricRecord({**told, "num-examples": 1})}
+        return Message(RecordDict(content), reply_to=message)
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        if by_strategy:
+            SendingTwice(fraction_evaluate=0.0).start(grid, ArrayRecord([np.zeros(2)]), num_rounds=2)
+            return
+        for kind, nodes in (("train", (3, 2, 3, 2)), ("query", (2, 3, 2))):
+            numbered = [(ConfigRecord({"number": nodes[:n].count(node)}), node) for n, node in enumerate(nodes)]
+            messages = [Message(RecordDict({"config": number}), node, kind) for number, node in numbered]
+            replies = list(grid.send_and_receive(messages))
+            answered = [(each.metadata.src_node_id, each.content["metrics"]["number"]) for each in replies]
+            assert answered == sorted((node, number["number"]) for number, node in numbered)
+
+    run = run_simulation(server_app, client_app, 2, results_dir=str(tmp_path), engine=engine, seed=3)
+    rows = run.metrics().dropna(subset="client_id").sort_values("client_id", kind="stable")
+    counts = rows[rows["name"] == "count"].groupby("client_id").value.apply(list)
+    assert counts.tolist() == ([[1, 2, 3, 4]] * 2 if by_strategy else [[1, 2, 3, 4], [1, 2, 3]])
+    drawn = rows[rows["name"] == "drawn"].value
+    assert drawn.nunique() == len(drawn) == sum(map(len, counts))
+    stream = (Purpose.FIT, 1) if by_strategy else (Purpose.QUERY, 2**20)  # as where a client gets one message
+    with seeded(3, *stream):
+        assert drawn.iloc[0] == random.random()

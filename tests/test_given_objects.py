@@ -153,6 +153,16 @@ def test_an_object_that_trains_may_write_into_its_arrays(tmp_path: Path, engine:
     assert rows[rows["name"] == "calls"]["value"].tolist() == [1.0, 1.0, 1.0]  # of each client, and their mean
 
 
+def test_a_strategy_weights_clients_by_what_a_train_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = RunConfig(**SMALL, strategy="multikrum", strategy_args={"weighted_by_key": "calls"})
+    assert len(simulate(config, train=Counting()).rounds()) == 2
+    with pytest.raises(ConfigError, match="weighted_by_key=calls: must be num-examples or loss"):
+        simulate(config)
+
+
 SCRIPT = """
 import hashlib
 import sys

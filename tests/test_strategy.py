@@ -165,6 +165,21 @@ def test_arguments_reach_the_strategy_over_its_defaults() -> None:
         ("fedprox", {"fraction_fit": 1}, "--strategy-args fraction_fit=1: fedprox takes these arguments"),
         ("fedadam", {"eta": "big"}, "--strategy-args eta=big: must be a number"),
         ("fedavg", {"inplace": 1}, "--strategy-args inplace=1: must be true or false"),
+        (
+            "fedavg",
+            {"on_fit_config_fn": "abc"},
+            "--strategy-args on_fit_config_fn=abc: fedavg takes these arguments: accept_failures, inplace",
+        ),
+        (
+            "multikrum",
+            {"train_metrics_aggr_fn": "abc"},
+            "--strategy-args train_metrics_aggr_fn=abc: multikrum takes these arguments: num_malicious_nodes",
+        ),
+        (
+            "bulyan",
+            {"first_aggregation_rule": 1},
+            "first_aggregation_rule=1: bulyan takes these arguments: num_malicious_clients",
+        ),
     ],
 )
 def test_unfit_arguments_are_named(name: str, arguments: dict[str, object], message: str) -> None:

@@ -173,10 +173,8 @@ class Worker:
                 start = time.perf_counter()
                 self._begin(task.client_id)
                 try:
-                    if chunk.batch is None:
-                        stream = reseed(self.seed, purpose, chunk.server_round, task.client_id, task.repeat)
-                    else:
-                        stream = reseed(self.seed, Purpose.QUERY, chunk.batch, task.client_id)
+                    key = (purpose, chunk.server_round) if chunk.batch is None else (Purpose.QUERY, chunk.batch)
+                    stream = reseed(self.seed, *key, task.client_id, task.repeat)
                     with runtime.isolated(stream):
                         result = self._call(runtime, chunk, task)
                     if result.weights is not None and chunk.summed:
@@ -402,8 +400,9 @@ class Worker:
             context,
         )
         numbers = {name: value for name, value in numbers_of(content).items() if is_number(value)}
-        counts = [numbers[name] for name in (message.weighted_by, *_EXAMPLES) if name in numbers]
-        count = counts[0] if counts else 0
+        counts = [numbers[name] for name in _EXAMPLES if name in numbers]
+        weight = numbers.get(message.weighted_by, 0)
+        count = counts[0] if counts else weight if weight % 1 == 0 else 0  # a weight of 0.5 counts no examples
         metrics = {name: value for name, value in numbers.items() if name not in _EXAMPLES}
         result = ClientResult(task.client_id, num_examples=int(count), metrics=metrics, accuracy_unit=unit)
         result.loss = spelled(metrics, "loss")

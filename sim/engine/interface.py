@@ -28,7 +28,8 @@ class Task:
         message: what a Flower app gets instead of a FitIns or EvaluateIns.
         state_round: the round in which the client wrote its state, see ``sim.run_folder.client_states``; None for none.
         state_number: under which it writes its next state; None for the number of the round.
-        repeat: how often the client has begun with the same weights before, in asynchronous rounds.
+        repeat: how often the client has begun with the same weights before, in asynchronous rounds; how many messages
+            of a batch it gets before this one, in a Flower app.
         asks: what the strategy asks of the client by itself instead of a training or an evaluation.
     """
 

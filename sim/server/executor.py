@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import NoReturn
 
 from flwr.common import RecordDict
@@ -49,7 +50,7 @@ class Executor:
         collected = PhaseResults()
         if self.state_rounds:
             chunks = [self._with_state_rounds(chunk) for chunk in chunks]
-        for _, chunk_result in self.dispatch(phase, chunks):
+        for _, chunk_result in self._in_turns(phase, chunks):
             collected.spans += chunk_result.spans
             chunk_result.add_to(collected.total)
             for result in chunk_result.results:
@@ -87,6 +88,17 @@ class Executor:
                 # A client that failed has sent nothing, and one that evaluated nothing but metrics.
                 result.bytes_down, result.bytes_up = bytes_down, None if traffic is None else result.bytes_up or 0
             yield chunk, chunk_result
+
+    def _in_turns(self, phase: Phase, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, ChunkResult]]:
+        """Have the next message of a client executed when what it left at the one before is there."""
+        for repeat, group in groupby(chunks, key=lambda chunk: chunk.tasks[0].repeat):
+            turn = list(group)
+            if repeat:
+                turn = [
+                    replace(chunk, tasks=[replace(task, state=self.states.get(task.client_id)) for task in chunk.tasks])
+                    for chunk in turn
+                ]
+            yield from self.dispatch(phase, turn)
 
     def take(self, result: ClientResult, phase: Phase, server_round: int, collected: PhaseResults) -> None:
         """Record what came back from a client, and keep its state.

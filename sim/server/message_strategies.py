@@ -9,6 +9,8 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -93,7 +95,8 @@ class Batch:
     """Messages to clients on their way through the engine.
 
     Attributes:
-        messages: in the order of the tasks of ``chunks``, which is that of the clients.
+        messages: in the order of the tasks of ``chunks``: the first message of each client in the order of the clients,
+            then the second of each that gets several, and so on.
     """
 
     messages: list[Message]
@@ -121,11 +124,11 @@ class Batch:
         Raises:
             RunError: a message goes to a node that there is not.
         """
-        ordered = sorted(messages, key=lambda message: message.metadata.dst_node_id)
+        turns = _turns(messages)
         packed: dict[int, tuple[Any, NDArrays]] = {}  # id of a content → its records and the list of its arrays
         packers: dict[tuple[int, ...], Packer] = {}
         chunks = []
-        for part in cut(ordered):
+        for repeat, part in ((number, part) for number, turn in enumerate(turns) for part in cut(turn)):
             groups: list[tuple[NDArrays, list[Task]]] = []
             for message in part:
                 client_id = client_of(message.metadata.dst_node_id)
@@ -143,15 +146,27 @@ class Batch:
                 told = TaskMessage(
                     about.message_type, about.message_id, about.group_id, about.ttl, records, weighted_by
                 )
-                groups[-1][1].append(Task(client_id, {}, states.get(client_id), message=told))
+                groups[-1][1].append(Task(client_id, {}, states.get(client_id), message=told, repeat=repeat))
             chunks += [
                 Chunk(phase, server_round, tasks, arrays, bool(weighted_by), batch=batch) for arrays, tasks in groups
             ]
-        return cls(ordered, chunks)
+        return cls([message for turn in turns for message in turn], chunks)
 
     def replies(self, results: PhaseResults) -> list[Message]:
-        """Return the reply of each client: its content, or an error for one that failed."""
+        """Return the reply to each message: its content, or an error for a client that failed."""
         return [_reply(message, result) for message, result in zip(self.messages, results.clients, strict=True)]
+
+
+def _turns(messages: Iterable[Message]) -> list[list[Message]]:
+    """Return the first message of each client, then the second of each that gets several, and so on."""
+    node = attrgetter("metadata.dst_node_id")
+    turns: list[list[Message]] = []
+    for _, of_client in groupby(sorted(messages, key=node), key=node):
+        for number, message in enumerate(of_client):
+            if number == len(turns):
+                turns.append([])
+            turns[number].append(message)
+    return turns
 
 
 def _reply(message: Message, result: ClientResult) -> Message:
@@ -250,6 +265,9 @@ class MessageAdapter:
             self._set_arrays(ArrayRecord({n: Array(np.asarray(w)) for n, w in zip(names, weights, strict=True)}))
         self.result.arrays = self.arrays
 
+    def _replies(self, results: PhaseResults) -> list[Message]:
+        return sorted(self._batch.replies(results), key=attrgetter("metadata.src_node_id"))
+
     def changed(self) -> NDArrays | None:
         """Return the global arrays if the strategy has put others into the record that it was given."""
         if _identity(self.arrays) == self._seen:
@@ -280,7 +298,7 @@ class MessageAdapter:
         if self._averages and results.succeeded:
             arrays, metrics = self._aggregate_mean(server_round, results)
         else:
-            returned = self.used.aggregate_train(server_round, self._batch.replies(results))
+            returned = self.used.aggregate_train(server_round, self._replies(results))
             arrays, metrics = checked_trained(returned, server_round)
         if metrics is not None:
             self.result.train_metrics_clientapp[server_round] = metrics
@@ -315,7 +333,7 @@ class MessageAdapter:
 
     def aggregate_evaluate(self, server_round: int, results: PhaseResults) -> Evaluated:
         """Have the strategy aggregate what clients measured."""
-        metrics = self.used.aggregate_evaluate(server_round, self._batch.replies(results))
+        metrics = self.used.aggregate_evaluate(server_round, self._replies(results))
         if metrics is not None:
             self.result.evaluate_metrics_clientapp[server_round] = metrics
         values = self._values("aggregate_evaluate", metrics)

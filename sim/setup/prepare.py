@@ -100,14 +100,14 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     spec = replace(spec, algorithm=_algorithm(config, net))
     if spec.algorithm is not None:
         layout = layout.without(spec.algorithm.local_names)
-    vectorized_only = config.local_training == "vectorized"
-    asked = config.vectorized_clients
+    asked, vectorized_only = config.vectorized_clients, config.local_training == "vectorized"
     if alone:  # one client per process
         config = replace(config, local_training="sequential", vectorized_clients=None)
     else:
         config = with_local_training(config, spec, dataset, net, initial_weights)
     spec = replace(spec, vectorized_clients=config.vectorized_clients or 1, vectorized_only=vectorized_only)
     built = strategy.build(config, initial_weights, layout, _before_the_engine, objects.strategy)
+    _check_weight(config, spec, built.strategy, alone=alone)
     settings = fit_settings(config, 1)
     if config.is_asynchronous:
         settings.update(rule_of(config).client_settings)
@@ -292,6 +292,24 @@ def _check_target(config: RunConfig, dataset: Dataset, strategy: Any) -> None:
                 f"{flag_of(name)} {value}: --dataset {config.dataset} gives the data of each client, so that there is "
                 "no central test that could reach it"
             )
+
+
+def _check_weight(config: RunConfig, spec: ClientSpec, used: Any, *, alone: bool) -> None:
+    """Check that the built-in training measures what a strategy of Flower weights clients by.
+
+    Args:
+        alone: the clients are on other machines, which may have a program of their own.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    name = getattr(used, "weighted_by_key", "num-examples")
+    built_in = spec.train is None and spec.client is None and not alone
+    if built_in and type(used).__module__.startswith("flwr.") and name not in ("num-examples", "loss"):
+        raise ConfigError(
+            f"--strategy {config.strategy}: weighted_by_key={one_line(str(name), 60)}: must be num-examples or loss, "
+            "because the built-in training measures nothing else; a --train of your own may return more"
+        )
 
 
 def _notes_on_measurements(config: TrainingConfig, measured: Sequence[str]) -> Iterator[str]:
