@@ -79,9 +79,7 @@ def test_settings_beside_a_strategy_that_was_made_before(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = RunConfig(**SMALL, strategy_args={"proximal_mu": 0.5})
-    with pytest.raises(
-        ConfigError, match=r"^--strategy-args proximal_mu: the strategy was made before"
-    ):
+    with pytest.raises(ConfigError, match=r"^--strategy-args proximal_mu: the strategy was made before"):
         simulate(config, strategy=FedAvg())
     for strategy in (FedAvg(), flwr.serverapp.strategy.FedAvg()):
         run = simulate(RunConfig(**{**SMALL, "num_clients": 3}, clients_per_round=2), strategy=strategy)

@@ -152,6 +152,17 @@ def test_clients_drop_out_by_the_seed_and_are_no_failures(small: Small, strategy
     assert dropped[["num_examples", "loss", "seconds", "error"]].isna().all().all()
 
 
+@pytest.mark.parametrize("sampler", ["round-robin", "by-size"])
+def test_clients_that_a_sampler_has_chosen_drop_out_as_well(small: Small, sampler: str) -> None:
+    clients = small(client_dropout=0.5, num_rounds=3, sampler=sampler).clients()
+    expected = [
+        "dropped" if _drawn(number, client_id, 0.5) else "ok"
+        for number, client_id in zip(clients["round"], clients.client_id, strict=True)
+    ]
+    assert clients.status.tolist() == expected
+    assert {*expected} == {"dropped", "ok"}
+
+
 def test_a_round_without_any_client_left_keeps_the_model(small: Small) -> None:
     run = small(client_dropout=0.97, num_rounds=3)
     rounds = run.rounds()

@@ -365,6 +365,12 @@ def test_a_warm_start_takes_its_own_steps_and_bytes(small: Small) -> None:
         small(**settings, strategy_args=arguments, deadline=6.0)  # round 1 could be met
 
 
+@pytest.mark.usefixtures("in_programs")
+def test_a_round_without_clients_takes_no_virtual_time(small: Small) -> None:
+    seconds = small(strategy="own:EverySecondRound", devices="uniform", num_rounds=3).rounds().virtual_seconds.tolist()
+    assert seconds[0] == 0 < seconds[1] == seconds[2] < seconds[3]
+
+
 def test_a_run_that_cannot_go_on_says_why(small: Small, tmp_path: Path) -> None:
     """Everybody goes offline after a second, which is too short for a client."""
     trace = tmp_path / "online.json"

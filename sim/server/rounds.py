@@ -54,7 +54,7 @@ from sim.server.server_variables import ServerVariables
 from sim.server.traffic import Traffic
 from sim.server.validation import Validation
 from sim.server.virtual_clients import Call, VirtualClientProxy, virtual_clients
-from sim.server.virtual_rounds import VirtualRounds, clock_of, not_used, with_virtual_time
+from sim.server.virtual_rounds import Planned, VirtualRounds, clock_of, not_used, with_virtual_time
 
 
 @dataclass(frozen=True)
@@ -478,7 +478,8 @@ class RoundServer:
             chunks, schedule = self._begin_fit(server_round, others)
         end = time.perf_counter()
         if schedule is None:
-            return _Trained(results, [*others, *results.records], begin, end)
+            now = None if self._clock is None else self._clock.seconds
+            return _Trained(results, [*others, *results.records], begin, end, now)
         records = with_virtual_time(results.records, schedule.participations)
         return _Trained(results, [*others, *records], begin, end, schedule.end, schedule)
 
@@ -488,21 +489,18 @@ class RoundServer:
         Args:
             others: gets the records of the clients that do not finish.
         """
-        if self._clock is None:
-            chunks = self._configure_fit(server_round)
-            dropped = self._dropouts(chunks, server_round)
-            others += [
-                self._dropout_record(chunk, t.client_id)
-                for chunk in chunks
-                for t in chunk.tasks
-                if t.client_id in dropped
-            ]
-            return without(chunks, dropped), None
+        clock = self._clock
         for attempt in itertools.count():
-            self._clock.begin(server_round, attempt)
+            if clock is not None:
+                clock.begin(server_round, attempt)
             chunks = self._configure_fit(server_round, attempt)
-            planned = self._clock.planned(chunks, self._dropouts(chunks, server_round, attempt))
-            is_void = self._clock.is_void(planned)
+            dropped = self._dropouts(chunks, server_round, attempt)
+            planned = Planned(list(chunks), None) if clock is None else clock.planned(chunks, dropped)
+            if clock is None or planned.schedule is None:
+                asked = [(chunk, task.client_id) for chunk in chunks for task in chunk.tasks]
+                others += [self._dropout_record(chunk, client_id) for chunk, client_id in asked if client_id in dropped]
+                return without(planned.chunks, dropped), None
+            is_void = clock.is_void(planned)
             others += not_used(planned, server_round, is_void=is_void)
             if not is_void:
                 return planned.chunks, planned.schedule

@@ -34,7 +34,7 @@ class Planned:
     """What is left of a round's chunks, and what becomes of all clients that were asked.
 
     Attributes:
-        schedule: None without devices, where all clients take part.
+        schedule: None without devices, where all clients take part that do not drop out.
     """
 
     chunks: list[Chunk]

@@ -47,6 +47,13 @@ class MessageAverages(flwr.serverapp.strategy.FedAvg):
     averages_clients = True
 
 
+class EverySecondRound(FedAvg):
+    """Chooses no client in rounds of even numbers."""
+
+    def configure_fit(self, server_round, parameters, client_manager):
+        return super().configure_fit(server_round, parameters, client_manager) if server_round % 2 else []
+
+
 class RaisingFedAvg(FedAvg):
     def aggregate_fit(self, server_round, results, failures):
         raise ArithmeticError("no average today")
