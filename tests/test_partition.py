@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -184,6 +185,28 @@ def test_sizes_follow_the_definition_of_the_partitioner() -> None:
     sizes = _assign(num_clients=4, fraction_fit=1.0, partitioner="exponential").sizes
     assert (sizes[1:] / sizes[:-1]).tolist() == pytest.approx([np.e] * 3, rel=0.05)
     assert _assign(num_clients=8, partitioner="inner-dirichlet").sizes.tolist() == [250] * 8
+
+
+def test_sizes_follow_the_users_function_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sizes(text: str) -> list[int]:
+        monkeypatch.delitem(sys.modules, "own_sizes", raising=False)
+        (tmp_path / "own_sizes.py").write_text(f"import numpy\ndef shares(ids): return {text}\n")
+        given = {"partitioner": "size-to-id", "partitioner_args": {"function": "own_sizes:shares"}}
+        return _assign(num_clients=4, fraction_fit=1.0, **given).sizes.tolist()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert sizes("ids**0") == [500, 500, 500, 500]
+    assert sizes("ids") == [200, 400, 600, 800]
+    assert sizes("numpy.random.rand(4)") == sizes("numpy.random.rand(4)")
+    place = r"^--partitioner-args function=own_sizes:shares: "
+    with pytest.raises(PartitionError, match=f"{place}raised ZeroDivisionError"):
+        sizes("1 / 0")
+    with pytest.raises(PartitionError, match=rf"{place}gives the shape \(5,\); one number for each of 4 clients is"):
+        sizes("[1, 2, 3, 4, 5]")
+    with pytest.raises(ConfigError, match="--partitioner-args shares=2: size-to-id takes "):
+        _assign(partitioner="size-to-id", partitioner_args={"shares": 2})
 
 
 def test_quantity_skew_draws_the_shares_of_the_clients_anew_until_each_has_enough() -> None:

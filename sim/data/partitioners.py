@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,8 @@ from sim import user_code
 from sim.config.run_config import RunConfig
 from sim.data.columns import class_labels
 from sim.data.load_dataset import Dataset, Examples
-from sim.errors import ConfigError, PartitionError
-from sim.seeds import Purpose, generator
+from sim.errors import ConfigError, PartitionError, described
+from sim.seeds import Purpose, generator, seeded
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -134,20 +134,19 @@ def natural(labels: Indices, num_partitions: int) -> Parts:
     return [order[first:last] for first, last in pairwise(edges)]
 
 
-def size_to_id(num_partitions: int, power: float = 1.0, function: str = "") -> Partitioner:
+def size_to_id(
+    num_partitions: int, power: float = 1.0, function: str = "", shares: Sequence[float] | None = None
+) -> Partitioner:
     """Make clients whose numbers of examples grow with client_id + 1 to a power, or as a function of the user's says.
 
     Args:
         function: ``package.module:name`` of a function, float64 [num_partitions] of 1, 2 … → the shares of the clients.
+        shares: what it has returned.
     """
     from flwr_datasets.partitioner import IdToSizeFncPartitioner
 
-    own = user_code.load(function, "--partitioner-args function") if function else None
-
-    def shares(ids: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(own(ids) if own is not None else ids**power, np.float64)
-
-    return IdToSizeFncPartitioner(num_partitions, shares)
+    assert not function or shares is not None
+    return IdToSizeFncPartitioner(num_partitions, lambda ids: ids**power if shares is None else np.array(shares))
 
 
 def size(partition_sizes: str) -> Partitioner:
@@ -247,6 +246,32 @@ def _distribution(config: RunConfig, values: Values) -> dict[str, Any]:
     return _by_label(num_classes=len(np.unique(values)))(config, values)
 
 
+def _size_to_id(config: RunConfig, values: Values) -> dict[str, Any]:
+    """Return the shares that a function of the user's gives, too: they are part of the key in the cache.
+
+    Raises:
+        PartitionError: the function raises, or it gives something else.
+        PluginError: there is no such function.
+    """
+    given, name = _count(config, values), config.partitioner_args.get("function")
+    if not name:
+        return given
+    place = f"--partitioner-args function={name}"
+    own = user_code.load(name, "--partitioner-args function")
+    try:
+        with seeded(config.seed, Purpose.PARTITION, 2):
+            shares = np.asarray(own(np.arange(1.0, config.num_clients + 1)), np.float64)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise PartitionError(f"{place}: raised {described(error)}") from error
+    if shares.shape != (config.num_clients,):
+        raise PartitionError(
+            f"{place}: gives the shape {shares.shape}; one number for each of {config.num_clients} clients is expected"
+        )
+    return {**given, "shares": shares.tolist()}
+
+
 # A new one also goes into ``sim.config.choices``, whose names the command line knows without these imports.
 PARTITIONERS = {
     "iid": Entry("IidPartitioner", _count, iid),
@@ -262,7 +287,7 @@ PARTITIONERS = {
     "continuous": Entry("ContinuousPartitioner", _by_label(strictness=0.5), column="numbers"),
     "distribution": Entry(distribution, _distribution, column="classes"),
     "size": Entry(size, _no_count),
-    "size-to-id": Entry(size_to_id, _count),
+    "size-to-id": Entry(size_to_id, _size_to_id),
     "quantity": Entry(quantity, _quantity, quantity),
 }
 _RESERVED = {
@@ -273,6 +298,7 @@ _RESERVED = {
     "alpha",
     "min_partition_size",
     "num_classes",
+    "shares",
 }
 
 
