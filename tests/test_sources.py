@@ -218,6 +218,45 @@ def test_digits_that_are_names_are_told_apart(tmp_path: Path) -> None:
     assert len(_load("csv", _table(tmp_path / "l", large, large), target="y").classes) == 2
 
 
+def test_whole_numbers_of_a_table_are_ids_and_codes_are_told_apart(tmp_path: Path) -> None:
+    rows = "".join(f"{k / 4},{k + 1},{('007', '7', '08')[k % 3]},{k % 2 * 2 - 1}\n" for k in range(150))
+    dataset = _load(
+        "csv", _table(tmp_path / "t", "x,patient,site,y\n" + rows, "x,patient,site,y\n1,1,7,1\n"), target="y"
+    )
+    kept = {name: dataset.train.column(name) for name in ("x", "patient", "site", "y")}
+    assert {name: column.dtype.kind for name, column in kept.items()} == {
+        "x": "f",
+        "patient": "i",
+        "site": "U",
+        "y": "i",
+    }
+
+    def sizes(name: str, partitioner: str, **settings: Any) -> list[int]:
+        config = RunConfig(partitioner=partitioner, partition_by=name, **settings)
+        return partition.assign(dataset, config).sizes.tolist()
+
+    assert sizes("patient", "natural") == [1] * 150
+    assert sizes("site", "natural", num_clients=3, fraction_fit=1.0) == [50] * 3
+    assert sizes("y", "natural", num_clients=2, fraction_fit=1.0) == [75] * 2
+    assert decided(RunConfig(partition_by="patient"), dataset)[0].partitioner == "dirichlet"
+    for name in ("x", "patient", "site"):
+        config = RunConfig(
+            partitioner="continuous", partition_by=name, num_clients=5, partitioner_args={"strictness": 1.0}
+        )
+        assigned = partition.assign(dataset, config)
+        means = [kept[name][assigned.of(client_id)].astype(float).mean() for client_id in range(5)]
+        assert means == sorted(means)
+        quantiles = partition.summary(dataset, assigned, config).quantiles
+        assert (quantiles is None) == (name == "site")
+    floats = "x,patient,y\n1,1.0,0.5\n2,2,1.5\n3,2.0,0.5\n4,-0,1.5\n"
+    folder = _table(tmp_path / "f", floats, floats)
+    same = _load("csv", folder, target="y", dataset_args={"task": "classification"})
+    assert same.train.column("patient").tolist() == [1, 2, 2, 0]
+    assert same.train.column("y").tolist() == ["0.5", "1.5", "0.5", "1.5"]
+    measured = _load("csv", folder, target="patient", dataset_args={"task": "regression"})
+    assert measured.train.column("patient").dtype == np.float64
+
+
 def test_a_column_of_clients_called_label_is_no_target(tmp_path: Path) -> None:
     rows = "x,y,label\n1,0,5\n2,1,6\n3,0,7\n4,1,8\n"
     folder = _table(tmp_path / "t", rows, rows)

@@ -364,9 +364,7 @@ def column_of(config: RunConfig, dataset: Dataset) -> Values:
             raise
         raise PartitionError(f"{place}, but {error}; {_without_column(dataset)}") from None
     if kind == "numbers":
-        if values.dtype.kind in "biuf":
-            return values.astype(np.float64)
-        values = None
+        values = _as_numbers(values)
     elif kind == "classes" and name is None and dataset.labels is None:
         values = None
     else:
@@ -377,6 +375,17 @@ def column_of(config: RunConfig, dataset: Dataset) -> Values:
         fits = "" if kind == "numbers" else "continuous, "
         raise PartitionError(f"{place}, but {what}; {_without_column(dataset, fits)}")
     return values
+
+
+def _as_numbers(values: Values) -> NDArray[np.float64] | None:
+    """Return a column of numbers, or of texts such as 007 that are numbers, too, as float64 [N]; else None."""
+    if values.dtype.kind not in "biufU":
+        return None
+    try:
+        numbers = values.astype(np.float64)
+    except ValueError:
+        return None
+    return None if values.dtype.kind == "U" and not np.isfinite(numbers).all() else numbers
 
 
 def _without_column(dataset: Dataset, others: str = "") -> str:
