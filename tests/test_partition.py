@@ -166,6 +166,19 @@ def test_an_impossible_partition_names_flags_that_work() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "ways"),
+    [
+        ({"devices": "uniform", "over_select": 1.3, "alpha": 0.001}, r"--alpha \S+ or --num-clients \d+ or "),
+        ({"attack": "label-flip", "attack_share": 0.05, "alpha": 0.001}, r"--alpha \S+ or --num-clients \d+ or "),
+        ({"alpha": 1e308, "min_partition_size": 15, "num_clients": 130}, r"--num-clients \d+ or "),
+    ],
+)
+def test_other_settings_do_not_hinder_the_search_for_flags_that_work(settings: dict[str, object], ways: str) -> None:
+    with pytest.raises(PartitionError, match=rf"^--partitioner dirichlet: .*; {ways}--partitioner iid works$"):
+        _assign(**settings)
+
+
+@pytest.mark.parametrize(
     ("name", "arguments", "most"),
     [
         ("pathological", {"num_classes_per_partition": 1}, 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -504,14 +505,15 @@ def _attempt(values: Values, config: RunConfig) -> Parts | str:
     client gets which of them. Therefore the order is first permuted with the seed.
     """
     order = generator(config.seed, Purpose.PARTITION).permutation(len(values))
-    given, faster = arguments(config, values), PARTITIONERS[config.partitioner].faster
+    faster = PARTITIONERS[config.partitioner].faster
     try:
+        given = arguments(config, values)
         if faster is not None:
             given.pop("partition_by", None)
             parts = [order[part] for part in faster(values[order], **given)]
         else:
             parts = _load_parts(_maker_of(config)(**given), values[order], order)
-    except (ValueError, TypeError, AssertionError, IndexError, KeyError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, AssertionError, IndexError, KeyError, ZeroDivisionError, PartitionError) as error:
         return str(error).rstrip(".") or type(error).__name__
     smallest = min(len(part) for part in parts)
     if smallest < config.min_partition_size:
@@ -540,17 +542,19 @@ def _load_parts(partitioner: Partitioner, values: Values, order: NDArray[np.int6
 def _working_alternatives(values: Values, config: RunConfig) -> str:
     """Return flags with which a partition is possible; they are found by trials within a limited time."""
     deadline = time.monotonic() + _SEARCH_SECONDS
-    all_clients = replace(config, clients_per_round=None, fraction_fit=1.0, fraction_evaluate=0.0)
+    # All other settings are left out: they are checked with the flags that the user takes.
+    names = ("partitioner", "partition_by", "partitioner_args", "alpha", "num_clients", "min_partition_size", "seed")
+    alone = RunConfig(**{name: getattr(config, name) for name in names}, fraction_fit=1.0)
     counts = (
         []
         if config.partitioner in ("natural", "grouped-natural", "size")
         else [
-            replace(all_clients, num_clients=config.num_clients >> step)
-            for step in range(1, config.num_clients.bit_length())
+            replace(alone, num_clients=config.num_clients >> step) for step in range(1, config.num_clients.bit_length())
         ]
     )
     has_alpha = "alpha" in PARTITIONERS[config.partitioner].arguments(config, values)
-    alphas = [replace(config, alpha=config.alpha * 2**step) for step in range(1, 11 if has_alpha else 1)]
+    larger = [config.alpha * 2.0**step for step in range(1, 11 if has_alpha else 1)]
+    alphas = [replace(alone, alpha=alpha) for alpha in larger if math.isfinite(alpha)]
     count, alpha = (
         next((t for t in trials if time.monotonic() < deadline and not isinstance(_attempt(values, t), str)), None)
         for trials in (counts, alphas)
