@@ -157,6 +157,17 @@ def test_a_table_is_encoded_by_its_training_split(tmp_path: Path) -> None:
     assert scaled.train.batch[0][:, 0] == pytest.approx([-(1.5**0.5), 0, 1.5**0.5])
 
 
+def test_equal_numbers_are_standardized_by_1_and_numbers_whose_mean_is_infinite_are_refused(tmp_path: Path) -> None:
+    equal = "x,y\n" + "".join(f"0.1,{k % 2}\n" for k in range(7))
+    settings: dict[str, Any] = {"target": "y", "dataset_args": {"standardize": True}}
+    dataset = _load("csv", _table(tmp_path / "t", equal, "x,y\n0.1,0\n0.2,1\n"), **settings)
+    assert dataset.train.batch[0].ravel() == pytest.approx([0] * 7, abs=1e-15)
+    assert dataset.test.batch[0].ravel() == pytest.approx([0, 0.1])
+    large = "x,y\n1.5e308,0\n1.6e308,1\n1.7e308,1\n"
+    with pytest.raises(DataError, match=r"train.csv: line 2, column x: is too large for float32"):
+        _load("csv", _table(tmp_path / "l", large, large), **settings)
+
+
 def test_few_whole_numbers_are_classes_and_others_are_measured(tmp_path: Path) -> None:
     train, test = "x,y\n1,5\n2,10\n3,7.0\n", "x,y\n1,7\n"
     classes = _load("csv", _table(tmp_path / "t", train, test), target="y")

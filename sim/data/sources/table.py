@@ -201,8 +201,7 @@ def _encoded(
     numbers = _numbers(train, name)
     if numbers is not None:
         other = _test_numbers(test, name)
-        mean, deviation = (numbers.mean(), numbers.std() or 1.0) if arguments.standardize else (0.0, 1.0)
-        first, second = ((values - mean) / deviation for values in (numbers, other))
+        first, second = _standardized(numbers, other) if arguments.standardize else (numbers, other)
         for table, values in ((train, first), (test, second)):
             _check_float32(table, name, values)
         return first[:, None].astype(np.float32), second[:, None].astype(np.float32)
@@ -224,6 +223,15 @@ def _encoded(
     return first, second
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is no number then is an error
+def _standardized(
+    numbers: NDArray[np.float64], other: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    # The deviation of equal numbers may be 1e-17.
+    mean, deviation = numbers.mean(), (np.ptp(numbers) and numbers.std()) or 1.0
+    return (numbers - mean) / deviation, (other - mean) / deviation
+
+
 def _test_numbers(test: _Table, name: str) -> NDArray[np.float64]:
     values = [_number(entry) for entry in test.columns[name]]
     for row, value in enumerate(values):
@@ -234,7 +242,7 @@ def _test_numbers(test: _Table, name: str) -> NDArray[np.float64]:
 
 
 def _check_float32(table: _Table, name: str, values: NDArray[np.float64]) -> None:
-    large = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
+    large = np.flatnonzero(~(np.abs(values) <= np.finfo(np.float32).max))  # NaN, too
     if len(large):
         raise DataError(f"{table.place(name, int(large[0]))}: is too large for float32")
 
