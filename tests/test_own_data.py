@@ -130,6 +130,18 @@ def test_tables_of_several_types_are_numbers_or_one_line(tmp_path: Path) -> None
         opened("train", (table, pd.Series(labels)), "auto")
 
 
+def test_arrays_of_another_byte_order_keep_their_values_and_those_without_a_tensor_are_one_line() -> None:
+    x, y = Points().x.numpy(), LABELS.numpy()
+    for form in ("columns", "items"):
+        split = resident(opened("train", (x.astype(">f4"), y.astype(">i8")), form), torch.device("cpu"))
+        inputs, targets = next(iter(ExampleLoader(split, None, 24, training=False)))
+        assert (inputs.tolist(), targets.tolist()) == (x.tolist(), y.tolist())
+        assert (inputs.dtype, targets.dtype) == (torch.float32, torch.int64)
+    for made in (x.astype(np.longdouble), x.astype(np.clongdouble)):
+        with pytest.raises(DataError, match=f"^train: has values of the type {made.dtype}, of which PyTorch makes no "):
+            opened("train", (made, y), "auto")
+
+
 def test_items_of_a_tensor_dataset_are_tensors_and_keys_need_not_be_texts() -> None:
     items = opened("train", TensorDataset(Points().x, LABELS), "items")
     assert isinstance(items, Items)
