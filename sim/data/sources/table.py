@@ -201,10 +201,10 @@ def _encoded(
     numbers = _numbers(train, name)
     if numbers is not None:
         other = _test_numbers(test, name)
-        first, second = _standardized(numbers, other) if arguments.standardize else (numbers, other)
-        for table, values in ((train, first), (test, second)):
+        both = _standardized(numbers, other) if arguments.standardize else (numbers, other)
+        for table, values in zip((train, test), both, strict=True):
             _check_float32(table, name, values)
-        return first[:, None].astype(np.float32), second[:, None].astype(np.float32)
+        return both[0][:, None].astype(np.float32), both[1][:, None].astype(np.float32)
     known = sorted(set(train.columns[name]))
     if len(known) > _MOST_CATEGORIES:
         raise DataError(
