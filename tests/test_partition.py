@@ -250,6 +250,15 @@ def test_quantity_skew_needs_no_classes_and_says_what_would_work() -> None:
 
 
 def test_errors_of_the_other_partitioners_are_reported() -> None:
+    with pytest.raises(
+        PartitionError, match=r"distribution: \d+ of 2000 examples would belong to several clients; .* works$"
+    ):
+        _assign(partitioner="distribution", partitioner_args={"sigma": 1000})
+    for sizes in ("9" * 5000, "-3", "1,,2", "1,0", "1.5"):
+        with pytest.raises(
+            ConfigError, match=f"partition_sizes={sizes[:9]}.*: must be numbers of examples above 0, sep"
+        ):
+            _assign(partitioner="size", partitioner_args={"partition_sizes": sizes})
     with pytest.raises(PartitionError, match=r"exponential: The given .* not greater than 0; --num-clients 6 or"):
         _assign(partitioner="exponential")
     with pytest.raises(PartitionError, match=r"pathological: .*num_classes_per_partition"):

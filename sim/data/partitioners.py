@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim import user_code
+from sim.config.fields import parse_number
 from sim.config.run_config import RunConfig
 from sim.data.columns import class_labels
 from sim.data.load_dataset import Dataset, Examples
@@ -448,12 +449,12 @@ def _sizes(text: Any) -> list[int]:
     Raises:
         ConfigError: they are none.
     """
-    words = str(text).split(",")
-    if not all(word.strip().isascii() and word.strip().isdigit() and int(word) > 0 for word in words):
+    sizes = [parse_number(int, word.strip()) for word in str(text).split(",")]
+    if not all(size and size > 0 for size in sizes):
         raise ConfigError(
             f"--partitioner-args partition_sizes={text}: must be numbers of examples above 0, separated by commas"
         )
-    return [int(word) for word in words]
+    return sizes
 
 
 def _check_arguments(config: RunConfig) -> None:
@@ -515,6 +516,9 @@ def _attempt(values: Values, config: RunConfig) -> Parts | str:
             parts = _load_parts(_maker_of(config)(**given), values[order], order)
     except (ValueError, TypeError, AssertionError, IndexError, KeyError, ZeroDivisionError, PartitionError) as error:
         return str(error).rstrip(".") or type(error).__name__
+    shared = np.count_nonzero(np.bincount(np.concatenate(parts)) > 1)
+    if shared:
+        return f"{shared} of {len(values)} examples would belong to several clients"
     smallest = min(len(part) for part in parts)
     if smallest < config.min_partition_size:
         return (
