@@ -129,6 +129,13 @@ def test_texts_are_cut_into_sequences(tmp_path: Path) -> None:
     )
 
 
+def test_files_whose_names_differ_in_their_endings_are_two_clients(tmp_path: Path) -> None:
+    for name in ("a.txt", "a.TXT", "b.txt"):
+        (tmp_path / name).write_text("abc" * 7, encoding="utf-8")
+    clients = _load("text", tmp_path, dataset_args={"sequence_length": 1}).train.column("client")
+    assert clients.tolist() == ["a.TXT"] * 18 + ["a.txt"] * 18 + ["b.txt"] * 18
+
+
 def test_characters_that_only_the_test_has_are_unknown() -> None:
     assert tokens(np.array([5, 1, 9, 3], np.uint32), np.array([1, 5], np.uint32)).tolist() == [2, 1, 0, 0]
 
@@ -320,6 +327,8 @@ def test_leaf_characters_words_and_features(tmp_path: Path) -> None:
 
     _leaf(tmp_path / "n" / "train" / "a.json", {"k": ([[1, 2.5], [3, 4]], [1.0, 0.0])})
     _leaf(tmp_path / "n" / "test" / "a.json", {"k": ([[1, 2.5]], [1])})
+    path = tmp_path / "n" / "test" / "a.json"
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
     numbers = _load("leaf", tmp_path / "n")
     assert numbers.train.batch[0].tolist() == [[1, 2.5], [3, 4]]
     assert numbers.train.batch[1].tolist() == [1, 0]
@@ -341,6 +350,10 @@ def test_leaf_characters_words_and_features(tmp_path: Path) -> None:
         ('{"users": ["u"], "user_data": {"u": {"x": [[1' + 400 * "0" + ']], "y": [0]}}}', "example 0 is not 1 numbers"),
         ('{"users": ["u", "u"], "user_data": {"u": {"x": [[1]], "y": [0]}}}', "users has user u 2 times, not once"),
         ('{"users": [], "user_data": {"u": {"x": [[1]], "y": [0]}}}', "users has user u 0 times, not once"),
+        (
+            '{"users": ["u"], "user_data": {"u": {"x": [[1]], "y": [0]}, "u": {"x": [[2]], "y": [1]}}}',
+            "a.json: not valid JSON: u is there 2 times, not once",
+        ),
     ],
 )
 def test_what_is_wrong_with_leaf_is_one_line(text: str, message: str, tmp_path: Path) -> None:
