@@ -59,6 +59,14 @@ def _broken_link(root: Path) -> None:
     (_images(root) / "train" / "cat" / "lost.png").symlink_to("nowhere.png")
 
 
+def _broken_tiff(root: Path) -> None:
+    path = _images(root) / "train" / "dog" / "3.tiff"
+    Image.new("RGB", (4, 4)).save(path)
+    content = bytearray(path.read_bytes())
+    content[72] = 5  # the place of the pixels is a fraction, for which Pillow raises a TypeError
+    path.write_bytes(content)
+
+
 def _one_class(root: Path) -> None:
     for split in ("train", "test"):
         (root / split / "cat").mkdir(parents=True)
@@ -76,6 +84,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object] | None, str]] = {
     "without test": (_without_test, "photos/test: No such file or directory"),
     "broken link": (_broken_link, "train/cat/lost.png: No such file or directory; repair or remove that file"),
     "broken image": (_broken_image, "train/dog/3.png: not a complete image in a known format; repair or remove"),
+    "broken TIFF": (_broken_tiff, "train/dog/3.tiff: not a complete image in a known format; repair or remove"),
     "class in one split": (_class_in_one_split, "class emu is in test/ only; both splits need every class"),
     "class without images": (_class_without_images, "train/emu has no images; known endings are .jpg"),
     "one class": (_one_class, "only one class, cat; at least two are needed"),

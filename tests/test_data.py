@@ -111,6 +111,21 @@ def test_two_folders_of_the_same_names_sizes_and_times_are_two_data_sets(tmp_pat
     assert loaded == [50, 51]
 
 
+def test_a_link_that_moves_to_another_class_and_a_class_with_another_name_are_noticed(tmp_path: Path) -> None:
+    pool = _folder(tmp_path / "pool")
+    root = tmp_path / "links"
+    for path in sorted(pool.rglob("*.png")):
+        link = root / path.relative_to(pool)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.with_stem(f"{link.parent.name} {link.stem}").symlink_to(path)
+    assert list(_load(root).train.labels) == [0, 0, 0, 1, 1, 1]
+    (root / "train" / "cat" / "cat 2.png").rename(root / "train" / "dog" / "cat 2.png")  # the order stays
+    assert list(_load(root).train.labels) == [0, 0, 1, 1, 1, 1]
+    for split in ("train", "test"):
+        (root / split / "dog").rename(root / split / "fox")
+    assert _load(root).classes == ("cat", "fox")
+
+
 def test_real_cifar_images(cifar: Path) -> None:
     found = _load(cifar)
     assert found.train.images.shape == (1000, 32, 32, 3)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from sim import DataError, RunConfig, simulate
+from sim import DataError, PluginError, RunConfig, simulate
 from sim.data.columns import Columns, leaves, target_of
 from sim.data.items import Items, opened
 from sim.data.loaders import ExampleLoader, _with_noise, resident, with_target
@@ -130,6 +130,18 @@ def test_tables_of_several_types_are_numbers_or_one_line(tmp_path: Path) -> None
         opened("train", (table, pd.Series(labels)), "auto")
 
 
+def test_arrays_of_another_byte_order_keep_their_values_and_those_without_a_tensor_are_one_line() -> None:
+    x, y = Points().x.numpy(), LABELS.numpy()
+    for form in ("columns", "items"):
+        split = resident(opened("train", (x.astype(">f4"), y.astype(">i8")), form), torch.device("cpu"))
+        inputs, targets = next(iter(ExampleLoader(split, None, 24, training=False)))
+        assert (inputs.tolist(), targets.tolist()) == (x.tolist(), y.tolist())
+        assert (inputs.dtype, targets.dtype) == (torch.float32, torch.int64)
+    for made in (x.astype(np.longdouble), x.astype(np.clongdouble)):
+        with pytest.raises(DataError, match=f"^train: has values of the type {made.dtype}, of which PyTorch makes no "):
+            opened("train", (made, y), "auto")
+
+
 def test_items_of_a_tensor_dataset_are_tensors_and_keys_need_not_be_texts() -> None:
     items = opened("train", TensorDataset(Points().x, LABELS), "items")
     assert isinstance(items, Items)
@@ -185,6 +197,11 @@ LABELS = torch.zeros(24, dtype=torch.int64)
             "test labels are 0 … 9, but --model test_own_data:Net has 2 outputs, for 0 … 1",
         ),
         (TensorDataset(Points().x, LABELS - 1), Points(), "labels are -1 … -1, but --model "),
+        (
+            TensorDataset(Points().x, LABELS),
+            TensorDataset(Points().x[:, :2], LABELS),
+            "a test example is float32 [2], int64 [], and one for training float32 [3], int64 [], which the model or",
+        ),
     ],
 )
 def test_what_cannot_be_read_or_trained_is_one_line(train: Any, test: Any, message: str, tmp_path: Path) -> None:
@@ -193,6 +210,24 @@ def test_what_cannot_be_read_or_trained_is_one_line(train: Any, test: Any, messa
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "results").exists()
+
+
+def test_test_examples_of_another_form_are_tried_with_the_users_test(tmp_path: Path) -> None:
+    def test(net: Any, loader: Any) -> float:
+        return float(np.mean([net(x).shape[1] == 2 for x, _ in loader]))
+
+    def run(x: torch.Tensor) -> Run:
+        settings: Any = {"num_clients": 2, "num_rounds": 1, "engine": "inline", "partitioner": "iid"}
+        data = TensorDataset(Points().x, LABELS), TensorDataset(x, LABELS)
+        config = RunConfig(**settings, results_dir=str(tmp_path / "results"))
+        return simulate(config, model=Net, test=test, load_data=lambda: data)
+
+    with pytest.raises(
+        PluginError, match=r"on the test examples; a test example is float32 \[2\], int64 \[\], and one"
+    ):
+        run(Points().x[:, :2])
+    assert not (tmp_path / "results").exists()
+    assert run(Points().x.double()).rounds().test_accuracy.tolist() == [1, 1]  # whose net takes them
 
 
 def test_a_label_that_the_loss_ignores_is_no_class(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -165,6 +166,19 @@ def test_an_impossible_partition_names_flags_that_work() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "ways"),
+    [
+        ({"devices": "uniform", "over_select": 1.3, "alpha": 0.001}, r"--alpha \S+ or --num-clients \d+ or "),
+        ({"attack": "label-flip", "attack_share": 0.05, "alpha": 0.001}, r"--alpha \S+ or --num-clients \d+ or "),
+        ({"alpha": 1e308, "min_partition_size": 15, "num_clients": 130}, r"--num-clients \d+ or "),
+    ],
+)
+def test_other_settings_do_not_hinder_the_search_for_flags_that_work(settings: dict[str, object], ways: str) -> None:
+    with pytest.raises(PartitionError, match=rf"^--partitioner dirichlet: .*; {ways}--partitioner iid works$"):
+        _assign(**settings)
+
+
+@pytest.mark.parametrize(
     ("name", "arguments", "most"),
     [
         ("pathological", {"num_classes_per_partition": 1}, 1),
@@ -184,6 +198,28 @@ def test_sizes_follow_the_definition_of_the_partitioner() -> None:
     sizes = _assign(num_clients=4, fraction_fit=1.0, partitioner="exponential").sizes
     assert (sizes[1:] / sizes[:-1]).tolist() == pytest.approx([np.e] * 3, rel=0.05)
     assert _assign(num_clients=8, partitioner="inner-dirichlet").sizes.tolist() == [250] * 8
+
+
+def test_sizes_follow_the_users_function_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sizes(text: str) -> list[int]:
+        monkeypatch.delitem(sys.modules, "own_sizes", raising=False)
+        (tmp_path / "own_sizes.py").write_text(f"import numpy\ndef shares(ids): return {text}\n")
+        given = {"partitioner": "size-to-id", "partitioner_args": {"function": "own_sizes:shares"}}
+        return _assign(num_clients=4, fraction_fit=1.0, **given).sizes.tolist()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert sizes("ids**0") == [500, 500, 500, 500]
+    assert sizes("ids") == [200, 400, 600, 800]
+    assert sizes("numpy.random.rand(4)") == sizes("numpy.random.rand(4)")
+    place = r"^--partitioner-args function=own_sizes:shares: "
+    with pytest.raises(PartitionError, match=f"{place}raised ZeroDivisionError"):
+        sizes("1 / 0")
+    with pytest.raises(PartitionError, match=rf"{place}gives the shape \(5,\); one number for each of 4 clients is"):
+        sizes("[1, 2, 3, 4, 5]")
+    with pytest.raises(ConfigError, match="--partitioner-args shares=2: size-to-id takes "):
+        _assign(partitioner="size-to-id", partitioner_args={"shares": 2})
 
 
 def test_quantity_skew_draws_the_shares_of_the_clients_anew_until_each_has_enough() -> None:
@@ -214,6 +250,15 @@ def test_quantity_skew_needs_no_classes_and_says_what_would_work() -> None:
 
 
 def test_errors_of_the_other_partitioners_are_reported() -> None:
+    with pytest.raises(
+        PartitionError, match=r"distribution: \d+ of 2000 examples would belong to several clients; .* works$"
+    ):
+        _assign(partitioner="distribution", partitioner_args={"sigma": 1000})
+    for sizes in ("9" * 5000, "-3", "1,,2", "1,0", "1.5"):
+        with pytest.raises(
+            ConfigError, match=f"partition_sizes={sizes[:9]}.*: must be numbers of examples above 0, sep"
+        ):
+            _assign(partitioner="size", partitioner_args={"partition_sizes": sizes})
     with pytest.raises(PartitionError, match=r"exponential: The given .* not greater than 0; --num-clients 6 or"):
         _assign(partitioner="exponential")
     with pytest.raises(PartitionError, match=r"pathological: .*num_classes_per_partition"):

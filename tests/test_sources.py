@@ -128,6 +128,13 @@ def test_texts_are_cut_into_sequences(tmp_path: Path) -> None:
     )
 
 
+def test_files_whose_names_differ_in_their_endings_are_two_clients(tmp_path: Path) -> None:
+    for name in ("a.txt", "a.TXT", "b.txt"):
+        (tmp_path / name).write_text("abc" * 7, encoding="utf-8")
+    clients = _load("text", tmp_path, dataset_args={"sequence_length": 1}).train.column("client")
+    assert clients.tolist() == ["a.TXT"] * 18 + ["a.txt"] * 18 + ["b.txt"] * 18
+
+
 def test_characters_that_only_the_test_has_are_unknown() -> None:
     assert tokens(np.array([5, 1, 9, 3], np.uint32), np.array([1, 5], np.uint32)).tolist() == [2, 1, 0, 0]
 
@@ -154,6 +161,17 @@ def test_a_table_is_encoded_by_its_training_split(tmp_path: Path) -> None:
     assert any("1 rows have a city that no training row has" in note for note in dataset.notes)
     scaled = _load("csv", tmp_path / "t", target="pay", client_column="who", dataset_args={"standardize": True})
     assert scaled.train.batch[0][:, 0] == pytest.approx([-(1.5**0.5), 0, 1.5**0.5])
+
+
+def test_equal_numbers_are_standardized_by_1_and_numbers_whose_mean_is_infinite_are_refused(tmp_path: Path) -> None:
+    equal = "x,y\n" + "".join(f"0.1,{k % 2}\n" for k in range(7))
+    settings: dict[str, Any] = {"target": "y", "dataset_args": {"standardize": True}}
+    dataset = _load("csv", _table(tmp_path / "t", equal, "x,y\n0.1,0\n0.2,1\n"), **settings)
+    assert dataset.train.batch[0].ravel() == pytest.approx([0] * 7, abs=1e-15)
+    assert dataset.test.batch[0].ravel() == pytest.approx([0, 0.1])
+    large = "x,y\n1.5e308,0\n1.6e308,1\n1.7e308,1\n"
+    with pytest.raises(DataError, match=r"train.csv: line 2, column x: is too large for float32"):
+        _load("csv", _table(tmp_path / "l", large, large), **settings)
 
 
 def test_few_whole_numbers_are_classes_and_others_are_measured(tmp_path: Path) -> None:
@@ -217,6 +235,45 @@ def test_digits_that_are_names_are_told_apart(tmp_path: Path) -> None:
     assert len(_load("csv", _table(tmp_path / "l", large, large), target="y").classes) == 2
 
 
+def test_whole_numbers_of_a_table_are_ids_and_codes_are_told_apart(tmp_path: Path) -> None:
+    rows = "".join(f"{k / 4},{k + 1},{('007', '7', '08')[k % 3]},{k % 2 * 2 - 1}\n" for k in range(150))
+    dataset = _load(
+        "csv", _table(tmp_path / "t", "x,patient,site,y\n" + rows, "x,patient,site,y\n1,1,7,1\n"), target="y"
+    )
+    kept = {name: dataset.train.column(name) for name in ("x", "patient", "site", "y")}
+    assert {name: column.dtype.kind for name, column in kept.items()} == {
+        "x": "f",
+        "patient": "i",
+        "site": "U",
+        "y": "i",
+    }
+
+    def sizes(name: str, partitioner: str, **settings: Any) -> list[int]:
+        config = RunConfig(partitioner=partitioner, partition_by=name, **settings)
+        return partition.assign(dataset, config).sizes.tolist()
+
+    assert sizes("patient", "natural") == [1] * 150
+    assert sizes("site", "natural", num_clients=3, fraction_fit=1.0) == [50] * 3
+    assert sizes("y", "natural", num_clients=2, fraction_fit=1.0) == [75] * 2
+    assert decided(RunConfig(partition_by="patient"), dataset)[0].partitioner == "dirichlet"
+    for name in ("x", "patient", "site"):
+        config = RunConfig(
+            partitioner="continuous", partition_by=name, num_clients=5, partitioner_args={"strictness": 1.0}
+        )
+        assigned = partition.assign(dataset, config)
+        means = [kept[name][assigned.of(client_id)].astype(float).mean() for client_id in range(5)]
+        assert means == sorted(means)
+        quantiles = partition.summary(dataset, assigned, config).quantiles
+        assert (quantiles is None) == (name == "site")
+    floats = "x,patient,y\n1,1.0,0.5\n2,2,1.5\n3,2.0,0.5\n4,-0,1.5\n"
+    folder = _table(tmp_path / "f", floats, floats)
+    same = _load("csv", folder, target="y", dataset_args={"task": "classification"})
+    assert same.train.column("patient").tolist() == [1, 2, 2, 0]
+    assert same.train.column("y").tolist() == ["0.5", "1.5", "0.5", "1.5"]
+    measured = _load("csv", folder, target="patient", dataset_args={"task": "regression"})
+    assert measured.train.column("patient").dtype == np.float64
+
+
 def test_a_column_of_clients_called_label_is_no_target(tmp_path: Path) -> None:
     rows = "x,y,label\n1,0,5\n2,1,6\n3,0,7\n4,1,8\n"
     folder = _table(tmp_path / "t", rows, rows)
@@ -269,6 +326,8 @@ def test_leaf_characters_words_and_features(tmp_path: Path) -> None:
 
     _leaf(tmp_path / "n" / "train" / "a.json", {"k": ([[1, 2.5], [3, 4]], [1.0, 0.0])})
     _leaf(tmp_path / "n" / "test" / "a.json", {"k": ([[1, 2.5]], [1])})
+    path = tmp_path / "n" / "test" / "a.json"
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
     numbers = _load("leaf", tmp_path / "n")
     assert numbers.train.batch[0].tolist() == [[1, 2.5], [3, 4]]
     assert numbers.train.batch[1].tolist() == [1, 0]
@@ -290,6 +349,10 @@ def test_leaf_characters_words_and_features(tmp_path: Path) -> None:
         ('{"users": ["u"], "user_data": {"u": {"x": [[1' + 400 * "0" + ']], "y": [0]}}}', "example 0 is not 1 numbers"),
         ('{"users": ["u", "u"], "user_data": {"u": {"x": [[1]], "y": [0]}}}', "users has user u 2 times, not once"),
         ('{"users": [], "user_data": {"u": {"x": [[1]], "y": [0]}}}', "users has user u 0 times, not once"),
+        (
+            '{"users": ["u"], "user_data": {"u": {"x": [[1]], "y": [0]}, "u": {"x": [[2]], "y": [1]}}}',
+            "a.json: not valid JSON: u is there 2 times, not once",
+        ),
     ],
 )
 def test_what_is_wrong_with_leaf_is_one_line(text: str, message: str, tmp_path: Path) -> None:

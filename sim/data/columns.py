@@ -184,7 +184,7 @@ class Columns:
         if empty is not None:
             raise DataError(f"{place}: an array of shape {empty} holds no values")
         for array in leaves(self.batch):
-            if array.dtype.kind not in "biufc":
+            if array.dtype.kind not in "biufc" or array.dtype.itemsize > (16 if array.dtype.kind == "c" else 8):
                 raise DataError(f"{place}: has values of the type {array.dtype}, of which PyTorch makes no tensor")
             if array.dtype.kind in "fc" and np.isnan(array).any():
                 bad = int(np.flatnonzero(np.isnan(array).reshape(len(array), -1).any(1))[0])

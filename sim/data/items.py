@@ -259,7 +259,12 @@ def _arrays(given: Any) -> Any:
     found = list(leaves(given)) if is_nest else []
     if not found or not all(isinstance(leaf, np.ndarray | Tensor) for leaf in found):
         return None
-    return mapped(given, lambda leaf: leaf if isinstance(leaf, np.ndarray) else leaf.detach().cpu().numpy())
+    return mapped(given, lambda leaf: _native(leaf if isinstance(leaf, np.ndarray) else leaf.detach().cpu().numpy()))
+
+
+def _native(array: NDArray[Any]) -> NDArray[Any]:
+    """Return the same values in the byte order of this machine, which PyTorch needs."""
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _without_pandas(nest: Any) -> Any:

@@ -195,7 +195,10 @@ def summary(dataset: Dataset, assigned: Partition, config: RunConfig) -> Summary
         except PartitionError:  # the target of an example is not one value
             return Summary(sizes)
         column, found = name or "target", partitioners.as_classes(values)
-        if values.dtype.kind == "f" and (found is None or (name is None and dataset.is_regression)):
+        is_measured = values.dtype.kind == "f" and (found is None or (name is None and dataset.is_regression))
+        if config.partitioner == "continuous" and values.dtype.kind in "iu":
+            is_measured = len(np.unique(values)) > _MOST_COUNTED_CLASSES
+        if is_measured:
             parts = [values[assigned.of(client_id)] for client_id in range(assigned.num_clients)]
             return Summary(
                 sizes, column, quantiles=np.array([np.quantile(part, (0, 0.25, 0.5, 0.75, 1)) for part in parts])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim import user_code
+from sim.config.fields import parse_number
 from sim.config.run_config import RunConfig
 from sim.data.columns import class_labels
 from sim.data.load_dataset import Dataset, Examples
-from sim.errors import ConfigError, PartitionError
-from sim.seeds import Purpose, generator
+from sim.errors import ConfigError, PartitionError, described
+from sim.seeds import Purpose, generator, seeded
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -134,20 +136,19 @@ def natural(labels: Indices, num_partitions: int) -> Parts:
     return [order[first:last] for first, last in pairwise(edges)]
 
 
-def size_to_id(num_partitions: int, power: float = 1.0, function: str = "") -> Partitioner:
+def size_to_id(
+    num_partitions: int, power: float = 1.0, function: str = "", shares: Sequence[float] | None = None
+) -> Partitioner:
     """Make clients whose numbers of examples grow with client_id + 1 to a power, or as a function of the user's says.
 
     Args:
         function: ``package.module:name`` of a function, float64 [num_partitions] of 1, 2 … → the shares of the clients.
+        shares: what it has returned.
     """
     from flwr_datasets.partitioner import IdToSizeFncPartitioner
 
-    own = user_code.load(function, "--partitioner-args function") if function else None
-
-    def shares(ids: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(own(ids) if own is not None else ids**power, np.float64)
-
-    return IdToSizeFncPartitioner(num_partitions, shares)
+    assert not function or shares is not None
+    return IdToSizeFncPartitioner(num_partitions, lambda ids: ids**power if shares is None else np.array(shares))
 
 
 def size(partition_sizes: str) -> Partitioner:
@@ -247,6 +248,32 @@ def _distribution(config: RunConfig, values: Values) -> dict[str, Any]:
     return _by_label(num_classes=len(np.unique(values)))(config, values)
 
 
+def _size_to_id(config: RunConfig, values: Values) -> dict[str, Any]:
+    """Return the shares that a function of the user's gives, too: they are part of the key in the cache.
+
+    Raises:
+        PartitionError: the function raises, or it gives something else.
+        PluginError: there is no such function.
+    """
+    given, name = _count(config, values), config.partitioner_args.get("function")
+    if not name:
+        return given
+    place = f"--partitioner-args function={name}"
+    own = user_code.load(name, "--partitioner-args function")
+    try:
+        with seeded(config.seed, Purpose.PARTITION, 2):
+            shares = np.asarray(own(np.arange(1.0, config.num_clients + 1)), np.float64)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise PartitionError(f"{place}: raised {described(error)}") from error
+    if shares.shape != (config.num_clients,):
+        raise PartitionError(
+            f"{place}: gives the shape {shares.shape}; one number for each of {config.num_clients} clients is expected"
+        )
+    return {**given, "shares": shares.tolist()}
+
+
 # A new one also goes into ``sim.config.choices``, whose names the command line knows without these imports.
 PARTITIONERS = {
     "iid": Entry("IidPartitioner", _count, iid),
@@ -262,7 +289,7 @@ PARTITIONERS = {
     "continuous": Entry("ContinuousPartitioner", _by_label(strictness=0.5), column="numbers"),
     "distribution": Entry(distribution, _distribution, column="classes"),
     "size": Entry(size, _no_count),
-    "size-to-id": Entry(size_to_id, _count),
+    "size-to-id": Entry(size_to_id, _size_to_id),
     "quantity": Entry(quantity, _quantity, quantity),
 }
 _RESERVED = {
@@ -273,6 +300,7 @@ _RESERVED = {
     "alpha",
     "min_partition_size",
     "num_classes",
+    "shares",
 }
 
 
@@ -338,9 +366,7 @@ def column_of(config: RunConfig, dataset: Dataset) -> Values:
             raise
         raise PartitionError(f"{place}, but {error}; {_without_column(dataset)}") from None
     if kind == "numbers":
-        if values.dtype.kind in "biuf":
-            return values.astype(np.float64)
-        values = None
+        values = _as_numbers(values)
     elif kind == "classes" and name is None and dataset.labels is None:
         values = None
     else:
@@ -351,6 +377,17 @@ def column_of(config: RunConfig, dataset: Dataset) -> Values:
         fits = "" if kind == "numbers" else "continuous, "
         raise PartitionError(f"{place}, but {what}; {_without_column(dataset, fits)}")
     return values
+
+
+def _as_numbers(values: Values) -> NDArray[np.float64] | None:
+    """Return a column of numbers, or of texts such as 007 that are numbers, too, as float64 [N]; else None."""
+    if values.dtype.kind not in "biufU":
+        return None
+    try:
+        numbers = values.astype(np.float64)
+    except ValueError:
+        return None
+    return None if values.dtype.kind == "U" and not np.isfinite(numbers).all() else numbers
 
 
 def _without_column(dataset: Dataset, others: str = "") -> str:
@@ -412,12 +449,12 @@ def _sizes(text: Any) -> list[int]:
     Raises:
         ConfigError: they are none.
     """
-    words = str(text).split(",")
-    if not all(word.strip().isascii() and word.strip().isdigit() and int(word) > 0 for word in words):
+    sizes = [parse_number(int, word.strip()) for word in str(text).split(",")]
+    if not all(size and size > 0 for size in sizes):
         raise ConfigError(
             f"--partitioner-args partition_sizes={text}: must be numbers of examples above 0, separated by commas"
         )
-    return [int(word) for word in words]
+    return sizes
 
 
 def _check_arguments(config: RunConfig) -> None:
@@ -469,15 +506,19 @@ def _attempt(values: Values, config: RunConfig) -> Parts | str:
     client gets which of them. Therefore the order is first permuted with the seed.
     """
     order = generator(config.seed, Purpose.PARTITION).permutation(len(values))
-    given, faster = arguments(config, values), PARTITIONERS[config.partitioner].faster
+    faster = PARTITIONERS[config.partitioner].faster
     try:
+        given = arguments(config, values)
         if faster is not None:
             given.pop("partition_by", None)
             parts = [order[part] for part in faster(values[order], **given)]
         else:
             parts = _load_parts(_maker_of(config)(**given), values[order], order)
-    except (ValueError, TypeError, AssertionError, IndexError, KeyError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, AssertionError, IndexError, KeyError, ZeroDivisionError, PartitionError) as error:
         return str(error).rstrip(".") or type(error).__name__
+    shared = np.count_nonzero(np.bincount(np.concatenate(parts)) > 1)
+    if shared:
+        return f"{shared} of {len(values)} examples would belong to several clients"
     smallest = min(len(part) for part in parts)
     if smallest < config.min_partition_size:
         return (
@@ -505,17 +546,19 @@ def _load_parts(partitioner: Partitioner, values: Values, order: NDArray[np.int6
 def _working_alternatives(values: Values, config: RunConfig) -> str:
     """Return flags with which a partition is possible; they are found by trials within a limited time."""
     deadline = time.monotonic() + _SEARCH_SECONDS
-    all_clients = replace(config, clients_per_round=None, fraction_fit=1.0, fraction_evaluate=0.0)
+    # All other settings are left out: they are checked with the flags that the user takes.
+    names = ("partitioner", "partition_by", "partitioner_args", "alpha", "num_clients", "min_partition_size", "seed")
+    alone = RunConfig(**{name: getattr(config, name) for name in names}, fraction_fit=1.0)
     counts = (
         []
         if config.partitioner in ("natural", "grouped-natural", "size")
         else [
-            replace(all_clients, num_clients=config.num_clients >> step)
-            for step in range(1, config.num_clients.bit_length())
+            replace(alone, num_clients=config.num_clients >> step) for step in range(1, config.num_clients.bit_length())
         ]
     )
     has_alpha = "alpha" in PARTITIONERS[config.partitioner].arguments(config, values)
-    alphas = [replace(config, alpha=config.alpha * 2**step) for step in range(1, 11 if has_alpha else 1)]
+    larger = [config.alpha * 2.0**step for step in range(1, 11 if has_alpha else 1)]
+    alphas = [replace(alone, alpha=alpha) for alpha in larger if math.isfinite(alpha)]
     count, alpha = (
         next((t for t in trials if time.monotonic() < deadline and not isinstance(_attempt(values, t), str)), None)
         for trials in (counts, alphas)

@@ -31,7 +31,7 @@ from sim.client.own_returns import OwnReturnError
 from sim.client.own_training import OwnTrain
 from sim.client.runtime import ClientRuntime, ClientSpec, loss_of, metrics_of
 from sim.client.torch_client import TRAIN_SETTINGS
-from sim.data.columns import Columns, target_of
+from sim.data.columns import Columns, leaves, target_of
 from sim.data.items import Items
 from sim.data.load_dataset import Dataset, Examples
 from sim.data.loaders import ExampleLoader, ResidentColumns, example_batch, resident
@@ -180,6 +180,16 @@ def _try_train(
 
 def _try_test(runtime: ClientRuntime, weights: NDArrays) -> tuple[list[str], tuple[str, ...]]:
     """Return notes on ``test``, and the names of what it returns."""
+    found, difference = _try_test_on_few(runtime, weights), _difference(runtime.dataset)
+    if difference:
+        try:
+            _check_test(runtime, _test_batch(runtime), is_predicted=False)
+        except _RaisedError as error:
+            raise PluginError(f"{error} on the test examples; {difference}") from error.__cause__
+    return found
+
+
+def _try_test_on_few(runtime: ClientRuntime, weights: NDArrays) -> tuple[list[str], tuple[str, ...]]:
     predicted = _as_predicted(runtime)
     few = some_examples(runtime) if predicted is None else predicted
     try:
@@ -332,6 +342,41 @@ def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
             ) from error
         if not (isinstance(mean, torch.Tensor) and mean.ndim == 0) or math.isnan(value.loss):
             raise PluginError(f"--loss {user_code.shown_name(loss)}: gives {mean!r}; one number is expected")
+        _check_test_examples(spec, dataset, net, BuiltInTest(loss, metrics))
+
+
+def _check_test_examples(spec: ClientSpec, dataset: Dataset, net: nn.Module, test: BuiltInTest) -> None:
+    """Check that the built-in test takes test examples that have another form than those for training."""
+    difference = _difference(dataset)
+    if spec.test is not None or not difference:
+        return
+    try:
+        test.sums(net, [example_batch(dataset.test, 1)], torch.device("cpu"))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        place = f"--dataset {shown_dataset(spec)}: {difference}"
+        raise DataError(f"{place}, which the model or the loss does not take: {described(error)}") from error
+
+
+def _difference(dataset: Dataset) -> str:
+    """Return in words how an example of the test differs from one for training; empty if it has the same form."""
+    if dataset.test is None or isinstance(dataset.train, Examples):
+        return ""
+    try:
+        train, test = (
+            ", ".join(
+                f"{str(getattr(leaf, 'dtype', type(leaf).__name__)).removeprefix('torch.')} "
+                f"{list(getattr(leaf, 'shape', ())[1:])}"
+                for leaf in leaves(example_batch(split, 1))
+            )
+            for split in (dataset.train, dataset.test)
+        )
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - a collate_fn of the user's may need more than one
+        return ""
+    return "" if train == test else f"a test example is {test}, and one for training {train}"
 
 
 def _tried_out(spec: ClientSpec, net: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:

@@ -172,7 +172,7 @@ def _leaf(config: TrainingConfig) -> tuple[dict[str, Any], Callable[[], Loaded]]
 
 
 def _state_of(paths: Iterable[Path]) -> str:
-    """Return a hash of the names, sizes and modification times of files.
+    """Return a hash of the names, sizes and modification times of files, and of those to which names are links.
 
     Raises:
         DataError: a file cannot be read.
@@ -183,7 +183,8 @@ def _state_of(paths: Iterable[Path]) -> str:
             stat = path.stat()
         except OSError as error:
             raise DataError(f"--data-dir: {path}: {error.strerror}; repair or remove that file") from error
-        stats.update(os.fsencode(path.resolve()) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        names = b"\0".join(map(os.fsencode, (path.absolute(), path.resolve())))
+        stats.update(names + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
     return stats.hexdigest()
 
 

@@ -80,7 +80,9 @@ def read_image(path: Path, mode: str = "RGB") -> Image.Image:
             raise DataError(f"{path}: is no file")
         with Image.open(path) as opened:
             return _in_8_bits(opened, path).convert(mode)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # each format raises errors of its own
         reason = getattr(error, "strerror", None) or "not a complete image in a known format"
         raise DataError(f"{path}: {reason}") from error
 

@@ -118,7 +118,7 @@ def read(paths: dict[str, list[Path]], arguments: Arguments) -> LoadedColumns:
 def _read(path: Path) -> list[_User]:
     try:
         check_is_file(path)
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     except OSError as error:
         raise DataError(f"--data-dir: {path}: {error.strerror}; repair or remove that file") from None
     except (ValueError, RecursionError) as error:
@@ -142,6 +142,15 @@ def _read(path: Path) -> list[_User]:
         if len(user.inputs) != len(user.targets):
             raise DataError(f"{user.place}: x has {len(user.inputs)} examples, y has {len(user.targets)}")
         found.append(user)
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; of a user who is there twice, it would have the second one alone."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name, count = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{one_line(name, 60)} is there {count} times, not once")
     return found
 
 

@@ -20,6 +20,7 @@ from sim.errors import DataError, one_line
 _MISSING = {"", "na", "n/a", "nan", "null"}
 _MOST_CATEGORIES = 1000  # of a column of texts; each becomes an input of the model
 _MOST_NUMBERED_CLASSES = 20  # different whole numbers; with more of them, a target is a measurement
+_WHOLE = re.compile(r"-?[0-9]+")
 _SPLITS = ("train", "test")
 
 
@@ -104,9 +105,13 @@ def read_tables(root: Path, target: str, clients: str | None, arguments: Argumen
             for split, array in zip(_SPLITS, _encoded(train, test, name, arguments, notes), strict=True):
                 encoded[split].append(array)
         numbers = None if name == clients else _numbers(train, name)
-        kept[name] = _as_ids(train.columns[name]) if numbers is None else numbers
+        ids = train.columns[name] if numbers is None else _named(train.columns[name], numbers)
+        is_measured = name == target or not all(map(_WHOLE.fullmatch, ids))
+        kept[name] = numbers if numbers is not None and is_measured else _as_ids(ids)
     _check_missing(test, target)
     targets, classes = _targets(train, test, target, arguments.task)
+    if classes:
+        kept[target] = _as_ids([classes[label] for label in targets["train"]])
     notes.append(
         f"--target {target}: " + (f"{len(classes)} classes" if classes else "a number, so that this is a regression")
     )
@@ -196,11 +201,10 @@ def _encoded(
     numbers = _numbers(train, name)
     if numbers is not None:
         other = _test_numbers(test, name)
-        mean, deviation = (numbers.mean(), numbers.std() or 1.0) if arguments.standardize else (0.0, 1.0)
-        first, second = ((values - mean) / deviation for values in (numbers, other))
-        for table, values in ((train, first), (test, second)):
+        both = _standardized(numbers, other) if arguments.standardize else (numbers, other)
+        for table, values in zip((train, test), both, strict=True):
             _check_float32(table, name, values)
-        return first[:, None].astype(np.float32), second[:, None].astype(np.float32)
+        return both[0][:, None].astype(np.float32), both[1][:, None].astype(np.float32)
     known = sorted(set(train.columns[name]))
     if len(known) > _MOST_CATEGORIES:
         raise DataError(
@@ -219,6 +223,15 @@ def _encoded(
     return first, second
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is no number then is an error
+def _standardized(
+    numbers: NDArray[np.float64], other: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    # The deviation of equal numbers may be 1e-17.
+    mean, deviation = numbers.mean(), (np.ptp(numbers) and numbers.std()) or 1.0
+    return (numbers - mean) / deviation, (other - mean) / deviation
+
+
 def _test_numbers(test: _Table, name: str) -> NDArray[np.float64]:
     values = [_number(entry) for entry in test.columns[name]]
     for row, value in enumerate(values):
@@ -229,7 +242,7 @@ def _test_numbers(test: _Table, name: str) -> NDArray[np.float64]:
 
 
 def _check_float32(table: _Table, name: str, values: NDArray[np.float64]) -> None:
-    large = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
+    large = np.flatnonzero(~(np.abs(values) <= np.finfo(np.float32).max))  # NaN, too
     if len(large):
         raise DataError(f"{table.place(name, int(large[0]))}: is too large for float32")
 
@@ -252,13 +265,7 @@ def _targets(train: _Table, test: _Table, name: str, task: str) -> tuple[dict[st
     entries = {"train": train.columns[name], "test": test.columns[name]}
     if numbers is not None:  # 1 and 1.0 are one class
         both = {"train": numbers, "test": _test_numbers(test, name)}
-        entries = {
-            split: [
-                text if _is_code(text) else _number_in_words(value)
-                for text, value in zip(texts, both[split], strict=True)
-            ]
-            for split, texts in entries.items()
-        }
+        entries = {split: _named(texts, both[split]) for split, texts in entries.items()}
     known = sorted(set(entries["train"]), key=None if numbers is None else lambda text: (float(text), text))
     if len(known) < 2:
         raise DataError(f"--target {name}: all rows of {train.path} have {one_line(known[0], 60)}; two are needed")
@@ -270,6 +277,11 @@ def _targets(train: _Table, test: _Table, name: str, task: str) -> tuple[dict[st
                 f"{one_line(', '.join(known), 200)}"
             )
     return {split: np.array([place[text] for text in entries[split]], np.int64) for split in _SPLITS}, tuple(known)
+
+
+def _named(entries: list[str], numbers: NDArray[np.float64]) -> list[str]:
+    """Return numbers as texts that are the same where the numbers are, but for codes such as 007."""
+    return [text if _is_code(text) else _number_in_words(value) for text, value in zip(entries, numbers, strict=True)]
 
 
 def _number_in_words(value: float) -> str:

@@ -61,7 +61,10 @@ def read_texts(paths: list[Path], arguments: Arguments) -> LoadedColumns:
     num_parts = arguments.num_parts or (_PARTS_OF_ONE_FILE if len(paths) == 1 else 1)
     training: list[tuple[str, NDArray[np.uint32]]] = []  # the client and its part of a text, as code points
     testing: list[NDArray[np.uint32]] = []
-    for path in paths:
+    stems = [path.stem for path in paths]
+    if len({*stems}) < len(stems):
+        stems = [path.name for path in paths]  # a.txt and a.TXT are two clients
+    for path, stem in zip(paths, stems, strict=True):
         points = _read(path)
         num_train = len(points) - int(len(points) * _TEST_SHARE)
         if num_train // num_parts <= length:
@@ -71,7 +74,7 @@ def read_texts(paths: list[Path], arguments: Arguments) -> LoadedColumns:
                 f"--data-dir: {path}: {len(points)} characters are too few for one example of sequence_length={length}"
                 f"{part}; about {needed} are needed, or a smaller sequence_length in --dataset-args"
             )
-        names = [path.stem if num_parts == 1 else f"{path.stem} {number + 1}" for number in range(num_parts)]
+        names = [stem if num_parts == 1 else f"{stem} {number + 1}" for number in range(num_parts)]
         training += zip(names, np.array_split(points[:num_train], num_parts), strict=True)
         testing.append(points[num_train:])
     vocabulary = np.unique(np.concatenate([part for _, part in training]))
