@@ -43,7 +43,7 @@ from sim.process_settings import in_own_context, restored_settings
 from sim.seeds import Purpose, seeded
 from sim.training.device import varying_operations
 from sim.training.local import evaluating
-from sim.training.losses import LOSSES, METRICS, inputs_and_target
+from sim.training.losses import IGNORED_LABEL, LOSSES, METRICS, ignores, inputs_and_target, is_labelled
 from sim.training.models import check_logits, try_out
 from sim.training.proximal_term import UnseenStepsError, proximal_term
 from sim.training.weights import set_weights
@@ -52,7 +52,6 @@ from sim.user_objects import own_modules
 from sim.user_variables import OF_THIS_PROCESS, isolated
 
 _EXAMPLES_FOR_METRICS = 64
-_IGNORED_LABEL = -100  # by PyTorch's cross-entropy
 _FROM_A_GPU = "device type tensor to numpy"  # what PyTorch says where an array is made of a tensor on a GPU
 
 
@@ -330,7 +329,8 @@ def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
                 f"--model {name}: its {shown} do not fit the loss {user_code.shown_name(loss)} or the metrics on "
                 f"targets of {tuple(getattr(target, 'shape', ()))}: {described(error)}"
             ) from error
-        if not (isinstance(mean, torch.Tensor) and mean.ndim == 0) or math.isnan(value.loss):
+        has_label = not ignores(function, target) or bool(is_labelled(target).any())
+        if not (isinstance(mean, torch.Tensor) and mean.ndim == 0) or (has_label and math.isnan(value.loss)):
             raise PluginError(f"--loss {user_code.shown_name(loss)}: gives {mean!r}; one number is expected")
 
 
@@ -349,7 +349,7 @@ def _check_labels(spec: ClientSpec, dataset: Dataset, outputs: torch.Tensor) -> 
         labels = target_of(split.batch) if isinstance(split, Columns) else getattr(split, "labels", None)
         if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or outputs.ndim != 2:
             continue
-        labels = labels[labels != _IGNORED_LABEL]
+        labels = labels[labels != IGNORED_LABEL]
         if len(labels) and (labels.min() < 0 or labels.max() >= outputs.shape[1]):
             raise DataError(
                 f"--dataset {shown_dataset(spec)}: {name}labels are {labels.min()} … {labels.max()}, but --model "
