@@ -17,7 +17,7 @@ from sim.data.batches import Batches
 from sim.data.load_dataset import Examples, load_dataset
 from sim.training import local
 from sim.training.device import computing_as_before, varying_operations
-from sim.training.losses import in_rows
+from sim.training.losses import LOSSES, in_rows
 from sim.training.models import Mlp
 from sim.training.weights import WeightLayout, view_weights
 
@@ -100,6 +100,17 @@ def test_targets_without_a_label_are_left_out_of_all_means(kind: str) -> None:
         loss, found = local.means(parts)
         assert loss == pytest.approx(expected, rel=1e-6)
         assert found == pytest.approx(metrics, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_root_and_the_exponential_are_taken_of_one_example_as_well(count: int) -> None:
+    batch = torch.full((count, 1), 3.0), torch.zeros(count, 1)
+    sums = local.evaluation_sums(nn.Identity(), [batch], CPU, LOSSES["mse"], ["mae", "rmse"])
+    assert local.means([sums]) == (9.0, {"mae": 3.0, "rmse": 3.0})
+    batch = torch.tensor([[0.0, math.log(3)]] * count), torch.zeros(count, dtype=torch.int64)
+    _, metrics = local.means([local.evaluation_sums(nn.Identity(), [batch], CPU, metrics=["perplexity"])])
+    assert metrics == {"perplexity": pytest.approx(4)}
+    assert local.means([local.TestSums(1.0, {"rmse": 9.0}, count)]) == (1.0, {"rmse": 9.0}), "a test of the user's own"
 
 
 def test_nothing_is_measured_without_any_label() -> None:
