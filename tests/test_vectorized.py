@@ -89,6 +89,11 @@ def test_two_rounds_end_within_1e_4_of_one_after_another(
         pytest.param({"dataset": "columns:dicts", "model": "columns:WithDropout"}, "bce", id="dicts"),
         pytest.param({"dataset": "columns:measurements", "loss": "huber"}, "huber", id="in-order"),
         pytest.param(
+            {"dataset": "wine", "model": "untidy:Scaled", "clip_grad_norm": 1.0, "partitioner": "iid"},
+            "cross_entropy",
+            id="scalar",
+        ),
+        pytest.param(
             {"dataset": "wine", "attack": "label-flip", "attack_share": 0.5, "partitioner": "iid"},
             "cross_entropy",
             id="flipped",

@@ -67,7 +67,7 @@ def fit(runtime: ClientRuntime, chunk: Chunk, seed: int) -> tuple[list[ClientRes
         for weights, losses in groups:
             count = len(losses)
             group = range(position, position + count)
-            finite = torch.stack([torch.isfinite(w).flatten(1).all(1) for w in weights]).all(0).tolist()
+            finite = torch.stack([torch.isfinite(w)[..., None].flatten(1).all(1) for w in weights]).all(0).tolist()
             if chunk.summed and runtime.algorithm is None:
                 # A weight of 0 would not do: 0 × NaN is NaN.
                 kept = weights if all(finite) else [w[torch.tensor(finite, device=w.device)] for w in weights]

@@ -213,7 +213,7 @@ def _stacked(constants: Sequence[Sequence[Tensor] | None], like: Sequence[Tensor
 def _clip(stacked: Sequence[Tensor], most: float) -> None:
     """Scale down the gradient of each member as ``torch.nn.utils.clip_grad_norm_`` does."""
     grads = [parameter.grad for parameter in stacked if parameter.grad is not None]
-    norms = torch.stack([grad.flatten(1).norm(dim=1) for grad in grads]).norm(dim=0)
+    norms = torch.stack([grad[..., None].flatten(1).norm(dim=1) for grad in grads]).norm(dim=0)
     factors = (most / (norms + 1e-6)).clamp(max=1.0)
     for grad in grads:
         grad.mul_(factors.view(-1, *[1] * (grad.ndim - 1)))
