@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -56,6 +56,12 @@ def fit_settings(config: RunConfig, server_round: int) -> dict[str, Scalar]:
         "max_steps": config.max_local_steps or 0,
         **train_settings(config, server_round, config.num_rounds),
     }
+
+
+def most_batches(train: OwnTrain, config: Mapping[str, Scalar]) -> int:
+    """Return after how many batches the loader of ``train`` has to end; 0 if it need not, or ``train`` knows."""
+    is_told = train.binding.open_ended or train.binding.takes("max_steps")
+    return 0 if is_told else int(config.get("max_steps") or 0)
 
 
 class TorchClient(NumPyClient):
@@ -134,8 +140,8 @@ class TorchClient(NumPyClient):
         if train is not local.train and not isinstance(train, BuiltInTrain | OwnTrain):
             train = OwnTrain(train, "train")
         if isinstance(train, OwnTrain):
-            most = int(config.get("max_steps") or 0)
-            if most and not (train.binding.open_ended or train.binding.takes("max_steps")):
+            most = most_batches(train, config)
+            if most:
                 epochs = min(epochs, math.ceil(most / max(1, len(loader))))  # an epoch without a batch may divide by 0
                 loader = LimitedLoader(loader, most)
             if train.validates is not None:

@@ -30,11 +30,11 @@ from sim.client.own_files import trial_folder
 from sim.client.own_returns import OwnReturnError
 from sim.client.own_training import OwnTrain
 from sim.client.runtime import ClientRuntime, ClientSpec, loss_of, metrics_of
-from sim.client.torch_client import TRAIN_SETTINGS
+from sim.client.torch_client import TRAIN_SETTINGS, most_batches
 from sim.data.columns import Columns, target_of
 from sim.data.items import Items
 from sim.data.load_dataset import Dataset, Examples
-from sim.data.loaders import ExampleLoader, ResidentColumns, example_batch, resident
+from sim.data.loaders import ExampleLoader, LimitedLoader, ResidentColumns, example_batch, resident
 from sim.engine.client_calls import WrongReturnError
 from sim.engine.client_execution import Worker
 from sim.engine.interface import Chunk, ClientResult, Task
@@ -473,7 +473,8 @@ def _check_train(runtime: ClientRuntime, loader: Any, fit_settings: dict[str, Sc
     settings: dict[str, Any] = {key: offered[key] for key in TRAIN_SETTINGS if key in offered}
     try:
         with proximal_term(runtime.net, proximal_mu) if adds_term else nullcontext():
-            calls = train.calls(runtime.net, loader, 1, runtime.device, validation_loader=loader, **settings)
+            limited = LimitedLoader(loader, most) if (most := most_batches(train, offered)) else loader
+            calls = train.calls(runtime.net, limited, 1, runtime.device, validation_loader=loader, **settings)
     except (OwnReturnError, UnseenStepsError) as error:
         raise PluginError(f"--train {name}: {str(error).removeprefix('train ')}") from error
     except PluginError:
