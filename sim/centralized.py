@@ -109,7 +109,8 @@ def _epoch(runtime: ClientRuntime, config: CentralizedConfig, epoch: int) -> tup
         try:
             with seeded(config.seed, Purpose.CENTRALIZED, epoch):
                 returned = runtime.train(runtime.net, loader, 1, runtime.device, **settings)
-                trained = returned if isinstance(returned, dict) else {"loss": float(returned)}
+                if returned is not None:  # as where a loader with drop_last gives no batch
+                    trained = returned if isinstance(returned, dict) else {"loss": float(returned)}
         except KeyboardInterrupt:
             raise
         except BaseException as error:

@@ -9,6 +9,7 @@ import pytest
 from program_text import extended, run
 
 from conftest import Small
+from sim.data.loaders import LimitedLoader
 from sim.errors import PluginError
 
 WHOLE_BATCHES = """
@@ -48,6 +49,34 @@ def test_a_function_that_fails_on_a_batch_as_well_is_refused_with_what_it_raised
     with pytest.raises(PluginError, match=f"^{re.escape(message)}$"):
         run(program)
     assert not Path("results").exists()
+
+
+COUNTS_STEPS = """
+def train(net, trainloader):
+    optimizer, step = torch.optim.SGD(net.parameters(), lr=0.5), 0
+    while step < 6:
+        for x, y in trainloader:
+            optimizer.zero_grad()
+            criterion(net(x), y).backward()
+            optimizer.step()
+            step += 1
+"""
+
+
+def test_a_loop_that_the_limit_of_steps_would_leave_without_an_end_is_found(program: str) -> None:
+    extended(program, COUNTS_STEPS)
+    message = (
+        "train begins its loader again for ever after batch 5, the last one of --max-local-steps or of a slow device"
+    )
+    with pytest.raises(PluginError, match=f"^{message}; one that counts its steps itself needs a parameter max_steps"):
+        run(program, max_local_steps=5)
+    assert not Path("results").exists()
+    assert run(program, max_local_steps=100).is_done()
+
+
+def test_a_train_may_have_many_epochs_of_its_own_after_the_limit_of_steps() -> None:
+    limited = LimitedLoader([1, 2], 3)
+    assert [batch for _ in range(50_000) for batch in limited] == [1, 2, 1]
 
 
 def test_what_is_returned_for_a_batch_is_checked(program: str) -> None:

@@ -33,6 +33,18 @@ def test_simple_cnn_is_initialized_as_in_glorot_and_bengio() -> None:
     assert not net.fc1.bias.any()
 
 
+@pytest.mark.parametrize(("default", "given"), [(2, 10), (None, 10), (("neg", "pos"), ("neg", "pos")), ("few", "few")])
+def test_the_number_of_classes_replaces_a_number_but_not_their_names(default: object, given: object) -> None:
+    seen = []
+
+    def build(classes: object = default, hidden: int = 4) -> nn.Module:
+        seen.append((classes, hidden))
+        return nn.Linear(hidden, 10)
+
+    models.build(build, DataFacts((4,), 10))
+    assert seen == [(given, 4)]
+
+
 class WithBuffer(nn.Linear):
     """Has a buffer of a kind of its own."""
 

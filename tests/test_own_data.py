@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from program_text import extended
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from sim import DataError, PluginError, RunConfig, simulate
+from sim import CentralizedConfig, DataError, PluginError, RunConfig, simulate, train_centralized
 from sim.data.columns import Columns, leaves, target_of
 from sim.data.items import Items, opened
 from sim.data.loaders import ExampleLoader, _with_noise, resident, with_target
@@ -181,6 +182,13 @@ def test_clients_whose_loader_gives_no_batch_take_no_step(tmp_path: Path) -> Non
     first, last = run.rounds().test_loss
     assert first == pytest.approx(last)
     assert run.rounds().train_loss.isna().all()
+
+
+def test_a_loader_that_gives_no_batch_trains_nothing_in_one_place_either(program: str) -> None:
+    extended(program, "def load_data(): return DataLoader(trainset, 64, drop_last=True), testloader\n")
+    rounds = train_centralized(CentralizedConfig(program=program, epochs=1)).rounds()
+    assert rounds.test_loss[0] == rounds.test_loss[1]
+    assert rounds.train_loss.isna().all()
 
 
 LABELS = torch.zeros(24, dtype=torch.int64)

@@ -17,7 +17,7 @@ from sim.data.batches import Batches
 from sim.data.load_dataset import Examples, load_dataset
 from sim.training import local
 from sim.training.device import computing_as_before, varying_operations
-from sim.training.losses import in_rows
+from sim.training.losses import LOSSES, in_rows
 from sim.training.models import Mlp
 from sim.training.weights import WeightLayout, view_weights
 
@@ -76,6 +76,61 @@ def test_means_are_weighted_by_examples_not_by_batches() -> None:
     wrong = math.log(1 + math.exp(5))
     assert loss == pytest.approx((3 * math.log(2) + wrong) / 4)
     assert accuracy == 0.25
+
+
+NONE = -100  # no label
+# p(class 1) = 3/4 everywhere; a batch without any label must not make a mean NaN.
+BATCHES_WITHOUT_LABELS = {
+    "classes": [([[0.0, math.log(3)]] * 2, targets) for targets in ([1, NONE], [NONE, NONE], [0, 1], [NONE, 1])],
+    "sequences": [
+        ([[[0.0, math.log(3)]] * 3] * 2, targets) for targets in ([[1, NONE, NONE], [0, 1, 1]], [[NONE] * 3] * 2)
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", BATCHES_WITHOUT_LABELS)
+def test_targets_without_a_label_are_left_out_of_all_means(kind: str) -> None:
+    batches = [(torch.tensor(x), torch.tensor(y)) for x, y in BATCHES_WITHOUT_LABELS[kind]]
+    expected = math.log(4 / 3) * 3 / 4 + math.log(4) / 4
+    exact = {"accuracy": 0.75, "top5": 1.0, "perplexity": math.exp(expected)}
+    for metrics in (exact, {**exact, "f1": 3 / 7, "auroc": 0.5}):
+        parts = [local.evaluation_sums(nn.Identity(), [batch], CPU, metrics=[*exact]) for batch in batches]
+        if len(metrics) > len(exact):
+            parts = [local.evaluation_sums(nn.Identity(), batches, CPU, metrics=[*metrics])]
+        loss, found = local.means(parts)
+        assert loss == pytest.approx(expected, rel=1e-6)
+        assert found == pytest.approx(metrics, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_root_and_the_exponential_are_taken_of_one_example_as_well(count: int) -> None:
+    batch = torch.full((count, 1), 3.0), torch.zeros(count, 1)
+    sums = local.evaluation_sums(nn.Identity(), [batch], CPU, LOSSES["mse"], ["mae", "rmse"])
+    assert local.means([sums]) == (9.0, {"mae": 3.0, "rmse": 3.0})
+    batch = torch.tensor([[0.0, math.log(3)]] * count), torch.zeros(count, dtype=torch.int64)
+    _, metrics = local.means([local.evaluation_sums(nn.Identity(), [batch], CPU, metrics=["perplexity"])])
+    assert metrics == {"perplexity": pytest.approx(4)}
+    assert local.means([local.TestSums(1.0, {"rmse": 9.0}, count)]) == (1.0, {"rmse": 9.0}), "a test of the user's own"
+
+
+def test_nothing_is_measured_without_any_label() -> None:
+    batch = torch.zeros(2, 3), torch.tensor([NONE, NONE])
+    loss, metrics = local.means([local.evaluation_sums(nn.Identity(), [batch], CPU)])
+    assert math.isnan(loss)
+    assert metrics == {}
+    net = _linear()
+    assert local.train(net, [(BATCH[0][0], torch.tensor([NONE]))], 1, CPU, lr=0.1) is None
+    assert net.weight.flatten().tolist() == [0, 0]
+
+
+def test_a_batch_without_a_label_takes_no_part_in_the_training_loss() -> None:
+    without, net = [(torch.tensor([[2.0]]), torch.tensor([NONE]))], _linear()
+    loss = local.train(net, without + BATCH + without, 1, CPU, lr=0.1)
+    assert net.weight.flatten().tolist() == pytest.approx([-0.1, 0.1])
+    assert loss == pytest.approx(math.log(2))
+    diverged = local.train(net, [(torch.tensor([[math.inf]]), torch.tensor([1])), *BATCH], 1, CPU, lr=0.1)
+    assert diverged is not None
+    assert math.isnan(diverged)
 
 
 def _examples(count: int = 10) -> Examples:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,14 +18,17 @@ from torch import nn
 from sim import Run, RunConfig
 from sim.client.runtime import ClientRuntime, loss_of
 from sim.client.torch_client import fit_settings
-from sim.data.batches import Resident
+from sim.data.batches import DrawnBatch, Resident
+from sim.data.columns import Columns
 from sim.data.load_dataset import Examples
+from sim.data.loaders import ResidentColumns
 from sim.engine import vectorized
 from sim.engine.client_execution import Worker
 from sim.engine.interface import Chunk, Task
 from sim.errors import ConfigError
 from sim.setup import prepare
-from sim.training.vectorized import Trainer, drawn
+from sim.training import local
+from sim.training.vectorized import Member, Trainer, drawn
 
 
 def _distance(run: Run, other: Run) -> float:
@@ -84,6 +89,11 @@ def test_two_rounds_end_within_1e_4_of_one_after_another(
         pytest.param({"dataset": "columns:dicts", "model": "columns:WithDropout"}, "bce", id="dicts"),
         pytest.param({"dataset": "columns:measurements", "loss": "huber"}, "huber", id="in-order"),
         pytest.param(
+            {"dataset": "wine", "model": "untidy:Scaled", "clip_grad_norm": 1.0, "partitioner": "iid"},
+            "cross_entropy",
+            id="scalar",
+        ),
+        pytest.param(
             {"dataset": "wine", "attack": "label-flip", "attack_share": 0.5, "partitioner": "iid"},
             "cross_entropy",
             id="flipped",
@@ -138,6 +148,29 @@ def test_dropout_keeps_the_right_share() -> None:
     assert masks.unique().tolist() == pytest.approx([0, 4 / 3])
     assert masks.mean().item() == pytest.approx(1, abs=0.05)
     assert not torch.equal(masks[0], masks[1])
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_targets_without_a_label_are_left_out_of_the_gradient(shape: tuple[int, ...]) -> None:
+    """A class or three for each example. Of one client a batch has no label, and of the last one nothing has."""
+    device, count = torch.device("cpu"), 12 * math.prod(shape)
+    inputs, target = torch.arange(2.0 * count).view(12, *shape, 2) / 10, torch.arange(count).view(12, *shape) % 2
+    target[::3], target[2:4], target[10:] = -100, -100, -100
+    if shape:
+        target[1, 1] = -100
+    torch.manual_seed(0)
+    net, split = nn.Linear(2, 2), ResidentColumns(Columns([inputs.numpy(), target.numpy()]), device)
+    places = [[[0, 1], [2, 3], [4]], [[5, 6], [7, 8], [9]], [[10, 11]]]
+    members = [Member([DrawnBatch(torch.tensor(p)) for p in batches], torch.Generator()) for batches in places]
+    settings: dict[str, Any] = {"lr": 0.5, "momentum": 0.9}
+    trainer = Trainer(net, split, 2, channels_last=False)
+    stacked, losses = trainer.train([p.detach().numpy().copy() for p in net.parameters()], members, **settings)
+    for k, batches in enumerate(places):
+        alone = copy.deepcopy(net)
+        loss = local.train(alone, [(inputs[p], target[p]) for p in batches], 1, device, **settings)
+        for many, one in zip(stacked, alone.parameters(), strict=True):
+            assert many[k].flatten().tolist() == pytest.approx(one.flatten().tolist(), abs=1e-6)
+        assert (loss is None and math.isnan(losses[k])) or losses[k].item() == pytest.approx(loss, rel=1e-6)
 
 
 def _loader(split: Resident) -> object:

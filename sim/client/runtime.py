@@ -487,7 +487,7 @@ class ClientRuntime:
             raise
         except BaseException as error:
             raise RunError(f"the central test raised {described(error)}") from error
-        return TestSums.of_means(loss, metrics, len(positions))
+        return TestSums(loss, metrics, len(positions))
 
     def _test_batch_size(self, split: Split) -> int:
         own = None if isinstance(split, Examples | Resident) else split.loader.batch_size

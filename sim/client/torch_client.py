@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -56,6 +56,12 @@ def fit_settings(config: RunConfig, server_round: int) -> dict[str, Scalar]:
         "max_steps": config.max_local_steps or 0,
         **train_settings(config, server_round, config.num_rounds),
     }
+
+
+def most_batches(train: OwnTrain, config: Mapping[str, Scalar]) -> int:
+    """Return after how many batches the loader of ``train`` has to end; 0 if it need not, or ``train`` knows."""
+    is_told = train.binding.open_ended or train.binding.takes("max_steps")
+    return 0 if is_told else int(config.get("max_steps") or 0)
 
 
 class TorchClient(NumPyClient):
@@ -134,8 +140,8 @@ class TorchClient(NumPyClient):
         if train is not local.train and not isinstance(train, BuiltInTrain | OwnTrain):
             train = OwnTrain(train, "train")
         if isinstance(train, OwnTrain):
-            most = int(config.get("max_steps") or 0)
-            if most and not (train.binding.open_ended or train.binding.takes("max_steps")):
+            most = most_batches(train, config)
+            if most:
                 epochs = min(epochs, math.ceil(most / max(1, len(loader))))  # an epoch without a batch may divide by 0
                 loader = LimitedLoader(loader, most)
             if train.validates is not None:
@@ -151,7 +157,8 @@ class TorchClient(NumPyClient):
     def loss_of(self, loader: Loader) -> float:
         """Return the mean loss of the weights that the client got on its training examples.
 
-        It is 0 for a client whose loader gives no batch: it takes no step, so that nothing is to be weighted.
+        It is 0 for a client whose loader gives no batch or no label: no step reduces it, so that nothing is to be
+        weighted.
 
         Raises:
             ValueError: ``test`` returns none.
@@ -159,19 +166,22 @@ class TorchClient(NumPyClient):
         if len(loader) == 0:
             return 0.0
         with restored():  # the training draws the same random numbers as without it
-            loss = float(self.test(self.net, loader, self.device)[0])
+            measured = self.test(self.net, loader, self.device)
+        loss = float(measured[0])
+        if math.isnan(loss) and measured[1] == {}:
+            return 0.0
         if not math.isfinite(loss):
             raise ValueError(f"the strategy needs the loss of each client, but test returned {loss}")
         return loss
 
     def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
-        """Evaluate ``parameters`` on the client's own examples; a client that kept none returns 0 examples."""
+        """Evaluate ``parameters`` on the client's own examples; one that kept none with a label returns 0 examples."""
         num_examples = self.test_loader.num_examples
         if num_examples == 0:
             return 0.0, 0, {}
         self.set_parameters(parameters)
         loss, metrics = self.test_net()
-        return loss, num_examples, metrics
+        return (loss, num_examples, metrics) if metrics or not math.isnan(loss) else (0.0, 0, {})
 
     def test_net(self) -> tuple[float, dict[str, Scalar]]:
         """Test ``net`` on the client's own examples; return loss and metrics."""

@@ -19,6 +19,7 @@ from sim.data.batches import Batches, Drawn, DrawnBatch, Resident
 from sim.data.columns import TARGET_KEYS, Columns, LoaderSettings, in_form, leaves, mapped
 from sim.data.items import Items
 from sim.data.load_dataset import Examples
+from sim.errors import PluginError
 from sim.seeds import restored
 from sim.user_variables import unchanged
 
@@ -43,16 +44,25 @@ class ResidentColumns:
         return made
 
 
+_MOST_EMPTY_PASSES = 100_000  # more than a train has epochs, and less than a second of a loop
+
+
 class LimitedLoader:
     """A loader that ends after a number of batches, counted over all epochs."""
 
     def __init__(self, loader: Any, num_batches: int) -> None:
-        self._loader, self._left = loader, num_batches
+        self._loader, self._most, self._left, self._num_empty = loader, num_batches, num_batches, 0
 
     def __len__(self) -> int:
         return min(len(self._loader), self._left)
 
     def __iter__(self) -> Iterator[Any]:
+        self._num_empty += not self._left
+        if self._num_empty > _MOST_EMPTY_PASSES:
+            raise PluginError(
+                f"train begins its loader again for ever after batch {self._most}, the last one of --max-local-steps "
+                "or of a slow device; one that counts its steps itself needs a parameter max_steps, at which it ends"
+            )
         for batch in self._loader if self._left else ():
             yield batch
             self._left -= 1

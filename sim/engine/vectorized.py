@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -66,7 +67,7 @@ def fit(runtime: ClientRuntime, chunk: Chunk, seed: int) -> tuple[list[ClientRes
         for weights, losses in groups:
             count = len(losses)
             group = range(position, position + count)
-            finite = torch.stack([torch.isfinite(w).flatten(1).all(1) for w in weights]).all(0).tolist()
+            finite = torch.stack([torch.isfinite(w)[..., None].flatten(1).all(1) for w in weights]).all(0).tolist()
             if chunk.summed and runtime.algorithm is None:
                 # A weight of 0 would not do: 0 × NaN is NaN.
                 kept = weights if all(finite) else [w[torch.tensor(finite, device=w.device)] for w in weights]
@@ -77,8 +78,10 @@ def fit(runtime: ClientRuntime, chunk: Chunk, seed: int) -> tuple[list[ClientRes
                     error = f"{NonFiniteError.__name__}: the model holds NaN or infinite weights"
                     results.append(ClientResult(client_id, seconds, error=error, vectorized_with=count))
                     continue
-                exchange, result = exchanges[i], ClientResult(client_id, seconds, sizes[i], loss, {"loss": loss})
+                exchange, result = exchanges[i], ClientResult(client_id, seconds, sizes[i])
                 result.vectorized_with, result.bytes_up = count, bytes_up
+                if not math.isnan(loss):  # as of a client without any label
+                    result.loss, result.metrics = loss, {"loss": loss}
                 if exchange is not None:
                     number = tasks[i].state_number or chunk.server_round
                     _finish(runtime, number, result, exchange, [w[k] for w in weights], members[i], config)

@@ -30,11 +30,11 @@ from sim.client.own_files import trial_folder
 from sim.client.own_returns import OwnReturnError
 from sim.client.own_training import OwnTrain
 from sim.client.runtime import ClientRuntime, ClientSpec, loss_of, metrics_of
-from sim.client.torch_client import TRAIN_SETTINGS
+from sim.client.torch_client import TRAIN_SETTINGS, most_batches
 from sim.data.columns import Columns, leaves, target_of
 from sim.data.items import Items
 from sim.data.load_dataset import Dataset, Examples
-from sim.data.loaders import ExampleLoader, ResidentColumns, example_batch, resident
+from sim.data.loaders import ExampleLoader, LimitedLoader, ResidentColumns, example_batch, resident
 from sim.engine.client_calls import WrongReturnError
 from sim.engine.client_execution import Worker
 from sim.engine.interface import Chunk, ClientResult, Task
@@ -43,7 +43,7 @@ from sim.process_settings import in_own_context, restored_settings
 from sim.seeds import Purpose, seeded
 from sim.training.device import varying_operations
 from sim.training.local import evaluating
-from sim.training.losses import LOSSES, METRICS, inputs_and_target
+from sim.training.losses import IGNORED_LABEL, LOSSES, METRICS, ignores, inputs_and_target, is_labelled
 from sim.training.models import check_logits, try_out
 from sim.training.proximal_term import UnseenStepsError, proximal_term
 from sim.training.weights import set_weights
@@ -52,7 +52,6 @@ from sim.user_objects import own_modules
 from sim.user_variables import OF_THIS_PROCESS, isolated
 
 _EXAMPLES_FOR_METRICS = 64
-_IGNORED_LABEL = -100  # by PyTorch's cross-entropy
 _FROM_A_GPU = "device type tensor to numpy"  # what PyTorch says where an array is made of a tensor on a GPU
 
 
@@ -340,7 +339,8 @@ def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
                 f"--model {name}: its {shown} do not fit the loss {user_code.shown_name(loss)} or the metrics on "
                 f"targets of {tuple(getattr(target, 'shape', ()))}: {described(error)}"
             ) from error
-        if not (isinstance(mean, torch.Tensor) and mean.ndim == 0) or math.isnan(value.loss):
+        has_label = not ignores(function, target) or bool(is_labelled(target).any())
+        if not (isinstance(mean, torch.Tensor) and mean.ndim == 0) or (has_label and math.isnan(value.loss)):
             raise PluginError(f"--loss {user_code.shown_name(loss)}: gives {mean!r}; one number is expected")
         _check_test_examples(spec, dataset, net, BuiltInTest(loss, metrics))
 
@@ -394,7 +394,7 @@ def _check_labels(spec: ClientSpec, dataset: Dataset, outputs: torch.Tensor) -> 
         labels = target_of(split.batch) if isinstance(split, Columns) else getattr(split, "labels", None)
         if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or outputs.ndim != 2:
             continue
-        labels = labels[labels != _IGNORED_LABEL]
+        labels = labels[labels != IGNORED_LABEL]
         if len(labels) and (labels.min() < 0 or labels.max() >= outputs.shape[1]):
             raise DataError(
                 f"--dataset {shown_dataset(spec)}: {name}labels are {labels.min()} … {labels.max()}, but --model "
@@ -518,7 +518,8 @@ def _check_train(runtime: ClientRuntime, loader: Any, fit_settings: dict[str, Sc
     settings: dict[str, Any] = {key: offered[key] for key in TRAIN_SETTINGS if key in offered}
     try:
         with proximal_term(runtime.net, proximal_mu) if adds_term else nullcontext():
-            calls = train.calls(runtime.net, loader, 1, runtime.device, validation_loader=loader, **settings)
+            limited = LimitedLoader(loader, most) if (most := most_batches(train, offered)) else loader
+            calls = train.calls(runtime.net, limited, 1, runtime.device, validation_loader=loader, **settings)
     except (OwnReturnError, UnseenStepsError) as error:
         raise PluginError(f"--train {name}: {str(error).removeprefix('train ')}") from error
     except PluginError:

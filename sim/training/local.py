@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
-from sim.training.losses import METRICS, Loss, Metric, cross_entropy, inputs_and_target
+from sim.training.losses import METRICS, Loss, Metric, cross_entropy, ignores, inputs_and_target, num_labelled
 from sim.training.step_hooks import own_step
 
 Loader = Iterable[Any]
@@ -57,7 +58,7 @@ def train(
 
     Returns:
         The mean loss per example over all steps, each computed before its step and without the proximal term; None
-        where the loader gave no batch.
+        where the loader gave no batch, or none with a label that the loss does not ignore.
     """
     if not _moved(net, device).training:
         net.train()  # a net in training mode keeps the parts that its maker put into evaluation mode
@@ -65,7 +66,7 @@ def train(
     start = [p.detach().clone() for p in weights] if proximal_mu else []
     stepper = OPTIMIZERS[optimizer](weights, lr, momentum, weight_decay)
     loss_sum = torch.zeros((), device=device)
-    num_examples = 0
+    steps: list[tuple[Tensor, int, bool]] = []  # loss, examples, and whether it is NaN without a label
     autocast = partial(torch.autocast, device.type, torch.bfloat16)
     batches = chain.from_iterable(repeat(loader, epochs))
     for batch in islice(batches, max_steps or None):
@@ -82,9 +83,15 @@ def train(
         if clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(weights, clip_grad_norm)
         stepper.step()
-        loss_sum.add_(batch_loss.detach(), alpha=len(target))
-        num_examples += len(target)
-    return float(loss_sum) / num_examples if num_examples else None
+        steps.append((batch_loss.detach(), len(target), ignores(loss, target)))
+        loss_sum.add_(steps[-1][0], alpha=len(target))
+    total = float(loss_sum)
+    if math.isnan(total) and all(bool(weight.isfinite().all()) for weight in weights):
+        # The loss of a batch without any label is NaN, but its gradient is 0, and not NaN.
+        steps = [(each, count, may_be) for each, count, may_be in steps if not (may_be and math.isnan(each))]
+        total = sum(float(each) * count for each, count, _ in steps)
+    num_examples = sum(count for _, count, _ in steps)
+    return total / num_examples if num_examples else None
 
 
 class Stepper(Protocol):
@@ -158,36 +165,36 @@ class TestSums:
 
     Attributes:
         loss: in nats for a cross-entropy; NaN where it was not measured.
-        metrics: name → sum of a value over the examples, or the value itself where ``weight`` is 1.
-        weight: what the sums are divided by: the number of examples, or 1 for means.
+        metrics: name → sum of a value over the examples, or the value itself.
+        num_examples: also those without a label.
+        loss_weight: what the sum of the loss is divided by.
+        weight: what those of the metrics are divided by, see ``num_labelled``.
+        are_means: nothing is a sum: these are the values of the whole test.
     """
 
     loss: float
     metrics: dict[str, float]
     num_examples: int
-    weight: int
-
-    @classmethod
-    def of_means(cls, loss: float, metrics: dict[str, float], num_examples: int) -> TestSums:
-        """Return the means of a whole test."""
-        return cls(loss, metrics, num_examples, 1)
+    loss_weight: float = 1
+    weight: float = 1
+    are_means: bool = True
 
 
 def means(parts: Sequence[TestSums]) -> tuple[float, dict[str, float]]:
-    """Return the mean loss and metrics over all parts of a test."""
-    weight = sum(part.weight for part in parts)
+    """Return the mean loss and metrics over all parts of a test; NaN and none where no example has a label."""
+    weight, loss_weight = sum(part.weight for part in parts), sum(part.loss_weight for part in parts)
     found = {}
-    for name in parts[0].metrics:
+    for name in parts[0].metrics if weight else ():
         value = sum(part.metrics[name] for part in parts) / weight
-        after = METRICS[name].after if name in METRICS and parts[0].weight > 1 else None
+        after = METRICS[name].after if name in METRICS and not parts[0].are_means else None
         found[name] = value if after is None else after(value)
-    return sum(part.loss for part in parts) / weight, found
+    return sum(part.loss for part in parts) / loss_weight if loss_weight else math.nan, found
 
 
 def test(net: nn.Module, loader: Loader, device: torch.device) -> tuple[float, float]:
     """Return (mean cross-entropy in nats per example, accuracy as a fraction 0–1) of ``net`` over ``loader``."""
     loss, metrics = means([evaluation_sums(net, loader, device)])
-    return loss, metrics["accuracy"]
+    return loss, metrics.get("accuracy", math.nan)
 
 
 @torch.no_grad()
@@ -203,7 +210,7 @@ def evaluation_sums(
     Args:
         metrics: names in ``METRICS``, or (name, function of the outputs and targets of all examples).
     """
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    loss_sum, loss_weight, weight = torch.zeros(3, dtype=torch.float64, device=device)
     chosen = [(m, METRICS[m]) if isinstance(m, str) else (m[0], Metric(whole=m[1])) for m in metrics]
     sums: dict[str, Any] = {name: 0 for name, _ in chosen}
     kept: list[tuple[Tensor, Tensor]] = []
@@ -212,10 +219,14 @@ def evaluation_sums(
         for batch in loader:
             inputs, named, target = on_device(batch, device)
             outputs = net(*inputs, **named)
+            labelled, leaves_out = num_labelled(outputs, target), ignores(loss, target)
             if outputs.ndim == 2 and target.ndim == 1:
                 loss_sum += loss(outputs, target, reduction="sum")
             else:
-                loss_sum += loss(outputs, target).double() * len(target)
+                mean = loss(outputs, target).double()
+                loss_sum += torch.where(labelled > 0, mean * labelled, 0) if leaves_out else mean * len(target)
+            loss_weight += labelled if leaves_out else len(target)
+            weight += labelled
             for name, metric in chosen:
                 if metric.batch is not None:
                     sums[name] += metric.batch(outputs, target)
@@ -224,12 +235,13 @@ def evaluation_sums(
             num_examples += len(target)
     whole = {name: metric.whole for name, metric in chosen if metric.whole is not None}
     if not whole:
-        return TestSums(float(loss_sum), {n: float(value) for n, value in sums.items()}, num_examples, num_examples)
+        values = {n: float(value) for n, value in sums.items()}
+        return TestSums(float(loss_sum), values, num_examples, float(loss_weight), float(weight), are_means=False)
     outputs, target = (torch.cat(parts) for parts in zip(*kept, strict=True))
-    values = {name: float(sums[name]) / num_examples for name, _ in chosen}
+    values = {name: float(sums[name]) / float(weight) for name, _ in chosen if weight}
     values = {n: after(v) if (after := METRICS[n].after if n in METRICS else None) else v for n, v in values.items()}
     values |= {name: float(function(outputs, target)) for name, function in whole.items()}
-    return TestSums.of_means(float(loss_sum) / num_examples, values, num_examples)
+    return TestSums(float(loss_sum / loss_weight), values, num_examples)
 
 
 def on_device(batch: Any, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any], Any]:

@@ -6,6 +6,7 @@ segmentation and text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from sim.data.columns import TARGET_KEYS
 
 Loss = Callable[..., Tensor]  # (outputs, target, reduction="mean") → a scalar
+IGNORED_LABEL = -100  # a target that is no class, for PyTorch's cross-entropy as well as for ``nll``
 
 
 def _per_class(outputs: Tensor, target: Tensor) -> Tensor:
@@ -105,7 +107,8 @@ class Metric:
     """A metric of the built-in test.
 
     Attributes:
-        batch: (outputs, target) of one batch → the sum over its examples of a value; None if only ``whole`` can say it.
+        batch: (outputs, target) of one batch → the sum over its examples of a value, which is 0 where there is no
+            label; None if only ``whole`` can say it.
         whole: (outputs, target) of all examples → the value; None if the mean over examples is the value.
         after: the mean over examples → the value, such as the root of a mean square.
     """
@@ -119,6 +122,22 @@ def _mean_over_rest(values: Tensor) -> Tensor:
     """Return Σ over examples of the mean of each example's values, float64."""
     values = values.to(torch.float64)
     return values.sum() if values.ndim == 1 else values.flatten(1).mean(1).sum()
+
+
+def is_labelled(target: Tensor) -> Tensor:
+    """Return which classes are not ``IGNORED_LABEL``, bool; in uint8, 156 would be equal to it."""
+    return target.long() != IGNORED_LABEL
+
+
+def ignores(loss: Loss, target: Tensor) -> bool:
+    """Return whether ``IGNORED_LABEL`` is no class for this loss, but a target that is left out of its mean."""
+    return loss in (cross_entropy, nll) and not target.is_floating_point()
+
+
+def num_labelled(outputs: Tensor, target: Tensor) -> Tensor:
+    """Return the number of examples with a label; one with several targets counts as the share that has one."""
+    has_classes = not target.is_floating_point() and outputs.numel() != target.numel()
+    return _mean_over_rest(is_labelled(target) if has_classes else torch.ones(len(target), device=target.device))
 
 
 def _correct(outputs: Tensor, target: Tensor) -> Tensor:
@@ -149,11 +168,18 @@ def _entropy(outputs: Tensor, target: Tensor) -> Tensor:
     return _mean_over_rest(losses)
 
 
+def _labelled(outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the targets that have a label, [N], and their logits [N, K]."""
+    chosen = is_labelled(target)
+    return _per_class(outputs, target).movedim(1, -1)[chosen], target[chosen]
+
+
 def _f1(outputs: Tensor, target: Tensor) -> float:
     from sklearn.metrics import f1_score
 
     if outputs.ndim == target.ndim + 1 and outputs.shape[1] > 1:
-        return float(f1_score(target.flatten(), _per_class(outputs, target).argmax(1).flatten(), average="macro"))
+        outputs, target = _labelled(outputs, target)
+        return float(f1_score(target, outputs.argmax(1), average="macro")) if len(target) else math.nan
     outputs, target = aligned(outputs, target)
     many = target.ndim > 1 and target.shape[1] > 1
     return float(f1_score(target > 0.5, outputs > 0, average="macro" if many else "binary", zero_division=0))
@@ -163,7 +189,10 @@ def _auroc(outputs: Tensor, target: Tensor) -> float:
     from sklearn.metrics import roc_auc_score
 
     if outputs.ndim == target.ndim + 1 and outputs.shape[1] > 1:
+        outputs, target = _labelled(outputs, target)
         shares = outputs.double().softmax(1)
+        if not len(target):
+            return math.nan
         if shares.shape[1] == 2:
             return float(roc_auc_score(target, shares[:, 1]))
         return float(roc_auc_score(target, shares, multi_class="ovr", labels=range(shares.shape[1])))

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from numbers import Number
 from typing import Any, cast
 
 import torch
@@ -321,6 +322,8 @@ def maker(
     binding = Binding.of(made if given else factory, offered, place)
     # What has a default of the program's own keeps it, but for what makes a model fit any data set.
     taken = {*binding.required, "num_classes", "image_shape", "target_shape", *(["args"] if args else [])}
+    if not isinstance(binding.defaults.get("num_classes"), Number | None):
+        taken.remove("num_classes")  # the names of the classes, perhaps
     chosen = {role: value for role, value in offered.items() if role in taken and binding.takes(role)}
     positional, keywords = binding.arguments(chosen)
     return partial(made, *positional, **keywords)

@@ -22,7 +22,7 @@ from sim.data.columns import mapped
 from sim.data.loaders import Loader, ResidentColumns, flipped_target, with_target
 from sim.private_names import gradient_hooks
 from sim.training.local import OPTIMIZERS
-from sim.training.losses import Loss, cross_entropy, inputs_and_target
+from sim.training.losses import Loss, cross_entropy, ignores, inputs_and_target, is_labelled
 from sim.training.weights import WeightLayout, Weights
 
 _OTHER_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -79,6 +79,8 @@ class Trainer:
         self.batch_size = batch_size
         self.channels_last = channels_last
         self.loss = loss
+        target = split.labels if isinstance(split, Resident) else inputs_and_target(split.batch)[2]
+        self.leaves_out = ignores(loss, target) and not bool(is_labelled(target).all())
         self.net = copy.deepcopy(net)
         layout = WeightLayout.of(net)
         self.names = layout.names
@@ -113,7 +115,7 @@ class Trainer:
 
         Returns:
             The new weights, each [K, …] in the order of the state_dict, and each member's mean loss float64 [K], as
-            ``local.train`` returns it.
+            ``local.train`` returns it, but NaN for None.
         """
         count = len(members)
         start = [torch.tensor(array, device=self.device) for array in weights]
@@ -124,10 +126,11 @@ class Trainer:
         noisy = [k for k, member in enumerate(members) if member.batches[0].noise]
         constants, pull = _stacked([m.constant for m in members], start), members[0].pull
         loss_sums = torch.zeros(count, dtype=torch.float64, device=self.device)
+        num_counted = torch.zeros(count, dtype=torch.int64, device=self.device)
         flipped = torch.tensor([member.flipped_classes > 0 for member in members], device=self.device)
         num_classes = max(member.flipped_classes for member in members)
         for number in range(schedule.num_steps):
-            chosen, sizes = schedule.batch(number), schedule.sizes[number]
+            chosen, sizes, present = schedule.batch(number), schedule.sizes[number], schedule.present[number]
             batch = _read(self.split, chosen, channels_last=self.channels_last)
             batch = mapped(batch, lambda tensor: tensor.unflatten(0, (count, -1)))
             for k in noisy:
@@ -136,7 +139,10 @@ class Trainer:
                     add_noise(batch[0][k, : len(own.chosen)], own)
             if num_classes:
                 batch = with_target(batch, lambda target: _flipped_where(flipped, num_classes, target))
-            shares = schedule.present[number] / sizes.clamp(min=1)[:, None]
+            shares, counted = present / sizes.clamp(min=1)[:, None], sizes
+            if self.leaves_out:
+                shares, num_labelled = _shares(inputs_and_target(batch)[2], present)
+                counted = sizes * (num_labelled > 0)
             stepper.zero_grad()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 losses = vmap(self._loss)(params, self._drop(members), batch, shares)
@@ -154,14 +160,15 @@ class Trainer:
             if done is not None:  # momentum and weight decay would move the weights of clients that have ended
                 for p, old in zip(stacked, before, strict=True):
                     p.data = torch.where(done.view(-1, *[1] * (p.ndim - 1)), old, p.data)
-            loss_sums += losses.detach() * sizes
-        return [p.detach() for p in stacked], loss_sums / schedule.sizes.sum(0)
+            loss_sums += losses.detach() * counted
+            num_counted += counted
+        return [p.detach() for p in stacked], loss_sums / num_counted
 
     def _loss(self, params: dict[str, Tensor], masks: dict[str, Tensor], batch: Any, shares: Tensor) -> Tensor:
         inputs, named, target = inputs_and_target(batch)
         outputs = functional_call(self.net, {**params, **masks}, inputs, named)
         losses = self.loss(outputs, target, reduction="none")
-        if losses.ndim > 1:  # several values for each example, of which its loss is the mean
+        if losses.ndim > shares.ndim:  # several values for each example, of which its loss is the mean
             losses = losses.flatten(1).mean(1)
         return (losses * shares).sum()
 
@@ -182,6 +189,13 @@ def _read(split: Resident | ResidentColumns, drawn: DrawnBatch, *, channels_last
     return mapped(split.batch, lambda column: column[drawn.chosen])
 
 
+def _shares(target: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weight of each target [K, B, …] in the mean loss of its batch, and how many labels that has, [K]."""
+    labelled = is_labelled(target) * present.view(*present.shape, *[1] * (target.ndim - 2))
+    counts = labelled.flatten(1).sum(1)
+    return labelled / counts.clamp(min=1).view(-1, *[1] * (target.ndim - 1)), counts
+
+
 def _flipped_where(flipped: Tensor, num_classes: int, target: Tensor) -> Tensor:
     """Return targets [K, …] that are flipped for the members of which ``flipped``, bool [K], says so."""
     return torch.where(flipped.view(-1, *[1] * (target.ndim - 1)), flipped_target(num_classes, target), target)
@@ -199,7 +213,7 @@ def _stacked(constants: Sequence[Sequence[Tensor] | None], like: Sequence[Tensor
 def _clip(stacked: Sequence[Tensor], most: float) -> None:
     """Scale down the gradient of each member as ``torch.nn.utils.clip_grad_norm_`` does."""
     grads = [parameter.grad for parameter in stacked if parameter.grad is not None]
-    norms = torch.stack([grad.flatten(1).norm(dim=1) for grad in grads]).norm(dim=0)
+    norms = torch.stack([grad[..., None].flatten(1).norm(dim=1) for grad in grads]).norm(dim=0)
     factors = (most / (norms + 1e-6)).clamp(max=1.0)
     for grad in grads:
         grad.mul_(factors.view(-1, *[1] * (grad.ndim - 1)))

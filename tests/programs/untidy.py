@@ -244,6 +244,17 @@ class WithOffset(Gained):
         self.register_buffer("offset", torch.zeros(()))
 
 
+class Scaled(nn.Linear):
+    """Has a parameter that is one number."""
+
+    def __init__(self, num_features, num_classes):
+        super().__init__(num_features, num_classes)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return super().forward(x) * self.scale
+
+
 class Tied(Gained):
     """Has two names of one weight."""
 
