@@ -325,9 +325,12 @@ def test_the_help_has_no_flag_that_a_network_refuses(name: str, capsys: pytest.C
 def test_certificates_that_do_not_fit(command: Sim, certificates: Path, tmp_path: Path) -> None:
     own, other = certificates, certificates / "other"
     (tmp_path / "empty.pem").write_text("nothing\n")
+    os.mkfifo(tmp_path / "pipe")
     for certificate, key, authority, line in (
         (own / "server.pem", other / "server.key", own / "ca.pem", "cannot be used together: key values mismatch"),
         (own / "server.pem", own / "server.key", tmp_path / "empty.pem", "holds no certificate in PEM form"),
+        (tmp_path / "pipe", own / "server.key", own / "ca.pem", "pipe: is no file, and it is read more than once"),
+        (own / "server.pem", tmp_path / "pipe", own / "ca.pem", "pipe: is no file, and it is read more than once"),
     ):
         words = [f"--certificate={certificate}", f"--private-key={key}", f"--ca={authority}"]
         result = command("server", "--address", f"127.0.0.1:{free_port()}", *words)

@@ -119,8 +119,8 @@ class ServerOptions(_Options):
         if self.ca is None or self.certificate is None or self.private_key is None:
             raise ConfigError("TLS needs all of --certificate, --private-key and --ca")
         authority = read_authority(self.ca)
-        certificate = _read("--certificate", self.certificate)
-        private_key = _read("--private-key", self.private_key)
+        certificate = _read("--certificate", self.certificate, again=True)
+        private_key = _read("--private-key", self.private_key, again=True)
         for flag, path, content, kind in (
             ("--certificate", self.certificate, certificate, "CERTIFICATE"),
             ("--private-key", self.private_key, private_key, "PRIVATE KEY"),
@@ -300,9 +300,9 @@ def read_authority(path: str) -> bytes:
     return content
 
 
-def _read(flag: str, path: str) -> bytes:
+def _read(flag: str, path: str, *, again: bool = False) -> bytes:
     try:
-        check_is_file(Path(path), or_pipe=True)
+        check_is_file(Path(path), or_pipe=not again, read_again=again)
         return Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"{flag} {path}: {error.strerror}") from None
