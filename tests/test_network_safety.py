@@ -339,6 +339,20 @@ def test_certificates_that_do_not_fit(command: Sim, certificates: Path, tmp_path
         assert len(result.stderr.splitlines()) == 1
 
 
+def test_comments_between_certificates_may_have_any_letters(certificates: Path, tmp_path: Path) -> None:
+    content, comment = (certificates / "ca.pem").read_bytes(), "# Behörde: eigene\n".encode()
+    (tmp_path / "ca.pem").write_bytes(comment + content + comment)
+    names = {"certificate": "server.pem", "private_key": "server.key"}
+    paths = {name: str(certificates / file) for name, file in names.items()}
+    options = ServerOptions(address="localhost:8080", ca=str(tmp_path / "ca.pem"), **paths)  # type: ignore[arg-type]
+    found = options.certificates()
+    assert found is not None
+    assert found[0] == b"# Beh??rde: eigene\n" + content + b"# Beh??rde: eigene\n"
+    (tmp_path / "ca.pem").write_bytes(content.replace(b"MII", "MÜI".encode()))
+    with pytest.raises(ConfigError, match="holds no certificate in PEM form"):
+        options.certificates()
+
+
 class _Answering(ClientProxy):
     """A connection that answers each request with what the test says."""
 

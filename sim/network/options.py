@@ -287,17 +287,17 @@ def _parse_address(address: str) -> tuple[str, int] | None:
 
 
 def read_authority(path: str) -> bytes:
-    """Return the content of a PEM file with the certificates of an authority.
+    """Return the content of a PEM file with the certificates of an authority; its comments are made ASCII.
 
     Raises:
         ConfigError: the file is missing or holds no certificate.
     """
-    content = _read("--ca", path)
+    text = _read("--ca", path).decode("ascii", errors="replace").replace("\ufffd", "?")
     try:
-        ssl.create_default_context(cadata=content.decode("ascii"))
+        ssl.create_default_context(cadata=text)
     except (ssl.SSLError, ValueError):
         raise ConfigError(f"--ca {path}: holds no certificate in PEM form") from None
-    return content
+    return text.encode()
 
 
 def _read(flag: str, path: str, *, again: bool = False) -> bytes:
