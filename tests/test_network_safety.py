@@ -275,6 +275,14 @@ def test_a_port_in_use(command: Sim, tmp_path: Path) -> None:
         (["server", "--client-timeout", "5"], "--client-timeout 5.0: belongs to sim run; whoever starts the cli"),
         (["server", "--checkpoint-every", "5"], "--checkpoint-every 5: belongs to sim run; a run over a net"),
         (["client", "--client-id", "0", "--niceness", "3"], "--niceness 3: belongs to sim run; whoever starts the cli"),
+        (
+            ["server", "--local-training", "vectorized"],
+            "--local-training vectorized: belongs to sim run; each client of",
+        ),
+        (
+            ["client", "--client-id", "0", "--vectorized-clients", "2"],
+            "--vectorized-clients 2: belongs to sim run; each",
+        ),
         (["client"], "--client-id is missing: must be from 0 to num_clients - 1"),
         (["client", "--client-id", "0", "--ca", "none.pem"], "--ca none.pem: No such file"),
         (["client", "--client-id", "0", "--ca", "none.pem", "--insecure"], "--insecure and --ca none.pem: give one"),

@@ -175,7 +175,7 @@ class ClientOptions(_Options):
 # What belongs to the processes of a simulation, and to the checkpoints from which it is resumed.
 _OF_SIMULATIONS = (
     "num_cpus", "num_gpus", "engine", "ray_address", "niceness", "max_retries", "client_timeout",
-    "checkpoint_every", "keep_checkpoints",
+    "local_training", "vectorized_clients", "checkpoint_every", "keep_checkpoints",
 )  # fmt: skip
 
 # All that is refused or has nothing to do over a network, which --help therefore leaves out.
@@ -202,11 +202,11 @@ def check_flags(flags: Mapping[str, Any]) -> None:
     """
     for name in _OF_SIMULATIONS:
         if name in flags:
-            reason = (
-                "a run over a network has no checkpoints, from which it could be resumed"
-                if "checkpoint" in name
-                else "whoever starts the clients of a network decides how their processes are executed"
-            )
+            reason = "whoever starts the clients of a network decides how their processes are executed"
+            if "checkpoint" in name:
+                reason = "a run over a network has no checkpoints, from which it could be resumed"
+            elif name in ("local_training", "vectorized_clients"):
+                reason = "each client of a network trains in a process of its own"
             raise ConfigError(f"{given_as(name, flags[name])}: belongs to sim run; {reason}")
 
 
