@@ -14,18 +14,19 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 class NoFileError(OSError):
     """A pipe, a socket or a device, which may be read for ever."""
 
-    def __init__(self) -> None:
-        super().__init__(errno.EINVAL, "is no file")
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(errno.EINVAL, f"is no file{reason}")
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
-def check_is_file(path: Path, *, or_pipe: bool = False) -> None:
+def check_is_file(path: Path, *, or_pipe: bool = False, read_again: bool = False) -> None:
     """Check that to read a path ends; a folder passes, because to open it is an error of its own.
 
     Args:
         or_pipe: let a named pipe pass, too, as a shell makes one of ``<(command)``.
+        read_again: it is read more than once, which the message says.
 
     Raises:
         OSError: there is nothing, or it is something else than a file.
@@ -33,7 +34,7 @@ def check_is_file(path: Path, *, or_pipe: bool = False) -> None:
     mode = path.stat().st_mode
     is_expected = stat.S_ISREG(mode) or stat.S_ISDIR(mode) or (or_pipe and stat.S_ISFIFO(mode))
     if not is_expected and not path.samefile(os.devnull):
-        raise NoFileError
+        raise NoFileError(", and it is read more than once" if read_again else "")
 
 
 def bytes_of(path: Path) -> int:

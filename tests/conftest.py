@@ -34,6 +34,10 @@ CIFAR_ARCHIVE = ROOT.parent / "shared" / "data" / "cifar10-images.tar.gz"
 # Flags with which one actor has all CPUs, where two would check no more.
 ONE_ACTOR = ("--num-cpus", str(available_cpus()))
 
+# root may read and write everything; without these capabilities it is an owner like any other
+_WITHOUT = "-dac_override,-dac_read_search"
+AS_OWNER = ("setpriv", "--bounding-set", _WITHOUT, "--inh-caps", _WITHOUT) if os.geteuid() == 0 else ()
+
 Sim = Callable[..., "subprocess.CompletedProcess[str]"]
 Small = Callable[..., Run]
 

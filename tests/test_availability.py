@@ -228,6 +228,14 @@ def test_intervals_are_joined_and_end_with_the_period(tmp_path: Path) -> None:
     assert (made.online_from(2, 61), made.online_until(2, 61)) == (61, math.inf)
 
 
+def test_an_interval_that_rounding_makes_empty_later_is_the_last_one(tmp_path: Path) -> None:
+    begin, end = 100_000.0, math.nextafter(100_000.0, math.inf)
+    made = trace(tmp_path, {"a": {"active": [begin], "inactive": [end], "finish_time": 518_400}})
+    assert (made.online_from(0, 3), made.online_until(0, begin)) == (begin, end)
+    assert [made.online_from(0, at) for at in (end, 518_400.0, 1e9)] == [math.inf] * 3
+    assert [online(made, at)[0] for at in (begin, end, 618_400.0)] == [True, False, False]
+
+
 def test_the_availability_file_of_fedscale_is_taken_unless_another_is_given(tmp_path: Path) -> None:
     capacity, behaviour = tmp_path / "c.json", tmp_path / "b.json"
     capacity.write_text(json.dumps({"1": {"computation": 1, "communication": 1}}))

@@ -14,13 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import PROGRAMS, Sim
+from conftest import AS_OWNER, PROGRAMS, Sim
 from sim import RunConfig, simulate
-
-# root may read and write everything; without these capabilities it is an owner like any other
-WITHOUT = "-dac_override,-dac_read_search"
-AS_OWNER = ("setpriv", "--bounding-set", WITHOUT, "--inh-caps", WITHOUT)
-PREFIX = AS_OWNER if os.geteuid() == 0 else ()
 
 
 def _images(root: Path) -> Path:
@@ -117,7 +112,7 @@ def test_data_folders(command: Sim, tmp_path: Path, kind: str) -> None:
 def test_a_data_folder_that_cannot_be_read(sim: Sim, tmp_path: Path) -> None:
     locked = _images(tmp_path / "photos") / "train" / "cat"
     locked.chmod(0)
-    result = sim(*IN_PHOTOS, prefix=PREFIX)
+    result = sim(*IN_PHOTOS, prefix=AS_OWNER)
     locked.chmod(0o755)
     _check(result, "photos/train/cat: Permission denied", tmp_path)
 
@@ -284,7 +279,7 @@ def test_an_existing_run_is_refused(command: Sim, tmp_path: Path) -> None:
 def test_a_results_folder_that_cannot_be_written_is_refused(sim: Sim, command: Sim, tmp_path: Path) -> None:
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o555)
-    result = sim("run", "--results-dir", "locked/results", prefix=PREFIX)
+    result = sim("run", "--results-dir", "locked/results", prefix=AS_OWNER)
     locked.chmod(0o755)
     _check(result, "--results-dir locked/results: cannot be written: Permission denied", locked)
     (tmp_path / "file").write_text("")

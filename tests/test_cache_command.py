@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Sim, made_once
+from conftest import AS_OWNER, Sim, made_once
 from sim import RunConfig
 from sim.data import cache, partition
 from sim.data.cache import Entry, clear, entries
@@ -103,6 +103,21 @@ def test_what_a_running_process_uses_is_kept(made: list[Path], command: Sim) -> 
     process.communicate(b"\n")
     assert command("cache", "clear").stdout.splitlines()[-1].startswith("removed         1, ")
     assert not made[0].exists()
+
+
+@pytest.mark.slow
+def test_what_other_users_make_or_keep_to_themselves_is_left_out(made: list[Path], sim: Sim, own_cache: Path) -> None:
+    (own_cache / "data" / ".making-0").mkdir(mode=0)
+    made[0].chmod(0)
+    for words, last in ((["list"], "entries         1, "), (["clear"], "removed         1, ")):
+        done = sim("cache", *words, prefix=AS_OWNER)
+        assert (done.returncode, done.stderr) == (
+            0,
+            f"sim: note: the cached {made[0]} cannot be read: Permission denied\n",
+        )
+        assert done.stdout.splitlines()[-1].startswith(last)
+    made[0].chmod(0o755)
+    assert [folder.is_dir() for folder in made] == [True, False]
 
 
 def test_a_process_that_makes_an_entry_again_uses_the_new_one(own_cache: Path) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from conftest import PROGRAMS, Sim, Small, sha256
-from sim import Run
+from sim import Run, RunConfig
+from sim.client.runtime import ClientSpec
+from sim.data.sources.user_function import ProgramData
+from sim.engine.ray.shipping import runtime_env
+from sim.setup.prepare import prepare
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -41,6 +46,24 @@ def test_a_run_on_two_nodes_is_that_of_one(
     assert two.rounds()[["broadcast_seconds", "wait_seconds", "return_seconds"]].isna().all(axis=None)
     assert not list((tmp_path / "elsewhere").rglob(".arriving-*"))
     assert sha256(two.model_path) == sha256(small(test="cifar:test").model_path)
+
+
+def test_the_current_folder_is_sent_for_each_part_of_the_user() -> None:
+    config = RunConfig(dataset="synthetic", num_examples=20, num_clients=2, fraction_fit=1.0)
+    built_in = prepare(config).spec
+    assert isinstance(built_in, ClientSpec)
+    assert "working_dir" not in runtime_env(replace(built_in, metrics=("accuracy",), loss="cross_entropy"))
+    parts: dict[str, Any] = {
+        "model": "own:Net",
+        "train": "own:train",
+        "test": "own:test",
+        "client": "own:Client",
+        "loss": "own:loss",
+        "metrics": ("accuracy", "own:metric"),
+        "data": replace(built_in.data, program=ProgramData("own:load_data")),
+    }
+    for name, part in parts.items():
+        assert runtime_env(replace(built_in, **{name: part})).get("working_dir") == str(Path.cwd()), name
 
 
 @pytest.mark.network

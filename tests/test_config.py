@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sim.config.fields import parse_flag
 from sim.config.run_config import CentralizedConfig, RunConfig
 from sim.errors import ConfigError
 
@@ -75,3 +78,21 @@ def test_python_values_are_checked_like_flags(settings: dict[str, object], messa
     with pytest.raises(ConfigError) as raised:
         RunConfig(**settings)  # type: ignore[arg-type]
     assert message in str(raised.value)
+
+
+def test_a_file_of_a_run_config_keeps_its_values(tmp_path: Path) -> None:
+    def given(*words: str) -> Any:
+        run_config = next(field for field in fields(RunConfig) if field.name == "run_config")
+        return parse_flag(RunConfig, run_config, list(words))
+
+    path = tmp_path / "run.toml"
+    path.write_text("msg = \"a \U0001f600 'b' = c\"\nlr = 1.0\non = true\n[outer.inner]\nsize = 3\n", encoding="utf-8")
+    values = {"msg": "a \U0001f600 'b' = c", "lr": 1.0, "on": True, "outer.inner.size": 3}
+    assert given(str(path)) == values
+    assert list(map(type, given(str(path)).values())) == [str, float, bool, int]
+    assert given("lr=1.0 on=true", "outer.inner.size=3") == {name: values[name] for name in [*values][1:]}
+    for text in ("2020-01-01", "12:30:00", "inf", "nan", "[1, 2]", "[]"):
+        path.write_text(f"a.b = {text}\n", encoding="utf-8")
+        with pytest.raises(ConfigError) as raised:
+            given(str(path))
+        assert str(raised.value) == f"--run-config {path}: the value of a.b must be a number, text, true or false"

@@ -279,6 +279,8 @@ def test_a_damaged_run_does_not_hide_the_others(command: Any, folder: Path, dama
         ("run --config zero.toml", "--config zero.toml: is no file"),
         ("run --devices zero.csv", "--devices zero.csv: zero.csv: is no file"),
         ("run --devices fedscale:zero.json", "--devices fedscale:zero.json: zero.json: is no file"),
+        ("run --devices pipe.csv", "--devices pipe.csv: pipe.csv: is no file, and it is read more than once"),
+        ("devices --devices fedscale:pipe.txt", "--devices fedscale:pipe.txt: pipe.txt: is no file, and it is read mo"),
         ("run --dataset text --data-dir .", "--data-dir: pipe.txt: is no file; repair or remove that file"),
         ("run --dataset leaf --data-dir .", "--data-dir: data/all_data/pipe.json: is no file; repair or remove that"),
         ("plot bad", "results/bad/rounds.csv: cannot be read: is no file"),
@@ -289,7 +291,7 @@ def test_what_would_be_read_for_ever(command: Any, folder: Path, words: str, sai
     for ending in ("toml", "csv", "json"):
         (folder / f"zero.{ending}").symlink_to("/dev/zero")
     (folder / "data" / "all_data").mkdir(parents=True)
-    for name in ("pipe.txt", "data/all_data/pipe.json"):
+    for name in ("pipe.csv", "pipe.txt", "data/all_data/pipe.json"):
         os.mkfifo(folder / name)
     if "bad" in words:
         few = {"num_clients": 2, "num_rounds": 1, "max_local_steps": 1}

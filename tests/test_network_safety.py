@@ -42,11 +42,13 @@ from conftest import ROOT, Sim, Small, sha256
 from federation import Federation, free_port, wait_until
 from sim.cli import main
 from sim.config.fields import flag_of
+from sim.config.run_config import RunConfig
 from sim.engine.interface import Chunk, ClientResult, Task
 from sim.engine.network import RemoteDispatcher
-from sim.errors import ConfigError
+from sim.errors import ConfigError, EngineError
+from sim.network.client import join as join_as_client
 from sim.network.identity import REFUSED, Identity, Shape
-from sim.network.options import SIMULATED_ONLY, ServerOptions
+from sim.network.options import SIMULATED_ONLY, ClientOptions, ServerOptions
 from sim.network.registry import Registry
 from sim.network.server import _reserve
 from sim.run_folder.records import Phase
@@ -273,11 +275,15 @@ def test_a_port_in_use(command: Sim, tmp_path: Path) -> None:
         (["server", "--client-timeout", "5"], "--client-timeout 5.0: belongs to sim run; whoever starts the cli"),
         (["server", "--checkpoint-every", "5"], "--checkpoint-every 5: belongs to sim run; a run over a net"),
         (["client", "--client-id", "0", "--niceness", "3"], "--niceness 3: belongs to sim run; whoever starts the cli"),
-        (["client"], "--client-id is missing: must be from 0 to --num-clients - 1"),
         (
-            ["client", "--client-id", "7", "--num-clients", "5"],
-            "--client-id 7: must be from 0 to --num-clients - 1 =",
+            ["server", "--local-training", "vectorized"],
+            "--local-training vectorized: belongs to sim run; each client of",
         ),
+        (
+            ["client", "--client-id", "0", "--vectorized-clients", "2"],
+            "--vectorized-clients 2: belongs to sim run; each",
+        ),
+        (["client"], "--client-id is missing: must be from 0 to num_clients - 1"),
         (["client", "--client-id", "0", "--ca", "none.pem"], "--ca none.pem: No such file"),
         (["client", "--client-id", "0", "--ca", "none.pem", "--insecure"], "--insecure and --ca none.pem: give one"),
     ],
@@ -288,6 +294,27 @@ def test_bad_options_are_one_line(command: Sim, tmp_path: Path, words: list[str]
     assert result.stderr.startswith(f"sim: {line}"), result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.network
+def test_the_data_and_the_partitioner_may_decide_which_client_ids_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_grpc_proxy", "")  # join sets it
+
+    def joined(client_id: int, **settings: Any) -> None:
+        config = RunConfig(device="cpu", **settings)
+        join_as_client(config, ClientOptions(address=f"127.0.0.1:{free_port()}", client_id=client_id, max_wait=0))
+
+    few = {"dataset": "synthetic", "num_examples": 300}
+    sizes = {**few, "partitioner": "size", "partitioner_args": {"partition_sizes": "2," * 100 + "2"}}
+    for client_id, last, settings in (
+        (5, 4, {**few, "num_clients": 5}),
+        (101, 100, sizes),
+        (30, 29, {"dataset": "fedprox-synthetic"}),
+    ):
+        with pytest.raises(ConfigError, match=f"^--client-id {client_id}: must be from 0 to num_clients - 1 = {last}$"):
+            joined(client_id, **settings)
+    with pytest.raises(EngineError, match="no server"):
+        joined(100, **sizes)
 
 
 @pytest.mark.parametrize("name", ["server", "client"])
@@ -306,15 +333,32 @@ def test_the_help_has_no_flag_that_a_network_refuses(name: str, capsys: pytest.C
 def test_certificates_that_do_not_fit(command: Sim, certificates: Path, tmp_path: Path) -> None:
     own, other = certificates, certificates / "other"
     (tmp_path / "empty.pem").write_text("nothing\n")
+    os.mkfifo(tmp_path / "pipe")
     for certificate, key, authority, line in (
         (own / "server.pem", other / "server.key", own / "ca.pem", "cannot be used together: key values mismatch"),
         (own / "server.pem", own / "server.key", tmp_path / "empty.pem", "holds no certificate in PEM form"),
+        (tmp_path / "pipe", own / "server.key", own / "ca.pem", "pipe: is no file, and it is read more than once"),
+        (own / "server.pem", tmp_path / "pipe", own / "ca.pem", "pipe: is no file, and it is read more than once"),
     ):
         words = [f"--certificate={certificate}", f"--private-key={key}", f"--ca={authority}"]
         result = command("server", "--address", f"127.0.0.1:{free_port()}", *words)
         assert result.returncode == 2
         assert line in result.stderr
         assert len(result.stderr.splitlines()) == 1
+
+
+def test_comments_between_certificates_may_have_any_letters(certificates: Path, tmp_path: Path) -> None:
+    content, comment = (certificates / "ca.pem").read_bytes(), "# Behörde: eigene\n".encode()
+    (tmp_path / "ca.pem").write_bytes(comment + content + comment)
+    names = {"certificate": "server.pem", "private_key": "server.key"}
+    paths = {name: str(certificates / file) for name, file in names.items()}
+    options = ServerOptions(address="localhost:8080", ca=str(tmp_path / "ca.pem"), **paths)  # type: ignore[arg-type]
+    found = options.certificates()
+    assert found is not None
+    assert found[0] == b"# Beh??rde: eigene\n" + content + b"# Beh??rde: eigene\n"
+    (tmp_path / "ca.pem").write_bytes(content.replace(b"MII", "MÜI".encode()))
+    with pytest.raises(ConfigError, match="holds no certificate in PEM form"):
+        options.certificates()
 
 
 class _Answering(ClientProxy):

@@ -211,9 +211,15 @@ def odd_config(dataset: str, **settings: Any) -> RunConfig:
         ("nan", "train: example 5 has NaN"),
         ("nan_item", "train: example 3 has NaN"),
         ("collate_raises", "train: examples 0 … 11 cannot be made a batch: RuntimeError: no such column"),
-        ("labels_outside", "labels are 2 … 4, but --model odd_data:Net has 3 outputs, for 0 … 2"),
+        (
+            "labels_outside",
+            "^--dataset odd_data:labels_outside: labels are 2 … 4, but --model odd_data:Net has 3 outputs, for 0 … 2",
+        ),
         ("one_only", r"returned tuple of length 1; \(train, test\) of Datasets, DataLoaders or arrays is expected"),
-        ("unlabelled", "a batch of type Tensor says no target; use your own train and test"),
+        (
+            "unlabelled",
+            "^--dataset odd_data:unlabelled: a batch of type Tensor says no target; use your own train and test",
+        ),
         ("own_loader", "train: Scaled is a DataLoader with an __iter__ of its own, and clients get loaders over their"),
         ("float64_arrays", "--model odd_data:Net: does not take inputs of \\(2, 2\\): RuntimeError: mat1 and mat2"),
     ],

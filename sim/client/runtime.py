@@ -129,7 +129,8 @@ class ClientSpec:
     @property
     def imported(self) -> list[Any]:
         """The parts that may be the user's own."""
-        return [self.model, self.train, self.test, self.client]
+        load_data = None if self.data.program is None else self.data.program.function
+        return [self.model, self.train, self.test, self.client, self.loss, *self.metrics, load_data]
 
     def own_train(self, loss: str | Callable[..., Any] = "cross_entropy", score: str = "accuracy") -> OwnTrain | None:
         """Import the user's ``train``; None if there is none.

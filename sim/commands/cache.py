@@ -33,9 +33,12 @@ def cache(arguments: argparse.Namespace) -> None:
                 f"--older-than {arguments.older_than}: must be a number of days, at least 0 and at most {_MOST_DAYS}"
             )
     from sim.data.cache import cache_folder, clear, entries
+    from sim.run_folder.log import notes
 
     latest = time.time() - days * _DAY_SECONDS
-    chosen = [entry for entry in entries() if not days or entry.used_at <= latest]
+    with notes():
+        found = entries()
+    chosen = [entry for entry in found if not days or entry.used_at <= latest]
     if arguments.what == "clear":
         chosen = [clear(entry) for entry in chosen]
     if chosen:

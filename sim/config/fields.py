@@ -6,7 +6,6 @@ pass the same check. Every error message names the place, the value and the vali
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -304,7 +303,10 @@ def parse_flag(config_type: type, config_field: Field[Any], text: Any) -> Any:
     kind, _ = type_of(config_type, config_field.name)
     separator = rules.separator or rules.joined
     value: Any = separator.join(text) if separator and isinstance(text, list) else text
-    if kind is dict:
+    takes_file = config_field.name == "run_config" and len(text) == 1 and "=" not in text[0]
+    if takes_file and text[0].endswith(".toml"):
+        value = flattened(read_table(Path(text[0]), flag))
+    elif kind is dict:
         value = {}
         for word in _pairs(text, flag) if config_field.name == "run_config" else text:
             key, equals, right = word.partition("=")
@@ -322,13 +324,11 @@ def parse_flag(config_type: type, config_field: Field[Any], text: Any) -> Any:
 
 
 def _pairs(words: Sequence[str], flag: str) -> list[str]:
-    """Return the ``key=value`` words of ``--run-config``, which ``flwr run`` takes as one text or as a file.
+    """Return the ``key=value`` words of ``--run-config``, which ``flwr run`` takes as one text.
 
     Raises:
-        ConfigError: the file is missing or not valid TOML.
+        ConfigError: there is something else.
     """
-    if len(words) == 1 and words[0].endswith(".toml") and "=" not in words[0]:
-        return [f"{key}={json.dumps(value)}" for key, value in flattened(read_table(Path(words[0]), flag)).items()]
     text = " ".join(words)
     left = _PAIR.sub("", text).split()
     if left:

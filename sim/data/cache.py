@@ -131,15 +131,21 @@ def entries() -> list[Entry]:
     """
     found = []
     try:
-        kinds = [path for path in cache_folder().iterdir() if path.is_dir()]
-        for folder in (each for kind in kinds for each in kind.iterdir() if (each / "key.json").is_file()):
-            if not folder.name.startswith("."):  # it is being made
-                with suppress(FileNotFoundError):  # another process has removed it meanwhile
-                    found.append(Entry(folder, _key_of(folder), bytes_of(folder), folder.stat().st_mtime))
+        folders = [each for kind in cache_folder().iterdir() if kind.is_dir() for each in kind.iterdir()]
     except FileNotFoundError:
         return []
     except OSError as error:
         raise DataError(f"the cache {cache_folder()} cannot be read: {error.strerror}") from error
+    for folder in folders:
+        if folder.name.startswith("."):  # it is being made, perhaps by another user
+            continue
+        try:
+            if (folder / "key.json").is_file():
+                found.append(Entry(folder, _key_of(folder), bytes_of(folder), folder.stat().st_mtime))
+        except FileNotFoundError:  # another process has removed it meanwhile
+            continue
+        except OSError as error:
+            logging.getLogger("sim").warning("note: the cached %s cannot be read: %s", folder, error.strerror)
     return sorted(found, key=lambda entry: (entry.used_at, entry.folder))
 
 

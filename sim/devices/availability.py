@@ -364,8 +364,8 @@ class Trace(_Intervals):
             return math.inf, math.inf
         if (entry.starts[0], entry.ends[0]) == (0, entry.period):
             return 0.0, math.inf
-        number = _cell(at_seconds, entry.period)
-        while True:
+        first = _cell(at_seconds, entry.period)
+        for number in (first, first + 1):
             base, limit = number * entry.period, (number + 1) * entry.period
             for start, end in zip(entry.starts, entry.ends, strict=True):
                 begins = base + start
@@ -374,7 +374,7 @@ class Trace(_Intervals):
                     ends = limit + entry.ends[0]
                 if ends > max(begins, at_seconds):
                     return begins, ends
-            number += 1
+        return math.inf, math.inf  # so late that rounding leaves intervals no length
 
     def are_online(self, at_seconds: float) -> NDArray[np.bool_]:
         """See ``Availability``."""

@@ -193,7 +193,7 @@ def read_table(path: Path, place: str, num_clients: int) -> tuple[DeviceTable, N
 def _csv_rows(path: Path, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
     line = 1
     try:
-        check_is_file(path, or_pipe=True)
+        check_is_file(path, read_again=True)
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = [name.strip() for name in next(reader, [])]
@@ -249,7 +249,7 @@ def _read_json(path: Path, place: str) -> Any:
         ConfigError: it cannot be read, is a pickle, or is not valid JSON; the message names the line.
     """
     try:
-        check_is_file(path, or_pipe=True)
+        check_is_file(path, read_again=True)
         content = path.read_bytes()
         if _is_pickle(content):
             source, target = repr(str(path)), repr(f"{path}.json")

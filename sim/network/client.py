@@ -209,14 +209,14 @@ def join(config: RunConfig, options: ClientOptions, flags: Mapping[str, Any] | N
     if start_client is None:
         raise ConfigError("sim client: this version of Flower no longer has start_client; install flwr 1.42")
     client_id = options.client_id
-    if client_id is None or client_id >= config.num_clients:
-        raise ConfigError(
-            f"--client-id {'is missing' if client_id is None else client_id}: must be from 0 to "
-            f"--num-clients - 1 = {config.num_clients - 1}"
-        )
+    if client_id is None:
+        raise ConfigError("--client-id is missing: must be from 0 to num_clients - 1")
     options.resolve()
     check_device(config)
     program = prepare_client(config)
+    last = program.partition.num_clients - 1  # which the data or the partitioner may have decided
+    if client_id > last:
+        raise ConfigError(f"--client-id {client_id}: must be from 0 to num_clients - 1 = {last}")
     found = dry_run.check_user_code(program.spec, program.initial_weights, fit_settings(config, 1))
     context = Context(0, client_id, {}, RecordDict(), {})
     client = RemoteClient(program.spec, program.identity(client_id), context, LastWorker(), flags)

@@ -119,8 +119,8 @@ class ServerOptions(_Options):
         if self.ca is None or self.certificate is None or self.private_key is None:
             raise ConfigError("TLS needs all of --certificate, --private-key and --ca")
         authority = read_authority(self.ca)
-        certificate = _read("--certificate", self.certificate)
-        private_key = _read("--private-key", self.private_key)
+        certificate = _read("--certificate", self.certificate, again=True)
+        private_key = _read("--private-key", self.private_key, again=True)
         for flag, path, content, kind in (
             ("--certificate", self.certificate, certificate, "CERTIFICATE"),
             ("--private-key", self.private_key, private_key, "PRIVATE KEY"),
@@ -175,7 +175,7 @@ class ClientOptions(_Options):
 # What belongs to the processes of a simulation, and to the checkpoints from which it is resumed.
 _OF_SIMULATIONS = (
     "num_cpus", "num_gpus", "engine", "ray_address", "niceness", "max_retries", "client_timeout",
-    "checkpoint_every", "keep_checkpoints",
+    "local_training", "vectorized_clients", "checkpoint_every", "keep_checkpoints",
 )  # fmt: skip
 
 # All that is refused or has nothing to do over a network, which --help therefore leaves out.
@@ -202,11 +202,11 @@ def check_flags(flags: Mapping[str, Any]) -> None:
     """
     for name in _OF_SIMULATIONS:
         if name in flags:
-            reason = (
-                "a run over a network has no checkpoints, from which it could be resumed"
-                if "checkpoint" in name
-                else "whoever starts the clients of a network decides how their processes are executed"
-            )
+            reason = "whoever starts the clients of a network decides how their processes are executed"
+            if "checkpoint" in name:
+                reason = "a run over a network has no checkpoints, from which it could be resumed"
+            elif name in ("local_training", "vectorized_clients"):
+                reason = "each client of a network trains in a process of its own"
             raise ConfigError(f"{given_as(name, flags[name])}: belongs to sim run; {reason}")
 
 
@@ -287,22 +287,22 @@ def _parse_address(address: str) -> tuple[str, int] | None:
 
 
 def read_authority(path: str) -> bytes:
-    """Return the content of a PEM file with the certificates of an authority.
+    """Return the content of a PEM file with the certificates of an authority; its comments are made ASCII.
 
     Raises:
         ConfigError: the file is missing or holds no certificate.
     """
-    content = _read("--ca", path)
+    text = _read("--ca", path).decode("ascii", errors="replace").replace("\ufffd", "?")
     try:
-        ssl.create_default_context(cadata=content.decode("ascii"))
+        ssl.create_default_context(cadata=text)
     except (ssl.SSLError, ValueError):
         raise ConfigError(f"--ca {path}: holds no certificate in PEM form") from None
-    return content
+    return text.encode()
 
 
-def _read(flag: str, path: str) -> bytes:
+def _read(flag: str, path: str, *, again: bool = False) -> bytes:
     try:
-        check_is_file(Path(path), or_pipe=True)
+        check_is_file(Path(path), or_pipe=not again, read_again=again)
         return Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"{flag} {path}: {error.strerror}") from None

@@ -221,12 +221,13 @@ def _works_on_a_batch(error: _RaisedError, batch: Any) -> str:
 
 def _notes_of_arguments(spec: ClientSpec) -> Iterator[str]:
     """Yield a note on each of the program's arguments that has no effect, or not everywhere."""
+    program = spec.data.program
     if not spec.args:
         return
     # A folder without __init__.py is a module without a file; so is what a notebook defines, but it is no package.
     modules = [module for module in own_modules() if module.__dict__.get("__file__") or not hasattr(module, "__path__")]
     names = {user_code.name_in_folder(module.__name__) for module in modules}
-    of_data, is_own, _ = shown_dataset(spec).partition(":")
+    of_data, is_own, _ = ("" if program is None else user_code.shown_name(program.function)).partition(":")
     files = [Path(module.__dict__.get("__file__") or "") for module in modules]
     if not all(file.is_file() for file in files) or (is_own and of_data not in names):
         return  # not all can be read; or the data come from the cache, and what loads them was not needed
@@ -291,8 +292,11 @@ def check_algorithm(spec: ClientSpec, received: NDArrays, fit_settings: dict[str
 
 
 @in_own_context
-def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
+def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module, name_of_data: str) -> None:
     """Check that the model takes the data, and that the loss and the metrics of the built-in test take what it returns.
+
+    Args:
+        name_of_data: ``--dataset``, for messages.
 
     Raises:
         PluginError: the model does not fit the data, or the user's own loss or metric does not work.
@@ -315,11 +319,11 @@ def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module) -> None:
         try:
             inputs, named, target = inputs_and_target(batch)
         except ValueError as error:
-            raise DataError(f"--dataset {shown_dataset(spec)}: {error}") from None
+            raise DataError(f"--dataset {name_of_data}: {error}") from None
         outputs = _tried_out(spec, net, inputs, named)
         loss = loss_of(spec, dataset)
         if loss in ("cross_entropy", "nll") and isinstance(outputs, torch.Tensor):
-            _check_labels(spec, dataset, outputs)
+            _check_labels(spec, dataset, outputs, name_of_data)
         metrics = metrics_of(spec, dataset)
         own_metrics = [metric for metric in metrics if not isinstance(metric, str)]
         if isinstance(outputs, torch.Tensor):
@@ -388,7 +392,7 @@ def _tried_out(spec: ClientSpec, net: nn.Module, inputs: tuple[Any, ...], named:
         raise PluginError(f"{error}; your program has no test, and the built-in one calls the model so") from error
 
 
-def _check_labels(spec: ClientSpec, dataset: Dataset, outputs: torch.Tensor) -> None:
+def _check_labels(spec: ClientSpec, dataset: Dataset, outputs: torch.Tensor, name_of_data: str) -> None:
     """Check that each class of the examples has an output."""
     for name, split in (("", dataset.train), ("test ", dataset.test)):
         labels = target_of(split.batch) if isinstance(split, Columns) else getattr(split, "labels", None)
@@ -397,7 +401,7 @@ def _check_labels(spec: ClientSpec, dataset: Dataset, outputs: torch.Tensor) -> 
         labels = labels[labels != IGNORED_LABEL]
         if len(labels) and (labels.min() < 0 or labels.max() >= outputs.shape[1]):
             raise DataError(
-                f"--dataset {shown_dataset(spec)}: {name}labels are {labels.min()} … {labels.max()}, but --model "
+                f"--dataset {name_of_data}: {name}labels are {labels.min()} … {labels.max()}, but --model "
                 f"{user_code.shown_name(spec.model)} has {outputs.shape[1]} outputs, for 0 … {outputs.shape[1] - 1}"
             )
 
@@ -442,11 +446,6 @@ def _check_metrics(metrics: Sequence[tuple[str, Callable[..., Any]]], net: nn.Mo
 
 def _shapes_of(outputs: torch.Tensor, target: Any) -> str:
     return f"it got outputs of {tuple(outputs.shape)} and targets of {tuple(getattr(target, 'shape', ()))}"
-
-
-def shown_dataset(spec: ClientSpec) -> str:
-    """Return the name of the user's own data, for messages."""
-    return "the data" if spec.data.program is None else user_code.shown_name(spec.data.program.function)
 
 
 def some_examples(runtime: ClientRuntime) -> Any:

@@ -95,7 +95,7 @@ def prepare(config: RunConfig, objects: ProgramObjects | None = None, *, alone: 
     with _naming_built_in_data(config):
         net = build_net(spec, dataset)
         _check_measurements(config, spec, dataset, net)
-        dry_run.check_fit_of(spec, dataset, net)
+        dry_run.check_fit_of(spec, dataset, net, config.dataset)
     initial_weights, layout = get_weights(net), WeightLayout.of(net)
     spec = replace(spec, algorithm=_algorithm(config, net))
     if spec.algorithm is not None:

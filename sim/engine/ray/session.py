@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import logging
 import os
@@ -164,6 +165,7 @@ class RaySession:
                     ray.init(**arguments)
                     fit = _actors_that_fit(ray.nodes(), self._client_resources)
                     self._num_actors = min(fit, self._num_actors)
+                _handle_sigterm_again()  # the main thread may be busy with imports for seconds
                 self._actors = [start_actor(**self._client_resources) for _ in range(self._num_actors)]
                 self._started.set_result(None)
                 self._ended.wait()
@@ -321,8 +323,17 @@ def _check_no_other() -> None:
 def _handle_sigterm_again() -> None:
     """Put Python's handler back into the place where Ray's core has put its own, which prints a stack trace."""
     handler = signal.getsignal(signal.SIGTERM)
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+    if threading.current_thread() is threading.main_thread():
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+        return
+    # Another thread cannot ask Python for it, only C; all handlers in Python are one function in C.
+    set_handler, handler_of = ctypes.pythonapi.PyOS_setsig, ctypes.pythonapi.PyOS_getsig
+    set_handler.argtypes, handler_of.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    if isinstance(handler, signal.Handlers):  # the default, or to ignore it
+        set_handler(signal.SIGTERM, handler.value)
+    elif callable(handler) and callable(signal.getsignal(signal.SIGINT)):
+        set_handler(signal.SIGTERM, handler_of(signal.SIGINT))
 
 
 def _check_begun(begun: Sequence[Any]) -> None:
