@@ -346,14 +346,15 @@ def check_fit_of(spec: ClientSpec, dataset: Dataset, net: nn.Module, name_of_dat
         has_label = not ignores(function, target) or bool(is_labelled(target).any())
         if not (isinstance(mean, torch.Tensor) and mean.ndim == 0) or (has_label and math.isnan(value.loss)):
             raise PluginError(f"--loss {user_code.shown_name(loss)}: gives {mean!r}; one number is expected")
-        if spec.test is None:
-            _check_test_examples(dataset, net, BuiltInTest(loss, metrics), name_of_data)
+        _check_test_examples(spec, dataset, net, BuiltInTest(loss, metrics), name_of_data)
 
 
-def _check_test_examples(dataset: Dataset, net: nn.Module, test: BuiltInTest, name_of_data: str) -> None:
+def _check_test_examples(
+    spec: ClientSpec, dataset: Dataset, net: nn.Module, test: BuiltInTest, name_of_data: str
+) -> None:
     """Check that the built-in test takes test examples that have another form than those for training."""
     difference = _difference(dataset)
-    if not difference:
+    if spec.test is not None or not difference:
         return
     try:
         test.sums(net, [example_batch(dataset.test, 1)], torch.device("cpu"))
