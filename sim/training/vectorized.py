@@ -123,7 +123,7 @@ class Trainer:
         params = dict(zip(self.names, stacked, strict=True))
         stepper = OPTIMIZERS[optimizer](list(stacked), lr, momentum, weight_decay)
         schedule = _Schedule.of(members, self.batch_size, self.device)
-        noisy = [k for k, member in enumerate(members) if member.batches[0].noise]
+        noisy = [k for k, member in enumerate(members) if any(batch.noise for batch in member.batches[:1])]
         constants, pull = _stacked([m.constant for m in members], start), members[0].pull
         loss_sums = torch.zeros(count, dtype=torch.float64, device=self.device)
         num_counted = torch.zeros(count, dtype=torch.int64, device=self.device)
