@@ -419,7 +419,7 @@ def is_state(held: Any, left: _Left | None = None, depth: int = 0) -> bool:
     if kind in _tensor_kinds():
         left.of_arrays -= held.numel()
         return bool(left.of_arrays >= 0)
-    if isinstance(held, (*_CONSTANTS, *_kinds_of_libraries())):
+    if is_constant(held) or isinstance(held, _network_kinds()):
         return True
     if isinstance(held, _CONTAINERS) and (kind in _CONTAINERS or isinstance(held, tuple) or is_own(kind.__module__)):
         if len(held) > MOST_ELEMENTS:
@@ -444,14 +444,19 @@ def _is_plain(held: Any, left: _Left) -> bool:
     return True
 
 
-def _kinds_of_libraries() -> tuple[type, ...]:
-    """Return the kinds of networks, of what trains them, and of values that cannot change."""
-    torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
-    found = () if numpy is None else (numpy.generic, numpy.dtype)
+def is_constant(held: Any) -> bool:
+    """Whether a value of some kind beside numbers and texts cannot change."""
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    of_numpy = () if numpy is None else (numpy.generic, numpy.dtype)
+    of_torch = () if torch is None else (torch.dtype, torch.device)
+    return isinstance(held, (*_CONSTANTS, *of_numpy, *of_torch))
+
+
+def _network_kinds() -> tuple[type, ...]:
+    torch = sys.modules.get("torch")
     if torch is None:
-        return found
-    networks = torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler
-    return *found, *networks, torch.dtype, torch.device
+        return ()
+    return torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler
 
 
 def is_array(value: Any) -> bool:
