@@ -10,7 +10,6 @@ import copy
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -197,7 +196,6 @@ def _with_rates_of_its_optimizer(scheduler: Any) -> Any:
     return scheduler
 
 
-@lru_cache(maxsize=64)
 def _used_by(function: FunctionType) -> tuple[Variable, ...]:
     """Return the variables of modules that a function, and the user's functions that it calls, read."""
     found: dict[tuple[int, str], Variable] = {}
