@@ -36,15 +36,19 @@ class Variable(NamedTuple):
         return self.module.get(self.name)
 
 
-Borrowed = Mapping[str, Sequence[Variable]]  # role (net, loader, optimizer, scheduler) → the variables that have it
+# role (net, loader, optimizer, scheduler, or namesake of a parameter for the net) → the variables that have it
+Borrowed = Mapping[str, Sequence[Variable]]
 
 
-def borrowed_by(function: Callable[..., Any], given: Collection[str], *, is_test: bool = False) -> Borrowed:
+def borrowed_by(
+    function: Callable[..., Any], given: Collection[str], *, is_test: bool = False, net_names: Collection[str] = ()
+) -> Borrowed:
     """Return the variables of modules through which a function uses what a client has of its own.
 
     Args:
         given: roles that its parameters have, for which no variable is taken.
         is_test: it is to be called with examples of a test.
+        net_names: its parameters for the net; the functions that it calls may use a variable of that name.
     """
     function = inspect.unwrap(function)
     used = _used_by(function) if isinstance(function, FunctionType) else ()
@@ -64,6 +68,7 @@ def borrowed_by(function: Callable[..., Any], given: Collection[str], *, is_test
     found: dict[str, Sequence[Variable]] = {
         "net": _only(nets, lambda each: ROLES.get(each.name.lower()) == "net"),
         "loader": _only(loaders, lambda each: validates(each.name) == is_test),
+        "namesake": [each for each in nets if each.name in net_names],
         "optimizer": optimizers,
         "scheduler": [
             each for each in used if isinstance(each.value, LRScheduler) and id(each.value.optimizer) in stepped
@@ -79,11 +84,12 @@ def learning_rate_of(borrowed: Borrowed) -> float | None:
 
 
 def of_model(borrowed: Borrowed, net: nn.Module) -> Borrowed:
-    """Return what is borrowed without optimizers, and their schedulers, that change another model than ``net``."""
+    """Return what is borrowed without what is, or changes, another model than ``net``."""
+    namesakes = [each for each in borrowed.get("namesake", ()) if _likeness(each.value) == _likeness(net)]
     optimizers = [each for each in borrowed.get("optimizer", ()) if is_for(each.value, each.module, net)]
     stepped = {id(each.value) for each in optimizers}
     schedulers = [each for each in borrowed.get("scheduler", ()) if id(each.value.optimizer) in stepped]
-    return {**borrowed, "optimizer": optimizers, "scheduler": schedulers}
+    return {**borrowed, "namesake": namesakes, "optimizer": optimizers, "scheduler": schedulers}
 
 
 def is_for(optimizer: Optimizer, module: Mapping[str, Any], net: nn.Module) -> bool:
@@ -143,6 +149,7 @@ def lent(borrowed: Borrowed, net: nn.Module, loader: Any, lr: float | None = Non
         copied |= _corresponding(each.value, each.module, net)
     made: dict[str, Callable[[Any], Any]] = {
         "net": lambda _: net,
+        "namesake": lambda _: net,
         "loader": lambda _: loader,
         "optimizer": lambda own: _with_rate(copy.deepcopy(own, copied), lr),
         # After its optimizer, which it refers to.
