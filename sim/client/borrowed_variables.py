@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from sim.parameter_roles import ROLES, validates
 from sim.used_variables import functions_used_by, names_read_by
 from sim.user_objects import is_own
+
+_RATES = {"lr", "initial_lr", "max_lr", "min_lr"}  # of a group of parameters; schedulers have put all but the first
 
 
 class Variable(NamedTuple):
@@ -100,7 +102,7 @@ def is_for(optimizer: Optimizer, module: Mapping[str, Any], net: nn.Module) -> b
 
 def copy_for(optimizer: Optimizer, module: Mapping[str, Any], net: nn.Module, lr: float | None) -> Optimizer:
     """Return a copy of an optimizer that changes ``net``, see ``lent``."""
-    return _with_rate(copy.deepcopy(optimizer, _corresponding(optimizer, module, net)), lr)
+    return _copy_with_rate(optimizer, _corresponding(optimizer, module, net), lr)
 
 
 def own_criterion(function: Callable[..., Any], parameter: str) -> Variable | None:
@@ -151,7 +153,7 @@ def lent(borrowed: Borrowed, net: nn.Module, loader: Any, lr: float | None = Non
         "net": lambda _: net,
         "namesake": lambda _: net,
         "loader": lambda _: loader,
-        "optimizer": lambda own: _with_rate(copy.deepcopy(own, copied), lr),
+        "optimizer": lambda own: _copy_with_rate(own, copied, lr),
         # After its optimizer, which it refers to.
         "scheduler": lambda own: _with_rates_of_its_optimizer(copy.deepcopy(own, copied)),
     }
@@ -187,19 +189,36 @@ def _corresponding(optimizer: Optimizer, module: Mapping[str, Any], net: nn.Modu
     return {id(weight): new[name] for name, weight in model.named_parameters(remove_duplicate=False) if name in new}
 
 
-def _with_rate(optimizer: Optimizer, lr: float | None) -> Optimizer:
-    """Let an optimizer have another learning rate; groups of parameters keep their rates relative to each other."""
-    own = optimizer.defaults.get("lr")
+def _copy_with_rate(optimizer: Optimizer, copied: dict[int, Any], lr: float | None) -> Optimizer:
+    """Return a copy with another learning rate, to which that of a group of parameters and of a scheduler is relative.
+
+    Args:
+        copied: of ``copy.deepcopy``.
+    """
+    made, own = copy.deepcopy(optimizer, copied), optimizer.defaults.get("lr")
     if lr is not None and isinstance(own, float | int) and own not in (0, lr):
-        for group in optimizer.param_groups:
-            for name in {"lr", "initial_lr"} & group.keys():  # a scheduler has put the second
+        for group in made.param_groups:
+            for name in _RATES & group.keys():
                 group[name] = lr if group[name] == own else group[name] * lr / own
-    return optimizer
+    if any("initial_lr" in group for group in made.param_groups):
+        rates = copy.deepcopy([group["lr"] for group in made.param_groups])
+        LambdaLR(made, lambda _: 1.0)  # notes the calls of step, as the scheduler of the original does; else it warns
+        for group, rate in zip(made.param_groups, rates, strict=True):
+            group["lr"] = rate
+    return made
 
 
 def _with_rates_of_its_optimizer(scheduler: Any) -> Any:
+    """Let a copied scheduler, and those that it is made of, begin with the learning rates of the copied optimizer."""
     if hasattr(scheduler, "base_lrs"):
+        before = scheduler.base_lrs
         scheduler.base_lrs = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
+        if hasattr(scheduler, "max_lrs"):  # of CyclicLR
+            now = zip(scheduler.max_lrs, scheduler.base_lrs, before, strict=True)
+            scheduler.max_lrs = [most * lr / own if own else most for most, lr, own in now]
+    for inner in [each for held in vars(scheduler).values() if isinstance(held, list) for each in held]:
+        if isinstance(inner, LRScheduler):
+            _with_rates_of_its_optimizer(inner)
     return scheduler
 
 
