@@ -196,7 +196,8 @@ class UserVariables:
         self._note_modules()
         variables, generators = self._variables, self._generators  # to which imports in the block add
         later = {id(place): [*inside] for place, _, inside, names in self._places if len(inside) > len(names)}
-        before = [variable.now() for variable in variables]
+        # What cannot change, or is looked into elsewhere, is its own copy.
+        before = [each.initial if each.read() is each.initial.copy else each.now() for each in variables]
         states = [own_generators.state_of(each.made) for each in generators]
         counters: dict[int, Any] = {}
         for variable, value in zip(variables, before, strict=True):
@@ -212,7 +213,8 @@ class UserVariables:
             self._stream = None
             flags, stays, counters = [], False, {}
             for variable, value in zip_longest(variables, before):
-                now, wanted = variable.now(), value or variable.initial
+                wanted = value or variable.initial
+                now = wanted if variable.read() is wanted.copy else variable.now()
                 if now is variable.initial and now is wanted:
                     continue
                 if variable.is_flag and now.is_plain:

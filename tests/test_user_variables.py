@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import functools
 import itertools
 import pickle
 import random
@@ -575,35 +574,3 @@ def test_what_is_removed_after_a_client_is_no_data_and_does_not_depend_on_the_or
         assert is_state(held)
         assert is_state([held])
     assert not is_state({"one": average, "other": average, "net": net})  # too large for a copy
-
-
-def test_what_the_server_keeps_in_a_function_with_a_cache_stays(module: Any) -> None:
-    made: Any = functools.cache(torch.nn.Linear)
-    module.made = made
-    variables = UserVariables()
-    variables.renew(module)
-    of_server = made(2, 2)
-    with variables.initial(sequence(0, Purpose.FIT, 1, 0)):
-        made(1, 1)
-    assert made(2, 2) is of_server
-    made.cache_clear()
-    with variables.initial(sequence(0, Purpose.FIT, 1, 0)):
-        made(1, 1)
-    assert made.cache_info().currsize == 0
-
-
-@pytest.mark.parametrize("size", [None, 8])
-def test_random_numbers_that_a_function_keeps_are_forgotten_and_data_stay(module: Any, size: int | None) -> None:
-    module.noise = functools.lru_cache(size)(torch.randn)
-    module.pair = functools.lru_cache(size)(lambda: (np.random.default_rng().random(2), 1))
-    module.load = functools.lru_cache(size)(lambda path, kind: TensorDataset(torch.zeros(2, 1)))
-    variables = UserVariables()
-    variables.renew(module)
-    for _ in range(2):
-        with variables.initial(sequence(0, Purpose.FIT, 1, 0)):
-            module.noise(3)
-            module.pair()
-            module.load(Path("data"), kind=np.int64(1))
-    assert [each.cache_info()[:2] for each in (module.noise, module.pair, module.load)] == [(0, 0), (0, 0), (1, 1)]
-    (note,) = variables.notes
-    assert note.startswith("clients change of_the_user.noise, of_the_user.pair, which each of them finds")
