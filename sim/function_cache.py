@@ -1,7 +1,8 @@
 """The results that a function of the user's keeps with ``functools.cache`` or ``lru_cache``.
 
 A network that is made so when it is first needed would begin with the random numbers of whichever client needs it
-first in a process, and would then be trained by the others. Results of other kinds, such as a data set, stay.
+first in a process, and would then be trained by the others; so would small arrays and tensors, such as noise. Results
+of other kinds, such as a data set, stay.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import gc
 from collections.abc import Iterator
 from typing import Any
 
-from sim.user_objects import is_state
+from sim.user_objects import is_array, is_constant, is_state
 
 FUNCTION_WITH_CACHE: type = type(functools.cache(int))
 
@@ -45,4 +46,6 @@ def _results(function: Any) -> Iterator[Any]:
 
 
 def _may_change(held: Any) -> bool:
-    return any(map(_may_change, held)) if type(held) is tuple else is_state(held)
+    if type(held) is tuple:
+        return any(map(_may_change, held))
+    return is_array(held) or (is_state(held) and not is_constant(held))  # a constant may be what a data set is named by

@@ -6,6 +6,7 @@ import builtins
 import dis
 import inspect
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -32,9 +33,10 @@ def functions_used_by(function: Callable[..., Any]) -> Iterator[FunctionType]:
                 waiting.append(value)
 
 
-def names_read_by(function: FunctionType) -> list[str]:
+@lru_cache(maxsize=256)  # names only: in a notebook, what they stand for may be set later
+def names_read_by(function: FunctionType) -> tuple[str, ...]:
     """Return the names of its module that a function reads, also in the functions inside of it."""
-    return [*dict.fromkeys(_globals_in(function.__code__))]
+    return (*dict.fromkeys(_globals_in(function.__code__)),)
 
 
 def set_by_a_script(function: Callable[..., Any]) -> str:

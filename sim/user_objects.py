@@ -13,14 +13,18 @@ import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from datetime import date, time, timedelta, tzinfo
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
 from functools import cache, partial, singledispatch
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from sim.user_code import name_in_folder
 
-_MOST_ELEMENTS = 1000  # of a container that is put back or looked into
+MOST_ELEMENTS = 1000  # of a container that is put back or looked into
 MOST_LATER_ELEMENTS = 1_000_000  # of one that clients have filled
 _MOST_OBJECTS = 20_000  # looked into
 _MOST_DEPTH = 5  # of containers in containers
@@ -31,6 +35,7 @@ _LIBRARY_FOLDERS = ("/site-packages/", "/dist-packages/")
 
 _OTHERS: dict[str, Any] = {}  # modules of libraries by name, because to look at all again takes 20 ms
 _SCALARS = (int, float, complex, str, bytes)
+_CONSTANTS = (Enum, Decimal, Fraction, date, time, timedelta, tzinfo, PurePath, range)
 _DICTS = (dict, Counter, OrderedDict, defaultdict)
 _BYTES = bytearray, array.array
 _CONTAINERS = (list, tuple, set, frozenset, deque, *_DICTS)
@@ -46,10 +51,11 @@ class NotPlainError(TypeError):
 
 
 class Value(NamedTuple):
-    """A plain value: the object that a variable holds, and an equal one that nobody changes."""
+    """What a variable holds: an object, and an equal one that nobody changes; the object again if it is not plain."""
 
     held: Any
     copy: Any
+    is_plain: bool = True
 
     def is_as(self, other: Value) -> bool:
         """Whether the same object holds the same."""
@@ -57,19 +63,14 @@ class Value(NamedTuple):
 
     def filled(self) -> Any:
         """Return the object, after it was given its content."""
+        if not self.is_plain:
+            return self.held
         content = copied(self.copy, MOST_LATER_ELEMENTS, arrays_inside=True)
-        if is_array(self.held):
-            _fill_array(self.held, content)
-        elif isinstance(self.held, (list, *_BYTES)):
-            self.held[:] = content
-        elif isinstance(self.held, count):
+        if is_array(content):
+            return _filled_array(self.held, content)
+        if isinstance(self.held, count):
             return content  # it cannot be set back
-        elif isinstance(self.held, deque):
-            self.held.clear()
-            self.held.extend(content)
-        elif isinstance(self.held, dict | set):
-            self.held.clear()
-            self.held.update(content)
+        fill(self.held, content)
         return self.held
 
 
@@ -90,24 +91,28 @@ class Variable(NamedTuple):
         """Whether it held true or false at first."""
         return isinstance(self.initial.held, bool)
 
-    def now(self) -> Value | None:
-        """Return what it holds; None if that is nothing plain."""
-        held = self.read()
+    def now(self) -> Value:
+        """Return what it holds."""
+        held, initial = self.read(), self.initial
         try:
-            if held is self.initial.held and (isinstance(held, _SCALARS) or equal(held, self.initial.copy)):
-                return self.initial
+            if held is initial.held and (held is initial.copy or equal(held, initial.copy)):
+                return initial
             return Value(held, copied(held, MOST_LATER_ELEMENTS, arrays_inside=True))
         except (NotPlainError, RuntimeError):
-            return None
+            return Value(held, held, is_plain=False)
+
+    def gives_up(self, now: Value) -> bool:
+        """Return whether what it holds now is put back: all but data that are loaded once, which are no numbers."""
+        return now.is_plain or _is_number(self.initial.held) or is_state(now.held)
 
     def put(self, value: Value, counters: dict[int, Any]) -> None:
-        """Let it hold what it held; what is not plain stays, but for small objects.
+        """Let it hold what it held, if it gives up what it holds now.
 
         Args:
             counters: those that were made anew in the place of others, by the id of these, which may have two names.
         """
         now = self.now()
-        if is_state(self.read()) if now is None else not now.is_as(value):
+        if not now.is_as(value) and self.gives_up(now):
             is_counter = isinstance(value.held, count)
             self.write(counters.setdefault(id(value.held), value.filled()) if is_counter else value.filled())
 
@@ -119,6 +124,11 @@ class Found(NamedTuple):
     read: Callable[[], Any]
     write: Callable[[Any], object]
     is_own: bool
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it can hold nothing else, so that only the content of what it holds can change."""
+        return self.write is _kept
 
 
 def variables_of(held: Any) -> dict[str, Any] | types.MappingProxyType[str, Any] | None:
@@ -143,7 +153,7 @@ def walk(things: Iterable[Any], seen: dict[int, Any]) -> Iterator[tuple[Found, V
         found = pending.popleft()
         held = found.read()
         try:
-            if isinstance(held, count) and found.write is _kept:
+            if isinstance(held, count) and found.is_constant:
                 raise NotPlainError  # it cannot be set back, nor another one put in its place
             yield found, Value(held, copied(held))
         except NotPlainError:
@@ -180,6 +190,12 @@ def _in_slots(thing: Any) -> Iterator[Found]:
                 yield Found(f"{name_of(type(thing))}.{key}", read, partial(setattr, thing, key), True)
 
 
+def _in_attributes(thing: Any) -> Iterable[Found]:
+    """Return what a list or a tuple of a class of the user's holds beside its elements."""
+    kind, attributes = type(thing), getattr(thing, "__dict__", {})
+    return _entries(attributes, name_of(kind), owned=True) if is_own_kind(kind) else []
+
+
 @_variables_in.register(types.ModuleType)
 def _in_module(thing: types.ModuleType, name: str, owned: bool) -> Iterable[Found]:
     return _entries(vars(thing), name, owned=True) if is_own(thing.__name__) else []
@@ -212,14 +228,15 @@ def _in_function(thing: types.FunctionType, name: str, owned: bool) -> Iterator[
 
 @_variables_in.register(dict)
 def _in_dict(thing: dict[Any, Any], name: str, owned: bool) -> Iterable[Found]:
-    return _entries(thing, name, owned=owned) if len(thing) <= _MOST_ELEMENTS else []
+    return _entries(thing, name, owned=owned) if len(thing) <= MOST_ELEMENTS else []
 
 
 @_variables_in.register(list)
 @_variables_in.register(tuple)
 @_variables_in.register(set)
 def _in_elements(thing: Any, name: str, owned: bool) -> Iterable[Found]:
-    return _constants(thing, name, owned=owned) if len(thing) <= _MOST_ELEMENTS else []
+    inside = _constants(thing, name, owned=owned) if len(thing) <= MOST_ELEMENTS else []
+    return [*inside, *_in_attributes(thing)]
 
 
 @_variables_in.register(types.MethodType)
@@ -343,7 +360,7 @@ def _holds_packages(folder: str) -> bool:
     return next(Path(folder).glob("*.dist-info"), None) is not None
 
 
-def copied(value: Any, most_elements: int = _MOST_ELEMENTS, *, arrays_inside: bool = False) -> Any:
+def copied(value: Any, most_elements: int = MOST_ELEMENTS, *, arrays_inside: bool = False) -> Any:
     """Return a copy of a plain value.
 
     Args:
@@ -361,31 +378,59 @@ def _copied_array(value: Any) -> Any:
     return value.copy() if hasattr(value, "copy") else value.detach().clone()
 
 
-def _fill_array(held: Any, content: Any) -> None:
+def _filled_array(held: Any, content: Any) -> Any:
     if hasattr(held, "detach"):  # also a parameter
+        if not held.is_leaf:  # a client has added a tensor of a graph to it
+            try:
+                held.detach_()
+            except RuntimeError:  # it is a part of another tensor
+                return content
         held.detach()[...] = content
     else:
         held[...] = content
+    return held
+
+
+def fill(held: Any, content: Any) -> None:
+    """Give a container its content; other things stay as they are."""
+    if isinstance(held, (list, *_BYTES)):
+        held[:] = content
+    elif isinstance(held, deque):
+        held.clear()
+        held.extend(content)
+    elif isinstance(held, dict | set):
+        held.clear()
+        held.update(content)
+
+
+def is_removed(held: Any) -> bool:
+    """Return whether something is plain, even if it is large, or a state, see below."""
+    return _is_plain(held, _Left(MOST_LATER_ELEMENTS, _MOST_OF_ARRAY)) or is_state(held)
 
 
 def is_state(held: Any, left: _Left | None = None, depth: int = 0) -> bool:
     """Whether something is removed from a variable after the client that has put it there.
 
-    That is a network, an optimizer, a container of such things and of plain values, or an object of a class of the
-    user's that holds nothing else; so it is no data set, which is loaded once.
+    That is a network, an optimizer, a small tensor of a graph or on a GPU, a value that cannot change, a container of
+    such things and of plain values, or an object of a class of the user's that holds nothing else; so it is no data
+    set, which is loaded once.
     """
-    kind = type(held)
-    if kind in _CONTAINERS and len(held) <= _MOST_ELEMENTS:
-        inside = held.values() if isinstance(held, dict) else held
-    elif isinstance(held, _network_kinds()):
+    kind, left = type(held), left or _Left(MOST_ELEMENTS, _MOST_OF_ARRAY)
+    if kind in _tensor_kinds():
+        left.of_arrays -= held.numel()
+        return bool(left.of_arrays >= 0)
+    if is_constant(held) or isinstance(held, _network_kinds()):
         return True
+    if isinstance(held, _CONTAINERS) and (kind in _CONTAINERS or isinstance(held, tuple) or is_own(kind.__module__)):
+        if len(held) > MOST_ELEMENTS:
+            return False
+        inside: Iterable[Any] = [*(held.values() if isinstance(held, dict) else held), *attributes_of(held).values()]
     elif is_own(kind.__module__) and kind.__module__ != "logging" and not hasattr(kind, "__getitem__"):
         inside = attributes_of(held).values()
     else:
         return False
     if depth == _MOST_DEPTH:
         return False
-    left = left or _Left(_MOST_ELEMENTS, _MOST_OF_ARRAY)
     return all(_is_plain(each, left) or is_state(each, left, depth + 1) for each in inside)
 
 
@@ -397,6 +442,14 @@ def _is_plain(held: Any, left: _Left) -> bool:
         left.elements, left.of_arrays = before.elements, before.of_arrays
         return False
     return True
+
+
+def is_constant(held: Any) -> bool:
+    """Whether a value of some kind beside numbers and texts cannot change."""
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    of_numpy = () if numpy is None else (numpy.generic, numpy.dtype)
+    of_torch = () if torch is None else (torch.dtype, torch.device)
+    return isinstance(held, (*_CONSTANTS, *of_numpy, *of_torch))
 
 
 def _network_kinds() -> tuple[type, ...]:
@@ -412,7 +465,8 @@ def is_array(value: Any) -> bool:
     if kind.__module__ not in ("numpy", "torch", "torch.nn.parameter"):
         return False
     if kind is getattr(sys.modules.get("numpy"), "ndarray", None):
-        return value.size <= _MOST_OF_ARRAY and value.flags.writeable and value.dtype.kind in "biufc"
+        most = _MOST_OF_ARRAY if value.dtype.kind in "biufc" else MOST_ELEMENTS * (value.dtype.kind in "USMm")
+        return bool(value.size <= most and value.flags.writeable)
     if kind not in _tensor_kinds() or value.layout != sys.modules["torch"].strided or not value.is_leaf:
         return False
     return bool(value.numel() <= _MOST_OF_ARRAY and value.device.type == "cpu")
@@ -425,6 +479,8 @@ def _tensor_kinds() -> tuple[type, ...]:
 
 def equal(held: Any, copy: Any) -> bool:
     """Whether a plain value is equal to a copy, also NaN to NaN in arrays."""
+    if held is copy:
+        return True
     if isinstance(copy, count):
         return type(held) is count and repr(held) == repr(copy)
     if not is_array(copy):
@@ -499,4 +555,10 @@ def _copied_bytes(value: bytearray | array.array[Any]) -> bytearray | array.arra
 
 
 def _is_number_of_numpy(value: Any) -> bool:
-    return type(value).__module__ == "numpy" and isinstance(value, getattr(sys.modules.get("numpy"), "number", ()))
+    numpy = sys.modules.get("numpy") if type(value).__module__ == "numpy" else None
+    return numpy is not None and isinstance(value, (numpy.number, numpy.bool_))
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a plain value is a number or a text."""
+    return not isinstance(value, bool) and (isinstance(value, _SCALARS) or _is_number_of_numpy(value))

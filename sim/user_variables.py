@@ -3,9 +3,10 @@
 Clients share processes, so a counter in a module, or a generator that a data set draws from, would make results depend
 on which clients a process executes. Each client therefore finds the variables as they were before any client, and the
 generators draw from the random numbers of that client. Put back are plain values (numbers, texts, lists, tuples, sets
-and dicts of them, and small arrays), networks and optimizers; those that a client has added are removed. Anything else,
-such as a data set that a module loads once, stays as it is, also in the place of None, and so do true and false where a
-client has changed such a thing, because they often say that it has happened.
+and dicts of them, and small arrays), networks and optimizers; those that a client has added, or put in the place of
+other objects, are removed. Anything else, such as a data set that a module loads once, stays as it is, also in the
+place of None, and so do true and false where a client has changed such a thing, because they often say that it has
+happened.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 import types
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice, zip_longest
 from typing import Any, NamedTuple
@@ -31,13 +32,16 @@ from sim.function_cache import FUNCTION_WITH_CACHE, FunctionCache
 from sim.own_networks import Kept
 from sim.process_settings import restored_settings
 from sim.user_objects import (
+    MOST_ELEMENTS,
     NotPlainError,
     Value,
     Variable,
     copied,
     equal,
+    fill,
     is_array,
     is_own_kind,
+    is_removed,
     is_special,
     is_state,
     own_modules,
@@ -61,6 +65,34 @@ class _Generator(NamedTuple):
     initial: Any
 
 
+class _Elements(NamedTuple):
+    """A list or a set in which something is not plain.
+
+    Attributes:
+        first: its elements before any client; none if it was large.
+        size: their number.
+    """
+
+    name: str
+    held: list[Any] | set[Any]
+    first: list[Any]
+    size: int
+
+    def has_changed(self) -> bool:
+        """Return whether it has other elements now."""
+        if len(self.held) != self.size:
+            return True
+        return isinstance(self.held, list) and any(map(operator.is_not, self.held, self.first))
+
+    def put_back(self) -> bool:
+        """Give it its first elements, and return True, unless data are among the later ones."""
+        known = set(map(id, self.first))
+        is_back = len(self.first) == self.size and is_removed([each for each in self.held if id(each) not in known])
+        if is_back:
+            fill(self.held, self.first)
+        return is_back
+
+
 class UserVariables:
     """The variables and generators of the user code in this process."""
 
@@ -75,8 +107,7 @@ class UserVariables:
         self._stream: np.random.SeedSequence | None = None
         self._logs = True
         self._changed: dict[str, bool] = {}  # name → whether it is put back
-        self._others: list[tuple[Callable[[], Any], Any]] = []  # what is not plain: how it is read, and what it was
-        self._sizes: list[tuple[Sized, int]] = []  # of containers with such things
+        self._lists: list[_Elements] = []  # with what is not plain
         # What has variables: itself, its name, the variables, and their names at first.
         self._places: list[tuple[Any, str, Mapping[str, Any], frozenset[str]]] = []
 
@@ -86,7 +117,7 @@ class UserVariables:
         self._seen, self._names = dict(known._seen), Counter(known._names)
         self._variables, self._generators, self._places = [*known._variables], [*known._generators], [*known._places]
         self._networks, self._caches = [*known._networks], [*known._caches]
-        self._others, self._sizes = [*known._others], [*known._sizes]
+        self._lists = [*known._lists]
         self._num_modules = len(sys.modules)
         self.note(*things)
 
@@ -99,15 +130,14 @@ class UserVariables:
 
         That takes a tenth of the time in which they are found.
         """
-        is_same = all(len(container) == size for container, size in self._sizes)
-        is_same = is_same and all(len(inside) == len(names) for _, _, inside, names in self._places)
-        if not (is_same and all(read() is held for read, held in self._others)):
+        is_same = not any(each.has_changed() for each in self._lists)
+        if not (is_same and all(len(inside) == len(names) for _, _, inside, names in self._places)):
             return False
         for index, variable in enumerate(self._variables):
             now = variable.now()
-            if now is None:
-                return False
             if now is not variable.initial:
+                if not (now.is_plain and variable.initial.is_plain):
+                    return False
                 self._variables[index] = variable._replace(initial=now)
         self._generators = [each._replace(initial=own_generators.state_of(each.made)) for each in self._generators]
         self._networks = [(name, each.again() if each.has_changed() else each) for name, each in self._networks]
@@ -118,16 +148,17 @@ class UserVariables:
         known = len(self._generators)
         inner: set[int] = set()  # networks in others that are noted
         for found, value in walk(things, self._seen):
-            if value is not None and found.is_own:
-                self._variables.append(Variable(found.name, found.read, found.write, value))
-            elif value is None:
-                held = found.read()
+            held = found.read() if value is None else value.held
+            if found.is_own and not (value is None and found.is_constant):
+                initial = value or Value(held, held, is_plain=False)
+                self._variables.append(Variable(found.name, found.read, found.write, initial))
+            if value is None:
                 if found.is_own:
-                    self._others.append((found.read, held))
                     if isinstance(held, dict):
                         self._places.append((held, found.name, held, frozenset(held)))
                     elif isinstance(held, list | set):
-                        self._sizes.append((held, len(held)))
+                        first = [*held] if len(held) <= MOST_ELEMENTS else []
+                        self._lists.append(_Elements(found.name, held, first, len(held)))
                     elif (inside := variables_of(held)) is not None:
                         self._places.append((held, found.name, inside, frozenset(inside)))
                 if isinstance(held, FUNCTION_WITH_CACHE) and found.is_own:
@@ -148,7 +179,7 @@ class UserVariables:
     @property
     def notes(self) -> list[str]:
         """What the user should know of the variables that clients have changed, one line each."""
-        known = {variable.name for variable in self._variables} & self._changed.keys()
+        known = {each.name for each in self._variables} | {each.name for each in self._lists}
         back = [name for name, is_back in self._changed.items() if is_back]
         left = [name for name, is_back in self._changed.items() if name in known and not is_back]
         return [*([_how_found(back)] if back else []), *([_how_left(left)] if left else [])]
@@ -165,12 +196,14 @@ class UserVariables:
         self._note_modules()
         variables, generators = self._variables, self._generators  # to which imports in the block add
         later = {id(place): [*inside] for place, _, inside, names in self._places if len(inside) > len(names)}
-        before = [variable.now() for variable in variables]
+        # What cannot change, or is looked into elsewhere, is its own copy.
+        before = [each.initial if each.read() is each.initial.copy else each.now() for each in variables]
         states = [own_generators.state_of(each.made) for each in generators]
         counters: dict[int, Any] = {}
         for variable, value in zip(variables, before, strict=True):
             if value is not variable.initial and not variable.is_flag:
                 variable.put(variable.initial, counters)
+        later_elements = [(each.held, elements) for each, elements in self._changed_lists() if each.put_back()]
         self._stream = stream
         self._reseed()
         try:
@@ -180,21 +213,22 @@ class UserVariables:
             self._stream = None
             flags, stays, counters = [], False, {}
             for variable, value in zip_longest(variables, before):
-                now, wanted = variable.now(), value or variable.initial
+                wanted = value or variable.initial
+                now = wanted if variable.read() is wanted.copy else variable.now()
                 if now is variable.initial and now is wanted:
                     continue
-                if variable.is_flag and now is not None:
+                if variable.is_flag and now.is_plain:
                     flags.append((variable, now, wanted))
                     continue
-                stays |= now is None and not is_state(variable.read())
-                self._note_change(variable, now)
-                variable.put(wanted, counters)
+                stays |= now is not variable.initial and not variable.gives_up(now)
+                if not now.is_as(wanted):
+                    self._note_change(variable, now)
+                    variable.put(wanted, counters)
             for place, name, inside, names in self._places:
                 if len(inside) > len(names):
                     self._remove(place, name, inside, names.union(later.get(id(place), ())))
                     stays |= len(inside) > max(len(names), len(later.get(id(place), ())))
-            stays |= any(read() is not held for read, held in self._others)
-            stays |= any(len(container) != size for container, size in self._sizes)
+            stays |= self._put_lists_back(later_elements)
             for variable, now, wanted in flags:
                 self._note_change(variable, now, is_back=not stays)
                 if not stays:
@@ -217,22 +251,37 @@ class UserVariables:
         finally:
             for (name, network), now in zip_longest(networks, before):
                 if network.has_changed():
-                    self._note_changed_network(name)
+                    self._say(name)
                     network.put_back()
                 if now is not None:
                     now.put_back()
             sizes += [0] * (len(caches) - len(sizes))
             for (name, cache), size in zip(caches, sizes, strict=True):
                 if not size and cache.has_state():
-                    self._note_changed_network(name)
+                    self._say(name)
                     cache.clear()
 
-    def _note_changed_network(self, name: str) -> None:
+    def _changed_lists(self) -> list[tuple[_Elements, list[Any]]]:
+        return [(each, [*each.held]) for each in self._lists if each.has_changed()]
+
+    def _put_lists_back(self, later: list[tuple[Any, list[Any]]]) -> bool:
+        """Give lists their elements: the first ones, or those that they had later; return whether some keep others."""
+        stays = False
+        for each, _ in self._changed_lists():
+            is_back = each.put_back()
+            self._say(each.name, is_back=is_back)
+            stays |= not is_back
+        for held, elements in later:
+            fill(held, elements)
+        return stays
+
+    def _say(self, name: str, *, is_back: bool = True) -> None:
+        """Say once that clients change something."""
         if name in self._changed:
             return
-        self._changed[name] = True
+        self._changed[name] = is_back
         if self._logs:
-            logging.getLogger("sim").warning("note: %s", _how_found([name]))
+            logging.getLogger("sim").warning("note: %s", (_how_found if is_back else _how_left)([name]))
 
     def _remove(self, place: Any, name: str, inside: Mapping[str, Any], names: Collection[str]) -> None:
         """Remove the plain variables of a place that have come to these names."""
@@ -247,9 +296,7 @@ class UserVariables:
                     del inside[key]
                 else:
                     delattr(place, key)
-                if self._logs and f"{name}.{key}" not in self._changed:
-                    logging.getLogger("sim").warning("note: %s", _how_found([f"{name}.{key}"]))
-                self._changed[f"{name}.{key}"] = True
+                self._say(f"{name}.{key}")
 
     def saved(self) -> Callable[[], None]:
         """Return a function that puts everything back to what it is now."""
@@ -260,8 +307,7 @@ class UserVariables:
         def put_back() -> None:
             counters: dict[int, Any] = {}
             for variable, value in variables:
-                if value is not None:
-                    variable.put(value, counters)
+                variable.put(value, counters)
             for made, state in states:
                 own_generators.put_state(made, state)
             for network in networks:
@@ -291,19 +337,14 @@ class UserVariables:
             if pickle.dumps(state) != pickle.dumps(each.initial)  # compares the arrays in them, too
         ]
 
-    def _note_change(self, variable: Variable, now: Value | None, *, is_back: bool = True) -> None:
+    def _note_change(self, variable: Variable, now: Value, *, is_back: bool = True) -> None:
         if now is variable.initial or variable.name in self._changed:
             return
-        held = None if now is not None else variable.read()
-        was_none = now is None and variable.initial.held is None
-        if was_none and not (_holds_arrays(held) or is_state(held)):
+        if not now.is_plain and variable.initial.held is None and not (_holds_arrays(now.held) or is_state(now.held)):
             return  # an object that is made when it is first needed, such as a data set
-        if now is not None and equal(variable.initial.copy, now.copy):
+        if now.is_plain and variable.initial.is_plain and equal(variable.initial.copy, now.copy):
             return
-        is_back = is_back and (now is not None or is_state(held))
-        self._changed[variable.name] = is_back
-        if self._logs:
-            logging.getLogger("sim").warning("note: %s", (_how_found if is_back else _how_left)([variable.name]))
+        self._say(variable.name, is_back=is_back and variable.gives_up(now))
 
     def _reseed(self, first: int = 0) -> None:
         if self._stream is None:

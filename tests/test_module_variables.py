@@ -63,6 +63,39 @@ def test_parameters_get_the_loss_and_the_optimizer_of_the_module_unless_flags_sa
     assert f"its parameter optimizer gets {own if trained['adam'] else others}" in log
 
 
+HELPER = """
+teacher = Deep(8)
+
+def squares(model):
+    return sum(weight.pow(2).sum() for weight in model.parameters())
+
+def of_module():
+    return squares(net)
+
+def train(net, loader):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+    for x, y in loader:
+        optimizer.zero_grad()
+        (criterion(net(x), y) + 0.1 * of_module()).backward()
+        optimizer.step()
+    return {"differs": float(of_module() != squares(net)), "teacher": float(squares(teacher) == squares(net))}
+
+def test(net, loader):
+    return {"loss": 1.0, "differs": float(of_module() != squares(net))}
+"""
+
+
+@pytest.mark.parametrize("model", ["net", "Deep"])
+def test_a_variable_with_the_name_of_the_parameter_is_the_clients_model_for_other_functions(
+    program: str, model: str
+) -> None:
+    module = extended(program, HELPER).removesuffix(".py")
+    made = run(program, model=f"{module}:{model}", **({"model_args": {"width": 8}} if model == "Deep" else {}))
+    assert values(made, "fit") == {"differs": 0, "teacher": 0}
+    assert values(made, "test") == {"loss": 1, "differs": 0}
+    assert "these variables of the module are its own: net\n" in made.log_path.read_text()
+
+
 ADVERSARY = """
 class Adversary(nn.Linear):
     pass

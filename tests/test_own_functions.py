@@ -17,7 +17,6 @@ from torch import nn
 from torch.nn.utils.prune import l1_unstructured
 
 from sim.centralized import train_centralized
-from sim.client.borrowed_variables import borrowed_by, lent
 from sim.client.own_evaluation import OwnTest
 from sim.client.own_returns import OwnReturnError, Returned, of_test, of_train
 from sim.client.own_training import OwnTrain
@@ -563,29 +562,3 @@ def test_a_train_that_reads_other_examples_than_the_clients_is_noted(
     config = RunConfig(dataset="synthetic", num_clients=2, num_rounds=1, engine="inline", results_dir=str(tmp_path))
     simulate(config, train=train)
     assert ("it does not iterate over its parameter loader" in capsys.readouterr().err) is is_noted
-
-
-net = nn.Linear(2, 1)
-optimizer = torch.optim.SGD([{"params": [net.weight]}, {"params": [net.bias], "lr": 0.2}], lr=0.1, momentum=0.9)
-scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda number: 1 / (1 + number))
-
-
-def train_with_variables() -> list[float]:
-    net(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    scheduler.step()
-    return [float(group["lr"]) for group in optimizer.param_groups]
-
-
-def test_a_lent_optimizer_and_its_scheduler_follow_the_learning_rate_of_the_run() -> None:
-    own, others = nn.Linear(2, 1), (net, optimizer, scheduler)
-    before = [weight.detach().clone() for weight in (*net.parameters(), *own.parameters())]
-    borrowed = borrowed_by(train_with_variables, ())
-    for lr, wanted in ((None, [0.05, 0.1]), (0.1, [0.05, 0.1]), (1.0, [0.5, 1.0])):
-        with lent(borrowed, own, None, lr):
-            assert train_with_variables() == wanted
-    assert (net, optimizer, scheduler) == others
-    assert not optimizer.state
-    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
-    unchanged = [torch.equal(a, b) for a, b in zip(before, (*net.parameters(), *own.parameters()), strict=True)]
-    assert unchanged == [True, True, False, False]

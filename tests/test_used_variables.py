@@ -9,6 +9,7 @@ import pytest
 from program_text import extended, run
 
 from conftest import sha256
+from sim.client.borrowed_variables import borrowed_by
 from sim.config.run_config import RunConfig
 from sim.errors import PluginError
 from sim.used_variables import set_arguments
@@ -97,6 +98,18 @@ def test_only_what_has_no_value_is_set() -> None:
     assert "cfg" not in module
     set_arguments(module["used"], Arguments(lr=0.1))
     assert (module["args"], module["cfg"].lr, "other" in module) == (1, 0.1, False)
+
+
+def test_what_a_cell_sets_after_an_error_is_found() -> None:
+    module: dict[str, Any] = {"__name__": "of_the_user"}
+    exec("def step():\n    optimizer.step()\n\ndef train(epoch):\n    model.train()\n    step()\n", module)
+    assert borrowed_by(module["train"], ()) == {}
+    exec("import torch\nmodel = torch.nn.Linear(2, 2)\noptimizer = torch.optim.SGD(model.parameters())\n", module)
+    found = borrowed_by(module["train"], ())
+    assert {role: [each.name for each in variables] for role, variables in found.items()} == {
+        "net": ["model"],
+        "optimizer": ["optimizer"],
+    }
 
 
 CLASS_AND_VARIABLE = """

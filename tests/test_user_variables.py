@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import functools
 import itertools
 import pickle
 import random
@@ -204,6 +203,143 @@ def test_small_objects_in_the_place_of_none_and_arrays_without_dimensions_are_pu
     assert (module.best, module.step.item(), module.scale.tolist()) == (None, 1.0, [1.0, 1.0])
     (note,) = variables.notes
     assert note.startswith("clients change of_the_user.step, of_the_user.best, of_the_user.scale, which each")
+
+
+GRAPHS = """
+total, ready, losses, sums, mean = 0.0, False, [], {"loss": 0.0, "n": 0}, torch.zeros(())
+weight = torch.nn.Parameter(torch.ones(2))
+
+def add():
+    global total, ready, best
+    loss = (weight * 2).sum()
+    found = [float(total), bool(ready), len(losses), float(sums["loss"]), sums["n"], float(mean), best is None]
+    total, ready, best = total + loss, np.float64(1) > 0.5, loss if best is None else best + loss
+    losses.append(loss)
+    sums["loss"] += loss
+    sums["n"] += 1
+    mean.add_(loss)
+    mean.backward()
+    return found
+"""
+
+
+def test_numbers_become_numbers_again_where_clients_have_added_tensors_of_a_graph_to_them(module: Any) -> None:
+    exec(GRAPHS, vars(module))
+    mean = module.mean
+    variables = UserVariables()
+    variables.renew(module)
+    for client_id in range(3):
+        with variables.initial(sequence(0, Purpose.FIT, 1, client_id)):
+            assert module.add() == [0, False, 0, 0, 0, 0, True]
+    assert (module.total, module.ready, module.losses, module.sums) == (0, False, [], {"loss": 0, "n": 0})
+    assert module.mean is mean
+    assert (mean.item(), mean.requires_grad) == (0, False)
+    (note,) = variables.notes
+    assert note.endswith("which each of them finds as it was at first")
+
+
+CONSTANTS = """
+import enum
+from datetime import timedelta
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+class Phase(enum.Enum):
+    WARM = 1
+    COLD = 2
+
+class Rate(NamedTuple):
+    lr: float
+    steps: list
+
+class History(list):
+    pass
+
+phase, path, amount, share, waited = Phase.WARM, Path("a"), Decimal(0), Fraction(0), timedelta(0)
+rate, places, shape, dtype = Rate(0.1, []), range(3), torch.Size([1]), torch.float32
+of_numpy, is_late = np.dtype("f4"), np.bool_(False)
+words, history, phases = np.array(["a", "b"]), History(), []
+history.best = 0
+
+def rebind():
+    global phase, path, amount, share, waited, rate, places, shape, dtype, of_numpy, is_late
+    found = [phase.name, str(path), amount, share, waited, rate.lr, len(rate.steps), len(places), len(shape),
+             str(dtype), str(of_numpy), bool(is_late), *words, len(history), history.best, len(phases)]
+    phase, path, amount, share, waited = Phase.COLD, Path("b"), amount + 1, share + 1, waited + timedelta(1)
+    rate.steps.append(1)
+    rate, places, shape, dtype = rate._replace(lr=0.2), range(4), torch.Size([1, 1]), torch.float64
+    of_numpy, is_late, words[0] = np.dtype("f8"), np.bool_(True), "z"
+    history.append(0.5)
+    history.best = 1
+    phases.append(phase)
+    return found
+"""
+
+
+def test_values_that_cannot_change_and_lists_of_own_classes_are_put_back(module: Any) -> None:
+    exec(CONSTANTS, vars(module))
+    variables = UserVariables()
+    variables.renew(module)
+    at_first = [
+        "WARM",
+        "a",
+        0,
+        0,
+        module.timedelta(0),
+        0.1,
+        0,
+        3,
+        1,
+        "torch.float32",
+        "float32",
+        False,
+        "a",
+        "b",
+        0,
+        0,
+        0,
+    ]
+    for client_id in range(3):
+        with variables.initial(sequence(0, Purpose.FIT, 1, client_id)):
+            assert module.rebind() == at_first
+    (note,) = variables.notes
+    assert note.endswith("and 12 more, which each of them finds as it was at first")
+
+
+def test_data_that_clients_put_in_the_place_of_others_stay_and_are_named(module: Any) -> None:
+    module.train, module.pool = TensorDataset(torch.zeros(2, 1)), [module.data]
+    at_first = module.train
+    variables = UserVariables()
+    variables.renew(module)
+    later = TensorDataset(torch.ones(2, 1))
+    for _ in range(2):
+        with variables.initial(sequence(0, Purpose.FIT, 1, 0)):
+            module.train = later
+            module.pool.append(later)
+    assert module.train is later
+    assert module.pool == [module.data, later, later]
+    assert [note[:56] for note in variables.notes] == ["clients keep in of_the_user.train, of_the_user.pool what"]
+    module.train, module.pool[1:] = at_first, []
+    with variables.initial(sequence(0, Purpose.FIT, 1, 0)):
+        module.train = None
+        module.pool.append(torch.nn.Linear(1, 1))
+    assert module.train is at_first
+    assert module.pool == [module.data]
+
+
+def test_networks_that_the_server_has_put_into_variables_meanwhile_are_there_after_a_client(module: Any) -> None:
+    module.net, module.nets = torch.nn.Linear(1, 1), [module.data]
+    variables = UserVariables()
+    variables.renew(module)
+    at_first, of_server = module.net, torch.nn.Linear(1, 1)
+    module.net = module.best = of_server
+    module.nets.append(of_server)
+    with variables.initial(sequence(0, Purpose.FIT, 1, 0)):
+        assert (module.net, module.best, module.nets) == (at_first, None, [module.data])
+        module.net = module.best = torch.nn.Linear(1, 1)
+    assert (module.net, module.best, module.nets) == (of_server, of_server, [module.data, of_server])
 
 
 def test_large_averages_of_weights_stay_and_are_named(module: Any) -> None:
@@ -438,18 +574,3 @@ def test_what_is_removed_after_a_client_is_no_data_and_does_not_depend_on_the_or
         assert is_state(held)
         assert is_state([held])
     assert not is_state({"one": average, "other": average, "net": net})  # too large for a copy
-
-
-def test_what_the_server_keeps_in_a_function_with_a_cache_stays(module: Any) -> None:
-    made: Any = functools.cache(torch.nn.Linear)
-    module.made = made
-    variables = UserVariables()
-    variables.renew(module)
-    of_server = made(2, 2)
-    with variables.initial(sequence(0, Purpose.FIT, 1, 0)):
-        made(1, 1)
-    assert made(2, 2) is of_server
-    made.cache_clear()
-    with variables.initial(sequence(0, Purpose.FIT, 1, 0)):
-        made(1, 1)
-    assert made.cache_info().currsize == 0

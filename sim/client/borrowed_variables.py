@@ -10,19 +10,20 @@ import copy
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from types import FunctionType
 from typing import Any, NamedTuple
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from sim.parameter_roles import ROLES, validates
 from sim.used_variables import functions_used_by, names_read_by
 from sim.user_objects import is_own
+
+_RATES = {"lr", "initial_lr", "max_lr", "min_lr"}  # of a group of parameters; schedulers have put all but the first
 
 
 class Variable(NamedTuple):
@@ -37,15 +38,19 @@ class Variable(NamedTuple):
         return self.module.get(self.name)
 
 
-Borrowed = Mapping[str, Sequence[Variable]]  # role (net, loader, optimizer, scheduler) → the variables that have it
+# role (net, loader, optimizer, scheduler, or namesake of a parameter for the net) → the variables that have it
+Borrowed = Mapping[str, Sequence[Variable]]
 
 
-def borrowed_by(function: Callable[..., Any], given: Collection[str], *, is_test: bool = False) -> Borrowed:
+def borrowed_by(
+    function: Callable[..., Any], given: Collection[str], *, is_test: bool = False, net_names: Collection[str] = ()
+) -> Borrowed:
     """Return the variables of modules through which a function uses what a client has of its own.
 
     Args:
         given: roles that its parameters have, for which no variable is taken.
         is_test: it is to be called with examples of a test.
+        net_names: its parameters for the net; the functions that it calls may use a variable of that name.
     """
     function = inspect.unwrap(function)
     used = _used_by(function) if isinstance(function, FunctionType) else ()
@@ -65,6 +70,7 @@ def borrowed_by(function: Callable[..., Any], given: Collection[str], *, is_test
     found: dict[str, Sequence[Variable]] = {
         "net": _only(nets, lambda each: ROLES.get(each.name.lower()) == "net"),
         "loader": _only(loaders, lambda each: validates(each.name) == is_test),
+        "namesake": [each for each in nets if each.name in net_names],
         "optimizer": optimizers,
         "scheduler": [
             each for each in used if isinstance(each.value, LRScheduler) and id(each.value.optimizer) in stepped
@@ -80,11 +86,12 @@ def learning_rate_of(borrowed: Borrowed) -> float | None:
 
 
 def of_model(borrowed: Borrowed, net: nn.Module) -> Borrowed:
-    """Return what is borrowed without optimizers, and their schedulers, that change another model than ``net``."""
+    """Return what is borrowed without what is, or changes, another model than ``net``."""
+    namesakes = [each for each in borrowed.get("namesake", ()) if _likeness(each.value) == _likeness(net)]
     optimizers = [each for each in borrowed.get("optimizer", ()) if is_for(each.value, each.module, net)]
     stepped = {id(each.value) for each in optimizers}
     schedulers = [each for each in borrowed.get("scheduler", ()) if id(each.value.optimizer) in stepped]
-    return {**borrowed, "optimizer": optimizers, "scheduler": schedulers}
+    return {**borrowed, "namesake": namesakes, "optimizer": optimizers, "scheduler": schedulers}
 
 
 def is_for(optimizer: Optimizer, module: Mapping[str, Any], net: nn.Module) -> bool:
@@ -95,7 +102,7 @@ def is_for(optimizer: Optimizer, module: Mapping[str, Any], net: nn.Module) -> b
 
 def copy_for(optimizer: Optimizer, module: Mapping[str, Any], net: nn.Module, lr: float | None) -> Optimizer:
     """Return a copy of an optimizer that changes ``net``, see ``lent``."""
-    return _with_rate(copy.deepcopy(optimizer, _corresponding(optimizer, module, net)), lr)
+    return _copy_with_rate(optimizer, _corresponding(optimizer, module, net), lr)
 
 
 def own_criterion(function: Callable[..., Any], parameter: str) -> Variable | None:
@@ -144,8 +151,9 @@ def lent(borrowed: Borrowed, net: nn.Module, loader: Any, lr: float | None = Non
         copied |= _corresponding(each.value, each.module, net)
     made: dict[str, Callable[[Any], Any]] = {
         "net": lambda _: net,
+        "namesake": lambda _: net,
         "loader": lambda _: loader,
-        "optimizer": lambda own: _with_rate(copy.deepcopy(own, copied), lr),
+        "optimizer": lambda own: _copy_with_rate(own, copied, lr),
         # After its optimizer, which it refers to.
         "scheduler": lambda own: _with_rates_of_its_optimizer(copy.deepcopy(own, copied)),
     }
@@ -181,23 +189,39 @@ def _corresponding(optimizer: Optimizer, module: Mapping[str, Any], net: nn.Modu
     return {id(weight): new[name] for name, weight in model.named_parameters(remove_duplicate=False) if name in new}
 
 
-def _with_rate(optimizer: Optimizer, lr: float | None) -> Optimizer:
-    """Let an optimizer have another learning rate; groups of parameters keep their rates relative to each other."""
-    own = optimizer.defaults.get("lr")
+def _copy_with_rate(optimizer: Optimizer, copied: dict[int, Any], lr: float | None) -> Optimizer:
+    """Return a copy with another learning rate, to which that of a group of parameters and of a scheduler is relative.
+
+    Args:
+        copied: of ``copy.deepcopy``.
+    """
+    made, own = copy.deepcopy(optimizer, copied), optimizer.defaults.get("lr")
     if lr is not None and isinstance(own, float | int) and own not in (0, lr):
-        for group in optimizer.param_groups:
-            for name in {"lr", "initial_lr"} & group.keys():  # a scheduler has put the second
+        for group in made.param_groups:
+            for name in _RATES & group.keys():
                 group[name] = lr if group[name] == own else group[name] * lr / own
-    return optimizer
+    if any("initial_lr" in group for group in made.param_groups):
+        rates = copy.deepcopy([group["lr"] for group in made.param_groups])
+        LambdaLR(made, lambda _: 1.0)  # notes the calls of step, as the scheduler of the original does; else it warns
+        for group, rate in zip(made.param_groups, rates, strict=True):
+            group["lr"] = rate
+    return made
 
 
 def _with_rates_of_its_optimizer(scheduler: Any) -> Any:
+    """Let a copied scheduler, and those that it is made of, begin with the learning rates of the copied optimizer."""
     if hasattr(scheduler, "base_lrs"):
+        before = scheduler.base_lrs
         scheduler.base_lrs = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
+        if hasattr(scheduler, "max_lrs"):  # of CyclicLR
+            now = zip(scheduler.max_lrs, scheduler.base_lrs, before, strict=True)
+            scheduler.max_lrs = [most * lr / own if own else most for most, lr, own in now]
+    for inner in [each for held in vars(scheduler).values() if isinstance(held, list) for each in held]:
+        if isinstance(inner, LRScheduler):
+            _with_rates_of_its_optimizer(inner)
     return scheduler
 
 
-@lru_cache(maxsize=64)
 def _used_by(function: FunctionType) -> tuple[Variable, ...]:
     """Return the variables of modules that a function, and the user's functions that it calls, read."""
     found: dict[tuple[int, str], Variable] = {}

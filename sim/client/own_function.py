@@ -74,7 +74,9 @@ class OwnFunction:
 def variables_of(binding: Binding, *, is_test: bool = False) -> Borrowed:
     """Return the variables of modules that a function uses in the place of parameters."""
     given = set(binding.roles.values())
-    return borrowed_by(binding.function, given | ({"loader"} if given & {*EXAMPLES} else set()), is_test=is_test)
+    net_names = [name for name, role in binding.roles.items() if role == "net"]
+    given |= {"loader"} if given & {*EXAMPLES} else set()
+    return borrowed_by(binding.function, given, is_test=is_test, net_names=net_names)
 
 
 def all_examples(loader: Any, place: str) -> dict[str, Any]:
