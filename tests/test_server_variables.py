@@ -86,6 +86,8 @@ def _uses(value: Any) -> Callable[[], Any]:
         (list, lambda v: v.append(1)),
         (set, lambda v: v.add("a")),
         (lambda: np.zeros(2), lambda v: v.__iadd__(1)),
+        (lambda: np.zeros(2001), lambda v: v.__setitem__(1000, 1)),  # which its text does not show
+        (lambda: np.ones(2, np.float64), lambda v: v.__iadd__(1e-12)),
         (lambda: torch.zeros(2), lambda v: v.add_(1)),
         (lambda: torch.zeros(2, dtype=torch.bfloat16), lambda v: v.add_(1)),
         (lambda: [np.zeros(2)], lambda v: v[0].__iadd__(1)),
@@ -129,6 +131,8 @@ def _described(value: Any) -> Any:
             return value.best, value.history
         case dict() if "loader" in value:
             return _described(value["stopper"])
+        case np.ndarray():
+            return value.dtype, value.tolist()
     return type(value), repr(value)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from program_text import extended
 from safetensors.numpy import load_file
 from torch import nn
 
@@ -296,3 +297,14 @@ def test_auto_on_a_cpu_trains_small_models_in_groups(
     num_weights = 62 if "dataset" in settings else 10250
     expected = f"clients are trained in groups of {clients}, because Logistic has {num_weights} weights only"
     assert [line.partition(";")[0] for line in said if "trained" in line] == ([expected] if clients > 1 else [])
+
+
+def test_clients_that_take_no_step_are_vectorized_with_the_others(program: str, small: Callable[..., Run]) -> None:
+    extended(program, "def load_data(): return DataLoader(trainset, 8, drop_last=True), testloader\n")
+    shared = {"program": program, "num_clients": 3, "clients_per_round": 3, "partitioner": "size", "max_local_steps": 9}
+    shared["partitioner_args"] = {"partition_sizes": "4,9,20"}
+    one, many = (small(name=name, local_training=name, **shared) for name in ("sequential", "vectorized"))
+    assert 0 <= _distance(one, many) < 1e-5
+    clients = many.clients()
+    assert clients.loss.isna().tolist() == one.clients().loss.isna().tolist() == [True, False, False] * 2
+    assert clients.vectorized_with.notna().all()
