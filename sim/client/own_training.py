@@ -127,7 +127,8 @@ class OwnTrain(OwnFunction):
             found.append(f"while a client trains, these variables of the module are its own: {', '.join(lent_names)}")
         name = self.binding.parameter_for("criterion")
         if name is not None and "criterion" in self.binding.required:
-            own = None if self.loss_is_given else own_criterion(self.function, name)
+            is_named = self.loss_is_given or is_text(self.binding, "criterion")
+            own = None if is_named else own_criterion(self.function, name)
             made = f"the loss {shown_name(self.loss)} (--loss)" if own is None else f"the module's {own.name}"
             found.append(f"its parameter {name} gets {made}")
         name = self.binding.parameter_for("optimizer")

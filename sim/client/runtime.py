@@ -77,6 +77,7 @@ class ClientSpec:
 
     Attributes:
         loss: name of a loss, or the user's own function; None for the one that suits the targets.
+        loss_of_batches: the one that suits what the user's own ``collate_fn`` makes of the targets; None for theirs.
         metrics: names of metrics, ``package.module:name``, or functions; none for the one that suits the targets.
         batch_size: of the loaders that a client is made with; ``TorchClient`` uses the one that the server sends.
         facts_of_train, facts_of_test: what their source says; None if each process is to read it.
@@ -110,6 +111,7 @@ class ClientSpec:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     args: Mapping[str, Any] = field(default_factory=dict)
     loss: Any = None
+    loss_of_batches: str | None = None
     metrics: tuple[Any, ...] = ()
     accuracy_in_percent: bool = False
     facts_of_train: SourceFacts | None = None
@@ -225,6 +227,8 @@ def loss_of(spec: ClientSpec, dataset: Dataset) -> str | Callable[..., Any]:
     if spec.loss is not None:
         function: Callable[..., Any] = user_code.load(spec.loss, "--loss")
         return function
+    if spec.loss_of_batches is not None:
+        return spec.loss_of_batches
     if not dataset.has_classes:
         return "mse"
     target = dataset.target

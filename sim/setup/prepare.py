@@ -515,7 +515,8 @@ def spec_parts(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:
         "seed": config.seed,
         "model_args": config.model_args,
         "args": config.args,
-        "loss": config.loss or _loss_of_batches(dataset),
+        "loss": config.loss,
+        "loss_of_batches": None if config.loss else _loss_of_batches(dataset),
         "metrics": metrics,
         "accuracy_in_percent": config.accuracy_in_percent,
     }
