@@ -298,6 +298,7 @@ def _simulate(
                     if config.final_evaluate:
                         frame = Evaluation.of_last_round(session.run, prepared, server).execute(dispatcher)
                         write_table(frame, session.run.evaluation_path)
+                    del server  # it refers to itself, and is garbage at the end of this block
     return session.run
 
 

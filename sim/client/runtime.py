@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -261,6 +261,11 @@ def tests_whole(spec: ClientSpec) -> bool:
     return spec.test is not None or any(name not in METRICS or METRICS[name].whole for name in spec.metrics)
 
 
+def _built(spec: ClientSpec, dataset: Dataset, device: torch.device, *, channels_last: bool) -> nn.Module:
+    net = build_net(spec, dataset).to(device)
+    return net.to(memory_format=torch.channels_last) if channels_last else net
+
+
 class ClientRuntime:
     """A ``ClientSpec`` set up in this process, in which its clients are executed one after another.
 
@@ -290,12 +295,15 @@ class ClientRuntime:
         # A user's model may call x.view(-1, …), which a channels_last tensor refuses.
         self.channels_last = not is_own(spec.model) and isinstance(self.dataset.train, Examples)
         self.loss = loss_of(spec, self.dataset)
-        self.net = self._built()
+        build = partial(
+            _built, spec, self.dataset, self.device, channels_last=self.channels_last
+        )  # not of this object,
+        self.net = build()  # which would refer to itself then, and keep its files until Python searches for garbage
         self.weight_names: Sequence[str] = list(state_of(self.net))  # now, because user code may change their order
         self._modes = [(module, module.training) for module in self.net.modules()]
         self._parameters = list(self.net.parameters())
         # User code may change more of a net than its weights, so each client gets a copy of one that nobody has used.
-        self._unused_net = UnusedNet(self.net, self._built) if self.has_user_code else None
+        self._unused_net = UnusedNet(self.net, build) if self.has_user_code else None
         self._own_folder = OwnFolder(spec.own_folder) if spec.own_folder is not None else None
         self._trainers: dict[int, Trainer] = {}
         built_in_train = local.train if self.loss == "cross_entropy" else BuiltInTrain(self.loss)
@@ -312,10 +320,6 @@ class ClientRuntime:
             OF_THIS_PROCESS.renew(self.train, self.test, self.loss, self.client_class, *settings, *splits)
         # After the imports, because a module is imported once in a process, but several runtimes may be made in it.
         compute_repeatably(spec.torch_threads, spec.device, user_code=self.has_user_code)
-
-    def _built(self) -> nn.Module:
-        net = build_net(self.spec, self.dataset).to(self.device)
-        return net.to(memory_format=torch.channels_last) if self.channels_last else net
 
     @cached_property
     def has_user_code(self) -> bool:

@@ -115,9 +115,9 @@ def _tried(
     notes = [*_notes_of_arguments(spec)]
 
     def client_fn(context: Context) -> Client:
-        loader = some_examples(worker.torch_runtime)
+        loader = some_examples(runtime)
         try:
-            made.append(worker.torch_runtime.client_over(loader, loader, context))
+            made.append(runtime.client_over(loader, loader, context))
         except KeyboardInterrupt:
             raise
         except BaseException as error:
