@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from threading import Thread
@@ -40,7 +41,7 @@ from sim.config.flags import Parser, add_config, add_settings
 from sim.config.run_config import AppConfig, CentralizedConfig, RunConfig
 from sim.config.settings_of_flower_programs import USED_BY
 from sim.errors import ClientError, ConfigError, SimError, many_lines, one_line
-from sim.interrupts import process_ends_after_block
+from sim.interrupts import interruptible, process_ends_after_block
 from sim.network.options import SIMULATED_ONLY, ClientOptions, ServerOptions
 from sim.run_folder.environment import versions
 from sim.scale.cells import SET_BY_THE_GRID
@@ -408,7 +409,8 @@ def main(words: Sequence[str] | None = None) -> int:
         _check_current_folder()
         _check_open_files()
         arguments = _parser().parse_strictly(words_of)
-        arguments.act(arguments)
+        with interruptible():
+            arguments.act(arguments)
         for text in arguments.parser.replaced():
             print(f"sim: note: {text}", file=sys.stderr)
         if sys.stdout is not None:
@@ -424,7 +426,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         written = "; what was done is on disk" if words_of and words_of[0] in _WRITE_WHAT_IS_DONE else ""
-        print(f"sim: interrupted{written}", file=sys.stderr)
+        with suppress(OSError):  # the terminal is gone
+            print(f"sim: interrupted{written}", file=sys.stderr)
         return _EXIT_INTERRUPTED
     except BrokenPipeError:
         _discard_output()

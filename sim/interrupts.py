@@ -1,4 +1,4 @@
-"""Controls when Ctrl-C and SIGTERM take effect."""
+"""Controls when Ctrl-C, SIGTERM and SIGHUP take effect."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_arrived: list[int] = []  # signals since the beginning of the block that is interruptible
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_arrived: list[int] = []  # signals since the beginning of the outermost block that is interruptible
 _before: dict[int, Any] = {}  # the handlers before that block; empty outside of it
 _ends_after_block = False
 
@@ -27,32 +27,41 @@ def process_ends_after_block() -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Make the first Ctrl-C or SIGTERM raise KeyboardInterrupt, and the second one end the process at once.
+    """Make the first Ctrl-C, SIGTERM or SIGHUP raise KeyboardInterrupt, and the second one end the process at once.
 
-    A loop inside the block calls ``raise_if_interrupted``, because an exception may get lost.
+    A loop inside the block calls ``raise_if_interrupted``, because an exception may get lost. Blocks may be nested.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        for other in _SIGNALS:
-            signal.signal(other, signal.SIG_DFL)
+        for other in numbers:  # the shell and the system each send a SIGHUP when a terminal is closed
+            signal.signal(other, signal.SIG_IGN if other == signal.SIGHUP else signal.SIG_DFL)
         _arrived.append(number)
         raise KeyboardInterrupt
 
-    _arrived.clear()
-    before: dict[int, Any] = {number: signal.signal(number, interrupt) for number in _SIGNALS}
-    _before.update(before)
+    is_outermost, numbers = not _before, listened_to()
+    before: dict[int, Any] = {number: signal.signal(number, interrupt) for number in numbers}
+    if is_outermost:
+        _before.update(before)
     try:
         yield
         if _ends_after_block:
-            before = dict.fromkeys(_SIGNALS, signal.SIG_IGN)
+            before = dict.fromkeys(before, signal.SIG_IGN)
+            _arrived.clear()
     finally:
-        _arrived.clear()
-        _before.clear()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if is_outermost:
+            _arrived.clear()
+            _before.clear()
+        if not _arrived:  # else the second signal ends the process also after an inner block
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def listened_to() -> list[signal.Signals]:
+    """Return the signals that end a run; not SIGHUP under nohup."""
+    return [each for each in _SIGNALS if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
 
 
 def raise_if_interrupted() -> None:
@@ -66,7 +75,7 @@ def raise_if_interrupted() -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Delay a Ctrl-C or SIGTERM that arrives inside the block until the end of the block.
+    """Delay a Ctrl-C, SIGTERM or SIGHUP that arrives inside the block until the end of the block.
 
     It is not enough to block the signals in this thread, because Ray has other threads that would receive them.
     """
@@ -78,7 +87,7 @@ def uninterrupted() -> Iterator[None]:
     def later(number: int, frame: FrameType | None) -> None:
         caught.append((number, frame))
 
-    before: dict[int, Any] = {number: signal.signal(number, later) for number in _SIGNALS}
+    before: dict[int, Any] = {number: signal.signal(number, later) for number in listened_to()}
     try:
         yield
     finally:

@@ -32,23 +32,32 @@ def uncollected() -> Iterator[None]:
 
 
 _open_blocks = 0
+_leaves_garbage = False  # the last block ended by an error, whose traceback held what it had made
 
 
 @contextmanager
 def imports_are_no_garbage() -> Iterator[None]:
-    """Leave what exists now out of each search for garbage inside the block.
+    """Leave what exists now out of each search for garbage inside the block, and search once at its end.
 
-    Some of Flower's strategies search for garbage once per client, which takes tenths of a second beside PyTorch.
+    Some of Flower's strategies search for garbage once per client, which takes tenths of a second beside PyTorch. What
+    the block has made may refer to itself, as a strategy and its clients do, and hold files of the cache.
     """
-    global _open_blocks  # noqa: PLW0603 - the collector, too, is one for the process
+    global _open_blocks, _leaves_garbage  # noqa: PLW0603 - the collector, too, is one for the process
     # Python counts what is frozen one by one, which takes 50 ms beside PyTorch; within another block it is known.
     was_frozen = _open_blocks > 0 or gc.get_freeze_count() > 0
+    if _leaves_garbage:
+        gc.collect()
+        _leaves_garbage = False
     gc.freeze()
     _open_blocks += 1
     try:
         yield
+    except BaseException:
+        _leaves_garbage = True
+        raise
     finally:
         _open_blocks -= 1
+        gc.collect()
         if not was_frozen:
             gc.unfreeze()
 

@@ -43,12 +43,14 @@ class Option:
         kind: what argparse makes of a text by it; None for nothing.
         choices: the values that it may have; None for any.
         is_list: its value is a list.
+        count: how many values that has; None for any number.
     """
 
     default: ast.expr
     kind: ast.expr | None = None
     choices: ast.expr | None = None
     is_list: bool = False
+    count: int | None = None
 
     def value(self, variables: dict[str, Any]) -> Any:
         """Return the default as argparse gives it.
@@ -66,12 +68,14 @@ class Option:
         """Return what argparse would make of a value from the command line, where it is a text.
 
         Raises:
-            ValueError: it is none of the choices.
+            ValueError: it is none of the choices, or of another number of values.
             Exception: whatever the Python raises.
         """
         if self.is_list:
             each = [self._converted(one, variables) for one in (value if isinstance(value, list) else [value])]
             self._check(each, variables)
+            if self.count not in (None, len(each)):
+                raise ValueError(f"{self.count} values are expected, not {len(each)}")
             return each
         found = self._converted(value, variables)
         self._check([found], variables)
@@ -460,9 +464,12 @@ def _arguments(tree: ast.Module) -> dict[str, Option]:
         name = next((flag for flag in flags if flag.startswith("--")), flags[0]).lstrip("-").replace("-", "_")
         name = _constant(options.get("dest"), name)
         action = _constant(options.get("action"), "store")
-        default = ast.Constant({"store_true": False, "store_false": True}.get(action))
-        is_list = action in ("append", "extend") or _constant(options.get("nargs"), "?") != "?"
-        found[name] = Option(options.get("default", default), options.get("type"), options.get("choices"), is_list)
+        default: ast.expr = ast.Constant({"store_true": False, "store_false": True}.get(action))
+        count = _constant(options.get("nargs"), "?")
+        is_list = action in ("append", "extend") or count != "?"
+        count = count if action == "store" and isinstance(count, int) else None
+        default = options.get("default", default)
+        found[name] = Option(default, options.get("type"), options.get("choices"), is_list, count)
     return {
         **{name: replace(option, default=defaults.get(name, option.default)) for name, option in found.items()},
         **{name: Option(default) for name, default in defaults.items() if name not in found},

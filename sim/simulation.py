@@ -206,6 +206,7 @@ def evaluate(
     if config.ray_address is None:
         num_actors = min(num_actors, _check_resources(config, arguments))
     with (
+        interruptible(),
         locked_folder(run.path),
         _leftovers_ended(config),
         _ray_session(config, arguments, num_actors, ray_init_args) as ray_session,
@@ -255,6 +256,7 @@ def _simulate(
     if config.ray_address is None:
         num_actors = min(num_actors, _check_resources(config, arguments))
     with (
+        interruptible(),
         _leftovers_ended(config),
         live_line(on_record, config.num_rounds) as told,
         _ray_session(config, arguments, num_actors, ray_init_args) as ray_session,
@@ -298,6 +300,7 @@ def _simulate(
                     if config.final_evaluate:
                         frame = Evaluation.of_last_round(session.run, prepared, server).execute(dispatcher)
                         write_table(frame, session.run.evaluation_path)
+                    del server  # it refers to itself, and is garbage at the end of this block
     return session.run
 
 

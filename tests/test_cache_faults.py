@@ -9,18 +9,22 @@ import stat
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 from sim.config.run_config import RunConfig
 from sim.data import cache, partition
-from sim.data.load_dataset import Dataset, load_dataset
+from sim.data.load_dataset import Dataset, load_dataset, open_dataset
 from sim.engine.ray.shipping import pack, unpack
-from sim.errors import DataError
+from sim.errors import DataError, RunError
 from sim.setup.prepare import prepare
+from sim.simulation import simulate
 
 CONFIG = RunConfig(dataset="synthetic", num_examples=20, num_clients=2, fraction_fit=1.0, image_size=8)
 
@@ -160,6 +164,50 @@ def test_processes_that_make_an_entry_at_once_neither_disturb_each_other_nor_lea
     assert [result.result() for result in results] == [[b"1"] * 20] * 4
     names = [path.name for path in (own_cache / "data").iterdir()]
     assert (len(names), [name for name in names if name.startswith(".")]) == (20, [])
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_files_of_the_cache_are_closed_when_a_run_has_ended(own_cache: Path, tmp_path: Path) -> None:
+    def train(net: Any, loader: Any) -> None:
+        net.weight.data += 1
+
+    def fail(net: Any, loader: Any) -> None:
+        if len(loader.dataset) > 2:  # not in the dry run
+            raise ValueError
+
+    def run(train: Any) -> int:
+        results = str(tmp_path / "results")
+        config = RunConfig(num_clients=2, num_rounds=1, partitioner="iid", engine="inline", results_dir=results)
+        x = np.ones((80, 2), np.float32), np.arange(80) % 2
+        with nullcontext() if train is not fail else pytest.raises(RunError):
+            simulate(config, model=lambda: nn.Linear(2, 2), load_data=lambda: (x, x), train=train)
+        places = [os.path.realpath(place) for place in Path("/proc/self/fd").iterdir()]
+        return sum(place.startswith(str(own_cache)) and place.endswith(".npy") for place in places)
+
+    assert run(train) == run(train) < 10
+    after_an_error = run(fail)
+    assert run(fail) == after_an_error
+    assert run(train) == run(train) < 10
+
+
+def test_too_many_open_files_are_no_damage(own_cache: Path) -> None:
+    dataset = load_dataset(CONFIG)
+    assigned = partition.assign(dataset, CONFIG)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(own_cache, os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    end = "cannot be opened: Too many open files; close files, or raise ulimit -n"
+    try:
+        with pytest.raises(DataError, match=f"^the cached partition {assigned.folder} {end}$"):
+            partition.open_cached(assigned.folder)
+        with pytest.raises(DataError, match=f"^the cached data set {dataset.folder} {end}$"):
+            open_dataset(dataset.source)
+        cache._CHECKED.clear()
+        with pytest.raises(DataError, match=f"^the cache {own_cache}/data {end}$"):
+            load_dataset(CONFIG)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @pytest.mark.parametrize("most_bytes", [0, 150, 1000, 3900])  # within a .npy file: of its header, and of each array

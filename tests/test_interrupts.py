@@ -7,11 +7,78 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from sim.engine.ray.session import _handle_sigterm_again
-from sim.interrupts import interruptible
+from sim.interrupts import interruptible, raise_if_interrupted
+from tests.conftest import Sim
+
+PROGRAM = """
+import signal
+import torch
+from torch import nn
+
+def load_data():
+    examples = torch.utils.data.TensorDataset(torch.ones(8, 2), torch.arange(8) % 2)
+    return examples, examples
+
+def Net():
+    return nn.Linear(2, 2)
+
+def train(net, loader):
+    signal.raise_signal(signal.{name})
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_ends_the_dry_run_as_ctrl_c_does(name: str, sim: Sim, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM.format(name=name))
+    (tmp_path / "temporary").mkdir()
+    prefix = ("env", f"TMPDIR={tmp_path / 'temporary'}")
+    done = sim("run", "--program", "program.py", "--num-clients", "2", "--engine", "inline", prefix=prefix)
+    assert done.returncode == 130, done
+    assert done.stderr.splitlines()[-1] == "sim: interrupted; what was done is on disk"
+    assert not [path.name for path in (tmp_path / "temporary").iterdir() if path.name.startswith("sim-trial-")]
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.fixture
+def _handlers() -> Iterator[None]:
+    numbers = signal.SIGTERM, signal.SIGHUP
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_after_the_first_signal_of_an_inner_block_the_second_one_ends_the_process() -> None:
+    outer = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
+    with interruptible():
+        with interruptible():
+            pass
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            assert callable(signal.getsignal(number))
+        with pytest.raises(KeyboardInterrupt), interruptible():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        signal.raise_signal(signal.SIGHUP)  # as that of the system after that of the shell
+        with pytest.raises(KeyboardInterrupt):
+            raise_if_interrupted()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) == outer
+    raise_if_interrupted()
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_nohup_stays() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with interruptible():
+        signal.raise_signal(signal.SIGHUP)
+        raise_if_interrupted()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 @pytest.mark.slow

@@ -169,6 +169,7 @@ def main():
     parser.add_argument("--inside", default=local)
     parser.add_argument("--opt-name", choices=["sgd", "adam"], default="sgd")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1])
+    parser.add_argument("--betas", type=float, nargs=2, default=(0.5, 0.75))
     parser.set_defaults(steps=7, name="run")
 """
 
@@ -178,7 +179,7 @@ def test_options_are_what_argparse_makes_of_them(write: Write) -> None:
     train = user_code.load("mine_options:train", "--train")
     found = vars(user_code.arguments({}, train))
     defaults = {"rate": 0.125, "freeze": False, "hidden": [16, 8], "root": 2.0, "steps": 7, "quiet": False}
-    assert found == {**defaults, "name": "run", "opt_name": "sgd", "sizes": [1]}
+    assert found == {**defaults, "name": "run", "opt_name": "sgd", "sizes": [1], "betas": (0.5, 0.75)}
     more = {"freeze": "yes", "hidden": 3, "inside": 4, "more": "text", "rate": 1, "opt-name": "adam", "sizes": 2}
     given = vars(user_code.arguments(more, train))
     changed = {"freeze": True, "hidden": [3], "rate": 1.0, "opt_name": "adam", "sizes": [2]}
@@ -188,6 +189,10 @@ def test_options_are_what_argparse_makes_of_them(write: Write) -> None:
         user_code.arguments({"hidden": "x"}, train)
     with pytest.raises(PluginError, match=r"^--args opt_name=foo: one of sgd, adam is expected$"):
         user_code.arguments({"opt_name": "foo"}, train)
+    assert user_code.arguments({"betas": ["0.5", 0.25]}, train).betas == [0.5, 0.25]
+    for betas, count in ((0.5, 1), ([0.5, 0.25, 1], 3)):
+        with pytest.raises(PluginError, match=f"^--args betas=.*: 2 values are expected, not {count}$"):
+            user_code.arguments({"betas": betas}, train)
 
 
 def test_an_option_without_a_value_says_why(write: Write) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sim.client.borrowed_variables import Variable, is_for, own_criterion
-from sim.parameter_roles import Binding
+from sim.parameter_roles import Binding, is_text
 from sim.training import local
 from sim.training.losses import CRITERIA
 
@@ -25,12 +25,16 @@ def criterion_for(
 ) -> dict[str, Any]:
     """Return the argument for a parameter that wants a loss: the module's own, unless the user gave one.
 
+    A default of the function's own is replaced by nothing but what the user gave.
+
     Args:
         is_given: ``loss`` is the user's choice.
     """
     name = binding.parameter_for("criterion")
-    if name is None or not ("criterion" in binding.required or loss != "cross_entropy"):
+    if name is None or not ("criterion" in binding.required or is_given):
         return {}
+    if is_text(binding, "criterion"):
+        return {"criterion": loss}
     variable = None if is_given else own_criterion(binding.function, name)
     found = criterion(loss) if variable is None else variable.value
     return {"criterion": copy.deepcopy(found).to(device) if isinstance(found, nn.Module) else found}

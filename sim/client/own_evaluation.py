@@ -22,6 +22,7 @@ from sim.client.own_function import (
     all_examples,
     batch_size_of,
     dataset_of,
+    gets,
     make_fraction,
     variables_of,
 )
@@ -99,7 +100,7 @@ class OwnTest(OwnFunction):
         """
         binding = self.binding
         offered = {"net": net, "loader": loader, "device": device, "args": self.args, "epoch": 0}
-        if binding.takes("inputs"):
+        if gets(binding, "inputs"):
             offered |= all_examples(loader, self.place)
         if "batch_size" in binding.required:
             offered["batch_size"] = batch_size_of(loader)

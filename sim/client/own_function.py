@@ -71,6 +71,16 @@ class OwnFunction:
         return source_facts(self.function, self.owner) if self.facts is None else self.facts
 
 
+def gets(binding: Binding, form: str) -> bool:
+    """Return whether a function gets examples in one of the forms of ``EXAMPLES``.
+
+    A parameter with a default gets them only if no other one does: ``features=False`` beside a loader stays.
+    """
+    required = binding.required
+    first = next(filter(binding.takes, sorted(EXAMPLES, key=lambda each: each not in required)), None)
+    return form in required or form == first
+
+
 def variables_of(binding: Binding, *, is_test: bool = False) -> Borrowed:
     """Return the variables of modules that a function uses in the place of parameters."""
     given = set(binding.roles.values())

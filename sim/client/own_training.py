@@ -29,6 +29,7 @@ from sim.client.own_function import (
     batch_size_of,
     check_effect,
     dataset_of,
+    gets,
     make_fraction,
     variables_of,
 )
@@ -94,7 +95,7 @@ class OwnTrain(OwnFunction):
     def takes_max_steps(self) -> bool:
         """Whether it can be ended after a number of steps."""
         takes = self.binding.takes
-        return not takes("inputs") and (takes("max_steps") or not takes("dataset"))
+        return not gets(self.binding, "inputs") and (takes("max_steps") or not takes("dataset"))
 
     @property
     def takes_proximal_mu(self) -> bool:
@@ -104,9 +105,10 @@ class OwnTrain(OwnFunction):
     @property
     def validates(self) -> str | None:
         """The parameter that gets other examples than those of the training; None if there is none."""
-        roles = self.binding.roles.items()
-        required = {VALIDATION, VALIDATION_DATASET, "loaders"} & self.binding.required
-        return next((name for name, role in roles if role in required), None)
+        wanted = {VALIDATION, VALIDATION_DATASET} & self.binding.required
+        if gets(self.binding, "loaders"):
+            wanted.add("loaders")
+        return next((name for name, role in self.binding.roles.items() if role in wanted), None)
 
     @property
     def own_optimizer(self) -> Variable | None:
@@ -125,7 +127,8 @@ class OwnTrain(OwnFunction):
             found.append(f"while a client trains, these variables of the module are its own: {', '.join(lent_names)}")
         name = self.binding.parameter_for("criterion")
         if name is not None and "criterion" in self.binding.required:
-            own = None if self.loss_is_given else own_criterion(self.function, name)
+            is_named = self.loss_is_given or is_text(self.binding, "criterion")
+            own = None if is_named else own_criterion(self.function, name)
             made = f"the loss {shown_name(self.loss)} (--loss)" if own is None else f"the module's {own.name}"
             found.append(f"its parameter {name} gets {made}")
         name = self.binding.parameter_for("optimizer")
@@ -217,7 +220,7 @@ class OwnTrain(OwnFunction):
         offered = {"net": net, "loader": loader, "device": device, "args": self.args, **settings}
         if binding.takes("batch_size"):
             offered["batch_size"] = batch_size_of(loader)
-        if binding.takes("inputs"):
+        if gets(binding, "inputs"):
             if settings.get("max_steps"):
                 raise PluginError(
                     f"{self.place}: takes all examples at once, so that --max-local-steps would be without effect"

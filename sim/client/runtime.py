@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ class ClientSpec:
 
     Attributes:
         loss: name of a loss, or the user's own function; None for the one that suits the targets.
+        loss_of_batches: the one that suits what the user's own ``collate_fn`` makes of the targets; None for theirs.
         metrics: names of metrics, ``package.module:name``, or functions; none for the one that suits the targets.
         batch_size: of the loaders that a client is made with; ``TorchClient`` uses the one that the server sends.
         facts_of_train, facts_of_test: what their source says; None if each process is to read it.
@@ -110,6 +111,7 @@ class ClientSpec:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     args: Mapping[str, Any] = field(default_factory=dict)
     loss: Any = None
+    loss_of_batches: str | None = None
     metrics: tuple[Any, ...] = ()
     accuracy_in_percent: bool = False
     facts_of_train: SourceFacts | None = None
@@ -226,6 +228,8 @@ def loss_of(spec: ClientSpec, dataset: Dataset) -> str | Callable[..., Any]:
     if spec.loss is not None:
         function: Callable[..., Any] = user_code.load(spec.loss, "--loss")
         return function
+    if spec.loss_of_batches is not None:
+        return spec.loss_of_batches
     if not dataset.has_classes:
         return "mse"
     target = dataset.target
@@ -258,6 +262,11 @@ def tests_whole(spec: ClientSpec) -> bool:
     return spec.test is not None or any(name not in METRICS or METRICS[name].whole for name in spec.metrics)
 
 
+def _built(spec: ClientSpec, dataset: Dataset, device: torch.device, *, channels_last: bool) -> nn.Module:
+    net = build_net(spec, dataset).to(device)
+    return net.to(memory_format=torch.channels_last) if channels_last else net
+
+
 class ClientRuntime:
     """A ``ClientSpec`` set up in this process, in which its clients are executed one after another.
 
@@ -287,12 +296,15 @@ class ClientRuntime:
         # A user's model may call x.view(-1, …), which a channels_last tensor refuses.
         self.channels_last = not is_own(spec.model) and isinstance(self.dataset.train, Examples)
         self.loss = loss_of(spec, self.dataset)
-        self.net = self._built()
+        build = partial(
+            _built, spec, self.dataset, self.device, channels_last=self.channels_last
+        )  # not of this object,
+        self.net = build()  # which would refer to itself then, and keep its files until Python searches for garbage
         self.weight_names: Sequence[str] = list(state_of(self.net))  # now, because user code may change their order
         self._modes = [(module, module.training) for module in self.net.modules()]
         self._parameters = list(self.net.parameters())
         # User code may change more of a net than its weights, so each client gets a copy of one that nobody has used.
-        self._unused_net = UnusedNet(self.net, self._built) if self.has_user_code else None
+        self._unused_net = UnusedNet(self.net, build) if self.has_user_code else None
         self._own_folder = OwnFolder(spec.own_folder) if spec.own_folder is not None else None
         self._trainers: dict[int, Trainer] = {}
         built_in_train = local.train if self.loss == "cross_entropy" else BuiltInTrain(self.loss)
@@ -309,10 +321,6 @@ class ClientRuntime:
             OF_THIS_PROCESS.renew(self.train, self.test, self.loss, self.client_class, *settings, *splits)
         # After the imports, because a module is imported once in a process, but several runtimes may be made in it.
         compute_repeatably(spec.torch_threads, spec.device, user_code=self.has_user_code)
-
-    def _built(self) -> nn.Module:
-        net = build_net(self.spec, self.dataset).to(self.device)
-        return net.to(memory_format=torch.channels_last) if self.channels_last else net
 
     @cached_property
     def has_user_code(self) -> bool:

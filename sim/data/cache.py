@@ -10,6 +10,7 @@ the folder itself was changed is that of the last use.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -35,6 +36,7 @@ from sim.errors import DataError
 _FORMAT = 3  # part of every key; increase it when the format of the stored files changes
 _MAKING = ".making-"
 _CHECKED: dict[Path, tuple[Any, str]] = {}  # entries that this process has read whole → (times and sizes, checksum)
+_NO_MORE_FILES = errno.EMFILE, errno.ENFILE
 _MOST_USED = 64  # entries that one process keeps locked; a run has two, and a process may make many runs
 # Entries that this process uses, the last one at the end → file descriptor of the lock, and of which file it is.
 _USED: dict[Path, tuple[int, os.stat_result]] = {}
@@ -76,10 +78,19 @@ def cached(kind: str, key: dict[str, Any], make: Callable[[Path], None]) -> Path
             )
         _make(folder, text, make)
     except OSError as error:
+        if error.errno in _NO_MORE_FILES:
+            raise unreadable(f"the cache {folder.parent}", error) from error
         raise DataError(
             f"the cache {folder.parent} cannot be used: {error.strerror}; set SIM_CACHE to a folder that you can write"
         ) from error
     return folder
+
+
+def unreadable(what: str, error: Exception) -> DataError:
+    """Return the error for an entry that cannot be read: it is damaged, or this process has too many open files."""
+    if isinstance(error, OSError) and error.errno in _NO_MORE_FILES:
+        return DataError(f"{what} cannot be opened: {error.strerror}; close files, or raise ulimit -n")
+    return DataError(f"{what} is damaged ({error}); delete that folder")
 
 
 def use(folder: Path) -> None:

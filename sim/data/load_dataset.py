@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.config.run_config import TrainingConfig
-from sim.data.cache import cached, checksum, save_array
+from sim.data.cache import cached, checksum, save_array, unreadable
 from sim.data.columns import (
     MOST_FLOAT_CLASSES,
     Columns,
@@ -377,7 +377,7 @@ def _open_stored(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         }
         return stored, about
     except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
-        raise DataError(f"the cached data set {folder} is damaged ({error}); delete that folder") from error
+        raise unreadable(f"the cached data set {folder}", error) from error
 
 
 def _open_images(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from sim.config.run_config import RunConfig
 from sim.data import partitioners
-from sim.data.cache import cached, save_array
+from sim.data.cache import cached, save_array, unreadable
 from sim.data.defaults import decided
 from sim.data.load_dataset import Dataset, Labels
 from sim.data.partitioners import Indices
-from sim.errors import ConfigError, DataError, PartitionError
+from sim.errors import ConfigError, PartitionError
 from sim.seeds import Purpose, generator
 
 
@@ -226,5 +226,5 @@ def open_cached(folder: Path) -> Partition:
         path = folder / "validation.npy"
         held_out = {"validation": np.load(path, mmap_mode="r").view(np.ndarray)} if path.exists() else {}
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"the cached partition {folder} is damaged ({error}); delete that folder") from error
+        raise unreadable(f"the cached partition {folder}", error) from error
     return Partition(folder, indices, offsets, **held_out)

@@ -28,6 +28,7 @@ from sim.config.run_config import RunConfig
 from sim.engine.client_execution import Worker
 from sim.engine.network import ALGORITHM, DECIDED, SHARED, RemoteDispatcher
 from sim.errors import ConfigError, EngineError, UsageError
+from sim.interrupts import listened_to
 from sim.network.identity import Identity, Shape, fingerprint
 from sim.network.options import OF_THE_SERVER, ServerOptions
 from sim.network.registry import Registry
@@ -155,7 +156,6 @@ def _compare_with_partition(prepared: Prepared, identity: Identity) -> None:
 
 _NUM_SOCKETS = 65_536
 _INTRODUCTION_SECONDS = 10.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(
@@ -221,7 +221,7 @@ def serve(
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """End the run; further signals, as of a script that ends all its processes, do not interrupt its writing."""
-    for other in _SIGNALS:
+    for other in listened_to():
         signal.signal(other, signal.SIG_IGN)
     raise KeyboardInterrupt
 
@@ -234,7 +234,7 @@ class _GracefulServer(NetworkServer):
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
         """Run the rounds; what is raised is kept in ``error``."""
         # start_server has put its own handlers in place of Python's.
-        for number in _SIGNALS:
+        for number in listened_to():
             signal.signal(number, _interrupt)
         try:
             return super().fit(num_rounds, timeout)

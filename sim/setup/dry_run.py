@@ -27,6 +27,7 @@ from sim.client.algorithm_client import AlgorithmClient
 from sim.client.built_in_functions import BuiltInTest
 from sim.client.own_evaluation import OwnTest
 from sim.client.own_files import trial_folder
+from sim.client.own_function import EXAMPLES
 from sim.client.own_returns import OwnReturnError
 from sim.client.own_training import OwnTrain
 from sim.client.runtime import ClientRuntime, ClientSpec, loss_of, metrics_of
@@ -113,9 +114,9 @@ def _tried(
     notes = [*_notes_of_arguments(spec)]
 
     def client_fn(context: Context) -> Client:
-        loader = some_examples(worker.torch_runtime)
+        loader = some_examples(runtime)
         try:
-            made.append(worker.torch_runtime.client_over(loader, loader, context))
+            made.append(runtime.client_over(loader, loader, context))
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -535,7 +536,7 @@ def _check_train(runtime: ClientRuntime, loader: Any, fit_settings: dict[str, Sc
         notes.append("has no parameter proximal_mu, so the proximal term is added to its gradients before each step")
     code = getattr(inspect.unwrap(train.function), "__code__", None)
     if not loader.was_read and not binding.takes("dataset") and code is not None and "dataset" not in code.co_names:
-        name_of_loader = next((name for name, role in binding.roles.items() if role == "loader"), "loader")
+        name_of_loader = next((name for name, role in binding.roles.items() if role in EXAMPLES), "loader")
         notes.append(
             f"it does not iterate over its parameter {name_of_loader}, which has the examples of the client; a "
             "variable of the module has the same ones for all clients"

@@ -22,7 +22,7 @@ from sim.algorithms.by_name import ALGORITHMS, AlgorithmSpec
 from sim.algorithms.local_parameters import local_names
 from sim.client.own_evaluation import OwnTest
 from sim.client.own_folder import OwnFolderSpec
-from sim.client.own_function import SourceFacts, source_facts
+from sim.client.own_function import SourceFacts, gets, source_facts
 from sim.client.own_training import OwnTrain
 from sim.client.runtime import ClientSpec, build_net, metrics_of
 from sim.client.torch_client import fit_settings
@@ -192,7 +192,7 @@ def resolved(config: C, dataset: Dataset, train: Any = None) -> C:
     own = _own_train(config, train)
     defaults: dict[str, Any] = {} if own is None else own.defaults()
     loader: LoaderSettings | None = getattr(dataset.train, "loader", None)
-    makes_batches = own is not None and (own.binding.takes("dataset") or own.binding.takes("inputs"))
+    makes_batches = own is not None and (own.binding.takes("dataset") or gets(own.binding, "inputs"))
     if makes_batches and "batch_size" in defaults:
         return config.resolved(defaults)
     if loader is not None and (loader.batch_size is not None or loader.batch_sampler is not None):
@@ -215,7 +215,7 @@ def settings_without_effect(config: TrainingConfig, train: Any = None, test: Any
     has_effect = {name: of_optimizer or takes(name) for name in ("lr", "momentum", "weight_decay")}
     has_effect["lr"] |= "lr" in own.defaults()
     has_effect |= dict.fromkeys(("lr_schedule", "lr_decay", "lr_warmup"), has_effect["lr"])
-    makes_batches = takes("dataset") or takes("inputs")
+    makes_batches = takes("dataset") or gets(own.binding, "inputs")
     has_effect |= {
         "optimizer": of_optimizer,
         "precision": takes("precision"),
@@ -533,7 +533,8 @@ def spec_parts(config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:
         "seed": config.seed,
         "model_args": config.model_args,
         "args": config.args,
-        "loss": config.loss or _loss_of_batches(dataset),
+        "loss": config.loss,
+        "loss_of_batches": None if config.loss else _loss_of_batches(dataset),
         "metrics": metrics,
         "accuracy_in_percent": config.accuracy_in_percent,
     }
