@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import namedtuple
 from collections.abc import MutableMapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from sim import CentralizedConfig, DataError, PluginError, RunConfig, simulate, train_centralized
 from sim.data.columns import Columns, leaves, target_of
 from sim.data.items import Items, opened
+from sim.data.load_dataset import load_dataset
 from sim.data.loaders import ExampleLoader, _with_noise, resident, with_target
 from sim.run_folder.folder import Run
 
@@ -267,3 +269,42 @@ def test_a_criterion_fits_the_targets_that_a_collate_fn_makes(tmp_path: Path) ->
         RunConfig(**settings, partitioner="iid"), model=lambda: nn.Linear(3, 1), train=train, load_data=lambda: data
     )
     assert set(seen) == {("BCEWithLogitsLoss", torch.float32)}
+
+
+ONES, TWOS, THREES, FOURS = (np.full((4, 1), number, np.float32) for number in (1, 2, 3, 4))
+
+
+def _pairs() -> Any:
+    X_train, Y_train, X_test, Y_test = ONES, TWOS, THREES, FOURS  # noqa: N806
+    return X_train, Y_train, X_test, Y_test
+
+
+def _attributes() -> Any:
+    data = SimpleNamespace(x=ONES, y=TWOS, x_val=THREES, y_val=FOURS)
+    return [data.x, data.y, data.x_val, data.y_val]
+
+
+def _of_scikit_learn() -> Any:
+    x, x_te, y, y_te = ONES, TWOS, THREES, FOURS
+    return x, x_te, y, y_te
+
+
+def _unnamed() -> Any:
+    return ONES, TWOS, THREES, FOURS[:]
+
+
+@pytest.mark.parametrize(
+    ("load_data", "train", "is_noted"),
+    [
+        (_pairs, [1, 2], False),
+        (_attributes, [1, 2], False),
+        (_of_scikit_learn, [1, 3], False),
+        (_unnamed, [1, 3], True),
+    ],
+)
+def test_names_say_which_of_four_arrays_of_one_shape_belong_together(
+    load_data: Any, train: list[int], is_noted: bool
+) -> None:
+    dataset = load_dataset(RunConfig(dataset="own:load"), load_data)
+    assert [column[0, 0] for column in dataset.train.batch] == train
+    assert any("are taken for x_train, x_test, y_train, y_test" in note for note in dataset.notes) == is_noted

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dis
+import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,6 +22,7 @@ from sim.user_variables import called_again
 
 _FORMS = "(train, test) of Datasets, DataLoaders or arrays is expected"
 _TEST_NAMES = "test", "val", "valid", "validation"  # of a dict of splits
+_TEST_NAME = re.compile(r"test|val|dev|_te$")  # in the name of an array
 _MOST_CLASSES = 1_000_000
 
 
@@ -135,7 +139,7 @@ class ProgramData:
 
     def _splits(self, returned: Any, *, alone: bool) -> Given:
         if isinstance(returned, tuple | list) and len(returned) == 4 and all(map(_is_array, returned)):
-            return Given(*_paired(*returned))
+            return self._of_arrays(*returned)
         if self.validation_share and isinstance(returned, tuple | list | Mapping) and len(returned) > 2:
             raise DataError(
                 f"--validation-share {self.validation_share:g}: {self.place} returned {len(returned)} splits, perhaps "
@@ -156,6 +160,25 @@ class ProgramData:
         if isinstance(returned, tuple | list):
             shown += f" of length {len(returned)}"
         raise DataError(f"{self.place}: returned {shown}; {_FORMS}")
+
+    def _of_arrays(self, first: Any, second: Any, third: Any, fourth: Any) -> Given:
+        """Return (train, test) of x_train, x_test, y_train, y_test, as scikit-learn gives them, or of two pairs."""
+        splits = Given((first, third), (second, fourth))
+        pairs = Given((first, second), (third, fourth))
+        if not (len(first) == len(third) and len(second) == len(fourth) and first.shape[1:] == second.shape[1:]):
+            return pairs
+        if not (len(first) == len(second) and first.shape[1:] == third.shape[1:] and second.shape == fourth.shape):
+            return splits
+        is_test = [_TEST_NAME.search(name.lower()) is not None for name in _returned_names(self.loaded())]
+        if is_test == [False, False, True, True]:
+            return pairs
+        if is_test == [False, True, False, True]:
+            return splits
+        note = (
+            f"{self.place}: its four arrays have one shape, and are taken for x_train, x_test, y_train, y_test; "
+            "(x_train, y_train), (x_test, y_test) is clear"
+        )
+        return splits._replace(notes=(note,))
 
     def opened(self, split: str, given: Any) -> Columns | Items:
         """Open one of the two that ``call`` returned.
@@ -178,11 +201,26 @@ def _is_array(value: Any) -> bool:
     return bool(getattr(value, "ndim", 0))  # of numpy or PyTorch
 
 
-def _paired(first: Any, second: Any, third: Any, fourth: Any) -> tuple[Any, Any]:
-    """Return (train, test) of four arrays: x_train, x_test, y_train, y_test, as scikit-learn gives them, or pairs."""
-    if len(first) == len(third) and len(second) == len(fourth) and first.shape[1:] == second.shape[1:]:
-        return (first, third), (second, fourth)
-    return (first, second), (third, fourth)
+def _returned_names(function: Callable[..., Any]) -> list[str]:
+    """Return the variables of the last ``return a, b, c, d`` in a function; no names of what is computed there.
+
+    They are read in its code, which each process has, and not in its source.
+    """
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    found: list[str] = []
+    loaded: list[str] = []
+    built: list[str] = []
+    for each in dis.get_instructions(code) if code is not None else ():
+        if each.opname == "LOAD_ATTR":
+            loaded[-1:] = [each.argval]
+        elif each.opname.startswith("LOAD_"):  # of two variables at once since Python 3.13
+            loaded += each.argval if isinstance(each.argval, tuple) else [str(each.argval)]
+        elif each.opname in ("BUILD_TUPLE", "BUILD_LIST") and each.argval == 4:
+            built, loaded = loaded[-4:], []
+        else:
+            found = built if each.opname == "RETURN_VALUE" and built else found
+            built, loaded = [], []
+    return found
 
 
 def as_pixels(place: str, columns: Columns) -> ImageSplit | None:
