@@ -57,6 +57,7 @@ def train_centralized(
     config = resolved(config, dataset)
     spec = ClientSpec(**spec_parts(config, dataset))
     runtime = ClientRuntime(spec)
+    dry_run.check_fit_of(spec, dataset, runtime.net, config.dataset)
     weights = get_weights(runtime.net)
     tried = dry_run.check_user_code(spec, weights, train_settings(config, 1, config.epochs))
     writer = RunWriter.create(config.results_dir, config.name, config.to_toml(), clients=False)

@@ -163,6 +163,24 @@ def test_other_targets_and_noise_keep_the_class_of_a_batch() -> None:
         assert not torch.equal(noisy["x"] if isinstance(noisy, Attributes) else noisy[0], x)
 
 
+def test_the_data_set_of_a_client_has_the_tensors_of_its_examples(tmp_path: Path) -> None:
+    def counted(net: nn.Module, loader: Any) -> dict[str, float]:
+        x, y = loader.dataset.tensors
+        batches = list(loader)
+        assert torch.equal(torch.cat([batch[0] for batch in batches]), x)
+        assert torch.equal(torch.cat([batch[1] for batch in batches]), y)
+        assert torch.equal(loader.dataset.targets, y)
+        return {"loss": 0.0, "sum": float(y.sum())}
+
+    data = TensorDataset(torch.arange(24.0).reshape(8, 3), torch.arange(8) % 2)
+    one = {"num_clients": 2, "num_rounds": 1, "fraction_fit": 1.0, "engine": "inline", "partitioner": "size"}
+    config = RunConfig(**one, partitioner_args={"partition_sizes": "3,5"}, results_dir=str(tmp_path))
+    loaders = DataLoader(data, 2, shuffle=False), DataLoader(data, 2)
+    metrics = simulate(config, model=Net, load_data=lambda: loaders, train=counted).metrics()
+    sums = metrics[(metrics.name == "sum") & metrics.client_id.notna()].value
+    assert sums.sum() == 4
+
+
 def test_other_targets_never_reach_an_item_of_the_users() -> None:
     class Other(MutableMapping[str, Any]):
         def __init__(self) -> None:
@@ -191,6 +209,12 @@ def test_a_loader_that_gives_no_batch_trains_nothing_in_one_place_either(program
     rounds = train_centralized(CentralizedConfig(program=program, epochs=1)).rounds()
     assert rounds.test_loss[0] == rounds.test_loss[1]
     assert rounds.train_loss.isna().all()
+
+
+def test_labels_that_do_not_fit_are_named_in_one_place_too(program: str) -> None:
+    extended(program, "def load_data(): return [(torch.ones(4), torch.tensor(-1))] * 4, testloader\n")
+    with pytest.raises(DataError, match="labels are -1 … -1, but --model "):
+        train_centralized(CentralizedConfig(program=program, epochs=1))
 
 
 LABELS = torch.zeros(24, dtype=torch.int64)

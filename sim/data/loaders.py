@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset, WeightedRandomSampler
 
 from sim.data.batches import Batches, Drawn, DrawnBatch, Resident
-from sim.data.columns import TARGET_KEYS, Columns, LoaderSettings, in_form, leaves, mapped
+from sim.data.columns import TARGET_KEYS, Columns, LoaderSettings, in_form, leaves, mapped, target_of
 from sim.data.items import Items
 from sim.data.load_dataset import Examples
 from sim.errors import PluginError
@@ -184,6 +184,30 @@ class _View(Drawn, Dataset[Any]):
         if self.positions is not None:
             rows = self.positions[rows]
         return mapped(self.columns.batch, lambda column: column[rows.to(column.device)])
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all examples of the client column by column, as a ``TensorDataset`` has them.
+
+        Raises:
+            AttributeError: an example is no list of tensors.
+        """
+        columns = self.batch(list(range(len(self))))
+        if not (isinstance(columns, list | tuple) and all(isinstance(column, Tensor) for column in columns)):
+            raise AttributeError("tensors")
+        return tuple(columns)
+
+    @property
+    def targets(self) -> Any:
+        """Return the targets of all examples of the client, under the name that torchvision's data sets have.
+
+        Raises:
+            AttributeError: the examples have none.
+        """
+        targets = target_of(self.batch(list(range(len(self)))))
+        if targets is None:
+            raise AttributeError("targets")
+        return targets
 
 
 class _Rows(Sequence[Any]):
