@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sim.client.own_training import OwnTrain
-from sim.client.runtime import ClientRuntime, ClientSpec
+from sim.client.runtime import ClientRuntime, ClientSpec, build_net
 from sim.client.torch_client import train_settings
 from sim.config.run_config import CentralizedConfig
 from sim.data.defaults import decided
@@ -57,8 +57,8 @@ def train_centralized(
     config = resolved(config, dataset)
     spec = ClientSpec(**spec_parts(config, dataset))
     runtime = ClientRuntime(spec)
-    dry_run.check_fit_of(spec, dataset, runtime.net, config.dataset)
     weights = get_weights(runtime.net)
+    dry_run.check_fit_of(spec, dataset, build_net(spec, dataset), config.dataset)
     tried = dry_run.check_user_code(spec, weights, train_settings(config, 1, config.epochs))
     writer = RunWriter.create(config.results_dir, config.name, config.to_toml(), clients=False)
     trackers, told = Callbacks(trackers_of(config.track), writer.run), Callbacks(callbacks, writer.run)

@@ -96,7 +96,13 @@ def simulate(
         "strategy": strategy,
         "client_manager": client_manager,
     }
-    return _simulate(GivenObjects(config, given), None, ray_init_args, on_record, callbacks, history=history)
+    objects = GivenObjects(config, given)
+    if config.strategy_args and not (strategy is None or callable(strategy) or isinstance(strategy, str)):
+        raise ConfigError(
+            f"--strategy-args {', '.join(config.strategy_args)}: the strategy was made before, with arguments of its "
+            "own; give its class, or a name"
+        )
+    return _simulate(objects, None, ray_init_args, on_record, callbacks, history=history)
 
 
 def resume(

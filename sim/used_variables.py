@@ -33,10 +33,14 @@ def functions_used_by(function: Callable[..., Any]) -> Iterator[FunctionType]:
                 waiting.append(value)
 
 
-@lru_cache(maxsize=256)  # names only: in a notebook, what they stand for may be set later
 def names_read_by(function: FunctionType) -> tuple[str, ...]:
     """Return the names of its module that a function reads, also in the functions inside of it."""
-    return (*dict.fromkeys(_globals_in(function.__code__)),)
+    return _names_in(function.__code__)
+
+
+@lru_cache(maxsize=256)  # names only: in a notebook, what they stand for may be set later
+def _names_in(code: CodeType) -> tuple[str, ...]:
+    return (*dict.fromkeys(_globals_in(code)),)
 
 
 def set_by_a_script(function: Callable[..., Any]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.clientapp import ClientApp
-from flwr.common import ndarrays_to_parameters
+from flwr.common import FitIns, ndarrays_to_parameters
 from flwr.server.strategy import FedAvg
 from flwr.serverapp import ServerApp
 from program_text import extended
@@ -86,6 +86,16 @@ def test_settings_beside_a_strategy_that_was_made_before(
         assert run.rounds().num_clients.tolist()[1:] == [3]
         note = "--clients-per-round has no effect, because the strategy was made before and asks 3 clients per round"
         assert capsys.readouterr().err.count(note) == 1
+
+    class Own(FedAvg):
+        def num_fit_clients(self) -> int:  # type: ignore[override]
+            raise NotImplementedError
+
+        def configure_fit(self, server_round: int, parameters: Any, client_manager: Any) -> Any:
+            return [(each, FitIns(parameters, {})) for each in client_manager.sample(2)]
+
+    asked = simulate(RunConfig(**{**SMALL, "num_clients": 3}, clients_per_round=2), strategy=Own())
+    assert asked.rounds().num_clients.tolist()[1:] == [2]
     simulate(RunConfig(**SMALL, clients_per_round=2), strategy=FedAvg())
     simulate(RunConfig(**SMALL), strategy=FedAvg())
     assert "has no effect" not in capsys.readouterr().err

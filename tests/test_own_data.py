@@ -211,6 +211,36 @@ def test_a_loader_that_gives_no_batch_trains_nothing_in_one_place_either(program
     assert rounds.train_loss.isna().all()
 
 
+COUNTING = """
+import torch
+from torch import nn
+
+class Net(nn.Linear):
+    calls = 0
+    def __init__(self):
+        super().__init__(4, 2)
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+def load_data():
+    data = torch.utils.data.TensorDataset(torch.ones(8, 4), torch.arange(8) % 2)
+    return data, data
+
+def test(net, loader):
+    return {"loss": float(net.calls)}
+"""
+
+
+def test_the_net_that_is_trained_in_one_place_was_not_used_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "counting_calls.py").write_text(COUNTING)
+    rounds = train_centralized(CentralizedConfig(program="counting_calls.py", epochs=1, batch_size=8)).rounds()
+    assert rounds.test_loss.tolist() == [0, 1]
+
+
 def test_labels_that_do_not_fit_are_named_in_one_place_too(program: str) -> None:
     extended(program, "def load_data(): return [(torch.ones(4), torch.tensor(-1))] * 4, testloader\n")
     with pytest.raises(DataError, match="labels are -1 … -1, but --model "):

@@ -221,6 +221,15 @@ def test_all_that_cannot_be_kept_is_named() -> None:
     ]
 
 
+def test_texts_in_an_array_are_told_apart() -> None:
+    held = types.SimpleNamespace(names=np.array(["a", "b"]))
+    variables = ServerVariables([_uses(held)])
+    held.names = np.array(["a", "b"])
+    assert variables.changed() == {}
+    held.names[0] = "z"
+    assert [value.tolist() for value in variables.changed().values()] == [["z", "b"]]
+
+
 def test_what_code_only_reads_or_makes_again_is_no_obstacle() -> None:
     """Loggers, modules, functions, nets, locks, and what a program loads when it first needs it."""
 

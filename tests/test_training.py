@@ -115,9 +115,10 @@ def test_the_root_and_the_exponential_are_taken_of_one_example_as_well(count: in
 
 def test_nothing_is_measured_without_any_label() -> None:
     batch = torch.zeros(2, 3), torch.tensor([NONE, NONE])
-    loss, metrics = local.means([local.evaluation_sums(nn.Identity(), [batch], CPU)])
-    assert math.isnan(loss)
-    assert metrics == {}
+    for names in (["accuracy"], ["accuracy", "f1"]):
+        loss, metrics = local.means([local.evaluation_sums(nn.Identity(), [batch], CPU, metrics=names)])
+        assert math.isnan(loss)
+        assert metrics == {}
     net = _linear()
     assert local.train(net, [(BATCH[0][0], torch.tensor([NONE]))], 1, CPU, lr=0.1) is None
     assert net.weight.flatten().tolist() == [0, 0]

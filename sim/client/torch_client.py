@@ -168,7 +168,7 @@ class TorchClient(NumPyClient):
         with restored():  # the training draws the same random numbers as without it
             measured = self.test(self.net, loader, self.device)
         loss = float(measured[0])
-        if math.isnan(loss) and measured[1] == {}:
+        if math.isnan(loss) and self._has_no_label(measured[1]):
             return 0.0
         if not math.isfinite(loss):
             raise ValueError(f"the strategy needs the loss of each client, but test returned {loss}")
@@ -181,7 +181,11 @@ class TorchClient(NumPyClient):
             return 0.0, 0, {}
         self.set_parameters(parameters)
         loss, metrics = self.test_net()
-        return (loss, num_examples, metrics) if metrics or not math.isnan(loss) else (0.0, 0, {})
+        return (0.0, 0, {}) if math.isnan(loss) and self._has_no_label(metrics) else (loss, num_examples, metrics)
+
+    def _has_no_label(self, metrics: Any) -> bool:
+        """Whether the built-in test has measured nothing beside a loss of NaN."""
+        return isinstance(self.test, BuiltInTest) and metrics == {}
 
     def test_net(self) -> tuple[float, dict[str, Scalar]]:
         """Test ``net`` on the client's own examples; return loss and metrics."""

@@ -38,10 +38,11 @@ class Privacy:
         self._is_adaptive = config.dp == "adaptive"
 
     def restore(self, run: Run, server_round: int) -> None:
-        """Go on after a round of ``run``; without ε where that round has none, because weights were not equal."""
-        if server_round and self._noise_multiplier > 0:
-            metrics = run.metrics()
-            self._has_equal_weights = bool(((metrics["round"] == server_round) & (metrics["name"] == "epsilon")).any())
+        """Go on after a round of ``run``; without ε where clients of a round had different weights."""
+        if server_round and self._noise_multiplier > 0 and not self._weighs_alike:
+            clients = run.clients()
+            clients = clients[(clients["round"] <= server_round) & (clients.phase == "fit") & (clients.status == "ok")]
+            self._has_equal_weights = bool((clients.groupby("round").num_examples.nunique() <= 1).all())
 
     def spent(self, server_round: int, clients: Sequence[ClientResult]) -> dict[str, float]:
         """Return ``{"epsilon": ε}`` after a round; nothing where nobody knows it.

@@ -195,7 +195,7 @@ def _look(held: Any) -> _Held:
 
 def _checksum(value: Any) -> str:
     with suppress(NotPlainError):
-        if not is_array(value):  # whose text leaves out numbers and digits
+        if not is_array(value) or getattr(value.dtype, "kind", "") in "USMm":  # others leave out digits in their text
             text = repr(copied(value, MOST_LATER_ELEMENTS))
             return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     arrays: Arrays = {}

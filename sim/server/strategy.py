@@ -456,6 +456,8 @@ def notes_on_krum(config: RunConfig) -> Iterator[str]:
 
 def note_on_number_of_clients(config: RunConfig, strategy: Any) -> str | None:
     """Return what to know where one of Flower's strategies was made before and asks another number of clients."""
+    if not type(strategy).__module__.startswith("flwr."):  # one of the user's may ask as it likes
+        return None
     if config.clients_per_round in (None, 1) and config.fraction_fit in (None, 0.2):  # what nobody may have given
         return None
     if isinstance(strategy, flwr.server.strategy.FedAvg):
@@ -500,15 +502,9 @@ def _as_given(
     """Use a strategy that the user has made; one of Flower's own classes averages as it does by its name.
 
     Raises:
-        ConfigError: it begins with the weights of another model, waits for more clients than there are, or has its
-            arguments already.
+        ConfigError: it begins with the weights of another model, or waits for more clients than there are.
     """
     kind = type(strategy)
-    if config.strategy_args:
-        raise ConfigError(
-            f"--strategy-args {', '.join(config.strategy_args)}: the strategy was made before, with arguments of its "
-            "own; give its class, or a name"
-        )
     is_flowers = kind.__module__.startswith("flwr.")
     entry = next((e for e in STRATEGIES.values() if is_flowers and kind.__name__ == e.class_name), None)
     averages = bool(getattr(strategy, "averages_clients", False)) if entry is None else entry.averages

@@ -362,7 +362,7 @@ def _check_measurements(config: RunConfig, spec: ClientSpec, dataset: Dataset, n
         outputs = try_out(net, inputs, named, f"--model {user_code.shown_name(spec.model)}")
     if not isinstance(outputs, torch.Tensor):
         return
-    shapes = f"outputs of {tuple(outputs.shape)} and targets of {tuple(target.shape)}"
+    shapes = f"outputs of {tuple(outputs.shape)} and targets of {tuple(getattr(target, 'shape', ()))}"
     if config.loss in LOSSES and not _fits(LOSSES[config.loss], outputs, target):
         fitting = ", ".join(name for name, loss in LOSSES.items() if _fits(loss, outputs, target))
         raise ConfigError(f"--loss {config.loss}: cannot be computed from {shapes}; one of {fitting} can")

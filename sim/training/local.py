@@ -237,8 +237,10 @@ def evaluation_sums(
     if not whole:
         values = {n: float(value) for n, value in sums.items()}
         return TestSums(float(loss_sum), values, num_examples, float(loss_weight), float(weight), are_means=False)
+    if not weight:
+        return TestSums(float(loss_sum / loss_weight), {}, num_examples)
     outputs, target = (torch.cat(parts) for parts in zip(*kept, strict=True))
-    values = {name: float(sums[name]) / float(weight) for name, _ in chosen if weight}
+    values = {name: float(sums[name]) / float(weight) for name, _ in chosen}
     values = {n: after(v) if (after := METRICS[n].after if n in METRICS else None) else v for n, v in values.items()}
     values |= {name: float(function(outputs, target)) for name, function in whole.items()}
     return TestSums(float(loss_sum / loss_weight), values, num_examples)

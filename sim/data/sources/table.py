@@ -105,8 +105,9 @@ def read_tables(root: Path, target: str, clients: str | None, arguments: Argumen
             for split, array in zip(_SPLITS, _encoded(train, test, name, arguments, notes), strict=True):
                 encoded[split].append(array)
         numbers = None if name == clients else _numbers(train, name)
-        ids = train.columns[name] if numbers is None else _named(train.columns[name], numbers)
-        is_measured = name == target or not all(map(_WHOLE.fullmatch, ids))
+        is_measured = numbers is not None and (name == target or bool((numbers != np.rint(numbers)).any()))
+        ids = train.columns[name] if numbers is None or is_measured else _named(train.columns[name], numbers)
+        is_measured = is_measured or not all(map(_WHOLE.fullmatch, ids))
         kept[name] = numbers if numbers is not None and is_measured else _as_ids(ids)
     _check_missing(test, target)
     targets, classes = _targets(train, test, target, arguments.task)

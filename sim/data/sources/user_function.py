@@ -212,9 +212,11 @@ def _returned_names(function: Callable[..., Any]) -> list[str]:
     built: list[str] = []
     for each in dis.get_instructions(code) if code is not None else ():
         if each.opname == "LOAD_ATTR":
-            loaded[-1:] = [each.argval]
-        elif each.opname.startswith("LOAD_"):  # of two variables at once since Python 3.13
-            loaded += each.argval if isinstance(each.argval, tuple) else [str(each.argval)]
+            loaded[-1:] = [f"{loaded[-1]}.{each.argval}" if loaded else each.argval]
+        elif each.opname.startswith("LOAD_FAST") and isinstance(each.argval, tuple):  # two at once since Python 3.13
+            loaded += each.argval
+        elif each.opname.startswith("LOAD_"):
+            loaded.append(str(each.argval))
         elif each.opname in ("BUILD_TUPLE", "BUILD_LIST") and each.argval == 4:
             built, loaded = loaded[-4:], []
         else:
