@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,8 @@ def process_ends_after_block() -> None:
 def interruptible() -> Iterator[None]:
     """Make the first Ctrl-C, SIGTERM or SIGHUP raise KeyboardInterrupt, and the second one end the process at once.
 
-    A loop inside the block calls ``raise_if_interrupted``, because an exception may get lost. Blocks may be nested.
+    A loop inside the block calls ``raise_if_interrupted``, because an exception may get lost, of which Python then says
+    nothing on the screen. Blocks may be nested.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -43,8 +45,10 @@ def interruptible() -> Iterator[None]:
 
     is_outermost, numbers = not _before, listened_to()
     before: dict[int, Any] = {number: signal.signal(number, interrupt) for number in numbers}
+    report = sys.unraisablehook
     if is_outermost:
         _before.update(before)
+        sys.unraisablehook = lambda lost: None if lost.exc_type is KeyboardInterrupt else report(lost)
     try:
         yield
         if _ends_after_block:
@@ -54,6 +58,7 @@ def interruptible() -> Iterator[None]:
         if is_outermost:
             _arrived.clear()
             _before.clear()
+            sys.unraisablehook = report
         if not _arrived:  # else the second signal ends the process also after an inner block
             for number, handler in before.items():
                 signal.signal(number, handler)

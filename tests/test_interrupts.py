@@ -6,6 +6,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,29 @@ def test_after_the_first_signal_of_an_inner_block_the_second_one_ends_the_proces
             raise_if_interrupted()
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) == outer
     raise_if_interrupted()
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_an_interrupt_that_gets_lost_in_a_destructor_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Last:
+        def __init__(self, error: type[BaseException] | None = None) -> None:
+            self.error = error
+
+        def __del__(self) -> None:
+            if self.error is not None:
+                raise self.error
+            signal.raise_signal(signal.SIGTERM)
+
+    shown: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: shown.append(lost.exc_type))
+    before = sys.unraisablehook
+    with interruptible():
+        Last(ValueError)
+        Last()
+        with pytest.raises(KeyboardInterrupt):
+            raise_if_interrupted()
+    assert shown == [ValueError]
+    assert sys.unraisablehook is before
 
 
 @pytest.mark.usefixtures("_handlers")
