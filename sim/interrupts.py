@@ -43,7 +43,8 @@ def interruptible() -> Iterator[None]:
         _arrived.append(number)
         raise KeyboardInterrupt
 
-    is_outermost, numbers = not _before, listened_to()
+    # An inner block before this one may have left SIGHUP ignored.
+    is_outermost, numbers = not _before, [*_before] or listened_to()
     before: dict[int, Any] = {number: signal.signal(number, interrupt) for number in numbers}
     report = sys.unraisablehook
     if is_outermost:

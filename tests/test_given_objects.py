@@ -84,12 +84,12 @@ def test_settings_beside_a_strategy_that_was_made_before(
     for strategy in (FedAvg(), flwr.serverapp.strategy.FedAvg()):
         run = simulate(RunConfig(**{**SMALL, "num_clients": 3}, clients_per_round=2), strategy=strategy)
         assert run.rounds().num_clients.tolist()[1:] == [3]
-        note = "--clients-per-round has no effect, because the strategy was made before and asks 3 clients per round"
+        note = "--clients-per-round 2 has no effect, because the strategy was made before and asks 3 clients per round"
         assert capsys.readouterr().err.count(note) == 1
 
     class Own(FedAvg):
         def num_fit_clients(self) -> int:  # type: ignore[override]
-            raise NotImplementedError
+            raise AssertionError("a strategy of the user's is not asked")
 
         def configure_fit(self, server_round: int, parameters: Any, client_manager: Any) -> Any:
             return [(each, FitIns(parameters, {})) for each in client_manager.sample(2)]

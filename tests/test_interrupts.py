@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from sim import interrupts
 from sim.engine.ray.session import _handle_sigterm_again
 from sim.interrupts import interruptible, raise_if_interrupted
 from tests.conftest import Sim
@@ -48,7 +49,7 @@ def test_a_signal_ends_the_dry_run_as_ctrl_c_does(name: str, sim: Sim, tmp_path:
 
 @pytest.fixture
 def _handlers() -> Iterator[None]:
-    numbers = signal.SIGTERM, signal.SIGHUP
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
     before = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, before, strict=True):
@@ -94,6 +95,17 @@ def test_an_interrupt_that_gets_lost_in_a_destructor_is_not_shown(monkeypatch: p
             raise_if_interrupted()
     assert shown == [ValueError]
     assert sys.unraisablehook is before
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_a_later_run_of_the_same_command_hears_sighup_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a sweep: after a run that ended well, its block leaves the signals ignored."""
+    monkeypatch.setattr(interrupts, "_ends_after_block", True)
+    with interruptible():
+        with interruptible():
+            pass
+        with pytest.raises(KeyboardInterrupt), interruptible():
+            signal.raise_signal(signal.SIGHUP)
 
 
 @pytest.mark.usefixtures("_handlers")

@@ -296,10 +296,9 @@ class ClientRuntime:
         # A user's model may call x.view(-1, …), which a channels_last tensor refuses.
         self.channels_last = not is_own(spec.model) and isinstance(self.dataset.train, Examples)
         self.loss = loss_of(spec, self.dataset)
-        build = partial(
-            _built, spec, self.dataset, self.device, channels_last=self.channels_last
-        )  # not of this object,
-        self.net = build()  # which would refer to itself then, and keep its files until Python searches for garbage
+        # A method would refer to this object, which would keep its files until Python searches for garbage.
+        build = partial(_built, spec, self.dataset, self.device, channels_last=self.channels_last)
+        self.net = build()
         self.weight_names: Sequence[str] = list(state_of(self.net))  # now, because user code may change their order
         self._modes = [(module, module.training) for module in self.net.modules()]
         self._parameters = list(self.net.parameters())

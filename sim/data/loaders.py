@@ -60,8 +60,8 @@ class LimitedLoader:
         self._num_empty += not self._left
         if self._num_empty > _MOST_EMPTY_PASSES:
             raise PluginError(
-                f"train begins its loader again for ever after batch {self._most}, the last one of --max-local-steps "
-                "or of a slow device; one that counts its steps itself needs a parameter max_steps, at which it ends"
+                f"train asks for batches without end, but --max-local-steps, or the time of a slow device, ends them "
+                f"after {self._most}; a train that counts its own steps needs a parameter max_steps"
             )
         for batch in self._loader if self._left else ():
             yield batch

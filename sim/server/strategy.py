@@ -468,8 +468,9 @@ def note_on_number_of_clients(config: RunConfig, strategy: Any) -> str | None:
         return None
     if asked == config.num_fit_clients:
         return None
-    flag = flag_of("fraction_fit" if config.clients_per_round is None else "clients_per_round")
-    return f"{flag} has no effect, because the strategy was made before and asks {asked} clients per round"
+    name = "fraction_fit" if config.clients_per_round is None else "clients_per_round"
+    given = f"{flag_of(name)} {getattr(config, name):g}"
+    return f"{given} has no effect, because the strategy was made before and asks {asked} clients per round"
 
 
 def _check_bulyan(config: RunConfig, arguments: dict[str, Any]) -> None:

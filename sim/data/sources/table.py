@@ -105,10 +105,10 @@ def read_tables(root: Path, target: str, clients: str | None, arguments: Argumen
             for split, array in zip(_SPLITS, _encoded(train, test, name, arguments, notes), strict=True):
                 encoded[split].append(array)
         numbers = None if name == clients else _numbers(train, name)
-        is_measured = numbers is not None and (name == target or bool((numbers != np.rint(numbers)).any()))
-        ids = train.columns[name] if numbers is None or is_measured else _named(train.columns[name], numbers)
-        is_measured = is_measured or not all(map(_WHOLE.fullmatch, ids))
-        kept[name] = numbers if numbers is not None and is_measured else _as_ids(ids)
+        if name == target and numbers is not None:
+            kept[name] = numbers
+        else:
+            kept[name] = _ids_or_numbers(train.columns[name], numbers)
     _check_missing(test, target)
     targets, classes = _targets(train, test, target, arguments.task)
     if classes:
@@ -278,6 +278,16 @@ def _targets(train: _Table, test: _Table, name: str, task: str) -> tuple[dict[st
                 f"{one_line(', '.join(known), 200)}"
             )
     return {split: np.array([place[text] for text in entries[split]], np.int64) for split in _SPLITS}, tuple(known)
+
+
+def _ids_or_numbers(entries: list[str], numbers: NDArray[np.float64] | None) -> NDArray[Any]:
+    """Return texts and whole numbers as ids, and other numbers as they are."""
+    if numbers is None:
+        return _as_ids(entries)
+    if (numbers != np.rint(numbers)).any():
+        return numbers
+    names = _named(entries, numbers)
+    return _as_ids(names) if all(map(_WHOLE.fullmatch, names)) else numbers
 
 
 def _named(entries: list[str], numbers: NDArray[np.float64]) -> list[str]:
