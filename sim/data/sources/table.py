@@ -105,10 +105,7 @@ def read_tables(root: Path, target: str, clients: str | None, arguments: Argumen
             for split, array in zip(_SPLITS, _encoded(train, test, name, arguments, notes), strict=True):
                 encoded[split].append(array)
         numbers = None if name == clients else _numbers(train, name)
-        if name == target and numbers is not None:
-            kept[name] = numbers
-        else:
-            kept[name] = _ids_or_numbers(train.columns[name], numbers)
+        kept[name] = _ids_or_numbers(train.columns[name], numbers, is_target=name == target)
     _check_missing(test, target)
     targets, classes = _targets(train, test, target, arguments.task)
     if classes:
@@ -280,11 +277,11 @@ def _targets(train: _Table, test: _Table, name: str, task: str) -> tuple[dict[st
     return {split: np.array([place[text] for text in entries[split]], np.int64) for split in _SPLITS}, tuple(known)
 
 
-def _ids_or_numbers(entries: list[str], numbers: NDArray[np.float64] | None) -> NDArray[Any]:
-    """Return texts and whole numbers as ids, and other numbers as they are."""
+def _ids_or_numbers(entries: list[str], numbers: NDArray[np.float64] | None, *, is_target: bool) -> NDArray[Any]:
+    """Return texts and whole numbers as ids; other numbers, and those of a target, as they are."""
     if numbers is None:
         return _as_ids(entries)
-    if (numbers != np.rint(numbers)).any():
+    if is_target or (numbers != np.rint(numbers)).any():
         return numbers
     names = _named(entries, numbers)
     return _as_ids(names) if all(map(_WHOLE.fullmatch, names)) else numbers
